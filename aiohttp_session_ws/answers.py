@@ -1,0 +1,199 @@
+"""
+Orders that a request gives about its own session, and that wait for its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import aiohttp_session
+from aiohttp import web
+
+from .closing import RECONNECT, SESSION_ENDED, Close
+from .exceptions import SessionWSError
+from .revocation import Kind
+from .visit import Visit, answered, fate, session_of, visit_of, will_be_saved
+
+if TYPE_CHECKING:
+    from .registry import SessionWSRegistry
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+
+class Answers:
+    """
+    What the registry does when a handler is done and when its answer has left.
+    """
+
+    def __init__(self, registry: SessionWSRegistry) -> None:
+        self._registry = registry
+
+    async def schedule_close(self, request: web.Request, response: web.StreamResponse) -> None:
+        """
+        See :meth:`SessionWSRegistry.schedule_close_all_session`.
+        """
+        response.force_close()  # as 1.1.1 did; nothing depends on it
+        visit = await self._visit(request)
+        if visit.connection is not None:
+            await self._registry.close_all_session(visit.connection.session_ws_id)
+        else:
+            self._ask(request, visit, response, RECONNECT)
+
+    async def end(self, request: web.Request, response: web.StreamResponse) -> None:
+        """
+        See :meth:`SessionWSRegistry.schedule_end_session`.
+        """
+        registry = self._registry
+        visit = await self._visit(request)
+        if visit.connection is not None:
+            await registry.end_session(visit.connection.session_ws_id)
+            return
+        if visit.session_ws_id is not None:
+            visit.ids = registry._revocations.end(visit.session_ws_id, registry._ttl())
+            self._ask(request, visit, response, SESSION_ENDED)
+        await registry.delete_id(request)
+        if aiohttp_session.STORAGE_KEY in request:
+            await _wipe(request, visit.session)
+            await aiohttp_session.new_session(request)
+        await registry.ensure_id(request)
+
+    async def renew(self, request: web.Request, response: web.StreamResponse) -> None:
+        """
+        See :meth:`SessionWSRegistry.renew_session`.
+        """
+        visit = await self._visit(request)
+        if visit.connection is not None or not will_be_saved(response):
+            raise SessionWSError(
+                "the session can't be renewed with this response: aiohttp_session saves it"
+                " with a web.Response that has not been sent, not with a websocket or a stream"
+            )
+        await self._registry.new_id(request)
+        self._ask(request, visit, response, RECONNECT)
+
+    async def _visit(self, request: web.Request) -> Visit:
+        """
+        Return the visit of *request*, with the id it came with.
+        """
+        visit = visit_of(request)
+        if not visit.noted and visit.connection is None:
+            await self.note(request, visit)
+        return visit
+
+    async def note(self, request: web.Request, visit: Visit) -> None:
+        """
+        Find out which id *request* came with, though its handler may have replaced it.
+        """
+        registry = self._registry
+        session = session_of(request)
+        if session is None:
+            session_ws_id = await registry._load_id(request)
+            visit.came_with(session_ws_id, session_of(request), registry.session_key)
+            return
+        session_ws_id, stored = await registry._reload_id(request)
+        visit.came_with(session_ws_id, stored, registry.session_key)
+        # A new session where the storage has an old one: the handler has replaced it.
+        if stored is None or stored.new or not session.new:
+            visit.session = session
+
+    def _ask(
+        self, request: web.Request, visit: Visit, response: web.StreamResponse, close: Close
+    ) -> None:
+        """
+        Hold off handshakes until the order of *request* is decided.
+        """
+        if visit.session_ws_id is None:
+            log.debug("a request asked to close its session's sockets, but had no session ws id")
+            return
+        if visit.close is not SESSION_ENDED:
+            visit.close = close
+        visit.asked = True
+        visit.ids = visit.ids or [visit.session_ws_id]
+        self._registry._order(visit.ids, visit.close, at=math.inf)
+        self._wait(request, visit, response)
+
+    def _wait(
+        self, request: web.Request, visit: Visit, response: web.StreamResponse | None
+    ) -> None:
+        if visit.waiting is None or visit.waiting.done():
+            coro = self._when_answered(request, visit, response)
+            visit.waiting = self._registry._sockets.spawn(coro, "close when answered")
+
+    async def _when_answered(
+        self, request: web.Request, visit: Visit, response: web.StreamResponse | None
+    ) -> None:
+        registry = self._registry
+        saved = will_be_saved(response)  # of no use any more once it is sent
+        await answered(visit, request.transport, registry.timeouts.response)
+        if not visit.watched:
+            await self.settle(request, visit, saved=saved)
+        close = visit.close
+        assert close is not None
+        sockets = [
+            connection
+            for session_ws_id in visit.ids
+            for connection in registry._sockets.open.of(session_ws_id)
+            if connection.started <= visit.ordered
+        ]
+        await registry._sockets.close(sockets, close)
+
+    async def settle(self, request: web.Request, visit: Visit, *, saved: bool) -> None:
+        """
+        Decide what became of the id that a request came with.
+
+        Behind the middleware this comes when the handler is done and before its answer
+        leaves; without it, when the answer has left.
+
+        Args:
+            request: The request.
+            visit: What was noted of it.
+            saved: Whether a changed session is saved with its answer.
+        """
+        came_with = visit.session_ws_id
+        if came_with is None:
+            return
+        registry = self._registry
+        current = await registry.get_id(request)
+        if current == came_with and not visit.asked:
+            return
+        if visit.close is not SESSION_ENDED:
+            session = session_of(request)
+            kind = fate(visit, session, current, saved=saved, key=registry.session_key)
+            visit.ids = [came_with]
+            if kind is not None and self._deserves_record(visit):
+                ttl = registry._ttl()
+                if kind is Kind.ENDED:
+                    visit.ids = registry._revocations.end(came_with, ttl)
+                else:
+                    registry._revocations.move(came_with, current, ttl)
+            carried = current is not None and (saved or current == came_with)
+            visit.close = RECONNECT if carried else SESSION_ENDED
+        visit.ordered = asyncio.get_running_loop().time()
+        registry._order(visit.ids, visit.close, at=visit.ordered)
+        self._wait(request, visit, None)
+
+    def _deserves_record(self, visit: Visit) -> bool:
+        # A visitor who comes and goes without a word must not fill the memory.
+        sockets = self._registry._sockets
+        id_ = visit.session_ws_id
+        return visit.asked or visit.others or bool(sockets.open.of(id_) or sockets.opening.of(id_))
+
+
+async def _wipe(request: web.Request, session: aiohttp_session.Session | None) -> None:
+    """
+    Empty what the storage keeps on the server, lest a stale cookie find it there.
+
+    A storage that keeps sessions in the cookie gives them no identity.
+    """
+    if session is None or session.identity is None:
+        return
+    session.invalidate()
+    storage: aiohttp_session.AbstractStorage = request[aiohttp_session.STORAGE_KEY]
+    try:
+        await storage.save_session(request, web.Response(), session)
+    except Exception:
+        log.exception("the ended session could not be emptied in its storage")

@@ -1,0 +1,192 @@
+"""
+The close vocabulary and the close engine.
+
+The engine closes one socket and never takes longer than its deadline, whatever the peer
+does: aiohttp's own ``close()`` waits ten seconds for a peer that does not answer and
+without end for one that stopped reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from .connection import Connection
+
+__all__ = [
+    "GOING_AWAY",
+    "INTERNAL_ERROR",
+    "NORMAL",
+    "POLICY_VIOLATION",
+    "RECONNECT",
+    "SESSION_ENDED",
+    "Close",
+    "CloseReport",
+    "Timeouts",
+]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+_POLL: Final = 0.005  # seconds between two looks at a transport; it has no event for us
+# https://www.iana.org/assignments/websocket: what an endpoint may put into a close frame
+_PROTOCOL_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """
+    A close code and its reason (RFC 6455, section 7.4).
+
+    Args:
+        code: 1000-1003, 1007-1014, or 3000-4999 for an application's own.
+        reason: For the developer at the other end; at most 123 bytes in UTF-8.
+
+    Raises:
+        ValueError: If a close frame cannot carry them.
+    """
+
+    code: int
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in _PROTOCOL_CODES and not 3000 <= self.code <= 4999:
+            msg = f"close code {self.code} can't be sent; take one from 3000 to 4999"
+            raise ValueError(msg)
+        if len(self.reason.encode()) > 123:
+            raise ValueError("the reason of a close frame has at most 123 bytes")
+
+    def replace(self, code: int | None, reason: str | None) -> Close:
+        """
+        Return this close with what the caller chose instead.
+        """
+        if code is None and reason is None:
+            return self
+        return Close(
+            self.code if code is None else code, self.reason if reason is None else reason
+        )
+
+
+NORMAL: Final = Close(1000)
+#: The process stops; come back with a back-off.
+GOING_AWAY: Final = Close(1001, "server is shutting down")
+POLICY_VIOLATION: Final = Close(1008, "refused by the application")
+#: The handler crashed; come back with a back-off.
+INTERNAL_ERROR: Final = Close(1011, "internal error")
+#: The session is dead: stop, reload the page or log in.
+SESSION_ENDED: Final = Close(4401, "session ended")
+#: Come back with the cookie you have now, within a second at random, the first time only.
+RECONNECT: Final = Close(4403, "reconnect")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """
+    How long to wait for others, in seconds.
+
+    Args:
+        close: For a peer to take the close frame and what was sent before it, and to
+            answer; then the connection is aborted.
+        handler_grace: For a handler to end once its socket is closed; then it is
+            cancelled.
+        response: For the answer of a request that ends or renews a session to leave the
+            server; then the session's sockets are closed all the same.
+    """
+
+    close: float = 2.0
+    handler_grace: float = 1.0
+    response: float = 2.0
+
+    def __post_init__(self) -> None:
+        if min(self.close, self.handler_grace, self.response) < 0:
+            raise ValueError("a timeout is a number of seconds >= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """
+    What an order did on this process.
+
+    Attributes:
+        sockets: How many open sockets it was about.
+        aborted: How many of them did not end within the close timeout and were cut.
+        cancelled: How many handlers had to be cancelled.
+        handshakes: How many handshakes in flight it will refuse.
+    """
+
+    sockets: int = 0
+    aborted: int = 0
+    cancelled: int = 0
+    handshakes: int = 0
+
+
+async def close_connection(connection: Connection, close: Close, timeout: float) -> bool:
+    """
+    Send the close frame, wait for the transport to end, cut it at the deadline.
+
+    Args:
+        connection: What to close; nothing happens if it is closed already.
+        close: What to tell the peer.
+        timeout: Seconds until the transport is aborted.
+
+    Returns:
+        Whether the deadline passed.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            await _send_close(connection.ws, close)
+            while not connection.disconnected:
+                await asyncio.sleep(_POLL)
+    except TimeoutError:
+        return True
+    except Exception:
+        log.warning("closing connection %d failed", connection.number, exc_info=True)
+        return True
+    else:
+        return False
+    finally:
+        # Does nothing to a transport that has ended by itself.
+        if connection.transport is not None:
+            connection.transport.abort()
+
+
+async def _send_close(ws: Any, close: Close) -> None:
+    """
+    Close *ws*, or whatever was registered by hand in its place.
+    """
+    if isinstance(ws, web.WebSocketResponse):
+        # Without drain: a peer that stopped reading would hold it for ever.
+        await ws.close(code=close.code, message=close.reason.encode(), drain=False)
+        return
+    try:
+        inspect.signature(ws.close).bind(code=close.code, message=b"")
+    except (TypeError, ValueError):
+        result = ws.close()
+    else:
+        result = ws.close(code=close.code, message=close.reason.encode())
+    if inspect.isawaitable(result):
+        await result
+
+
+async def end_handler(connection: Connection, grace: float) -> bool:
+    """
+    Cancel a handler that does not leave ``session_ws`` within *grace* seconds.
+
+    Returns:
+        Whether it was cancelled.
+    """
+    if connection.task is None or await connection.wait_left(grace):
+        return False
+    if not connection.cancelled:
+        connection.cancelled = True
+        connection.task.cancel("its websocket was closed")
+    if not await connection.wait_left(grace):
+        log.warning(
+            "a websocket handler goes on though its socket is closed and it was cancelled: %s",
+            connection.task.get_coro(),
+        )
+    return True

@@ -1,0 +1,211 @@
+"""
+The record of one websocket, and the index that finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Hashable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from .closing import Close
+
+__all__ = ["Connection", "SupportsClose"]
+
+_numbers = itertools.count(1)
+
+
+class SupportsClose(Protocol):
+    """
+    What may be registered by hand: anything that can be closed.
+    """
+
+    @property
+    def close(self) -> Any:
+        """
+        Called with ``code=`` and ``message=`` where it takes them; may be async.
+        """
+
+
+class ServedWebSocket(web.WebSocketResponse):
+    """
+    A websocket response that remembers whether the server began to close it.
+    """
+
+    closed_with: int | None = None
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        """
+        Close as aiohttp does.
+        """
+        # receive() sets close_code before it answers the client's close; no code yet
+        # means that nobody but this side has asked.
+        if not self.closed and self.close_code is None:
+            self.closed_with = code
+        return await super().close(code=code, message=message, drain=drain)
+
+
+class Connection:
+    """
+    One websocket and what is known of it.
+
+    Attributes:
+        number: Distinguishes the connections of this process.
+        session_ws_id: The id of the session it belongs to.
+        ws: The websocket, or the object that was registered by hand.
+        request: The request that was upgraded; ``None`` if registered by hand.
+        task: The task that runs the handler.
+        started: When the handshake began, by the event loop's clock, in seconds.
+    """
+
+    __slots__ = (
+        "_left",
+        "cancelled",
+        "close",
+        "closing",
+        "gone",
+        "left",
+        "number",
+        "opened",
+        "refusal",
+        "registered",
+        "request",
+        "session_ws_id",
+        "started",
+        "task",
+        "transport",
+        "ws",
+    )
+
+    def __init__(
+        self,
+        session_ws_id: Hashable,
+        ws: Any,
+        request: web.Request | None = None,
+        task: asyncio.Task[Any] | None = None,
+        started: float = 0.0,
+    ) -> None:
+        self.number = next(_numbers)
+        self.session_ws_id = session_ws_id
+        self.ws = ws
+        self.request = request
+        self.task = task
+        self.started = started
+        # request.transport is None once aiohttp gave the connection up, which may be
+        # before the peer has taken what is in the transport's buffer.
+        self.transport = request.transport if request is not None else None
+        self.refusal: Close | None = None  # an order that came during the handshake
+        self.close: Close | None = None  # the order that closes it
+        self.closing: asyncio.Task[bool] | None = None  # the engine at work
+        self.opened = False  # the handshake is over
+        self.registered = False  # the register() hook was called
+        self.gone = False  # out of the index for good
+        self.cancelled = False  # the engine has cancelled the handler
+        self.left = False  # the handler has left session_ws
+        self._left: asyncio.Future[None] | None = None
+
+    def refuse(self, close: Close) -> None:
+        """
+        Let an order keep this handshake from opening; the gravest one is told.
+        """
+        if self.refusal is None or close.code == 4401:
+            self.refusal = close
+
+    def leave(self) -> None:
+        """
+        Note that the handler has left ``session_ws``.
+        """
+        self.left = True
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    async def wait_left(self, timeout: float) -> bool:
+        """
+        Wait until the handler has left, for *timeout* seconds at most.
+        """
+        if not self.left:
+            if self._left is None:
+                self._left = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._left}, timeout=timeout)
+        return self.left
+
+    @property
+    def served(self) -> web.WebSocketResponse:
+        """
+        The websocket, as the response to its request.
+        """
+        ws: web.WebSocketResponse = self.ws
+        return ws
+
+    @property
+    def disconnected(self) -> bool:
+        """
+        Whether nothing can reach the peer any more, nor is left to be sent.
+        """
+        transport = self.transport
+        if transport is None:
+            return True
+        if not transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        # A TLS transport doesn't count what its inner transport still has to send; it
+        # is done when aiohttp hears that the connection is lost.
+        return (
+            transport.get_extra_info("sslcontext") is None
+            or self.request is None
+            or self.request.transport is None
+        )
+
+
+class Index:
+    """
+    Connections by a key; a key that has none is not in it.
+    """
+
+    __slots__ = ("groups",)
+
+    def __init__(self) -> None:
+        self.groups: dict[Hashable, dict[Any, Connection]] = {}
+
+    def add(self, key: Hashable, connection: Connection) -> None:
+        """
+        File *connection* under *key*.
+        """
+        group = self.groups.get(key)
+        if group is None:
+            self.groups[key] = {connection.ws: connection}
+        else:
+            group[connection.ws] = connection
+
+    def discard(self, key: Hashable, ws: object) -> Connection | None:
+        """
+        Take *ws* out, if it is there.
+        """
+        group = self.groups.get(key)
+        if group is None:
+            return None
+        connection = group.pop(ws, None)
+        if not group:
+            del self.groups[key]
+        return connection
+
+    def of(self, key: Hashable) -> list[Connection]:
+        """
+        Return the connections under *key*.
+        """
+        group = self.groups.get(key)
+        return list(group.values()) if group is not None else []
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter([c for group in self.groups.values() for c in group.values()])
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+
+#: The connection whose handler is running, so that it never waits for itself.
+CURRENT: Final[ContextVar[Connection | None]] = ContextVar("CURRENT", default=None)

@@ -1,0 +1,121 @@
+"""
+What a handler calls: each finds the registry of its request.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+from typing import Final
+
+from aiohttp import web
+
+from .exceptions import NotSetUp
+from .registry import SessionWSRegistry
+
+__all__ = [
+    "REGISTRY_KEY",
+    "delete_session_ws_id",
+    "end_session_ws",
+    "ensure_session_ws_id",
+    "get_session_ws_id",
+    "new_session_ws_id",
+    "registry_from",
+    "renew_session_ws",
+    "schedule_close_all_session_ws",
+    "setup",
+]
+
+REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
+_STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
+
+
+def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> SessionWSRegistry:
+    """
+    Give *app*, and its sub-applications, a registry.
+
+    All its sockets are closed with 1001 when the application shuts down. The registry is
+    found as ``app[REGISTRY_KEY]``, and as ``app["aiohttp_session_ws_registry"]``.
+
+    Args:
+        app: The application; the root if there are sub-applications.
+        registry: A new one if ``None``.
+
+    Returns:
+        The registry.
+    """
+    if registry is None:
+        registry = SessionWSRegistry()
+    app[REGISTRY_KEY] = registry
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        app[_STRING_KEY] = registry
+    app.on_shutdown.append(registry._shutdown)
+    app.cleanup_ctx.append(registry._lifetime)
+    return registry
+
+
+def registry_from(request: web.Request) -> SessionWSRegistry:
+    """
+    Return the registry of the application that *request* came to, or of its parent.
+
+    Raises:
+        NotSetUp: If none of them has one.
+    """
+    registry = request.config_dict.get(REGISTRY_KEY)
+    if registry is None:
+        raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
+    return registry
+
+
+async def get_session_ws_id(request: web.Request) -> Hashable | None:
+    """
+    Same as :meth:`SessionWSRegistry.get_id`, but uses the registry of *request*.
+    """
+    return await registry_from(request).get_id(request)
+
+
+async def new_session_ws_id(request: web.Request) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
+    """
+    await registry_from(request).new_id(request)
+
+
+async def delete_session_ws_id(request: web.Request) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
+    """
+    await registry_from(request).delete_id(request)
+
+
+async def ensure_session_ws_id(request: web.Request) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.ensure_id`, but uses the registry of *request*.
+    """
+    await registry_from(request).ensure_id(request)
+
+
+async def schedule_close_all_session_ws(
+    request: web.Request, response: web.StreamResponse
+) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
+    *request*.
+    """
+    await registry_from(request).schedule_close_all_session(request, response)
+
+
+async def end_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_end_session`, but uses the registry of
+    *request*.
+    """
+    await registry_from(request).schedule_end_session(request, response)
+
+
+async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
+    """
+    await registry_from(request).renew_session(request, response)

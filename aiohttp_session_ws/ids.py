@@ -1,0 +1,171 @@
+"""
+Where the id lives: in the session, unless a subclass of the registry says otherwise.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Final, TypeAlias
+
+import aiohttp_session
+from aiohttp import web
+
+from .exceptions import IdFactoryFailed, InvalidSessionWSId, NotSetUp, SessionEnded
+from .revocation import Kind, Revocations
+from .visit import put_session, session_of
+
+__all__ = ["DEFAULT_ID_FACTORY", "DEFAULT_SESSION_KEY", "IdFactory"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
+
+DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+
+
+def DEFAULT_ID_FACTORY(request: web.Request) -> str:
+    """
+    Return a random id (UUID4).
+    """
+    return uuid.uuid4().hex
+
+
+class SessionWSIds:
+    """
+    The ids of sessions: override ``get_id``, ``set_id`` and ``delete_id`` to keep them
+    elsewhere or to derive them from the request.
+    """
+
+    def __init__(
+        self,
+        *,
+        id_factory: IdFactory = DEFAULT_ID_FACTORY,
+        session_key: str = DEFAULT_SESSION_KEY,
+    ) -> None:
+        self.id_factory = id_factory
+        self.session_key = session_key
+        self._revocations = Revocations()
+
+    async def generate_id(self, request: web.Request) -> Hashable:
+        """
+        Return a new id from ``id_factory``.
+
+        Raises:
+            IdFactoryFailed: If the factory raised.
+            InvalidSessionWSId: If it returned ``None`` or something unhashable.
+        """
+        try:
+            result = self.id_factory(request)
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as exc:
+            msg = (
+                f"id_factory {self.id_factory!r} raised {type(exc).__name__}; it is called with"
+                " the request and must return a hashable id of its own for every session"
+            )
+            raise IdFactoryFailed(msg) from exc
+        return usable(result)
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """
+        Return the id of the session of *request*, ``None`` if it has none.
+        """
+        session = await aiohttp_session.get_session(request)
+        return session.get(self.session_key)
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """
+        Put *session_ws_id* into the session of *request*.
+        """
+        session = await aiohttp_session.get_session(request)
+        session[self.session_key] = session_ws_id
+
+    async def delete_id(self, request: web.Request) -> None:
+        """
+        Take the id out of the session of *request*, if it has one.
+
+        Behind the middleware the sockets of that id are closed when the answer has left.
+        """
+        session = await aiohttp_session.get_session(request)
+        session.pop(self.session_key, None)
+
+    async def new_id(self, request: web.Request) -> None:
+        """
+        Give the session of *request* a new id.
+
+        Behind the middleware the sockets of the old one are closed when the answer has
+        left.
+
+        Raises:
+            SessionEnded: If the session has been ended meanwhile. Nothing is changed.
+        """
+        current = await self.get_id(request)
+        if current is not None:
+            record = self._revocations.get(usable(current))
+            if record is not None and record.kind is Kind.ENDED:
+                raise SessionEnded("the session was ended while this request was handled")
+        session_ws_id = await self.generate_id(request)
+        if session_ws_id != current and self._revocations.lift(session_ws_id):
+            log.warning(
+                "id_factory returned an id that was revoked, which takes the revocation back:"
+                " ids that are not made for one session only can be closed, but not ended"
+            )
+        await self.set_id(request, session_ws_id)
+
+    async def ensure_id(self, request: web.Request) -> None:
+        """
+        Give the session of *request* an id if it has none.
+        """
+        if await self.get_id(request) is None:
+            await self.new_id(request)
+
+    async def _load_id(self, request: web.Request) -> Hashable | None:
+        """
+        Return the id that *request* came with, with an error that helps.
+        """
+        try:
+            session_ws_id = await self.get_id(request)
+        except RuntimeError as exc:
+            if aiohttp_session.STORAGE_KEY in request:
+                raise
+            msg = (
+                "no session: put session_ws_middleware inside aiohttp_session's, as in"
+                " web.Application(middlewares=[aiohttp_session.session_middleware(storage),"
+                " session_ws_middleware])"
+            )
+            raise NotSetUp(msg) from exc
+        return None if session_ws_id is None else usable(session_ws_id)
+
+    async def _reload_id(
+        self, request: web.Request
+    ) -> tuple[Hashable | None, aiohttp_session.Session | None]:
+        """
+        Return id and session as the storage has them now; *request* keeps its own.
+        """
+        cached = session_of(request)
+        put_session(request, None)
+        try:
+            return await self._load_id(request), session_of(request)
+        finally:
+            put_session(request, cached)
+
+
+def usable(session_ws_id: Hashable) -> Hashable:
+    """
+    Return *session_ws_id* if it can be the key of a dictionary.
+
+    Raises:
+        InvalidSessionWSId: If it can't, or is ``None``.
+    """
+    try:
+        hash(session_ws_id)
+    except TypeError:
+        session_ws_id = None
+        msg = "a session ws id must be hashable: return a str, an int or a tuple of such"
+        raise InvalidSessionWSId(msg) from None
+    if session_ws_id is None:
+        raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
+    return session_ws_id

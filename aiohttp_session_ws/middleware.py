@@ -1,0 +1,209 @@
+"""
+The middleware: it sees a request come and its answer go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from .closing import close_connection
+from .connection import Connection
+from .exceptions import HandshakeRefused, SessionEnded, SessionWSClosed
+from .gate import is_websocket
+from .helpers import registry_from
+from .registry import SessionWSRegistry
+from .revocation import Kind
+from .visit import VISIT_KEY, Visit, put_session, session_of, will_be_saved
+
+__all__ = ["session_ws_middleware"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+#: How many seconds an id must be dead before a request that still comes with it is given a
+#: new one. Younger, another answer may be on its way to the client with the right cookie.
+_SETTLED = 10.0
+
+
+@web.middleware
+async def session_ws_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """
+    Give every session an id that its websockets are filed under, and mind where it goes.
+
+    Must stand directly inside aiohttp_session's middleware. It
+
+    - gives a session without an id a new one before the handler runs, which sets a
+      cookie on a visitor's first request. Not on the websocket handshake, where some
+      browsers (Safari) ignore it. An answer with status >= 400 to a new visitor saves
+      nothing;
+    - revokes an id that the session no longer carries when the handler is done, whoever
+      removed it, and closes its sockets when the answer has left;
+    - replaces a session that has been ended, and was brought back by a stale cookie;
+    - answers a refused handshake with a close code that a page's script can see.
+
+    It costs a few microseconds, and loads the session of every request that is not a
+    websocket handshake.
+
+    Raises:
+        NotSetUp: If ``setup()`` was not called, or aiohttp_session's middleware is missing
+            or comes later.
+    """
+    registry = registry_from(request)
+    task = asyncio.current_task()
+    assert task is not None
+    visit = request[VISIT_KEY] = Visit(task, asyncio.get_running_loop().time())
+    if aiohttp_session.SESSION_KEY in request:
+        _warn_loaded_early(registry)
+    registry._saw(request)
+    try:
+        if is_websocket(request):
+            return await _websocket(registry, visit, request, handler)
+        return await _http(registry, visit, request, handler)
+    except SessionEnded as exc:
+        if visit.connection is not None:
+            return visit.connection.served
+        # It was ended while the handler ran; what the handler put into it is not saved.
+        put_session(request, None)
+        raise web.HTTPForbidden(text="the session has ended") from exc
+
+
+async def _http(
+    registry: SessionWSRegistry, visit: Visit, request: web.Request, handler: Handler
+) -> web.StreamResponse:
+    visit.watched = True
+    await _arrive(registry, visit, request)
+    response: web.StreamResponse | None = None
+    try:
+        response = await handler(request)
+    except web.HTTPException as exc:
+        response = exc
+        raise
+    finally:
+        if response is None or response.status >= 400:
+            _forget_newcomer(registry, visit, request)
+        await registry._answers.settle(request, visit, saved=will_be_saved(response))
+    return response
+
+
+async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Request) -> None:
+    """
+    Note the id that *request* came with; see to it that it has a live one.
+    """
+    session_ws_id = await registry._load_id(request)
+    if session_ws_id is None:
+        await registry.new_id(request)
+        session_ws_id = await registry.get_id(request)
+        visit.minted = True
+    elif (record := registry._revocations.get(session_ws_id)) is not None:
+        old_enough = registry._revocations.age(record) > _SETTLED
+        session_ws_id = await _repair(registry, request, record.kind, mint=old_enough)
+    visit.came_with(session_ws_id, session_of(request), registry.session_key)
+
+
+async def _repair(
+    registry: SessionWSRegistry, request: web.Request, kind: Kind, *, mint: bool
+) -> object:
+    """
+    Take a dead id from *request*.
+
+    Args:
+        registry: The registry.
+        request: A request that came with a dead id.
+        kind: Why it is dead.
+        mint: Whether it is time to give the session a new one.
+
+    Returns:
+        The id that the request has now.
+    """
+    if kind is Kind.ENDED:
+        # Not invalidate(): the session would live on under the key that the thief has.
+        await aiohttp_session.new_session(request)
+    else:
+        # Loaded just before the answer to its renewal was saved? Nothing is written here:
+        # that could bring an old copy back.
+        session_ws_id, session = await registry._reload_id(request)
+        if session_ws_id is not None and registry._revocations.get(session_ws_id) is None:
+            put_session(request, session)
+            return session_ws_id
+    if mint:
+        await registry.new_id(request)
+    return await registry.get_id(request)
+
+
+def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Request) -> None:
+    """
+    Save no session for a visitor who got nothing but an error.
+    """
+    session = session_of(request)
+    if visit.minted and session is not None and set(session) <= {registry.session_key}:
+        put_session(request, None)
+        visit.session_ws_id = None
+
+
+async def _websocket(
+    registry: SessionWSRegistry, visit: Visit, request: web.Request, handler: Handler
+) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except SessionWSClosed as exc:
+        return exc.response
+    except HandshakeRefused as exc:
+        return await _accept_and_close(registry, request, exc)
+    except web.HTTPException as exc:
+        if visit.connection is None:
+            await _plain_answer(registry, visit, request, exc)
+            raise
+        response = exc
+    if visit.connection is not None:
+        return visit.connection.served  # an open socket takes no HTTP
+    await _plain_answer(registry, visit, request, response)
+    return response
+
+
+async def _plain_answer(
+    registry: SessionWSRegistry,
+    visit: Visit,
+    request: web.Request,
+    response: web.StreamResponse,
+) -> None:
+    """
+    Mind the session of a request that asked for a websocket and got something else.
+    """
+    if session_of(request) is None and not visit.noted:
+        return
+    if not visit.noted:
+        await registry._answers.note(request, visit)
+    record = registry._revocations.get(visit.session_ws_id)
+    if record is not None and record.kind is Kind.ENDED and not visit.asked:
+        put_session(request, None)
+        raise web.HTTPForbidden(text="the session has ended")
+    visit.watched = True
+    await registry._answers.settle(request, visit, saved=will_be_saved(response))
+
+
+async def _accept_and_close(
+    registry: SessionWSRegistry, request: web.Request, refused: HandshakeRefused
+) -> web.WebSocketResponse:
+    """
+    Accept a handshake just to tell the page's script why it can't stay.
+    """
+    offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")[0].strip()
+    # A browser fails a handshake that answers none of the subprotocols that it offered.
+    ws = web.WebSocketResponse(protocols=(offered,) if offered else (), compress=False)
+    await ws.prepare(request)
+    connection = Connection(None, ws, request)
+    await close_connection(connection, refused.close, registry.timeouts.close)
+    return ws
+
+
+def _warn_loaded_early(registry: SessionWSRegistry) -> None:
+    if not registry._warned:
+        registry._warned = True
+        log.warning(
+            "a session was loaded before session_ws_middleware came: put it directly inside"
+            " aiohttp_session's middleware, or an order may miss a handshake in flight"
+        )

@@ -1,0 +1,112 @@
+"""
+Signals of a registry, and what their receivers are given.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import aiosignal
+from aiohttp import web
+
+__all__ = [
+    "AuthDetails",
+    "CloseDetails",
+    "FailDetails",
+    "HandshakeDetails",
+    "OpenDetails",
+    "Signal",
+]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+D = TypeVar("D")
+
+
+class Signal(aiosignal.Signal[D]):
+    """
+    A list of async callables that are awaited one after another.
+
+    They run in the task of the handshake, so that a context variable set by a receiver
+    is seen by the handler and by later receivers. One that raises is logged and does
+    not stop the others. Receivers may be added at any time::
+
+        @registry.on_open
+        async def greet(details: OpenDetails) -> None:
+            await details.ws.send_str("hello")
+    """
+
+    async def send(self, *args: D, **kwargs: Any) -> None:
+        """
+        Await each receiver in turn.
+        """
+        for receiver in tuple(self):
+            try:
+                await receiver(*args, **kwargs)
+            except Exception:
+                log.exception("a receiver of a signal failed: %r", receiver)
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeDetails:
+    """
+    A handshake has passed the gate; whether it may open is decided next.
+    """
+
+    request: web.Request
+    session_ws_id: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class AuthDetails:
+    """
+    What ``authorize`` said of a handshake; without ``authorize`` all succeed.
+    """
+
+    request: web.Request
+    session_ws_id: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class FailDetails:
+    """
+    A handshake that did not come to be an open socket, whatever the reason.
+    """
+
+    request: web.Request
+    exception: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDetails:
+    """
+    A socket that is open; its handler runs next.
+    """
+
+    request: web.Request
+    session_ws_id: Hashable
+    ws: web.WebSocketResponse
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDetails:
+    """
+    A socket that is about to be let go.
+
+    Attributes:
+        request: The request that was upgraded.
+        session_ws_id: Whose socket it is.
+        ws: The socket; it may be closed already.
+        code: The close code that was sent first, by either side; of a client that
+            vanished the one that aiohttp reports, 1000 or 1006.
+        by: Who began: an ``order`` of the registry, the ``handler``, or the ``client``.
+    """
+
+    request: web.Request
+    session_ws_id: Hashable
+    ws: web.WebSocketResponse
+    code: int
+    by: Literal["order", "handler", "client"]

@@ -1,0 +1,179 @@
+"""
+The sockets of one process: their way into the index, and the only way out of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final, TypeVar
+
+from .closing import NORMAL, Close, Timeouts, close_connection, end_handler
+from .connection import CURRENT, Connection, Index
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+T = TypeVar("T")
+
+SWEEP: Final = 1.0  # seconds between two looks for sockets that died without a word
+
+
+class Sockets:
+    """
+    The index of a registry, and the tasks that close what is in it.
+
+    Args:
+        timeouts: How long to wait for peers and handlers.
+        on_gone: Awaited once for each connection that has left the index.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, on_gone: Callable[[Connection], Awaitable[None]]
+    ) -> None:
+        self.timeouts = timeouts
+        self.opening = Index()  # known to orders only
+        self.open = Index()
+        self._on_gone = on_gone
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def spawn(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """
+        Run *coro* in a task of the registry, which no caller's end can cancel.
+        """
+        task = asyncio.create_task(coro, name=f"aiohttp_session_ws: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("a task failed: %s", task.get_name(), exc_info=exc)
+
+    def enter(self, connection: Connection) -> None:
+        """
+        File a handshake, so that orders find it.
+        """
+        self.opening.add(connection.session_ws_id, connection)
+
+    def opened(self, connection: Connection) -> None:
+        """
+        File a connection as open.
+        """
+        self.opening.discard(connection.session_ws_id, connection.ws)
+        self.open.add(connection.session_ws_id, connection)
+        connection.opened = True
+        if self._sweeper is None and connection.request is not None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def drop(self, connection: Connection) -> None:
+        """
+        Forget a handshake that came to nothing.
+        """
+        self.opening.discard(connection.session_ws_id, connection.ws)
+        connection.leave()
+
+    def begin_close(self, connection: Connection, close: Close) -> asyncio.Task[bool]:
+        """
+        Start the engine on *connection*, or return the task that is at it already.
+        """
+        if connection.closing is None:
+            connection.closing = self.spawn(self._end(connection, close), "close")
+        return connection.closing
+
+    async def _end(self, connection: Connection, close: Close) -> bool:
+        try:
+            return await close_connection(connection, close, self.timeouts.close)
+        finally:
+            await self.let_go(connection)
+
+    async def let_go(self, connection: Connection) -> None:
+        """
+        Take a connection whose transport has ended out of the index, once.
+        """
+        if connection.gone:
+            return
+        connection.gone = True
+        self.open.discard(connection.session_ws_id, connection.ws)
+        if connection.registered:
+            try:
+                async with asyncio.timeout(self.timeouts.close):
+                    await self._on_gone(connection)
+            except Exception:
+                log.exception("unregister() failed")
+
+    async def close(self, connections: Iterable[Connection], close: Close) -> tuple[int, int]:
+        """
+        Close all *connections* in parallel and end their handlers.
+
+        The handler that calls is not waited for, since it would wait for itself, nor is
+        it cancelled.
+
+        Args:
+            connections: Open ones, or opening ones whose handshake is to end.
+            close: What to tell the peers.
+
+        Returns:
+            How many were aborted, and how many handlers were cancelled.
+        """
+        me = CURRENT.get()
+        tasks = []
+        for connection in connections:
+            if connection.closing is None:
+                connection.close = close
+            coro = self._close_one(connection, close, spare=connection is me)
+            task = self.spawn(coro, "order")
+            if connection is not me:
+                tasks.append(task)
+        if not tasks:
+            return 0, 0
+        limit = self.timeouts.close + self.timeouts.handler_grace
+        done, late = await asyncio.wait(tasks, timeout=limit)
+        results = [t.result() for t in done if not t.cancelled() and t.exception() is None]
+        return sum(r[0] for r in results), sum(r[1] for r in results) + len(late)
+
+    async def _close_one(
+        self, connection: Connection, close: Close, *, spare: bool
+    ) -> tuple[bool, bool]:
+        aborted = False
+        if connection.opened:
+            closing = self.begin_close(connection, close)
+            await asyncio.wait({closing})
+            aborted = not closing.cancelled() and closing.result()
+        if spare:
+            return aborted, False
+        return aborted, await end_handler(connection, self.timeouts.handler_grace)
+
+    def _sweep(self) -> None:
+        """
+        Close what died while its handler was looking elsewhere.
+        """
+        self._sweeper = None
+        for connection in self.open:
+            if connection.request is None or connection.closing is not None:
+                continue
+            closed = connection.ws.closed
+            if closed or connection.transport is None or connection.transport.is_closing():
+                # A handler learns of its socket's end from receive(), unless it was the
+                # heartbeat that found the peer dead.
+                knows = closed and not isinstance(connection.ws.exception(), TimeoutError)
+                coro = self._close_one(connection, NORMAL, spare=knows)
+                _ = self.spawn(coro, "sweep")
+        if self.open:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    async def stop(self) -> None:
+        """
+        End all tasks.
+        """
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

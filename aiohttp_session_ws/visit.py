@@ -1,0 +1,181 @@
+"""
+One HTTP request on its way through the application: the id it came with, and what
+became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp_session
+from aiohttp import web
+
+from .closing import Close
+from .connection import Connection
+from .revocation import Kind
+
+__all__: list[str] = []
+
+_POLL: Final = 0.01  # seconds between two looks at a transport's buffer
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """
+    What is noted of a request, by the middleware or by the first helper that is called.
+
+    Attributes:
+        task: The task that handles the request, until its answer has been written.
+        started: When it began, by the event loop's clock.
+        session_ws_id: The id it came with, or was given before its handler ran.
+        session: The session that carried this id.
+        others: Whether that session held anything else.
+        minted: Whether the id was made for this request.
+        held: What the session held before a handshake gave it an id.
+        noted: Whether the four above are known.
+        watched: Whether the middleware will settle it when the handler is done.
+        asked: Whether the handler gave an order.
+        waiting: The task that waits for the answer, to carry an order out.
+        close: With what the sockets will be closed, as far as is known.
+        ids: Whose sockets will be closed.
+        ordered: When the order was decided; later handshakes aren't meant.
+        connection: The websocket that the request became.
+    """
+
+    task: asyncio.Task[Any]
+    started: float
+    session_ws_id: Hashable | None = None
+    session: aiohttp_session.Session | None = None
+    others: bool = False
+    minted: bool = False
+    held: dict[str, Any] | None = None
+    noted: bool = False
+    watched: bool = False
+    asked: bool = False
+    waiting: asyncio.Task[None] | None = None
+    close: Close | None = None
+    ids: Sequence[Hashable] = ()
+    ordered: float = math.inf
+    connection: Connection | None = None
+
+    def came_with(
+        self,
+        session_ws_id: Hashable | None,
+        session: aiohttp_session.Session | None,
+        key: str,
+    ) -> None:
+        """
+        Note the id and the session that a request came with.
+        """
+        self.noted = True
+        self.session_ws_id = session_ws_id
+        self.session = session
+        self.others = session is not None and len(session) > (key in session)
+
+
+VISIT_KEY: Final = web.RequestKey("VISIT_KEY", Visit)
+
+
+def visit_of(request: web.Request) -> Visit:
+    """
+    Return the visit of *request*; begin one if no middleware has.
+    """
+    visit = request.get(VISIT_KEY)
+    if visit is None:
+        task = asyncio.current_task()
+        assert task is not None
+        visit = request[VISIT_KEY] = Visit(task, asyncio.get_running_loop().time())
+    return visit
+
+
+def session_of(request: web.Request) -> aiohttp_session.Session | None:
+    """
+    Return the session that *request* has loaded so far.
+    """
+    session: aiohttp_session.Session | None = request.get(aiohttp_session.SESSION_KEY)
+    return session
+
+
+def put_session(request: web.Request, session: aiohttp_session.Session | None) -> None:
+    """
+    Make *session* the one that *request* has loaded; without one it is loaded anew.
+    """
+    if session is None:
+        request.pop(aiohttp_session.SESSION_KEY, None)
+        return
+    with warnings.catch_warnings():
+        # aiohttp_session keeps it under a str key, which aiohttp doesn't like.
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        request[aiohttp_session.SESSION_KEY] = session
+
+
+def will_be_saved(response: object) -> bool:
+    """
+    Tell whether aiohttp_session saves a changed session with this answer.
+    """
+    return isinstance(response, web.Response) and not response.prepared
+
+
+def fate(
+    visit: Visit,
+    session: aiohttp_session.Session | None,
+    session_ws_id: Hashable | None,
+    *,
+    saved: bool,
+    key: str,
+) -> Kind | None:
+    """
+    Decide what became of the id that a request came with.
+
+    Args:
+        visit: The request.
+        session: The session it has now.
+        session_ws_id: The id it has now.
+        saved: Whether that session will be saved.
+        key: The session's key for the id.
+
+    Returns:
+        How the id is dead, or ``None`` if it lives on.
+    """
+    if session_ws_id == visit.session_ws_id:
+        return None
+    if session is not visit.session:
+        return Kind.ENDED
+    if session is not None and _emptied(visit, session, key):
+        return Kind.ENDED
+    return Kind.MOVED if saved else None
+
+
+def _emptied(visit: Visit, session: aiohttp_session.Session, key: str) -> bool:
+    # invalidate() and a new id behind it is a log-out too: nothing is left of what the
+    # session held.
+    return session.empty or (visit.others and len(session) == (key in session))
+
+
+async def answered(visit: Visit, transport: asyncio.Transport | None, timeout: float) -> None:
+    """
+    Wait until the answer of a request has left the server.
+
+    That is: the task of the request has ended and the transport's buffer is empty.
+
+    Args:
+        visit: The request.
+        transport: Its transport.
+        timeout: Seconds after which the answer is not waited for any more.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    # Done, failed or cancelled is all the same, and nothing is raised here.
+    await asyncio.wait({visit.task}, timeout=timeout)
+    while (
+        transport is not None
+        and not transport.is_closing()
+        and transport.get_write_buffer_size()
+        and loop.time() < deadline
+    ):
+        await asyncio.sleep(_POLL)
