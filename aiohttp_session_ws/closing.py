@@ -177,16 +177,22 @@ async def end_handler(connection: Connection, grace: float) -> bool:
     Cancel a handler that does not leave ``session_ws`` within *grace* seconds.
 
     Returns:
-        Whether it was cancelled.
+        Whether it had to be cancelled.
     """
     if connection.task is None or await connection.wait_left(grace):
         return False
     if not connection.cancelled:
         connection.cancelled = True
         connection.task.cancel("its websocket was closed")
-    if not await connection.wait_left(grace):
+    return True
+
+
+async def watch_cancelled(connection: Connection, grace: float) -> None:
+    """
+    Name a handler in the log that goes on for *grace* seconds after it was cancelled.
+    """
+    if connection.task is not None and not await connection.wait_left(grace):
         log.warning(
             "a websocket handler goes on though its socket is closed and it was cancelled: %s",
             connection.task.get_coro(),
         )
-    return True

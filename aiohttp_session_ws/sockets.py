@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
-from .closing import NORMAL, Close, Timeouts, close_connection, end_handler
+from .closing import NORMAL, Close, Timeouts, close_connection, end_handler, watch_cancelled
 from .connection import CURRENT, Connection, Index
 
 __all__: list[str] = []
@@ -131,10 +131,11 @@ class Sockets:
                 tasks.append(task)
         if not tasks:
             return 0, 0
-        limit = self.timeouts.close + self.timeouts.handler_grace
-        done, late = await asyncio.wait(tasks, timeout=limit)
-        results = [t.result() for t in done if not t.cancelled() and t.exception() is None]
-        return sum(r[0] for r in results), sum(r[1] for r in results) + len(late)
+        # Each is bounded by itself: close and grace, and close once more if unregister()
+        # is overridden and hangs.
+        await asyncio.wait(tasks)
+        results = [t.result() for t in tasks if not t.cancelled() and t.exception() is None]
+        return sum(aborted for aborted, _ in results), sum(cancelled for _, cancelled in results)
 
     async def _close_one(
         self, connection: Connection, close: Close, *, spare: bool
@@ -144,9 +145,11 @@ class Sockets:
             closing = self.begin_close(connection, close)
             await asyncio.wait({closing})
             aborted = not closing.cancelled() and closing.result()
-        if spare:
+        grace = self.timeouts.handler_grace
+        if spare or not await end_handler(connection, grace):
             return aborted, False
-        return aborted, await end_handler(connection, self.timeouts.handler_grace)
+        _ = self.spawn(watch_cancelled(connection, grace), "watch a cancelled handler")
+        return aborted, True
 
     def _sweep(self) -> None:
         """

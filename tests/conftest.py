@@ -5,14 +5,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
+from aiohttp.web_runner import BaseRunner
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from aiohttp_session.nacl_storage import NaClCookieStorage
+from aiohttp_session.redis_storage import RedisStorage
+from redis.asyncio import Redis
 
 Client: TypeAlias = TestClient[web.Request, web.Application]
 AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]
@@ -41,11 +46,53 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port = free_port()
     folder: Path = tmp_path_factory.mktemp("redis")
     command = [redis_executable(), "--port", str(port), "--dir", str(folder), "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
         try:
-            deadline = time.monotonic() + 30
-            while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
-                assert server.poll() is None, "the Redis server ended"
+            # It says so when it is ready; without a word it ends and so does its output.
+            assert any(b"eady to accept" in line for line in server.stdout), "no Redis server"
             yield port
         finally:
             os.kill(server.pid, signal.SIGTERM)
+
+
+@pytest.fixture(params=["simple", "encrypted", "nacl", "redis"])
+async def storage(request: pytest.FixtureRequest) -> AsyncIterator[AbstractStorage]:
+    """Every storage that aiohttp_session has and that runs without more servers."""
+    if request.param == "simple":
+        yield SimpleCookieStorage()
+    elif request.param == "encrypted":
+        yield EncryptedCookieStorage(b"k" * 32)
+    elif request.param == "nacl":
+        yield NaClCookieStorage(b"k" * 32)
+    else:
+        port = request.getfixturevalue("redis_port")
+        async with Redis(host="127.0.0.1", port=port) as redis:
+            yield RedisStorage(redis)
+
+
+class Server(TestServer):
+    """A test server that treats handlers as a real one does by default."""
+
+    def __init__(self, app: web.Application, *, handler_cancellation: bool = False) -> None:
+        super().__init__(app)
+        self._handler_cancellation = handler_cancellation
+
+    async def _make_runner(self, **kwargs: Any) -> BaseRunner:
+        # aiohttp's test server cancels the handlers of vanished clients; run_app() doesn't.
+        kwargs["handler_cancellation"] = self._handler_cancellation
+        return await super()._make_runner(**kwargs)
+
+
+@pytest.fixture
+def aiohttp_client(aiohttp_client: AiohttpClient) -> AiohttpClient:
+    """Start clients, as pytest-aiohttp's fixture does, of servers with aiohttp's defaults."""
+
+    async def start(
+        app: web.Application | BaseTestServer, *, handler_cancellation: bool = False
+    ) -> Client:
+        if isinstance(app, web.Application):
+            app = Server(app, handler_cancellation=handler_cancellation)
+        return await aiohttp_client(app)
+
+    return start
