@@ -114,20 +114,15 @@ class Answers:
         visit.asked = True
         visit.ids = visit.ids or [visit.session_ws_id]
         self._registry._order(visit.ids, visit.close, at=math.inf)
-        self._wait(request, visit, response)
+        self._wait(request, visit, saved=will_be_saved(response))
 
-    def _wait(
-        self, request: web.Request, visit: Visit, response: web.StreamResponse | None
-    ) -> None:
+    def _wait(self, request: web.Request, visit: Visit, *, saved: bool) -> None:
         if visit.waiting is None or visit.waiting.done():
-            coro = self._when_answered(request, visit, response)
+            coro = self._when_answered(request, visit, saved=saved)
             visit.waiting = self._registry._sockets.spawn(coro, "close when answered")
 
-    async def _when_answered(
-        self, request: web.Request, visit: Visit, response: web.StreamResponse | None
-    ) -> None:
+    async def _when_answered(self, request: web.Request, visit: Visit, *, saved: bool) -> None:
         registry = self._registry
-        saved = will_be_saved(response)  # of no use any more once it is sent
         await answered(visit, request.transport, registry.timeouts.response)
         if not visit.watched:
             await self.settle(request, visit, saved=saved)
@@ -170,11 +165,11 @@ class Answers:
                     visit.ids = registry._revocations.end(came_with, ttl)
                 else:
                     registry._revocations.move(came_with, current, ttl)
-            carried = current is not None and (saved or current == came_with)
-            visit.close = RECONNECT if carried else SESSION_ENDED
+            may_come_back = kind is None or (current is not None and saved)
+            visit.close = RECONNECT if may_come_back else SESSION_ENDED
         visit.ordered = asyncio.get_running_loop().time()
         registry._order(visit.ids, visit.close, at=visit.ordered)
-        self._wait(request, visit, None)
+        self._wait(request, visit, saved=saved)
 
     def _deserves_record(self, visit: Visit) -> bool:
         # A visitor who comes and goes without a word must not fill the memory.
