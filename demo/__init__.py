@@ -1,0 +1,3 @@
+"""
+A page whose tabs know when their session ends.
+"""

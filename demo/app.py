@@ -1,0 +1,175 @@
+"""
+The demo's server: a page, its session, and the websockets of that session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Hashable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import WSMsgType, web
+from aiohttp_session import get_session, session_middleware
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from cryptography.fernet import Fernet
+
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    SupportsClose,
+    end_session_ws,
+    get_session_ws_id,
+    new_session_ws_id,
+    registry_from,
+    renew_session_ws,
+    schedule_close_all_session_ws,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+
+HERE: Final = Path(__file__).parent
+PATIENCE: Final = 1.0  # seconds that a tab may take to accept a message
+
+routes = web.RouteTableDef()
+
+
+class TellingRegistry(SessionWSRegistry):
+    """
+    A registry that tells the tabs of a session how many sockets they have open.
+
+    The hooks only leave a note, so that no handshake waits for another tab.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed: asyncio.Queue[Hashable] = asyncio.Queue()
+
+    def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+        self._changed.put_nowait(session_ws_id)
+
+    def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+        self._changed.put_nowait(session_ws_id)
+
+    async def run(self, app: web.Application) -> AsyncIterator[None]:
+        """
+        Tell counts as long as the application lives.
+        """
+        task = asyncio.create_task(self._tell_counts())
+        yield
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def _tell_counts(self) -> None:
+        while True:
+            session_ws_id = await self._changed.get()
+            count = len(self.get(session_ws_id, ()))
+            await self.tell(session_ws_id, {"type": "sockets", "count": count})
+
+    async def tell(self, session_ws_id: Hashable, message: dict[str, object]) -> None:
+        """
+        Send *message* to all tabs of a session; one that is closing or stuck misses it.
+        """
+        sends = [ws.send_json(message) for ws in self.get(session_ws_id, ())]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*sends, return_exceptions=True)
+        except TimeoutError:
+            pass
+
+
+async def describe(request: web.Request) -> dict[str, object]:
+    """
+    Return what the page shows of its session.
+    """
+    session = await get_session(request)
+    session_ws_id = await get_session_ws_id(request)
+    short = None if session_ws_id is None else str(session_ws_id)[:8]
+    return {"id": short, "user": session.get("user")}
+
+
+@routes.get("/")
+async def page(request: web.Request) -> web.Response:
+    # Not a FileResponse: aiohttp_session sets no cookie with a stream.
+    text = (HERE / "index.html").read_text("utf-8")
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+@routes.get("/state")
+async def state(request: web.Request) -> web.Response:
+    return web.json_response(await describe(request), headers={"Cache-Control": "no-store"})
+
+
+# What changes a session is a POST: a browser may repeat or prefetch a GET, any page can
+# cause one with an <img>, and a SameSite=Lax cookie travels with a link from elsewhere
+# but not with a form that is posted from there.
+
+
+@routes.post("/reset")
+async def reset(request: web.Request) -> web.Response:
+    """
+    Give the session a new id; its sockets close and come back.
+    """
+    response = web.Response(status=204)
+    await schedule_close_all_session_ws(request, response)
+    await new_session_ws_id(request)
+    return response
+
+
+@routes.post("/login")
+async def log_in(request: web.Request) -> web.Response:
+    """
+    Write the user into the session; sockets opened before know nothing of it and close.
+    """
+    form = await request.post()
+    name = str(form.get("name", "")).strip()[:40]
+    if not name:
+        raise web.HTTPBadRequest(text="a name is needed")
+    session = await get_session(request)
+    session["user"] = name
+    response = web.Response(status=204)
+    await renew_session_ws(request, response)
+    return response
+
+
+@routes.post("/logout")
+async def log_out(request: web.Request) -> web.Response:
+    """
+    End the session and all its sockets, for good.
+    """
+    response = web.Response(status=204)
+    await end_session_ws(request, response)
+    return response
+
+
+@routes.get("/ws")
+async def websocket(request: web.Request) -> web.WebSocketResponse:
+    """
+    Say whose socket it is, then pass what a tab says to all tabs of its session.
+    """
+    registry = registry_from(request)
+    assert isinstance(registry, TellingRegistry)
+    async with session_ws(request, heartbeat=30.0, max_msg_size=4096) as ws:
+        await ws.send_json({"type": "session", **await describe(request)})
+        session_ws_id = await get_session_ws_id(request)
+        async for message in ws:
+            if message.type is WSMsgType.TEXT:
+                await registry.tell(session_ws_id, {"type": "said", "text": message.data})
+    return ws
+
+
+def make_app() -> web.Application:
+    """
+    Return the demo's application; its sessions end with the process.
+    """
+    storage = EncryptedCookieStorage(
+        Fernet(Fernet.generate_key()), cookie_name="session_ws_demo", samesite="Lax"
+    )
+    app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
+    registry = TellingRegistry()
+    setup(app, registry)
+    app.cleanup_ctx.append(registry.run)
+    app.add_routes(routes)
+    app.router.add_static("/static/", HERE / "static")
+    return app

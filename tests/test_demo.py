@@ -1,0 +1,218 @@
+"""
+The demo: its pages, what its buttons do to the session's sockets, and its command.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientWebSocketResponse, WSMsgType
+from conftest import AiohttpClient, Client
+
+from demo.app import make_app
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def client(aiohttp_client: AiohttpClient) -> Client:
+    """A visitor who has the page."""
+    client = await aiohttp_client(make_app())
+    async with client.get("/") as response:
+        assert response.status == 200
+    return client
+
+
+async def state(client: Client) -> dict[str, Any]:
+    """Return what the server says of the visitor's session."""
+    async with client.get("/state") as response:
+        described: dict[str, Any] = await response.json()
+    return described
+
+
+async def post(client: Client, path: str, data: Mapping[str, str] | None = None) -> int:
+    """Press a button."""
+    async with client.post(path, data=data) as response:
+        return response.status
+
+
+async def receive(ws: ClientWebSocketResponse, type_: str) -> dict[str, Any]:
+    """Return the next message of a type."""
+    while True:
+        message: dict[str, Any] = await ws.receive_json(timeout=5)
+        if message["type"] == type_:
+            return message
+
+
+async def open_tab(client: Client) -> ClientWebSocketResponse:
+    """Open a websocket as the page does, and wait for its welcome."""
+    ws = await client.ws_connect("/ws")
+    await receive(ws, "session")
+    return ws
+
+
+async def close_code(ws: ClientWebSocketResponse) -> int:
+    """Return the code that the server closes with."""
+    while (message := await ws.receive(timeout=5)).type is WSMsgType.TEXT:
+        pass
+    assert message.type is WSMsgType.CLOSE
+    return int(message.data)
+
+
+class TestPage:
+    async def test_served_with_session(self, aiohttp_client: AiohttpClient) -> None:
+        """The page comes as HTML and brings the session's cookie."""
+        client = await aiohttp_client(make_app())
+
+        async with client.get("/") as response:
+            assert response.content_type == "text/html"
+            assert "session_ws_demo" in response.cookies
+
+    async def test_all_it_links_to_is_served(self, client: Client) -> None:
+        """Style, script and icon are there, and come from the demo itself."""
+        async with client.get("/") as response:
+            links = re.findall(r'(?:src|href)="([^"]+)"', await response.text())
+        statuses = {link: (await client.get(link)).status for link in links}
+
+        assert statuses == dict.fromkeys(
+            ["/static/icon.svg", "/static/demo.css", "/static/demo.js"], 200
+        )
+
+    async def test_state_of_visitor(self, client: Client) -> None:
+        """A visitor has a session with an id and no user, and keeps it."""
+        first = await state(client)
+
+        assert len(first["id"]) == 8
+        assert first["user"] is None
+        assert await state(client) == first
+
+
+class TestSocket:
+    async def test_welcome(self, client: Client) -> None:
+        """The first word says whose socket it is."""
+        ws = await client.ws_connect("/ws")
+
+        assert await receive(ws, "session") == {"type": "session", **await state(client)}
+
+    async def test_count_goes_up_and_down(self, client: Client) -> None:
+        """A tab is told how many sockets its session has when one comes or goes."""
+        ws = await client.ws_connect("/ws")
+        counts = [(await receive(ws, "sockets"))["count"]]
+        other = await client.ws_connect("/ws")
+        counts.append((await receive(ws, "sockets"))["count"])
+        await other.close()
+        counts.append((await receive(ws, "sockets"))["count"])
+
+        assert counts == [1, 2, 1]
+
+    async def test_words_reach_all_tabs(self, client: Client) -> None:
+        """What one tab says is heard by all tabs of the session."""
+        first, second = await open_tab(client), await open_tab(client)
+        await first.send_str("hello")
+
+        assert (await receive(first, "said"))["text"] == "hello"
+        assert (await receive(second, "said"))["text"] == "hello"
+
+
+class TestLogIn:
+    async def test_moves_session(self, client: Client) -> None:
+        """All tabs are told to come back, and come back as the user with a new id."""
+        before = await state(client)
+        tabs = [await open_tab(client), await open_tab(client)]
+        status = await post(client, "/login", {"name": " Ada "})
+        codes = [await close_code(tab) for tab in tabs]
+        welcome = await receive(await client.ws_connect("/ws"), "session")
+
+        assert status == 204
+        assert codes == [4403, 4403]
+        assert welcome["user"] == "Ada"
+        assert welcome["id"] != before["id"]
+
+    async def test_needs_name(self, client: Client) -> None:
+        """Nothing happens without a name."""
+        before = await state(client)
+
+        assert await post(client, "/login", {"name": " "}) == 400
+        assert await state(client) == before
+
+
+class TestReset:
+    async def test_moves_session(self, client: Client) -> None:
+        """The session gets a new id and keeps its user."""
+        await post(client, "/login", {"name": "Ada"})
+        before = await state(client)
+        tab = await open_tab(client)
+        status = await post(client, "/reset")
+        code = await close_code(tab)
+        after = await state(client)
+
+        assert (status, code) == (204, 4403)
+        assert after["user"] == "Ada"
+        assert after["id"] != before["id"]
+
+
+class TestLogOut:
+    async def test_ends_session(self, client: Client) -> None:
+        """All tabs are closed for good; the visitor is somebody new, and nobody."""
+        await post(client, "/login", {"name": "Ada"})
+        before = await state(client)
+        tabs = [await open_tab(client), await open_tab(client)]
+        status = await post(client, "/logout")
+        codes = [await close_code(tab) for tab in tabs]
+        after = await state(client)
+
+        assert status == 204
+        assert codes == [4401, 4401]
+        assert after["user"] is None
+        assert after["id"] not in (None, before["id"])
+
+    @pytest.mark.parametrize("path", ["/reset", "/login", "/logout"])
+    async def test_not_by_link(self, client: Client, path: str) -> None:
+        """A link changes nothing."""
+        async with client.get(path) as response:
+            assert response.status == 405
+
+
+class TestCommand:
+    @pytest.fixture
+    def process(self) -> Iterator[subprocess.Popen[str]]:
+        """A running demo."""
+        command = [sys.executable, "-m", "demo", "--port", "0"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+    def test_serves(self, process: subprocess.Popen[str]) -> None:
+        """It prints where it listens, answers there, and ends when asked to."""
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        assert found is not None
+        with urllib.request.urlopen(found[0], timeout=10) as response:
+            page = response.read().decode()
+        process.terminate()
+
+        assert "aiohttp_session_ws" in page
+        assert process.wait(timeout=10) == 0
+
+    def test_port_taken(self) -> None:
+        """One line says that the port is taken, and the exit code is 1."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            command = [sys.executable, "-m", "demo", "--port", str(port)]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert re.fullmatch(
+            rf"demo: can't listen on 127\.0\.0\.1 port {port}: .+\n", result.stderr
+        )
