@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from typing import TYPE_CHECKING
 
 import aiohttp_session
@@ -39,8 +38,8 @@ class Answers:
         """
         response.force_close()  # as 1.1.1 did; nothing depends on it
         visit = await self._visit(request)
-        if visit.connection is not None:
-            await self._registry.close_all_session(visit.connection.session_ws_id)
+        if visit.ws is not None:
+            await self._registry.close_all_session(visit.session_ws_id)
         else:
             self._ask(request, visit, response, RECONNECT)
 
@@ -50,8 +49,8 @@ class Answers:
         """
         registry = self._registry
         visit = await self._visit(request)
-        if visit.connection is not None:
-            await registry.end_session(visit.connection.session_ws_id)
+        if visit.ws is not None:
+            await registry.end_session(visit.session_ws_id)
             return
         if visit.session_ws_id is not None:
             visit.ids = registry._revocations.end(visit.session_ws_id, registry._ttl())
@@ -67,7 +66,7 @@ class Answers:
         See :meth:`SessionWSRegistry.renew_session`.
         """
         visit = await self._visit(request)
-        if visit.connection is not None or not will_be_saved(response):
+        if visit.ws is not None or not will_be_saved(response):
             raise SessionWSError(
                 "the session can't be renewed with this response: aiohttp_session saves it"
                 " with a web.Response that has not been sent, not with a websocket or a stream"
@@ -80,7 +79,7 @@ class Answers:
         Return the visit of *request*, with the id it came with.
         """
         visit = visit_of(request)
-        if not visit.noted and visit.connection is None:
+        if not visit.noted and visit.ws is None:
             await self.note(request, visit)
         return visit
 
@@ -113,7 +112,7 @@ class Answers:
             visit.close = close
         visit.asked = True
         visit.ids = visit.ids or [visit.session_ws_id]
-        self._registry._order(visit.ids, visit.close, at=math.inf)
+        self._registry._order(visit.ids, visit.close, hold=True)
         self._wait(request, visit, saved=will_be_saved(response))
 
     def _wait(self, request: web.Request, visit: Visit, *, saved: bool) -> None:
@@ -168,7 +167,7 @@ class Answers:
             may_come_back = kind is None or (current is not None and saved)
             visit.close = RECONNECT if may_come_back else SESSION_ENDED
         visit.ordered = asyncio.get_running_loop().time()
-        registry._order(visit.ids, visit.close, at=visit.ordered)
+        registry._order(visit.ids, visit.close)
         self._wait(request, visit, saved=saved)
 
     def _deserves_record(self, visit: Visit) -> bool:

@@ -34,11 +34,12 @@ def parse_origin(text: str) -> Origin | None:
 def _parse(scheme: str, netloc: str) -> Origin | None:
     try:
         url = URL(f"{scheme}://{netloc}")
+        host, port = url.host, url.port  # decoded only here, which may fail as well
     except ValueError:
         return None
-    if not url.host or url.port is None or url.user is not None or url.path not in ("", "/"):
+    if not host or port is None or url.user is not None or url.path not in ("", "/"):
         return None
-    return scheme, url.host.lower(), url.port
+    return scheme, host.lower(), port
 
 
 def is_websocket(request: web.Request) -> bool:
@@ -111,8 +112,8 @@ class Gate:
         return origin == _parse(origin[0], request.headers.get(hdrs.HOST, ""))
 
 
-def _expect_origin(text: str) -> Origin:
-    origin = parse_origin(text)
+def _expect_origin(text: object) -> Origin:
+    origin = parse_origin(text) if isinstance(text, str) else None
     if origin is None:
         raise ValueError(f"{text!r} is not an origin; write it like 'https://example.org'")
     return origin

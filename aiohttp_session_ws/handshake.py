@@ -16,9 +16,10 @@ from .closing import GOING_AWAY, INTERNAL_ERROR, RECONNECT, Close
 from .connection import Connection, ServedWebSocket
 from .exceptions import HandshakeRefused, SessionWSClosed
 from .gate import is_websocket
+from .ids import usable
 from .registry import SessionWSRegistry
 from .signals import AuthDetails, FailDetails, HandshakeDetails
-from .visit import Visit, put_session, session_of, visit_of
+from .visit import VISIT_KEY, Visit, put_session, session_of, visit_of
 
 __all__ = ["WebSocketOptions"]
 
@@ -63,7 +64,7 @@ async def handshake(
             await _save(registry, connection, request)
         _refuse(registry, connection.refusal)
         await ws.prepare(request)
-        visit.connection = connection
+        visit.ws = ws
         if connection.refusal is not None:
             await asyncio.wait({registry._sockets.begin_close(connection, connection.refusal)})
             raise SessionWSClosed(ws)
@@ -99,7 +100,7 @@ async def _find_id(registry: SessionWSRegistry, visit: Visit, request: web.Reque
         return False
     visit.held = dict(session or {})
     await registry.new_id(request)
-    visit.session_ws_id = await registry.get_id(request)
+    visit.session_ws_id = usable(await registry.get_id(request))
     return True
 
 
@@ -107,16 +108,17 @@ async def _authorize(
     registry: SessionWSRegistry, connection: Connection, request: web.Request
 ) -> None:
     session_ws_id = connection.session_ws_id
-    await registry.on_handshake.send(HandshakeDetails(request, session_ws_id))
-    details = AuthDetails(request, session_ws_id)
+    if registry.on_handshake:
+        await registry.on_handshake.send(HandshakeDetails(request, session_ws_id))
     if registry.authorize is not None:
         allowed = registry.authorize(request)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if not allowed:
-            await registry.on_auth_fail.send(details)
+            await registry.on_auth_fail.send(AuthDetails(request, session_ws_id))
             raise web.HTTPForbidden(text="websocket refused: not authorized")
-    await registry.on_auth_success.send(details)
+    if registry.on_auth_success:
+        await registry.on_auth_success.send(AuthDetails(request, session_ws_id))
 
 
 async def _save(registry: SessionWSRegistry, connection: Connection, request: web.Request) -> None:
@@ -162,6 +164,7 @@ def _abandon(
     """
     if visit.held is not None:
         put_session(request, None)  # the new id must not be saved with an error
+    request.pop(VISIT_KEY, None)  # see session_ws
     if connection is not None:
         if connection.ws.prepared:
             _ = registry._sockets.begin_close(connection, INTERNAL_ERROR)

@@ -62,7 +62,9 @@ def registry_from(request: web.Request) -> SessionWSRegistry:
     Raises:
         NotSetUp: If none of them has one.
     """
-    registry = request.config_dict.get(REGISTRY_KEY)
+    registry = request.app.get(REGISTRY_KEY)
+    if registry is None:
+        registry = request.config_dict.get(REGISTRY_KEY)
     if registry is None:
         raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
     return registry

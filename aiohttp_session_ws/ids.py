@@ -8,7 +8,7 @@ import inspect
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import aiohttp_session
 from aiohttp import web
@@ -74,7 +74,8 @@ class SessionWSIds:
         Return the id of the session of *request*, ``None`` if it has none.
         """
         session = await aiohttp_session.get_session(request)
-        return session.get(self.session_key)
+        session_ws_id: Hashable | None = _as_tuple(session.get(self.session_key))
+        return session_ws_id
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
         """
@@ -151,6 +152,11 @@ class SessionWSIds:
             return await self._load_id(request), session_of(request)
         finally:
             put_session(request, cached)
+
+
+def _as_tuple(value: Any) -> Any:
+    # Most storages keep JSON, which makes a list of a tuple.
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def usable(session_ws_id: Hashable) -> Hashable:

@@ -59,16 +59,16 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     if aiohttp_session.SESSION_KEY in request:
         _warn_loaded_early(registry)
     registry._saw(request)
-    try:
-        if is_websocket(request):
-            return await _websocket(registry, visit, request, handler)
+    if not is_websocket(request):
         return await _http(registry, visit, request, handler)
-    except SessionEnded as exc:
-        if visit.connection is not None:
-            return visit.connection.served
-        # It was ended while the handler ran; what the handler put into it is not saved.
-        put_session(request, None)
-        raise web.HTTPForbidden(text="the session has ended") from exc
+    try:
+        response = await handler(request)
+    except (SessionWSClosed, SessionEnded, web.HTTPException) as exc:
+        response = await _explain(registry, visit, request, exc)
+    else:
+        if visit.ws is None:
+            await _plain_answer(registry, visit, request, response)
+    return response if visit.ws is None else visit.ws  # an open socket takes no HTTP
 
 
 async def _http(
@@ -82,6 +82,10 @@ async def _http(
     except web.HTTPException as exc:
         response = exc
         raise
+    except SessionEnded as exc:
+        # It was ended while the handler ran; what the handler put into it is not saved.
+        put_session(request, None)
+        raise web.HTTPForbidden(text="the session has ended") from exc
     finally:
         if response is None or response.status >= 400:
             _forget_newcomer(registry, visit, request)
@@ -139,29 +143,32 @@ def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Req
     Save no session for a visitor who got nothing but an error.
     """
     session = session_of(request)
-    if visit.minted and session is not None and set(session) <= {registry.session_key}:
+    newcomer = visit.minted and not visit.asked
+    if newcomer and session is not None and set(session) <= {registry.session_key}:
         put_session(request, None)
         visit.session_ws_id = None
 
 
-async def _websocket(
-    registry: SessionWSRegistry, visit: Visit, request: web.Request, handler: Handler
+async def _explain(
+    registry: SessionWSRegistry,
+    visit: Visit,
+    request: web.Request,
+    error: SessionWSClosed | SessionEnded | web.HTTPException,
 ) -> web.StreamResponse:
-    try:
-        response = await handler(request)
-    except SessionWSClosed as exc:
-        return exc.response
-    except HandshakeRefused as exc:
-        return await _accept_and_close(registry, request, exc)
-    except web.HTTPException as exc:
-        if visit.connection is None:
-            await _plain_answer(registry, visit, request, exc)
-            raise
-        response = exc
-    if visit.connection is not None:
-        return visit.connection.served  # an open socket takes no HTTP
-    await _plain_answer(registry, visit, request, response)
-    return response
+    """
+    Find the answer to a request for a websocket whose handler raised.
+    """
+    if isinstance(error, SessionWSClosed):
+        return error.response
+    if visit.ws is not None:
+        return visit.ws
+    if isinstance(error, HandshakeRefused):
+        return await _accept_and_close(registry, request, error)
+    if isinstance(error, SessionEnded):
+        put_session(request, None)
+        raise web.HTTPForbidden(text="the session has ended") from error
+    await _plain_answer(registry, visit, request, error)
+    raise error
 
 
 async def _plain_answer(

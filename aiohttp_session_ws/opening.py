@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import logging
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
 from typing import Literal, Unpack
 
 from aiohttp import web
@@ -25,15 +26,16 @@ from .handshake import WebSocketOptions, handshake
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .signals import CloseDetails, OpenDetails
-from .visit import visit_of
+from .visit import VISIT_KEY, visit_of
 
 __all__ = ["session_ws"]
 
+log = logging.getLogger("aiohttp_session_ws")
 
-@asynccontextmanager
-async def session_ws(
+
+def session_ws(
     request: web.Request, **options: Unpack[WebSocketOptions]
-) -> AsyncIterator[web.WebSocketResponse]:
+) -> AbstractAsyncContextManager[web.WebSocketResponse, bool]:
     """
     Upgrade *request* to a websocket that belongs to its session.
 
@@ -64,42 +66,103 @@ async def session_ws(
         SessionWSClosed: If it was closed before or while the handler ran, and the handler
             raised because of that. Nothing is registered in any of these cases.
     """
-    registry = registry_from(request)
-    visit = visit_of(request)
-    connection = await handshake(registry, visit, request, options)
-    error: BaseException | None = None
-    try:
-        async with AsyncExitStack() as contexts:
-            await _welcome(registry, connection, contexts)
-            yield connection.ws
-    except BaseException as exc:
-        error = exc
-        raise
-    finally:
-        await _leave(registry, connection, error)
+    return _SessionWS(request, options)
+
+
+class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
+    """
+    What ``session_ws()`` returns.
+
+    A class with slots and not a generator: it lives as long as its socket, and takes a
+    third of a generator's memory.
+    """
+
+    __slots__ = ("_connection", "_contexts", "_options", "_registry", "_request")
+
+    _registry: SessionWSRegistry
+    _connection: Connection
+
+    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+        self._request = request
+        self._options: WebSocketOptions | None = options
+        self._contexts: AsyncExitStack | None = None
+
+    async def __aenter__(self) -> web.WebSocketResponse:
+        request, options = self._request, self._options
+        assert options is not None, "a session_ws() is entered once"
+        self._options = None
+        self._registry = registry_from(request)
+        self._connection = await handshake(self._registry, visit_of(request), request, options)
+        try:
+            await self._welcome()
+        except BaseException as exc:
+            if not await self.__aexit__(type(exc), exc, exc.__traceback__):
+                raise
+        ws: web.WebSocketResponse = self._connection.ws
+        return ws
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        suppressed = False
+        if self._contexts is not None:
+            try:
+                suppressed = bool(await self._contexts.__aexit__(exc_type, exc, traceback))
+            except BaseException as error:
+                await self._leave(error)
+                raise
+        await self._leave(None if suppressed else exc)
+        return suppressed
+
+    async def _welcome(self) -> None:
+        """
+        Tell everybody of a socket that is open, as long as it is.
+        """
+        registry, connection = self._registry, self._connection
+        CURRENT.set(connection)
+        connection.registered = True
+        result = registry.register(connection.session_ws_id, connection.ws)
+        if result is not None and inspect.isawaitable(result):
+            await result
+        _expect_open(connection)
+        if registry.on_open:
+            details = OpenDetails(self._request, connection.session_ws_id, connection.ws)
+            await registry.on_open.send(details)
+        if registry.connection_ctx:
+            self._contexts = AsyncExitStack()
+            for context in registry.connection_ctx:
+                _expect_open(connection)
+                await self._contexts.enter_async_context(asynccontextmanager(context)(connection))
+        _expect_open(connection)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """
+        End the connection, and stay until it is gone.
+
+        Raises:
+            SessionWSClosed: If *error* needs no other answer than the closed socket.
+        """
+        registry, connection = self._registry, self._connection
+        close = connection.close or _close_for(error)
+        try:
+            if registry.on_close:
+                await registry.on_close.send(_close_details(self._request, connection, close))
+        finally:
+            connection.leave()
+            CURRENT.set(None)
+            # aiohttp's websocket keeps its request: cut the circle that leads back to it.
+            self._request.pop(VISIT_KEY, None)
+            try:
+                await registry._sockets.wait_gone(connection, close)
+            except asyncio.CancelledError:
+                if isinstance(error, Exception) and not _explained(connection, error):
+                    log.error("a websocket handler failed", exc_info=error)  # noqa: TRY400  not this one
+                raise  # the server cancels the handlers of clients that have gone
         if error is not None and _explained(connection, error):
             raise SessionWSClosed(connection.ws) from error
-
-
-async def _welcome(
-    registry: SessionWSRegistry, connection: Connection, contexts: AsyncExitStack
-) -> None:
-    """
-    Tell everybody of a socket that is open, as long as it is.
-    """
-    request, ws, session_ws_id = connection.request, connection.ws, connection.session_ws_id
-    assert request is not None
-    CURRENT.set(connection)
-    connection.registered = True
-    result = registry.register(session_ws_id, ws)
-    if inspect.isawaitable(result):
-        await result
-    _expect_open(connection)
-    await registry.on_open.send(OpenDetails(request, session_ws_id, ws))
-    for context in registry.connection_ctx:
-        _expect_open(connection)
-        await contexts.enter_async_context(asynccontextmanager(context)(connection))
-    _expect_open(connection)
 
 
 def _expect_open(connection: Connection) -> None:
@@ -107,38 +170,18 @@ def _expect_open(connection: Connection) -> None:
         raise SessionWSClosed(connection.ws)
 
 
-async def _leave(
-    registry: SessionWSRegistry, connection: Connection, error: BaseException | None
-) -> None:
-    """
-    End a connection, and stay until it is gone.
-    """
-    ws, sockets = connection.ws, registry._sockets
-    close = _close_for(error)
-    try:
-        await registry.on_close.send(_close_details(connection, close))
-    finally:
-        connection.leave()
-        if connection.closing is None and ws.closed and connection.disconnected:
-            await sockets.let_go(connection)
-        elif not connection.gone:
-            # Only the wait can be cancelled, the engine can't.
-            await asyncio.wait({sockets.begin_close(connection, close)})
-
-
-def _close_details(connection: Connection, close: Close) -> CloseDetails:
+def _close_details(request: web.Request, connection: Connection, close: Close) -> CloseDetails:
     ws: ServedWebSocket = connection.ws
     by: Literal["order", "handler", "client"]
     if connection.close is not None:
-        by, code = "order", connection.close.code
+        by, code = "order", close.code
     elif not ws.closed:
         by, code = "handler", close.code
     elif ws.closed_with is not None:
         by, code = "handler", ws.closed_with
     else:
         by, code = "client", ws.close_code or 1006
-    assert connection.request is not None
-    return CloseDetails(connection.request, connection.session_ws_id, ws, code, by)
+    return CloseDetails(request, connection.session_ws_id, ws, code, by)
 
 
 def _close_for(error: BaseException | None) -> Close:

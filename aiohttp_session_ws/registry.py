@@ -5,7 +5,6 @@ The registry: which sockets belong to which session, and the orders that close t
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import (
     AsyncIterator,
@@ -119,8 +118,8 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be a key.
         """
-        if ws not in self._sockets.open.groups.get(session_ws_id, ()):
-            self._sockets.opened(Connection(usable(session_ws_id), ws))
+        if ws not in self._sockets.open.groups.get(usable(session_ws_id), ()):
+            self._sockets.opened(Connection(session_ws_id, ws))
         return None
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
@@ -130,15 +129,13 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         ``session_ws`` calls this when a socket is gone. It can't take out a socket that
         ``session_ws`` still serves.
         """
-        connection = self._sockets.open.groups.get(session_ws_id, {}).get(ws)
+        connection = self._sockets.open.groups.get(usable(session_ws_id), {}).get(ws)
         if connection is not None and connection.request is None:
             self._sockets.open.discard(session_ws_id, ws)
         return None
 
-    async def _call_unregister(self, connection: Connection) -> None:
-        result = self.unregister(connection.session_ws_id, connection.ws)
-        if inspect.isawaitable(result):
-            await result
+    def _call_unregister(self, connection: Connection) -> Awaitable[None] | None:
+        return self.unregister(connection.session_ws_id, connection.ws)
 
     # Orders
 
@@ -198,7 +195,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         return await self._carry_out(*self._order(ids, close))
 
     def _order(
-        self, ids: Iterable[Hashable], close: Close, *, at: float | None = None
+        self, ids: Iterable[Hashable], close: Close, *, hold: bool = False
     ) -> tuple[list[Connection], Close, int]:
         """
         Let an order take effect for handshakes; return what :meth:`_carry_out` takes.
@@ -206,14 +203,15 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         Args:
             ids: Whom the order is about.
             close: What the handshakes are told.
-            at: When it was given, now by default; ``math.inf`` holds handshakes off
-                until the next order to the same id.
+            hold: Whether to hold handshakes off until the next order to the same ids.
         """
-        at = _now() if at is None else at
+        now = _now()
         sockets: list[Connection] = []
         handshakes = 0
         for session_ws_id in ids:
-            self._orders.note(session_ws_id, at)
+            self._orders.note(session_ws_id, now)
+            if hold:
+                self._orders.hold(session_ws_id)
             for connection in self._sockets.opening.of(session_ws_id):
                 connection.refuse(close)
                 handshakes += 1
@@ -313,6 +311,8 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         """
         Return why a handshake may not open, ``None`` if it may.
         """
+        if self._draining:
+            return GOING_AWAY
         session_ws_id = connection.session_ws_id
         record = self._revocations.get(session_ws_id)
         if record is not None:

@@ -171,6 +171,7 @@ class Revocations:
             record = Revocation(kind, now, ttl, now + ttl)
         elif kind is Kind.ENDED and record.kind is Kind.MOVED:
             record.kind, record.at = kind, now
+        record.ttl = max(record.ttl, ttl)
         record.expires = max(record.expires, now + ttl)
         self._records[key] = record
         self._prune(now)
@@ -201,18 +202,24 @@ class CloseOrders:
     """
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, float] = {}
+        self._last: dict[Hashable, float] = {}  # the oldest first
+        self._held: set[Hashable] = set()
         self._all = -math.inf
+
+    def hold(self, session_ws_id: Hashable) -> None:
+        """
+        Let every handshake of an id miss an order, until one is noted.
+        """
+        self._held.add(session_ws_id)
 
     def note(self, session_ws_id: Hashable, now: float) -> None:
         """
-        Note an order that is given at *now*; ``math.inf`` holds it up until the next.
+        Note an order that is given at *now*.
         """
+        self._held.discard(session_ws_id)
         self._last.pop(session_ws_id, None)
         self._last[session_ws_id] = now
-        if now == math.inf:
-            return
-        while (first := next(iter(self._last), None)) is not None:
+        while (first := next(iter(self._last))) is not session_ws_id:
             if self._last[first] > now - HANDSHAKE_LIMIT:
                 return
             del self._last[first]
@@ -228,4 +235,4 @@ class CloseOrders:
         Tell whether a handshake that began at *started* may have missed an order.
         """
         last = max(self._last.get(session_ws_id, -math.inf), self._all)
-        return last >= started or now - started >= HANDSHAKE_LIMIT
+        return last >= started or session_ws_id in self._held or now - started >= HANDSHAKE_LIMIT

@@ -5,7 +5,10 @@ The sockets of one process: their way into the index, and the only way out of it
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
@@ -27,11 +30,12 @@ class Sockets:
 
     Args:
         timeouts: How long to wait for peers and handlers.
-        on_gone: Awaited once for each connection that has left the index.
+        on_gone: Called once for each connection that has left the index, and awaited if
+            it returns an awaitable.
     """
 
     def __init__(
-        self, timeouts: Timeouts, on_gone: Callable[[Connection], Awaitable[None]]
+        self, timeouts: Timeouts, on_gone: Callable[[Connection], Awaitable[None] | None]
     ) -> None:
         self.timeouts = timeouts
         self.opening = Index()  # known to orders only
@@ -68,7 +72,7 @@ class Sockets:
         self.open.add(connection.session_ws_id, connection)
         connection.opened = True
         if self._sweeper is None and connection.request is not None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+            self._sweep_later()
 
     def drop(self, connection: Connection) -> None:
         """
@@ -85,6 +89,17 @@ class Sockets:
             connection.closing = self.spawn(self._end(connection, close), "close")
         return connection.closing
 
+    async def wait_gone(self, connection: Connection, close: Close) -> None:
+        """
+        Close *connection* if nobody does yet, and wait until it is gone.
+
+        Only the wait can be cancelled, the engine can't.
+        """
+        if connection.closing is None and connection.ws.closed and connection.disconnected:
+            await self.let_go(connection)
+        elif not connection.gone:
+            await asyncio.wait({self.begin_close(connection, close)})
+
     async def _end(self, connection: Connection, close: Close) -> bool:
         try:
             return await close_connection(connection, close, self.timeouts.close)
@@ -99,12 +114,23 @@ class Sockets:
             return
         connection.gone = True
         self.open.discard(connection.session_ws_id, connection.ws)
-        if connection.registered:
-            try:
-                async with asyncio.timeout(self.timeouts.close):
-                    await self._on_gone(connection)
-            except Exception:
-                log.exception("unregister() failed")
+        if not connection.registered:
+            return
+        try:
+            result = self._on_gone(connection)
+        except Exception:
+            log.exception("unregister() failed")
+        else:
+            if result is not None and inspect.isawaitable(result):
+                # Its own task: the handler that waits here may be cancelled.
+                await asyncio.wait({self.spawn(self._bounded(result), "unregister")})
+
+    async def _bounded(self, result: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(self.timeouts.close):
+                await result
+        except Exception:
+            log.exception("unregister() failed")
 
     async def close(self, connections: Iterable[Connection], close: Close) -> tuple[int, int]:
         """
@@ -121,34 +147,52 @@ class Sockets:
             How many were aborted, and how many handlers were cancelled.
         """
         me = CURRENT.get()
+        limit = self.timeouts.close + self.timeouts.handler_grace
+        deadline = asyncio.get_running_loop().time() + limit
         tasks = []
         for connection in connections:
             if connection.closing is None:
                 connection.close = close
-            coro = self._close_one(connection, close, spare=connection is me)
-            task = self.spawn(coro, "order")
-            if connection is not me:
-                tasks.append(task)
+            if connection is me:
+                _ = self.spawn(self._close_one(connection, close, None), "order")
+            else:
+                coro = self._close_one(connection, close, deadline)
+                tasks.append(self.spawn(coro, "order"))
         if not tasks:
             return 0, 0
-        # Each is bounded by itself: close and grace, and close once more if unregister()
-        # is overridden and hangs.
+        # Each is bounded by itself: by the deadline, and by timeouts.close once more if
+        # unregister() is overridden and hangs.
         await asyncio.wait(tasks)
         results = [t.result() for t in tasks if not t.cancelled() and t.exception() is None]
         return sum(aborted for aborted, _ in results), sum(cancelled for _, cancelled in results)
 
     async def _close_one(
-        self, connection: Connection, close: Close, *, spare: bool
+        self, connection: Connection, close: Close, deadline: float | None
     ) -> tuple[bool, bool]:
+        """
+        Close one connection and end its handler.
+
+        Args:
+            connection: Which.
+            close: What to tell the peer.
+            deadline: When to cancel the handler; ``None`` to leave it alone.
+
+        Returns:
+            Whether it was aborted, and whether its handler was cancelled.
+        """
         aborted = False
         if connection.opened:
             closing = self.begin_close(connection, close)
             await asyncio.wait({closing})
             aborted = not closing.cancelled() and closing.result()
-        grace = self.timeouts.handler_grace
-        if spare or not await end_handler(connection, grace):
+        if deadline is None:
             return aborted, False
-        _ = self.spawn(watch_cancelled(connection, grace), "watch a cancelled handler")
+        left = deadline - asyncio.get_running_loop().time()
+        grace = max(0.0, min(self.timeouts.handler_grace, left))
+        if not await end_handler(connection, grace):
+            return aborted, False
+        coro = watch_cancelled(connection, self.timeouts.handler_grace)
+        _ = self.spawn(coro, "watch a cancelled handler")
         return aborted, True
 
     def _sweep(self) -> None:
@@ -164,10 +208,15 @@ class Sockets:
                 # A handler learns of its socket's end from receive(), unless it was the
                 # heartbeat that found the peer dead.
                 knows = closed and not isinstance(connection.ws.exception(), TimeoutError)
-                coro = self._close_one(connection, NORMAL, spare=knows)
-                _ = self.spawn(coro, "sweep")
+                deadline = None if knows else math.inf
+                _ = self.spawn(self._close_one(connection, NORMAL, deadline), "sweep")
         if self.open:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        # In no request's context, or it would be kept as long as there are sockets.
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(SWEEP, self._sweep, context=contextvars.Context())
 
     async def stop(self) -> None:
         """

@@ -16,7 +16,6 @@ import aiohttp_session
 from aiohttp import web
 
 from .closing import Close
-from .connection import Connection
 from .revocation import Kind
 
 __all__: list[str] = []
@@ -44,7 +43,7 @@ class Visit:
         close: With what the sockets will be closed, as far as is known.
         ids: Whose sockets will be closed.
         ordered: When the order was decided; later handshakes aren't meant.
-        connection: The websocket that the request became.
+        ws: The websocket that the request became.
     """
 
     task: asyncio.Task[Any]
@@ -61,7 +60,7 @@ class Visit:
     close: Close | None = None
     ids: Sequence[Hashable] = ()
     ordered: float = math.inf
-    connection: Connection | None = None
+    ws: web.WebSocketResponse | None = None
 
     def came_with(
         self,

@@ -435,7 +435,7 @@ class TestCloseOrders:
     def test_hold(self) -> None:
         """An order without end holds all handshakes off until the next order."""
         orders = CloseOrders()
-        orders.note("a", math.inf)
+        orders.hold("a")
         assert orders.concern("a", 200.0, 200.0)
         assert not orders.concern("b", 200.0, 200.0)
 
@@ -482,7 +482,7 @@ class TestCloseOrders:
     def test_hold_outlives_pruning(self) -> None:
         """Handshakes stay held off however many orders come meanwhile."""
         orders = CloseOrders()
-        orders.note("held", math.inf)
+        orders.hold("held")
         for number in range(200):
             orders.note(number, float(number))
 
@@ -491,7 +491,7 @@ class TestCloseOrders:
     def test_hold_does_not_stop_pruning(self) -> None:
         """One request that takes for ever must not keep all later orders in memory."""
         orders = CloseOrders()
-        orders.note("held", math.inf)
+        orders.hold("held")
         for number in range(1000):
             orders.note(number, float(number))
 
@@ -543,7 +543,7 @@ class TestHold:
             assert response.status == status
         await asyncio.gather(*registry._sockets._tasks)
 
-        assert math.inf not in registry._orders._last.values()
+        assert not registry._orders._held
 
 
 class TestExpiry:

@@ -361,7 +361,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
 TestSessionsAndSockets = SessionsAndSockets.TestCase
 TestSessionsAndSockets.settings = settings(
-    max_examples=40,
+    max_examples=100,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
