@@ -14,7 +14,7 @@ from aiohttp import web
 from .closing import RECONNECT, SESSION_ENDED, Close
 from .exceptions import SessionWSError
 from .revocation import Kind
-from .visit import Visit, answered, fate, session_of, visit_of, will_be_saved
+from .visit import Visit, answered, current_visit, fate, session_of, will_be_saved
 
 if TYPE_CHECKING:
     from .registry import SessionWSRegistry
@@ -38,7 +38,7 @@ class Answers:
         """
         response.force_close()  # as 1.1.1 did; nothing depends on it
         visit = await self._visit(request)
-        if visit.ws is not None:
+        if visit.connection is not None:
             await self._registry.close_all_session(visit.session_ws_id)
         else:
             self._ask(request, visit, response, RECONNECT)
@@ -49,7 +49,7 @@ class Answers:
         """
         registry = self._registry
         visit = await self._visit(request)
-        if visit.ws is not None:
+        if visit.connection is not None:
             await registry.end_session(visit.session_ws_id)
             return
         if visit.session_ws_id is not None:
@@ -66,7 +66,7 @@ class Answers:
         See :meth:`SessionWSRegistry.renew_session`.
         """
         visit = await self._visit(request)
-        if visit.ws is not None or not will_be_saved(response):
+        if visit.connection is not None or not will_be_saved(response):
             raise SessionWSError(
                 "the session can't be renewed with this response: aiohttp_session saves it"
                 " with a web.Response that has not been sent, not with a websocket or a stream"
@@ -78,8 +78,8 @@ class Answers:
         """
         Return the visit of *request*, with the id it came with.
         """
-        visit = visit_of(request)
-        if not visit.noted and visit.ws is None:
+        visit = current_visit()
+        if not visit.noted and visit.connection is None:
             await self.note(request, visit)
         return visit
 
@@ -151,7 +151,11 @@ class Answers:
         if came_with is None:
             return
         registry = self._registry
-        current = await registry.get_id(request)
+        try:
+            current = await registry.get_id(request)
+        except Exception:
+            log.exception("get_id() failed; it is taken as if the id were the same")
+            current = came_with
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:

@@ -144,7 +144,7 @@ async def close_connection(connection: Connection, close: Close, timeout: float)
     except TimeoutError:
         return True
     except Exception:
-        log.warning("closing connection %d failed", connection.number, exc_info=True)
+        log.warning("closing a websocket failed", exc_info=True)
         return True
     else:
         return False

@@ -5,10 +5,8 @@ The record of one websocket, and the index that finds it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Hashable, Iterator
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from .closing import Close
 
 __all__ = ["Connection", "SupportsClose"]
-
-_numbers = itertools.count(1)
 
 
 class SupportsClose(Protocol):
@@ -59,7 +55,6 @@ class Connection:
     One websocket and what is known of it.
 
     Attributes:
-        number: Distinguishes the connections of this process.
         session_ws_id: The id of the session it belongs to.
         ws: The websocket, or the object that was registered by hand.
         request: The request that was upgraded; ``None`` if registered by hand.
@@ -74,7 +69,6 @@ class Connection:
         "closing",
         "gone",
         "left",
-        "number",
         "opened",
         "refusal",
         "registered",
@@ -94,7 +88,6 @@ class Connection:
         task: asyncio.Task[Any] | None = None,
         started: float = 0.0,
     ) -> None:
-        self.number = next(_numbers)
         self.session_ws_id = session_ws_id
         self.ws = ws
         self.request = request
@@ -160,48 +153,64 @@ class Connection:
 class Index:
     """
     Connections by a key; a key that has none is not in it.
+
+    Most sessions have one socket. Such a connection stands for itself, without a
+    dictionary around it: that would be a quarter of what a socket costs us.
     """
 
-    __slots__ = ("groups",)
+    __slots__ = ("_groups",)
 
     def __init__(self) -> None:
-        self.groups: dict[Hashable, dict[Any, Connection]] = {}
+        self._groups: dict[Hashable, Connection | dict[Any, Connection]] = {}
 
     def add(self, key: Hashable, connection: Connection) -> None:
         """
         File *connection* under *key*.
         """
-        group = self.groups.get(key)
-        if group is None:
-            self.groups[key] = {connection.ws: connection}
-        else:
+        group = self._groups.setdefault(key, connection)
+        if isinstance(group, dict):
             group[connection.ws] = connection
+        elif group is not connection:
+            self._groups[key] = {group.ws: group, connection.ws: connection}
 
-    def discard(self, key: Hashable, ws: object) -> Connection | None:
+    def discard(self, key: Hashable, ws: object) -> None:
         """
         Take *ws* out, if it is there.
         """
-        group = self.groups.get(key)
-        if group is None:
-            return None
-        connection = group.pop(ws, None)
-        if not group:
-            del self.groups[key]
-        return connection
+        group = self._groups.get(key)
+        if isinstance(group, dict):
+            group.pop(ws, None)
+            if not group:
+                del self._groups[key]
+        elif group is not None and group.ws is ws:
+            del self._groups[key]
+
+    def get(self, key: Hashable, ws: object) -> Connection | None:
+        """
+        Return the connection of *ws* under *key*.
+        """
+        group = self._groups.get(key)
+        if isinstance(group, dict):
+            return group.get(ws)
+        return group if group is not None and group.ws is ws else None
 
     def of(self, key: Hashable) -> list[Connection]:
         """
         Return the connections under *key*.
         """
-        group = self.groups.get(key)
-        return list(group.values()) if group is not None else []
+        group = self._groups.get(key)
+        if isinstance(group, dict):
+            return list(group.values())
+        return [] if group is None else [group]
+
+    def keys(self) -> tuple[Hashable, ...]:
+        """
+        Return the keys that have connections.
+        """
+        return tuple(self._groups)
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter([c for group in self.groups.values() for c in group.values()])
+        return iter([connection for key in self._groups for connection in self.of(key)])
 
-    def __bool__(self) -> bool:
-        return bool(self.groups)
-
-
-#: The connection whose handler is running, so that it never waits for itself.
-CURRENT: Final[ContextVar[Connection | None]] = ContextVar("CURRENT", default=None)
+    def __len__(self) -> int:
+        return len(self._groups)

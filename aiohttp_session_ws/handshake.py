@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import aiohttp_session
 from aiohttp import web
@@ -19,7 +19,7 @@ from .gate import is_websocket
 from .ids import usable
 from .registry import SessionWSRegistry
 from .signals import AuthDetails, FailDetails, HandshakeDetails
-from .visit import VISIT_KEY, Visit, put_session, session_of, visit_of
+from .visit import Visit, end_visit, put_session, session_of
 
 __all__ = ["WebSocketOptions"]
 
@@ -61,10 +61,10 @@ async def handshake(
         registry._sockets.enter(connection)
         await _authorize(registry, connection, request)
         if minted:
-            await _save(registry, connection, request)
+            await _save(registry, connection, request, visit.held)
         _refuse(registry, connection.refusal)
         await ws.prepare(request)
-        visit.ws = ws
+        visit.connection = connection
         if connection.refusal is not None:
             await asyncio.wait({registry._sockets.begin_close(connection, connection.refusal)})
             raise SessionWSClosed(ws)
@@ -121,7 +121,12 @@ async def _authorize(
         await registry.on_auth_success.send(AuthDetails(request, session_ws_id))
 
 
-async def _save(registry: SessionWSRegistry, connection: Connection, request: web.Request) -> None:
+async def _save(
+    registry: SessionWSRegistry,
+    connection: Connection,
+    request: web.Request,
+    held: dict[str, Any] | None,
+) -> None:
     """
     Save a session that was given its id by this handshake.
 
@@ -132,7 +137,6 @@ async def _save(registry: SessionWSRegistry, connection: Connection, request: we
     if session is None:  # a subclass keeps the id elsewhere
         return
     storage: aiohttp_session.AbstractStorage = request[aiohttp_session.STORAGE_KEY]
-    held = visit_of(request).held
     if held and dict(await storage.load_session(request)) != held:
         # Writing the old copy back could undo a log-out.
         _refuse(registry, RECONNECT)
@@ -164,7 +168,7 @@ def _abandon(
     """
     if visit.held is not None:
         put_session(request, None)  # the new id must not be saved with an error
-    request.pop(VISIT_KEY, None)  # see session_ws
+    end_visit(visit)
     if connection is not None:
         if connection.ws.prepared:
             _ = registry._sockets.begin_close(connection, INTERNAL_ERROR)

@@ -4,7 +4,6 @@ The middleware: it sees a request come and its answer go.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import aiohttp_session
@@ -18,7 +17,7 @@ from .gate import is_websocket
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .revocation import Kind
-from .visit import VISIT_KEY, Visit, put_session, session_of, will_be_saved
+from .visit import Visit, begin_visit, end_visit, put_session, session_of, will_be_saved
 
 __all__ = ["session_ws_middleware"]
 
@@ -53,9 +52,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
             or comes later.
     """
     registry = registry_from(request)
-    task = asyncio.current_task()
-    assert task is not None
-    visit = request[VISIT_KEY] = Visit(task, asyncio.get_running_loop().time())
+    visit = begin_visit()
     if aiohttp_session.SESSION_KEY in request:
         _warn_loaded_early(registry)
     registry._saw(request)
@@ -66,9 +63,11 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     except (SessionWSClosed, SessionEnded, web.HTTPException) as exc:
         response = await _explain(registry, visit, request, exc)
     else:
-        if visit.ws is None:
+        if visit.connection is not None:
+            response = visit.connection.ws  # an open socket takes no HTTP
+        else:
             await _plain_answer(registry, visit, request, response)
-    return response if visit.ws is None else visit.ws  # an open socket takes no HTTP
+    return response
 
 
 async def _http(
@@ -90,6 +89,7 @@ async def _http(
         if response is None or response.status >= 400:
             _forget_newcomer(registry, visit, request)
         await registry._answers.settle(request, visit, saved=will_be_saved(response))
+        end_visit(visit)
     return response
 
 
@@ -160,8 +160,9 @@ async def _explain(
     """
     if isinstance(error, SessionWSClosed):
         return error.response
-    if visit.ws is not None:
-        return visit.ws
+    if visit.connection is not None:
+        ws: web.WebSocketResponse = visit.connection.ws
+        return ws
     if isinstance(error, HandshakeRefused):
         return await _accept_and_close(registry, request, error)
     if isinstance(error, SessionEnded):
@@ -190,6 +191,7 @@ async def _plain_answer(
         raise web.HTTPForbidden(text="the session has ended")
     visit.watched = True
     await registry._answers.settle(request, visit, saved=will_be_saved(response))
+    end_visit(visit)
 
 
 async def _accept_and_close(

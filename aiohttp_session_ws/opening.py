@@ -20,13 +20,13 @@ from .closing import (
     POLICY_VIOLATION,
     Close,
 )
-from .connection import CURRENT, Connection, ServedWebSocket
+from .connection import Connection, ServedWebSocket
 from .exceptions import SessionWSClosed
 from .handshake import WebSocketOptions, handshake
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .signals import CloseDetails, OpenDetails
-from .visit import VISIT_KEY, visit_of
+from .visit import Visit, current_visit, end_visit
 
 __all__ = ["session_ws"]
 
@@ -77,9 +77,10 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
     third of a generator's memory.
     """
 
-    __slots__ = ("_connection", "_contexts", "_options", "_registry", "_request")
+    __slots__ = ("_connection", "_contexts", "_options", "_registry", "_request", "_visit")
 
     _registry: SessionWSRegistry
+    _visit: Visit
     _connection: Connection
 
     def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
@@ -92,7 +93,8 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
         assert options is not None, "a session_ws() is entered once"
         self._options = None
         self._registry = registry_from(request)
-        self._connection = await handshake(self._registry, visit_of(request), request, options)
+        self._visit = current_visit()
+        self._connection = await handshake(self._registry, self._visit, request, options)
         try:
             await self._welcome()
         except BaseException as exc:
@@ -122,7 +124,6 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
         Tell everybody of a socket that is open, as long as it is.
         """
         registry, connection = self._registry, self._connection
-        CURRENT.set(connection)
         connection.registered = True
         result = registry.register(connection.session_ws_id, connection.ws)
         if result is not None and inspect.isawaitable(result):
@@ -152,9 +153,7 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
                 await registry.on_close.send(_close_details(self._request, connection, close))
         finally:
             connection.leave()
-            CURRENT.set(None)
-            # aiohttp's websocket keeps its request: cut the circle that leads back to it.
-            self._request.pop(VISIT_KEY, None)
+            end_visit(self._visit)
             try:
                 await registry._sockets.wait_gone(connection, close)
             except asyncio.CancelledError:

@@ -98,13 +98,16 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         self._warned = False  # that sessions are loaded too early
 
     def __getitem__(self, session_ws_id: Hashable) -> frozenset[web.WebSocketResponse]:
-        return frozenset(self._sockets.open.groups[session_ws_id])
+        connections = self._sockets.open.of(session_ws_id)
+        if not connections:
+            raise KeyError(session_ws_id)
+        return frozenset(connection.ws for connection in connections)
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(tuple(self._sockets.open.groups))
+        return iter(self._sockets.open.keys())
 
     def __len__(self) -> int:
-        return len(self._sockets.open.groups)
+        return len(self._sockets.open)
 
     def register(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
         """
@@ -118,7 +121,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be a key.
         """
-        if ws not in self._sockets.open.groups.get(usable(session_ws_id), ()):
+        if self._sockets.open.get(usable(session_ws_id), ws) is None:
             self._sockets.opened(Connection(session_ws_id, ws))
         return None
 
@@ -129,7 +132,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         ``session_ws`` calls this when a socket is gone. It can't take out a socket that
         ``session_ws`` still serves.
         """
-        connection = self._sockets.open.groups.get(usable(session_ws_id), {}).get(ws)
+        connection = self._sockets.open.get(usable(session_ws_id), ws)
         if connection is not None and connection.request is None:
             self._sockets.open.discard(session_ws_id, ws)
         return None

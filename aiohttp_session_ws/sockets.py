@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from .closing import NORMAL, Close, Timeouts, close_connection, end_handler, watch_cancelled
-from .connection import CURRENT, Connection, Index
+from .connection import Connection, Index
+from .visit import VISIT
 
 __all__: list[str] = []
 
@@ -146,7 +147,8 @@ class Sockets:
         Returns:
             How many were aborted, and how many handlers were cancelled.
         """
-        me = CURRENT.get()
+        visit = VISIT.get()
+        me = None if visit is None else visit.connection
         limit = self.timeouts.close + self.timeouts.handler_grace
         deadline = asyncio.get_running_loop().time() + limit
         tasks = []

@@ -9,6 +9,7 @@ import asyncio
 import math
 import warnings
 from collections.abc import Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import aiohttp_session
 from aiohttp import web
 
 from .closing import Close
+from .connection import Connection
 from .revocation import Kind
 
 __all__: list[str] = []
@@ -43,7 +45,8 @@ class Visit:
         close: With what the sockets will be closed, as far as is known.
         ids: Whose sockets will be closed.
         ordered: When the order was decided; later handshakes aren't meant.
-        ws: The websocket that the request became.
+        connection: The websocket that the request became.
+        over: Whether its handler is done.
     """
 
     task: asyncio.Task[Any]
@@ -60,7 +63,8 @@ class Visit:
     close: Close | None = None
     ids: Sequence[Hashable] = ()
     ordered: float = math.inf
-    ws: web.WebSocketResponse | None = None
+    connection: Connection | None = None
+    over: bool = False
 
     def came_with(
         self,
@@ -77,19 +81,36 @@ class Visit:
         self.others = session is not None and len(session) > (key in session)
 
 
-VISIT_KEY: Final = web.RequestKey("VISIT_KEY", Visit)
+# Not a key of the request: a websocket keeps its request, so that would make a circle, and
+# a context costs a request less than its table of keys.
+VISIT: Final[ContextVar[Visit | None]] = ContextVar("VISIT", default=None)
 
 
-def visit_of(request: web.Request) -> Visit:
+def begin_visit() -> Visit:
     """
-    Return the visit of *request*; begin one if no middleware has.
+    Begin the visit of the request that the current task handles.
     """
-    visit = request.get(VISIT_KEY)
-    if visit is None:
-        task = asyncio.current_task()
-        assert task is not None
-        visit = request[VISIT_KEY] = Visit(task, asyncio.get_running_loop().time())
+    task = asyncio.current_task()
+    assert task is not None
+    visit = Visit(task, asyncio.get_running_loop().time())
+    VISIT.set(visit)
     return visit
+
+
+def current_visit() -> Visit:
+    """
+    Return the visit that is being handled; begin one if no middleware has.
+    """
+    visit = VISIT.get()
+    return begin_visit() if visit is None or visit.over else visit
+
+
+def end_visit(visit: Visit) -> None:
+    """
+    Let nobody take *visit* for the one that is being handled any more.
+    """
+    visit.over = True  # for tasks that have a copy of this context
+    VISIT.set(None)
 
 
 def session_of(request: web.Request) -> aiohttp_session.Session | None:
