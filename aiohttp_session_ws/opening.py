@@ -35,7 +35,7 @@ log = logging.getLogger("aiohttp_session_ws")
 
 def session_ws(
     request: web.Request, **options: Unpack[WebSocketOptions]
-) -> AbstractAsyncContextManager[web.WebSocketResponse, bool]:
+) -> AbstractAsyncContextManager[web.WebSocketResponse, None]:
     """
     Upgrade *request* to a websocket that belongs to its session.
 
@@ -69,7 +69,7 @@ def session_ws(
     return _SessionWS(request, options)
 
 
-class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
+class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
     """
     What ``session_ws()`` returns.
 
@@ -98,8 +98,8 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
         try:
             await self._welcome()
         except BaseException as exc:
-            if not await self.__aexit__(type(exc), exc, exc.__traceback__):
-                raise
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
         ws: web.WebSocketResponse = self._connection.ws
         return ws
 
@@ -108,16 +108,15 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, bool]):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool:
-        suppressed = False
+    ) -> None:
         if self._contexts is not None:
             try:
-                suppressed = bool(await self._contexts.__aexit__(exc_type, exc, traceback))
+                # A context can't swallow what the handler raised: nothing would be returned.
+                await self._contexts.__aexit__(exc_type, exc, traceback)
             except BaseException as error:
                 await self._leave(error)
                 raise
-        await self._leave(None if suppressed else exc)
-        return suppressed
+        await self._leave(exc)
 
     async def _welcome(self) -> None:
         """

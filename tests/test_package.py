@@ -17,7 +17,7 @@ import aiohttp_session_ws
 from aiohttp_session_ws import exceptions
 
 PACKAGE = Path(aiohttp_session_ws.__file__).parent
-ROOT = PACKAGE.parent
+ROOT = Path(__file__).parent.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]))
 MAX_LINES = 350

@@ -1,0 +1,123 @@
+"""
+The README's programs run and do what the text around them says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import docutils.nodes
+import pytest
+from aiohttp import web
+from conftest import AiohttpClient
+from support import expect_close, make_app, until
+
+from aiohttp_session_ws import SessionWSRegistry
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.rst", "CHANGES.rst", "demo/README.rst"]
+START = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python -m demo"
+TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+
+
+def parse(name: str) -> docutils.nodes.document:
+    """Parse a document; whatever docutils finds wrong with it is an error."""
+    settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
+    text = (ROOT / name).read_text("utf-8")
+    return docutils.core.publish_doctree(text, settings_overrides=settings)
+
+
+def blocks(*, python: bool) -> list[str]:
+    """Return the README's code blocks."""
+    nodes = parse("README.rst").findall(docutils.nodes.literal_block)
+    return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
+
+
+PROGRAM, ORDERS, OPTIONS, TESTING = blocks(python=True)
+
+
+def run(block: str) -> dict[str, Any]:
+    """Run a block as a module; return its names."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.rst", "exec"), names)
+    return names
+
+
+class TestDocuments:
+    @pytest.mark.parametrize("name", DOCUMENTS)
+    def test_is_valid(self, name: str) -> None:
+        """It is well-formed reStructuredText."""
+        assert parse(name).children
+
+    def test_stays_short(self) -> None:
+        """A README that nobody reads to its end is too long."""
+        assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 250
+        assert len(PROGRAM.splitlines()) <= 40
+
+    def test_commands(self) -> None:
+        """The other blocks are the two commands, and CI runs the second from the text."""
+        assert blocks(python=False) == [START, TEST]
+        assert "README.rst" in (ROOT / ".ci/run").read_text("utf-8")
+
+    def test_names_no_machine(self) -> None:
+        """No document carries a path or a host of the machine that it was written on."""
+        for name in DOCUMENTS:
+            assert not re.search(r"/(work|root|home|tmp)/", (ROOT / name).read_text("utf-8"))
+
+
+class TestPrograms:
+    async def test_the_complete_one(self) -> None:
+        """The README's own test passes with the README's program."""
+        await run(TESTING)["log_out_closes_the_socket"](run(PROGRAM)["make_app"]())
+
+    async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
+        """Renewed sockets are told to come back; those locked out are not."""
+        names = run(ORDERS)
+        app = make_app()
+        app.router.add_get("/rights", names["change_rights"])
+        app.router.add_get("/lock/{id}", names["lock_out"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await client.get("/rights")
+            renewed = await expect_close(ws)
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            text = await (await client.get(f"/lock/{id_}")).text()
+
+            assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
+
+    async def test_options(self, aiohttp_client: AiohttpClient) -> None:
+        """Users of the listed origin get in, are counted, and leave."""
+        names = run(OPTIONS)
+        registry: SessionWSRegistry = names["registry"]
+        client = await aiohttp_client(make_app(registry))
+        async with client.get("/ws", headers={"Upgrade": "websocket"}) as response:
+            stranger = response.status
+        await client.get("/login")
+        async with client.ws_connect("/ws", origin="https://example.org") as ws:
+            await ws.receive()
+            online = len(names["online"])
+        await until(lambda: names["codes"] and not names["online"])
+
+        assert (stranger, online, names["codes"]) == (403, 1, [1000])
+
+    async def test_program_starts(self, unused_tcp_port: int) -> None:
+        """It runs as a script does."""
+        namespace = run(PROGRAM)
+        runner = web.AppRunner(namespace["make_app"]())
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", unused_tcp_port)
+        await site.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+        writer.write(b"GET /ws HTTP/1.0\r\n\r\n")
+        answer = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await runner.cleanup()
+
+        assert answer.startswith(b"HTTP/1.0 400")
