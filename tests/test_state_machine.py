@@ -38,6 +38,7 @@ T = TypeVar("T")
 POINTS = ["", "load", "prepare", "handler", "answer"]
 ENDINGS = [f"/out/{way}" for way in WAYS]
 ASKED = ["/out/end_session_ws", "/out/pattern", "/reset", "/renew", "/close"]
+HARMLESS = ["/login", "/whoami"]
 BROWSERS = 2
 
 
@@ -66,6 +67,7 @@ class ServerSide(AbstractStorage):
 class Order:
     """An HTTP request that did something to its session."""
 
+    number: int
     path: str
     came_with: Any
     mattered: bool  # the session held something, or the handler asked us
@@ -90,7 +92,7 @@ class World:
         self.held: dict[str, Held] = {}
         self.cookies: list[dict[str, str]] = [{} for _ in range(BROWSERS)]
         self.seen: list[str] = []
-        self.peers: dict[RawPeer, str] = {}  # those that opened, with the id they were told
+        self.peers: dict[RawPeer, tuple[str, int]] = {}  # those that opened: id and number
         self.gone: set[RawPeer] = set()  # those that left by themselves
         self.running: list[asyncio.Task[None]] = []
         self.numbers = 0
@@ -129,7 +131,8 @@ class World:
         if request.path == "/ws":
             return await handler(request)
         visit = current_visit()
-        order = Order(request.path, visit.session_ws_id, visit.others or request.path in ASKED)
+        mattered = visit.others or request.path in ASKED
+        order = Order(int(request.query["n"]), request.path, visit.session_ws_id, mattered)
         try:
             return await handler(request)
         finally:
@@ -140,8 +143,8 @@ class World:
             self.orders.append(order)
             await self.pass_point(request, "handler")
 
-    def dead(self) -> tuple[set[Any], set[Any]]:
-        """Tell which ids have ended, and which have been given up or told to close."""
+    def ended(self) -> set[Any]:
+        """Tell which ids have ended."""
         moves = [(o.came_with, o.left_with) for o in self.orders if o.path in ("/reset", "/renew")]
         todo = [o.came_with for o in self.orders if o.path in ENDINGS and o.mattered]
         ended: set[Any] = set()
@@ -150,8 +153,14 @@ class World:
             if current is not None and current not in ended:
                 ended.add(current)
                 todo += [new for old, new in moves if old == current]
-        closed = {o.came_with for o in self.orders if o.path not in ("/login", "/whoami")}
-        return ended, closed
+        return ended
+
+    def told_to_close(self, id_: str, number: int) -> bool | None:
+        """Tell whether an order came after a handshake; ``None`` if it came about then."""
+        orders = [o for o in self.orders if o.came_with == id_ and o.path not in HARMLESS]
+        if any(order.number > number for order in orders):
+            return True
+        return None if orders else False
 
     def begin(self, point: str) -> tuple[str, Held]:
         self.numbers += 1
@@ -195,13 +204,13 @@ class World:
         query, held = self.begin(point)
         url = self.server.make_url(f"/ws?{query}")
         peer = await RawPeer.connect(url, f"{COOKIE}={cookie}" if cookie else "")
-        await self.settled(asyncio.ensure_future(self.hello(peer)), held)
+        await self.settled(asyncio.ensure_future(self.hello(peer, self.numbers)), held)
 
-    async def hello(self, peer: RawPeer) -> None:
+    async def hello(self, peer: RawPeer, number: int) -> None:
         head = await peer.read_head()
         frame = await peer.frame() if head.startswith(b"HTTP/1.1 101") else None
         if frame is not None and frame[0] == 1:
-            self.peers[peer] = json.loads(frame[1])[0]
+            self.peers[peer] = json.loads(frame[1])[0], number
         else:
             peer.close()
 
@@ -323,16 +332,13 @@ class SessionsAndSockets(RuleBasedStateMachine):
     async def promise(self) -> None:
         world = self.world
         await world.let_all_go()
-        ended, closed = world.dead()
+        ended = world.ended()
 
         assert not ended & set(world.registry)
-        for peer, id_ in world.peers.items():
-            if peer in world.gone:
-                continue
-            if id_ in ended:
-                assert not await world.is_open(peer)
-            elif id_ not in closed:
-                assert await world.is_open(peer)
+        for peer, (id_, number) in world.peers.items():
+            told = world.told_to_close(id_, number)
+            if peer not in world.gone and (id_ in ended or told is not None):
+                assert await world.is_open(peer) is not (id_ in ended or told)
         await self.stale_cookies_open_nothing(ended)
 
     async def stale_cookies_open_nothing(self, ended: set[Any]) -> None:
@@ -340,7 +346,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
         for cookie in set(self.world.seen):
             await self.world.connect(cookie, "")
         for peer in set(self.world.peers) - before:
-            assert self.world.peers[peer] not in ended
+            assert self.world.peers[peer][0] not in ended
 
     async def nothing_is_left(self) -> None:
         registry = self.world.registry
