@@ -417,6 +417,36 @@ class TestHeldHandshakes:
 
         assert (early, late.json()[0]) == (4403, id_)
 
+    async def test_those_that_came_after_the_decision(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A socket that opens while the answer is on its way is not meant by the order."""
+        answering = Turnstile()
+
+        @web.middleware
+        async def slow(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            if request.path == "/close":
+                await answering()
+            return response
+
+        app = make_app(registry)
+        app.middlewares.insert(0, slow)
+        client, _ = await logged_in(aiohttp_client, app)
+        answering.shut = True
+        async with client.ws_connect("/ws") as before:
+            request = asyncio.ensure_future(client.get("/close"))
+            await answering.arrived.wait()
+            async with client.ws_connect("/ws") as after:
+                await after.receive()
+                answering.let()
+                await request
+                code = await expect_close(before)
+                await until(lambda: not registry._sockets._tasks)
+                await after.send_str("still here")
+
+                assert (code, (await after.receive()).data) == (4403, "still here")
+
 
 class TestInAnOpenSocket:
     async def test_end(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
