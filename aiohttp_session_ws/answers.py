@@ -14,7 +14,16 @@ from aiohttp import web
 from .closing import RECONNECT, SESSION_ENDED, Close
 from .exceptions import SessionWSError
 from .revocation import Kind
-from .visit import Visit, answered, current_visit, fate, session_of, will_be_saved
+from .visit import (
+    Visit,
+    answered,
+    end_visit,
+    fate,
+    put_session,
+    session_of,
+    visit_of,
+    will_be_saved,
+)
 
 if TYPE_CHECKING:
     from .registry import SessionWSRegistry
@@ -53,7 +62,8 @@ class Answers:
             await registry.end_session(visit.session_ws_id)
             return
         if visit.session_ws_id is not None:
-            visit.ids = registry._revocations.end(visit.session_ws_id, registry._ttl())
+            if self._deserves_record(visit):
+                visit.ids = registry._revocations.end(visit.session_ws_id, registry._ttl())
             self._ask(request, visit, response, SESSION_ENDED)
         await registry.delete_id(request)
         if aiohttp_session.STORAGE_KEY in request:
@@ -78,7 +88,7 @@ class Answers:
         """
         Return the visit of *request*, with the id it came with.
         """
-        visit = current_visit()
+        visit = visit_of(request)
         if not visit.noted and visit.connection is None:
             await self.note(request, visit)
         return visit
@@ -91,10 +101,10 @@ class Answers:
         session = session_of(request)
         if session is None:
             session_ws_id = await registry._load_id(request)
-            visit.came_with(session_ws_id, session_of(request), registry.session_key)
+            visit.came_with(session_ws_id, session_of(request), registry._revocations.ends)
             return
         session_ws_id, stored = await registry._reload_id(request)
-        visit.came_with(session_ws_id, stored, registry.session_key)
+        visit.came_with(session_ws_id, stored, registry._revocations.ends)
         # A new session where the storage has an old one: the handler has replaced it.
         if stored is None or stored.new or not session.new:
             visit.session = session
@@ -113,7 +123,9 @@ class Answers:
         visit.asked = True
         visit.ids = visit.ids or [visit.session_ws_id]
         self._registry._order(visit.ids, visit.close, hold=True)
-        self._wait(request, visit, saved=will_be_saved(response))
+        if visit.over:  # a child task of a handler that is done
+            visit.watched = False
+        self._wait(request, visit, saved=will_be_saved(response) and not visit.over)
 
     def _wait(self, request: web.Request, visit: Visit, *, saved: bool) -> None:
         if visit.waiting is None or visit.waiting.done():
@@ -125,12 +137,13 @@ class Answers:
         await answered(visit, request.transport, registry.timeouts.response)
         if not visit.watched:
             await self.settle(request, visit, saved=saved)
+            end_visit(visit)
         close = visit.close
         assert close is not None
         sockets = [
             connection
             for session_ws_id in visit.ids
-            for connection in registry._sockets.open.of(session_ws_id)
+            for connection in registry._sockets.of(session_ws_id)
             if connection.started <= visit.ordered
         ]
         await registry._sockets.close(sockets, close)
@@ -156,18 +169,24 @@ class Answers:
         except Exception:
             log.exception("get_id() failed; it is taken as if the id were the same")
             current = came_with
+        revocations = registry._revocations
+        session = session_of(request)
+        if revocations.ends != visit.ends and session is visit.session:
+            record = revocations.get(came_with)
+            if record is not None and record.kind is Kind.ENDED:
+                # Meanwhile, by somebody else: saving it would bring it back.
+                put_session(request, None)
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:
-            session = session_of(request)
             kind = fate(visit, session, current, saved=saved, key=registry.session_key)
             visit.ids = [came_with]
             if kind is not None and self._deserves_record(visit):
                 ttl = registry._ttl()
                 if kind is Kind.ENDED:
-                    visit.ids = registry._revocations.end(came_with, ttl)
+                    visit.ids = revocations.end(came_with, ttl)
                 else:
-                    registry._revocations.move(came_with, current, ttl)
+                    revocations.move(came_with, current, ttl)
             may_come_back = kind is None or (current is not None and saved)
             visit.close = RECONNECT if may_come_back else SESSION_ENDED
         visit.ordered = asyncio.get_running_loop().time()
@@ -178,7 +197,8 @@ class Answers:
         # A visitor who comes and goes without a word must not fill the memory.
         sockets = self._registry._sockets
         id_ = visit.session_ws_id
-        return visit.asked or visit.others or bool(sockets.open.of(id_) or sockets.opening.of(id_))
+        others = visit.held_others(self._registry.session_key)
+        return others or bool(sockets.open.of(id_) or sockets.opening.of(id_))
 
 
 async def _wipe(request: web.Request, session: aiohttp_session.Session | None) -> None:

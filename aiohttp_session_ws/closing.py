@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -138,7 +138,7 @@ async def close_connection(connection: Connection, close: Close, timeout: float)
     """
     try:
         async with asyncio.timeout(timeout):
-            await _send_close(connection.ws, close)
+            await _send_close(connection, close)
             while not connection.disconnected:
                 await asyncio.sleep(_POLL)
     except TimeoutError:
@@ -149,15 +149,17 @@ async def close_connection(connection: Connection, close: Close, timeout: float)
     else:
         return False
     finally:
-        # Does nothing to a transport that has ended by itself.
-        if connection.transport is not None:
-            connection.transport.abort()
+        connection.cut()
 
 
-async def _send_close(ws: Any, close: Close) -> None:
+async def _send_close(connection: Connection, close: Close) -> None:
     """
-    Close *ws*, or whatever was registered by hand in its place.
+    Close the websocket, or whatever was registered by hand in its place.
     """
+    ws, transport = connection.ws, connection.transport
+    if transport is not None and transport.is_closing():
+        # To close a TLS transport twice makes asyncio lose the connection under it.
+        return
     if isinstance(ws, web.WebSocketResponse):
         # Without drain: a peer that stopped reading would hold it for ever.
         await ws.close(code=close.code, message=close.reason.encode(), drain=False)
@@ -169,7 +171,13 @@ async def _send_close(ws: Any, close: Close) -> None:
     else:
         result = ws.close(code=close.code, message=close.reason.encode())
     if inspect.isawaitable(result):
-        await result
+        # In a task of its own, for one that doesn't let itself be cancelled.
+        task = asyncio.ensure_future(result)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.shield(task)
+        finally:
+            task.cancel()
 
 
 async def end_handler(connection: Connection, grace: float) -> bool:

@@ -5,6 +5,8 @@ The record of one websocket, and the index that finds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,6 +78,7 @@ class Connection:
         "session_ws_id",
         "started",
         "task",
+        "tls_socket",
         "transport",
         "ws",
     )
@@ -96,6 +99,9 @@ class Connection:
         # request.transport is None once aiohttp gave the connection up, which may be
         # before the peer has taken what is in the transport's buffer.
         self.transport = request.transport if request is not None else None
+        self.tls_socket: Any = None
+        if self.transport is not None and self.transport.get_extra_info("sslcontext"):
+            self.tls_socket = self.transport.get_extra_info("socket")
         self.refusal: Close | None = None  # an order that came during the handshake
         self.close: Close | None = None  # the order that closes it
         self.closing: asyncio.Task[bool] | None = None  # the engine at work
@@ -139,15 +145,27 @@ class Connection:
         transport = self.transport
         if transport is None:
             return True
-        if not transport.is_closing() or transport.get_write_buffer_size():
+        if not transport.is_closing():
             return False
-        # A TLS transport doesn't count what its inner transport still has to send; it
-        # is done when aiohttp hears that the connection is lost.
-        return (
-            transport.get_extra_info("sslcontext") is None
-            or self.request is None
-            or self.request.transport is None
-        )
+        if self.tls_socket is None:
+            return not transport.get_write_buffer_size()
+        # A TLS transport doesn't count what its inner transport still has to send. It is
+        # done when its socket is closed, or when aiohttp hears of it (uvloop).
+        gone = self.request is not None and self.request.transport is None
+        return gone or self.tls_socket.fileno() == -1
+
+    def cut(self) -> None:
+        """
+        End the transport now; nothing happens to one that has ended by itself.
+        """
+        if self.transport is None:
+            return
+        done = self.disconnected
+        self.transport.abort()
+        if not done and self.tls_socket is not None:
+            # asyncio's abort() does nothing to a TLS transport that was closed twice.
+            with contextlib.suppress(OSError, TypeError):  # uvloop's has no shutdown()
+                self.tls_socket.shutdown(socket.SHUT_RDWR)
 
 
 class Index:

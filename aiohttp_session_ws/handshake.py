@@ -94,12 +94,16 @@ async def _find_id(registry: SessionWSRegistry, visit: Visit, request: web.Reque
     """
     registry._saw(request)
     session_ws_id = await registry._load_id(request)
+    if visit.minted:
+        # The handler has called new_id() or the like: what it made is saved nowhere.
+        session_ws_id, stored = await registry._reload_id(request)
+        put_session(request, stored)
     session = session_of(request)
-    visit.came_with(session_ws_id, session, registry.session_key)
+    visit.came_with(session_ws_id, session, registry._revocations.ends)
     if session_ws_id is not None:
         return False
     visit.held = dict(session or {})
-    await registry.new_id(request)
+    await registry._mint(request)
     visit.session_ws_id = usable(await registry.get_id(request))
     return True
 

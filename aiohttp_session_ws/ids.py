@@ -4,8 +4,10 @@ Where the id lives: in the session, unless a subclass of the registry says other
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, TypeAlias
@@ -15,7 +17,7 @@ from aiohttp import web
 
 from .exceptions import IdFactoryFailed, InvalidSessionWSId, NotSetUp, SessionEnded
 from .revocation import Kind, Revocations
-from .visit import put_session, session_of
+from .visit import put_session, session_of, visit_of
 
 __all__ = ["DEFAULT_ID_FACTORY", "DEFAULT_SESSION_KEY", "IdFactory"]
 
@@ -24,6 +26,8 @@ log = logging.getLogger("aiohttp_session_ws")
 IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
 
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+
+_TOGETHER: Final = 10.0  # seconds in which requests with the same cookie came at once
 
 
 def DEFAULT_ID_FACTORY(request: web.Request) -> str:
@@ -48,6 +52,7 @@ class SessionWSIds:
         self.id_factory = id_factory
         self.session_key = session_key
         self._revocations = Revocations()
+        self._adopted: dict[bytes, tuple[Hashable, float]] = {}
 
     async def generate_id(self, request: web.Request) -> Hashable:
         """
@@ -108,6 +113,7 @@ class SessionWSIds:
             record = self._revocations.get(usable(current))
             if record is not None and record.kind is Kind.ENDED:
                 raise SessionEnded("the session was ended while this request was handled")
+        visit_of(request).minted = True  # and not saved yet
         session_ws_id = await self.generate_id(request)
         if session_ws_id != current and self._revocations.lift(session_ws_id):
             log.warning(
@@ -139,6 +145,31 @@ class SessionWSIds:
             )
             raise NotSetUp(msg) from exc
         return None if session_ws_id is None else usable(session_ws_id)
+
+    async def _mint(self, request: web.Request) -> None:
+        """
+        Give the session of *request*, which has no id, a new one.
+
+        A session that is older than the installation may come with several requests at
+        once. They must be given the same id, or all but one would be orphans.
+        """
+        session = session_of(request)
+        storage = request.get(aiohttp_session.STORAGE_KEY)
+        cookie = None if storage is None else request.cookies.get(storage.cookie_name)
+        if not session or cookie is None:
+            await self.new_id(request)
+            return
+        key = hashlib.blake2b(cookie.encode(), digest_size=16).digest()
+        now = time.monotonic()
+        while self._adopted and next(iter(self._adopted.values()))[1] < now - _TOGETHER:
+            del self._adopted[next(iter(self._adopted))]
+        known = self._adopted.get(key)
+        if known is not None and self._revocations.get(known[0]) is None:
+            visit_of(request).minted = True
+            await self.set_id(request, known[0])
+            return
+        await self.new_id(request)
+        self._adopted[key] = usable(await self.get_id(request)), now
 
     async def _reload_id(
         self, request: web.Request

@@ -4,7 +4,9 @@ The middleware: it sees a request come and its answer go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Hashable
 
 import aiohttp_session
 from aiohttp import web
@@ -17,7 +19,15 @@ from .gate import is_websocket
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .revocation import Kind
-from .visit import Visit, begin_visit, end_visit, put_session, session_of, will_be_saved
+from .visit import (
+    VISIT,
+    Visit,
+    end_visit,
+    new_visit,
+    put_session,
+    session_of,
+    will_be_saved,
+)
 
 __all__ = ["session_ws_middleware"]
 
@@ -52,7 +62,11 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
             or comes later.
     """
     registry = registry_from(request)
-    visit = begin_visit()
+    visit = VISIT.get()
+    if visit is not None and visit.request is request and not visit.over:
+        return await handler(request)  # installed twice, in a sub-application as well
+    visit = new_visit(request)
+    VISIT.set(visit)
     if aiohttp_session.SESSION_KEY in request:
         _warn_loaded_early(registry)
     registry._saw(request)
@@ -82,15 +96,31 @@ async def _http(
         response = exc
         raise
     except SessionEnded as exc:
-        # It was ended while the handler ran; what the handler put into it is not saved.
-        put_session(request, None)
+        # It was ended while the handler ran. settle() sees to it that nothing is saved.
         raise web.HTTPForbidden(text="the session has ended") from exc
     finally:
         if response is None or response.status >= 400:
             _forget_newcomer(registry, visit, request)
-        await registry._answers.settle(request, visit, saved=will_be_saved(response))
-        end_visit(visit)
+        await _settle(registry, visit, request, response)
     return response
+
+
+async def _settle(
+    registry: SessionWSRegistry,
+    visit: Visit,
+    request: web.Request,
+    response: web.StreamResponse | None,
+) -> None:
+    """
+    Decide what became of the id, though the client may be gone.
+    """
+    visit.watched = True
+    settling = registry._answers.settle(request, visit, saved=will_be_saved(response))
+    if registry._own_get_id:
+        await asyncio.shield(registry._sockets.spawn(settling, "settle"))
+    else:
+        await settling
+    end_visit(visit)
 
 
 async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Request) -> None:
@@ -99,24 +129,27 @@ async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Reques
     """
     session_ws_id = await registry._load_id(request)
     if session_ws_id is None:
-        await registry.new_id(request)
-        session_ws_id = await registry.get_id(request)
-        visit.minted = True
+        await registry._mint(request)  # nobody knows it yet, so nobody can mean it
     elif (record := registry._revocations.get(session_ws_id)) is not None:
         old_enough = registry._revocations.age(record) > _SETTLED
-        session_ws_id = await _repair(registry, request, record.kind, mint=old_enough)
-    visit.came_with(session_ws_id, session_of(request), registry.session_key)
+        session_ws_id = await _repair(registry, request, session_ws_id, record.kind, old_enough)
+    visit.came_with(session_ws_id, session_of(request), registry._revocations.ends)
 
 
 async def _repair(
-    registry: SessionWSRegistry, request: web.Request, kind: Kind, *, mint: bool
-) -> object:
+    registry: SessionWSRegistry,
+    request: web.Request,
+    dead: Hashable,
+    kind: Kind,
+    mint: bool,
+) -> Hashable | None:
     """
     Take a dead id from *request*.
 
     Args:
         registry: The registry.
-        request: A request that came with a dead id.
+        request: The request.
+        dead: The dead id that it came with.
         kind: Why it is dead.
         mint: Whether it is time to give the session a new one.
 
@@ -135,7 +168,10 @@ async def _repair(
             return session_ws_id
     if mint:
         await registry.new_id(request)
-    return await registry.get_id(request)
+    session_ws_id = await registry.get_id(request)
+    if mint and kind is Kind.MOVED:
+        registry._revocations.move(dead, session_ws_id, registry._ttl())
+    return session_ws_id
 
 
 def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Request) -> None:
@@ -143,10 +179,9 @@ def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Req
     Save no session for a visitor who got nothing but an error.
     """
     session = session_of(request)
-    newcomer = visit.minted and not visit.asked
+    newcomer = visit.minted and visit.session_ws_id is None
     if newcomer and session is not None and set(session) <= {registry.session_key}:
         put_session(request, None)
-        visit.session_ws_id = None
 
 
 async def _explain(
@@ -189,9 +224,7 @@ async def _plain_answer(
     if record is not None and record.kind is Kind.ENDED and not visit.asked:
         put_session(request, None)
         raise web.HTTPForbidden(text="the session has ended")
-    visit.watched = True
-    await registry._answers.settle(request, visit, saved=will_be_saved(response))
-    end_visit(visit)
+    await _settle(registry, visit, request, response)
 
 
 async def _accept_and_close(

@@ -26,7 +26,7 @@ from .handshake import WebSocketOptions, handshake
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .signals import CloseDetails, OpenDetails
-from .visit import Visit, current_visit, end_visit
+from .visit import VISIT, Visit, end_visit, visit_of
 
 __all__ = ["session_ws"]
 
@@ -93,7 +93,8 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         assert options is not None, "a session_ws() is entered once"
         self._options = None
         self._registry = registry_from(request)
-        self._visit = current_visit()
+        self._visit = visit_of(request)
+        VISIT.set(self._visit)
         self._connection = await handshake(self._registry, self._visit, request, options)
         try:
             await self._welcome()
@@ -151,7 +152,7 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
             if registry.on_close:
                 await registry.on_close.send(_close_details(self._request, connection, close))
         finally:
-            connection.leave()
+            registry._sockets.left(connection)
             end_visit(self._visit)
             try:
                 await registry._sockets.wait_gone(connection, close)

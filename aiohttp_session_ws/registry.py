@@ -94,7 +94,9 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         self._orders = CloseOrders()
         self._sockets = Sockets(self.timeouts, self._call_unregister)
         self._answers = Answers(self)
-        self._max_age: int | None = None  # of the sessions that were seen last
+        self._max_ages: set[int | None] = set()  # of the storages that were seen
+        # Only one that is overridden can be interrupted once the session is loaded.
+        self._own_get_id = type(self).get_id is not SessionWSIds.get_id
         self._warned = False  # that sessions are loaded too early
 
     def __getitem__(self, session_ws_id: Hashable) -> frozenset[web.WebSocketResponse]:
@@ -120,7 +122,9 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be a key.
+            TypeError: If *ws* can't be hashed.
         """
+        hash(ws)
         if self._sockets.open.get(usable(session_ws_id), ws) is None:
             self._sockets.opened(Connection(session_ws_id, ws))
         return None
@@ -160,7 +164,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         for connection in handshakes:
             connection.refuse(close)
         self._orders.note_all(_now())
-        return await self._carry_out(self._sockets.open, close, len(handshakes))
+        return await self._carry_out(self._sockets.all(), close, len(handshakes))
 
     async def close_all_session(
         self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
@@ -218,15 +222,16 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
             for connection in self._sockets.opening.of(session_ws_id):
                 connection.refuse(close)
                 handshakes += 1
-            sockets += self._sockets.open.of(session_ws_id)
+            sockets += self._sockets.of(session_ws_id)
         return sockets, close, handshakes
 
     async def _carry_out(
         self, connections: Iterable[Connection], close: Close, handshakes: int = 0
     ) -> CloseReport:
-        sockets = list(connections)
-        aborted, cancelled = await self._sockets.close(sockets, close)
-        return CloseReport(len(sockets), aborted, cancelled, handshakes)
+        connections = list(connections)
+        sockets = sum(not connection.gone for connection in connections)
+        aborted, cancelled = await self._sockets.close(connections, close)
+        return CloseReport(sockets, aborted, cancelled, handshakes)
 
     # Orders that wait for the answer of a request
 
@@ -295,7 +300,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         close = min(SHUTDOWN_CLOSE, self.timeouts.close)
         self._sockets.timeouts = replace(self.timeouts, close=close)
         try:
-            await self._sockets.close([*self._sockets.open, *handshakes], GOING_AWAY)
+            await self._sockets.close([*self._sockets.all(), *handshakes], GOING_AWAY)
         except Exception:
             log.exception("closing the websockets at shutdown failed")
 
@@ -328,10 +333,10 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         Note for how long sessions live.
         """
         storage = request.get(aiohttp_session.STORAGE_KEY)
-        self._max_age = None if storage is None else storage.max_age
+        self._max_ages.add(None if storage is None else storage.max_age)
 
     def _ttl(self) -> float:
-        return self.expiry.ttl(self._max_age)
+        return max(map(self.expiry.ttl, self._max_ages or {None}))
 
 
 def _now() -> float:

@@ -53,24 +53,38 @@ class Expiry:
         return self.revocation_ttl if max_age is None else max_age + 3600.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Family:
+    """
+    The ids that one session has had, one after another or, in parallel requests, at once.
+
+    Attributes:
+        ids: The ids.
+        dead: How many of them have a record.
+    """
+
+    ids: set[Hashable]
+    dead: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Revocation:
     """
     The record that an id is dead.
 
     Attributes:
+        session_ws_id: Which.
         kind: Ended for good, or moved to another id.
         at: When, by the clock of the registry.
         ttl: For how many seconds after it was last met it is kept.
         expires: When it is forgotten.
-        successors: The ids that took its place.
     """
 
+    session_ws_id: Hashable
     kind: Kind
     at: float
     ttl: float
     expires: float
-    successors: tuple[Hashable, ...] = ()
 
 
 def _digest(session_ws_id: Hashable) -> Hashable:
@@ -99,6 +113,8 @@ class Revocations:
         self._limit = limit
         self._clock = clock
         self._evicted = 0
+        self._families: dict[Hashable, Family] = {}
+        self.ends = 0  # how many times something was ended
         self._records: dict[Hashable, Revocation] = {}  # the one not met for longest first
 
     def __len__(self) -> int:
@@ -114,11 +130,12 @@ class Revocations:
         record = self._records.get(key)
         if record is None:
             return None
-        del self._records[key]
         now = self._clock()
         if record.expires <= now:
+            self._forget(key)
             return None
         record.expires = now + record.ttl
+        del self._records[key]
         self._records[key] = record
         return record
 
@@ -130,30 +147,36 @@ class Revocations:
 
     def end(self, session_ws_id: Hashable, ttl: float) -> list[Hashable]:
         """
-        Record that an id, and every id that took its place, has ended.
+        Record that an id has ended, and with it every id that its session ever had.
 
         Returns:
-            All of these ids, *session_ws_id* first.
+            All of these ids.
         """
-        ids: dict[Hashable, None] = {}
-        todo = [session_ws_id]
-        while todo:
-            current = todo.pop()
-            if current not in ids:
-                ids[current] = None
-                todo.extend(self._record(current, Kind.ENDED, ttl).successors)
-        return list(ids)
+        self.ends += 1
+        self.get(session_ws_id)  # or an old record would bring an old family
+        family = self._families.get(_digest(session_ws_id))
+        ids = [session_ws_id] if family is None else list(family.ids)
+        for member in ids:
+            self._record(member, Kind.ENDED, ttl)
+        return ids
 
-    def move(self, session_ws_id: Hashable, successor: Hashable | None, ttl: float) -> None:
+    def move(self, session_ws_id: Hashable, successor: Hashable, ttl: float) -> None:
         """
-        Record that an id was given up for *successor*, if there is one.
+        Record that an id was given up for *successor*.
 
         Ended beats moved: if the id has ended meanwhile, the successor ends with it.
         """
         record = self._record(session_ws_id, Kind.MOVED, ttl)
-        if successor is None:
-            return
-        record.successors = (*record.successors, successor)
+        key, heir = _digest(session_ws_id), _digest(successor)
+        family = self._families.setdefault(key, Family({session_ws_id}, dead=1))
+        known = self._families.setdefault(heir, family)
+        if known is not family:  # an id that is not made for one session only
+            family.ids |= known.ids
+            family.dead += known.dead
+            self._families.update({_digest(member): family for member in known.ids})
+        elif successor not in family.ids:
+            family.ids.add(successor)
+            family.dead += heir in self._records
         if record.kind is Kind.ENDED:
             self.end(successor, ttl)
 
@@ -161,21 +184,43 @@ class Revocations:
         """
         Forget that an id is dead; tell whether it was.
         """
-        return self._records.pop(_digest(session_ws_id), None) is not None
+        return self._forget(_digest(session_ws_id))
 
     def _record(self, session_ws_id: Hashable, kind: Kind, ttl: float) -> Revocation:
         now = self._clock()
         key = _digest(session_ws_id)
-        record = self._records.pop(key, None)
-        if record is None or record.expires <= now:
-            record = Revocation(kind, now, ttl, now + ttl)
+        record = self._records.get(key)
+        if record is not None and record.expires <= now:
+            self._forget(key)
+            record = None
+        if record is None:
+            if (family := self._families.get(key)) is not None:
+                family.dead += 1
+            record = Revocation(session_ws_id, kind, now, ttl, now + ttl)
         elif kind is Kind.ENDED and record.kind is Kind.MOVED:
             record.kind, record.at = kind, now
         record.ttl = max(record.ttl, ttl)
         record.expires = max(record.expires, now + ttl)
+        self._records.pop(key, None)
         self._records[key] = record
         self._prune(now)
         return record
+
+    def _forget(self, key: Hashable) -> bool:
+        """
+        Forget a record, and its family with the last one.
+        """
+        record = self._records.pop(key, None)
+        if record is None:
+            return False
+        family = self._families.pop(key, None)
+        if family is not None:
+            family.ids.discard(record.session_ws_id)
+            family.dead -= 1
+            if not family.dead:
+                for member in family.ids:
+                    self._families.pop(_digest(member), None)
+        return True
 
     def _prune(self, now: float) -> None:
         while self._records:
@@ -190,7 +235,7 @@ class Revocations:
                         self._limit,
                     )
                 self._evicted += 1
-            del self._records[key]
+            self._forget(key)
 
 
 class CloseOrders:

@@ -9,7 +9,7 @@ import contextvars
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import Any, Final, TypeVar
 
 from .closing import NORMAL, Close, Timeouts, close_connection, end_handler, watch_cancelled
@@ -41,6 +41,7 @@ class Sockets:
         self.timeouts = timeouts
         self.opening = Index()  # known to orders only
         self.open = Index()
+        self._lingering: set[Connection] = set()  # gone, but their handlers have not left
         self._on_gone = on_gone
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -74,6 +75,26 @@ class Sockets:
         connection.opened = True
         if self._sweeper is None and connection.request is not None:
             self._sweep_later()
+
+    def of(self, session_ws_id: Hashable) -> list[Connection]:
+        """
+        Return the connections of a session, and those that only left their handlers behind.
+        """
+        lingering = [c for c in self._lingering if c.session_ws_id == session_ws_id]
+        return self.open.of(session_ws_id) + lingering
+
+    def all(self) -> list[Connection]:
+        """
+        Return all connections, and those that only left their handlers behind.
+        """
+        return [*self.open, *self._lingering]
+
+    def left(self, connection: Connection) -> None:
+        """
+        Note that the handler of *connection* has left ``session_ws``.
+        """
+        connection.leave()
+        self._lingering.discard(connection)
 
     def drop(self, connection: Connection) -> None:
         """
@@ -115,6 +136,8 @@ class Sockets:
             return
         connection.gone = True
         self.open.discard(connection.session_ws_id, connection.ws)
+        if connection.task is not None and not connection.left:
+            self._lingering.add(connection)
         if not connection.registered:
             return
         try:
@@ -124,14 +147,9 @@ class Sockets:
         else:
             if result is not None and inspect.isawaitable(result):
                 # Its own task: the handler that waits here may be cancelled.
-                await asyncio.wait({self.spawn(self._bounded(result), "unregister")})
-
-    async def _bounded(self, result: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(self.timeouts.close):
-                await result
-        except Exception:
-            log.exception("unregister() failed")
+                task = self.spawn(_logged(result), "unregister")
+                await asyncio.wait({task}, timeout=self.timeouts.close)
+                task.cancel()
 
     async def close(self, connections: Iterable[Connection], close: Close) -> tuple[int, int]:
         """
@@ -148,18 +166,20 @@ class Sockets:
             How many were aborted, and how many handlers were cancelled.
         """
         visit = VISIT.get()
-        me = None if visit is None else visit.connection
+        me = None if visit is None or visit.over else visit.connection
         limit = self.timeouts.close + self.timeouts.handler_grace
         deadline = asyncio.get_running_loop().time() + limit
         tasks = []
         for connection in connections:
             if connection.closing is None:
                 connection.close = close
-            if connection is me:
-                _ = self.spawn(self._close_one(connection, close, None), "order")
-            else:
+            if connection is not me:
                 coro = self._close_one(connection, close, deadline)
                 tasks.append(self.spawn(coro, "order"))
+            elif connection.task is asyncio.current_task():
+                _ = self.spawn(self._close_one(connection, close, None), "order")
+            else:  # a child of the handler, which may wait for it
+                _ = self.spawn(self._close_one(connection, close, deadline), "order")
         if not tasks:
             return 0, 0
         # Each is bounded by itself: by the deadline, and by timeouts.close once more if
@@ -183,7 +203,7 @@ class Sockets:
             Whether it was aborted, and whether its handler was cancelled.
         """
         aborted = False
-        if connection.opened:
+        if connection.opened and not connection.gone:
             closing = self.begin_close(connection, close)
             await asyncio.wait({closing})
             aborted = not closing.cancelled() and closing.result()
@@ -209,7 +229,7 @@ class Sockets:
             if closed or connection.transport is None or connection.transport.is_closing():
                 # A handler learns of its socket's end from receive(), unless it was the
                 # heartbeat that found the peer dead.
-                knows = closed and not isinstance(connection.ws.exception(), TimeoutError)
+                knows = closed and connection.ws.exception() is None
                 deadline = None if knows else math.inf
                 _ = self.spawn(self._close_one(connection, NORMAL, deadline), "sweep")
         if self.open:
@@ -227,7 +247,17 @@ class Sockets:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        tasks = list(self._tasks)
+        tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, stubborn = await asyncio.wait(tasks, timeout=self.timeouts.handler_grace)
+            for task in stubborn:
+                log.warning("a task goes on though it was cancelled: %s", task.get_name())
+
+
+async def _logged(result: Awaitable[None]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("unregister() failed")

@@ -31,12 +31,14 @@ class Visit:
     What is noted of a request, by the middleware or by the first helper that is called.
 
     Attributes:
+        request: The request.
         task: The task that handles the request, until its answer has been written.
         started: When it began, by the event loop's clock.
-        session_ws_id: The id it came with, or was given before its handler ran.
+        session_ws_id: The id it came with.
         session: The session that carried this id.
-        others: Whether that session held anything else.
-        minted: Whether the id was made for this request.
+        keys: What that session held.
+        ends: How many sessions had been ended by then.
+        minted: Whether an id was made for this request.
         held: What the session held before a handshake gave it an id.
         noted: Whether the four above are known.
         watched: Whether the middleware will settle it when the handler is done.
@@ -49,11 +51,13 @@ class Visit:
         over: Whether its handler is done.
     """
 
+    request: web.Request
     task: asyncio.Task[Any]
     started: float
     session_ws_id: Hashable | None = None
     session: aiohttp_session.Session | None = None
-    others: bool = False
+    keys: Sequence[str] = ()
+    ends: int = 0
     minted: bool = False
     held: dict[str, Any] | None = None
     noted: bool = False
@@ -70,7 +74,7 @@ class Visit:
         self,
         session_ws_id: Hashable | None,
         session: aiohttp_session.Session | None,
-        key: str,
+        ends: int,
     ) -> None:
         """
         Note the id and the session that a request came with.
@@ -78,7 +82,14 @@ class Visit:
         self.noted = True
         self.session_ws_id = session_ws_id
         self.session = session
-        self.others = session is not None and len(session) > (key in session)
+        self.keys = () if session is None else tuple(session)
+        self.ends = ends
+
+    def held_others(self, key: str) -> bool:
+        """
+        Tell whether the session held more than the id, which is under *key*.
+        """
+        return len(self.keys) > (key in self.keys)
 
 
 # Not a key of the request: a websocket keeps its request, so that would make a circle, and
@@ -86,23 +97,29 @@ class Visit:
 VISIT: Final[ContextVar[Visit | None]] = ContextVar("VISIT", default=None)
 
 
-def begin_visit() -> Visit:
+def new_visit(request: web.Request) -> Visit:
     """
-    Begin the visit of the request that the current task handles.
+    Return a visit of *request* by the current task.
     """
     task = asyncio.current_task()
     assert task is not None
-    visit = Visit(task, asyncio.get_running_loop().time())
-    VISIT.set(visit)
-    return visit
+    return Visit(request, task, asyncio.get_running_loop().time())
 
 
-def current_visit() -> Visit:
+def visit_of(request: web.Request) -> Visit:
     """
-    Return the visit that is being handled; begin one if no middleware has.
+    Return the visit of *request* that is being handled, or a new one.
+
+    A handler may call a helper with the request of somebody else, and a task may outlive
+    the request that it was started by.
     """
     visit = VISIT.get()
-    return begin_visit() if visit is None or visit.over else visit
+    if visit is not None and visit.request is request and not visit.over:
+        return visit
+    visit = new_visit(request)
+    if VISIT.get() is None:
+        VISIT.set(visit)
+    return visit
 
 
 def end_visit(visit: Visit) -> None:
@@ -164,17 +181,19 @@ def fate(
     """
     if session_ws_id == visit.session_ws_id:
         return None
-    if session is not visit.session:
+    if session is not visit.session or _emptied(visit, session, key):
         return Kind.ENDED
-    if session is not None and _emptied(visit, session, key):
-        return Kind.ENDED
-    return Kind.MOVED if saved else None
+    if not saved:
+        return None
+    return Kind.ENDED if session_ws_id is None else Kind.MOVED  # a move needs a successor
 
 
-def _emptied(visit: Visit, session: aiohttp_session.Session, key: str) -> bool:
-    # invalidate() and a new id behind it is a log-out too: nothing is left of what the
-    # session held.
-    return session.empty or (visit.others and len(session) == (key in session))
+def _emptied(visit: Visit, session: aiohttp_session.Session | None, key: str) -> bool:
+    # invalidate(), and a new id or a farewell put into it, is a log-out too: nothing is left
+    # of what the session held.
+    if session is None or not visit.held_others(key):
+        return session is not None and session.empty
+    return not any(name in session for name in visit.keys if name != key)
 
 
 async def answered(visit: Visit, transport: asyncio.Transport | None, timeout: float) -> None:

@@ -94,9 +94,10 @@ class TestDecision:
     @pytest.mark.parametrize(
         ("change", "kind", "code"),
         [
-            ("delete", Kind.MOVED, 4401),
+            ("delete", Kind.ENDED, 4401),
             ("new", Kind.MOVED, 4403),
             ("invalidate and new", Kind.ENDED, 4403),
+            ("invalidate and farewell", Kind.ENDED, 4401),
             ("new and fail", None, 4403),
             ("delete and fail", None, 4403),
             ("invalidate and fail", Kind.ENDED, 4401),
@@ -118,6 +119,8 @@ class TestDecision:
                 await delete_session_ws_id(request)
             if "invalidate" in change:
                 (await aiohttp_session.get_session(request)).invalidate()
+            if "farewell" in change:
+                (await aiohttp_session.get_session(request))["flash"] = "bye"
             if "new" in change:
                 await new_session_ws_id(request)
             if "fail" in change:

@@ -32,13 +32,12 @@ from hypothesis.stateful import (
 from support import COOKIE, PATIENCE, WAYS, RawPeer, make_app, until
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, get_session_ws_id
-from aiohttp_session_ws.visit import current_visit
+from aiohttp_session_ws.visit import visit_of
 
 T = TypeVar("T")
 
 POINTS = ["", "load", "prepare", "handler", "answer"]
 ENDINGS = [f"/out/{way}" for way in WAYS]
-ASKED = ["/out/end_session_ws", "/out/pattern", "/reset", "/renew", "/close"]
 ORDERS = [*ENDINGS, "/reset", "/renew", "/close"]
 HARMLESS = ["/login", "/whoami"]
 BROWSERS = 2
@@ -72,7 +71,7 @@ class Order:
     number: int
     path: str
     came_with: Any
-    mattered: bool  # the session held something, or the handler asked us
+    mattered: bool  # the session held something, or had sockets
     left_with: Any = None
     decided: float = math.inf  # the number of the last request that began before
 
@@ -133,8 +132,8 @@ class World:
     async def inside(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == "/ws":
             return await handler(request)
-        visit = current_visit()
-        mattered = visit.others or request.path in ASKED
+        visit = visit_of(request)
+        mattered = visit.held_others(self.registry.session_key)
         order = Order(int(request.query["n"]), request.path, visit.session_ws_id, mattered)
         try:
             return await handler(request)
@@ -149,15 +148,13 @@ class World:
             order.decided = self.numbers
 
     def ended(self) -> set[Any]:
-        """Tell which ids have ended."""
-        moves = [(o.came_with, o.left_with) for o in self.orders if o.path in ("/reset", "/renew")]
-        todo = [o.came_with for o in self.orders if o.path in ENDINGS and o.mattered]
-        ended: set[Any] = set()
-        while todo:
-            current = todo.pop()
-            if current is not None and current not in ended:
-                ended.add(current)
-                todo += [new for old, new in moves if old == current]
+        """Tell which ids have ended: all that a session ever had end together."""
+        known = [order for order in self.orders if order.came_with and order.mattered]
+        ended = {order.came_with for order in known if order.path in ENDINGS}
+        renewals = [order for order in known if order.path in ("/reset", "/renew")]
+        moves = [{order.came_with, order.left_with} for order in renewals]
+        while more := [move for move in moves if move & ended and move - ended]:
+            ended.update(*more)
         return ended
 
     def told_to_close(self, id_: str, number: int) -> bool | None:
