@@ -187,7 +187,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
     ) -> CloseReport:
         """
-        Revoke an id, and the ids that it was renewed to, and close their sockets.
+        Revoke an id, and all ids that its session ever had, and close their sockets.
 
         Nobody opens a socket with these ids any more, and the next HTTP request that
         comes with one gets a new session. Waits as :meth:`close_all` does.

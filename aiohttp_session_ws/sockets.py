@@ -169,7 +169,8 @@ class Sockets:
         me = None if visit is None or visit.over else visit.connection
         limit = self.timeouts.close + self.timeouts.handler_grace
         deadline = asyncio.get_running_loop().time() + limit
-        tasks = []
+        tasks: list[asyncio.Task[tuple[bool, bool]]] = []
+        engines: list[asyncio.Task[bool]] = []
         for connection in connections:
             if connection.closing is None:
                 connection.close = close
@@ -178,13 +179,14 @@ class Sockets:
                 tasks.append(self.spawn(coro, "order"))
             elif connection.task is asyncio.current_task():
                 _ = self.spawn(self._close_one(connection, close, None), "order")
-            else:  # a child of the handler, which may wait for it
+            else:  # a child of the handler, which may wait for it, but not the engine
                 _ = self.spawn(self._close_one(connection, close, deadline), "order")
-        if not tasks:
-            return 0, 0
-        # Each is bounded by itself: by the deadline, and by timeouts.close once more if
-        # unregister() is overridden and hangs.
-        await asyncio.wait(tasks)
+                if not connection.gone:
+                    engines.append(self.begin_close(connection, close))
+        if tasks or engines:
+            # Each is bounded by itself: by the deadline, and by timeouts.close once more if
+            # unregister() is overridden and hangs.
+            await asyncio.wait([*tasks, *engines])
         results = [t.result() for t in tasks if not t.cancelled() and t.exception() is None]
         return sum(aborted for aborted, _ in results), sum(cancelled for _, cancelled in results)
 
