@@ -71,7 +71,7 @@ class Order:
     number: int
     path: str
     came_with: Any
-    mattered: bool  # the session held something, or had sockets
+    mattered: bool = False  # the session held something, or had sockets
     left_with: Any = None
     decided: float = math.inf  # the number of the last request that began before
 
@@ -133,19 +133,24 @@ class World:
         if request.path == "/ws":
             return await handler(request)
         visit = visit_of(request)
-        mattered = visit.held_others(self.registry.session_key)
-        order = Order(int(request.query["n"]), request.path, visit.session_ws_id, mattered)
+        others = visit.held_others(self.registry.session_key)
+        order = Order(int(request.query["n"]), request.path, visit.session_ws_id)
+        order.mattered = others or self.has_sockets(order.came_with)
         try:
             return await handler(request)
         finally:
             order.left_with = await get_session_ws_id(request)
             self.orders.append(order)
             await self.pass_point(request, "handler")
-            # Now it is decided: nothing runs between this and the middleware.
-            sockets = self.registry._sockets
-            for index in (sockets.open, sockets.opening):
-                order.mattered |= bool(index.of(order.came_with))
+            # Most is decided now: nothing runs between this and the middleware.
+            if request.path != "/out/end_session_ws":
+                order.mattered = others or self.has_sockets(order.came_with)
             order.decided = self.numbers
+
+    def has_sockets(self, id_: Any) -> bool:
+        """Tell whether a session has sockets, or will have if nothing is done."""
+        sockets = self.registry._sockets
+        return bool(sockets.open.of(id_) or sockets.opening.of(id_))
 
     def ended(self) -> set[Any]:
         """Tell which ids have ended: all that a session ever had end together."""
