@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from aiohttp import web
+from aiohttp import TCPConnector, web
 from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
 from aiohttp.web_runner import BaseRunner
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
 
 Client: TypeAlias = TestClient[web.Request, web.Application]
@@ -89,10 +95,37 @@ def aiohttp_client(aiohttp_client: AiohttpClient) -> AiohttpClient:
     """Start clients, as pytest-aiohttp's fixture does, of servers with aiohttp's defaults."""
 
     async def start(
-        app: web.Application | BaseTestServer, *, handler_cancellation: bool = False
+        app: web.Application | BaseTestServer,
+        *,
+        handler_cancellation: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> Client:
         if isinstance(app, web.Application):
             app = Server(app, handler_cancellation=handler_cancellation)
-        return await aiohttp_client(app)
+        if tls is None:
+            return await aiohttp_client(app)
+        await app.start_server(ssl=tls)
+        return await aiohttp_client(app, connector=TCPConnector(ssl=False))
 
     return start
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """What a server needs to be served over TLS; its certificate is its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    san = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(san, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path / "server.pem"
+    path.write_bytes(private + certificate.public_bytes(pem))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(path)
+    return context

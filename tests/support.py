@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import aiohttp_session
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -34,6 +36,8 @@ from aiohttp_session_ws import (
 COOKIE = "AIOHTTP_SESSION"
 PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
 QUICK = Timeouts(close=0.2, handler_grace=0.1, response=0.5)
+
+T = TypeVar("T")
 
 Way: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -229,6 +233,7 @@ class RawPeer:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (url.host, url.port))
         peer = cls(sock)
+        await peer.begin()
         key = base64.b64encode(os.urandom(16)).decode()
         await peer.send(
             f"GET {url.path_qs} HTTP/1.1\r\nHost: {url.authority}\r\nUpgrade: websocket\r\n"
@@ -245,6 +250,9 @@ class RawPeer:
         assert peer.head.startswith(b"HTTP/1.1 101"), peer.head
         return peer
 
+    async def begin(self) -> None:
+        """Do what comes before the first request."""
+
     async def send(self, data: bytes) -> None:
         """Send bytes."""
         await asyncio.get_running_loop().sock_sendall(self._sock, data)
@@ -257,9 +265,13 @@ class RawPeer:
         self.head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         return self.head
 
-    async def _fill(self) -> bool:
+    async def receive(self) -> bytes:
+        """Receive bytes; none at the end."""
         async with asyncio.timeout(PATIENCE):
-            data = await asyncio.get_running_loop().sock_recv(self._sock, 65536)
+            return await asyncio.get_running_loop().sock_recv(self._sock, 65536)
+
+    async def _fill(self) -> bool:
+        data = await self.receive()
         self._buffer += data
         return bool(data)
 
@@ -305,6 +317,53 @@ class RawPeer:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
+
+
+class TlsPeer(RawPeer):
+    """One that speaks TLS, and may say that it has said all without closing its socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing)
+
+    async def begin(self) -> None:
+        """Agree on keys."""
+        await self._go_on(self._tls.do_handshake)
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, encrypted."""
+        await self._go_on(lambda: self._tls.write(data))
+
+    async def receive(self) -> bytes:
+        """Receive bytes, decrypted; none at the end."""
+        try:
+            return await self._go_on(lambda: self._tls.read(65536))
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    async def notify(self) -> None:
+        """Send TLS's word for the end, close_notify, and don't wait for the answer."""
+        with contextlib.suppress(ssl.SSLError):  # no answer yet, or something else before it
+            self._tls.unwrap()
+        await super().send(self._outgoing.read())
+
+    async def _go_on(self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await super().send(self._outgoing.read())
+                data = await super().receive()
+                self._incoming.write(data)
+                if not data:
+                    self._incoming.write_eof()
+            else:
+                await super().send(self._outgoing.read())
+                return result
 
 
 NORMAL_CLOSE = struct.pack("!H", WSCloseCode.OK)

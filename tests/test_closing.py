@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+from typing import Never
 
 import pytest
 from aiohttp import WSMsgType, web
 from conftest import AiohttpClient, Client
 from support import (
     NORMAL_CLOSE,
+    PATIENCE,
     QUICK,
     RawPeer,
+    TlsPeer,
     Turnstile,
     cookie_of,
     expect_close,
@@ -26,6 +30,7 @@ from aiohttp_session_ws import (
     REGISTRY_KEY,
     Close,
     CloseReport,
+    Connection,
     SessionWSRegistry,
     Timeouts,
     registry_from,
@@ -35,11 +40,16 @@ from aiohttp_session_ws import (
 FLOOD = b"x" * 1_000_000
 
 
-async def flood(request: web.Request) -> web.WebSocketResponse:
+async def pour(ws: web.WebSocketResponse) -> Never:
     """Send without end, so that a peer that doesn't read fills every buffer."""
+    while True:
+        await ws.send_bytes(FLOOD)
+
+
+async def flood(request: web.Request) -> web.WebSocketResponse:
+    """Send without end, and do nothing else."""
     async with session_ws(request) as ws:
-        while True:
-            await ws.send_bytes(FLOOD)
+        await pour(ws)
 
 
 async def deaf(request: web.Request) -> web.WebSocketResponse:
@@ -50,11 +60,15 @@ async def deaf(request: web.Request) -> web.WebSocketResponse:
     return ws
 
 
-async def client_of(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
+async def client_of(
+    aiohttp_client: AiohttpClient,
+    registry: SessionWSRegistry,
+    tls: ssl.SSLContext | None = None,
+) -> Client:
     app = make_app(registry)
     app.router.add_get("/flood", flood)
     app.router.add_get("/deaf", deaf)
-    client = await aiohttp_client(app)
+    client = await aiohttp_client(app, tls=tls)
     await client.get("/login")
     return client
 
@@ -255,6 +269,87 @@ class TestRudePeers:
         client = await aiohttp_client(app)
         peer = await RawPeer.open(client.make_url("/hang"), receive_buffer=4096)
         await done.wait()
+
+        assert not registry
+        peer.close()
+
+
+class TestTls:
+    @pytest.fixture
+    async def client(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
+    ) -> Client:
+        return await client_of(aiohttp_client, registry, tls)
+
+    async def test_behaves(self, client: Client, registry: SessionWSRegistry) -> None:
+        """The client sees the close code, and its connection ends."""
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            (connection,) = registry._sockets.open
+            report = await registry.end_session(await session_id(client))
+            code = await expect_close(ws)
+
+        assert (report, code) == (CloseReport(sockets=1), 4401)
+        assert connection.tls_socket.fileno() == -1
+
+    @staticmethod
+    async def full(
+        client: Client, registry: SessionWSRegistry, path: str
+    ) -> tuple[TlsPeer, Connection]:
+        """Return a peer that doesn't read, once nothing more goes to it, and its connection."""
+        peer = await TlsPeer.open(client.make_url(path), cookie_of(client), receive_buffer=4096)
+        (connection,) = registry._sockets.open
+        assert connection.transport is not None
+        await until(connection.transport.get_write_buffer_size)
+        return peer, connection
+
+    @pytest.mark.parametrize("says_so", ["never", "before", "after"])
+    async def test_stopped_reading(
+        self, client: Client, registry: SessionWSRegistry, says_so: str
+    ) -> None:
+        """Nor does it help to say before or after the order that nothing more will come."""
+        peer, connection = await self.full(client, registry, "/flood")
+        assert connection.transport is not None
+        if says_so == "before":
+            await peer.notify()
+            await until(connection.transport.is_closing)
+        order = asyncio.ensure_future(registry.end_session(connection.session_ws_id))
+        if says_so == "after":
+            await until(lambda: connection.ws.closed)
+            await peer.notify()
+        async with asyncio.timeout(PATIENCE):
+            report = await order
+        await until(lambda: connection.tls_socket.fileno() == -1)
+
+        assert report.sockets == report.aborted == 1
+        assert not registry
+        peer.close()
+
+    async def test_closed_by_the_handler_too(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
+    ) -> None:
+        """A connection that both sides have closed already is cut all the same."""
+        said = asyncio.Event()
+
+        async def shut(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                flooding = asyncio.ensure_future(pour(ws))
+                await said.wait()
+                await ws.close()
+            flooding.cancel()
+            await asyncio.wait({flooding})
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/shut", shut)
+        client = await aiohttp_client(app, tls=tls)
+        await client.get("/login")
+        peer, connection = await self.full(client, registry, "/shut")
+        assert connection.transport is not None
+        await peer.notify()
+        await until(connection.transport.is_closing)
+        said.set()
+        await until(lambda: connection.tls_socket.fileno() == -1)
 
         assert not registry
         peer.close()

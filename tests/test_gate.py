@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
-from pathlib import Path
 from typing import Any
 
 import aiohttp_session
 import pytest
 from aiohttp import WSServerHandshakeError, web
-from aiohttp.test_utils import TestServer
 from conftest import AiohttpClient, Client
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
@@ -63,29 +56,6 @@ async def knock(client: Client, *headers: tuple[str, str], **options: Any) -> in
     except WSServerHandshakeError as exc:
         return exc.status
     return 101
-
-
-@pytest.fixture
-async def tls_client(aiohttp_client: AiohttpClient, tmp_path: Path) -> Client:
-    """Return a client of an app that is served over TLS."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
-    san = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = builder.add_extension(san, critical=False).sign(key, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = tmp_path / "server.pem"
-    path.write_bytes(private + certificate.public_bytes(pem))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(path)
-    server = TestServer(make_app())
-    await server.start_server(ssl=context)
-    return await aiohttp_client(server)
 
 
 class TestSameOrigin:
@@ -231,11 +201,13 @@ class TestSameOrigin:
             ("http://example.org:443", 403),
         ],
     )
-    async def test_over_tls(self, tls_client: Client, origin: str, status: int) -> None:
+    async def test_over_tls(
+        self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, origin: str, status: int
+    ) -> None:
         """A request that came over TLS can't be of a page that did not."""
-        headers = [("Host", "example.org"), ("Origin", origin)]
+        client = await aiohttp_client(make_app(), tls=tls)
 
-        assert await knock(tls_client, *headers, ssl=False) == status
+        assert await knock(client, ("Host", "example.org"), ("Origin", origin)) == status
 
 
 class TestOrigins:
