@@ -36,6 +36,7 @@ from aiohttp_session_ws import (
 COOKIE = "AIOHTTP_SESSION"
 PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
 QUICK = Timeouts(close=0.2, handler_grace=0.1, response=0.5)
+PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for peers that behave, at any pace
 
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ from conftest import AiohttpClient, Client
 from support import (
     NORMAL_CLOSE,
     PATIENCE,
+    PATIENT,
     QUICK,
     RawPeer,
     TlsPeer,
@@ -83,6 +84,11 @@ def registry() -> SessionWSRegistry:
     return SessionWSRegistry(timeouts=QUICK)
 
 
+@pytest.fixture
+def patient() -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=PATIENT)
+
+
 class TestVocabulary:
     @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000])
     def test_a_code_that_no_frame_can_carry_is_an_error(self, code: int) -> None:
@@ -116,16 +122,16 @@ class TestOrders:
         assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 4000, "bye")
 
     async def test_only_that_session(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+        self, aiohttp_client: AiohttpClient, patient: SessionWSRegistry
     ) -> None:
         """The sockets of other sessions stay."""
-        client = await client_of(aiohttp_client, registry)
+        client = await client_of(aiohttp_client, patient)
         other = await aiohttp_client(client.server)
         await other.get("/login")
         async with client.ws_connect("/ws") as mine, other.ws_connect("/ws") as theirs:
             await mine.receive()
             await theirs.receive()
-            report = await registry.end_session(await session_id(client))
+            report = await patient.end_session(await session_id(client))
             await theirs.send_str("still here")
             echo = await theirs.receive()
 
@@ -281,12 +287,15 @@ class TestTls:
     ) -> Client:
         return await client_of(aiohttp_client, registry, tls)
 
-    async def test_behaves(self, client: Client, registry: SessionWSRegistry) -> None:
+    async def test_behaves(
+        self, aiohttp_client: AiohttpClient, patient: SessionWSRegistry, tls: ssl.SSLContext
+    ) -> None:
         """The client sees the close code, and its connection ends."""
+        client = await client_of(aiohttp_client, patient, tls)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            (connection,) = registry._sockets.open
-            report = await registry.end_session(await session_id(client))
+            (connection,) = patient._sockets.open
+            report = await patient.end_session(await session_id(client))
             code = await expect_close(ws)
 
         assert (report, code) == (CloseReport(sockets=1), 4401)
@@ -357,13 +366,13 @@ class TestTls:
 
 class TestHandlers:
     async def test_learns_of_the_close_in_receive(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+        self, aiohttp_client: AiohttpClient, patient: SessionWSRegistry
     ) -> None:
         """A handler that reads ends by itself and is not cancelled."""
-        client = await client_of(aiohttp_client, registry)
+        client = await client_of(aiohttp_client, patient)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            report = await registry.close_all()
+            report = await patient.close_all()
 
         assert report == CloseReport(sockets=1)
 
@@ -400,7 +409,7 @@ class TestHandlers:
     async def test_sends_after_the_order(
         self,
         aiohttp_client: AiohttpClient,
-        registry: SessionWSRegistry,
+        patient: SessionWSRegistry,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """What send() raises after an order is no error in the log."""
@@ -413,12 +422,12 @@ class TestHandlers:
                     await ws.send_str("tick")
                     await tick()
 
-        app = make_app(registry)
+        app = make_app(patient)
         app.router.add_get("/ticker", ticker)
         client = await aiohttp_client(app)
         async with client.ws_connect("/ticker") as ws:
             await ws.receive()
-            closing = asyncio.ensure_future(registry.close_all())
+            closing = asyncio.ensure_future(patient.close_all())
             code = await expect_close(ws)
             tick.let()
             report = await closing
