@@ -5,6 +5,7 @@ What a real browser makes of it: cookies shared by tabs, close codes that a scri
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.revocation import Revocations
 from demo.app import make_app
 
 ARGS = [
@@ -168,20 +170,44 @@ class TestTabs:
             await expect(tab.locator("#user")).to_have_text("Ada")
             await expect(tab.locator("#sockets")).to_have_text("2")
 
-    async def test_server_that_is_away(self, browser: Browser, site: TestServer) -> None:
-        """A page that can't reach its server tries again, later each time."""
-        page = await open_tab(await browser.new_context(), site)
-        await site.close()
+    async def test_server_that_is_away(
+        self, browser: Browser, site: TestServer, aiohttp_server: AiohttpServer
+    ) -> None:
+        """A page tries again, later each time up to half a minute, and comes back by itself."""
+        context = await browser.new_context()
+        await context.clock.install()  # no test waits for minutes
+        page = await open_tab(context, site)
         closes = page.locator("li[data-kind=close]")
+        port = site.port
+        await site.close()
+        waits: list[float] = []
+        for failures in range(8):
+            await expect(closes).to_have_count(failures + 1)
+            found = re.search(r"trying again in ([\d.]+)", await closes.first.inner_text())
+            assert found is not None
+            waits.append(float(found[1]))
+            if failures == 7:
+                await aiohttp_server(make_app(), port=port)
+            await context.clock.fast_forward(30_000)
+        await page.locator("body[data-state=open]").wait_for()
 
-        await expect(closes.nth(1)).to_contain_text("trying again in")
-        assert await page.locator("li[data-code='1001']").count() == 1
+        assert waits[:6] == sorted(waits[:6])
+        assert waits[0] <= 0.5
+        assert 15 <= max(waits) <= 30
+        assert await closes.last.get_attribute("data-code") == "1001"
 
 
 class TestStaleCookie:
     @pytest.fixture
-    async def thief(self, browser: Browser, site: TestServer) -> BrowserContext:
-        """A context with the cookie of a session that has been ended since."""
+    def now(self, site: TestServer) -> list[float]:
+        """What the registry's clock shows."""
+        now = [0.0]
+        registry_of(site)._revocations = Revocations(clock=lambda: now[0])
+        return now
+
+    @pytest.fixture
+    async def thief(self, browser: Browser, site: TestServer, now: list[float]) -> BrowserContext:
+        """A context with the cookie of a session that has just been ended."""
         page = await open_tab(await browser.new_context(), site)
         await log_in(page, "Ada")
         stolen = await page.context.cookies()
@@ -200,14 +226,20 @@ class TestStaleCookie:
         assert (outcome["code"], outcome["reason"]) == (4401, "session ended")
         assert outcome["messages"] == []
 
-    async def test_page_sees_nothing(self, thief: BrowserContext, site: TestServer) -> None:
-        """A page with it is refused again and again, and never shows the user."""
+    async def test_page_sees_nothing(
+        self, thief: BrowserContext, site: TestServer, now: list[float]
+    ) -> None:
+        """A page with it is refused again and again, and once it gets in it shows no user."""
         page = await thief.new_page()
         await page.goto(str(site.make_url("/")))
         await page.locator("li[data-code='4401']").nth(1).wait_for()
 
         await expect(page.locator("li[data-kind=open]")).to_have_count(0)
         await expect(page.locator("#user")).to_have_text("Nobody")
+
+        now[0] = 3600.0
+        await page.click("text=Connect now")
+        await back_as(page, "")
 
 
 class TestSubprotocol:
