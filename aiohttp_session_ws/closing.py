@@ -90,7 +90,8 @@ class Timeouts:
 
     Args:
         close: For a peer to take the close frame and what was sent before it, and to
-            answer; then the connection is aborted.
+            answer; then the connection is aborted. At the application's shutdown it is
+            half a second at most.
         handler_grace: For a handler to end once its socket is closed; then it is
             cancelled.
         response: For the answer of a request that ends or renews a session to leave the
@@ -113,7 +114,7 @@ class CloseReport:
 
     Attributes:
         sockets: How many open sockets it was about.
-        aborted: How many of them did not end within the close timeout and were cut.
+        aborted: How many of them could not be closed within the close timeout and were cut.
         cancelled: How many handlers had to be cancelled.
         handshakes: How many handshakes in flight it will refuse.
     """
@@ -134,7 +135,7 @@ async def close_connection(connection: Connection, close: Close, timeout: float)
         timeout: Seconds until the transport is aborted.
 
     Returns:
-        Whether the deadline passed.
+        Whether it had to be cut: the deadline passed, or closing it failed.
     """
     try:
         async with asyncio.timeout(timeout):

@@ -93,7 +93,9 @@ class SessionWSIds:
         """
         Take the id out of the session of *request*, if it has one.
 
-        Behind the middleware the sockets of that id are closed when the answer has left.
+        Behind the middleware this counts as the session's end, if the answer saves it: the
+        id is revoked, and its sockets are closed with 4401 when the answer has left. What
+        else the session holds is kept, and its next HTTP request is given an id.
         """
         session = await aiohttp_session.get_session(request)
         session.pop(self.session_key, None)
@@ -102,8 +104,8 @@ class SessionWSIds:
         """
         Give the session of *request* a new id.
 
-        Behind the middleware the sockets of the old one are closed when the answer has
-        left.
+        Behind the middleware the old one is revoked, if the answer saves the new one, and
+        its sockets are closed with 4403 when the answer has left.
 
         Raises:
             SessionEnded: If the session has been ended meanwhile. Nothing is changed.

@@ -46,13 +46,15 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     Must stand directly inside aiohttp_session's middleware. It
 
     - gives a session without an id a new one before the handler runs, which sets a
-      cookie on a visitor's first request. Not on the websocket handshake, where some
-      browsers (Safari) ignore it. An answer with status >= 400 to a new visitor saves
-      nothing;
+      cookie on a visitor's first request. On a websocket handshake ``session_ws`` does so,
+      but some browsers (Safari) ignore a cookie there. An answer with status >= 400 to a
+      new visitor saves nothing;
     - revokes an id that the session no longer carries when the handler is done, whoever
       removed it, and closes its sockets when the answer has left;
-    - replaces a session that has been ended, and was brought back by a stale cookie;
-    - answers a refused handshake with a close code that a page's script can see.
+    - replaces a session that has been ended, and was brought back by a stale cookie. It is
+      given an id ten seconds after the end, when the right cookie is no longer on its way;
+    - answers a handshake that is refused because of its session with a close code that a
+      page's script can see.
 
     It costs a few microseconds, and loads the session of every request that is not a
     websocket handshake.

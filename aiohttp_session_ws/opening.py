@@ -63,8 +63,9 @@ def session_ws(
         aiohttp.web.HTTPForbidden: If it comes from a foreign page, ``authorize`` refused
             it, or its session may not open a socket (:class:`HandshakeRefused`).
         aiohttp.web.HTTPServiceUnavailable: If the application is shutting down.
-        SessionWSClosed: If it was closed before or while the handler ran, and the handler
-            raised because of that. Nothing is registered in any of these cases.
+        SessionWSClosed: If an order closed it before the handler ran, or while it ran and
+            the handler raised because of that; or if the handler raised an HTTP exception,
+            which an open socket can't answer. Nothing stays registered in any of these cases.
     """
     return _SessionWS(request, options)
 

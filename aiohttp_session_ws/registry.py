@@ -64,7 +64,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         on_auth_success: Signal; ``authorize`` agreed.
         on_auth_fail: Signal; ``authorize`` did not.
         on_fail: Signal; a handshake failed, for whatever reason.
-        on_open: Signal; the handler runs next.
+        on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
     """
 
@@ -189,8 +189,9 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         """
         Revoke an id, and all ids that its session ever had, and close their sockets.
 
-        Nobody opens a socket with these ids any more, and the next HTTP request that
-        comes with one gets a new session. Waits as :meth:`close_all` does.
+        Nobody opens a socket with these ids any more, and an HTTP request that comes with
+        one gets a new session; what a storage keeps of the old one is left alone. Waits as
+        :meth:`close_all` does.
 
         Args:
             session_ws_id: Which session.
@@ -242,8 +243,9 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         Close the sockets of the session that *request* came with, once it is answered.
 
         Handshakes are held off at once. When the handler is done it is decided what
-        happened: a session that was replaced or emptied has ended; one that has got
-        another id has moved there; one that keeps its id was just told to come back.
+        happened: a session that was replaced or emptied, or whose id was taken away, has
+        ended; one that has got another id has moved there; one that keeps its id, since
+        nothing was changed or saved, was just told to come back.
         The sockets are closed when the answer has left the server, or after
         ``timeouts.response`` seconds. Called in the handler of an open websocket, it
         closes the sockets of that session now.
@@ -262,7 +264,8 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
 
         The id is revoked at once; its sockets are closed when the answer has left. What
         a storage keeps on the server under the old key is emptied. Called in the handler
-        of an open websocket, it ends that session and closes its sockets now.
+        of an open websocket, it ends that session and closes its sockets now, and leaves
+        what the storage keeps alone.
 
         Args:
             request: The request that is being handled.

@@ -36,8 +36,8 @@ class Expiry:
     How long things live.
 
     Args:
-        revocation_ttl: Seconds to remember a dead id if the session storage has no
-            ``max_age``. With one, it is that plus an hour.
+        revocation_ttl: Seconds to remember a dead id, since it was last met, if the
+            session storage has no ``max_age``. With one, it is that plus an hour.
     """
 
     revocation_ttl: float = 30 * 24 * 3600.0

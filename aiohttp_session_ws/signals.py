@@ -83,7 +83,7 @@ class FailDetails:
 @dataclass(frozen=True, slots=True)
 class OpenDetails:
     """
-    A socket that is open; its handler runs next.
+    A socket that is open; the contexts and its handler run next.
     """
 
     request: web.Request

@@ -229,8 +229,8 @@ class Sockets:
                 continue
             closed = connection.ws.closed
             if closed or connection.transport is None or connection.transport.is_closing():
-                # A handler learns of its socket's end from receive(), unless it was the
-                # heartbeat that found the peer dead.
+                # A close that was read is known to the handler, which may have things to
+                # finish; one by the heartbeat, which found the peer dead, is not.
                 knows = closed and connection.ws.exception() is None
                 deadline = None if knows else math.inf
                 _ = self.spawn(self._close_one(connection, NORMAL, deadline), "sweep")

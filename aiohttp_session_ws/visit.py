@@ -40,7 +40,7 @@ class Visit:
         ends: How many sessions had been ended by then.
         minted: Whether an id was made for this request.
         held: What the session held before a handshake gave it an id.
-        noted: Whether the four above are known.
+        noted: Whether id, session, keys and ends are known.
         watched: Whether the middleware will settle it when the handler is done.
         asked: Whether the handler gave an order.
         waiting: The task that waits for the answer, to carry an order out.
