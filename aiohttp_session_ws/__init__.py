@@ -9,6 +9,9 @@ from .closing import (
     POLICY_VIOLATION,
     RECONNECT,
     SESSION_ENDED,
+    SESSION_EXPIRED,
+    SLOW_CONSUMER,
+    TOO_MANY_CONNECTIONS,
     Close,
     CloseReport,
     Timeouts,
@@ -16,18 +19,22 @@ from .closing import (
 from .connection import Connection, SupportsClose
 from .exceptions import (
     HandshakeRefused,
+    IdentifyFailed,
     IdFactoryFailed,
+    InvalidIdentity,
     InvalidSessionWSId,
     NotSetUp,
     SessionEnded,
     SessionWSClosed,
     SessionWSError,
+    WrongLoop,
 )
 from .gate import Origins
 from .handshake import WebSocketOptions
 from .helpers import (
     REGISTRY_KEY,
     delete_session_ws_id,
+    end_identity_ws,
     end_session_ws,
     ensure_session_ws_id,
     get_session_ws_id,
@@ -37,9 +44,13 @@ from .helpers import (
     schedule_close_all_session_ws,
     setup,
 )
+from .identify import Identify
 from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory
+from .limits import Limits
 from .middleware import session_ws_middleware
 from .opening import session_ws
+from .outbox import PushQueue
+from .push import Delivery
 from .registry import Authorize, ConnectionContext, SessionWSRegistry
 from .revocation import Expiry
 from .signals import (
@@ -50,6 +61,7 @@ from .signals import (
     OpenDetails,
     Signal,
 )
+from .snapshot import ConnectionInfo, Snapshot
 
 __version__ = "2.0.0"
 
@@ -63,6 +75,9 @@ __all__ = [
     "RECONNECT",
     "REGISTRY_KEY",
     "SESSION_ENDED",
+    "SESSION_EXPIRED",
+    "SLOW_CONSUMER",
+    "TOO_MANY_CONNECTIONS",
     "AuthDetails",
     "Authorize",
     "Close",
@@ -70,25 +85,35 @@ __all__ = [
     "CloseReport",
     "Connection",
     "ConnectionContext",
+    "ConnectionInfo",
+    "Delivery",
     "Expiry",
     "FailDetails",
     "HandshakeDetails",
     "HandshakeRefused",
     "IdFactory",
     "IdFactoryFailed",
+    "Identify",
+    "IdentifyFailed",
+    "InvalidIdentity",
     "InvalidSessionWSId",
+    "Limits",
     "NotSetUp",
     "OpenDetails",
     "Origins",
+    "PushQueue",
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",
     "SessionWSRegistry",
     "Signal",
+    "Snapshot",
     "SupportsClose",
     "Timeouts",
     "WebSocketOptions",
+    "WrongLoop",
     "delete_session_ws_id",
+    "end_identity_ws",
     "end_session_ws",
     "ensure_session_ws_id",
     "get_session_ws_id",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import aiohttp_session
@@ -52,24 +53,49 @@ class Answers:
         else:
             self._ask(request, visit, response, RECONNECT)
 
-    async def end(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def end(
+        self, request: web.Request, response: web.StreamResponse, *, everywhere: bool
+    ) -> None:
         """
-        See :meth:`SessionWSRegistry.schedule_end_session`.
+        See :meth:`SessionWSRegistry.schedule_end_session` and ``schedule_end_identity``.
         """
         registry = self._registry
         visit = await self._visit(request)
+        identity = await self._whose(request, visit) if everywhere else None
         if visit.connection is not None:
+            if identity is not None:
+                await registry.end_identity(identity)
             await registry.end_session(visit.session_ws_id)
             return
+        ids = [] if identity is None else registry._end_identity(identity)
         if visit.session_ws_id is not None:
+            ids.append(visit.session_ws_id)
             if self._deserves_record(visit):
-                visit.ids = registry._revocations.end(visit.session_ws_id, registry._ttl())
-            self._ask(request, visit, response, SESSION_ENDED)
+                ids += registry._revocations.end(visit.session_ws_id, registry._ttl())
+        visit.ids = list(dict.fromkeys(ids))
+        self._ask(request, visit, response, SESSION_ENDED)
         await registry.delete_id(request)
         if aiohttp_session.STORAGE_KEY in request:
             await _wipe(request, visit.session)
             await aiohttp_session.new_session(request)
         await registry.ensure_id(request)
+
+    async def _whose(self, request: web.Request, visit: Visit) -> Hashable | None:
+        """
+        Return whom the session of *request* belongs to, or did before it was replaced.
+        """
+        registry = self._registry
+        if visit.connection is not None:
+            return visit.connection.identity
+        identity = await registry._identify(request)
+        if identity is None:
+            replacement = session_of(request)
+            put_session(request, None)
+            try:
+                identity = await registry._identify(request)
+            finally:
+                put_session(request, replacement)
+        return identity
 
     async def renew(self, request: web.Request, response: web.StreamResponse) -> None:
         """
@@ -115,14 +141,15 @@ class Answers:
         """
         Hold off handshakes until the order of *request* is decided.
         """
-        if visit.session_ws_id is None:
+        if visit.session_ws_id is None and not visit.ids:
             log.debug("a request asked to close its session's sockets, but had no session ws id")
             return
         if visit.close is not SESSION_ENDED:
             visit.close = close
         visit.asked = True
         visit.ids = visit.ids or [visit.session_ws_id]
-        self._registry._order(visit.ids, visit.close, hold=True)
+        # Without an id it will not be decided what became of it.
+        self._registry._order(visit.ids, visit.close, hold=visit.session_ws_id is not None)
         if visit.over:  # a child task of a handler that is done
             visit.watched = False
         self._wait(request, visit, saved=will_be_saved(response) and not visit.over)
@@ -179,7 +206,7 @@ class Answers:
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:
-            kind = fate(visit, session, current, saved=saved, key=registry.session_key)
+            kind = fate(visit, session, current, saved=saved, own=registry._own_keys)
             visit.ids = [came_with]
             if kind is not None and self._deserves_record(visit):
                 ttl = registry._ttl()
@@ -197,7 +224,7 @@ class Answers:
         # A visitor who comes and goes without a word must not fill the memory.
         sockets = self._registry._sockets
         id_ = visit.session_ws_id
-        others = visit.held_others(self._registry.session_key)
+        others = visit.held_others(self._registry._own_keys)
         return others or bool(sockets.open.of(id_) or sockets.opening.of(id_))
 
 

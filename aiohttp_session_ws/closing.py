@@ -25,6 +25,9 @@ __all__ = [
     "POLICY_VIOLATION",
     "RECONNECT",
     "SESSION_ENDED",
+    "SESSION_EXPIRED",
+    "SLOW_CONSUMER",
+    "TOO_MANY_CONNECTIONS",
     "Close",
     "CloseReport",
     "Timeouts",
@@ -79,8 +82,14 @@ POLICY_VIOLATION: Final = Close(1008, "refused by the application")
 INTERNAL_ERROR: Final = Close(1011, "internal error")
 #: The session is dead: stop, reload the page or log in.
 SESSION_ENDED: Final = Close(4401, "session ended")
+#: The session's time is over: as :data:`SESSION_ENDED`.
+SESSION_EXPIRED: Final = Close(4401, "session expired")
 #: Come back with the cookie you have now, within a second at random, the first time only.
 RECONNECT: Final = Close(4403, "reconnect")
+#: Do not come back by yourself: a newer socket has taken the place.
+TOO_MANY_CONNECTIONS: Final = Close(4429, "too many connections")
+#: Too slow for what is pushed; come back with a back-off.
+SLOW_CONSUMER: Final = Close(1013, "too slow")
 
 
 @dataclass(frozen=True, slots=True)

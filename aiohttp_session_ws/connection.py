@@ -7,13 +7,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Hashable, Iterator
+import time
+from collections.abc import Coroutine, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aiohttp import web
+from aiohttp import WSMessage, web
 
 if TYPE_CHECKING:
     from .closing import Close
+    from .deadlines import Deadline
+    from .outbox import Outbox
 
 __all__ = ["Connection", "SupportsClose"]
 
@@ -32,14 +35,31 @@ class SupportsClose(Protocol):
 
 class ServedWebSocket(web.WebSocketResponse):
     """
-    A websocket response that remembers whether the server began to close it.
+    A websocket response that remembers whether the server began to close it, and when its
+    handler last turned to its messages.
     """
 
-    closed_with: int | None = None
+    __slots__ = ("closed_with", "heard_at")
+
+    closed_with: int | None
+    heard_at: float | None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.closed_with = None
+        self.heard_at = None
 
     # aiohttp's are the same, but written in Python; the index asks for them all the time.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+
+    def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
+        """
+        Receive as aiohttp does.
+        """
+        # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
+        self.heard_at = time.monotonic()
+        return super().receive(timeout)
 
     async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
         """
@@ -58,20 +78,27 @@ class Connection:
 
     Attributes:
         session_ws_id: The id of the session it belongs to.
+        identity: Whom the session belongs to, as ``identify`` said at the handshake;
+            ``None`` if it said nobody.
         ws: The websocket, or the object that was registered by hand.
         request: The request that was upgraded; ``None`` if registered by hand.
         task: The task that runs the handler.
         started: When the handshake began, by the event loop's clock, in seconds.
+        opened_at: When the handshake was over, by the same clock; ``None`` until then.
     """
 
     __slots__ = (
         "_left",
+        "admitted",
         "cancelled",
         "close",
         "closing",
+        "deadline",
         "gone",
+        "identity",
         "left",
-        "opened",
+        "opened_at",
+        "outbox",
         "refusal",
         "registered",
         "request",
@@ -92,6 +119,7 @@ class Connection:
         started: float = 0.0,
     ) -> None:
         self.session_ws_id = session_ws_id
+        self.identity: Hashable | None = None
         self.ws = ws
         self.request = request
         self.task = task
@@ -102,15 +130,25 @@ class Connection:
         self.tls_socket: Any = None
         if self.transport is not None and self.transport.get_extra_info("sslcontext"):
             self.tls_socket = self.transport.get_extra_info("socket")
+        self.admitted = 0  # when it took its place, as counted by the index
         self.refusal: Close | None = None  # an order that came during the handshake
         self.close: Close | None = None  # the order that closes it
         self.closing: asyncio.Task[bool] | None = None  # the engine at work
-        self.opened = False  # the handshake is over
+        self.opened_at: float | None = None
+        self.deadline: Deadline | None = None  # when to look whether its session lives
+        self.outbox: Outbox | None = None  # what was pushed and is not sent yet
         self.registered = False  # the register() hook was called
         self.gone = False  # out of the index for good
         self.cancelled = False  # the engine has cancelled the handler
         self.left = False  # the handler has left session_ws
         self._left: asyncio.Future[None] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """
+        Whether the handshake is over.
+        """
+        return self.opened_at is not None
 
     def refuse(self, close: Close) -> None:
         """
@@ -176,15 +214,17 @@ class Index:
     dictionary around it: that would be a quarter of what a socket costs us.
     """
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_groups", "size")
 
     def __init__(self) -> None:
+        self.size = 0  # how many connections there are
         self._groups: dict[Hashable, Connection | dict[Any, Connection]] = {}
 
     def add(self, key: Hashable, connection: Connection) -> None:
         """
-        File *connection* under *key*.
+        File *connection*, which is not there yet, under *key*.
         """
+        self.size += 1
         group = self._groups.setdefault(key, connection)
         if isinstance(group, dict):
             group[connection.ws] = connection
@@ -197,10 +237,11 @@ class Index:
         """
         group = self._groups.get(key)
         if isinstance(group, dict):
-            group.pop(ws, None)
+            self.size -= group.pop(ws, None) is not None
             if not group:
                 del self._groups[key]
         elif group is not None and group.ws is ws:
+            self.size -= 1
             del self._groups[key]
 
     def get(self, key: Hashable, ws: object) -> Connection | None:

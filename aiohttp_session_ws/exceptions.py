@@ -4,7 +4,10 @@ What can go wrong, as one tree::
     SessionWSError
      +-- NotSetUp (RuntimeError)
      +-- InvalidSessionWSId (TypeError)
+     +-- InvalidIdentity (TypeError)
      +-- IdFactoryFailed (RuntimeError)
+     +-- IdentifyFailed (RuntimeError)
+     +-- WrongLoop (RuntimeError)
      +-- SessionEnded (RuntimeError)
      +-- SessionWSClosed
      +-- HandshakeRefused (aiohttp.web.HTTPForbidden)
@@ -22,11 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "HandshakeRefused",
     "IdFactoryFailed",
+    "IdentifyFailed",
+    "InvalidIdentity",
     "InvalidSessionWSId",
     "NotSetUp",
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",
+    "WrongLoop",
 ]
 
 
@@ -48,9 +54,27 @@ class InvalidSessionWSId(SessionWSError, TypeError):
     """
 
 
+class InvalidIdentity(SessionWSError, TypeError):
+    """
+    An identity is ``None`` where somebody is needed, or cannot be hashed.
+    """
+
+
 class IdFactoryFailed(SessionWSError, RuntimeError):
     """
     The registry's ``id_factory`` raised; its own exception is the ``__cause__``.
+    """
+
+
+class IdentifyFailed(SessionWSError, RuntimeError):
+    """
+    The registry's ``identify`` raised; its own exception is the ``__cause__``.
+    """
+
+
+class WrongLoop(SessionWSError, RuntimeError):
+    """
+    A registry was called from another thread or event loop than its application's.
     """
 
 

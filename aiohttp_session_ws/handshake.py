@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import aiohttp_session
 from aiohttp import web
@@ -17,11 +17,15 @@ from .connection import Connection, ServedWebSocket
 from .exceptions import HandshakeRefused, SessionWSClosed
 from .gate import is_websocket
 from .ids import usable
+from .limits import expect_room, make_room
 from .registry import SessionWSRegistry
 from .signals import AuthDetails, FailDetails, HandshakeDetails
-from .visit import Visit, end_visit, put_session, session_of
+from .visit import VISIT, Visit, end_visit, put_session, session_of
 
 __all__ = ["WebSocketOptions"]
+
+#: Seconds between two pings, and half of them for the pong: so long a dead peer is believed.
+HEARTBEAT: Final = 30.0
 
 
 class WebSocketOptions(TypedDict, total=False):
@@ -54,21 +58,29 @@ async def handshake(
     try:
         await _knock(registry, request)
         minted = await _find_id(registry, visit, request)
-        ws = ServedWebSocket(**options)
+        ws = ServedWebSocket(**{"heartbeat": HEARTBEAT, **options})
         connection = Connection(visit.session_ws_id, ws, request, visit.task, visit.started)
-        # No await between these two: an order is seen by the one or finds the other.
+        # No await between these: an order is seen by the one or finds the other.
         _refuse(registry, registry._verdict(connection))
+        expect_room(registry.limits, registry._sockets)
         registry._sockets.enter(connection)
+        if registry.on_handshake:
+            details = HandshakeDetails(request, connection.session_ws_id)
+            await registry.on_handshake.send(details)
+        if registry.identify is not None:
+            await _identify(registry, connection, request)
         await _authorize(registry, connection, request)
+        await make_room(registry.limits, registry._sockets, connection)
         if minted:
             await _save(registry, connection, request, visit.held)
         _refuse(registry, connection.refusal)
-        await ws.prepare(request)
+        await _prepare(ws, request, visit)
         visit.connection = connection
         if connection.refusal is not None:
             await asyncio.wait({registry._sockets.begin_close(connection, connection.refusal)})
             raise SessionWSClosed(ws)
         registry._sockets.opened(connection)
+        registry._checker.watch(connection, session_of(request))
     except BaseException as exc:
         _abandon(registry, visit, request, connection)
         await registry.on_fail.send(FailDetails(request, exc))
@@ -85,6 +97,7 @@ async def _knock(registry: SessionWSRegistry, request: web.Request) -> None:
             text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
         )
     _refuse(registry, GOING_AWAY if registry._draining else None)
+    expect_room(registry.limits, registry._sockets)
     await registry._gate.check(request)
 
 
@@ -108,12 +121,24 @@ async def _find_id(registry: SessionWSRegistry, visit: Visit, request: web.Reque
     return True
 
 
+async def _identify(
+    registry: SessionWSRegistry, connection: Connection, request: web.Request
+) -> None:
+    """
+    Find out whom the socket belongs to, and whether they were logged out everywhere.
+    """
+    identity = await registry._identify(request)
+    if identity is not None:
+        # No await between these either.
+        close = registry._verdict_of_identity(connection, identity, session_of(request))
+        _refuse(registry, close)
+        registry._sockets.identified(connection, identity)
+
+
 async def _authorize(
     registry: SessionWSRegistry, connection: Connection, request: web.Request
 ) -> None:
     session_ws_id = connection.session_ws_id
-    if registry.on_handshake:
-        await registry.on_handshake.send(HandshakeDetails(request, session_ws_id))
     if registry.authorize is not None:
         allowed = registry.authorize(request)
         if inspect.isawaitable(allowed):
@@ -146,6 +171,16 @@ async def _save(
         _refuse(registry, RECONNECT)
     _refuse(registry, connection.refusal)
     await storage.save_session(request, connection.ws, session)
+
+
+async def _prepare(ws: web.WebSocketResponse, request: web.Request, visit: Visit) -> None:
+    # The event loop keeps the context that a heartbeat was started in for longer than the
+    # heartbeat, and with it the socket if that is to be found there.
+    VISIT.set(None)
+    try:
+        await ws.prepare(request)
+    finally:
+        VISIT.set(visit)
 
 
 def _refuse(registry: SessionWSRegistry, close: Close | None) -> None:

@@ -16,6 +16,7 @@ from .registry import SessionWSRegistry
 __all__ = [
     "REGISTRY_KEY",
     "delete_session_ws_id",
+    "end_identity_ws",
     "end_session_ws",
     "ensure_session_ws_id",
     "get_session_ws_id",
@@ -114,6 +115,14 @@ async def end_session_ws(request: web.Request, response: web.StreamResponse) -> 
     *request*.
     """
     await registry_from(request).schedule_end_session(request, response)
+
+
+async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_end_identity`, but uses the registry of
+    *request*.
+    """
+    await registry_from(request).schedule_end_identity(request, response)
 
 
 async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:

@@ -16,6 +16,7 @@ import aiohttp_session
 from aiohttp import web
 
 from .exceptions import IdFactoryFailed, InvalidSessionWSId, NotSetUp, SessionEnded
+from .identity import EndedIdentities
 from .revocation import Kind, Revocations
 from .visit import put_session, session_of, visit_of
 
@@ -51,7 +52,9 @@ class SessionWSIds:
     ) -> None:
         self.id_factory = id_factory
         self.session_key = session_key
+        self._own_keys = frozenset({session_key, stamp_key(session_key)})
         self._revocations = Revocations()
+        self._identities = EndedIdentities()
         self._adopted: dict[bytes, tuple[Hashable, float]] = {}
 
     async def generate_id(self, request: web.Request) -> Hashable:
@@ -84,10 +87,15 @@ class SessionWSIds:
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
         """
-        Put *session_ws_id* into the session of *request*.
+        Put *session_ws_id* into the session of *request*, and beside it the time, as
+        ``<session_key>_at`` in seconds since the epoch.
         """
         session = await aiohttp_session.get_session(request)
+        # A session that is older than the installation was there before its id.
+        adopted = not session.new and self.session_key not in session
+        at = session.created if adopted else self._identities.time()
         session[self.session_key] = session_ws_id
+        session[stamp_key(self.session_key)] = at
 
     async def delete_id(self, request: web.Request) -> None:
         """
@@ -99,6 +107,7 @@ class SessionWSIds:
         """
         session = await aiohttp_session.get_session(request)
         session.pop(self.session_key, None)
+        session.pop(stamp_key(self.session_key), None)
 
     async def new_id(self, request: web.Request) -> None:
         """
@@ -113,7 +122,8 @@ class SessionWSIds:
         current = await self.get_id(request)
         if current is not None:
             record = self._revocations.get(usable(current))
-            if record is not None and record.kind is Kind.ENDED:
+            ended = record is not None and record.kind is Kind.ENDED
+            if ended or await self._ended_meanwhile(request, current):
                 raise SessionEnded("the session was ended while this request was handled")
         visit_of(request).minted = True  # and not saved yet
         session_ws_id = await self.generate_id(request)
@@ -123,6 +133,12 @@ class SessionWSIds:
                 " ids that are not made for one session only can be closed, but not ended"
             )
         await self.set_id(request, session_ws_id)
+
+    async def _ended_meanwhile(self, request: web.Request, session_ws_id: Hashable) -> bool:
+        """
+        Tell whether the identity of *request* was ended while it was handled.
+        """
+        return False
 
     async def ensure_id(self, request: web.Request) -> None:
         """
@@ -185,6 +201,10 @@ class SessionWSIds:
             return await self._load_id(request), session_of(request)
         finally:
             put_session(request, cached)
+
+
+def stamp_key(session_key: str) -> str:
+    return session_key + "_at"
 
 
 def _as_tuple(value: Any) -> Any:

@@ -129,12 +129,14 @@ async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Reques
     """
     Note the id that *request* came with; see to it that it has a live one.
     """
-    session_ws_id = await registry._load_id(request)
+    session_ws_id = current = await registry._load_id(request)
     if session_ws_id is None:
-        await registry._mint(request)  # nobody knows it yet, so nobody can mean it
-    elif (record := registry._revocations.get(session_ws_id)) is not None:
-        old_enough = registry._revocations.age(record) > _SETTLED
-        session_ws_id = await _repair(registry, request, session_ws_id, record.kind, old_enough)
+        # Nobody knows the new one yet, so nobody can mean it; but they may mean the identity.
+        await registry._mint(request)
+        current = await registry.get_id(request) if registry._identities else None
+    if current is not None and (death := await registry._death(request, current)) is not None:
+        kind, age = death
+        session_ws_id = await _repair(registry, request, current, kind, age > _SETTLED)
     visit.came_with(session_ws_id, session_of(request), registry._revocations.ends)
 
 
@@ -182,7 +184,7 @@ def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Req
     """
     session = session_of(request)
     newcomer = visit.minted and visit.session_ws_id is None
-    if newcomer and session is not None and set(session) <= {registry.session_key}:
+    if newcomer and session is not None and session.keys() <= registry._own_keys:
         put_session(request, None)
 
 
@@ -222,10 +224,11 @@ async def _plain_answer(
         return
     if not visit.noted:
         await registry._answers.note(request, visit)
-    record = registry._revocations.get(visit.session_ws_id)
-    if record is not None and record.kind is Kind.ENDED and not visit.asked:
-        put_session(request, None)
-        raise web.HTTPForbidden(text="the session has ended")
+    if visit.session_ws_id is not None and not visit.asked:
+        death = await registry._death(request, visit.session_ws_id)
+        if death is not None and death[0] is Kind.ENDED:
+            put_session(request, None)
+            raise web.HTTPForbidden(text="the session has ended")
     await _settle(registry, visit, request, response)
 
 

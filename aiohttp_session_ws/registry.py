@@ -18,17 +18,22 @@ from collections.abc import (
 from dataclasses import replace
 from typing import Final, TypeAlias
 
-import aiohttp_session
 from aiohttp import web
 
 from .answers import Answers
-from .closing import GOING_AWAY, RECONNECT, SESSION_ENDED, Close, CloseReport, Timeouts
+from .closing import GOING_AWAY, Timeouts
 from .connection import Connection, SupportsClose
+from .expiry import Checker
 from .gate import Gate, Origins
+from .identify import Identify
+from .identity import usable_identity
 from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory, SessionWSIds, usable
-from .revocation import CloseOrders, Expiry, Kind
+from .limits import Limits
+from .outbox import PushQueue
+from .push import SessionWSPushes
+from .revocation import Expiry
 from .signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails, OpenDetails, Signal
-from .sockets import Sockets
+from .snapshot import Snapshot, snapshot
 
 __all__ = ["Authorize", "ConnectionContext", "SessionWSRegistry"]
 
@@ -40,7 +45,7 @@ ConnectionContext: TypeAlias = Callable[[Connection], AsyncIterator[None]]
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer hears what clients answer
 
 
-class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]):
+class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]):
     """
     The sockets of this process by the id of their session, and the orders to close them.
 
@@ -50,10 +55,15 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
     Args:
         id_factory: Called with the request, sync or async; returns a new hashable id.
         session_key: The key of the id in the session.
+        identify: Called with the request, sync or async; returns whom its session belongs
+            to, as something hashable, or ``None`` for nobody. It reads the session that
+            the request carries; ``aiohttp_security.authorized_userid`` fits.
         authorize: Called with the request before the upgrade, sync or async; a handshake
             for which it returns something false gets 403.
         origins: Which pages may connect; see :class:`~aiohttp_session_ws.gate.Gate`.
-        expiry: How long dead ids are remembered.
+        limits: How many sockets there may be; by default, any number.
+        expiry: When sockets end with their sessions, and how long dead ids are remembered.
+        push_queue: How much of what is pushed may wait for a slow peer, and for how long.
         timeouts: How long peers, handlers and answers are waited for.
 
     Attributes:
@@ -73,15 +83,24 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         *,
         id_factory: IdFactory = DEFAULT_ID_FACTORY,
         session_key: str = DEFAULT_SESSION_KEY,
+        identify: Identify | None = None,
         authorize: Authorize | None = None,
         origins: Origins = "same",
+        limits: Limits | None = None,
         expiry: Expiry | None = None,
+        push_queue: PushQueue | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        super().__init__(id_factory=id_factory, session_key=session_key)
+        super().__init__(
+            id_factory=id_factory,
+            session_key=session_key,
+            identify=identify,
+            expiry=expiry,
+            timeouts=timeouts,
+        )
         self.authorize = authorize
-        self.expiry = Expiry() if expiry is None else expiry
-        self.timeouts = Timeouts() if timeouts is None else timeouts
+        self.limits = Limits() if limits is None else limits
+        self.push_queue = PushQueue() if push_queue is None else push_queue
         self.connection_ctx: list[ConnectionContext] = []
         self.on_handshake: Signal[HandshakeDetails] = Signal(self)
         self.on_auth_success: Signal[AuthDetails] = Signal(self)
@@ -90,11 +109,9 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         self.on_open: Signal[OpenDetails] = Signal(self)
         self.on_close: Signal[CloseDetails] = Signal(self)
         self._gate = Gate(origins)
-        self._draining = False
-        self._orders = CloseOrders()
-        self._sockets = Sockets(self.timeouts, self._call_unregister)
+        self._sockets.on_gone = self._call_unregister
         self._answers = Answers(self)
-        self._max_ages: set[int | None] = set()  # of the storages that were seen
+        self._checker = Checker(self)
         # Only one that is overridden can be interrupted once the session is loaded.
         self._own_get_id = type(self).get_id is not SessionWSIds.get_id
         self._warned = False  # that sessions are loaded too early
@@ -124,6 +141,7 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
             InvalidSessionWSId: If *session_ws_id* can't be a key.
             TypeError: If *ws* can't be hashed.
         """
+        self._expect_loop()
         hash(ws)
         if self._sockets.open.get(usable(session_ws_id), ws) is None:
             self._sockets.opened(Connection(session_ws_id, ws))
@@ -136,103 +154,16 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         ``session_ws`` calls this when a socket is gone. It can't take out a socket that
         ``session_ws`` still serves.
         """
+        self._expect_loop()
         connection = self._sockets.open.get(usable(session_ws_id), ws)
         if connection is not None and connection.request is None:
+            if connection.outbox is not None:
+                connection.outbox.drop()
             self._sockets.open.discard(session_ws_id, ws)
         return None
 
     def _call_unregister(self, connection: Connection) -> Awaitable[None] | None:
         return self.unregister(connection.session_ws_id, connection.ws)
-
-    # Orders
-
-    async def close_all(
-        self, *, code: int | None = None, reason: str | None = None
-    ) -> CloseReport:
-        """
-        Close all sockets of this process; their sessions may come back.
-
-        Waits until they are gone, ``timeouts.close + timeouts.handler_grace`` seconds at
-        most. Handshakes in flight are refused.
-
-        Args:
-            code: The close code, 4403 by default.
-            reason: The close reason.
-        """
-        close = RECONNECT.replace(code, reason)
-        handshakes = list(self._sockets.opening)
-        for connection in handshakes:
-            connection.refuse(close)
-        self._orders.note_all(_now())
-        return await self._carry_out(self._sockets.all(), close, len(handshakes))
-
-    async def close_all_session(
-        self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
-    ) -> CloseReport:
-        """
-        Close the sockets of a session; it may come back.
-
-        Waits as :meth:`close_all` does. A handler may call it for its own session.
-
-        Args:
-            session_ws_id: Whose sockets.
-            code: The close code, 4403 by default.
-            reason: The close reason.
-        """
-        close = RECONNECT.replace(code, reason)
-        ids = [usable(session_ws_id)]
-        return await self._carry_out(*self._order(ids, close))
-
-    async def end_session(
-        self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
-    ) -> CloseReport:
-        """
-        Revoke an id, and all ids that its session ever had, and close their sockets.
-
-        Nobody opens a socket with these ids any more, and an HTTP request that comes with
-        one gets a new session; what a storage keeps of the old one is left alone. Waits as
-        :meth:`close_all` does.
-
-        Args:
-            session_ws_id: Which session.
-            code: The close code, 4401 by default.
-            reason: The close reason.
-        """
-        close = SESSION_ENDED.replace(code, reason)
-        ids = self._revocations.end(usable(session_ws_id), self._ttl())
-        return await self._carry_out(*self._order(ids, close))
-
-    def _order(
-        self, ids: Iterable[Hashable], close: Close, *, hold: bool = False
-    ) -> tuple[list[Connection], Close, int]:
-        """
-        Let an order take effect for handshakes; return what :meth:`_carry_out` takes.
-
-        Args:
-            ids: Whom the order is about.
-            close: What the handshakes are told.
-            hold: Whether to hold handshakes off until the next order to the same ids.
-        """
-        now = _now()
-        sockets: list[Connection] = []
-        handshakes = 0
-        for session_ws_id in ids:
-            self._orders.note(session_ws_id, now)
-            if hold:
-                self._orders.hold(session_ws_id)
-            for connection in self._sockets.opening.of(session_ws_id):
-                connection.refuse(close)
-                handshakes += 1
-            sockets += self._sockets.of(session_ws_id)
-        return sockets, close, handshakes
-
-    async def _carry_out(
-        self, connections: Iterable[Connection], close: Close, handshakes: int = 0
-    ) -> CloseReport:
-        connections = list(connections)
-        sockets = sum(not connection.gone for connection in connections)
-        aborted, cancelled = await self._sockets.close(connections, close)
-        return CloseReport(sockets, aborted, cancelled, handshakes)
 
     # Orders that wait for the answer of a request
 
@@ -271,7 +202,25 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
             request: The request that is being handled.
             response: The answer; it carries the new session.
         """
-        await self._answers.end(request, response)
+        await self._answers.end(request, response, everywhere=False)
+
+    async def schedule_end_identity(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> None:
+        """
+        Log out everywhere: end all sessions of the identity behind *request*.
+
+        As :meth:`schedule_end_session` and :meth:`end_identity` in one. If nobody is
+        identified, only the session of *request* ends.
+
+        Args:
+            request: The request that is being handled.
+            response: The answer; it carries the new session.
+
+        Raises:
+            IdentifyFailed: If ``identify`` raised. Nothing is changed.
+        """
+        await self._answers.end(request, response, everywhere=True)
 
     async def renew_session(self, request: web.Request, response: web.StreamResponse) -> None:
         """
@@ -289,6 +238,35 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
             SessionWSError: If *response* can't carry the session.
         """
         await self._answers.renew(request, response)
+
+    # Looking
+
+    async def connections(
+        self, *, session: Hashable | None = None, identity: Hashable | None = None
+    ) -> Snapshot:
+        """
+        Return what is open at this moment.
+
+        Args:
+            session: Only sockets of the session with this id.
+            identity: Only sockets of this identity.
+        """
+        self._expect_loop()
+        found: Iterable[Connection] = self._sockets.open
+        if session is not None:
+            found = self._sockets.open.of(usable(session))
+        elif identity is not None:
+            found = self._sockets.identities.of(usable_identity(identity))
+        if identity is not None:
+            found = [c for c in found if c.opened and c.identity == identity]
+        return snapshot(found, asyncio.get_running_loop().time())
+
+    async def count(self) -> int:
+        """
+        Return how many sockets are open.
+        """
+        self._expect_loop()
+        return self._sockets.open.size
 
     # The application's end
 
@@ -311,36 +289,11 @@ class SessionWSRegistry(SessionWSIds, Mapping[Hashable, "frozenset[web.WebSocket
         """
         Hold the registry's tasks for as long as handlers may run.
         """
+        self._loop = asyncio.get_running_loop()
         self._draining = False
         self._sockets.timeouts = self.timeouts
+        self._checker.start()
         yield
+        self._checker.stop()
         await self._sockets.stop()
-
-    # What the middleware and session_ws need
-
-    def _verdict(self, connection: Connection) -> Close | None:
-        """
-        Return why a handshake may not open, ``None`` if it may.
-        """
-        if self._draining:
-            return GOING_AWAY
-        session_ws_id = connection.session_ws_id
-        record = self._revocations.get(session_ws_id)
-        if record is not None:
-            return SESSION_ENDED if record.kind is Kind.ENDED else RECONNECT
-        missed = self._orders.concern(session_ws_id, connection.started, _now())
-        return RECONNECT if missed else None
-
-    def _saw(self, request: web.Request) -> None:
-        """
-        Note for how long sessions live.
-        """
-        storage = request.get(aiohttp_session.STORAGE_KEY)
-        self._max_ages.add(None if storage is None else storage.max_age)
-
-    def _ttl(self) -> float:
-        return max(map(self.expiry.ttl, self._max_ages or {None}))
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+        self._loop = None

@@ -5,17 +5,15 @@ Which session ws ids are dead, and which were told to come back, in this process
 from __future__ import annotations
 
 import enum
-import hashlib
-import logging
 import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Expiry"]
+from .records import Record, Records, digest
 
-log = logging.getLogger("aiohttp_session_ws")
+__all__ = ["Expiry"]
 
 #: The longest handshake that is believed, in seconds: orders are remembered so long.
 HANDSHAKE_LIMIT: Final = 60.0
@@ -36,15 +34,27 @@ class Expiry:
     How long things live.
 
     Args:
+        revalidate_every: Seconds, give or take a fifth, between two looks whether the
+            session of an open socket is still in its storage and still belongs to the
+            same identity; ``None`` to look only when the session's time is over.
+        max_lifetime: Seconds after which a socket is closed, whatever its session does;
+            ``None`` for no limit.
         revocation_ttl: Seconds to remember a dead id, since it was last met, if the
             session storage has no ``max_age``. With one, it is that plus an hour.
+
+    Raises:
+        ValueError: If one of them is not a number of seconds > 0.
     """
 
+    revalidate_every: float | None = 300.0
+    max_lifetime: float | None = None
     revocation_ttl: float = 30 * 24 * 3600.0
 
     def __post_init__(self) -> None:
-        if self.revocation_ttl <= 0:
-            raise ValueError("revocation_ttl is a number of seconds > 0")
+        for name in ("revalidate_every", "max_lifetime", "revocation_ttl"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"{name} is a number of seconds > 0, not {seconds!r}")
 
     def ttl(self, max_age: int | None) -> float:
         """
@@ -68,82 +78,42 @@ class Family:
 
 
 @dataclass(slots=True, eq=False)
-class Revocation:
+class Revocation(Record):
     """
     The record that an id is dead.
 
     Attributes:
-        session_ws_id: Which.
         kind: Ended for good, or moved to another id.
-        at: When, by the clock of the registry.
-        ttl: For how many seconds after it was last met it is kept.
-        expires: When it is forgotten.
     """
 
-    session_ws_id: Hashable
     kind: Kind
-    at: float
-    ttl: float
-    expires: float
 
 
-def _digest(session_ws_id: Hashable) -> Hashable:
+class Revocations(Records[Revocation]):
     """
-    Return what stands for the id: of a fixed size, and equal where ids are equal.
-    """
-    if isinstance(session_ws_id, str):
-        data = session_ws_id.encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(data, digest_size=16).digest()
-    return (session_ws_id,)
-
-
-class Revocations:
-    """
-    The records, bounded in number and in time.
+    The records of dead ids, bounded in number and in time.
 
     Args:
-        limit: How many to keep; beyond that the one not met for longest goes, with a
-            warning.
+        limit: How many to keep.
         clock: Seconds that never go back.
     """
+
+    what = "dead session ids"
 
     def __init__(
         self, *, limit: int = 1_000_000, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._evicted = 0
+        super().__init__(limit=limit, clock=clock)
         self._families: dict[Hashable, Family] = {}
         self.ends = 0  # how many times something was ended
-        self._records: dict[Hashable, Revocation] = {}  # the one not met for longest first
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def get(self, session_ws_id: Hashable) -> Revocation | None:
+    def family(self, session_ws_id: Hashable) -> set[Hashable]:
         """
-        Return the record of a dead id and restart its time; ``None`` for a live one.
+        Return all ids that the session of an id is known to have had.
         """
-        if not self._records:
-            return None
-        key = _digest(session_ws_id)
-        record = self._records.get(key)
-        if record is None:
-            return None
-        now = self._clock()
-        if record.expires <= now:
-            self._forget(key)
-            return None
-        record.expires = now + record.ttl
-        del self._records[key]
-        self._records[key] = record
-        return record
-
-    def age(self, record: Revocation) -> float:
-        """
-        Return how many seconds ago the id died.
-        """
-        return self._clock() - record.at
+        self.get(session_ws_id)  # or an old record would bring an old family
+        family = self._families.get(digest(session_ws_id))
+        return {session_ws_id} if family is None else set(family.ids)
 
     def end(self, session_ws_id: Hashable, ttl: float) -> list[Hashable]:
         """
@@ -153,9 +123,7 @@ class Revocations:
             All of these ids.
         """
         self.ends += 1
-        self.get(session_ws_id)  # or an old record would bring an old family
-        family = self._families.get(_digest(session_ws_id))
-        ids = [session_ws_id] if family is None else list(family.ids)
+        ids = list(self.family(session_ws_id))
         for member in ids:
             self._record(member, Kind.ENDED, ttl)
         return ids
@@ -167,13 +135,13 @@ class Revocations:
         Ended beats moved: if the id has ended meanwhile, the successor ends with it.
         """
         record = self._record(session_ws_id, Kind.MOVED, ttl)
-        key, heir = _digest(session_ws_id), _digest(successor)
+        key, heir = digest(session_ws_id), digest(successor)
         family = self._families.setdefault(key, Family({session_ws_id}, dead=1))
         known = self._families.setdefault(heir, family)
         if known is not family:  # an id that is not made for one session only
             family.ids |= known.ids
             family.dead += known.dead
-            self._families.update({_digest(member): family for member in known.ids})
+            self._families.update({digest(member): family for member in known.ids})
         elif successor not in family.ids:
             family.ids.add(successor)
             family.dead += heir in self._records
@@ -184,11 +152,11 @@ class Revocations:
         """
         Forget that an id is dead; tell whether it was.
         """
-        return self._forget(_digest(session_ws_id))
+        return self._forget(digest(session_ws_id))
 
     def _record(self, session_ws_id: Hashable, kind: Kind, ttl: float) -> Revocation:
         now = self._clock()
-        key = _digest(session_ws_id)
+        key = digest(session_ws_id)
         record = self._records.get(key)
         if record is not None and record.expires <= now:
             self._forget(key)
@@ -196,46 +164,29 @@ class Revocations:
         if record is None:
             if (family := self._families.get(key)) is not None:
                 family.dead += 1
-            record = Revocation(session_ws_id, kind, now, ttl, now + ttl)
+            record = Revocation(session_ws_id, now, ttl, now + ttl, kind)
         elif kind is Kind.ENDED and record.kind is Kind.MOVED:
             record.kind, record.at = kind, now
         record.ttl = max(record.ttl, ttl)
         record.expires = max(record.expires, now + ttl)
-        self._records.pop(key, None)
-        self._records[key] = record
-        self._prune(now)
+        self._put(key, record, now)
         return record
 
     def _forget(self, key: Hashable) -> bool:
         """
         Forget a record, and its family with the last one.
         """
-        record = self._records.pop(key, None)
-        if record is None:
+        record = self._records.get(key)
+        if not super()._forget(key) or record is None:
             return False
         family = self._families.pop(key, None)
         if family is not None:
-            family.ids.discard(record.session_ws_id)
+            family.ids.discard(record.subject)
             family.dead -= 1
             if not family.dead:
                 for member in family.ids:
-                    self._families.pop(_digest(member), None)
+                    self._families.pop(digest(member), None)
         return True
-
-    def _prune(self, now: float) -> None:
-        while self._records:
-            key = next(iter(self._records))
-            if self._records[key].expires > now:
-                if len(self._records) <= self._limit:
-                    return
-                if self._evicted % 10_000 == 0:
-                    log.warning(
-                        "more than %d dead session ids are remembered; the oldest are being"
-                        " forgotten, and a stale cookie could use them again",
-                        self._limit,
-                    )
-                self._evicted += 1
-            self._forget(key)
 
 
 class CloseOrders:

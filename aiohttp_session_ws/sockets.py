@@ -31,28 +31,36 @@ class Sockets:
 
     Args:
         timeouts: How long to wait for peers and handlers.
+
+    Attributes:
         on_gone: Called once for each connection that has left the index, and awaited if
             it returns an awaitable.
     """
 
-    def __init__(
-        self, timeouts: Timeouts, on_gone: Callable[[Connection], Awaitable[None] | None]
-    ) -> None:
+    on_gone: Callable[[Connection], Awaitable[None] | None]
+
+    def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
         self.opening = Index()  # known to orders only
         self.open = Index()
+        self.identities = Index()  # both, by identity
+        self._admitted = 0
         self._lingering: set[Connection] = set()  # gone, but their handlers have not left
-        self._on_gone = on_gone
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def spawn(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    def spawn(
+        self,
+        coro: Coroutine[Any, Any, T],
+        name: str,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[T]:
         """
         Run *coro* in a task of the registry, which no caller's end can cancel.
         """
-        task = asyncio.create_task(coro, name=f"aiohttp_session_ws: {name}")
+        task = asyncio.create_task(coro, name=f"aiohttp_session_ws: {name}", context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._finished, context=context)
         return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
@@ -66,13 +74,37 @@ class Sockets:
         """
         self.opening.add(connection.session_ws_id, connection)
 
+    def identified(self, connection: Connection, identity: Hashable) -> None:
+        """
+        File a handshake under the identity that it belongs to.
+        """
+        connection.identity = identity
+        self.identities.add(identity, connection)
+
+    def admit(self) -> int:
+        """
+        Return the number of a handshake that takes its place now; they count up from 1.
+        """
+        self._admitted += 1
+        return self._admitted
+
+    def evict(self, connection: Connection, close: Close) -> None:
+        """
+        Let *connection* make room for another, opened or not.
+        """
+        connection.refuse(close)
+        if connection.opened:
+            connection.close = close
+            _ = self.begin_close(connection, close)
+            _ = self.spawn(self.close([connection], close), "evict")
+
     def opened(self, connection: Connection) -> None:
         """
         File a connection as open.
         """
         self.opening.discard(connection.session_ws_id, connection.ws)
         self.open.add(connection.session_ws_id, connection)
-        connection.opened = True
+        connection.opened_at = asyncio.get_running_loop().time()
         if self._sweeper is None and connection.request is not None:
             self._sweep_later()
 
@@ -82,6 +114,13 @@ class Sockets:
         """
         lingering = [c for c in self._lingering if c.session_ws_id == session_ws_id]
         return self.open.of(session_ws_id) + lingering
+
+    def of_identity(self, identity: Hashable) -> list[Connection]:
+        """
+        Return the connections of an identity, handshakes and left handlers as well.
+        """
+        lingering = [c for c in self._lingering if c.identity == identity]
+        return self.identities.of(identity) + lingering
 
     def all(self) -> list[Connection]:
         """
@@ -101,7 +140,12 @@ class Sockets:
         Forget a handshake that came to nothing.
         """
         self.opening.discard(connection.session_ws_id, connection.ws)
+        self._anonymize(connection)
         connection.leave()
+
+    def _anonymize(self, connection: Connection) -> None:
+        if connection.identity is not None:
+            self.identities.discard(connection.identity, connection.ws)
 
     def begin_close(self, connection: Connection, close: Close) -> asyncio.Task[bool]:
         """
@@ -123,6 +167,8 @@ class Sockets:
             await asyncio.wait({self.begin_close(connection, close)})
 
     async def _end(self, connection: Connection, close: Close) -> bool:
+        if connection.outbox is not None:
+            connection.outbox.drop()
         try:
             return await close_connection(connection, close, self.timeouts.close)
         finally:
@@ -135,13 +181,18 @@ class Sockets:
         if connection.gone:
             return
         connection.gone = True
+        if connection.deadline is not None:
+            connection.deadline.cancel()
+        if connection.outbox is not None:
+            connection.outbox.drop()
         self.open.discard(connection.session_ws_id, connection.ws)
+        self._anonymize(connection)
         if connection.task is not None and not connection.left:
             self._lingering.add(connection)
         if not connection.registered:
             return
         try:
-            result = self._on_gone(connection)
+            result = self.on_gone(connection)
         except Exception:
             log.exception("unregister() failed")
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -85,11 +85,11 @@ class Visit:
         self.keys = () if session is None else tuple(session)
         self.ends = ends
 
-    def held_others(self, key: str) -> bool:
+    def held_others(self, own: Container[str]) -> bool:
         """
-        Tell whether the session held more than the id, which is under *key*.
+        Tell whether the session held more than what is *own* of ours.
         """
-        return len(self.keys) > (key in self.keys)
+        return any(key not in own for key in self.keys)
 
 
 # Not a key of the request: a websocket keeps its request, so that would make a circle, and
@@ -164,7 +164,7 @@ def fate(
     session_ws_id: Hashable | None,
     *,
     saved: bool,
-    key: str,
+    own: Container[str],
 ) -> Kind | None:
     """
     Decide what became of the id that a request came with.
@@ -174,26 +174,26 @@ def fate(
         session: The session it has now.
         session_ws_id: The id it has now.
         saved: Whether that session will be saved.
-        key: The session's key for the id.
+        own: Our own keys in the session.
 
     Returns:
         How the id is dead, or ``None`` if it lives on.
     """
     if session_ws_id == visit.session_ws_id:
         return None
-    if session is not visit.session or _emptied(visit, session, key):
+    if session is not visit.session or _emptied(visit, session, own):
         return Kind.ENDED
     if not saved:
         return None
     return Kind.ENDED if session_ws_id is None else Kind.MOVED  # a move needs a successor
 
 
-def _emptied(visit: Visit, session: aiohttp_session.Session | None, key: str) -> bool:
+def _emptied(visit: Visit, session: aiohttp_session.Session | None, own: Container[str]) -> bool:
     # invalidate(), and a new id or a farewell put into it, is a log-out too: nothing is left
     # of what the session held.
-    if session is None or not visit.held_others(key):
+    if session is None or not visit.held_others(own):
         return session is not None and session.empty
-    return not any(name in session for name in visit.keys if name != key)
+    return not any(key in session for key in visit.keys if key not in own)
 
 
 async def answered(visit: Visit, transport: asyncio.Transport | None, timeout: float) -> None:

@@ -239,7 +239,7 @@ class RawPeer:
         await peer.send(
             f"GET {url.path_qs} HTTP/1.1\r\nHost: {url.authority}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-            f"Cookie: {cookie}\r\n\r\n".encode()
+            f"Cookie: {cookie}\r\n\r\n".encode(errors="surrogateescape")
         )
         return peer
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ class TestIdFactory:
         assert await fetch(client, "/whoami") == "'/whoami'"
 
     async def test_session_key(self, aiohttp_client: AiohttpClient) -> None:
-        """The id stands in the session under the key that was chosen."""
+        """The id stands in the session under the key that was chosen, and when it was made."""
         for registry, key in [
             (SessionWSRegistry(), DEFAULT_SESSION_KEY),
             (SessionWSRegistry(session_key="mine"), "mine"),
@@ -202,7 +203,9 @@ class TestIdFactory:
             client = await aiohttp_client(make_app(registry, storage))
             session_ws_id = (await fetch(client, "/whoami")).strip("'")
 
-            assert list(storage.sessions.values()) == [{key: session_ws_id}]
+            (session,) = storage.sessions.values()
+            assert session.pop(f"{key}_at") == pytest.approx(time.time(), abs=60)
+            assert session == {key: session_ws_id}
         assert DEFAULT_SESSION_KEY == "aiohttp_session_ws_id"
 
 

@@ -133,7 +133,7 @@ class World:
         if request.path == "/ws":
             return await handler(request)
         visit = visit_of(request)
-        others = visit.held_others(self.registry.session_key)
+        others = visit.held_others(self.registry._own_keys)
         order = Order(int(request.query["n"]), request.path, visit.session_ws_id)
         order.mattered = others or self.has_sockets(order.came_with)
         try:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeAlias
 
-from . import bookkeeping, closing, handshakes, memory, middleware
+from . import bookkeeping, closing, handshakes, memory, middleware, push
 
 Benchmark: TypeAlias = Callable[[int], Coroutine[None, None, None]]
 
@@ -23,6 +23,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
     "handshakes": handshakes.measure,
     "memory": memory.measure,
     "closing": closing.measure,
+    "push": push.measure,
 }
 
 

@@ -17,7 +17,7 @@ from aiohttp_session_ws import DEFAULT_SESSION_KEY
 
 from .server import HOST, SECRET, Server
 
-Manner: TypeAlias = Literal["answers", "mute", "stopped"]
+Manner: TypeAlias = Literal["answers", "mute", "reads", "stopped"]
 
 _CLOSE: Final = b"\x88\x82\0\0\0\0\x03\xe8"  # 1000, masked with zeros
 _AT_ONCE: Final = 50  # handshakes; the server's backlog is 128
@@ -80,8 +80,11 @@ class Peer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """
-        Find the end of the handshake, then the close frame: nothing else comes.
+        Find the end of the handshake, then the close frame: nothing else comes, but to
+        those who only read.
         """
+        if self._manner == "reads" and self.opened.done():
+            return
         self._buffer += data
         if not self.opened.done():
             head, end, self._buffer = self._buffer.partition(b"\r\n\r\n")

@@ -18,13 +18,23 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
-from aiohttp_session_ws import SessionWSRegistry, session_ws, session_ws_middleware, setup
+from aiohttp_session_ws import (
+    PushQueue,
+    SessionWSRegistry,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+
+from .report import cpu_microseconds
 
 Kind: TypeAlias = Literal["bare", "ours"]
-Command: TypeAlias = Literal["cpu", "memory", "ready", "close", "stop"]
+Command: TypeAlias = Literal["cpu", "memory", "ready", "send", "push", "close", "stop"]
 
 SECRET: Final = bytes(32)  # of the cookies of a server that only this machine can reach
 HOST: Final = "127.0.0.1"
+TEXT: Final = "x" * 1024  # what is pushed
+PUSHES: Final = 10  # per round
 
 
 class Work:
@@ -49,7 +59,8 @@ class Work:
         else:
             self.app.middlewares.append(session_ws_middleware)
             self.app.router.add_get("/{manner}", self.ours)
-            self._registry = setup(self.app)
+            patient = PushQueue(patience=3600)  # a peer that stopped is to stay
+            self._registry = setup(self.app, SessionWSRegistry(push_queue=patient))
 
     async def bare(self, request: web.Request) -> web.StreamResponse:
         """
@@ -88,6 +99,24 @@ class Work:
                 while True:
                     await ws.send_bytes(bytes(2**16))
 
+    async def _send(self, *, push: bool) -> float:
+        """
+        Send to all, and return the microseconds that one message to one socket takes.
+        """
+        registry = self._registry
+        assert registry is not None
+        sockets = [ws for group in registry.values() for ws in group]
+
+        async def work() -> None:
+            for _ in range(PUSHES):
+                if push:
+                    await registry.broadcast(TEXT)
+                    continue
+                for ws in sockets:
+                    await ws.send_str(TEXT)
+
+        return await cpu_microseconds(work, PUSHES * len(sockets))
+
     async def _close(self) -> None:
         if self._registry is None:
             await asyncio.gather(*[ws.close() for ws in self._sockets])
@@ -107,6 +136,8 @@ class Work:
             case "ready":
                 stuck = sum(t.get_write_buffer_size() > 0 for t in self._flooded)
                 return self._ready - len(self._flooded) + stuck
+            case "send" | "push":
+                return await self._send(push=command == "push")
             case "close":
                 begin = time.perf_counter()
                 await self._close()

@@ -1,0 +1,103 @@
+"""
+Which identities were logged out everywhere, and when.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
+
+from .exceptions import InvalidIdentity
+from .records import Record, Records, digest
+
+__all__: list[str] = []
+
+
+@dataclass(slots=True, eq=False)
+class EndedIdentity(Record):
+    """
+    The record that the sessions of an identity have ended.
+
+    Attributes:
+        before: A session ends if its id was minted before, in seconds since the epoch.
+        left_out: The ids of the session that lives on.
+        number: The how-manieth end this process has seen.
+    """
+
+    before: float
+    left_out: Collection[Hashable]
+    number: int
+
+    def ends(self, session_ws_id: Hashable, minted: object) -> bool:
+        """
+        Tell whether a session of this identity has ended.
+
+        Args:
+            session_ws_id: Its id.
+            minted: When that was minted; anything but a number is not known.
+        """
+        if not isinstance(minted, (int, float)) or session_ws_id in self.left_out:
+            return False
+        return not minted > self.before  # a NaN neither
+
+
+class EndedIdentities(Records[EndedIdentity]):
+    """
+    The records of identities, bounded in number and in time.
+
+    Args:
+        limit: How many to keep.
+        clock: Seconds that never go back.
+        wall: Seconds since the epoch.
+    """
+
+    what = "ended identities"
+
+    def __init__(
+        self,
+        *,
+        limit: int = 1_000_000,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(limit=limit, clock=clock)
+        self._wall = wall
+        self._last = -math.inf
+
+    def end(
+        self, identity: Hashable, left_out: Collection[Hashable], ttl: float, number: int
+    ) -> None:
+        """
+        Record that all sessions of *identity* have ended, but that with an id *left_out*.
+        """
+        now = self._clock()
+        self._last = before = self.time()
+        record = EndedIdentity(identity, now, ttl, now + ttl, before, left_out, number)
+        self._put(digest(identity), record, now)
+
+    def time(self) -> float:
+        """
+        Return the time for an id that is minted now: after all that has ended so far.
+
+        The wall clock may have been set back.
+        """
+        return max(self._wall(), math.nextafter(self._last, math.inf))
+
+
+def usable_identity(identity: Hashable) -> Hashable:
+    """
+    Return *identity* if it is one.
+
+    Raises:
+        InvalidIdentity: If it is ``None`` or can't be the key of a dictionary.
+    """
+    try:
+        hash(identity)
+    except TypeError:
+        msg = "an identity must be hashable: let identify return a str, an int or a tuple of such"
+        raise InvalidIdentity(msg) from None
+    if identity is None:
+        raise InvalidIdentity("None is no identity: it stands for a session of nobody")
+    return identity

@@ -1,0 +1,130 @@
+"""
+Records that are kept for some time, bounded in number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """
+    What is known of a subject.
+
+    Attributes:
+        subject: What it is about.
+        at: When it was made, by the clock of the records.
+        ttl: For how many seconds after it was last met it is kept.
+        expires: When it is forgotten.
+    """
+
+    subject: Hashable
+    at: float
+    ttl: float
+    expires: float
+
+
+R = TypeVar("R", bound=Record)
+
+
+def digest(subject: Hashable) -> Hashable:
+    """
+    Return what stands for a subject: of a fixed size, and equal where subjects are equal.
+    """
+    if isinstance(subject, str):
+        data = subject.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(data, digest_size=16).digest()
+    return (subject,)
+
+
+def fingerprint(subject: Hashable) -> str:
+    """
+    Return what an id or an identity is called in logs: the same for the same, and no secret.
+    """
+    return hashlib.blake2b(repr(subject).encode("utf-8", "replace"), digest_size=6).hexdigest()
+
+
+class Records(Generic[R]):
+    """
+    Records by their subject.
+
+    Args:
+        limit: How many to keep; beyond that the one not met for longest goes, with a
+            warning.
+        clock: Seconds that never go back.
+    """
+
+    what = "records"  # for the warning
+
+    def __init__(
+        self, *, limit: int = 1_000_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._evicted = 0
+        self._records: dict[Hashable, R] = {}  # the one not met for longest first
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, subject: Hashable) -> R | None:
+        """
+        Return the record of *subject*, if there is one, and restart its time.
+        """
+        if not self._records:
+            return None
+        key = digest(subject)
+        record = self._records.get(key)
+        if record is None:
+            return None
+        now = self._clock()
+        if record.expires <= now:
+            self._forget(key)
+            return None
+        record.expires = now + record.ttl
+        del self._records[key]
+        self._records[key] = record
+        return record
+
+    def age(self, record: R) -> float:
+        """
+        Return how many seconds ago *record* was made.
+        """
+        return self._clock() - record.at
+
+    def _put(self, key: Hashable, record: R, now: float) -> None:
+        self._records.pop(key, None)
+        self._records[key] = record
+        self._prune(now)
+
+    def _forget(self, key: Hashable) -> bool:
+        """
+        Forget a record; tell whether there was one.
+        """
+        return self._records.pop(key, None) is not None
+
+    def _prune(self, now: float) -> None:
+        while self._records:
+            key = next(iter(self._records))
+            if self._records[key].expires > now:
+                if len(self._records) <= self._limit:
+                    return
+                if self._evicted % 10_000 == 0:
+                    log.warning(
+                        "more than %d %s are remembered; the oldest are being forgotten, and"
+                        " a stale cookie could be used again",
+                        self._limit,
+                        self.what,
+                    )
+                self._evicted += 1
+            self._forget(key)
