@@ -51,6 +51,7 @@ from .middleware import session_ws_middleware
 from .opening import session_ws
 from .outbox import PushQueue
 from .push import Delivery
+from .records import fingerprint
 from .registry import Authorize, ConnectionContext, SessionWSRegistry
 from .revocation import Expiry
 from .signals import (
@@ -116,6 +117,7 @@ __all__ = [
     "end_identity_ws",
     "end_session_ws",
     "ensure_session_ws_id",
+    "fingerprint",
     "get_session_ws_id",
     "new_session_ws_id",
     "registry_from",

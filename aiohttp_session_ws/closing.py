@@ -17,6 +17,7 @@ from typing import Final
 from aiohttp import web
 
 from .connection import Connection
+from .records import fingerprint
 
 __all__ = [
     "GOING_AWAY",
@@ -211,6 +212,8 @@ async def watch_cancelled(connection: Connection, grace: float) -> None:
     """
     if connection.task is not None and not await connection.wait_left(grace):
         log.warning(
-            "a websocket handler goes on though its socket is closed and it was cancelled: %s",
+            "a websocket handler of session %s goes on though its socket is closed and it was"
+            " cancelled: %s",
+            fingerprint(connection.session_ws_id),
             connection.task.get_coro(),
         )

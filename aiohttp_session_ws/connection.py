@@ -39,6 +39,7 @@ class ServedWebSocket(web.WebSocketResponse):
     handler last turned to its messages.
     """
 
+    # Not in its dictionary, which has no room for more without a table of its own.
     __slots__ = ("closed_with", "heard_at")
 
     closed_with: int | None

@@ -20,7 +20,7 @@ from .ids import usable
 from .limits import expect_room, make_room
 from .registry import SessionWSRegistry
 from .signals import AuthDetails, FailDetails, HandshakeDetails
-from .visit import VISIT, Visit, end_visit, put_session, session_of
+from .visit import Visit, end_visit, put_session, session_of
 
 __all__ = ["WebSocketOptions"]
 
@@ -58,7 +58,7 @@ async def handshake(
     try:
         await _knock(registry, request)
         minted = await _find_id(registry, visit, request)
-        ws = ServedWebSocket(**{"heartbeat": HEARTBEAT, **options})
+        ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | options))
         connection = Connection(visit.session_ws_id, ws, request, visit.task, visit.started)
         # No await between these: an order is seen by the one or finds the other.
         _refuse(registry, registry._verdict(connection))
@@ -74,13 +74,14 @@ async def handshake(
         if minted:
             await _save(registry, connection, request, visit.held)
         _refuse(registry, connection.refusal)
-        await _prepare(ws, request, visit)
+        await ws.prepare(request)
         visit.connection = connection
         if connection.refusal is not None:
             await asyncio.wait({registry._sockets.begin_close(connection, connection.refusal)})
             raise SessionWSClosed(ws)
         registry._sockets.opened(connection)
         registry._checker.watch(connection, session_of(request))
+        visit.keys = ()
     except BaseException as exc:
         _abandon(registry, visit, request, connection)
         await registry.on_fail.send(FailDetails(request, exc))
@@ -138,16 +139,16 @@ async def _identify(
 async def _authorize(
     registry: SessionWSRegistry, connection: Connection, request: web.Request
 ) -> None:
-    session_ws_id = connection.session_ws_id
+    details = AuthDetails(request, connection.session_ws_id, connection.identity)
     if registry.authorize is not None:
         allowed = registry.authorize(request)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if not allowed:
-            await registry.on_auth_fail.send(AuthDetails(request, session_ws_id))
+            await registry.on_auth_fail.send(details)
             raise web.HTTPForbidden(text="websocket refused: not authorized")
     if registry.on_auth_success:
-        await registry.on_auth_success.send(AuthDetails(request, session_ws_id))
+        await registry.on_auth_success.send(details)
 
 
 async def _save(
@@ -171,16 +172,6 @@ async def _save(
         _refuse(registry, RECONNECT)
     _refuse(registry, connection.refusal)
     await storage.save_session(request, connection.ws, session)
-
-
-async def _prepare(ws: web.WebSocketResponse, request: web.Request, visit: Visit) -> None:
-    # The event loop keeps the context that a heartbeat was started in for longer than the
-    # heartbeat, and with it the socket if that is to be found there.
-    VISIT.set(None)
-    try:
-        await ws.prepare(request)
-    finally:
-        VISIT.set(visit)
 
 
 def _refuse(registry: SessionWSRegistry, close: Close | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import aiohttp_session
 from aiohttp import web
@@ -23,6 +23,15 @@ __all__ = ["Identify"]
 log = logging.getLogger("aiohttp_session_ws")
 
 Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
+
+
+class Death(NamedTuple):
+    """
+    How an id died, and how many seconds ago.
+    """
+
+    kind: Kind
+    age: float
 
 
 class SessionWSIdentities(SessionWSIds):
@@ -56,17 +65,19 @@ class SessionWSIdentities(SessionWSIds):
         minted = None if session is None else session.get(stamp_key(self.session_key))
         return record if record is not None and record.ends(session_ws_id, minted) else None
 
-    async def _death(
-        self, request: web.Request, session_ws_id: Hashable
-    ) -> tuple[Kind, float] | None:
+    def _death(self, session_ws_id: Hashable) -> Death | None:
         """
-        Return how the id of an HTTP request died, and how many seconds ago.
+        Return how an id died, if it is dead.
         """
         record = self._revocations.get(session_ws_id)
-        if record is not None:
-            return record.kind, self._revocations.age(record)
-        if not self._identities:
-            return None
+        return None if record is None else Death(record.kind, self._revocations.age(record))
+
+    async def _death_of_identity(
+        self, request: web.Request, session_ws_id: Hashable
+    ) -> Death | None:
+        """
+        Return how the session of an HTTP request died, if with all others of its identity.
+        """
         try:
             identity = await self._identify(request)
         except Exception as exc:  # noqa: BLE001  the application's
@@ -77,7 +88,7 @@ class SessionWSIdentities(SessionWSIds):
         if ended is None:
             return None
         self._revocations.end(session_ws_id, self._ttl())
-        return Kind.ENDED, self._identities.age(ended)
+        return Death(Kind.ENDED, self._identities.age(ended))
 
     async def _ended_meanwhile(self, request: web.Request, session_ws_id: Hashable) -> bool:
         """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Awaitable, Hashable
 
 import aiohttp_session
 from aiohttp import web
@@ -23,6 +23,7 @@ from .visit import (
     VISIT,
     Visit,
     end_visit,
+    forget,
     new_visit,
     put_session,
     session_of,
@@ -39,7 +40,7 @@ _SETTLED = 10.0
 
 
 @web.middleware
-async def session_ws_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+def session_ws_middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
     """
     Give every session an id that its websockets are filed under, and mind where it goes.
 
@@ -66,14 +67,21 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     registry = registry_from(request)
     visit = VISIT.get()
     if visit is not None and visit.request is request and not visit.over:
-        return await handler(request)  # installed twice, in a sub-application as well
+        return handler(request)  # installed twice, in a sub-application as well
     visit = new_visit(request)
     VISIT.set(visit)
     if aiohttp_session.SESSION_KEY in request:
         _warn_loaded_early(registry)
     registry._saw(request)
-    if not is_websocket(request):
-        return await _http(registry, visit, request, handler)
+    # Not a coroutine of its own, which would wait as long as the socket lives.
+    answer = _websocket if is_websocket(request) else _http
+    return answer(registry, visit, request, handler)
+
+
+async def _websocket(
+    registry: SessionWSRegistry, visit: Visit, request: web.Request, handler: Handler
+) -> web.StreamResponse:
+    visit.guarded = True
     try:
         response = await handler(request)
     except (SessionWSClosed, SessionEnded, web.HTTPException) as exc:
@@ -83,6 +91,8 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
             response = visit.connection.ws  # an open socket takes no HTTP
         else:
             await _plain_answer(registry, visit, request, response)
+    finally:
+        forget(visit)
     return response
 
 
@@ -134,9 +144,13 @@ async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Reques
         # Nobody knows the new one yet, so nobody can mean it; but they may mean the identity.
         await registry._mint(request)
         current = await registry.get_id(request) if registry._identities else None
-    if current is not None and (death := await registry._death(request, current)) is not None:
-        kind, age = death
-        session_ws_id = await _repair(registry, request, current, kind, age > _SETTLED)
+    if current is not None:
+        death = registry._death(current)
+        if death is None and registry._identities:
+            death = await registry._death_of_identity(request, current)
+        if death is not None:
+            settled = death.age > _SETTLED
+            session_ws_id = await _repair(registry, request, current, death.kind, settled)
     visit.came_with(session_ws_id, session_of(request), registry._revocations.ends)
 
 
@@ -225,8 +239,10 @@ async def _plain_answer(
     if not visit.noted:
         await registry._answers.note(request, visit)
     if visit.session_ws_id is not None and not visit.asked:
-        death = await registry._death(request, visit.session_ws_id)
-        if death is not None and death[0] is Kind.ENDED:
+        death = registry._death(visit.session_ws_id)
+        if death is None and registry._identities:
+            death = await registry._death_of_identity(request, visit.session_ws_id)
+        if death is not None and death.kind is Kind.ENDED:
             put_session(request, None)
             raise web.HTTPForbidden(text="the session has ended")
     await _settle(registry, visit, request, response)

@@ -26,7 +26,7 @@ from .handshake import WebSocketOptions, handshake
 from .helpers import registry_from
 from .registry import SessionWSRegistry
 from .signals import CloseDetails, OpenDetails
-from .visit import VISIT, Visit, end_visit, visit_of
+from .visit import VISIT, Visit, end_visit, forget, visit_of
 
 __all__ = ["session_ws"]
 
@@ -131,7 +131,9 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
             await result
         _expect_open(connection)
         if registry.on_open:
-            details = OpenDetails(self._request, connection.session_ws_id, connection.ws)
+            details = OpenDetails(
+                self._request, connection.session_ws_id, connection.ws, connection.identity
+            )
             await registry.on_open.send(details)
         if registry.connection_ctx:
             self._contexts = AsyncExitStack()
@@ -161,6 +163,9 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
                 if isinstance(error, Exception) and not _explained(connection, error):
                     log.error("a websocket handler failed", exc_info=error)  # noqa: TRY400  not this one
                 raise  # the server cancels the handlers of clients that have gone
+            finally:
+                if not self._visit.guarded:
+                    forget(self._visit)
         if error is not None and _explained(connection, error):
             raise SessionWSClosed(connection.ws) from error
 
@@ -181,7 +186,7 @@ def _close_details(request: web.Request, connection: Connection, close: Close) -
         by, code = "handler", ws.closed_with
     else:
         by, code = "client", ws.close_code or 1006
-    return CloseDetails(request, connection.session_ws_id, ws, code, by)
+    return CloseDetails(request, connection.session_ws_id, ws, code, by, connection.identity)
 
 
 def _close_for(error: BaseException | None) -> Close:

@@ -15,6 +15,7 @@ from aiohttp import WSMsgType
 
 from .closing import SLOW_CONSUMER
 from .connection import Connection
+from .records import fingerprint
 from .sockets import Sockets
 
 __all__ = ["PushQueue"]
@@ -114,8 +115,9 @@ class Outbox:
         if not self._warned:
             self._warned = True
             log.warning(
-                "a websocket misses what is pushed to it: its peer reads too slowly, and will be"
-                " closed if it doesn't catch up within %s s",
+                "a websocket of session %s misses what is pushed to it: its peer reads too"
+                " slowly, and will be closed if it doesn't catch up within %s s",
+                fingerprint(self._connection.session_ws_id),
                 self._limit.patience,
             )
         loop = asyncio.get_running_loop()

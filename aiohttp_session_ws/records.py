@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__: list[str] = []
+__all__ = ["fingerprint"]
 
 log = logging.getLogger("aiohttp_session_ws")
 
@@ -49,7 +49,9 @@ def digest(subject: Hashable) -> Hashable:
 
 def fingerprint(subject: Hashable) -> str:
     """
-    Return what an id or an identity is called in logs: the same for the same, and no secret.
+    Return what an id or an identity is called in logs: the same for the same.
+
+    It doesn't tell the id. Of an identity that is easy to guess it can be found out.
     """
     return hashlib.blake2b(repr(subject).encode("utf-8", "replace"), digest_size=6).hexdigest()
 

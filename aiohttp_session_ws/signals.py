@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import aiosignal
@@ -57,7 +57,7 @@ class HandshakeDetails:
     """
 
     request: web.Request
-    session_ws_id: Hashable
+    session_ws_id: Hashable = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class AuthDetails:
     """
 
     request: web.Request
-    session_ws_id: Hashable
+    session_ws_id: Hashable = field(repr=False)
+    identity: Hashable | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,9 @@ class OpenDetails:
     """
 
     request: web.Request
-    session_ws_id: Hashable
+    session_ws_id: Hashable = field(repr=False)
     ws: web.WebSocketResponse
+    identity: Hashable | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class CloseDetails:
 
     Attributes:
         request: The request that was upgraded.
-        session_ws_id: Whose socket it is.
+        session_ws_id: The session whose socket it is.
+        identity: Whom that belongs to; ``None`` if nobody is known.
         ws: The socket; it may be closed already.
         code: The close code that was sent first, by either side; of a client that
             vanished the one that aiohttp reports, 1000 or 1006.
@@ -106,7 +109,8 @@ class CloseDetails:
     """
 
     request: web.Request
-    session_ws_id: Hashable
+    session_ws_id: Hashable = field(repr=False)
     ws: web.WebSocketResponse
     code: int
     by: Literal["order", "handler", "client"]
+    identity: Hashable | None = field(default=None, repr=False)

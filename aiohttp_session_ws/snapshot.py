@@ -82,8 +82,8 @@ def _describe(connection: Connection, at: float, now: float, epoch: float) -> Co
     request, ws = connection.request, connection.ws
     heard = ws.heard_at if isinstance(ws, ServedWebSocket) else None
     return ConnectionInfo(
-        # No two have the same address at the same time, nor one address at once twice.
-        id=f"{id(connection):x}-{int(at * 1e6):x}",
+        # No two are at one address at a time, and what comes there later is opened later.
+        id=fingerprint((id(connection), at)),
         session_ws_id=connection.session_ws_id,
         identity=connection.identity,
         remote=None if request is None else request.remote,

@@ -31,8 +31,9 @@ class Visit:
     What is noted of a request, by the middleware or by the first helper that is called.
 
     Attributes:
-        request: The request.
-        task: The task that handles the request, until its answer has been written.
+        request: The request; ``None`` when its socket is gone.
+        task: The task that handles the request, until its answer has been written; ``None``
+            when its socket is gone.
         started: When it began, by the event loop's clock.
         session_ws_id: The id it came with.
         session: The session that carried this id.
@@ -49,10 +50,11 @@ class Visit:
         ordered: When the order was decided; later handshakes aren't meant.
         connection: The websocket that the request became.
         over: Whether its handler is done.
+        guarded: Whether the middleware waits for it.
     """
 
-    request: web.Request
-    task: asyncio.Task[Any]
+    request: web.Request | None
+    task: asyncio.Task[Any] | None
     started: float
     session_ws_id: Hashable | None = None
     session: aiohttp_session.Session | None = None
@@ -69,6 +71,7 @@ class Visit:
     ordered: float = math.inf
     connection: Connection | None = None
     over: bool = False
+    guarded: bool = False
 
     def came_with(
         self,
@@ -128,6 +131,17 @@ def end_visit(visit: Visit) -> None:
     """
     visit.over = True  # for tasks that have a copy of this context
     VISIT.set(None)
+
+
+def forget(visit: Visit) -> None:
+    """
+    Let go of a socket that is gone.
+
+    The event loop keeps the context that a heartbeat was started in, and with it *visit*,
+    for longer than the heartbeat.
+    """
+    if visit.connection is not None:
+        visit.connection = visit.request = visit.session = visit.task = None
 
 
 def session_of(request: web.Request) -> aiohttp_session.Session | None:
@@ -210,7 +224,8 @@ async def answered(visit: Visit, transport: asyncio.Transport | None, timeout: f
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     # Done, failed or cancelled is all the same, and nothing is raised here.
-    await asyncio.wait({visit.task}, timeout=timeout)
+    if visit.task is not None:
+        await asyncio.wait({visit.task}, timeout=timeout)
     while (
         transport is not None
         and not transport.is_closing()

@@ -67,7 +67,7 @@ class Work:
         Serve a websocket as aiohttp alone does.
         """
         await aiohttp_session.get_session(request)
-        ws = web.WebSocketResponse()
+        ws = web.WebSocketResponse(heartbeat=30.0)
         await ws.prepare(request)
         if not self._traced:
             self._sockets.add(ws)
