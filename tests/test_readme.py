@@ -12,14 +12,14 @@ from typing import Any
 import docutils.core
 import docutils.nodes
 import pytest
-from aiohttp import web
+from aiohttp import WSServerHandshakeError, web
 from conftest import AiohttpClient
 from support import expect_close, make_app, until
 
 from aiohttp_session_ws import SessionWSRegistry
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.rst", "CHANGES.rst", "demo/README.rst"]
+DOCUMENTS = ["README.rst", "CHANGES.rst", "demo/README.rst", "docs/guide.rst"]
 START = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python -m demo"
 TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
 
@@ -31,13 +31,14 @@ def parse(name: str) -> docutils.nodes.document:
     return docutils.core.publish_doctree(text, settings_overrides=settings)
 
 
-def blocks(*, python: bool) -> list[str]:
-    """Return the README's code blocks."""
-    nodes = parse("README.rst").findall(docutils.nodes.literal_block)
+def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
+    """Return the code blocks of a document."""
+    nodes = parse(name).findall(docutils.nodes.literal_block)
     return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
 
 
-PROGRAM, ORDERS, OPTIONS, TESTING = blocks(python=True)
+PROGRAM, ORDERS, USERS, TESTING = blocks(python=True)
+IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS = blocks("docs/guide.rst", python=True)
 
 
 def run(block: str) -> dict[str, Any]:
@@ -91,20 +92,27 @@ class TestPrograms:
 
             assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
 
-    async def test_options(self, aiohttp_client: AiohttpClient) -> None:
-        """Users of the listed origin get in, are counted, and leave."""
-        names = run(OPTIONS)
-        registry: SessionWSRegistry = names["registry"]
-        client = await aiohttp_client(make_app(registry))
-        async with client.get("/ws", headers={"Upgrade": "websocket"}) as response:
-            stranger = response.status
+    async def test_users(self, aiohttp_client: AiohttpClient) -> None:
+        """Users of the listed origin get in, are told, and are logged out everywhere."""
+        names = run(USERS)
+        app = make_app(names["registry"])
+        app.router.add_get("/everywhere", names["log_out_everywhere"])
+        app.router.add_get("/notify/{user}", names["notify"])
+        client = await aiohttp_client(app)
+        statuses = []
+        for headers in ({"Origin": "https://evil.example"}, {}):
+            with pytest.raises(WSServerHandshakeError) as refused:
+                await client.ws_connect("/ws", headers=headers)
+            statuses.append(refused.value.status)
         await client.get("/login")
         async with client.ws_connect("/ws", origin="https://example.org") as ws:
             await ws.receive()
-            online = len(names["online"])
-        await until(lambda: names["codes"] and not names["online"])
+            told = await (await client.get("/notify/ann")).text()
+            text = await ws.receive_str()
+            await client.get("/everywhere")
 
-        assert (stranger, online, names["codes"]) == (403, 1, [1000])
+            assert (statuses, told, text) == ([403, 403], "1 sockets", "mail!")
+            assert await expect_close(ws) == 4401
 
     async def test_program_starts(self, unused_tcp_port: int) -> None:
         """It runs as a script does."""
@@ -121,3 +129,72 @@ class TestPrograms:
         await runner.cleanup()
 
         assert answer.startswith(b"HTTP/1.0 400")
+
+
+class TestGuide:
+    async def test_identity(self, aiohttp_client: AiohttpClient) -> None:
+        """One may log out here, everywhere, or everywhere else."""
+        names = run(IDENTITY)
+        app = make_app(names["registry"])
+        app.router.add_get("/enter", names["log_in"])
+        app.router.add_get("/everywhere", names["log_out_everywhere"])
+        app.router.add_get("/elsewhere", names["log_out_elsewhere"])
+        client = await aiohttp_client(app)
+        sockets = []
+        for _ in range(3):
+            client.session.cookie_jar.clear()
+            await client.get("/enter?name=ann")
+            sockets.append(await client.ws_connect("/ws"))
+            await sockets[-1].receive()
+        await client.get("/elsewhere")
+        codes = [await expect_close(ws) for ws in sockets[:2]]
+        await sockets[2].send_str("still there?")
+        assert await sockets[2].receive_str() == "still there?"
+        await client.get("/everywhere")
+
+        assert [*codes, await expect_close(sockets[2])] == [4401] * 3
+
+    async def test_pushing_and_looking(self, aiohttp_client: AiohttpClient) -> None:
+        """A user is told, everybody is, and the user's tabs are listed."""
+        app = make_app(SessionWSRegistry(identify=lambda request: "ann"))
+        app.router.add_get("/notify/{user}", run(PUSHING)["notify"])
+        app.router.add_get("/tabs/{user}", run(LOOKING)["mine"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/notify/ann")
+            told = [await ws.receive_json(), await ws.receive_str()]
+            tabs = await (await client.get("/tabs/ann")).json()
+
+        assert told == [{"type": "mail"}, "somebody has mail"]
+        assert tabs == {"tabs": ["127.0.0.1 /ws, idle for 0 s"], "all": 1}
+
+    def test_options(self) -> None:
+        """They make a registry."""
+        registry = run(TIME)["registry"]
+
+        assert (registry.expiry.revalidate_every, registry.limits.total) == (60.0, 20_000)
+
+    async def test_signals(self, aiohttp_client: AiohttpClient) -> None:
+        """Sockets are seen to come and to go."""
+        names = run(SIGNALS)
+        client = await aiohttp_client(make_app(names["registry"]))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            online = len(names["online"])
+        await until(lambda: names["codes"] and not names["online"])
+
+        assert (online, names["codes"]) == (1, [1000])
+
+    async def test_threads(self, aiohttp_client: AiohttpClient) -> None:
+        """A thread gives an order."""
+        registry = SessionWSRegistry(identify=lambda request: "ann")
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            loop = asyncio.get_running_loop()
+            lock_out = run(THREADS)["lock_out"]
+            report = await asyncio.to_thread(lock_out, registry, "ann", loop)
+
+            assert await expect_close(ws) == 4401
+        assert report.sockets == 1
