@@ -14,6 +14,7 @@ from aiohttp import web
 
 from .closing import RECONNECT, SESSION_ENDED, Close
 from .exceptions import SessionWSError
+from .records import blame
 from .revocation import Kind
 from .visit import (
     Visit,
@@ -60,6 +61,8 @@ class Answers:
         See :meth:`SessionWSRegistry.schedule_end_session` and ``schedule_end_identity``.
         """
         registry = self._registry
+        if everywhere:
+            registry._expect_identify()
         visit = await self._visit(request)
         identity = await self._whose(request, visit) if everywhere else None
         if visit.connection is not None:
@@ -72,7 +75,7 @@ class Answers:
             ids.append(visit.session_ws_id)
             if self._deserves_record(visit):
                 ids += registry._revocations.end(visit.session_ws_id, registry._ttl())
-        visit.ids = list(dict.fromkeys(ids))
+        visit.ids = list(dict.fromkeys([*visit.ids, *ids]))
         self._ask(request, visit, response, SESSION_ENDED)
         await registry.delete_id(request)
         if aiohttp_session.STORAGE_KEY in request:
@@ -88,14 +91,7 @@ class Answers:
         if visit.connection is not None:
             return visit.connection.identity
         identity = await registry._identify(request)
-        if identity is None:
-            replacement = session_of(request)
-            put_session(request, None)
-            try:
-                identity = await registry._identify(request)
-            finally:
-                put_session(request, replacement)
-        return identity
+        return identity if identity is not None else (await registry._arrived(request))[0]
 
     async def renew(self, request: web.Request, response: web.StreamResponse) -> None:
         """
@@ -193,16 +189,18 @@ class Answers:
         registry = self._registry
         try:
             current = await registry.get_id(request)
-        except Exception:
-            log.exception("get_id() failed; it is taken as if the id were the same")
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.error("get_id() failed, it is taken as if the id were the same: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold a session's key
             current = came_with
         revocations = registry._revocations
         session = session_of(request)
-        if revocations.ends != visit.ends and session is visit.session:
-            record = revocations.get(came_with)
-            if record is not None and record.kind is Kind.ENDED:
-                # Meanwhile, by somebody else: saving it would bring it back.
-                put_session(request, None)
+        if revocations.ends != visit.ends and await self._overtaken(request, visit):
+            # Meanwhile, by somebody else: saving it would bring it back.
+            put_session(request, None)
+        elif current is None and session and session.new and visit.watched and saved:
+            # A log-in in a session of its own. By its next request it would look old.
+            await registry.ensure_id(request)
+            current = await registry.get_id(request)
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:
@@ -219,6 +217,19 @@ class Answers:
         visit.ordered = asyncio.get_running_loop().time()
         registry._order(visit.ids, visit.close)
         self._wait(request, visit, saved=saved)
+
+    async def _overtaken(self, request: web.Request, visit: Visit) -> bool:
+        """
+        Tell whether the session that *request* came with has ended while it was handled.
+        """
+        record = self._registry._revocations.get(visit.session_ws_id)
+        if record is not None and record.kind is Kind.ENDED:
+            return session_of(request) is visit.session
+        try:
+            return await self._registry._ended_meanwhile(request)
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.error("identify failed, it is taken as if nobody had ended: %s", blame(exc))  # noqa: TRY400  as above
+            return False
 
     def _deserves_record(self, visit: Visit) -> bool:
         # A visitor who comes and goes without a word must not fill the memory.
@@ -240,5 +251,5 @@ async def _wipe(request: web.Request, session: aiohttp_session.Session | None) -
     storage: aiohttp_session.AbstractStorage = request[aiohttp_session.STORAGE_KEY]
     try:
         await storage.save_session(request, web.Response(), session)
-    except Exception:
-        log.exception("the ended session could not be emptied in its storage")
+    except Exception as exc:  # noqa: BLE001  the storage's
+        log.error("the ended session could not be emptied in its storage: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold its key

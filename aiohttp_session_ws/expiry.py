@@ -5,9 +5,9 @@ Whether the sessions of open sockets still live: what is checked, and who is clo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-import traceback
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 from .closing import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from .connection import Connection
 from .deadlines import LONGEST, Alarm, Deadline, Deadlines, end_of, is_kept, jitter
+from .records import blame
 from .revocation import Kind
 from .visit import put_session, session_of
 
@@ -185,7 +186,8 @@ class Checker:
             session = session_of(request)
             ends = end_of(session)  # before identify() may touch it
             if session_ws_id == last.session_ws_id:
-                identity = await registry._identify(request)
+                with contextlib.suppress(web.HTTPUnauthorized, web.HTTPForbidden):  # nobody
+                    identity = await registry._identify(request)
         return Found(session_ws_id, identity, ends, is_kept(session))
 
     def _judge(self, connections: Sequence[Connection], found: Found) -> None:
@@ -197,10 +199,11 @@ class Checker:
         # What outlives its time isn't bound by it: the registry's get_id() decides.
         ends = found.ends if found.ends > self._alarm.wall() else math.inf
         due = self._due(ends)
+        ended = self._record(connections[0].session_ws_id) is Kind.ENDED
         over = []
         for connection in connections:
             same = connection.request is None or connection.identity == found.identity
-            if connection.session_ws_id != found.session_ws_id or not same:
+            if ended or connection.session_ws_id != found.session_ws_id or not same:
                 over.append(connection)
             elif (deadline := connection.deadline) is not None:
                 deadline.ends, deadline.tries = ends, 0
@@ -213,13 +216,21 @@ class Checker:
         """
         Return what to tell sockets that are closed.
         """
-        record = self._registry._revocations.get(id_)
-        if record is not None and record.kind is Kind.MOVED:
+        kind = self._record(id_)
+        if kind is Kind.ENDED:
+            return SESSION_ENDED
+        if kind is Kind.MOVED:
             return RECONNECT  # the order for it waits for an answer
+        if found.session_ws_id == id_ and found.identity is not None:
+            return RECONNECT  # the session lives, and is somebody else's now
         if not found.kept and not any(deadline.kept for deadline in deadlines):
             return RECONNECT  # the client may have a newer cookie, which nobody else knows
         ends = found.ends if found.kept else max(deadline.ends for deadline in deadlines)
         return SESSION_EXPIRED if ends <= self._alarm.wall() else SESSION_ENDED
+
+    def _record(self, session_ws_id: Hashable) -> Kind | None:
+        record = self._registry._revocations.get(session_ws_id)
+        return None if record is None else record.kind
 
     def _succeeded(self, deadlines: Sequence[Deadline]) -> None:
         if self._failed is None:
@@ -236,10 +247,7 @@ class Checker:
         """
         now = self._alarm.clock()
         if self._failed is None:
-            # Not what it says, which may be a session's key.
-            frame, line = [*traceback.walk_tb(exc.__traceback__)][-1]
-            what = f"{type(exc).__name__} at {frame.f_code.co_filename}:{line}"
-            log.warning("sessions can't be checked, their sockets stay open: %s", what)
+            log.warning("sessions can't be checked, their sockets stay open: %s", blame(exc))
         self._failed = now
         deadlines = [c.deadline for c in connections if c.deadline is not None]
         tries = max((deadline.tries for deadline in deadlines), default=0)

@@ -70,6 +70,7 @@ async def handshake(
         if registry.identify is not None:
             await _identify(registry, connection, request)
         await _authorize(registry, connection, request)
+        _refuse(registry, connection.refusal)  # who is refused takes nobody's place
         await make_room(registry.limits, registry._sockets, connection)
         if minted:
             await _save(registry, connection, request, visit.held)
@@ -108,7 +109,7 @@ async def _find_id(registry: SessionWSRegistry, visit: Visit, request: web.Reque
     """
     registry._saw(request)
     session_ws_id = await registry._load_id(request)
-    if visit.minted:
+    if visit.minted is not None:
         # The handler has called new_id() or the like: what it made is saved nowhere.
         session_ws_id, stored = await registry._reload_id(request)
         put_session(request, stored)

@@ -5,22 +5,20 @@ Whom a request comes from, and whether its session was ended with all others of 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Hashable
 from typing import NamedTuple, TypeAlias
 
 import aiohttp_session
 from aiohttp import web
 
+from .closing import SESSION_ENDED
 from .exceptions import IdentifyFailed
 from .identity import EndedIdentity, usable_identity
 from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory, SessionWSIds, stamp_key
 from .revocation import Expiry, Kind
-from .visit import session_of, visit_of
+from .visit import put_session, session_of, visit_of
 
 __all__ = ["Identify"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
 
@@ -62,8 +60,11 @@ class SessionWSIdentities(SessionWSIds):
         Return the record that ends a session of *identity*, if there is one.
         """
         record = None if identity is None else self._identities.get(identity)
-        minted = None if session is None else session.get(stamp_key(self.session_key))
-        return record if record is not None and record.ends(session_ws_id, minted) else None
+        if record is None or session is None:
+            return None
+        if not self._revocations.family(session_ws_id).isdisjoint(record.left_out):
+            return None
+        return record if record.ends(session.get(stamp_key(self.session_key))) else None
 
     def _death(self, session_ws_id: Hashable) -> Death | None:
         """
@@ -72,34 +73,31 @@ class SessionWSIdentities(SessionWSIds):
         record = self._revocations.get(session_ws_id)
         return None if record is None else Death(record.kind, self._revocations.age(record))
 
-    async def _death_of_identity(
-        self, request: web.Request, session_ws_id: Hashable
-    ) -> Death | None:
+    async def _ended_meanwhile(self, request: web.Request) -> bool:
         """
-        Return how the session of an HTTP request died, if with all others of its identity.
-        """
-        try:
-            identity = await self._identify(request)
-        except Exception as exc:  # noqa: BLE001  the application's
-            # Nobody knows whose page this is; its sockets will be refused for the same reason.
-            log.warning("a request could not be identified: %s", type(exc).__name__)
-            return None
-        ended = self._ended_identity(session_ws_id, identity, session_of(request))
-        if ended is None:
-            return None
-        self._revocations.end(session_ws_id, self._ttl())
-        return Death(Kind.ENDED, self._identities.age(ended))
-
-    async def _ended_meanwhile(self, request: web.Request, session_ws_id: Hashable) -> bool:
-        """
-        Tell whether the identity of *request* was ended while it was handled.
+        Tell whether the identity that *request* came with was ended while it was handled.
         """
         visit = visit_of(request)
-        if not visit.noted or visit.ends == self._revocations.ends or not self._identities:
+        if visit.session_ws_id is None or visit.close is SESSION_ENDED:
             return False
-        identity = await self._identify(request)
-        ended = self._ended_identity(session_ws_id, identity, session_of(request))
-        return ended is not None and ended.number > visit.ends
+        if visit.ends == self._revocations.ends or not self._identities:
+            return False
+        identity, session = await self._arrived(request)
+        ended = self._ended_identity(visit.session_ws_id, identity, session)
+        return ended is not None and ended.number > visit.ends and ended.number != visit.own_end
+
+    async def _arrived(
+        self, request: web.Request
+    ) -> tuple[Hashable | None, aiohttp_session.Session | None]:
+        """
+        Return whom *request* came from, though its handler may have logged them in or out.
+        """
+        cached = session_of(request)
+        put_session(request, None)
+        try:
+            return await self._identify(request), session_of(request)
+        finally:
+            put_session(request, cached)
 
     async def _identify(self, request: web.Request) -> Hashable | None:
         """

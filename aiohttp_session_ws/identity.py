@@ -30,17 +30,14 @@ class EndedIdentity(Record):
     left_out: Collection[Hashable]
     number: int
 
-    def ends(self, session_ws_id: Hashable, minted: object) -> bool:
+    def ends(self, minted: object) -> bool:
         """
         Tell whether a session of this identity has ended.
 
         Args:
-            session_ws_id: Its id.
-            minted: When that was minted; anything but a number is not known.
+            minted: When its id was minted; anything but a number is not known.
         """
-        if not isinstance(minted, (int, float)) or session_ws_id in self.left_out:
-            return False
-        return not minted > self.before  # a NaN neither
+        return isinstance(minted, (int, float)) and not minted > self.before  # nor a NaN
 
 
 class EndedIdentities(Records[EndedIdentity]):

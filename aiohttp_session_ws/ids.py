@@ -120,13 +120,12 @@ class SessionWSIds:
             SessionEnded: If the session has been ended meanwhile. Nothing is changed.
         """
         current = await self.get_id(request)
-        if current is not None:
-            record = self._revocations.get(usable(current))
-            ended = record is not None and record.kind is Kind.ENDED
-            if ended or await self._ended_meanwhile(request, current):
-                raise SessionEnded("the session was ended while this request was handled")
-        visit_of(request).minted = True  # and not saved yet
+        record = None if current is None else self._revocations.get(usable(current))
+        ended = record is not None and record.kind is Kind.ENDED
+        if ended or await self._ended_meanwhile(request):
+            raise SessionEnded("the session was ended while this request was handled")
         session_ws_id = await self.generate_id(request)
+        visit_of(request).minted = session_ws_id  # and not saved yet
         if session_ws_id != current and self._revocations.lift(session_ws_id):
             log.warning(
                 "id_factory returned an id that was revoked, which takes the revocation back:"
@@ -134,7 +133,7 @@ class SessionWSIds:
             )
         await self.set_id(request, session_ws_id)
 
-    async def _ended_meanwhile(self, request: web.Request, session_ws_id: Hashable) -> bool:
+    async def _ended_meanwhile(self, request: web.Request) -> bool:
         """
         Tell whether the identity of *request* was ended while it was handled.
         """
@@ -183,7 +182,7 @@ class SessionWSIds:
             del self._adopted[next(iter(self._adopted))]
         known = self._adopted.get(key)
         if known is not None and self._revocations.get(known[0]) is None:
-            visit_of(request).minted = True
+            visit_of(request).minted = known[0]
             await self.set_id(request, known[0])
             return
         await self.new_id(request)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from aiohttp import web
 
-from .closing import TOO_MANY_CONNECTIONS
+from .closing import NORMAL, TOO_MANY_CONNECTIONS
 from .connection import Connection, Index
 from .exceptions import HandshakeRefused
 from .sockets import Sockets
@@ -88,7 +88,10 @@ async def make_room(limits: Limits, sockets: Sockets, connection: Connection) ->
     for crowd in crowds:
         while connection.refusal is None and len(crowd.ahead()) >= crowd.limit:
             # Who is closed for another reason is in the way as well.
-            leaving = {c.closing for c in crowd.ahead() if c.closing is not None}
+            going = [c for c in crowd.ahead() if c.opened and (c.close or c.closing)]
+            leaving = {c.closing or sockets.begin_close(c, c.close or NORMAL) for c in going}
+            if not leaving:  # somebody came by another way, who stays
+                raise HandshakeRefused(TOO_MANY_CONNECTIONS)
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
 
 

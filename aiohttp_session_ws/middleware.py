@@ -197,7 +197,7 @@ def _forget_newcomer(registry: SessionWSRegistry, visit: Visit, request: web.Req
     Save no session for a visitor who got nothing but an error.
     """
     session = session_of(request)
-    newcomer = visit.minted and visit.session_ws_id is None
+    newcomer = visit.minted is not None and visit.session_ws_id is None
     if newcomer and session is not None and session.keys() <= registry._own_keys:
         put_session(request, None)
 

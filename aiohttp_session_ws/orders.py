@@ -5,14 +5,16 @@ The orders: whose sockets are to close, at once and in every handshake that bega
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterable
+import logging
+from collections.abc import Hashable, Iterable
 
 import aiohttp_session
+from aiohttp import web
 
 from .closing import GOING_AWAY, RECONNECT, SESSION_ENDED, Close, CloseReport, Timeouts
 from .connection import Connection
-from .exceptions import WrongLoop
-from .identify import Identify, SessionWSIdentities
+from .exceptions import NotSetUp, WrongLoop
+from .identify import Death, Identify, SessionWSIdentities
 from .identity import usable_identity
 from .ids import (
     DEFAULT_ID_FACTORY,
@@ -20,10 +22,14 @@ from .ids import (
     IdFactory,
     usable,
 )
+from .records import blame
 from .revocation import CloseOrders, Expiry, Kind
 from .sockets import Sockets
+from .visit import VISIT, session_of
 
 __all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
 
 
 class SessionWSOrders(SessionWSIdentities):
@@ -46,6 +52,7 @@ class SessionWSOrders(SessionWSIdentities):
         self.timeouts = Timeouts() if timeouts is None else timeouts
         self._loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._draining = False
+        self._unidentified = False  # the last page that was asked for
         self._orders = CloseOrders()
         self._identity_orders = CloseOrders()
         self._sockets = Sockets(self.timeouts)
@@ -103,9 +110,11 @@ class SessionWSOrders(SessionWSIdentities):
             reason: The close reason.
 
         Raises:
+            NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
         self._expect_loop()
+        self._expect_identify()
         close = RECONNECT.replace(code, reason)
         self._identity_orders.note(usable_identity(identity), _now())
         connections = self._sockets.of_identity(identity)
@@ -157,6 +166,7 @@ class SessionWSOrders(SessionWSIdentities):
             reason: The close reason.
 
         Raises:
+            NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
         self._expect_loop()
@@ -170,13 +180,20 @@ class SessionWSOrders(SessionWSIdentities):
         """
         Record that an identity has ended; return the ids of its sockets' sessions.
         """
+        self._expect_identify()
         identity = usable_identity(identity)
         revocations, ttl = self._revocations, self._ttl()
-        left_out: Collection[Hashable] = ()
+        visit = VISIT.get()
+        left_out: set[Hashable] = set()
         if except_session is not None:
             left_out = revocations.family(usable(except_session))
+            if visit is not None and visit.minted == except_session:  # and not saved yet
+                left_out |= revocations.family(visit.session_ws_id)
         revocations.ends += 1
+        if visit is not None:
+            visit.own_end = revocations.ends
         self._identities.end(identity, left_out, ttl, revocations.ends)
+        self._identity_orders.note(identity, _now())
         connections = self._sockets.of_identity(identity)
         ids = {c.session_ws_id for c in connections}.difference(left_out)
         return list({member for id_ in ids for member in revocations.end(id_, ttl)})
@@ -235,10 +252,45 @@ class SessionWSOrders(SessionWSIdentities):
         Return why a handshake of *identity* may not open, ``None`` if it may.
         """
         if self._ended_identity(connection.session_ws_id, identity, session) is not None:
-            self._revocations.end(connection.session_ws_id, self._ttl())
+            self._end_now(connection.session_ws_id)
             return SESSION_ENDED
         missed = self._identity_orders.concern(identity, connection.started, _now())
         return RECONNECT if missed else None
+
+    def _end_now(self, session_ws_id: Hashable) -> None:
+        """
+        End a session that was found to be ended, as one of its identity.
+        """
+        ids = self._revocations.end(session_ws_id, self._ttl())
+        sockets, close, _ = self._order(ids, SESSION_ENDED)
+        if sockets:
+            _ = self._sockets.spawn(self._sockets.close(sockets, close), "close what has ended")
+
+    async def _death_of_identity(
+        self, request: web.Request, session_ws_id: Hashable
+    ) -> Death | None:
+        """
+        Return how the session of an HTTP request died, if with all others of its identity.
+        """
+        try:
+            identity = await self._identify(request)
+        except Exception as exc:  # noqa: BLE001  the application's
+            # Nobody knows whose page this is; its sockets will be refused for the same reason.
+            if not self._unidentified:
+                log.warning("requests can't be identified: %s", blame(exc))
+            self._unidentified = True
+            return None
+        self._unidentified = False
+        ended = self._ended_identity(session_ws_id, identity, session_of(request))
+        if ended is None:
+            return None
+        self._end_now(session_ws_id)
+        return Death(Kind.ENDED, self._identities.age(ended))
+
+    def _expect_identify(self) -> None:
+        if self.identify is None:
+            msg = "nobody can be identified: create SessionWSRegistry(identify=...)"
+            raise NotSetUp(msg)
 
     def _expect_loop(self) -> None:
         """

@@ -19,6 +19,7 @@ from aiohttp import WSMsgType
 from aiohttp.typedefs import JSONEncoder
 
 from .connection import Connection
+from .identity import usable_identity
 from .ids import usable
 from .orders import SessionWSOrders
 from .outbox import Outbox, PushQueue
@@ -69,6 +70,7 @@ class SessionWSPushes(SessionWSOrders):
             InvalidSessionWSId: If *session_ws_id* can't be a key.
             TypeError: If *data* is neither text nor bytes.
         """
+        self._expect_loop()
         return await self._push(self._sockets.open.of(usable(session_ws_id)), data)
 
     async def send_identity(self, identity: Hashable, data: Data) -> Delivery:
@@ -80,9 +82,13 @@ class SessionWSPushes(SessionWSOrders):
             data: As for :meth:`send_session`.
 
         Raises:
-            TypeError: If *identity* can't be hashed, or *data* is neither text nor bytes.
+            InvalidIdentity: If *identity* can't be hashed.
+            TypeError: If *data* is neither text nor bytes.
         """
-        connections = self._sockets.identities.of(identity)
+        self._expect_loop()
+        connections: list[Connection] = []
+        if identity is not None:
+            connections = self._sockets.identities.of(usable_identity(identity))
         return await self._push([c for c in connections if c.opened], data)
 
     async def broadcast(self, data: Data) -> Delivery:
@@ -95,6 +101,7 @@ class SessionWSPushes(SessionWSOrders):
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
+        self._expect_loop()
         return await self._push(self._sockets.open, data)
 
     async def send_session_json(
@@ -120,7 +127,6 @@ class SessionWSPushes(SessionWSOrders):
         return await self.broadcast(dumps(data))
 
     async def _push(self, connections: Iterable[Connection], data: Data) -> Delivery:
-        self._expect_loop()
         payload, opcode = _frame(data)
         written = queued = missed = 0
         for connection in connections:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -56,6 +57,16 @@ def fingerprint(subject: Hashable) -> str:
     return hashlib.blake2b(repr(subject).encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
+def blame(exc: BaseException) -> str:
+    """
+    Return what may be logged of an application's or a storage's error.
+
+    Not what it says, which may be a session's key.
+    """
+    frame, line = [*traceback.walk_tb(exc.__traceback__)][-1]
+    return f"{type(exc).__name__} at {frame.f_code.co_filename}:{line}"
+
+
 class Records(Generic[R]):
     """
     Records by their subject.
@@ -77,6 +88,8 @@ class Records(Generic[R]):
         self._records: dict[Hashable, R] = {}  # the one not met for longest first
 
     def __len__(self) -> int:
+        if self._records:
+            self._prune(self._clock())
         return len(self._records)
 
     def get(self, subject: Hashable) -> R | None:

@@ -42,6 +42,8 @@ log = logging.getLogger("aiohttp_session_ws")
 Authorize: TypeAlias = Callable[[web.Request], object]
 ConnectionContext: TypeAlias = Callable[[Connection], AsyncIterator[None]]
 
+ANY: Final = object()  # where None says nobody
+
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer hears what clients answer
 
 
@@ -100,6 +102,8 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
         )
         self.authorize = authorize
         self.limits = Limits() if limits is None else limits
+        if self.limits.per_identity is not None and identify is None:
+            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
         self.push_queue = PushQueue() if push_queue is None else push_queue
         self.connection_ctx: list[ConnectionContext] = []
         self.on_handshake: Signal[HandshakeDetails] = Signal(self)
@@ -218,7 +222,8 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
             response: The answer; it carries the new session.
 
         Raises:
-            IdentifyFailed: If ``identify`` raised. Nothing is changed.
+            NotSetUp: If the registry has no ``identify``.
+            IdentifyFailed: If that raised. Nothing is changed.
         """
         await self._answers.end(request, response, everywhere=True)
 
@@ -242,22 +247,24 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
     # Looking
 
     async def connections(
-        self, *, session: Hashable | None = None, identity: Hashable | None = None
+        self, *, session: Hashable | None = ANY, identity: Hashable | None = ANY
     ) -> Snapshot:
         """
         Return what is open at this moment.
 
         Args:
-            session: Only sockets of the session with this id.
-            identity: Only sockets of this identity.
+            session: Only sockets of the session with this id; ``None`` is no session.
+            identity: Only sockets of this identity; ``None`` is nobody.
         """
         self._expect_loop()
         found: Iterable[Connection] = self._sockets.open
-        if session is not None:
+        if session is None or identity is None:
+            found = ()
+        elif session is not ANY:
             found = self._sockets.open.of(usable(session))
-        elif identity is not None:
+        elif identity is not ANY:
             found = self._sockets.identities.of(usable_identity(identity))
-        if identity is not None:
+        if identity is not ANY:
             found = [c for c in found if c.opened and c.identity == identity]
         return snapshot(found, asyncio.get_running_loop().time())
 

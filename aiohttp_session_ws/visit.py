@@ -39,7 +39,8 @@ class Visit:
         session: The session that carried this id.
         keys: What that session held.
         ends: How many sessions had been ended by then.
-        minted: Whether an id was made for this request.
+        own_end: The number of the end of an identity that its handler has ordered.
+        minted: The id that was made for this request, if one was.
         held: What the session held before a handshake gave it an id.
         noted: Whether id, session, keys and ends are known.
         watched: Whether the middleware will settle it when the handler is done.
@@ -60,7 +61,8 @@ class Visit:
     session: aiohttp_session.Session | None = None
     keys: Sequence[str] = ()
     ends: int = 0
-    minted: bool = False
+    own_end: int = 0
+    minted: Hashable | None = None
     held: dict[str, Any] | None = None
     noted: bool = False
     watched: bool = False

@@ -501,7 +501,10 @@ class TestRevalidation:
 
 class TestIdentity:
     async def test_changed(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
-        """A session that belongs to somebody else now keeps the sockets of that one only."""
+        """A session that belongs to somebody else now keeps the sockets of that one only.
+
+        The others may come back: the session lives.
+        """
 
         async def identify(request: web.Request) -> object:
             return (await aiohttp_session.get_session(request)).get("user")
@@ -515,7 +518,7 @@ class TestIdentity:
         code = await closed(of_ann)
 
         assert identities[-1] == "bob"
-        assert code == ENDED
+        assert code == RECONNECT
         assert await scene.stays(of_bob)
 
     @in_cookie
@@ -744,7 +747,7 @@ class TestTrouble:
         assert "TimeoutError" in caplog.text
 
     @pytest.mark.parametrize(
-        "error", [web.HTTPForbidden(), asyncio.CancelledError(), LookupError("no such user")]
+        "error", [web.HTTPBadGateway(), asyncio.CancelledError(), LookupError("no such user")]
     )
     async def test_identify_fails(self, start: Start, error: BaseException) -> None:
         """Whatever it raises is no answer."""
@@ -766,6 +769,33 @@ class TestTrouble:
             assert await scene.stays(ws)
             assert 0.8 <= waits[0] <= 1.2
             assert scene.dues[0] >= 0.8 * EVERY
+
+    @pytest.mark.parametrize("error", [web.HTTPForbidden(), web.HTTPUnauthorized()])
+    async def test_identify_refuses(self, start: Start, error: web.HTTPException) -> None:
+        """One that refuses has answered: the session is nobody's."""
+        errors: list[web.HTTPException] = []
+
+        async def identify(request: web.Request) -> str:
+            for refusal in errors:
+                raise refusal
+            return "ann"
+
+        scene = await start(SimpleCookieStorage(), identify=identify)
+        ws = await scene.connect()
+        errors.append(error)
+        await scene.wait(1.2 * EVERY)
+
+        assert await closed(ws) == RECONNECT
+
+    async def test_ended_by_a_lost_order(self, start: Start) -> None:
+        """A check sees that the id was revoked, whatever became of the order to close."""
+        scene = await start(SimpleCookieStorage())
+        ws = await scene.connect()
+        (connection,) = scene.connections
+        scene.registry._revocations.end(connection.session_ws_id, 3600.0)
+        await scene.wait(1.2 * EVERY)
+
+        assert await closed(ws) == ENDED
 
     async def test_max_lifetime(self, start: Start) -> None:
         """It ends even those that wait for their turn with a frozen storage."""

@@ -34,9 +34,11 @@ from aiohttp_session_ws import (
     HandshakeDetails,
     IdentifyFailed,
     InvalidIdentity,
+    NotSetUp,
     SessionEnded,
     SessionWSRegistry,
     end_identity_ws,
+    end_session_ws,
     get_session_ws_id,
     new_session_ws_id,
     renew_session_ws,
@@ -239,12 +241,15 @@ class TestEndIdentity:
         assert await outcome(client, after) == "None"
 
     async def test_nobody(self, aiohttp_client: AiohttpClient) -> None:
-        """A registry that can't identify has nobody to end."""
+        """A registry that can't identify says so, and ends nobody."""
         registry = SessionWSRegistry(timeouts=QUICK)
         client = await aiohttp_client(make(registry))
         cookie = await session_of(client)
+        for order in (registry.end_identity, registry.close_all_identity):
+            with pytest.raises(NotSetUp, match="identify="):
+                await order("ann")
 
-        assert (await registry.end_identity("ann")).sockets == 0
+        assert (await client.get("/everywhere", headers={"Cookie": cookie})).status == 500
         assert await outcome(client, cookie) == "ann"
 
     @pytest.mark.parametrize("method", ["end_identity", "close_all_identity"])
@@ -562,6 +567,189 @@ class TestRaces:
         assert await seen_as(client, cookie) is None
         assert await outcome(client, cookie) == 4401
 
+    async def test_found_by_a_request(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A socket that was opened before the log-in ends when its session is found ended."""
+        client = await aiohttp_client(make(registry))
+        await client.get("/whoami")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/login")  # which should renew the session, but doesn't
+            await registry.end_identity("ann")
+            await client.get("/whoami")
+
+            assert await expect_close(ws) == 4401
+
+    async def test_both_log_outs(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A view that asks for both gets both."""
+
+        async def both(request: web.Request) -> web.Response:
+            response = web.Response()
+            await end_identity_ws(request, response)
+            await end_session_ws(request, response)
+            return response
+
+        app = make(registry)
+        app.router.add_get("/both", both)
+        client = await aiohttp_client(app)
+        other, mine = await session_of(client), await session_of(client)
+        async with client.ws_connect("/ws", headers={"Cookie": other}) as ws:
+            await ws.receive()
+            await client.get("/both", headers={"Cookie": mine})
+
+            assert await expect_close(ws) == 4401
+        assert not registry._orders._held
+
+    @pytest.mark.parametrize("which", ["new", "old"])
+    @pytest.mark.parametrize("first", ["renew", "end"])
+    async def test_change_of_password(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, which: str, first: str
+    ) -> None:
+        """A request may renew its session and end all others, in any order that makes sense."""
+
+        async def change(request: web.Request) -> web.Response:
+            response = web.Response()
+            mine = await get_session_ws_id(request)
+            if first == "renew":
+                await renew_session_ws(request, response)
+                mine = await get_session_ws_id(request) if which == "new" else mine
+            await registry.end_identity("ann", except_session=mine)
+            if first == "end":
+                await renew_session_ws(request, response)
+            return response
+
+        app = make(registry)
+        app.router.add_get("/change", change)
+        client = await aiohttp_client(app)
+        other = await session_of(client)
+        await client.get("/enter")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/change")
+            assert await expect_close(ws) == 4403
+        mine = cookie_of(client)
+
+        assert await seen_as(client, mine) == "ann"
+        assert await outcome(client, mine) == "ann"
+        assert await outcome(client, other) == 4401
+
+    async def test_renewed_by_another_request(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The session that lives on may just be getting another id."""
+        answering = Turnstile()
+
+        async def slow(request: web.Request) -> web.Response:
+            response = web.Response()
+            await renew_session_ws(request, response)
+            await answering()
+            return response
+
+        app = make(registry)
+        app.router.add_get("/slow", slow)
+        client = await aiohttp_client(app)
+        await client.get("/enter")
+        mine = (await (await client.get("/whoami")).json())["id"]
+        answering.shut = True
+        renewing = asyncio.ensure_future(client.get("/slow"))
+        await answering.arrived.wait()
+        await registry.end_identity("ann", except_session=mine)
+        answering.let()
+        await renewing
+
+        assert await outcome(client, cookie_of(client)) == "ann"
+
+    async def test_no_time_beside_the_id(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A handshake in flight whose session has none has to come back."""
+        storage = GatedStorage(SimpleCookieStorage())
+        client = await aiohttp_client(make(registry, storage))
+
+        async def set_id(request: web.Request, session_ws_id: Hashable) -> None:
+            (await aiohttp_session.get_session(request))[registry.session_key] = session_ws_id
+
+        registry.set_id = set_id  # type: ignore[method-assign]  # as 1.1.1 did
+        cookie = await session_of(client)
+        storage.loading.shut = True
+        peer = await RawPeer.connect(url_of(client), cookie)
+        await storage.loading.arrived.wait()
+        await registry.end_identity("ann")
+        storage.loading.let()
+
+        assert await peer.read_head()
+        assert await peer.closed() == 4403
+        peer.close()
+
+    @pytest.mark.parametrize("way", ["user, renew", "renew, user", "new session"])
+    async def test_one_session_at_a_time(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, way: str
+    ) -> None:
+        """A log-in may end all that was before, and lives on itself."""
+
+        async def enter(request: web.Request) -> web.Response:
+            response = web.Response()
+            await registry.end_identity("ann")
+            session = await aiohttp_session.get_session(request)
+            if way == "new session":
+                session = await aiohttp_session.new_session(request)
+            if way == "renew, user":
+                await renew_session_ws(request, response)
+            session["user"] = "ann"
+            if way == "user, renew":
+                await renew_session_ws(request, response)
+            return response
+
+        app = make(registry)
+        app.router.add_get("/single", enter)
+        client = await aiohttp_client(app)
+        old = await session_of(client)
+        await client.get("/whoami")
+        await client.get("/single")
+        mine = cookie_of(client)
+
+        assert await seen_as(client, mine) == "ann"
+        assert await outcome(client, mine) == "ann"
+        assert await outcome(client, old) == 4401
+
+    @pytest.mark.parametrize("way", ["delete and new", "new session"])
+    async def test_minted_meanwhile(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, way: str
+    ) -> None:
+        """No new id, and no new session, carries the user over the end."""
+        working = Turnstile()
+
+        async def slow(request: web.Request) -> web.Response:
+            session = await aiohttp_session.get_session(request)
+            await working()
+            if way == "new session":
+                held = dict(session)
+                (await aiohttp_session.new_session(request))["user"] = held["user"]
+            else:
+                await registry.delete_id(request)
+                await registry.new_id(request)
+            return web.Response()
+
+        app = make(registry)
+        app.router.add_get("/slow", slow)
+        client = await aiohttp_client(app)
+        client.session.cookie_jar.clear()
+        await client.get("/enter")
+        old = cookie_of(client)
+        working.shut = True
+        request = asyncio.ensure_future(client.get("/slow"))
+        await working.arrived.wait()
+        await registry.end_identity("ann")
+        working.let()
+        await request
+        after = cookie_of(client)
+
+        assert await outcome(client, old) == 4401
+        assert await outcome(client, after) != "ann"
+
 
 class TestRecords:
     def test_forgotten(self) -> None:
@@ -575,6 +763,15 @@ class TestRecords:
         assert identities.get("ann") is not None
         now[0] = 28.0
         assert identities.get("ann") is None
+
+    def test_not_counted(self) -> None:
+        """What is forgotten is not counted, so that nobody is asked for in vain."""
+        now = [0.0]
+        identities = EndedIdentities(clock=lambda: now[0])
+        identities.end("ann", (), 10.0, 1)
+        assert identities
+        now[0] = 10.0
+        assert not identities
 
     def test_bounded(self, caplog: pytest.LogCaptureFixture) -> None:
         """The oldest goes, with a warning that names nobody."""
@@ -601,8 +798,7 @@ class TestRecords:
         record = identities.get("ann")
 
         assert record is not None
-        assert record.ends("id", minted) is ends
-        assert record.ends("left out", minted) is False
+        assert record.ends(minted) is ends
         assert identities.time() > 100.0
 
 
@@ -679,8 +875,9 @@ class TestIdentify:
         await client.get("/login")
         await registry.end_identity("ann")
 
-        assert (await client.get("/whoami")).status == 200
-        assert "could not be identified" in caplog.text
+        for _ in range(3):
+            assert (await client.get("/whoami")).status == 200
+        assert caplog.text.count("can't be identified") == 1
 
     async def test_http_answer(self, aiohttp_client: AiohttpClient) -> None:
         """One that raises an HTTP answer refuses the handshake with it."""

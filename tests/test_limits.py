@@ -158,6 +158,51 @@ class TestEvict:
 
         assert codes == [4429]
 
+    async def test_already_refused(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that an order has refused takes nobody's place."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        registry = make(Limits(per_identity=1), authorize=authorize)
+        client = await aiohttp_client(make_app(registry))
+        one, two = await log_in(client), await log_in(client)
+        ws = await connect(client, one)
+        authorizing.shut = True
+        refused = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
+        await authorizing.arrived.wait()
+        (connection,) = registry._sockets.opening
+        await registry.end_session(connection.session_ws_id)
+        authorizing.let()
+
+        assert await expect_close(await refused) == 4401
+        assert await is_open(ws)
+
+    async def test_just_ordered_to_close(self, aiohttp_client: AiohttpClient) -> None:
+        """One whose close was ordered a moment ago is waited for like all others."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        registry = make(Limits(per_identity=1), authorize=authorize)
+        client = await aiohttp_client(make_app(registry))
+        one, two = await log_in(client), await log_in(client)
+        ws = await connect(client, one)
+        (connection,) = registry._sockets.open
+        authorizing.shut = True
+        waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
+        await authorizing.arrived.wait()
+        closing = asyncio.ensure_future(registry.close_all_session(connection.session_ws_id))
+        authorizing.let()
+
+        assert await is_open(await waiting)
+        assert await expect_close(ws) == 4403
+        await closing
+
     async def test_in_flight(self, aiohttp_client: AiohttpClient) -> None:
         """The oldest may be a handshake that waits for its own place."""
         registry = make(Limits(per_session=1))
@@ -295,6 +340,11 @@ class TestOptions:
         """What happens at the limit is one of two."""
         with pytest.raises(ValueError, match="'evict_oldest' or 'refuse'"):
             Limits(on_limit="evict")  # type: ignore[arg-type]  # that's the test
+
+    def test_whose(self) -> None:
+        """A limit for each identity needs to know them."""
+        with pytest.raises(ValueError, match="identify="):
+            SessionWSRegistry(limits=Limits(per_identity=1))
 
     async def test_none(self, aiohttp_client: AiohttpClient) -> None:
         """There is no limit unless one is set."""

@@ -73,6 +73,8 @@ class TestConnections:
         ]:
             assert [info.id for info in await registry.connections(**whose)] == expected
         assert await registry.connections(session="nobody's") == ()
+        assert await registry.connections(session=None) == ()
+        assert await registry.connections(identity=None) == ()
         assert await registry.connections(identity="nobody") == ()
         for ws in sockets:
             await ws.close()
