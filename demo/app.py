@@ -4,8 +4,8 @@ The demo's server: a page, its session, and the websockets of that session.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import Hashable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,6 @@ from cryptography.fernet import Fernet
 
 from aiohttp_session_ws import (
     SessionWSRegistry,
-    SupportsClose,
     end_session_ws,
     get_session_ws_id,
     new_session_ws_id,
@@ -29,63 +28,25 @@ from aiohttp_session_ws import (
 )
 
 HERE: Final = Path(__file__).parent
-PATIENCE: Final = 1.0  # seconds that a tab may take to accept a message
 
 routes = web.RouteTableDef()
-
-
-class TellingRegistry(SessionWSRegistry):
-    """
-    A registry that tells the tabs of a session how many sockets they have open.
-
-    The hooks only leave a note, so that no handshake waits for another tab.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed: asyncio.Queue[Hashable] = asyncio.Queue()
-
-    def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
-        self._changed.put_nowait(session_ws_id)
-
-    def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
-        self._changed.put_nowait(session_ws_id)
-
-    async def run(self, app: web.Application) -> AsyncIterator[None]:
-        """
-        Tell counts as long as the application lives.
-        """
-        task = asyncio.create_task(self._tell_counts())
-        yield
-        task.cancel()
-        await asyncio.wait({task})
-
-    async def _tell_counts(self) -> None:
-        while True:
-            session_ws_id = await self._changed.get()
-            count = len(self.get(session_ws_id, ()))
-            await self.tell(session_ws_id, {"type": "sockets", "count": count})
-
-    async def tell(self, session_ws_id: Hashable, message: dict[str, object]) -> None:
-        """
-        Send *message* to all tabs of a session; one that is closing or stuck misses it.
-        """
-        sends = [ws.send_json(message) for ws in self.get(session_ws_id, ())]
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.gather(*sends, return_exceptions=True)
-        except TimeoutError:
-            pass
 
 
 async def describe(request: web.Request) -> dict[str, object]:
     """
     Return what the page shows of its session.
     """
-    session = await get_session(request)
     session_ws_id = await get_session_ws_id(request)
     short = None if session_ws_id is None else str(session_ws_id)[:8]
-    return {"id": short, "user": session.get("user")}
+    return {"id": short, "user": (await get_session(request)).get("user")}
+
+
+async def tell_count(registry: SessionWSRegistry, session_ws_id: Hashable) -> None:
+    """
+    Tell a session how many sockets it has open.
+    """
+    count = len(registry.get(session_ws_id, ()))
+    await registry.send_session_json(session_ws_id, {"type": "sockets", "count": count})
 
 
 @routes.get("/")
@@ -149,13 +110,16 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     Say whose socket it is, then pass what a tab says to all tabs of its session.
     """
     registry = registry_from(request)
-    assert isinstance(registry, TellingRegistry)
-    async with session_ws(request, heartbeat=30.0, max_msg_size=4096) as ws:
-        await ws.send_json({"type": "session", **await describe(request)})
+    async with AsyncExitStack() as afterwards, session_ws(request, max_msg_size=4096) as ws:
         session_ws_id = await get_session_ws_id(request)
+        # Afterwards this socket is no longer counted.
+        afterwards.push_async_callback(tell_count, registry, session_ws_id)
+        await ws.send_json({"type": "session", **await describe(request)})
+        await tell_count(registry, session_ws_id)
         async for message in ws:
             if message.type is WSMsgType.TEXT:
-                await registry.tell(session_ws_id, {"type": "said", "text": message.data})
+                said = {"type": "said", "text": message.data}
+                await registry.send_session_json(session_ws_id, said)
     return ws
 
 
@@ -167,9 +131,7 @@ def make_app() -> web.Application:
         Fernet(Fernet.generate_key()), cookie_name="session_ws_demo", samesite="Lax"
     )
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
-    registry = TellingRegistry()
-    setup(app, registry)
-    app.cleanup_ctx.append(registry.run)
+    setup(app, SessionWSRegistry())
     app.add_routes(routes)
     app.router.add_static("/static/", HERE / "static")
     return app
