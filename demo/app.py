@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet
 
 from aiohttp_session_ws import (
     SessionWSRegistry,
+    end_identity_ws,
     end_session_ws,
     get_session_ws_id,
     new_session_ws_id,
@@ -32,21 +33,36 @@ HERE: Final = Path(__file__).parent
 routes = web.RouteTableDef()
 
 
+async def user_of(request: web.Request) -> str | None:
+    """
+    Return whom the session of a request belongs to, ``None`` for nobody.
+    """
+    user: str | None = (await get_session(request)).get("user")
+    return user
+
+
 async def describe(request: web.Request) -> dict[str, object]:
     """
     Return what the page shows of its session.
     """
     session_ws_id = await get_session_ws_id(request)
     short = None if session_ws_id is None else str(session_ws_id)[:8]
-    return {"id": short, "user": (await get_session(request)).get("user")}
+    return {"id": short, "user": await user_of(request)}
 
 
-async def tell_count(registry: SessionWSRegistry, session_ws_id: Hashable) -> None:
+async def tell_counts(
+    registry: SessionWSRegistry, session_ws_id: Hashable, user: str | None
+) -> None:
     """
-    Tell a session how many sockets it has open.
+    Tell a session how many sockets it has open, and its user how many in all sessions.
     """
     count = len(registry.get(session_ws_id, ()))
     await registry.send_session_json(session_ws_id, {"type": "sockets", "count": count})
+    if user is not None:
+        sockets = await registry.connections(identity=user)
+        sessions = len({socket.session_ws_id for socket in sockets})
+        message = {"type": "everywhere", "sockets": len(sockets), "sessions": sessions}
+        await registry.send_identity_json(user, message)
 
 
 @routes.get("/")
@@ -104,6 +120,16 @@ async def log_out(request: web.Request) -> web.Response:
     return response
 
 
+@routes.post("/logout-everywhere")
+async def log_out_everywhere(request: web.Request) -> web.Response:
+    """
+    End all sessions of the user, with or without an open socket.
+    """
+    response = web.Response(status=204)
+    await end_identity_ws(request, response)
+    return response
+
+
 @routes.get("/ws")
 async def websocket(request: web.Request) -> web.WebSocketResponse:
     """
@@ -111,11 +137,11 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     """
     registry = registry_from(request)
     async with AsyncExitStack() as afterwards, session_ws(request, max_msg_size=4096) as ws:
-        session_ws_id = await get_session_ws_id(request)
+        session_ws_id, user = await get_session_ws_id(request), await user_of(request)
         # Afterwards this socket is no longer counted.
-        afterwards.push_async_callback(tell_count, registry, session_ws_id)
+        afterwards.push_async_callback(tell_counts, registry, session_ws_id, user)
         await ws.send_json({"type": "session", **await describe(request)})
-        await tell_count(registry, session_ws_id)
+        await tell_counts(registry, session_ws_id, user)
         async for message in ws:
             if message.type is WSMsgType.TEXT:
                 said = {"type": "said", "text": message.data}
@@ -131,7 +157,7 @@ def make_app() -> web.Application:
         Fernet(Fernet.generate_key()), cookie_name="session_ws_demo", samesite="Lax"
     )
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
-    setup(app, SessionWSRegistry())
+    setup(app, SessionWSRegistry(identify=user_of))
     app.add_routes(routes)
     app.router.add_static("/static/", HERE / "static")
     return app

@@ -26,6 +26,7 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.identity import EndedIdentities
 from aiohttp_session_ws.revocation import Revocations
 from demo.app import make_app
 
@@ -81,6 +82,16 @@ async def site(aiohttp_server: AiohttpServer) -> TestServer:
     return await aiohttp_server(make_app())
 
 
+@pytest.fixture
+def now(site: TestServer) -> list[float]:
+    """What the registry's clock shows."""
+    now = [0.0]
+    registry = registry_of(site)
+    registry._revocations = Revocations(clock=lambda: now[0])
+    registry._identities = EndedIdentities(clock=lambda: now[0])
+    return now
+
+
 def registry_of(site: TestServer) -> SessionWSRegistry:
     """Return the registry behind a site."""
     assert site.app is not None
@@ -101,6 +112,14 @@ async def open_tabs(browser: Browser, site: TestServer) -> list[Page]:
     return [await open_tab(context, site) for _ in range(2)]
 
 
+async def open_tabs_as(name: str, browser: Browser, site: TestServer) -> list[Page]:
+    """Open two tabs of one visitor who has logged in."""
+    tabs = await open_tabs(browser, site)
+    await log_in(tabs[0], name)
+    await back_as(tabs[1], name)
+    return tabs
+
+
 async def session_of(page: Page) -> str:
     """Return the short id that a page shows."""
     return await page.locator("#id").inner_text()
@@ -118,6 +137,14 @@ async def back_as(page: Page, user: str) -> None:
     await page.locator(f"body[data-state=open][data-user='{user}']").wait_for()
 
 
+async def hear_each_other(tabs: list[Page]) -> None:
+    """Say something in one tab, and wait until all have heard it over their sockets."""
+    await tabs[0].fill("[name=text]", "still here")
+    await tabs[0].click("'Send'")
+    for tab in tabs:
+        await tab.locator("li[data-kind=said]").wait_for()
+
+
 async def closed_with(page: Page, code: int) -> None:
     """Wait until a page has logged a close code."""
     await page.locator(f"li[data-code='{code}']").first.wait_for()
@@ -133,18 +160,14 @@ async def try_websocket(page: Page, site: TestServer, *protocols: str) -> Outcom
 class TestTabs:
     async def test_log_out_ends_all_tabs(self, browser: Browser, site: TestServer) -> None:
         """Every tab of the session is closed with 4401, and nobody else's."""
-        tabs = await open_tabs(browser, site)
+        tabs = await open_tabs_as("Ada", browser, site)
         stranger = await open_tab(await browser.new_context(), site)
-        await log_in(tabs[0], "Ada")
-        await back_as(tabs[1], "Ada")
-        await tabs[0].click("text=Log out")
+        await tabs[0].click("'Log out'")
         for tab in tabs:
             await closed_with(tab, 4401)
             await back_as(tab, "")
-        await stranger.fill("[name=text]", "still here")
-        await stranger.click("text=Send")
 
-        await expect(stranger.locator("li[data-kind=said]")).to_have_count(1)
+        await hear_each_other([stranger])
         await expect(stranger.locator("li[data-kind=close]")).to_have_count(0)
 
     async def test_reset_brings_tabs_back(self, browser: Browser, site: TestServer) -> None:
@@ -197,21 +220,80 @@ class TestTabs:
         assert await closes.last.get_attribute("data-code") == "1001"
 
 
-class TestStaleCookie:
-    @pytest.fixture
-    def now(self, site: TestServer) -> list[float]:
-        """What the registry's clock shows."""
-        now = [0.0]
-        registry_of(site)._revocations = Revocations(clock=lambda: now[0])
-        return now
+class TestLogOutEverywhere:
+    async def test_ends_tabs_of_all_browsers(
+        self, browser: Browser, site: TestServer, now: list[float]
+    ) -> None:
+        """The user's tabs close with 4401 in every browser, and nobody else's."""
+        here, there, strangers = [
+            await open_tabs_as(name, browser, site) for name in ("Ada", "Ada", "Bob")
+        ]
+        await expect(here[0].locator("#everywhere")).to_have_text("4 in 2 sessions")
+        await here[0].click("'Log out everywhere'")
+        for tab in here + there:
+            await closed_with(tab, 4401)
+            await expect(tab.locator("#user")).to_have_text("Nobody")
+        now[0] = 3600.0
+        for tab in here + there:
+            await back_as(tab, "")
 
+        await hear_each_other(strangers)
+        for tab in strangers:
+            await expect(tab.locator("#user")).to_have_text("Bob")
+            await expect(tab.locator("li[data-code='4401']")).to_have_count(0)
+
+    async def test_ends_browser_without_tab(
+        self, browser: Browser, site: TestServer, now: list[float]
+    ) -> None:
+        """A browser whose page was closed is logged out when it comes back."""
+        here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
+        for tab in there:
+            await tab.close()
+        await expect(here[0].locator("#everywhere")).to_have_text("2 in 1 session")
+        await here[0].click("'Log out everywhere'")
+        await closed_with(here[0], 4401)
+        now[0] = 3600.0
+        back = await open_tab(there[0].context, site)
+
+        await expect(back.locator("#user")).to_have_text("Nobody")
+        await expect(back.locator("li[data-kind=close]")).to_have_count(0)
+
+    async def test_log_in_again(
+        self, browser: Browser, site: TestServer, now: list[float]
+    ) -> None:
+        """Who logs in again after many refusals is back at once, as after any log-in."""
+        here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
+        await here[0].click("'Log out everywhere'")
+        await there[0].locator("li[data-code='4401']").nth(1).wait_for()
+        now[0] = 3600.0
+        await back_as(there[0], "")
+        await log_in(there[0], "Ada")
+
+        close = there[0].locator("li[data-code='4403']").first
+        await expect(close).to_contain_text("coming back")
+
+    async def test_log_out_stays_here(self, browser: Browser, site: TestServer) -> None:
+        """A plain log-out ends one session; the user's other browser goes on."""
+        here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
+        await here[0].click("'Log out'")
+        for tab in here:
+            await closed_with(tab, 4401)
+
+        back = await open_tab(there[0].context, site)
+        await expect(back.locator("#user")).to_have_text("Ada")
+        for tab in [*there, back]:
+            await expect(tab.locator("#sockets")).to_have_text("3")
+            await expect(tab.locator("#everywhere")).to_have_text("3 in 1 session")
+
+
+class TestStaleCookie:
     @pytest.fixture
     async def thief(self, browser: Browser, site: TestServer, now: list[float]) -> BrowserContext:
         """A context with the cookie of a session that has just been ended."""
         page = await open_tab(await browser.new_context(), site)
         await log_in(page, "Ada")
         stolen = await page.context.cookies()
-        await page.click("text=Log out")
+        await page.click("'Log out'")
         await closed_with(page, 4401)
         thief = await browser.new_context()
         await thief.add_cookies([{**cookie} for cookie in stolen])  # type: ignore[typeddict-item]

@@ -31,6 +31,15 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
     return client
 
 
+@pytest.fixture
+async def clients(aiohttp_client: AiohttpClient, client: Client) -> list[Client]:
+    """Ada in two browsers, and Bob."""
+    clients = [client, await aiohttp_client(client.server), await aiohttp_client(client.server)]
+    for visitor, name in zip(clients, ["Ada", "Ada", "Bob"], strict=True):
+        await post(visitor, "/login", {"name": name})
+    return clients
+
+
 async def state(client: Client) -> dict[str, Any]:
     """Return what the server says of the visitor's session."""
     async with client.get("/state") as response:
@@ -113,6 +122,21 @@ class TestSocket:
 
         assert counts == [1, 2, 1]
 
+    async def test_count_of_user(self, clients: list[Client]) -> None:
+        """All tabs of a user are told how many there are, and in how many sessions."""
+        ada, same, bob = clients
+        ws = await ada.ws_connect("/ws")
+        counts = [await receive(ws, "everywhere")]
+        await open_tab(bob)
+        for visitor in (ada, same):
+            other = await open_tab(visitor)
+            counts.append(await receive(ws, "everywhere"))
+        await other.close()
+        counts.append(await receive(ws, "everywhere"))
+
+        numbers = [(count["sockets"], count["sessions"]) for count in counts]
+        assert numbers == [(1, 1), (2, 1), (3, 2), (2, 1)]
+
     async def test_words_reach_all_tabs(self, client: Client) -> None:
         """What one tab says is heard by all tabs of the session."""
         first, second = await open_tab(client), await open_tab(client)
@@ -174,11 +198,56 @@ class TestLogOut:
         assert after["user"] is None
         assert after["id"] not in (None, before["id"])
 
-    @pytest.mark.parametrize("path", ["/reset", "/login", "/logout"])
+    async def test_leaves_other_sessions_alone(self, clients: list[Client]) -> None:
+        """The user stays logged in elsewhere."""
+        ada, same, _ = clients
+        tab = await open_tab(same)
+        await post(ada, "/logout")
+
+        await tab.send_str("still here")
+        assert (await receive(tab, "said"))["text"] == "still here"
+        assert (await state(same))["user"] == "Ada"
+
+    @pytest.mark.parametrize("path", ["/reset", "/login", "/logout", "/logout-everywhere"])
     async def test_not_by_link(self, client: Client, path: str) -> None:
         """A link changes nothing."""
         async with client.get(path) as response:
             assert response.status == 405
+
+
+class TestLogOutEverywhere:
+    async def test_ends_all_sessions_of_user(self, clients: list[Client]) -> None:
+        """The user's tabs are closed for good in all sessions, and nobody else's."""
+        tabs = [await open_tab(visitor) for visitor in clients]
+        status = await post(clients[0], "/logout-everywhere")
+        codes = [await close_code(tab) for tab in tabs[:2]]
+        await tabs[2].send_str("still here")
+
+        assert status == 204
+        assert codes == [4401, 4401]
+        assert (await receive(tabs[2], "said"))["text"] == "still here"
+        assert [(await state(visitor))["user"] for visitor in clients] == [None, None, "Bob"]
+
+    async def test_ends_session_without_socket(self, clients: list[Client]) -> None:
+        """A session that has no socket ends as well."""
+        await post(clients[0], "/logout-everywhere")
+
+        assert (await state(clients[1]))["user"] is None
+
+    async def test_same_name_again(self, clients: list[Client]) -> None:
+        """Who logs in again afterwards stays."""
+        await post(clients[0], "/logout-everywhere")
+        for visitor in clients[:2]:
+            await post(visitor, "/login", {"name": "Ada"})
+            welcome = await receive(await visitor.ws_connect("/ws"), "session")
+            assert welcome["user"] == "Ada"
+
+    async def test_nobody(self, client: Client) -> None:
+        """Who is not logged in ends their own session only."""
+        tab = await open_tab(client)
+        await post(client, "/logout-everywhere")
+
+        assert await close_code(tab) == 4401
 
 
 class TestCommand:

@@ -10,6 +10,7 @@ const LONGEST_WAIT = 30; // seconds
 
 const $ = (id) => document.getElementById(id);
 const seconds = (number) => `${number.toFixed(1)}\u00a0s`;
+const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 let socket = null;
 let timer = null;
@@ -96,6 +97,8 @@ function receive(message) {
     record("open", `session ${message.id}, ${who}`);
   } else if (message.type === "sockets") {
     document.body.dataset.sockets = $("sockets").textContent = message.count;
+  } else if (message.type === "everywhere") {
+    $("everywhere").textContent = `${message.sockets} in ${plural(message.sessions, "session")}`;
   } else if (message.type === "said") {
     record("said", message.text);
   }
@@ -106,7 +109,7 @@ function receive(message) {
 const STATES = {
   connecting: "Connecting",
   open: "Connected",
-  waiting: "Closed, coming back",
+  waiting: "Coming back",
   stopped: "Closed",
 };
 
@@ -115,7 +118,8 @@ function show(state) {
   $("status").textContent = STATES[state];
   $("connect").hidden = state !== "waiting" && state !== "stopped";
   $("send").disabled = state !== "open";
-  if (state !== "open") document.body.dataset.sockets = $("sockets").textContent = "–";
+  if (state === "open") return;
+  document.body.dataset.sockets = $("sockets").textContent = $("everywhere").textContent = "–";
 }
 
 function describe({ id, user }) {
@@ -125,7 +129,7 @@ function describe({ id, user }) {
   $("id").textContent = id ?? "–";
   $("user").textContent = user ?? "Nobody";
   $("log-in").hidden = user !== null;
-  $("logged-in").hidden = user === null;
+  for (const item of document.querySelectorAll(".logged-in")) item.hidden = user === null;
 }
 
 function record(kind, text, code) {
@@ -144,6 +148,7 @@ function record(kind, text, code) {
 }
 
 async function post(path, body) {
+  failures = 0; // a person who asks is no sign of trouble
   try {
     const response = await fetch(path, { method: "POST", body });
     record("post", response.ok ? path : `${path}: ${response.status} ${response.statusText}`);
@@ -166,11 +171,11 @@ $("say").addEventListener("submit", (event) => {
 });
 
 $("log-out").addEventListener("click", () => post("/logout"));
+$("log-out-everywhere").addEventListener("click", () => post("/logout-everywhere"));
 $("reset").addEventListener("click", () => post("/reset"));
 
-// A person who asks is no sign of trouble.
 $("connect").addEventListener("click", () => {
-  failures = 0;
+  failures = 0; // as above
   clearTimeout(timer);
   refreshAndConnect();
 });
