@@ -91,7 +91,9 @@ class Answers:
         if visit.connection is not None:
             return visit.connection.identity
         identity = await registry._identify(request)
-        return identity if identity is not None else (await registry._arrived(request))[0]
+        if identity is None:
+            identity, _ = await registry._arrived(request, visit.session_ws_id)
+        return identity
 
     async def renew(self, request: web.Request, response: web.StreamResponse) -> None:
         """

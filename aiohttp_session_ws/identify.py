@@ -82,19 +82,25 @@ class SessionWSIdentities(SessionWSIds):
             return False
         if visit.ends == self._revocations.ends or not self._identities:
             return False
-        identity, session = await self._arrived(request)
+        identity, session = await self._arrived(request, visit.session_ws_id)
         ended = self._ended_identity(visit.session_ws_id, identity, session)
         return ended is not None and ended.number > visit.ends and ended.number != visit.own_end
 
     async def _arrived(
-        self, request: web.Request
+        self, request: web.Request, session_ws_id: Hashable | None
     ) -> tuple[Hashable | None, aiohttp_session.Session | None]:
         """
         Return whom *request* came from, though its handler may have logged them in or out.
+
+        Args:
+            request: The request.
+            session_ws_id: The id it came with; nobody, if the session was ended then.
         """
         cached = session_of(request)
         put_session(request, None)
         try:
+            if await self.get_id(request) != session_ws_id:
+                return None, None
             return await self._identify(request), session_of(request)
         finally:
             put_session(request, cached)

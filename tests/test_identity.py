@@ -427,6 +427,18 @@ class TestEverywhere:
         assert await outcome(client, other) == 4401
         assert await outcome(client, mine) == 4401
 
+    async def test_by_an_ended_session(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Who was logged out can't log others out with the old cookie."""
+        client = await aiohttp_client(make(registry))
+        stale, other = await session_of(client), await session_of(client)
+        await client.get("/out/end_session_ws", headers={"Cookie": stale})
+        client.session.cookie_jar.clear()
+        await client.get("/everywhere", headers={"Cookie": stale})
+
+        assert await outcome(client, other) == "ann"
+
     async def test_from_a_socket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
