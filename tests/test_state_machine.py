@@ -1,8 +1,8 @@
 """
 Every step may hang half-way and go on later: in the end the promise holds.
 
-Browsers open sockets, log out in every way, reset, renew, vanish and come with stale
-cookies; any of these requests may be held while it loads its session, before its upgrade,
+Browsers open sockets, log out in every way and everywhere, reset, renew, vanish and come with
+stale cookies; any of these requests may be held while it loads its session, before its upgrade,
 when its handler is done, or before its answer is sent. When all have been let go, no
 socket of an ended session is open and no other has been closed.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
+import aiohttp_session
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
@@ -31,16 +32,23 @@ from hypothesis.stateful import (
 )
 from support import COOKIE, PATIENCE, WAYS, RawPeer, make_app, until
 
-from aiohttp_session_ws import SessionWSRegistry, Timeouts, get_session_ws_id
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    Timeouts,
+    end_identity_ws,
+    get_session_ws_id,
+    renew_session_ws,
+)
 from aiohttp_session_ws.visit import visit_of
 
 T = TypeVar("T")
 
 POINTS = ["", "load", "prepare", "handler", "answer"]
 ENDINGS = [f"/out/{way}" for way in WAYS]
-ORDERS = [*ENDINGS, "/reset", "/renew", "/close"]
-HARMLESS = ["/login", "/whoami"]
-BROWSERS = 2
+RENEWALS = ["/enter", "/reset", "/renew"]
+ORDERS = [*ENDINGS, *RENEWALS, "/close", "/everywhere"]
+BROWSERS = 3
+USERS = ["ann", "bob", "ann"]  # of each browser
 
 
 class ServerSide(AbstractStorage):
@@ -71,6 +79,7 @@ class Order:
     number: int
     path: str
     came_with: Any
+    user: str | None
     mattered: bool = False  # the session held something, or had sockets
     left_with: Any = None
     decided: float = math.inf  # the number of the last request that began before
@@ -84,16 +93,38 @@ class Held:
     there: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+async def user_of(request: web.Request) -> str | None:
+    """Identify by what the log-in wrote."""
+    user: str | None = (await aiohttp_session.get_session(request)).get("user")
+    return user
+
+
+async def enter(request: web.Request) -> web.Response:
+    """Log in as one should."""
+    (await aiohttp_session.get_session(request))["user"] = request.query["user"]
+    response = web.Response()
+    await renew_session_ws(request, response)
+    return response
+
+
+async def everywhere(request: web.Request) -> web.Response:
+    """Log out everywhere."""
+    response = web.Response()
+    await end_identity_ws(request, response)
+    return response
+
+
 class World:
     """A server, its log of what really happened, and the clients."""
 
     def __init__(self, storage: AbstractStorage, *, handler_cancellation: bool) -> None:
         timeouts = Timeouts(close=0.2, handler_grace=0.1, response=0.05)
-        self.registry = SessionWSRegistry(timeouts=timeouts)
+        self.registry = SessionWSRegistry(identify=user_of, timeouts=timeouts)
         self.orders: list[Order] = []
         self.held: dict[str, Held] = {}
         self.cookies: list[dict[str, str]] = [{} for _ in range(BROWSERS)]
         self.seen: list[str] = []
+        self.users: dict[Any, str] = {}  # by id
         self.peers: dict[RawPeer, tuple[str, int]] = {}  # those that opened: id and number
         self.gone: set[RawPeer] = set()  # those that left by themselves
         self.running: list[asyncio.Task[None]] = []
@@ -107,6 +138,8 @@ class World:
 
         storage.load_session = held_load  # type: ignore[method-assign]  # to hold it up
         app = make_app(self.registry, storage, self.inside)
+        app.router.add_get("/enter", enter)
+        app.router.add_get("/everywhere", everywhere)
         app.middlewares.insert(0, self.outside)
         app.on_response_prepare.append(self.on_prepare)
         self.server = Server(app, handler_cancellation=handler_cancellation)
@@ -134,29 +167,45 @@ class World:
             return await handler(request)
         visit = visit_of(request)
         others = visit.held_others(self.registry._own_keys)
-        order = Order(int(request.query["n"]), request.path, visit.session_ws_id)
+        user = await user_of(request)
+        order = Order(int(request.query["n"]), request.path, visit.session_ws_id, user)
         order.mattered = others or self.has_sockets(order.came_with)
+        if order.path == "/everywhere" and user is not None:
+            self.end_user(order, user)
         try:
             return await handler(request)
         finally:
             order.left_with = await get_session_ws_id(request)
             self.orders.append(order)
+            if (user := await user_of(request)) is not None:
+                self.users[order.left_with] = user
             await self.pass_point(request, "handler")
             # Most is decided now: nothing runs between this and the middleware.
-            if request.path != "/out/end_session_ws":
+            if request.path not in ("/out/end_session_ws", "/everywhere"):
                 order.mattered = others or self.has_sockets(order.came_with)
             order.decided = self.numbers
+
+    def end_user(self, order: Order, user: str) -> None:
+        """Note that all sessions of a user end now."""
+        for id_ in [id_ for id_, name in self.users.items() if name == user]:
+            others = Order(order.number, order.path, id_, user, mattered=True)
+            others.decided = self.numbers
+            self.orders.append(others)
 
     def has_sockets(self, id_: Any) -> bool:
         """Tell whether a session has sockets, or will have if nothing is done."""
         sockets = self.registry._sockets
         return bool(sockets.open.of(id_) or sockets.opening.of(id_))
 
-    def ended(self) -> set[Any]:
-        """Tell which ids have ended: all that a session ever had end together."""
+    def ended(self, *, everywhere: bool) -> set[Any]:
+        """Tell which ids have ended: all that a session ever had end together.
+
+        With those of a session that ended everywhere it is so once it has come back.
+        """
         known = [order for order in self.orders if order.came_with and order.mattered]
-        ended = {order.came_with for order in known if order.path in ENDINGS}
-        renewals = [order for order in known if order.path in ("/reset", "/renew")]
+        endings = [*ENDINGS, "/everywhere"] if everywhere else ENDINGS
+        ended = {order.came_with for order in known if order.path in endings}
+        renewals = [order for order in known if order.path in RENEWALS]
         moves = [{order.came_with, order.left_with} for order in renewals]
         while more := [move for move in moves if move & ended and move - ended]:
             ended.update(*more)
@@ -165,7 +214,7 @@ class World:
     def told_to_close(self, id_: str, number: int) -> bool | None:
         """Tell whether an order came after a handshake; ``None`` if it came about then."""
         orders = [o for o in self.orders if o.came_with == id_ and o.decided >= number]
-        orders = [o for o in orders if o.path not in HARMLESS]
+        orders = [o for o in orders if o.path != "/whoami"]
         if any(order.number > number for order in orders):
             return True
         return None if orders else False
@@ -182,6 +231,7 @@ class World:
     async def visit(self, browser: int, path: str, point: str) -> None:
         """Send a request; come back when it is answered or hangs."""
         query, held = self.begin(point)
+        query += f"&user={USERS[browser]}"
         task = asyncio.ensure_future(self.fetch(browser, f"{path}?{query}"))
         await self.settled(task, held)
 
@@ -258,7 +308,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             self.world = World(storage, handler_cancellation=handler_cancellation)
             await self.world.server.start_server()
             for browser in range(BROWSERS):
-                await self.world.visit(browser, "/login", "")
+                await self.world.visit(browser, "/enter", "")
 
         self.run_(start())
 
@@ -266,7 +316,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
     @precondition(lambda self: not self.over)
     @rule(
         browser=st.integers(0, BROWSERS - 1),
-        path=st.sampled_from(["/ws"] * 6 + ["stale"] * 2 + ORDERS + HARMLESS),
+        path=st.sampled_from(["/ws"] * 6 + ["stale"] * 2 + ORDERS + ["/whoami"]),
         point=st.sampled_from(POINTS),
         data=st.data(),
     )
@@ -336,10 +386,15 @@ class SessionsAndSockets(RuleBasedStateMachine):
     async def promise(self) -> None:
         world = self.world
         await world.let_all_go()
-        ended = world.ended()
+        ended = world.ended(everywhere=False)
+        mattered = [order for order in world.orders if order.came_with and order.mattered]
+        ended |= {order.came_with for order in mattered if order.path == "/everywhere"}
+        perhaps = world.ended(everywhere=True) - ended
 
         assert not ended & set(world.registry)
         for peer, (id_, number) in world.peers.items():
+            if id_ in perhaps:
+                continue
             told = world.told_to_close(id_, number)
             if peer not in world.gone and (id_ in ended or told is not None):
                 assert await world.is_open(peer) is not (id_ in ended or told)
