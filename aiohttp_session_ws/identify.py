@@ -4,6 +4,7 @@ Whom a request comes from, and whether its session was ended with all others of 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Hashable
 from typing import NamedTuple, TypeAlias
@@ -12,7 +13,7 @@ import aiohttp_session
 from aiohttp import web
 
 from .closing import SESSION_ENDED
-from .exceptions import IdentifyFailed
+from .exceptions import IdentifyFailed, NotSetUp, WrongLoop
 from .identity import EndedIdentity, usable_identity
 from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory, SessionWSIds, stamp_key
 from .revocation import Expiry, Kind
@@ -48,6 +49,7 @@ class SessionWSIdentities(SessionWSIds):
         super().__init__(id_factory=id_factory, session_key=session_key)
         self.identify = identify
         self.expiry = Expiry() if expiry is None else expiry
+        self._loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
 
     def _ended_identity(
@@ -138,3 +140,25 @@ class SessionWSIdentities(SessionWSIds):
 
     def _ttl(self) -> float:
         return max(map(self.expiry.ttl, self._max_ages or {None}))
+
+    def _expect_identify(self) -> None:
+        if self.identify is None:
+            msg = "nobody can be identified: create SessionWSRegistry(identify=...)"
+            raise NotSetUp(msg)
+
+    def _expect_loop(self) -> None:
+        """
+        Raise :class:`WrongLoop` in a thread or event loop that isn't the application's.
+        """
+        if self._loop is None:
+            return
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if not here:
+            raise WrongLoop(
+                "the registry belongs to the event loop of its application; from another thread"
+                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
+                " any of its coroutines and the loop of the application"
+            )

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from .closing import GOING_AWAY, RECONNECT, SESSION_ENDED, Close, CloseReport, Timeouts
 from .connection import Connection
-from .exceptions import NotSetUp, WrongLoop
 from .identify import Death, Identify, SessionWSIdentities
 from .identity import usable_identity
 from .ids import (
@@ -50,7 +49,6 @@ class SessionWSOrders(SessionWSIdentities):
             id_factory=id_factory, session_key=session_key, identify=identify, expiry=expiry
         )
         self.timeouts = Timeouts() if timeouts is None else timeouts
-        self._loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._draining = False
         self._unidentified = False  # the last page that was asked for
         self._orders = CloseOrders()
@@ -286,26 +284,6 @@ class SessionWSOrders(SessionWSIdentities):
             return None
         self._end_now(session_ws_id)
         return Death(Kind.ENDED, self._identities.age(ended))
-
-    def _expect_identify(self) -> None:
-        if self.identify is None:
-            msg = "nobody can be identified: create SessionWSRegistry(identify=...)"
-            raise NotSetUp(msg)
-
-    def _expect_loop(self) -> None:
-        """
-        Raise :class:`WrongLoop` in a thread or event loop that isn't the application's.
-        """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if self._loop not in (None, loop):
-            raise WrongLoop(
-                "the registry belongs to the event loop of its application; from another thread"
-                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
-                " any of its coroutines and the loop of the application"
-            )
 
 
 def _now() -> float:

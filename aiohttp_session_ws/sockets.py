@@ -9,6 +9,7 @@ import contextvars
 import inspect
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import Any, Final, TypeVar
 
@@ -104,7 +105,7 @@ class Sockets:
         """
         self.opening.discard(connection.session_ws_id, connection.ws)
         self.open.add(connection.session_ws_id, connection)
-        connection.opened_at = asyncio.get_running_loop().time()
+        connection.opened_at = time.monotonic()  # as the event loop's clock, but quicker
         if self._sweeper is None and connection.request is not None:
             self._sweep_later()
 

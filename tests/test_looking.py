@@ -327,23 +327,20 @@ class TestHeartbeat:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The caller's own heartbeat counts, and so does none."""
-        monkeypatch.setattr(handshake, "HEARTBEAT", 0.01)
+        monkeypatch.setattr(handshake, "HEARTBEAT", 7.0)
+        own: list[float | None] = [5.0, None]
 
-        async def still(request: web.Request) -> web.WebSocketResponse:
-            async with session_ws(request, heartbeat=None) as ws:
-                async for _ in ws:
-                    pass
+        async def beating(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request, heartbeat=own.pop(0)) as ws:
+                await ws.send_json(ws._heartbeat)
             return ws
 
         app = make_app(registry)
-        app.router.add_get("/still", still)
+        app.router.add_get("/beating", beating)
         client = await aiohttp_client(app)
-        id_ = await (await client.get("/login")).text()
-        peer = await RawPeer.open(client.make_url("/still"), cookie_of(client))
-        await asyncio.sleep(0.1)  # ten pings long; one too short would let a defect pass only
-        await registry.end_session(id_)
-        frame = await peer.frame()
+        told = []
+        for _ in range(2):
+            async with client.ws_connect("/beating") as ws:
+                told.append(await ws.receive_json(timeout=PATIENCE))
 
-        assert frame is not None
-        assert frame[0] == 8
-        peer.close()
+        assert told == [5.0, None]
