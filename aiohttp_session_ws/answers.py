@@ -201,8 +201,12 @@ class Answers:
             put_session(request, None)
         elif current is None and session and session.new and visit.watched and saved:
             # A log-in in a session of its own. By its next request it would look old.
-            await registry.ensure_id(request)
-            current = await registry.get_id(request)
+            try:
+                await registry.ensure_id(request)
+                current = await registry.get_id(request)
+            except SessionWSError as exc:  # the sockets of the old session are closed all the same
+                log.error("a new session is not saved: %s", blame(exc))  # noqa: TRY400  as above
+                put_session(request, None)
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:
@@ -225,8 +229,9 @@ class Answers:
         Tell whether the session that *request* came with has ended while it was handled.
         """
         record = self._registry._revocations.get(visit.session_ws_id)
-        if record is not None and record.kind is Kind.ENDED:
-            return session_of(request) is visit.session
+        ended = record is not None and record.kind is Kind.ENDED
+        if ended and session_of(request) is visit.session:
+            return True
         try:
             return await self._registry._ended_meanwhile(request)
         except Exception as exc:  # noqa: BLE001  the application's

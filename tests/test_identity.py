@@ -727,9 +727,14 @@ class TestRaces:
         assert await outcome(client, mine) == "ann"
         assert await outcome(client, old) == 4401
 
+    @pytest.mark.parametrize("with_socket", [False, True])
     @pytest.mark.parametrize("way", ["delete and new", "new session"])
     async def test_minted_meanwhile(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, way: str
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        way: str,
+        with_socket: bool,
     ) -> None:
         """No new id, and no new session, carries the user over the end."""
         working = Turnstile()
@@ -751,14 +756,18 @@ class TestRaces:
         client.session.cookie_jar.clear()
         await client.get("/enter")
         old = cookie_of(client)
+        if with_socket:
+            await client.ws_connect("/ws")
+            await until(lambda: registry)
         working.shut = True
         request = asyncio.ensure_future(client.get("/slow"))
         await working.arrived.wait()
         await registry.end_identity("ann")
         working.let()
-        await request
+        status = (await request).status
         after = cookie_of(client)
 
+        assert status == (200 if way == "new session" else 403)
         assert await outcome(client, old) == 4401
         assert await outcome(client, after) != "ann"
 

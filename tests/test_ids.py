@@ -209,6 +209,25 @@ class TestIdFactory:
         assert DEFAULT_SESSION_KEY == "aiohttp_session_ws_id"
 
 
+async def test_fails_for_a_new_session(aiohttp_client: AiohttpClient) -> None:
+    """A factory that fails when the handler is done holds up no order."""
+    ids = ["first"]
+    registry = SessionWSRegistry(id_factory=lambda request: ids.pop())
+
+    async def enter(request: web.Request) -> web.Response:
+        (await aiohttp_session.new_session(request))["user"] = "bob"
+        return web.Response()
+
+    app = make_app(registry)
+    app.router.add_get("/enter", enter)
+    client = await aiohttp_client(app)
+    await fetch(client, "/whoami")
+    async with client.ws_connect("/echo") as ws:
+        await client.get("/enter")
+
+        await expect_close(ws, 4401)
+
+
 def fail(request: web.Request) -> Hashable:
     """Fail to make an id."""
     raise LookupError("out of ids")
