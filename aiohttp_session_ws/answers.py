@@ -187,6 +187,8 @@ class Answers:
         """
         came_with = visit.session_ws_id
         if came_with is None:
+            if visit.minted is None:
+                await self._mint_late(request, visit, saved=saved)
             return
         registry = self._registry
         try:
@@ -199,14 +201,8 @@ class Answers:
         if revocations.ends != visit.ends and await self._overtaken(request, visit):
             # Meanwhile, by somebody else: saving it would bring it back.
             put_session(request, None)
-        elif current is None and session and session.new and visit.watched and saved:
-            # A log-in in a session of its own. By its next request it would look old.
-            try:
-                await registry.ensure_id(request)
-                current = await registry.get_id(request)
-            except SessionWSError as exc:  # the sockets of the old session are closed all the same
-                log.error("a new session is not saved: %s", blame(exc))  # noqa: TRY400  as above
-                put_session(request, None)
+        elif current is None:
+            current = await self._mint_late(request, visit, saved=saved)
         if current == came_with and not visit.asked:
             return
         if visit.close is not SESSION_ENDED:
@@ -223,6 +219,23 @@ class Answers:
         visit.ordered = asyncio.get_running_loop().time()
         registry._order(visit.ids, visit.close)
         self._wait(request, visit, saved=saved)
+
+    async def _mint_late(
+        self, request: web.Request, visit: Visit, *, saved: bool
+    ) -> Hashable | None:
+        """
+        Give an id to a session that a handler has begun; by its next request it looks old.
+        """
+        session = session_of(request)
+        if not (session and session.new and visit.watched and saved):
+            return None
+        try:
+            await self._registry.ensure_id(request)
+            return await self._registry.get_id(request)
+        except SessionWSError as exc:  # the sockets of the old session are closed all the same
+            log.error("a new session is not saved: %s", blame(exc))  # noqa: TRY400  as above
+            put_session(request, None)
+            return None
 
     async def _overtaken(self, request: web.Request, visit: Visit) -> bool:
         """

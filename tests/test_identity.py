@@ -173,6 +173,20 @@ class TestEndIdentity:
         assert await outcome(client, cookie_of(client)) == "ann"
         assert await outcome(client, await session_of(client)) == "ann"
 
+    async def test_log_in_without_renewal(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """It has to be done twice in a session that is older than the end."""
+        client = await aiohttp_client(make(registry))
+        await client.get("/whoami")
+        await registry.end_identity("ann")
+        seen = []
+        for _ in range(2):
+            await client.get("/login")
+            seen.append((await (await client.get("/whoami")).json())["user"])
+
+        assert seen == [None, "ann"]
+
     async def test_except_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
