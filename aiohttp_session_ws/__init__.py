@@ -24,6 +24,7 @@ from .exceptions import (
     InvalidIdentity,
     InvalidSessionWSId,
     NotSetUp,
+    RedisAway,
     SessionEnded,
     SessionWSClosed,
     SessionWSError,
@@ -62,7 +63,7 @@ from .signals import (
     OpenDetails,
     Signal,
 )
-from .snapshot import ConnectionInfo, Snapshot
+from .snapshot import ConnectionInfo, Count, Snapshot
 
 __version__ = "2.0.0"
 
@@ -87,6 +88,7 @@ __all__ = [
     "Connection",
     "ConnectionContext",
     "ConnectionInfo",
+    "Count",
     "Delivery",
     "Expiry",
     "FailDetails",
@@ -103,6 +105,7 @@ __all__ = [
     "OpenDetails",
     "Origins",
     "PushQueue",
+    "RedisAway",
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",

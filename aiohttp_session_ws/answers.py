@@ -76,6 +76,8 @@ class Answers:
             if self._deserves_record(visit):
                 ids += registry._revocations.end(visit.session_ws_id, registry._ttl())
         visit.ids = list(dict.fromkeys([*visit.ids, *ids]))
+        visit.identity = identity
+        registry._store(visit.ids, SESSION_ENDED, identity=identity)
         self._ask(request, visit, response, SESSION_ENDED)
         await registry.delete_id(request)
         if aiohttp_session.STORAGE_KEY in request:
@@ -165,6 +167,7 @@ class Answers:
             end_visit(visit)
         close = visit.close
         assert close is not None
+        _ = registry._tell(visit.ids, close, identity=visit.identity)
         sockets = [
             connection
             for session_ws_id in visit.ids
@@ -218,6 +221,7 @@ class Answers:
             visit.close = RECONNECT if may_come_back else SESSION_ENDED
         visit.ordered = asyncio.get_running_loop().time()
         registry._order(visit.ids, visit.close)
+        registry._store(visit.ids, visit.close)
         self._wait(request, visit, saved=saved)
 
     async def _mint_late(
@@ -253,10 +257,10 @@ class Answers:
 
     def _deserves_record(self, visit: Visit) -> bool:
         # A visitor who comes and goes without a word must not fill the memory.
-        sockets = self._registry._sockets
-        id_ = visit.session_ws_id
-        others = visit.held_others(self._registry._own_keys)
-        return others or bool(sockets.open.of(id_) or sockets.opening.of(id_))
+        registry, id_ = self._registry, visit.session_ws_id
+        if registry._elsewhere or visit.held_others(registry._own_keys):
+            return True
+        return bool(registry._sockets.open.of(id_) or registry._sockets.opening.of(id_))
 
 
 async def _wipe(request: web.Request, session: aiohttp_session.Session | None) -> None:

@@ -120,19 +120,32 @@ class Timeouts:
 @dataclass(frozen=True, slots=True)
 class CloseReport:
     """
-    What an order did on this process.
+    What an order did: on this process, and with ``wait=`` on those that answered in time.
 
     Attributes:
         sockets: How many open sockets it was about.
         aborted: How many of them could not be closed within the close timeout and were cut.
         cancelled: How many handlers had to be cancelled.
         handshakes: How many handshakes in flight it will refuse.
+        nodes_expected: How many processes were asked to answer, this one included.
+        nodes_answered: How many of them did.
+        stored: Whether the order is recorded where all processes look.
     """
 
     sockets: int = 0
     aborted: int = 0
     cancelled: int = 0
     handshakes: int = 0
+    nodes_expected: int = 1
+    nodes_answered: int = 1
+    stored: bool = True
+
+    @property
+    def complete(self) -> bool:
+        """
+        Whether all who were asked have answered.
+        """
+        return self.nodes_answered >= self.nodes_expected
 
 
 async def close_connection(connection: Connection, close: Close, timeout: float) -> bool:

@@ -103,6 +103,7 @@ class Connection:
         "refusal",
         "registered",
         "request",
+        "seen",
         "session_ws_id",
         "started",
         "task",
@@ -138,6 +139,7 @@ class Connection:
         self.opened_at: float | None = None
         self.deadline: Deadline | None = None  # when to look whether its session lives
         self.outbox: Outbox | None = None  # what was pushed and is not sent yet
+        self.seen: object = None  # the orders that its handshake found recorded
         self.registered = False  # the register() hook was called
         self.gone = False  # out of the index for good
         self.cancelled = False  # the engine has cancelled the handler

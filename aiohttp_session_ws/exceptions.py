@@ -7,6 +7,7 @@ What can go wrong, as one tree::
      +-- InvalidIdentity (TypeError)
      +-- IdFactoryFailed (RuntimeError)
      +-- IdentifyFailed (RuntimeError)
+     +-- RedisAway (ConnectionError)
      +-- WrongLoop (RuntimeError)
      +-- SessionEnded (RuntimeError)
      +-- SessionWSClosed
@@ -29,6 +30,7 @@ __all__ = [
     "InvalidIdentity",
     "InvalidSessionWSId",
     "NotSetUp",
+    "RedisAway",
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",
@@ -69,6 +71,12 @@ class IdFactoryFailed(SessionWSError, RuntimeError):
 class IdentifyFailed(SessionWSError, RuntimeError):
     """
     The registry's ``identify`` raised; its own exception is the ``__cause__``.
+    """
+
+
+class RedisAway(SessionWSError, ConnectionError):
+    """
+    Redis can't be reached, or doesn't answer as it should.
     """
 
 

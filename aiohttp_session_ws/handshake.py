@@ -16,7 +16,6 @@ from .closing import GOING_AWAY, INTERNAL_ERROR, RECONNECT, Close
 from .connection import Connection, ServedWebSocket
 from .exceptions import HandshakeRefused, SessionWSClosed
 from .gate import is_websocket
-from .ids import usable
 from .limits import expect_room, make_room
 from .registry import SessionWSRegistry
 from .signals import AuthDetails, FailDetails, HandshakeDetails
@@ -69,6 +68,8 @@ async def handshake(
             await registry.on_handshake.send(details)
         if registry.identify is not None:
             await _identify(registry, connection, request)
+        if registry._elsewhere:
+            await _look_up(registry, connection, request)
         await _authorize(registry, connection, request)
         _refuse(registry, connection.refusal)  # who is refused takes nobody's place
         await make_room(registry.limits, registry._sockets, connection)
@@ -119,7 +120,7 @@ async def _find_id(registry: SessionWSRegistry, visit: Visit, request: web.Reque
         return False
     visit.held = dict(session or {})
     await registry._mint(request)
-    visit.session_ws_id = usable(await registry.get_id(request))
+    visit.session_ws_id = registry._usable(await registry.get_id(request))
     return True
 
 
@@ -135,6 +136,20 @@ async def _identify(
         close = registry._verdict_of_identity(connection, identity, session_of(request))
         _refuse(registry, close)
         registry._sockets.identified(connection, identity)
+
+
+async def _look_up(
+    registry: SessionWSRegistry, connection: Connection, request: web.Request
+) -> None:
+    """
+    Find out what other processes know of the session; from now on they are heard.
+    """
+    await registry._look_up(connection)
+    _refuse(registry, registry._verdict(connection))
+    if connection.identity is not None:
+        session = session_of(request)
+        _refuse(registry, registry._verdict_of_identity(connection, connection.identity, session))
+    _refuse(registry, connection.refusal)
 
 
 async def _authorize(

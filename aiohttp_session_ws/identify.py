@@ -52,6 +52,12 @@ class SessionWSIdentities(SessionWSIds):
         self._loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
 
+    def _usable_identity(self, identity: Hashable) -> Hashable:
+        """
+        Return *identity* if it can be one here.
+        """
+        return usable_identity(identity)
+
     def _ended_identity(
         self,
         session_ws_id: Hashable,
@@ -129,7 +135,7 @@ class SessionWSIdentities(SessionWSIds):
                 " request and must return a hashable identity, or None for nobody"
             )
             raise IdentifyFailed(msg) from exc
-        return None if identity is None else usable_identity(identity)
+        return None if identity is None else self._usable_identity(identity)
 
     def _saw(self, request: web.Request) -> None:
         """

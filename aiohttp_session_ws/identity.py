@@ -48,6 +48,7 @@ class EndedIdentities(Records[EndedIdentity]):
         limit: How many to keep.
         clock: Seconds that never go back.
         wall: Seconds since the epoch.
+        latest: The same; the later one, if it isn't known exactly.
     """
 
     what = "ended identities"
@@ -58,21 +59,40 @@ class EndedIdentities(Records[EndedIdentity]):
         limit: int = 1_000_000,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        latest: Callable[[], float] | None = None,
     ) -> None:
         super().__init__(limit=limit, clock=clock)
         self._wall = wall
+        self._latest = wall if latest is None else latest
         self._last = -math.inf
 
     def end(
-        self, identity: Hashable, left_out: Collection[Hashable], ttl: float, number: int
+        self,
+        identity: Hashable,
+        left_out: Collection[Hashable],
+        ttl: float,
+        number: int,
+        before: float,
     ) -> None:
         """
-        Record that all sessions of *identity* have ended, but that with an id *left_out*.
+        Record that the sessions of *identity* have ended whose id was minted *before*, but
+        that with an id *left_out*.
+
+        An older end than that which is known changes nothing.
         """
         now = self._clock()
-        self._last = before = self.time()
-        record = EndedIdentity(identity, now, ttl, now + ttl, before, left_out, number)
-        self._put(digest(identity), record, now)
+        self._last = max(self._last, before)
+        known = self.get(identity)
+        if known is None or known.before < before:
+            at = now - max(0.0, self._wall() - before)
+            record = EndedIdentity(identity, at, ttl, now + ttl, before, left_out, number)
+            self._put(digest(identity), record, now)
+
+    def now(self) -> float:
+        """
+        Return the time for an end that is ordered now: after all ids minted so far.
+        """
+        return max(self._latest(), self.time())
 
     def time(self) -> float:
         """

@@ -57,6 +57,12 @@ class SessionWSIds:
         self._identities = EndedIdentities()
         self._adopted: dict[bytes, tuple[Hashable, float]] = {}
 
+    def _usable(self, session_ws_id: Hashable) -> Hashable:
+        """
+        Return an id if it can be one here.
+        """
+        return usable(session_ws_id)
+
     async def generate_id(self, request: web.Request) -> Hashable:
         """
         Return a new id from ``id_factory``.
@@ -75,14 +81,14 @@ class SessionWSIds:
                 " the request and must return a hashable id of its own for every session"
             )
             raise IdFactoryFailed(msg) from exc
-        return usable(result)
+        return self._usable(result)
 
     async def get_id(self, request: web.Request) -> Hashable | None:
         """
         Return the id of the session of *request*, ``None`` if it has none.
         """
         session = await aiohttp_session.get_session(request)
-        session_ws_id: Hashable | None = _as_tuple(session.get(self.session_key))
+        session_ws_id: Hashable | None = as_tuple(session.get(self.session_key))
         return session_ws_id
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
@@ -120,18 +126,24 @@ class SessionWSIds:
             SessionEnded: If the session has been ended meanwhile. Nothing is changed.
         """
         current = await self.get_id(request)
-        record = None if current is None else self._revocations.get(usable(current))
+        record = None if current is None else self._revocations.get(self._usable(current))
         ended = record is not None and record.kind is Kind.ENDED
         if ended or await self._ended_meanwhile(request):
             raise SessionEnded("the session was ended while this request was handled")
         session_ws_id = await self.generate_id(request)
         visit_of(request).minted = session_ws_id  # and not saved yet
-        if session_ws_id != current and self._revocations.lift(session_ws_id):
+        if session_ws_id != current and self._lift_id(session_ws_id):
             log.warning(
                 "id_factory returned an id that was revoked, which takes the revocation back:"
                 " ids that are not made for one session only can be closed, but not ended"
             )
         await self.set_id(request, session_ws_id)
+
+    def _lift_id(self, session_ws_id: Hashable) -> bool:
+        """
+        Take back the revocation of an id; tell whether there was one.
+        """
+        return self._revocations.lift(session_ws_id)
 
     async def _ended_meanwhile(self, request: web.Request) -> bool:
         """
@@ -161,7 +173,7 @@ class SessionWSIds:
                 " session_ws_middleware])"
             )
             raise NotSetUp(msg) from exc
-        return None if session_ws_id is None else usable(session_ws_id)
+        return None if session_ws_id is None else self._usable(session_ws_id)
 
     async def _mint(self, request: web.Request) -> None:
         """
@@ -186,7 +198,7 @@ class SessionWSIds:
             await self.set_id(request, known[0])
             return
         await self.new_id(request)
-        self._adopted[key] = usable(await self.get_id(request)), now
+        self._adopted[key] = self._usable(await self.get_id(request)), now
 
     async def _reload_id(
         self, request: web.Request
@@ -206,9 +218,11 @@ def stamp_key(session_key: str) -> str:
     return session_key + "_at"
 
 
-def _as_tuple(value: Any) -> Any:
-    # Most storages keep JSON, which makes a list of a tuple.
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+def as_tuple(value: Any) -> Any:
+    """
+    Return *value* as it was before it was JSON, which makes a list of a tuple.
+    """
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def usable(session_ws_id: Hashable) -> Hashable:

@@ -12,7 +12,7 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from .closing import close_connection
+from .closing import RECONNECT, close_connection
 from .connection import Connection
 from .exceptions import HandshakeRefused, SessionEnded, SessionWSClosed
 from .gate import is_websocket
@@ -145,6 +145,8 @@ async def _arrive(registry: SessionWSRegistry, visit: Visit, request: web.Reques
         await registry._mint(request)
         current = await registry.get_id(request) if registry._identities else None
     if current is not None:
+        if registry._elsewhere:
+            await registry._meet(request, current)
         death = registry._death(current)
         if death is None and registry._identities:
             death = await registry._death_of_identity(request, current)
@@ -189,6 +191,7 @@ async def _repair(
     session_ws_id = await registry.get_id(request)
     if mint and kind is Kind.MOVED:
         registry._revocations.move(dead, session_ws_id, registry._ttl())
+        registry._store([dead], RECONNECT)
     return session_ws_id
 
 

@@ -8,30 +8,25 @@ import asyncio
 import logging
 from collections.abc import Hashable, Iterable
 
-import aiohttp_session
-from aiohttp import web
-
-from .closing import GOING_AWAY, RECONNECT, SESSION_ENDED, Close, CloseReport, Timeouts
+from .closing import RECONNECT, SESSION_ENDED, Close, CloseReport, Timeouts
 from .connection import Connection
-from .identify import Death, Identify, SessionWSIdentities
-from .identity import usable_identity
+from .elsewhere import SessionWSElsewhere, Told
+from .identify import Identify
 from .ids import (
     DEFAULT_ID_FACTORY,
     DEFAULT_SESSION_KEY,
     IdFactory,
-    usable,
 )
-from .records import blame
-from .revocation import CloseOrders, Expiry, Kind
+from .revocation import CloseOrders, Expiry
 from .sockets import Sockets
-from .visit import VISIT, session_of
+from .visit import VISIT
 
 __all__: list[str] = []
 
 log = logging.getLogger("aiohttp_session_ws")
 
 
-class SessionWSOrders(SessionWSIdentities):
+class SessionWSOrders(SessionWSElsewhere):
     """
     The part of the registry that closes sockets by order.
     """
@@ -77,7 +72,12 @@ class SessionWSOrders(SessionWSIdentities):
         return await self._carry_out(self._sockets.all(), close, len(handshakes))
 
     async def close_all_session(
-        self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
+        self,
+        session_ws_id: Hashable,
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        wait: float = 0.0,
     ) -> CloseReport:
         """
         Close the sockets of a session; it may come back.
@@ -88,14 +88,20 @@ class SessionWSOrders(SessionWSIdentities):
             session_ws_id: Whose sockets.
             code: The close code, 4403 by default.
             reason: The close reason.
+            wait: Seconds to wait for the reports of other processes; of use to a registry
+                that knows any.
         """
         self._expect_loop()
         close = RECONNECT.replace(code, reason)
-        ids = [usable(session_ws_id)]
-        return await self._carry_out(*self._order(ids, close))
+        return await self._execute([self._usable(session_ws_id)], close, wait)
 
     async def close_all_identity(
-        self, identity: Hashable, *, code: int | None = None, reason: str | None = None
+        self,
+        identity: Hashable,
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        wait: float = 0.0,
     ) -> CloseReport:
         """
         Close the sockets of all sessions of an identity; they may come back.
@@ -106,6 +112,7 @@ class SessionWSOrders(SessionWSIdentities):
             identity: Whose sockets.
             code: The close code, 4403 by default.
             reason: The close reason.
+            wait: As for :meth:`close_all_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -114,16 +121,17 @@ class SessionWSOrders(SessionWSIdentities):
         self._expect_loop()
         self._expect_identify()
         close = RECONNECT.replace(code, reason)
-        self._identity_orders.note(usable_identity(identity), _now())
-        connections = self._sockets.of_identity(identity)
-        handshakes = [c for c in connections if not c.opened]
-        for connection in handshakes:
-            connection.refuse(close)
-        sockets = [c for c in connections if c.opened]
-        return await self._carry_out(sockets, close, len(handshakes))
+        sockets, handshakes = self._order_identity(self._usable_identity(identity), close)
+        told = self._tell_identity(identity, close, wait)
+        return await self._carry_out(sockets, close, handshakes, told)
 
     async def end_session(
-        self, session_ws_id: Hashable, *, code: int | None = None, reason: str | None = None
+        self,
+        session_ws_id: Hashable,
+        *,
+        code: int | None = None,
+        reason: str | None = None,
+        wait: float = 0.0,
     ) -> CloseReport:
         """
         Revoke an id, and all ids that its session ever had, and close their sockets.
@@ -136,11 +144,12 @@ class SessionWSOrders(SessionWSIdentities):
             session_ws_id: Which session.
             code: The close code, 4401 by default.
             reason: The close reason.
+            wait: As for :meth:`close_all_session`.
         """
         self._expect_loop()
         close = SESSION_ENDED.replace(code, reason)
-        ids = self._revocations.end(usable(session_ws_id), self._ttl())
-        return await self._carry_out(*self._order(ids, close))
+        ids = self._revocations.end(self._usable(session_ws_id), self._ttl())
+        return await self._execute(ids, close, wait)
 
     async def end_identity(
         self,
@@ -149,6 +158,7 @@ class SessionWSOrders(SessionWSIdentities):
         except_session: Hashable | None = None,
         code: int | None = None,
         reason: str | None = None,
+        wait: float = 0.0,
     ) -> CloseReport:
         """
         Log out everywhere: end all sessions of an identity and close their sockets.
@@ -162,6 +172,7 @@ class SessionWSOrders(SessionWSIdentities):
             except_session: The session ws id of the one that lives on.
             code: The close code, 4401 by default.
             reason: The close reason.
+            wait: As for :meth:`close_all_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -170,7 +181,7 @@ class SessionWSOrders(SessionWSIdentities):
         self._expect_loop()
         close = SESSION_ENDED.replace(code, reason)
         ids = self._end_identity(identity, except_session)
-        return await self._carry_out(*self._order(ids, close))
+        return await self._execute(ids, close, wait, identity)
 
     def _end_identity(
         self, identity: Hashable, except_session: Hashable | None = None
@@ -179,33 +190,48 @@ class SessionWSOrders(SessionWSIdentities):
         Record that an identity has ended; return the ids of its sockets' sessions.
         """
         self._expect_identify()
-        identity = usable_identity(identity)
+        identity = self._usable_identity(identity)
         revocations, ttl = self._revocations, self._ttl()
         visit = VISIT.get()
         left_out: set[Hashable] = set()
         if except_session is not None:
-            left_out = revocations.family(usable(except_session))
+            left_out = revocations.family(self._usable(except_session))
             if visit is not None and visit.minted == except_session:  # and not saved yet
                 left_out |= revocations.family(visit.session_ws_id)
         revocations.ends += 1
         if visit is not None:
             visit.own_end = revocations.ends
-        self._identities.end(identity, left_out, ttl, revocations.ends)
+        before = self._identities.now()
+        self._identities.end(identity, left_out, ttl, revocations.ends, before)
         self._identity_orders.note(identity, _now())
         connections = self._sockets.of_identity(identity)
         ids = {c.session_ws_id for c in connections}.difference(left_out)
         return list({member for id_ in ids for member in revocations.end(id_, ttl)})
 
+    def _order_identity(self, identity: Hashable, close: Close) -> tuple[list[Connection], int]:
+        """
+        As :meth:`_order`, for all sessions of an identity.
+        """
+        self._identity_orders.note(identity, _now())
+        connections = self._sockets.of_identity(identity)
+        handshakes = [c for c in connections if not c.opened]
+        for connection in handshakes:
+            connection.refuse(close)
+        return [c for c in connections if c.opened], len(handshakes)
+
     def _order(
         self, ids: Iterable[Hashable], close: Close, *, hold: bool = False
-    ) -> tuple[list[Connection], Close, int]:
+    ) -> tuple[list[Connection], int]:
         """
-        Let an order take effect for handshakes; return what :meth:`_carry_out` takes.
+        Let an order take effect for handshakes.
 
         Args:
             ids: Whom the order is about.
             close: What the handshakes are told.
             hold: Whether to hold handshakes off until the next order to the same ids.
+
+        Returns:
+            The sockets to close, and how many handshakes will be refused.
         """
         now = _now()
         sockets: list[Connection] = []
@@ -218,72 +244,45 @@ class SessionWSOrders(SessionWSIdentities):
                 connection.refuse(close)
                 handshakes += 1
             sockets += self._sockets.of(session_ws_id)
-        return sockets, close, handshakes
+        return sockets, handshakes
+
+    async def _execute(
+        self,
+        ids: Iterable[Hashable],
+        close: Close,
+        wait: float,
+        identity: Hashable | None = None,
+    ) -> CloseReport:
+        """
+        Let an order take effect here and everywhere.
+        """
+        ids = list(ids)
+        sockets, handshakes = self._order(ids, close)
+        told = self._tell(ids, close, wait, identity=identity)
+        return await self._carry_out(sockets, close, handshakes, told)
 
     async def _carry_out(
-        self, connections: Iterable[Connection], close: Close, handshakes: int = 0
+        self,
+        connections: Iterable[Connection],
+        close: Close,
+        handshakes: int = 0,
+        told: Told | None = None,
     ) -> CloseReport:
         connections = list(connections)
         sockets = sum(not connection.gone for connection in connections)
         aborted, cancelled = await self._sockets.close(connections, close)
-        return CloseReport(sockets, aborted, cancelled, handshakes)
+        report = CloseReport(sockets, aborted, cancelled, handshakes)
+        return report if told is None else await told(report)
 
-    # What the middleware and session_ws ask
-
-    def _verdict(self, connection: Connection) -> Close | None:
+    def _close_soon(self, ids: Iterable[Hashable], close: Close) -> None:
         """
-        Return why a handshake may not open, ``None`` if it may.
+        Let an order take effect, and close the sockets in the background.
         """
-        if self._draining:
-            return GOING_AWAY
-        session_ws_id = connection.session_ws_id
-        record = self._revocations.get(session_ws_id)
-        if record is not None:
-            return SESSION_ENDED if record.kind is Kind.ENDED else RECONNECT
-        missed = self._orders.concern(session_ws_id, connection.started, _now())
-        return RECONNECT if missed else None
-
-    def _verdict_of_identity(
-        self, connection: Connection, identity: Hashable, session: aiohttp_session.Session | None
-    ) -> Close | None:
-        """
-        Return why a handshake of *identity* may not open, ``None`` if it may.
-        """
-        if self._ended_identity(connection.session_ws_id, identity, session) is not None:
-            self._end_now(connection.session_ws_id)
-            return SESSION_ENDED
-        missed = self._identity_orders.concern(identity, connection.started, _now())
-        return RECONNECT if missed else None
-
-    def _end_now(self, session_ws_id: Hashable) -> None:
-        """
-        End a session that was found to be ended, as one of its identity.
-        """
-        ids = self._revocations.end(session_ws_id, self._ttl())
-        sockets, close, _ = self._order(ids, SESSION_ENDED)
+        ids = list(ids)
+        sockets, _ = self._order(ids, close)
+        _ = self._tell(ids, close)
         if sockets:
             _ = self._sockets.spawn(self._sockets.close(sockets, close), "close what has ended")
-
-    async def _death_of_identity(
-        self, request: web.Request, session_ws_id: Hashable
-    ) -> Death | None:
-        """
-        Return how the session of an HTTP request died, if with all others of its identity.
-        """
-        try:
-            identity = await self._identify(request)
-        except Exception as exc:  # noqa: BLE001  the application's
-            # Nobody knows whose page this is; its sockets will be refused for the same reason.
-            if not self._unidentified:
-                log.warning("requests can't be identified: %s", blame(exc))
-            self._unidentified = True
-            return None
-        self._unidentified = False
-        ended = self._ended_identity(session_ws_id, identity, session_of(request))
-        if ended is None:
-            return None
-        self._end_now(session_ws_id)
-        return Death(Kind.ENDED, self._identities.age(ended))
 
 
 def _now() -> float:

@@ -19,10 +19,8 @@ from aiohttp import WSMsgType
 from aiohttp.typedefs import JSONEncoder
 
 from .connection import Connection
-from .identity import usable_identity
-from .ids import usable
-from .orders import SessionWSOrders
 from .outbox import Outbox, PushQueue
+from .verdicts import SessionWSVerdicts
 
 __all__ = ["Delivery"]
 
@@ -48,7 +46,7 @@ class Delivery:
     complete: bool = True
 
 
-class SessionWSPushes(SessionWSOrders):
+class SessionWSPushes(SessionWSVerdicts):
     """
     The part of the registry that pushes.
 
@@ -71,7 +69,7 @@ class SessionWSPushes(SessionWSOrders):
             TypeError: If *data* is neither text nor bytes.
         """
         self._expect_loop()
-        return await self._push(self._sockets.open.of(usable(session_ws_id)), data)
+        return await self._push(self._sockets.open.of(self._usable(session_ws_id)), data)
 
     async def send_identity(self, identity: Hashable, data: Data) -> Delivery:
         """
@@ -88,7 +86,7 @@ class SessionWSPushes(SessionWSOrders):
         self._expect_loop()
         connections: list[Connection] = []
         if identity is not None:
-            connections = self._sockets.identities.of(usable_identity(identity))
+            connections = self._sockets.identities.of(self._usable_identity(identity))
         return await self._push([c for c in connections if c.opened], data)
 
     async def broadcast(self, data: Data) -> Delivery:

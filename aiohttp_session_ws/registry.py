@@ -26,14 +26,13 @@ from .connection import Connection, SupportsClose
 from .expiry import Checker
 from .gate import Gate, Origins
 from .identify import Identify
-from .identity import usable_identity
-from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory, SessionWSIds, usable
+from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory, SessionWSIds
 from .limits import Limits
 from .outbox import PushQueue
 from .push import SessionWSPushes
 from .revocation import Expiry
 from .signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails, OpenDetails, Signal
-from .snapshot import Snapshot, snapshot
+from .snapshot import Count, Snapshot, snapshot
 
 __all__ = ["Authorize", "ConnectionContext", "SessionWSRegistry"]
 
@@ -147,7 +146,7 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
         """
         self._expect_loop()
         hash(ws)
-        if self._sockets.open.get(usable(session_ws_id), ws) is None:
+        if self._sockets.open.get(self._usable(session_ws_id), ws) is None:
             self._sockets.opened(Connection(session_ws_id, ws))
         return None
 
@@ -159,7 +158,7 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
         ``session_ws`` still serves.
         """
         self._expect_loop()
-        connection = self._sockets.open.get(usable(session_ws_id), ws)
+        connection = self._sockets.open.get(self._usable(session_ws_id), ws)
         if connection is not None and connection.request is None:
             if connection.outbox is not None:
                 connection.outbox.drop()
@@ -257,23 +256,32 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
             identity: Only sockets of this identity; ``None`` is nobody.
         """
         self._expect_loop()
+        found = self._find(session=session, identity=identity)
+        return snapshot(found, asyncio.get_running_loop().time())
+
+    def _find(
+        self, *, session: Hashable | None = ANY, identity: Hashable | None = ANY
+    ) -> Iterable[Connection]:
+        """
+        Return the open connections of this process that :meth:`connections` tells of.
+        """
         found: Iterable[Connection] = self._sockets.open
         if session is None or identity is None:
             found = ()
         elif session is not ANY:
-            found = self._sockets.open.of(usable(session))
+            found = self._sockets.open.of(self._usable(session))
         elif identity is not ANY:
-            found = self._sockets.identities.of(usable_identity(identity))
+            found = self._sockets.identities.of(self._usable_identity(identity))
         if identity is not ANY:
             found = [c for c in found if c.opened and c.identity == identity]
-        return snapshot(found, asyncio.get_running_loop().time())
+        return found
 
-    async def count(self) -> int:
+    async def count(self) -> Count:
         """
-        Return how many sockets are open.
+        Return how many sockets are open, as an ``int`` that tells whether it is complete.
         """
         self._expect_loop()
-        return self._sockets.open.size
+        return Count(self._sockets.open.size)
 
     # The application's end
 
@@ -300,7 +308,9 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
         self._draining = False
         self._sockets.timeouts = self.timeouts
         self._checker.start()
+        await self._join()
         yield
         self._checker.stop()
         await self._sockets.stop()
+        await self._part()
         self._loop = None

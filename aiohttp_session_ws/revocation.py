@@ -115,9 +115,14 @@ class Revocations(Records[Revocation]):
         family = self._families.get(digest(session_ws_id))
         return {session_ws_id} if family is None else set(family.ids)
 
-    def end(self, session_ws_id: Hashable, ttl: float) -> list[Hashable]:
+    def end(self, session_ws_id: Hashable, ttl: float, age: float = 0.0) -> list[Hashable]:
         """
         Record that an id has ended, and with it every id that its session ever had.
+
+        Args:
+            session_ws_id: The id.
+            ttl: For how many seconds it is remembered after it was last met.
+            age: How many seconds ago it ended.
 
         Returns:
             All of these ids.
@@ -125,16 +130,18 @@ class Revocations(Records[Revocation]):
         self.ends += 1
         ids = list(self.family(session_ws_id))
         for member in ids:
-            self._record(member, Kind.ENDED, ttl)
+            self._record(member, Kind.ENDED, ttl, age)
         return ids
 
-    def move(self, session_ws_id: Hashable, successor: Hashable, ttl: float) -> None:
+    def move(
+        self, session_ws_id: Hashable, successor: Hashable, ttl: float, age: float = 0.0
+    ) -> None:
         """
-        Record that an id was given up for *successor*.
+        Record that an id was given up for *successor*, *age* seconds ago.
 
-        Ended beats moved: if the id has ended meanwhile, the successor ends with it.
+        Ended beats moved: if the one has ended meanwhile, the other ends with it.
         """
-        record = self._record(session_ws_id, Kind.MOVED, ttl)
+        record = self._record(session_ws_id, Kind.MOVED, ttl, age)
         key, heir = digest(session_ws_id), digest(successor)
         family = self._families.setdefault(key, Family({session_ws_id}, dead=1))
         known = self._families.setdefault(heir, family)
@@ -145,8 +152,15 @@ class Revocations(Records[Revocation]):
         elif successor not in family.ids:
             family.ids.add(successor)
             family.dead += heir in self._records
-        if record.kind is Kind.ENDED:
-            self.end(successor, ttl)
+        if record.kind is Kind.ENDED or self.has_ended(successor):
+            self.end(successor, ttl, age)
+
+    def has_ended(self, session_ws_id: Hashable) -> bool:
+        """
+        Tell whether an id has ended.
+        """
+        record = self.get(session_ws_id)
+        return record is not None and record.kind is Kind.ENDED
 
     def lift(self, session_ws_id: Hashable) -> bool:
         """
@@ -154,7 +168,7 @@ class Revocations(Records[Revocation]):
         """
         return self._forget(digest(session_ws_id))
 
-    def _record(self, session_ws_id: Hashable, kind: Kind, ttl: float) -> Revocation:
+    def _record(self, session_ws_id: Hashable, kind: Kind, ttl: float, age: float) -> Revocation:
         now = self._clock()
         key = digest(session_ws_id)
         record = self._records.get(key)
@@ -164,9 +178,9 @@ class Revocations(Records[Revocation]):
         if record is None:
             if (family := self._families.get(key)) is not None:
                 family.dead += 1
-            record = Revocation(session_ws_id, now, ttl, now + ttl, kind)
+            record = Revocation(session_ws_id, now - age, ttl, now + ttl, kind)
         elif kind is Kind.ENDED and record.kind is Kind.MOVED:
-            record.kind, record.at = kind, now
+            record.kind, record.at = kind, now - age
         record.ttl = max(record.ttl, ttl)
         record.expires = max(record.expires, now + ttl)
         self._put(key, record, now)

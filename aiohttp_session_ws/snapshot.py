@@ -12,7 +12,7 @@ from typing import Self
 from .connection import Connection, ServedWebSocket
 from .records import fingerprint
 
-__all__ = ["ConnectionInfo", "Snapshot"]
+__all__ = ["ConnectionInfo", "Count", "Snapshot"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,6 +31,7 @@ class ConnectionInfo:
         path: The path of its URL, without the query.
         idle: For how many seconds its handler has waited for a message; since it was
             opened if it never has.
+        node: The process that serves it; empty on a registry that knows no other.
     """
 
     id: str
@@ -40,6 +41,7 @@ class ConnectionInfo:
     opened_at: float
     path: str
     idle: float
+    node: str = ""
 
     def __repr__(self) -> str:
         whose = "nobody" if self.identity is None else fingerprint(self.identity)
@@ -47,6 +49,25 @@ class ConnectionInfo:
             f"<ConnectionInfo {self.id} session={fingerprint(self.session_ws_id)}"
             f" identity={whose} remote={self.remote} path={self.path!r} idle={self.idle:.0f}s>"
         )
+
+
+class Count(int):
+    """
+    How many sockets are open.
+
+    Attributes:
+        complete: As for a :class:`Snapshot`.
+    """
+
+    complete: bool
+
+    def __new__(cls, number: int = 0, *, complete: bool = True) -> Self:
+        """
+        Return *number*.
+        """
+        self = super().__new__(cls, number)
+        self.complete = complete
+        return self
 
 
 class Snapshot(tuple[ConnectionInfo, ...]):
@@ -69,16 +90,18 @@ class Snapshot(tuple[ConnectionInfo, ...]):
         return self
 
 
-def snapshot(connections: Iterable[Connection], now: float) -> Snapshot:
+def snapshot(connections: Iterable[Connection], now: float, node: str = "") -> Snapshot:
     """
     Describe *connections* at the time *now* of the event loop.
     """
     epoch = time.time() - now
     opened = sorted((c.opened_at or 0.0, n, c) for n, c in enumerate(connections))
-    return Snapshot(_describe(c, at, now, epoch) for at, _, c in opened)
+    return Snapshot(_describe(c, at, now, epoch, node) for at, _, c in opened)
 
 
-def _describe(connection: Connection, at: float, now: float, epoch: float) -> ConnectionInfo:
+def _describe(
+    connection: Connection, at: float, now: float, epoch: float, node: str
+) -> ConnectionInfo:
     request, ws = connection.request, connection.ws
     heard = ws.heard_at if isinstance(ws, ServedWebSocket) else None
     return ConnectionInfo(
@@ -90,4 +113,5 @@ def _describe(connection: Connection, at: float, now: float, epoch: float) -> Co
         opened_at=at + epoch,
         path="" if request is None else request.path,
         idle=now - max(at, heard or at),
+        node=node,
     )

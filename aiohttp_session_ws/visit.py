@@ -48,6 +48,7 @@ class Visit:
         waiting: The task that waits for the answer, to carry an order out.
         close: With what the sockets will be closed, as far as is known.
         ids: Whose sockets will be closed.
+        identity: Whose sessions are ended besides.
         ordered: When the order was decided; later handshakes aren't meant.
         connection: The websocket that the request became.
         over: Whether its handler is done.
@@ -70,6 +71,7 @@ class Visit:
     waiting: asyncio.Task[None] | None = None
     close: Close | None = None
     ids: Sequence[Hashable] = ()
+    identity: Hashable | None = None
     ordered: float = math.inf
     connection: Connection | None = None
     over: bool = False

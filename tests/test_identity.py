@@ -791,7 +791,7 @@ class TestRecords:
         """A record is kept for its time, which starts anew when it is met."""
         now = [0.0]
         identities = EndedIdentities(clock=lambda: now[0])
-        identities.end("ann", (), 10.0, 1)
+        identities.end("ann", (), 10.0, 1, identities.now())
         now[0] = 9.0
         assert identities.get("ann") is not None
         now[0] = 18.0
@@ -803,7 +803,7 @@ class TestRecords:
         """What is forgotten is not counted, so that nobody is asked for in vain."""
         now = [0.0]
         identities = EndedIdentities(clock=lambda: now[0])
-        identities.end("ann", (), 10.0, 1)
+        identities.end("ann", (), 10.0, 1, identities.now())
         assert identities
         now[0] = 10.0
         assert not identities
@@ -812,7 +812,7 @@ class TestRecords:
         """The oldest goes, with a warning that names nobody."""
         identities = EndedIdentities(limit=2)
         for name in ("ann", "bob", "cat"):
-            identities.end(name, (), 10.0, 1)
+            identities.end(name, (), 10.0, 1, identities.now())
 
         assert identities.get("ann") is None
         assert len(identities) == 2
@@ -829,7 +829,7 @@ class TestRecords:
     def test_minted(self, minted: object, ends: bool) -> None:
         """A session ends if its id was minted before; without a time its ids alone count."""
         identities = EndedIdentities(wall=lambda: 100.0)
-        identities.end("ann", ("left out",), 10.0, 1)
+        identities.end("ann", ("left out",), 10.0, 1, identities.now())
         record = identities.get("ann")
 
         assert record is not None

@@ -14,36 +14,44 @@ from types import ModuleType
 import pytest
 
 import aiohttp_session_ws
+import aiohttp_session_ws.redis
 from aiohttp_session_ws import exceptions
 
 PACKAGE = Path(aiohttp_session_ws.__file__).parent
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-MODULES = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]))
+PACKAGES = [aiohttp_session_ws, aiohttp_session_ws.redis]
+MODULES = {
+    package: sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    for package in PACKAGES
+}
+ALL = [(package, name) for package in PACKAGES for name in MODULES[package]]
 MAX_LINES = 350
 
 
-def module(name: str) -> ModuleType:
-    """Import a module of the package."""
-    return importlib.import_module(f"aiohttp_session_ws.{name}")
+def module(package: ModuleType, name: str) -> ModuleType:
+    """Import a module of a package."""
+    return importlib.import_module(f"{package.__name__}.{name}")
 
 
 def public() -> Iterator[tuple[str, object]]:
     """Find all public names, those of classes' own members too."""
-    for name in aiohttp_session_ws.__all__:
-        thing = getattr(aiohttp_session_ws, name)
-        yield name, thing
-        if inspect.isclass(thing):
-            for attribute, member in vars(thing).items():
-                documented = inspect.isroutine(member) or isinstance(member, property)
-                if documented and not attribute.startswith("_"):
-                    yield f"{name}.{attribute}", member
+    for package in PACKAGES:
+        for name in package.__all__:
+            thing = getattr(package, name)
+            yield name, thing
+            if inspect.isclass(thing):
+                for attribute, member in vars(thing).items():
+                    documented = inspect.isroutine(member) or isinstance(member, property)
+                    if documented and not attribute.startswith("_"):
+                        yield f"{name}.{attribute}", member
 
 
-class TestNames:
-    def test_sorted(self) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+class TestPackages:
+    def test_sorted(self, package: ModuleType) -> None:
         """The public names stand in order: constants, classes, functions."""
-        names = aiohttp_session_ws.__all__
+        names = package.__all__
 
         def key(name: str) -> tuple[int, str]:
             return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
@@ -51,19 +59,28 @@ class TestNames:
         assert names == sorted(names, key=key)
         assert len(names) == len(set(names))
 
-    def test_union(self) -> None:
-        """The package exports what its modules export, no more and no less."""
-        exported = [name for m in MODULES for name in module(m).__all__]
+    def test_union(self, package: ModuleType) -> None:
+        """A package exports what its modules export, no more and no less."""
+        exported = [name for m in MODULES[package] for name in module(package, m).__all__]
 
-        assert sorted(exported) == sorted(aiohttp_session_ws.__all__)
+        assert sorted(exported) == sorted(package.__all__)
 
-    @pytest.mark.parametrize("name", MODULES)
-    def test_module(self, name: str) -> None:
-        """What a module exports is there, and is what the package exports."""
-        for exported in module(name).__all__:
-            thing = getattr(module(name), exported)
+    def test_nothing_else(self, package: ModuleType) -> None:
+        """A package has no other public names than its modules."""
+        names = {name for name in vars(package) if not name.startswith("_")}
+        modules = {m.name for m in pkgutil.iter_modules(package.__path__)}
 
-            assert getattr(aiohttp_session_ws, exported) is thing
+        assert names - modules == set(package.__all__)
+
+
+class TestNames:
+    @pytest.mark.parametrize(("package", "name"), ALL)
+    def test_module(self, package: ModuleType, name: str) -> None:
+        """What a module exports is there, and is what its package exports."""
+        for exported in module(package, name).__all__:
+            thing = getattr(module(package, name), exported)
+
+            assert getattr(package, exported) is thing
 
     def test_predecessor(self) -> None:
         """The names that 1.1.1 documents are there."""
@@ -75,12 +92,6 @@ class TestNames:
         }
 
         assert names <= set(aiohttp_session_ws.__all__)
-
-    def test_nothing_else(self) -> None:
-        """The package has no other public names than its modules."""
-        names = {name for name in vars(aiohttp_session_ws) if not name.startswith("_")}
-
-        assert names - set(MODULES) == set(aiohttp_session_ws.__all__)
 
 
 class TestDocstrings:
@@ -95,10 +106,10 @@ class TestDocstrings:
 
         assert missing == []
 
-    @pytest.mark.parametrize("name", MODULES)
-    def test_modules(self, name: str) -> None:
+    @pytest.mark.parametrize(("package", "name"), ALL)
+    def test_modules(self, package: ModuleType, name: str) -> None:
         """Every module says what it holds."""
-        assert module(name).__doc__
+        assert module(package, name).__doc__
 
     def test_tree(self) -> None:
         """The tree in the docstring of ``exceptions`` is the tree."""

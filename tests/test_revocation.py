@@ -336,7 +336,8 @@ class Model(RuleBasedStateMachine):
         self.real.move(id_, successor, TTL)
         both = self.family(id_) | self.family(successor)
         self.families = [f for f in self.families if not f & both] + [both]
-        if self.kinds.setdefault(id_, Kind.MOVED) is Kind.ENDED:
+        kinds = self.kinds.setdefault(id_, Kind.MOVED), self.kinds.get(successor)
+        if Kind.ENDED in kinds:
             self.kinds.update(dict.fromkeys(both, Kind.ENDED))
 
     @rule(id_=ids)
