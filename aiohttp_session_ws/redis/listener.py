@@ -1,0 +1,105 @@
+"""
+The ear of a node: what is published, for as long as it can be heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeAlias
+
+from .store import LIMIT, TROUBLE, MakeClient, close_client, reason
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+Handlers: TypeAlias = Mapping[str, Callable[[bytes], Awaitable[None] | None]]
+
+IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
+TURN: Final = 0.005  # seconds of messages before others have their turn
+
+
+class Listener:
+    """
+    A subscription of its own connection, made anew after every trouble.
+
+    Args:
+        make: Makes a client.
+        handlers: By channel, what is called with each message, and awaited if it returns
+            an awaitable.
+        subscribed: Called whenever a subscription was confirmed: what was published
+            before has perhaps not been heard.
+        lost: Called when nothing can be heard any more.
+    """
+
+    def __init__(
+        self,
+        make: MakeClient,
+        handlers: Handlers,
+        subscribed: Callable[[], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._make = make
+        self._handlers = {name.encode(): handler for name, handler in handlers.items()}
+        self._subscribed = subscribed
+        self._lost = lost
+
+    async def run(self) -> None:
+        """
+        Listen until cancelled.
+        """
+        tries = 0
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._listen()
+            except TROUBLE as exc:
+                self._lost(reason(exc))
+            if asyncio.get_running_loop().time() - began > 10 * LIMIT:
+                tries = 0
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
+            tries = min(tries + 1, 10)
+
+    async def _listen(self) -> None:
+        """
+        Listen until there is trouble, and raise it.
+        """
+        loop = asyncio.get_running_loop()
+        client = self._make()
+        pubsub = client.pubsub()
+        try:
+            async with asyncio.timeout(2 * LIMIT):
+                await pubsub.subscribe(*self._handlers)
+            pinged, turn = False, loop.time()
+            while True:
+                asked = loop.time()
+                # Never listen() or a get_message() without end: where the system finds a
+                # connection dead, redis-py takes that for silence, and asks for ever.
+                message = await pubsub.get_message(timeout=IDLE)
+                if message is None:
+                    if pinged or loop.time() - asked < IDLE / 2:
+                        raise TimeoutError("Redis doesn't answer")
+                    pinged = True
+                    async with asyncio.timeout(LIMIT):
+                        await pubsub.ping()
+                    continue
+                pinged = False
+                if message["type"] == "subscribe":
+                    # redis-py reconnects without a word but this one.
+                    self._subscribed()
+                elif message["type"] == "message":
+                    waiting = self._handlers[message["channel"]](message["data"])
+                    if waiting is not None:
+                        await waiting
+                if loop.time() - turn > TURN:
+                    await asyncio.sleep(0)  # get_message() gives way only if there is none
+                    turn = loop.time()
+        finally:
+            with contextlib.suppress(*TROUBLE):
+                async with asyncio.timeout(LIMIT):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py's
+            await close_client(client)

@@ -1,0 +1,266 @@
+"""
+This process among the others: its connections to Redis, its clock, and who else lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
+
+from ..exceptions import RedisAway
+from .listener import Handlers, Listener
+from .mailbox import Mailbox
+from .store import LIMIT, MakeClient, Store
+from .wire import Order, Unit
+from .writer import Writer
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+PULSE: Final = 3.0  # seconds between two signs of life
+COUNTS: Final = 15.0  # seconds that one counts
+PROBE: Final = 0.5  # seconds between two tries while Redis is away
+KEPT: Final = 3600.0  # seconds that orders are kept to write them back
+ALWAYS: Final = 60.0  # seconds; orders as young as that are written back after any trouble
+MOST: Final = 100_000  # orders that are kept
+
+
+def default_name() -> str:
+    """
+    Return a name for this process.
+    """
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Node:
+    """
+    What this process has of its own towards the others.
+
+    Args:
+        make: Makes a client.
+        prefix: What all keys and channels begin with.
+        name: How it is called.
+        found: Called with an order and what was recorded in its place before.
+        changed: Called when it may be connected, or not any more.
+
+    Attributes:
+        name: How it is called.
+        instance: The name that is its own, also after a restart.
+        members: Who lives, as far as Redis knows.
+        missed: Set when orders may have been missed.
+        deaf_until: When orders began to be heard without a gap, by the event loop's clock;
+            infinite while they aren't.
+    """
+
+    def __init__(
+        self,
+        make: MakeClient,
+        prefix: str,
+        name: str,
+        found: Callable[[Order, bytes], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.instance = f"{name}/{secrets.token_hex(4)}"
+        self.store = Store(make, prefix, self._store_changed)
+        self.writer = Writer(self.store, self.instance, found)
+        self.mailbox = Mailbox(self.store)
+        self.members: list[str] = []
+        self.missed = asyncio.Event()
+        self.deaf_until = math.inf
+        self._make = make
+        self._prefix = prefix
+        self._changed = changed
+        self._member = False
+        self._recent: deque[tuple[float, Order]] = deque()
+        self._beat_at: float | None = None  # by Redis' clock
+        self._hurry = asyncio.Event()  # the next beat is due
+        self._tried = asyncio.Event()  # it is known whether Redis is there
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Redis' clock is at least, and at most, so many seconds before this process's.
+        self._low = self._high = time.time() - time.monotonic()
+
+    @property
+    def connected(self) -> bool:
+        """
+        Whether Redis answers, and orders are heard.
+        """
+        return not self.store.away and self.deaf_until < math.inf
+
+    def earliest(self) -> float:
+        """
+        Return the time by Redis' clock, or a little less.
+        """
+        return time.monotonic() + self._low
+
+    def latest(self) -> float:
+        """
+        Return the time by Redis' clock, or a little more.
+        """
+        return time.monotonic() + self._high
+
+    # Its life
+
+    async def start(
+        self,
+        control: Handlers,
+        data: Handlers,
+        reconcile: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        member: bool,
+    ) -> None:
+        """
+        Connect; return when that is done, or has failed.
+
+        Args:
+            control: By channel, what hears orders and answers.
+            data: By channel, what hears all else.
+            reconcile: Called when orders may have been missed.
+            member: Whether it counts among those that hold sockets.
+        """
+        self._member = member
+
+        def named(handlers: Handlers) -> Handlers:
+            return {f"{self._prefix}:{channel}": hear for channel, hear in handlers.items()}
+
+        for coro in (
+            Listener(self._make, named(control), self._subscribed, self._lost).run(),
+            Listener(self._make, named(data), _nothing, _nothing).run(),
+            self.writer.run(),
+            self.mailbox.run(),
+            self._pulse(),
+            self._watch(reconcile),
+        ):
+            self._tasks.add(asyncio.create_task(coro))
+        try:
+            async with asyncio.timeout(2 * LIMIT):
+                await self._tried.wait()
+        except TimeoutError:
+            pass
+
+    async def stop(self, drain: float) -> None:
+        """
+        Leave: let Redis take what waits for it, for *drain* seconds at most.
+        """
+        left = await self.writer.drain(drain)
+        if left:
+            log.error("%d orders are lost: Redis didn't take them before the process ended", left)
+        if self._member and not self.store.away:
+            try:
+                await self.store.leave(self.instance)
+            except RedisAway:
+                log.debug("Redis went away before it was told that this node leaves")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        await self.store.stop()
+        self.deaf_until = math.inf
+
+    # What was ordered lately
+
+    def remember(self, orders: Iterable[Order]) -> None:
+        """
+        Keep orders, to write them back to a Redis that has lost them.
+        """
+        now = time.monotonic()
+        self._recent.extend((now, order) for order in orders)
+        while self._recent and (self._recent[0][0] < now - KEPT or len(self._recent) > MOST):
+            self._recent.popleft()
+
+    def _write_back(self, age: float) -> None:
+        since = time.monotonic() - age
+        orders = [order for at, order in self._recent if at >= since]
+        for start in range(0, len(orders), 100):
+            _ = self.writer.put(orders[start : start + 100])
+
+    # What happens to its connections
+
+    def _subscribed(self) -> None:
+        self.deaf_until = asyncio.get_running_loop().time()
+        self._write_back(ALWAYS)
+        self.missed.set()
+        self._report()
+
+    def _lost(self, why: str) -> None:
+        if self.deaf_until < math.inf:
+            self.deaf_until = math.inf
+            log.warning("orders of other processes can't be heard: %s", why)
+        self._hurry.set()
+        self._report()
+
+    def _store_changed(self) -> None:
+        if self.store.away:
+            log.warning("Redis is away: %s", self.store.why)
+        else:
+            self._write_back(ALWAYS)
+            self.missed.set()
+        self._hurry.set()
+        self._report()
+
+    def _report(self) -> None:
+        if self.connected:
+            self._tried.set()
+        self._changed()
+
+    async def _pulse(self) -> None:
+        while True:
+            self._hurry.clear()
+            try:
+                await self._beat()
+            except RedisAway:
+                self._tried.set()
+                # Nobody hurries it: the next may be as late as the last.
+                await asyncio.sleep(random.uniform(0.5, 1.0) * PROBE)
+                continue
+            try:
+                async with asyncio.timeout(random.uniform(0.8, 1.0) * PULSE):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+
+    async def _beat(self) -> None:
+        began = time.monotonic()
+        at, was, members = await self.store.pulse(
+            self.instance, member=self._member, counts=COUNTS
+        )
+        self._low, self._high = at - time.monotonic(), at - began
+        self.members = members
+        if self._beat_at is not None and (was is None or was < self._beat_at - 0.01):
+            # It has forgotten my last sign of life, and with it what came since.
+            log.warning("Redis has lost data; what was ordered lately is written back")
+            self._write_back(KEPT if was is None else ALWAYS + at - was)
+            _ = self.writer.put((), Unit(()))
+        self._beat_at = at if self._member else None
+
+    async def _watch(self, reconcile: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """
+        Reconcile when orders may have been missed, and every half minute.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(random.uniform(0.8, 1.0) * 30):
+                    await self.missed.wait()
+            except TimeoutError:
+                pass
+            self.missed.clear()
+            try:
+                await reconcile()
+            except RedisAway:
+                pass  # it is missed again when Redis is back
+            except Exception:
+                log.exception("looking for missed orders failed")
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -1,0 +1,148 @@
+"""
+The outbox of a node: orders that wait until Redis has taken them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ..exceptions import RedisAway
+from .store import Store
+from .wire import Order, Unit, envelope
+
+__all__: list[str] = []
+
+log = logging.getLogger("aiohttp_session_ws")
+
+DEPTH: Final = 1_000_000  # jobs
+BATCH: Final = 500  # jobs in one round trip
+ORDERS: Final = "orders"  # the channel
+
+
+class Job:
+    """
+    Orders to record, and what to tell of them.
+
+    Attributes:
+        orders: The orders.
+        unit: What is told, if they are told now.
+        stored: Whether Redis has taken them.
+    """
+
+    __slots__ = ("_waiter", "orders", "stored", "unit")
+
+    def __init__(self, orders: Sequence[Order], unit: Unit | None) -> None:
+        self.orders = orders
+        self.unit = unit
+        self.stored = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def done(self) -> None:
+        """
+        Note that Redis has taken it.
+        """
+        self.stored = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, timeout: float) -> None:
+        """
+        Wait until Redis has taken it, for *timeout* seconds at most.
+        """
+        if not self.stored:
+            if self._waiter is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._waiter}, timeout=timeout)
+
+
+class Writer:
+    """
+    Writes orders to Redis, in their order and until it has taken them. To write one again
+    does no harm.
+
+    Args:
+        store: Redis.
+        sender: The name of this node.
+        found: Called with an order and what was recorded in its place before.
+    """
+
+    def __init__(self, store: Store, sender: str, found: Callable[[Order, bytes], None]) -> None:
+        self._store = store
+        self._sender = sender
+        self._found = found
+        self._jobs: deque[Job] = deque()
+        self._batch: list[Job] = []  # on its way
+        self._lost = 0
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._jobs) + len(self._batch)
+
+    def put(self, orders: Sequence[Order], unit: Unit | None = None) -> Job:
+        """
+        Write *orders*, and tell what *unit* says.
+        """
+        job = Job(orders, unit)
+        if len(self._jobs) >= DEPTH:
+            self._jobs.popleft()
+            if self._lost % 10_000 == 0:
+                log.error("more than %d orders wait for Redis; the oldest are lost", DEPTH)
+            self._lost += 1
+        self._jobs.append(job)
+        self._wake.set()
+        self._empty.clear()
+        return job
+
+    async def run(self) -> None:
+        """
+        Write until cancelled.
+        """
+        tries = 0
+        while True:
+            if not self._batch and not self._jobs:
+                self._empty.set()
+                self._wake.clear()
+                await self._wake.wait()
+            while self._jobs and len(self._batch) < BATCH:
+                self._batch.append(self._jobs.popleft())
+            try:
+                await self._write()
+            except RedisAway:
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
+                tries = min(tries + 1, 10)
+            else:
+                tries = 0
+
+    async def _write(self) -> None:
+        batch = self._batch
+
+        def message(n: int) -> str | None:
+            units = [job.unit for job in (batch if n < 0 else [batch[n]])]
+            texts = [unit.text() for unit in units if unit is not None]
+            return envelope(self._sender, texts) if texts else None
+
+        olds = await self._store.write([job.orders for job in batch], ORDERS, message)
+        self._batch = []
+        for job, found in zip(batch, olds, strict=True):
+            job.done()
+            for order, old in zip(job.orders, found, strict=True):
+                if old is not None:
+                    self._found(order, old)
+
+    async def drain(self, timeout: float) -> int:
+        """
+        Wait until all is written, for *timeout* seconds at most; return what is left.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+        return len(self)
