@@ -10,7 +10,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from aiohttp import TCPConnector, web
@@ -24,6 +24,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
+
+if TYPE_CHECKING:
+    from redis_server import RedisCluster, RedisServer, SentinelSetup
 
 Client: TypeAlias = TestClient[web.Request, web.Application]
 AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]
@@ -129,3 +132,30 @@ def tls(tmp_path: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(path)
     return context
+
+
+@pytest.fixture
+async def redis_server() -> AsyncIterator[RedisServer]:
+    """A Redis server for one test, which may do to it what it likes."""
+    from redis_server import RedisServer  # it imports this module
+
+    async with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis_cluster() -> AsyncIterator[RedisCluster]:
+    """A Redis Cluster of three masters for one test."""
+    from redis_server import RedisCluster  # it imports this module
+
+    async with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def redis_sentinel() -> AsyncIterator[SentinelSetup]:
+    """A primary, a replica and a sentinel for one test."""
+    from redis_server import SentinelSetup  # it imports this module
+
+    async with SentinelSetup() as setup:
+        yield setup
