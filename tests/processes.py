@@ -50,8 +50,10 @@ class Process:
     def launch(self) -> None:
         """Start it and don't wait for anything."""
         assert not self.running, f"{self.name} runs"
-        self.lines.clear()
-        self._count, self._ended = 0, False
+        with self._news:
+            self._popen = None  # what is still to be read from the last one no longer counts
+            self.lines.clear()
+            self._count, self._ended = 0, False
         self._popen = subprocess.Popen(
             self.command,
             cwd=ROOT,
@@ -68,13 +70,14 @@ class Process:
         with popen.stdout as output:
             for line in output:
                 with self._news:
-                    self.lines.append(line.rstrip("\n"))
-                    self._count += 1
-                    self._news.notify_all()
+                    if popen is self._popen:
+                        self.lines.append(line.rstrip("\n"))
+                        self._count += 1
+                        self._news.notify_all()
         with self._news:
             if popen is self._popen:
                 self._ended = True
-            self._news.notify_all()
+                self._news.notify_all()
 
     @property
     def mark(self) -> int:
