@@ -30,7 +30,8 @@ class RedisServer(Process):
     A Redis server on a port of its own, with a folder that goes when it does.
 
     ``async with RedisServer() as server:`` starts it and kills it at the end. It keeps its
-    data through ``kill()`` and ``restart()``, for it writes an append-only file.
+    data through ``kill()`` and ``restart()``, for it writes an append-only file. A test may
+    ``kill()``, ``freeze()`` and ``thaw()`` it at any time.
 
     Args:
         port: A free one by default.
@@ -47,6 +48,8 @@ class RedisServer(Process):
         command = [redis_executable(), "--port", str(self.port), "--dir", str(self.folder)]
         command += ["--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
         command += ["--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0"]
+        # With "everysec", the default, an answered write may yet be lost by a kill -9.
+        command += ["--appendfsync", "always"]
         if password:
             command += ["--requirepass", password, "--masterauth", password]
         super().__init__(f"redis:{self.port}", [*command, *options])
