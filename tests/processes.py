@@ -5,6 +5,7 @@ Processes that tests start, listen to and kill by their pid.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import threading
@@ -56,7 +57,7 @@ class Process:
             self._count, self._ended = 0, False
         self._popen = subprocess.Popen(
             self.command,
-            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
