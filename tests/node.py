@@ -1,8 +1,9 @@
 """
 A node: a process with an application whose sockets belong to sessions.
 
-``PYTHONPATH=. python tests/node.py --port 8080`` serves until told to stop. On its standard output it
-says ``listening``, then ``connected`` or ``degraded``, at first and whenever that changes.
+``PYTHONPATH=. python tests/node.py --port 8080`` serves until told to stop. On its standard
+output it says ``connected`` or ``degraded``, at first and whenever that changes, and
+``listening``.
 """
 
 from __future__ import annotations
