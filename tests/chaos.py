@@ -43,12 +43,13 @@ class Report:
     wrong: list[str] = field(default_factory=list)  # a living session was told that it ended
     unasked: list[str] = field(default_factory=list)  # or to come back, for no reason
     absent: list[str] = field(default_factory=list)  # or did not come back in the end
+    degraded: list[str] = field(default_factory=list)  # nodes without their Redis in the end
     unrecorded: list[str] = field(default_factory=list)  # no record in Redis in the end
     apart: list[str] = field(default_factory=list)  # the node died before Redis took the order
 
     def failures(self) -> dict[str, list[str]]:
         """Return what must not be, by its name."""
-        names = ["survivors", "revived", "wrong", "unasked", "absent", "unrecorded"]
+        names = ["survivors", "revived", "wrong", "unasked", "absent", "degraded", "unrecorded"]
         return {name: found for name in names if (found := getattr(self, name))}
 
     def __str__(self) -> str:
@@ -184,15 +185,15 @@ class Chaos:
         await self.until(self._settled)
         settled = loop.time() - start
         report.revived = await self._replay()
-        lost = self._lost()
-        for browser, where in await self._survivors():
-            (report.apart if browser in lost else report.survivors).append(f"{browser}: {where}")
+        for order, places in (await self._survivors()).items():
+            found = report.apart if self._excused(order) else report.survivors
+            found.append(f"{order}: {', '.join(places)}")
+        report.degraded = await self._degraded()
         report.absent = [str(b) for b in self._living() if not b.all_open]
         if self.recorder is not None:
-            report.unrecorded = [
-                str(order) for order in self.orders if not order.lost
-                and not await self.recorder.has(order)
-            ]  # fmt: skip
+            for order in self.orders:
+                if not (self._excused(order) or await self.recorder.has(order)):
+                    report.unrecorded.append(str(order))
         self._judge(report)
         self._count(report, settled)
         return report
@@ -219,7 +220,7 @@ class Chaos:
             "refused while Redis was away (503)": sum(v.code == 503 for v in self.visits),
             "log-out to last socket closed (s)": f"{self._longest():.2f}",
             "settled after (s)": f"{settled:.2f}",
-            "orders whose node died too early": sum(order.lost for order in self.orders),
+            "orders whose node died too early": sum(map(self._excused, self.orders)),
         }
 
     def _longest(self) -> float:
@@ -232,36 +233,50 @@ class Chaos:
     def _living(self) -> list[Browser]:
         return [browser for user in self.users for browser in user]
 
-    def _lost(self) -> set[Browser]:
-        """Return whose order no living node and no Redis can know of."""
-        return {browser for order in self.orders if order.lost for browser in order.browsers}
+    def _excused(self, order: Order) -> bool:
+        """
+        Whether no living node and no Redis can know of an order.
+
+        Its node was killed, nobody saw it in Redis, and Redis was never there long enough in
+        between. These are counted apart.
+        """
+        if self.hand is None or not order.lost:
+            return False
+        return not self.hand.had_time(order.at, self.hand.deaths[order.pid])
 
     def _all_open(self) -> bool:
         return all(browser.all_open for browser in self._living())
 
+    async def _degraded(self) -> list[str]:
+        states = [await node.state() for node in self.nodes]
+        return [state["node"] for state in states if state["state"] != "connected"]
+
     async def _connected(self) -> bool:
-        states = await asyncio.gather(*[node.state() for node in self.nodes])
-        return all(state["state"] == "connected" for state in states)
+        return not await self._degraded()
 
     async def _settled(self) -> bool:
         """Whether the living have all their sockets, and the others none but excused ones."""
-        lost = self._lost()
-        left = [browser for browser, _ in await self._survivors() if browser not in lost]
+        left = [order for order in await self._survivors() if not self._excused(order)]
         return self._all_open() and not left
 
-    async def _survivors(self) -> list[tuple[Browser, str]]:
-        """Return the ended sessions that have a socket, as seen from both ends."""
-        found = [(b, f"{t} open") for b in self.ended for t in b.tabs if t.socket is not None]
-        ended = {browser.id: browser for browser in self.ended}
-        for node in self.nodes:
-            state = await node.state()
-            for id_ in {*state["served"].values(), *state["open"]} & ended.keys():
-                found.append((ended[id_], f"in the list of {node.name}"))
+    async def _survivors(self) -> dict[Order, list[str]]:
+        """Return the orders of which a socket is left, and where: seen from both ends."""
+        states = [(node, await node.state()) for node in self.nodes]
+        found: dict[Order, list[str]] = {}
+        for order in self.orders:
+            ids = {browser.id for browser in order.browsers}
+            tabs = [tab for browser in order.browsers for tab in browser.tabs]
+            places = [f"{tab} has it open" for tab in tabs if tab.socket is not None]
+            for node, state in states:
+                here = ids & {*state["served"].values(), *state["open"]}
+                places += [f"{node.name} lists {id_[:8]}" for id_ in here]
+            if places:
+                found[order] = places
         return found
 
     async def _replay(self) -> list[str]:
         """Try the cookie of every ended session on every node; return where it was good."""
-        lost, places = self._lost(), asyncio.Semaphore(AT_ONCE)
+        places = asyncio.Semaphore(AT_ONCE)
 
         async def attempt(browser: Browser, node: NodeProcess) -> list[str]:
             async with places:
@@ -272,7 +287,8 @@ class Chaos:
                 good = [] if told is None or told["user"] is None else [f"{tab}: a page"]
                 return good + [f"{tab}: a socket" for visit in seen if visit.opened]
 
-        browsers = [browser for browser in self.ended if browser not in lost]
+        orders = [order for order in self.orders if not self._excused(order)]
+        browsers = [browser for order in orders for browser in order.browsers]
         attempts = [attempt(browser, node) for browser in browsers for node in self.nodes]
         return [place for found in await asyncio.gather(*attempts) for place in found]
 

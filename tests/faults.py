@@ -5,6 +5,7 @@ A random schedule of what goes wrong, and the hand that does it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,6 +24,7 @@ NODE: Final = "node killed"
 OF_REDIS: Final = (KILLED, LOST, FROZEN, PUBSUB)
 DOWN: Final = {KILLED: 4.0, LOST: 4.0, FROZEN: 6.0, PUBSUB: 0.0, NODE: 4.0}  # seconds at most
 SHORTEST: Final = 0.05  # second
+ENOUGH: Final = 5.0  # seconds in which any node finds its Redis again and tells it all
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
                 return
             yield Fault(at, kind, lasting)
             # Often the next one comes before everybody has recovered from this one.
-            at += lasting + random.choice([SHORTEST, 0.3, 1.0, 3.0]) * random.uniform(0.5, 1.5)
+            at += lasting + random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(
+                0.5, 1.5
+            )
 
 
 def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
@@ -90,6 +94,7 @@ class Hand:
 
     Attributes:
         done: How often it did what.
+        deaths: When which process of a node was killed, by the event loop's clock.
     """
 
     def __init__(
@@ -99,6 +104,9 @@ class Hand:
         self._nodes = nodes
         self._say = say
         self.done: dict[str, int] = dict.fromkeys([*OF_REDIS, NODE], 0)
+        self.deaths: dict[int, float] = {}
+        self._away: list[tuple[float, float]] = []  # when Redis was
+        self._since = math.inf  # since when it is
 
     async def carry_out(self, faults: Sequence[Fault]) -> None:
         """Do it all: what concerns Redis, and what concerns nodes beside it."""
@@ -106,6 +114,14 @@ class Hand:
         async with asyncio.TaskGroup() as both:
             both.create_task(self._follow(start, [f for f in faults if f.kind != NODE]))
             both.create_task(self._follow(start, [f for f in faults if f.kind == NODE]))
+
+    def had_time(self, begin: float, end: float) -> bool:
+        """Return whether Redis was there for a while in one go between two moments."""
+        for away, back in [*self._away, (self._since, end)]:
+            if min(away, end) - begin >= ENOUGH:
+                return True
+            begin = max(begin, back)
+        return end - begin >= ENOUGH
 
     async def _follow(self, start: float, faults: Sequence[Fault]) -> None:
         loop = asyncio.get_running_loop()
@@ -116,19 +132,26 @@ class Hand:
             self.done[fault.kind] += 1
 
     async def _do(self, fault: Fault) -> None:
-        redis = self._redis
-        if fault.kind == PUBSUB:
-            await redis.kill_pubsub()
-        elif fault.kind == FROZEN:
-            redis.freeze()
-            await asyncio.sleep(fault.seconds)
-            redis.thaw()
-        elif fault.kind == NODE:
+        loop, redis = asyncio.get_running_loop(), self._redis
+        start = loop.time()
+        if fault.kind == NODE:
             node = self._nodes[fault.node]
+            self.deaths[node.pid] = start
             node.kill()
             await asyncio.sleep(fault.seconds)
             await node.start()
+            return
+        if fault.kind == PUBSUB:
+            await redis.kill_pubsub()
+            return
+        self._since = start
+        if fault.kind == FROZEN:
+            redis.freeze()
+            await asyncio.sleep(fault.seconds)
+            redis.thaw()
         else:
             redis.kill()
             await asyncio.sleep(fault.seconds)
             await redis.restart(keep_data=fault.kind == KILLED)
+        self._away.append((start, loop.time()))
+        self._since = math.inf

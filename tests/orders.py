@@ -21,7 +21,7 @@ LOOK: Final = 0.05  # seconds between two looks
 ANSWER: Final = 0.5  # seconds that Redis may take
 
 
-@dataclass
+@dataclass(eq=False)
 class Order:
     """
     A log-out that was answered.
@@ -46,7 +46,7 @@ class Order:
 
     @property
     def lost(self) -> bool:
-        """Whether its node died before anybody saw it in Redis; these are counted apart."""
+        """Whether its node died and nobody ever saw it in Redis."""
         return not self.stored and self.node.pid != self.pid
 
     def __str__(self) -> str:

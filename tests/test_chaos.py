@@ -7,10 +7,11 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 from chaos import Chaos, Report, running
-from faults import schedule
+from faults import NODE, OF_REDIS, schedule
 from redis_server import RedisServer
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
@@ -40,16 +41,41 @@ async def test_no_survivors(server: RedisServer) -> None:
             say(node.tail(100))
 
     assert not report.failures()
-    assert len(report.apart) <= report.log_outs / 10
+    assert report.log_outs > len(report.apart)
+
+
+class TestSchedule:
+    def test_same_seed(self) -> None:
+        """A seed gives the same schedule again."""
+        assert schedule(5, 60, 3) == schedule(5, 60, 3) != schedule(6, 60, 3)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_everything_happens(self, seed: int) -> None:
+        """A minute has faults of every kind, and Redis is put right before the next one."""
+        faults = schedule(seed, 60, 3)
+
+        assert {fault.kind for fault in faults} == {*OF_REDIS, NODE}
+        of_redis = [fault for fault in faults if fault.kind != NODE]
+        for fault, following in pairwise(of_redis):
+            assert fault.at + fault.seconds < following.at
+
+
+class Meddler(Chaos):
+    """It ends one session behind its own back, and closes the sockets of another."""
+
+    async def _log_outs(self, seconds: float) -> None:
+        ended, closed = self._living()[:2]
+        await ended.get(self.nodes[0], f"/end?id={ended.id}")
+        await closed.get(self.nodes[0], f"/close?id={closed.id}")
 
 
 class TestDriver:
     """The driver itself: it is content with what works, and sees what does not."""
 
-    async def run(self, nodes: int, seconds: float = 2.0) -> Report:
+    async def run(self, nodes: int, kind: type[Chaos] = Chaos) -> Report:
         """Run it without Redis: nodes in memory, which know nothing of each other."""
         async with running(None, [[]] * nodes) as processes:
-            return await Chaos(processes, None, random.Random(1), print).run(seconds)
+            return await kind(processes, None, random.Random(1), print).run(2.0)
 
     async def test_content(self) -> None:
         """One node needs nobody to know what is ended."""
@@ -64,3 +90,11 @@ class TestDriver:
         report = await self.run(2)
 
         assert report.failures().keys() == {"survivors", "revived"}
+
+    async def test_sees_what_nobody_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It sees when a session that should live is ended, or told to come back."""
+        monkeypatch.setattr("chaos.SETTLE", 3.0)
+        report = await self.run(1, Meddler)
+
+        assert report.failures().keys() == {"wrong", "unasked", "absent"}
+        assert [len(found) for found in report.failures().values()] == [1, 1, 1]
