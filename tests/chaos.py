@@ -89,6 +89,7 @@ class Chaos:
         self.orders: list[Order] = []
         self.visits: list[Visit] = []
         self.requests = 0  # log-outs that were asked for again, since a node had died
+        self.start = 0.0  # by the event loop's clock, when the faults began
         self.slowest = 0.0  # seconds until a log-out was answered
         self._client: ClientSession | None = None
         self._number = 0
@@ -106,6 +107,7 @@ class Chaos:
                 await stack.enter_async_context(self.recorder.watching(self.orders))
             await asyncio.gather(*[self.arrive() for _ in range(USERS)])
             await self.until(lambda: self._all_open())
+            self.start = asyncio.get_running_loop().time()
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._log_outs(seconds))
                 if self.hand is not None:
@@ -187,13 +189,13 @@ class Chaos:
         report.revived = await self._replay()
         for order, places in (await self._survivors()).items():
             found = report.apart if self._excused(order) else report.survivors
-            found.append(f"{order}: {', '.join(places)}")
+            found.append(f"{self._tell(order)}: {', '.join(places)}")
         report.degraded = await self._degraded()
         report.absent = [str(b) for b in self._living() if not b.all_open]
         if self.recorder is not None:
             for order in self.orders:
                 if not (self._excused(order) or await self.recorder.has(order)):
-                    report.unrecorded.append(str(order))
+                    report.unrecorded.append(self._tell(order))
         self._judge(report)
         self._count(report, settled)
         return report
@@ -225,13 +227,20 @@ class Chaos:
 
     def _longest(self) -> float:
         """Return how long it took at most until an ended session had no socket any more."""
+        orders = [order for order in self.orders if not self._excused(order)]
         return max(
-            (t.closed_at - o.at for o in self.orders for b in o.browsers for t in b.tabs),
-            default=0.0,
+            (t.closed_at - o.at for o in orders for b in o.browsers for t in b.tabs), default=0.0
         )
 
     def _living(self) -> list[Browser]:
         return [browser for user in self.users for browser in user]
+
+    def _tell(self, order: Order) -> str:
+        """Return what is known of an order, with times as the schedule has them."""
+        told = f"{order.at - self.start:.2f} s {order}"
+        if self.hand is None or order.pid not in self.hand.deaths:
+            return told
+        return f"{told}, node died at {self.hand.deaths[order.pid] - self.start:.2f} s"
 
     def _excused(self, order: Order) -> bool:
         """
@@ -280,12 +289,14 @@ class Chaos:
 
         async def attempt(browser: Browser, node: NodeProcess) -> list[str]:
             async with places:
-                told, _ = await browser.get(node, "/whoami")
+                # The socket first: its handshake may not be let in on a guess, as a page may
+                # be whose node did not hear from Redis in time.
                 seen: list[Visit] = []
                 tab = Tab(browser, node, self.random, seen, once=True)
                 await tab.task
-                good = [] if told is None or told["user"] is None else [f"{tab}: a page"]
-                return good + [f"{tab}: a socket" for visit in seen if visit.opened]
+                told, _ = await browser.get(node, "/whoami")
+                good = [f"{tab}: a socket" for visit in seen if visit.opened]
+                return good + ([f"{tab}: a page"] if told and told["user"] else [])
 
         orders = [order for order in self.orders if not self._excused(order)]
         browsers = [browser for order in orders for browser in order.browsers]

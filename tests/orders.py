@@ -33,7 +33,7 @@ class Order:
         browsers: Whose sessions it ended.
         at: When it was answered, by the event loop's clock.
         identity: Whose sessions, if all of a user's.
-        stored: Whether its record was seen in Redis.
+        stored: When its record was first seen in Redis; ``None`` if never.
     """
 
     path: str
@@ -42,18 +42,18 @@ class Order:
     browsers: list[Browser]
     at: float
     identity: str | None
-    stored: bool = False
+    stored: float | None = None
 
     @property
     def lost(self) -> bool:
         """Whether its node died and nobody ever saw it in Redis."""
-        return not self.stored and self.node.pid != self.pid
+        return self.stored is None and self.node.pid != self.pid
 
     def __str__(self) -> str:
-        seen = "seen" if self.stored else "never seen"
-        died = ", died since" if self.node.pid != self.pid else ""
-        who = ", ".join(browser.user for browser in self.browsers)
-        return f"{self.path} of {who} on {self.node.name}{died}; {seen} in Redis"
+        seen = "never" if self.stored is None else f"{self.stored - self.at:.2f} s later"
+        who = ", ".join(str(browser) for browser in self.browsers)
+        path = self.path.partition("?")[0]
+        return f"{path} of {who} on {self.node.name}, {seen} seen in Redis"
 
 
 class Recorder:
@@ -106,5 +106,6 @@ class Recorder:
                     if missing
                     else ()
                 ):
-                    order.stored = found is not None
+                    if found is not None:
+                        order.stored = asyncio.get_running_loop().time()
             await asyncio.sleep(LOOK)

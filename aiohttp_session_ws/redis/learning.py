@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from ..closing import RECONNECT, SESSION_ENDED
+from ..closing import RECONNECT
 from ..connection import Connection
 from ..exceptions import RedisAway
 from ..records import blame
+from .asking import Asking
 from .node import Node
 from .telling import Telling
-from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, Order, as_json, read_record
+from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, as_json, read_record
 
 if TYPE_CHECKING:
     from .registry import RedisSessionWSRegistry
@@ -38,9 +40,12 @@ class Learning:
     Learns from Redis what was ordered elsewhere, and sees to it here.
     """
 
-    def __init__(self, registry: RedisSessionWSRegistry, node: Node, telling: Telling) -> None:
+    def __init__(
+        self, registry: RedisSessionWSRegistry, node: Node, asking: Asking, telling: Telling
+    ) -> None:
         self._registry = registry
         self._node = node
+        self._asking = asking
         self._telling = telling
         self._asked: dict[Hashable, float] = {}  # the oldest first
 
@@ -69,7 +74,7 @@ class Learning:
             ) from None
         close, who, close_who = others if len(others) > 1 else (*others, None, None)
         if who is not None and isinstance(order := read_record(who), EndedIdentity):
-            self._carry_out(order)
+            self._telling.learn(order)
         if any(others):
             connection.seen = close, who, close_who
         if (close or close_who) and self._node.deaf_until >= connection.started:
@@ -100,9 +105,10 @@ class Learning:
                 rev, *who = await self._node.store.read(keys)
                 await self._learn_of(session_ws_id, rev)
         except (RedisAway, TimeoutError):
+            self._asked.pop(session_ws_id, None)  # the next request asks again
             return
         if who and who[0] is not None and isinstance(o := read_record(who[0]), EndedIdentity):
-            self._carry_out(o)
+            self._telling.learn(o)
 
     async def _whose(self, request: web.Request) -> Hashable | None:
         try:
@@ -118,7 +124,7 @@ class Learning:
         if rev is None:
             return
         order = self._revocation(session_ws_id, rev)
-        self._carry_out(order)
+        self._telling.learn(order)
         todo = list(order.to) if isinstance(order, Moved) else []
         for _ in range(HOPS):
             if not todo:
@@ -127,7 +133,7 @@ class Learning:
             (rev,) = await self._node.store.read([f"rev:{as_json(id_)}"])
             if rev is not None:
                 order = self._revocation(id_, rev)
-                self._carry_out(order)
+                self._telling.learn(order)
                 todo += order.to if isinstance(order, Moved) else ()
 
     def _revocation(self, session_ws_id: Hashable, rev: bytes) -> Ended | Moved:
@@ -140,12 +146,6 @@ class Learning:
         log.warning("a revocation can't be read, and counts as the end of its session")
         return Ended(session_ws_id, self._node.latest(), self._registry._ttl())
 
-    def _carry_out(self, order: Order) -> None:
-        sockets, _ = self._telling.apply(order)
-        if sockets:
-            close = SESSION_ENDED if isinstance(order, Ended | EndedIdentity) else RECONNECT
-            self._telling.close_soon(sockets, close)
-
     # Those that are here
 
     async def reconcile(self) -> None:
@@ -155,8 +155,8 @@ class Learning:
         Raises:
             RedisAway: If that can't be found out now.
         """
-        if self._node.store.away:
-            raise RedisAway
+        if self._node.unheard:
+            await self._catch_up()
         sockets = self._registry._sockets
         connections = [*sockets.open, *sockets.opening]
         for start in range(0, len(connections), CHUNK):
@@ -168,6 +168,21 @@ class Learning:
                 if not connection.gone and any(found):
                     await self._judge(connection, found)
 
+    async def _catch_up(self) -> None:
+        """
+        Learn what the others remember, lest it is forgotten when they go.
+        """
+        await self._node.refresh()
+        age = self._node.unheard
+        others = [member for member in self._node.members if member != self._node.instance]
+        for member in random.sample(others, len(others)):
+            if await self._asking.catch_up(member, age, self._telling.learn):
+                break
+        else:
+            if others:
+                return  # who is there doesn't hear yet: ask again soon
+        self._node.unheard = 0.0
+
     async def _judge(self, connection: Connection, found: Sequence[bytes | None]) -> None:
         rev, close, who, close_who = found if len(found) > 2 else (*found, None, None)
         await self._learn_of(connection.session_ws_id, rev)
@@ -177,7 +192,7 @@ class Learning:
         if who is not None and who != seen[1]:
             order = read_record(who)
             if isinstance(order, EndedIdentity):
-                self._carry_out(order)
+                self._telling.learn(order)
         for value, was in ((close, seen[0]), (close_who, seen[2])):
             if value is not None and value != was and self._concerns(connection, value):
                 connection.refuse(RECONNECT)

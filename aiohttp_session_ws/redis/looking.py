@@ -15,7 +15,7 @@ from ..ids import as_tuple
 from ..push import Data, Delivery
 from ..registry import ANY
 from ..snapshot import ConnectionInfo, Count, Snapshot, snapshot
-from .asking import Asking
+from .asking import DATA, Asking
 from .node import Node
 from .wire import VERSION, as_json
 
@@ -28,7 +28,6 @@ __all__ = ["NodeInfo", "Nodes"]
 
 log = logging.getLogger("aiohttp_session_ws")
 
-DATA: Final = "data"  # the channel, to which the name of a node is added for answers
 PART: Final = 500  # connections in one message
 
 
@@ -140,15 +139,18 @@ class Looking:
 
     async def hear(self, data: bytes) -> None:
         """
-        Answer a question of another process.
+        Answer a question of another process, or take its answer.
         """
         head, _, payload = data.partition(b"\n")
         try:
             body = json.loads(head)
             if body["v"] != VERSION:
                 return
-            asker, number, do = str(body["from"]), str(body["q"]), body["do"]
+            asker, number = str(body["from"]), str(body["q"])
             if asker == self._node.instance:
+                return
+            if (do := body.get("do")) is None:
+                self._asking.hear(data)
                 return
             answers = await self._answers(do, body, payload)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -158,6 +160,8 @@ class Looking:
             self._asking.answer(asker, number, DATA, answer)
 
     async def _answers(self, do: str, body: dict[str, Any], payload: bytes) -> list[Any]:
+        if do == "recent":
+            return [self._asking.remembered(float(body["age"]), int(body["after"]))]
         if do == "count":
             return [{"sockets": self._registry._sockets.open.size}]
         if do == "nodes":

@@ -12,14 +12,14 @@ import random
 import secrets
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from ..exceptions import RedisAway
 from .listener import Handlers, Listener
 from .mailbox import Mailbox
-from .store import LIMIT, MakeClient, Store
+from .memory import KEPT, Memory
+from .store import LIMIT, MakeClient, Store, end_tasks
 from .wire import Order, Unit
 from .writer import Writer
 
@@ -29,10 +29,9 @@ log = logging.getLogger("aiohttp_session_ws")
 
 PULSE: Final = 3.0  # seconds between two signs of life
 COUNTS: Final = 15.0  # seconds that one counts
+RECONCILE: Final = 30.0  # seconds between two looks for orders that were missed
 PROBE: Final = 0.5  # seconds between two tries while Redis is away
-KEPT: Final = 3600.0  # seconds that orders are kept to write them back
 ALWAYS: Final = 60.0  # seconds; orders as young as that are written back after any trouble
-MOST: Final = 100_000  # orders that are kept
 
 
 def default_name() -> str:
@@ -57,6 +56,9 @@ class Node:
         name: How it is called.
         instance: The name that is its own, also after a restart.
         members: Who lives, as far as Redis knows.
+        memory: What was ordered lately.
+        unheard: For how many seconds' orders the others are still to be asked; zero if for
+            none.
         missed: Set when orders may have been missed.
         deaf_until: When orders began to be heard without a gap, by the event loop's clock;
             infinite while they aren't.
@@ -76,13 +78,15 @@ class Node:
         self.writer = Writer(self.store, self.instance, found)
         self.mailbox = Mailbox(self.store)
         self.members: list[str] = []
+        self.memory = Memory()
+        self.unheard = 0.0
         self.missed = asyncio.Event()
         self.deaf_until = math.inf
         self._make = make
         self._prefix = prefix
         self._changed = changed
         self._member = False
-        self._recent: deque[tuple[float, Order]] = deque()
+        self._heard_until = -math.inf  # when this process became deaf
         self._beat_at: float | None = None  # by Redis' clock
         self._hurry = asyncio.Event()  # the next beat is due
         self._tried = asyncio.Event()  # it is known whether Redis is there
@@ -160,41 +164,33 @@ class Node:
                 await self.store.leave(self.instance)
             except RedisAway:
                 log.debug("Redis went away before it was told that this node leaves")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)
         self._tasks.clear()
         await self.store.stop()
         self.deaf_until = math.inf
 
     # What was ordered lately
 
-    def remember(self, orders: Iterable[Order]) -> None:
-        """
-        Keep orders, to write them back to a Redis that has lost them.
-        """
-        now = time.monotonic()
-        self._recent.extend((now, order) for order in orders)
-        while self._recent and (self._recent[0][0] < now - KEPT or len(self._recent) > MOST):
-            self._recent.popleft()
-
     def _write_back(self, age: float) -> None:
-        since = time.monotonic() - age
-        orders = [order for at, order in self._recent if at >= since]
+        orders = [entry.order for entry in self.memory.since(age)]
         for start in range(0, len(orders), 100):
             _ = self.writer.put(orders[start : start + 100])
 
     # What happens to its connections
 
     def _subscribed(self) -> None:
-        self.deaf_until = asyncio.get_running_loop().time()
+        self.deaf_until = now = asyncio.get_running_loop().time()
+        if self._member:
+            gap = max(0.0, now - self._heard_until)
+            self.unheard = max(self.unheard, min(KEPT, gap + ALWAYS))
+        self._heard_until = math.inf
         self._write_back(ALWAYS)
         self.missed.set()
         self._report()
 
     def _lost(self, why: str) -> None:
         if self.deaf_until < math.inf:
-            self.deaf_until = math.inf
+            self.deaf_until, self._heard_until = math.inf, asyncio.get_running_loop().time()
             log.warning("orders of other processes can't be heard: %s", why)
         self._hurry.set()
         self._report()
@@ -212,6 +208,15 @@ class Node:
         if self.connected:
             self._tried.set()
         self._changed()
+
+    async def refresh(self) -> None:
+        """
+        Find out who lives now.
+
+        Raises:
+            RedisAway: If that can't be found out.
+        """
+        await self._beat()
 
     async def _pulse(self) -> None:
         while True:
@@ -236,20 +241,22 @@ class Node:
         )
         self._low, self._high = at - time.monotonic(), at - began
         self.members = members
-        if self._beat_at is not None and (was is None or was < self._beat_at - 0.01):
-            # It has forgotten my last sign of life, and with it what came since.
-            log.warning("Redis has lost data; what was ordered lately is written back")
-            self._write_back(KEPT if was is None else ALWAYS + at - was)
+        if self._beat_at is not None and (was is None or abs(was - self._beat_at) > 0.001):
+            # It has forgotten my last sign of life, or has taken one that I don't know of and
+            # may have forgotten all before.
+            log.warning("Redis may have lost data; what was ordered lately is written back")
+            self._write_back(KEPT)
             _ = self.writer.put((), Unit(()))
         self._beat_at = at if self._member else None
 
     async def _watch(self, reconcile: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """
-        Reconcile when orders may have been missed, and every half minute.
+        Reconcile when orders may have been missed, and now and then.
         """
         while True:
+            patience = 2 * LIMIT if self.unheard else RECONCILE
             try:
-                async with asyncio.timeout(random.uniform(0.8, 1.0) * 30):
+                async with asyncio.timeout(random.uniform(0.8, 1.0) * patience):
                     await self.missed.wait()
             except TimeoutError:
                 pass

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
@@ -146,7 +146,7 @@ class Store:
         self._prefix = prefix
         self._changed = changed
         self._client: Client | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()  # that are ending
         self._batch: tuple[list[str], asyncio.Task[list[bytes | None]]] | None = None
         self.away = True
         self.why = "not connected yet"
@@ -161,9 +161,18 @@ class Store:
         if self._client is None:
             self._client = self._make()
         client = self._client
+        # In a task of its own, for redis-py now and then swallows a cancellation, and the end
+        # of a timeout with it.
+        task = asyncio.ensure_future(command(client))
         try:
-            async with asyncio.timeout(LIMIT):
-                result = await command(client)
+            await asyncio.wait({task}, timeout=LIMIT)
+        finally:
+            if not task.done():
+                self._abandon(task)
+        try:
+            if not task.done():
+                raise TimeoutError(f"no answer within {LIMIT:g} s")
+            result = task.result()
         except TROUBLE as exc:
             self._fail(client, reason(exc))
             raise RedisAway(f"Redis is away: {self.why}") from None
@@ -177,12 +186,19 @@ class Store:
         if client is self._client:
             # The next begins anew: with a new connection, and whoever is primary by then.
             self._client = None
-            task = asyncio.create_task(close_client(client))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._keep(asyncio.create_task(close_client(client)))
         if not self.away:
             self.away = True
             self._changed()
+
+    def _abandon(self, task: asyncio.Future[Any]) -> None:
+        task.cancel()
+        task.add_done_callback(_seen)
+        self._keep(task)
+
+    def _keep(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def read(self, keys: Sequence[str]) -> list[bytes | None]:
         """
@@ -323,8 +339,7 @@ class Store:
         client, self._client = self._client, None
         if client is not None:
             await close_client(client)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        await end_tasks(self._tasks)
 
 
 async def close_client(client: Client) -> None:
@@ -339,6 +354,19 @@ async def close_client(client: Client) -> None:
                 await sentinel.aclose()
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
+async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """
+    Cancel tasks until they end, for :data:`LIMIT` at most.
+    """
+    for _ in range(10):
+        pending = {task for task in tasks if not task.done()}
+        if not pending:
+            return
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=LIMIT / 10)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         _ = task.exception()  # those who asked may have gone

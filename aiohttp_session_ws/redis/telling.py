@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..closing import RECONNECT, SESSION_ENDED, Close, CloseReport
 from ..connection import Connection
@@ -18,7 +18,8 @@ from ..ids import stamp_key
 from ..revocation import Kind
 from ..visit import session_of
 from .asking import Asking, Question
-from .node import KEPT, MOST, Node
+from .memory import KEPT, MOST
+from .node import Node
 from .wire import (
     Closed,
     ClosedIdentity,
@@ -40,7 +41,19 @@ __all__: list[str] = []
 
 log = logging.getLogger("aiohttp_session_ws")
 
+COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
 REPORTS: Final = "answers"  # the channel, to which the name of a node is added
+
+
+class Effect(NamedTuple):
+    """
+    What is left to do of an order: the sockets to close, and how many handshakes will be
+    refused.
+    """
+
+    sockets: list[Connection]
+    close: Close
+    handshakes: int
 
 
 class Telling:
@@ -63,8 +76,7 @@ class Telling:
         """
         orders = self._orders(ids, identity)
         self._untold.update((o.session_ws_id, o.number) for o in orders if isinstance(o, Closed))
-        self._node.remember(orders)
-        _ = self._node.writer.put(orders)
+        self._put(orders)
 
     def tell(
         self,
@@ -93,8 +105,7 @@ class Telling:
     def _send(self, orders: Sequence[Order], close: Close | None, wait: float) -> Told:
         question = self._asking.open() if wait else None
         unit = Unit(tuple(orders), close, None if question is None else question.number)
-        self._node.remember(orders)
-        job = self._node.writer.put(orders, unit)
+        job = self._put(orders, unit)
 
         async def told(report: CloseReport) -> CloseReport:
             if question is None:
@@ -105,6 +116,11 @@ class Telling:
                 self._asking.close(question)
 
         return told
+
+    def _put(self, orders: Sequence[Order], unit: Unit | None = None) -> Job:
+        for order in orders:
+            self._node.memory.add(order)
+        return self._node.writer.put(orders, unit)
 
     def _orders(self, ids: Iterable[Hashable], identity: Hashable | None) -> list[Order]:
         """
@@ -178,101 +194,99 @@ class Telling:
                 self._node.missed.set()
 
     def _carry_out(self, sender: str, unit: Unit) -> None:
-        sockets: list[Connection] = []
-        handshakes = 0
-        self._node.remember(unit.orders)
-        for order in unit.orders:
-            found, number = self.apply(order, unit.close)
-            sockets += found
-            handshakes += number
-        close = unit.close or SESSION_ENDED
+        effects = [self.apply(order, unit.close, told=True) for order in unit.orders]
         if unit.question is not None:
-            coro = self._report(sender, unit.question, sockets, close, handshakes)
+            coro = self._report(sender, unit.question, effects)
             _ = self._registry._sockets.spawn(coro, "report to another process")
-        elif sockets:
-            self.close_soon(sockets, close)
+            return
+        for effect in effects:
+            self.close_soon(effect.sockets, effect.close)
 
     def close_soon(self, sockets: Sequence[Connection], close: Close) -> None:
         """
         Close sockets in the background.
         """
-        index = self._registry._sockets
-        _ = index.spawn(index.close(sockets, close), "close for another process")
+        if sockets:
+            index = self._registry._sockets
+            _ = index.spawn(index.close(sockets, close), "close for another process")
 
-    async def _report(
-        self,
-        asker: str,
-        question: str,
-        sockets: Sequence[Connection],
-        close: Close,
-        handshakes: int,
-    ) -> None:
-        report = await self._registry._carry_out(sockets, close, handshakes)
-        body = {
-            "sockets": report.sockets,
-            "aborted": report.aborted,
-            "cancelled": report.cancelled,
-            "handshakes": report.handshakes,
-        }
+    async def _report(self, asker: str, question: str, effects: Sequence[Effect]) -> None:
+        reports = await asyncio.gather(*[self._registry._carry_out(*effect) for effect in effects])
+        body = {name: sum(getattr(report, name) for report in reports) for name in COUNTED}
         self._asking.answer(asker, question, REPORTS, body)
 
-    def apply(self, order: Order, close: Close | None = None) -> tuple[list[Connection], int]:
+    def learn(self, order: Order, age: float = 0.0) -> None:
+        """
+        Let an order take effect that was found, and close the sockets in the background.
+        """
+        sockets, close, _ = self.apply(order, age=age)
+        self.close_soon(sockets, close)
+
+    def apply(
+        self, order: Order, close: Close | None = None, *, age: float = 0.0, told: bool = False
+    ) -> Effect:
         """
         Let an order of another process take effect.
 
-        Returns:
-            The sockets to close, and how many handshakes will be refused.
+        Args:
+            order: The order.
+            close: With what sockets are closed.
+            age: How many seconds ago it was given, if it doesn't say that itself.
+            told: Whether it is just being given.
         """
         registry = self._registry
+        self._node.memory.add(order, age)
         match order:
             case Ended():
                 return self._end(order, close or SESSION_ENDED)
             case Moved():
                 return self._move(order, close or RECONNECT)
-            case Closed():
-                if not self.came(order.number):
-                    return [], 0
-                return registry._order([order.session_ws_id], close or RECONNECT)
             case EndedIdentity():
-                return self._end_identity(order, close or SESSION_ENDED)
-            case ClosedIdentity():
-                if not self.came(order.number):
-                    return [], 0
-                return registry._order_identity(order.identity, close or RECONNECT)
+                return self._end_identity(order, close or SESSION_ENDED, told=told)
+            case Closed() if self.came(order.number):
+                return self._order([order.session_ws_id], close or RECONNECT)
+            case ClosedIdentity() if self.came(order.number):
+                sockets, handshakes = registry._order_identity(order.identity, close or RECONNECT)
+                return Effect(sockets, close or RECONNECT, handshakes)
             case Lifted():
                 _ = registry._revocations.lift(order.session_ws_id)
-        return [], 0
+        return Effect([], RECONNECT, 0)
 
-    def _end(self, order: Ended, close: Close) -> tuple[list[Connection], int]:
+    def _order(self, ids: Iterable[Hashable], close: Close) -> Effect:
+        sockets, handshakes = self._registry._order(ids, close)
+        return Effect(sockets, close, handshakes)
+
+    def _end(self, order: Ended, close: Close) -> Effect:
         revocations = self._registry._revocations
         known = revocations.has_ended(order.session_ws_id)
         ids = revocations.end(order.session_ws_id, order.ttl, self._age(order.at))
         if len(ids) > 1 and not known:
             # Others may not have known of all of them.
             _ = self.tell([id_ for id_ in ids if id_ != order.session_ws_id], close)
-        return self._registry._order(ids, close)
+        return self._order(ids, close)
 
-    def _move(self, order: Moved, close: Close) -> tuple[list[Connection], int]:
+    def _move(self, order: Moved, close: Close) -> Effect:
         id_, age = order.session_ws_id, self._age(order.at)
         revocations = self._registry._revocations
         for successor in order.to:
             revocations.move(id_, successor, order.ttl, age)
         if not order.to:  # it has moved on to nothing that lives
             _ = revocations.end(id_, order.ttl, age)
-        if revocations.has_ended(id_):
-            ids = revocations.family(id_)
-            _ = self.tell(ids, SESSION_ENDED)
-            return self._registry._order(ids, SESSION_ENDED)
-        return self._registry._order([id_], close)
+        if not revocations.has_ended(id_):
+            return self._order([id_], close)
+        ids = revocations.family(id_)
+        _ = self.tell(ids, SESSION_ENDED)
+        return self._order(ids, SESSION_ENDED)
 
-    def _end_identity(self, order: EndedIdentity, close: Close) -> tuple[list[Connection], int]:
+    def _end_identity(self, order: EndedIdentity, close: Close, *, told: bool) -> Effect:
         registry = self._registry
         revocations, identity = registry._revocations, order.identity
         revocations.ends += 1
         registry._identities.end(
             identity, order.left_out, order.ttl, revocations.ends, order.before
         )
-        registry._identity_orders.note(identity, asyncio.get_running_loop().time())
+        if told:  # for handshakes whose session has no time; a look-up finds it recorded
+            registry._identity_orders.note(identity, asyncio.get_running_loop().time())
         out = set(order.left_out)
         for id_ in order.left_out:
             out |= revocations.family(id_)
@@ -284,7 +298,7 @@ class Telling:
         ids = [member for id_ in ended for member in revocations.end(id_, order.ttl)]
         if ids:
             _ = self.tell(ids, close)
-        return registry._order(ids, close)
+        return self._order(ids, close)
 
     def _was_before(self, connection: Connection, before: float) -> bool:
         """
@@ -313,8 +327,7 @@ class Telling:
                     self._registry._end_now(order.session_ws_id)
             case EndedIdentity(before=before), EndedIdentity(before=later) as known:
                 if later > before:
-                    sockets, _ = self.apply(known)
-                    self.close_soon(sockets, SESSION_ENDED)
+                    self.learn(known)
 
 
 async def _gather(report: CloseReport, job: Job, question: Question, wait: float) -> CloseReport:
@@ -322,13 +335,13 @@ async def _gather(report: CloseReport, job: Job, question: Question, wait: float
     Make the report of this process one of all that answer in time.
     """
     await asyncio.gather(job.wait(wait), question.wait(wait))
-    answers = question.answers
+    sums = {
+        name: getattr(report, name) + sum(int(answer.get(name, 0)) for answer in question.answers)
+        for name in COUNTED
+    }
     return replace(
         report,
-        sockets=report.sockets + sum(int(a.get("sockets", 0)) for a in answers),
-        aborted=report.aborted + sum(int(a.get("aborted", 0)) for a in answers),
-        cancelled=report.cancelled + sum(int(a.get("cancelled", 0)) for a in answers),
-        handshakes=report.handshakes + sum(int(a.get("handshakes", 0)) for a in answers),
+        **sums,
         nodes_expected=1 + len(question.expected | question.answered),
         nodes_answered=1 + len(question.answered),
         stored=job.stored,

@@ -275,7 +275,17 @@ def read_record(data: bytes | str) -> Order | None:
     Return the order that a record keeps, ``None`` if it isn't one of ours.
     """
     try:
-        return _order(json.loads(data))
+        return read_order(json.loads(data))
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_order(body: Any) -> Order | None:
+    """
+    Return the order that a JSON object is, ``None`` if it isn't one of ours.
+    """
+    try:
+        return _order(body)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -1,0 +1,141 @@
+"""
+Nodes in one process, for tests of what they do to each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import aiohttp_session
+import pytest
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+from conftest import AiohttpClient, Client, free_port
+from redis_server import RedisServer
+from support import PATIENCE, cookie_of, make_app, until
+
+from aiohttp_session_ws import REGISTRY_KEY, end_identity_ws
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+
+StartNode: TypeAlias = Callable[..., Awaitable[Client]]
+
+
+async def user_of(request: web.Request) -> str | None:
+    """Return whom the session of a request belongs to."""
+    user: str | None = (await aiohttp_session.get_session(request)).get("user")
+    return user
+
+
+async def out_everywhere(request: web.Request) -> web.Response:
+    """Log out everywhere."""
+    response = web.Response()
+    await end_identity_ws(request, response)
+    return response
+
+
+def registry_of(client: Client) -> RedisSessionWSRegistry:
+    """Return the registry of the app that *client* talks to."""
+    assert client.app is not None
+    registry = client.app[REGISTRY_KEY]
+    assert isinstance(registry, RedisSessionWSRegistry)
+    return registry
+
+
+def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
+    """Build the app of a node."""
+    options.setdefault("identify", user_of)
+    app = make_app(RedisSessionWSRegistry(redis, node=name, **options))
+    app.router.add_get("/out/everywhere", out_everywhere)
+    return app
+
+
+@pytest.fixture
+def start_node(aiohttp_client: AiohttpClient) -> StartNode:
+    """Nodes on request, each with a client of its own."""
+
+    async def start(redis: Any, name: str = "node", **options: Any) -> Client:
+        client = await aiohttp_client(node_app(redis, name, **options))
+        client.session.cookie_jar.clear()
+        return client
+
+    return start
+
+
+@pytest.fixture
+async def nodes(redis_server: RedisServer, start_node: StartNode) -> tuple[Client, Client]:
+    """Two nodes that know each other."""
+    a = await start_node(redis_server.url, "a")
+    b = await start_node(redis_server.url, "b")
+    await acquaint(a, b)
+    return a, b
+
+
+async def acquaint(*clients: Client) -> None:
+    """Let nodes know who lives, without waiting for their next sign of life."""
+    for client in clients:
+        node = registry_of(client)._node
+        node._hurry.set()
+        await until(lambda node=node: len(node.members) >= len(clients))  # type: ignore[misc]
+
+
+async def log_in(client: Client, user: str = "ann") -> str:
+    """Log in as a new browser; return its cookie."""
+    client.session.cookie_jar.clear()
+    async with client.get("/login", params={"user": user}) as response:
+        assert response.status == 200
+    cookie = cookie_of(client)
+    client.session.cookie_jar.clear()
+    return cookie
+
+
+async def visit(client: Client, path: str, cookie: str) -> str:
+    """Go to a page as a browser; return the cookie that it has then."""
+    client.session.cookie_jar.clear()
+    async with client.get(path, headers={"Cookie": cookie}, allow_redirects=False) as response:
+        assert response.status < 400, await response.text()
+        new = response.cookies.get("AIOHTTP_SESSION")
+    client.session.cookie_jar.clear()
+    return cookie if new is None else f"AIOHTTP_SESSION={new.coded_value}"
+
+
+@contextlib.asynccontextmanager
+async def socket(client: Client, cookie: str) -> AsyncIterator[ClientWebSocketResponse]:
+    """Open a socket as a browser, and read its greeting."""
+    async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
+        await ws.receive_json(timeout=PATIENCE)
+        yield ws
+
+
+async def refused(client: Client, cookie: str) -> int:
+    """Try to open a socket; return the close code that refuses it."""
+    async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
+        message = await ws.receive(timeout=PATIENCE)
+        assert message.type is WSMsgType.CLOSE, message
+        return int(message.data)
+
+
+async def id_of(client: Client, cookie: str) -> str:
+    """Find out which session ws id a browser has."""
+    client.session.cookie_jar.clear()
+    async with client.get("/whoami", headers={"Cookie": cookie}) as response:
+        return str((await response.json())["id"])
+
+
+async def settled(*clients: Client) -> None:
+    """Let Redis take what the nodes have to tell."""
+    for client in clients:
+        assert not await registry_of(client)._node.writer.drain(PATIENCE)
+
+
+async def becomes(client: Client, state: str) -> None:
+    """Wait until a node is connected, or degraded."""
+    async with asyncio.timeout(PATIENCE):
+        while registry_of(client).state != state:
+            await asyncio.sleep(0.01)
+
+
+def nowhere() -> str:
+    """Return the URL of a Redis that isn't there."""
+    return f"redis://127.0.0.1:{free_port()}"
