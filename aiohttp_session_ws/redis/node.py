@@ -159,13 +159,13 @@ class Node:
         left = await self.writer.drain(drain)
         if left:
             log.error("%d orders are lost: Redis didn't take them before the process ended", left)
+        await end_tasks(self._tasks)
+        self._tasks.clear()
         if self._member and not self.store.away:
             try:
                 await self.store.leave(self.instance)
             except RedisAway:
                 log.debug("Redis went away before it was told that this node leaves")
-        await end_tasks(self._tasks)
-        self._tasks.clear()
         await self.store.stop()
         self.deaf_until = math.inf
 

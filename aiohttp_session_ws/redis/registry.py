@@ -321,5 +321,5 @@ class RedisSessionWSRegistry(SessionWSRegistry):
 
     async def _stop(self) -> None:
         await self._node.stop(DRAIN)
-        self._loop = None
+        self._loop, self._state = None, "degraded"
         self._begin()
