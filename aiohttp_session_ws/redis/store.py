@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from itertools import chain, groupby, islice
 from typing import Any, Final, TypeAlias, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
@@ -33,18 +34,30 @@ CHUNK: Final = 1000  # keys in one MGET
 
 # One script, so that what is known already decides, whoever comes first: an end beats a
 # move, moves add up, the later end of an identity beats the earlier. It returns what was there.
+# Orders of the same sort follow one upon the other: what they share is said once, before them.
 _WRITE: Final = """
 local olds = {}
-local n = #KEYS
-for i = 1, n do
-    local op, value, ttl = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-    local old = redis.pcall('GET', KEYS[i])
+local op, ttl
+local at, left = 0, 0
+for i, key in ipairs(KEYS) do
+    if left == 0 then
+        op, ttl, left, at = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), at + 3
+    end
+    at, left = at + 1, left - 1
+    local value = ARGV[at]
+    local old
+    if op == 'set' or op == 'end' then
+        old = redis.pcall('SET', key, value, 'PX', ttl, 'GET')
+        if type(old) == 'table' then redis.call('SET', key, value, 'PX', ttl) end
+    else
+        old = redis.pcall('GET', key)
+    end
     if type(old) ~= 'string' then old = false end
     if op == 'lift' then
-        redis.call('DEL', KEYS[i])
-    else
+        redis.call('DEL', key)
+    elseif op == 'move' or op == 'identity' then
         local ok, was = false, nil
-        if old and (op == 'move' or op == 'identity') then
+        if old then
             ok, was = pcall(cjson.decode, old)
             ok = ok and type(was) == 'table'
         end
@@ -64,11 +77,11 @@ for i = 1, n do
             local before = tonumber(was.before)
             if before and before > tonumber(cjson.decode(value).before) then value = old end
         end
-        redis.call('SET', KEYS[i], value, 'PX', ttl)
+        redis.call('SET', key, value, 'PX', ttl)
     end
     olds[i] = old
 end
-if ARGV[3 * n + 1] then redis.call('PUBLISH', ARGV[3 * n + 1], ARGV[3 * n + 2]) end
+if ARGV[at + 1] then redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 2]) end
 return olds
 """
 
@@ -233,13 +246,18 @@ class Store:
         return result
 
     async def write(
-        self, orders: Iterable[Sequence[Order]], channel: str, message: Callable[[int], str | None]
+        self,
+        orders: Sequence[Sequence[Order]],
+        texts: Sequence[Sequence[str]],
+        channel: str,
+        message: Callable[[int], str | None],
     ) -> list[list[bytes | None]]:
         """
         Record groups of orders, then publish what tells of them.
 
         Args:
             orders: The groups.
+            texts: For each group its orders as JSON.
             channel: Where to publish, without the prefix.
             message: Called with the number of a group, or with -1 for all; returns a
                 message, if there is one.
@@ -250,43 +268,55 @@ class Store:
         Raises:
             RedisAway: If that failed or took too long; part of it may be done.
         """
-        groups = [list(group) for group in orders]
         channel = f"{self._prefix}:{channel}"
 
         async def write(client: Client) -> list[list[bytes | None]]:
             if not isinstance(client, RedisCluster):
-                flat = await self._eval(
-                    client, [o for g in groups for o in g], channel, message(-1)
-                )
-                olds = iter(flat)
-                return [[next(olds) for _ in group] for group in groups]
+                flat = list(chain.from_iterable(orders)), list(chain.from_iterable(texts))
+                olds = iter(await self._eval(client, *flat, channel, message(-1)))
+                return [list(islice(olds, len(group))) for group in orders]
             results = [
-                self._write_group(client, group, channel, message(n))
-                for n, group in enumerate(groups)
+                self._write_group(client, orders[n], texts[n], channel, message(n))
+                for n in range(len(orders))
             ]
             return list(await asyncio.gather(*results))
 
         return await self.call(write)
 
     async def _write_group(
-        self, client: Client, group: list[Order], channel: str, message: str | None
+        self,
+        client: Client,
+        group: Sequence[Order],
+        texts: Sequence[str],
+        channel: str,
+        message: str | None,
     ) -> list[bytes | None]:
         # The keys of a cluster are in many places; the message follows the last.
         olds = []
-        for n, order in enumerate(group, 1):
+        for n, (order, text) in enumerate(zip(group, texts, strict=True), 1):
             last = message if n == len(group) else None
-            olds += await self._eval(client, [order], channel, last)
+            olds += await self._eval(client, [order], [text], channel, last)
         if not group and message is not None:
             await client.publish(channel, message)
         return olds
 
     async def _eval(
-        self, client: Client, orders: list[Order], channel: str, message: str | None
+        self,
+        client: Client,
+        orders: Sequence[Order],
+        texts: Sequence[str],
+        channel: str,
+        message: str | None,
     ) -> list[bytes | None]:
-        keys = [f"{self._prefix}:{order.key()}" for order in orders]
-        args: list[str | int] = []
-        for order in orders:
-            args += order.op, order.text(), int(order.ttl * 1000) + 1
+        # As bytes: redis-py would look at each of them to find out what it is.
+        keys = [f"{self._prefix}:{order.key()}".encode() for order in orders]
+        args: list[str | int | bytes] = []
+        start = 0
+        for (op, ttl), alike in groupby(orders, lambda order: (order.op, order.ttl)):
+            count = sum(1 for _ in alike)
+            args += op, int(ttl * 1000) + 1, count
+            args += [text.encode() for text in texts[start : start + count]]
+            start += count
         if message is not None:
             args += channel, message
         olds: list[bytes | None] = await client.eval(_WRITE, len(keys), *keys, *args)

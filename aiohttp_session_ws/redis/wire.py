@@ -212,12 +212,14 @@ class Unit(NamedTuple):
     close: Close | None = None
     question: str | None = None
 
-    def text(self) -> str:
+    def text(self, orders: Iterable[str]) -> str:
         """
         Return it as JSON.
+
+        Args:
+            orders: Its orders as JSON.
         """
-        orders = ",".join(order.text() for order in self.orders)
-        text = f'{{"orders":[{orders}]'
+        text = f'{{"orders":[{",".join(orders)}]'
         if self.close is not None:
             text += f',"code":{self.close.code},"reason":{quote(self.close.reason)}'
         if self.question is not None:

@@ -122,13 +122,15 @@ class Writer:
 
     async def _write(self) -> None:
         batch = self._batch
+        # What is told of an order is what is recorded of it.
+        texts = [[order.text() for order in job.orders] for job in batch]
 
         def message(n: int) -> str | None:
-            units = [job.unit for job in (batch if n < 0 else [batch[n]])]
-            texts = [unit.text() for unit in units if unit is not None]
-            return envelope(self._sender, texts) if texts else None
+            jobs = zip(batch, texts, strict=True) if n < 0 else [(batch[n], texts[n])]
+            units = [job.unit.text(known) for job, known in jobs if job.unit is not None]
+            return envelope(self._sender, units) if units else None
 
-        olds = await self._store.write([job.orders for job in batch], ORDERS, message)
+        olds = await self._store.write([job.orders for job in batch], texts, ORDERS, message)
         self._batch = []
         for job, found in zip(batch, olds, strict=True):
             job.done()
