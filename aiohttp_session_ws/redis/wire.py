@@ -212,19 +212,11 @@ class Unit(NamedTuple):
     close: Close | None = None
     question: str | None = None
 
-    def text(self, orders: Iterable[str]) -> str:
+    def text(self) -> str:
         """
         Return it as JSON.
-
-        Args:
-            orders: Its orders as JSON.
         """
-        text = f'{{"orders":[{",".join(orders)}]'
-        if self.close is not None:
-            text += f',"code":{self.close.code},"reason":{quote(self.close.reason)}'
-        if self.question is not None:
-            text += f',"q":{quote(self.question)}'
-        return text + "}"
+        return unit_text([order.text() for order in self.orders], self.close, self.question)
 
 
 def as_json(subject: Hashable) -> str:
@@ -250,6 +242,18 @@ def _plain(subject: object) -> object:
         f"other processes can't be told of a {type(subject).__name__}: let ids and identities"
         " be str, int or tuples of such"
     )
+
+
+def unit_text(orders: Iterable[str], close: Close | None, question: str | None) -> str:
+    """
+    Return a unit as JSON, of orders that are JSON already.
+    """
+    text = f'{{"orders":[{",".join(orders)}]'
+    if close is not None:
+        text += f',"code":{close.code},"reason":{quote(close.reason)}'
+    if question is not None:
+        text += f',"q":{quote(question)}'
+    return text + "}"
 
 
 def envelope(sender: str, units: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..exceptions import RedisAway
 from .store import Store
-from .wire import Order, Unit, envelope
+from .wire import Order, Unit, envelope, unit_text
 
 __all__: list[str] = []
 
@@ -28,17 +28,24 @@ class Job:
     """
     Orders to record, and what to tell of them.
 
+    There may be a million, and the garbage collector looks at every object in them: so it
+    keeps what is in a unit, and not the unit.
+
     Attributes:
         orders: The orders.
-        unit: What is told, if they are told now.
+        told: Whether they are told now.
+        close: With what the sockets are closed.
+        question: Under which number to report.
         stored: Whether Redis has taken them.
     """
 
-    __slots__ = ("_waiter", "orders", "stored", "unit")
+    __slots__ = ("_waiter", "close", "orders", "question", "stored", "told")
 
     def __init__(self, orders: Sequence[Order], unit: Unit | None) -> None:
-        self.orders = orders
-        self.unit = unit
+        self.told = unit is not None
+        self.orders = orders if unit is None else unit.orders
+        self.close = None if unit is None else unit.close
+        self.question = None if unit is None else unit.question
         self.stored = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -127,7 +134,7 @@ class Writer:
 
         def message(n: int) -> str | None:
             jobs = zip(batch, texts, strict=True) if n < 0 else [(batch[n], texts[n])]
-            units = [job.unit.text(known) for job, known in jobs if job.unit is not None]
+            units = [unit_text(known, job.close, job.question) for job, known in jobs if job.told]
             return envelope(self._sender, units) if units else None
 
         olds = await self._store.write([job.orders for job in batch], texts, ORDERS, message)
