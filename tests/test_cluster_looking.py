@@ -96,7 +96,7 @@ class TestLooking:
         """Whoever doesn't answer makes it incomplete."""
         a, _ = nodes
         await redis_server.cli("ZADD", "aiohttp_session_ws:nodes", "+inf", "ghost/1")
-        await registry_of(a)._node.refresh()
+        await registry_of(a)._node.beat()
         registry = registry_of(a)
         found = await asyncio.gather(
             registry.connections(), registry.count(), registry.nodes(), registry.broadcast("x")

@@ -189,7 +189,7 @@ class TestClose:
             await registry_of(a).close_all_session(id_)
             await expect_close(ws)
         node = registry_of(a)._node
-        (order,) = [entry.order for entry in node.memory.since(60) if entry.order.op == "set"]
+        (order,) = [order for order in node.memory.since(60) if order.op == "set"]
         async with socket(b, cookie) as ws:
             _ = node.writer.put([order], Unit((order,), Close(4403)))
             await settled(a)
@@ -291,6 +291,9 @@ class TestIdentity:
         async with RedisSessionWSRegistry(url) as a, RedisSessionWSRegistry(url) as b:
             release = hold_back(a)
             await a.end_identity("ann", except_session="x")
+            first = a._identities.get("ann")
+            assert first is not None
+            await until(lambda: b._identities.now() > first.before)
             await b.end_identity("ann", wait=10)
             release()
             await a._node.writer.drain(10)

@@ -527,7 +527,7 @@ class TestConnections:
         await acquaint(a)
         await until(lambda: len(registry_of(a)._node.members) == 3)
         await server.close()
-        await registry_of(a)._node.refresh()
+        await registry_of(a)._node.beat()
         assert len(registry_of(a)._node.members) == 2
 
     def test_names(self) -> None:

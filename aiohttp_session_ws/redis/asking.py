@@ -7,13 +7,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable
-from itertools import count, islice
+from collections.abc import Iterable
+from itertools import count
 from typing import Any, Final, TypeAlias
 
 from .node import Node
-from .wire import VERSION, Order, read_order
+from .wire import VERSION
 
 __all__: list[str] = []
 
@@ -21,8 +20,7 @@ log = logging.getLogger("aiohttp_session_ws")
 
 Answer: TypeAlias = dict[str, Any]
 
-DATA: Final = "data"  # the channel, to which the name of a node is added for one
-PAGE: Final = 500  # orders in one message
+DATA: Final = "data"  # the channel, to which the name of a node is added for answers
 PATIENCE: Final = 1.0  # seconds to wait for the answers to a question
 
 
@@ -94,55 +92,20 @@ class Asking:
         """
         self._open.pop(question.number, None)
 
-    async def ask(
-        self, body: Answer, payload: bytes = b"", *, member: str | None = None
-    ) -> Question:
+    async def ask(self, body: Answer, payload: bytes = b"") -> Question:
         """
-        Ask all others, or one, and wait until they have answered or :data:`PATIENCE` is over.
+        Ask all others, and wait until they have answered or :data:`PATIENCE` is over.
         """
         question = self.open()
-        channel = DATA
-        if member is not None:
-            question.expected, channel = {member}, f"{DATA}:{member}"
         try:
             header = {"v": VERSION, "from": self._node.instance, "q": question.number, **body}
-            if self._node.mailbox.put(channel, json.dumps(header).encode() + b"\n" + payload):
+            if self._node.mailbox.put(DATA, json.dumps(header).encode() + b"\n" + payload):
                 await question.wait(PATIENCE)
             else:
                 question.expected.add("")  # whoever would have answered
         finally:
             self.close(question)
         return question
-
-    async def catch_up(
-        self, member: str, age: float, learn: Callable[[Order, float], None]
-    ) -> bool:
-        """
-        Learn what *member* remembers of the last *age* seconds; tell whether that is all.
-        """
-        after: int | None = 0
-        while after is not None:
-            question = await self.ask({"do": "recent", "age": age, "after": after}, member=member)
-            if not question.complete:
-                return False
-            (answer,) = question.answers
-            for since, body in answer["orders"]:
-                order = read_order(body)
-                if order is not None:
-                    learn(order, float(since))
-            after = answer["next"]
-        return True
-
-    def remembered(self, age: float, after: int) -> Answer:
-        """
-        Return the answer to :meth:`catch_up`, a page of it.
-        """
-        now = time.monotonic()
-        page = list(islice(self._node.memory.since(age, after), PAGE))
-        return {
-            "orders": [[now - entry.at, json.loads(entry.order.text())] for entry in page],
-            "next": page[-1].number if len(page) == PAGE else None,
-        }
 
     def hear(self, data: bytes) -> None:
         """

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +15,6 @@ from ..closing import RECONNECT
 from ..connection import Connection
 from ..exceptions import RedisAway
 from ..records import blame
-from .asking import Asking
 from .node import Node
 from .telling import Telling
 from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, as_json, read_record
@@ -40,12 +38,9 @@ class Learning:
     Learns from Redis what was ordered elsewhere, and sees to it here.
     """
 
-    def __init__(
-        self, registry: RedisSessionWSRegistry, node: Node, asking: Asking, telling: Telling
-    ) -> None:
+    def __init__(self, registry: RedisSessionWSRegistry, node: Node, telling: Telling) -> None:
         self._registry = registry
         self._node = node
-        self._asking = asking
         self._telling = telling
         self._asked: dict[Hashable, float] = {}  # the oldest first
 
@@ -155,6 +150,8 @@ class Learning:
         Raises:
             RedisAway: If that can't be found out now.
         """
+        if self._node.store.away:
+            raise RedisAway
         if self._node.unheard:
             await self._catch_up()
         sockets = self._registry._sockets
@@ -170,18 +167,17 @@ class Learning:
 
     async def _catch_up(self) -> None:
         """
-        Learn what the others remember, lest it is forgotten when they go.
+        Learn what was ordered while this process didn't hear, lest it is forgotten when
+        others go, and Redis loses its data.
         """
-        await self._node.refresh()
-        age = self._node.unheard
-        others = [member for member in self._node.members if member != self._node.instance]
-        for member in random.sample(others, len(others)):
-            if await self._asking.catch_up(member, age, self._telling.learn):
-                break
-        else:
-            if others:
-                return  # who is there doesn't hear yet: ask again soon
-        self._node.unheard = 0.0
+        age, self._node.unheard = self._node.unheard, 0.0
+        try:
+            async for record in self._node.store.recent(self._node.earliest() - age):
+                if (order := read_record(record)) is not None:
+                    self._telling.learn(order)
+        except RedisAway:
+            self._node.unheard = max(age, self._node.unheard)
+            raise
 
     async def _judge(self, connection: Connection, found: Sequence[bytes | None]) -> None:
         rev, close, who, close_who = found if len(found) > 2 else (*found, None, None)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeAlias
 
-from .store import LIMIT, TROUBLE, MakeClient, close_client, reason
+from .client import LIMIT, TROUBLE, MakeClient, close_client, reason
 
 __all__: list[str] = []
 

@@ -131,7 +131,7 @@ class Looking:
         answers = question.answers
         return Delivery(
             here.sockets + sum(int(answer.get("sockets", 0)) for answer in answers),
-            here.nodes + len(question.answered),
+            int(self._registry._serves) + len(question.answered),
             here.complete
             and question.complete
             and all(answer.get("complete") for answer in answers),
@@ -139,18 +139,15 @@ class Looking:
 
     async def hear(self, data: bytes) -> None:
         """
-        Answer a question of another process, or take its answer.
+        Answer a question of another process.
         """
         head, _, payload = data.partition(b"\n")
         try:
             body = json.loads(head)
             if body["v"] != VERSION:
                 return
-            asker, number = str(body["from"]), str(body["q"])
+            asker, number, do = str(body["from"]), str(body["q"]), body["do"]
             if asker == self._node.instance:
-                return
-            if (do := body.get("do")) is None:
-                self._asking.hear(data)
                 return
             answers = await self._answers(do, body, payload)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -160,8 +157,6 @@ class Looking:
             self._asking.answer(asker, number, DATA, answer)
 
     async def _answers(self, do: str, body: dict[str, Any], payload: bytes) -> list[Any]:
-        if do == "recent":
-            return [self._asking.remembered(float(body["age"]), int(body["after"]))]
         if do == "count":
             return [{"sockets": self._registry._sockets.open.size}]
         if do == "nodes":

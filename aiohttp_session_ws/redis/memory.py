@@ -5,8 +5,8 @@ What was ordered lately, so that a Redis that loses its data can be told again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, Order
 
@@ -21,49 +21,36 @@ class Memory:
     The orders of the last hour, those that other processes gave as well.
     """
 
-    class Entry(NamedTuple):
-        """
-        An order, when it was given by this process's clock, and its place in the row.
-        """
-
-        order: Order
-        at: float
-        number: int
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._entries: dict[str, Memory.Entry] = {}  # by key
-        self._number = 0
+        self._entries: dict[str, tuple[Order, float]] = {}  # by key, and when they came
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, order: Order, age: float = 0.0) -> None:
+    def add(self, order: Order) -> None:
         """
-        Remember *order*, which was given *age* seconds ago; the newest of a key counts.
+        Remember *order*; the newest of a key counts.
         """
         key, now = order.key(), self._clock()
         known = self._entries.get(key)
         if known is not None:
-            if not _says_more(order, known.order):
+            if not _says_more(order, known[0]):
                 return
             del self._entries[key]
-        self._number += 1
-        self._entries[key] = Memory.Entry(order, now - age, self._number)
+        self._entries[key] = order, now
         while self._entries:
             first = next(iter(self._entries))
-            if len(self._entries) <= MOST and self._entries[first].at >= now - KEPT:
+            if len(self._entries) <= MOST and self._entries[first][1] >= now - KEPT:
                 break
             del self._entries[first]
 
-    def since(self, age: float, after: int = 0) -> Iterator[Entry]:
+    def since(self, age: float) -> list[Order]:
         """
-        Find what is at most *age* seconds old, and has come *after* a number.
+        Return what came within *age* seconds.
         """
-        oldest = self._clock() - min(age, KEPT)
-        for entry in list(self._entries.values()):
-            if entry.number > after and entry.at >= oldest:
-                yield entry
+        oldest = self._clock() - age
+        return [order for order, at in self._entries.values() if at >= oldest]
 
 
 def _says_more(order: Order, known: Order) -> bool:

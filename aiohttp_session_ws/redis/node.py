@@ -16,10 +16,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from ..exceptions import RedisAway
+from .client import LIMIT, MakeClient, end_tasks
 from .listener import Handlers, Listener
 from .mailbox import Mailbox
 from .memory import KEPT, Memory
-from .store import LIMIT, MakeClient, Store, end_tasks
+from .store import Store
 from .wire import Order, Unit
 from .writer import Writer
 
@@ -29,6 +30,7 @@ log = logging.getLogger("aiohttp_session_ws")
 
 PULSE: Final = 3.0  # seconds between two signs of life
 COUNTS: Final = 15.0  # seconds that one counts
+DRIFT: Final = 1e-4  # how much faster or slower one clock may be than another
 RECONCILE: Final = 30.0  # seconds between two looks for orders that were missed
 PROBE: Final = 0.5  # seconds between two tries while Redis is away
 ALWAYS: Final = 60.0  # seconds; orders as young as that are written back after any trouble
@@ -57,8 +59,7 @@ class Node:
         instance: The name that is its own, also after a restart.
         members: Who lives, as far as Redis knows.
         memory: What was ordered lately.
-        unheard: For how many seconds' orders the others are still to be asked; zero if for
-            none.
+        unheard: Of how many seconds there may be orders that this process hasn't heard of.
         missed: Set when orders may have been missed.
         deaf_until: When orders began to be heard without a gap, by the event loop's clock;
             infinite while they aren't.
@@ -88,11 +89,13 @@ class Node:
         self._member = False
         self._heard_until = -math.inf  # when this process became deaf
         self._beat_at: float | None = None  # by Redis' clock
+        self._beating = asyncio.Lock()
         self._hurry = asyncio.Event()  # the next beat is due
         self._tried = asyncio.Event()  # it is known whether Redis is there
         self._tasks: set[asyncio.Task[None]] = set()
         # Redis' clock is at least, and at most, so many seconds before this process's.
         self._low = self._high = time.time() - time.monotonic()
+        self._measured = -math.inf
 
     @property
     def connected(self) -> bool:
@@ -159,33 +162,40 @@ class Node:
         left = await self.writer.drain(drain)
         if left:
             log.error("%d orders are lost: Redis didn't take them before the process ended", left)
+        async with self._beating:
+            if self._member and not self.store.away:
+                try:
+                    await self.store.leave(self.instance)
+                except RedisAway:
+                    log.debug("Redis went away before it was told that this node leaves")
+            self._member = False  # later beats don't count
         await end_tasks(self._tasks)
         self._tasks.clear()
-        if self._member and not self.store.away:
-            try:
-                await self.store.leave(self.instance)
-            except RedisAway:
-                log.debug("Redis went away before it was told that this node leaves")
         await self.store.stop()
         self.deaf_until = math.inf
 
     # What was ordered lately
 
     def _write_back(self, age: float) -> None:
-        orders = [entry.order for entry in self.memory.since(age)]
+        orders = self.memory.since(age)
         for start in range(0, len(orders), 100):
             _ = self.writer.put(orders[start : start + 100])
+
+    def look_back(self, age: float) -> None:
+        """
+        Look soon for orders of the last *age* seconds that this process may not have heard.
+        """
+        self.unheard = max(self.unheard, min(KEPT, age))
+        self.missed.set()
 
     # What happens to its connections
 
     def _subscribed(self) -> None:
         self.deaf_until = now = asyncio.get_running_loop().time()
-        if self._member:
-            gap = max(0.0, now - self._heard_until)
-            self.unheard = max(self.unheard, min(KEPT, gap + ALWAYS))
+        gap = max(0.0, now - self._heard_until)
         self._heard_until = math.inf
         self._write_back(ALWAYS)
-        self.missed.set()
+        self.look_back(gap + ALWAYS)
         self._report()
 
     def _lost(self, why: str) -> None:
@@ -209,20 +219,11 @@ class Node:
             self._tried.set()
         self._changed()
 
-    async def refresh(self) -> None:
-        """
-        Find out who lives now.
-
-        Raises:
-            RedisAway: If that can't be found out.
-        """
-        await self._beat()
-
     async def _pulse(self) -> None:
         while True:
             self._hurry.clear()
             try:
-                await self._beat()
+                await self.beat()
             except RedisAway:
                 self._tried.set()
                 # Nobody hurries it: the next may be as late as the last.
@@ -234,12 +235,22 @@ class Node:
             except TimeoutError:
                 pass
 
+    async def beat(self) -> None:
+        """
+        Give a sign of life, and learn who else lives.
+
+        Raises:
+            RedisAway: If that can't be done.
+        """
+        async with self._beating:
+            await self._beat()
+
     async def _beat(self) -> None:
         began = time.monotonic()
         at, was, members = await self.store.pulse(
             self.instance, member=self._member, counts=COUNTS
         )
-        self._low, self._high = at - time.monotonic(), at - began
+        self._set_clock(at - time.monotonic(), at - began)
         self.members = members
         if self._beat_at is not None and (was is None or abs(was - self._beat_at) > 0.001):
             # It has forgotten my last sign of life, or has taken one that I don't know of and
@@ -249,14 +260,25 @@ class Node:
             _ = self.writer.put((), Unit(()))
         self._beat_at = at if self._member else None
 
+    def _set_clock(self, low: float, high: float) -> None:
+        """
+        Note how much Redis' clock is before this process's, at least and at most.
+        """
+        now = time.monotonic()
+        drift = (now - self._measured) * DRIFT
+        # What was measured before may be more exact; but not if a clock was set meanwhile.
+        self._low, self._high = max(low, self._low - drift), min(high, self._high + drift)
+        if self._low > self._high:
+            self._low, self._high = low, high
+        self._measured = now
+
     async def _watch(self, reconcile: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """
         Reconcile when orders may have been missed, and now and then.
         """
         while True:
-            patience = 2 * LIMIT if self.unheard else RECONCILE
             try:
-                async with asyncio.timeout(random.uniform(0.8, 1.0) * patience):
+                async with asyncio.timeout(random.uniform(0.8, 1.0) * RECONCILE):
                     await self.missed.wait()
             except TimeoutError:
                 pass

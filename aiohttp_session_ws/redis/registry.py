@@ -28,10 +28,10 @@ from ..revocation import Expiry
 from ..signals import Signal
 from ..snapshot import Count, Snapshot
 from .asking import DATA, Asking
+from .client import MakeClient, client_maker
 from .learning import Learning
 from .looking import Looking, Nodes
 from .node import Node, default_name
-from .store import MakeClient, client_maker
 from .telling import REPORTS, Telling
 from .wire import as_json
 from .writer import ORDERS
@@ -129,7 +129,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         self._identities = EndedIdentities(wall=self._node.earliest, latest=self._node.latest)
         self._asking = Asking(self._node)
         self._telling = Telling(self, self._node, self._asking)
-        self._learning = Learning(self, self._node, self._asking, self._telling)
+        self._learning = Learning(self, self._node, self._telling)
         self._looking = Looking(self, self._node, self._asking)
 
     @property
@@ -309,7 +309,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         self._serves = serves
         instance = self._node.instance
         control: dict[str, Any] = {f"{REPORTS}:{instance}": self._asking.hear}
-        data: dict[str, Any] = {f"{DATA}:{instance}": self._looking.hear}
+        data: dict[str, Any] = {f"{DATA}:{instance}": self._asking.hear}
         if serves:
             control[ORDERS] = self._telling.hear
             data[DATA] = self._looking.hear

@@ -5,85 +5,24 @@ The commands to Redis: each is bounded in time, and a failure is remembered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from itertools import chain, groupby, islice
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError, NoPermissionError, RedisError
+from redis.asyncio import RedisCluster
 
 from ..exceptions import RedisAway
+from .client import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
+from .recording import RECENT, record
 from .wire import Order
 
-__all__ = ["MakeClient"]
+__all__: list[str] = []
 
 log = logging.getLogger("aiohttp_session_ws")
 
 T = TypeVar("T")
-Client: TypeAlias = "Redis | RedisCluster"
-MakeClient: TypeAlias = Callable[[], Client]
-
-TROUBLE: Final = (RedisError, OSError, TimeoutError)
-
-LIMIT: Final = 1.0  # seconds that a command may take
 CHUNK: Final = 1000  # keys in one MGET
-
-# One script, so that what is known already decides, whoever comes first: an end beats a
-# move, moves add up, the later end of an identity beats the earlier. It returns what was there.
-# Orders of the same sort follow one upon the other: what they share is said once, before them.
-_WRITE: Final = """
-local olds = {}
-local op, ttl
-local at, left = 0, 0
-for i, key in ipairs(KEYS) do
-    if left == 0 then
-        op, ttl, left, at = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), at + 3
-    end
-    at, left = at + 1, left - 1
-    local value = ARGV[at]
-    local old
-    if op == 'set' or op == 'end' then
-        old = redis.pcall('SET', key, value, 'PX', ttl, 'GET')
-        if type(old) == 'table' then redis.call('SET', key, value, 'PX', ttl) end
-    else
-        old = redis.pcall('GET', key)
-    end
-    if type(old) ~= 'string' then old = false end
-    if op == 'lift' then
-        redis.call('DEL', key)
-    elseif op == 'move' or op == 'identity' then
-        local ok, was = false, nil
-        if old then
-            ok, was = pcall(cjson.decode, old)
-            ok = ok and type(was) == 'table'
-        end
-        if ok and op == 'move' then
-            if was['do'] == 'end' then
-                value = old
-            elseif was['do'] == 'move' and type(was.to) == 'table' then
-                local now = cjson.decode(value)
-                local known = {}
-                for _, id in ipairs(now.to) do known[id] = true end
-                for _, id in ipairs(was.to) do
-                    if not known[id] then table.insert(now.to, id) end
-                end
-                if #now.to > 0 then value = cjson.encode(now) end
-            end
-        elseif ok and op == 'identity' then
-            local before = tonumber(was.before)
-            if before and before > tonumber(cjson.decode(value).before) then value = old end
-        end
-        redis.call('SET', key, value, 'PX', ttl)
-    end
-    olds[i] = old
-end
-if ARGV[at + 1] then redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 2]) end
-return olds
-"""
 
 # The time comes first; what was there tells whether Redis has lost something since.
 _PULSE: Final = """
@@ -94,50 +33,6 @@ if ARGV[2] == '1' then redis.call('ZADD', KEYS[1], string.format('%.6f', now), A
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 3600)
 return {t[1], t[2], was, redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[3], '+inf')}
 """
-
-
-def client_maker(redis: str | MakeClient) -> MakeClient:
-    """
-    Return what makes a client with short timeouts and without retries.
-
-    Raises:
-        ValueError: If *redis* is not a URL that redis-py understands.
-        TypeError: If it is something else.
-    """
-    if callable(redis):
-        return redis
-    if not isinstance(redis, str):
-        raise TypeError(
-            f"redis is a URL or a callable that makes a client, not a {type(redis).__name__}:"
-            " pass 'redis://localhost:6379', or lambda: RedisCluster(...)"
-        )
-
-    def make() -> Client:
-        return Redis.from_url(
-            redis,
-            socket_timeout=LIMIT,
-            socket_connect_timeout=LIMIT,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-        )
-
-    try:
-        make()
-    except (ValueError, TypeError):
-        # Not with its cause: that may quote the password.
-        msg = (
-            "not a URL for Redis: use redis://, rediss:// or unix://, as redis://localhost:6379/0"
-        )
-        raise ValueError(msg) from None
-    return make
-
-
-def reason(exc: BaseException) -> str:
-    """
-    Return what may be logged of an error of Redis: nothing that quotes a command.
-    """
-    known = isinstance(exc, RedisConnectionError | NoPermissionError | OSError) and str(exc)
-    return f"{type(exc).__name__}: {exc}" if known else type(exc).__name__
 
 
 class Store:
@@ -246,81 +141,48 @@ class Store:
         return result
 
     async def write(
-        self,
-        orders: Sequence[Sequence[Order]],
-        texts: Sequence[Sequence[str]],
-        channel: str,
-        message: Callable[[int], str | None],
-    ) -> list[list[bytes | None]]:
+        self, orders: Sequence[Order], texts: Sequence[str], channel: str, message: str | None
+    ) -> list[bytes | None]:
         """
-        Record groups of orders, then publish what tells of them.
+        Record orders, then publish what tells of them.
 
         Args:
-            orders: The groups.
-            texts: For each group its orders as JSON.
+            orders: The orders.
+            texts: The same as JSON.
             channel: Where to publish, without the prefix.
-            message: Called with the number of a group, or with -1 for all; returns a
-                message, if there is one.
+            message: What, if anything.
 
         Returns:
-            For each group what was recorded before.
+            For each order what was recorded before.
 
         Raises:
             RedisAway: If that failed or took too long; part of it may be done.
         """
-        channel = f"{self._prefix}:{channel}"
+        return await self.call(
+            lambda client: record(client, self._prefix, orders, texts, channel, message)
+        )
 
-        async def write(client: Client) -> list[list[bytes | None]]:
-            if not isinstance(client, RedisCluster):
-                flat = list(chain.from_iterable(orders)), list(chain.from_iterable(texts))
-                olds = iter(await self._eval(client, *flat, channel, message(-1)))
-                return [list(islice(olds, len(group))) for group in orders]
-            results = [
-                self._write_group(client, orders[n], texts[n], channel, message(n))
-                for n in range(len(orders))
-            ]
-            return list(await asyncio.gather(*results))
+    async def recent(self, since: float) -> AsyncIterator[bytes]:
+        """
+        Read what was recorded lately, the newest first.
 
-        return await self.call(write)
+        Args:
+            since: By Redis' clock.
 
-    async def _write_group(
-        self,
-        client: Client,
-        group: Sequence[Order],
-        texts: Sequence[str],
-        channel: str,
-        message: str | None,
-    ) -> list[bytes | None]:
-        # The keys of a cluster are in many places; the message follows the last.
-        olds = []
-        for n, (order, text) in enumerate(zip(group, texts, strict=True), 1):
-            last = message if n == len(group) else None
-            olds += await self._eval(client, [order], [text], channel, last)
-        if not group and message is not None:
-            await client.publish(channel, message)
-        return olds
-
-    async def _eval(
-        self,
-        client: Client,
-        orders: Sequence[Order],
-        texts: Sequence[str],
-        channel: str,
-        message: str | None,
-    ) -> list[bytes | None]:
-        # As bytes: redis-py would look at each of them to find out what it is.
-        keys = [f"{self._prefix}:{order.key()}".encode() for order in orders]
-        args: list[str | int | bytes] = []
-        start = 0
-        for (op, ttl), alike in groupby(orders, lambda order: (order.op, order.ttl)):
-            count = sum(1 for _ in alike)
-            args += op, int(ttl * 1000) + 1, count
-            args += [text.encode() for text in texts[start : start + count]]
-            start += count
-        if message is not None:
-            args += channel, message
-        olds: list[bytes | None] = await client.eval(_WRITE, len(keys), *keys, *args)
-        return olds
+        Raises:
+            RedisAway: If that failed or took too long.
+        """
+        log, start = f"{self._prefix}:{RECENT}", 0
+        while True:
+            # What comes meanwhile comes before; nothing is passed over.
+            keys = await self.call(partial(_page, key=log, since=since, start=start))
+            if not keys:
+                return
+            names = [name.decode().removeprefix(f"{self._prefix}:") for name in keys]
+            for value in await self.read(names):
+                if value is not None:
+                    yield value
+            start += len(keys)
 
     async def pulse(
         self, node: str, *, member: bool, counts: float
@@ -372,31 +234,11 @@ class Store:
         await end_tasks(self._tasks)
 
 
-async def close_client(client: Client) -> None:
-    """
-    Let go of all connections of a client, within :data:`LIMIT`.
-    """
-    sentinels = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
-    with contextlib.suppress(*TROUBLE):
-        async with asyncio.timeout(LIMIT):
-            await client.aclose()
-            for sentinel in getattr(sentinels, "sentinels", ()):
-                await sentinel.aclose()
-
-
-async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """
-    Cancel tasks until they end, for :data:`LIMIT` at most.
-    """
-    for _ in range(10):
-        pending = {task for task in tasks if not task.done()}
-        if not pending:
-            return
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=LIMIT / 10)
-
-
 def _seen(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         _ = task.exception()  # those who asked may have gone
+
+
+async def _page(client: Client, *, key: str, since: float, start: int) -> list[bytes]:
+    found = await client.zrevrangebyscore(key, "+inf", since, start=start, num=CHUNK)
+    return list(found)

@@ -191,7 +191,7 @@ class Telling:
             if unit.orders:
                 self._carry_out(sender, unit)
             else:
-                self._node.missed.set()
+                self._node.look_back(KEPT)
 
     def _carry_out(self, sender: str, unit: Unit) -> None:
         effects = [self.apply(order, unit.close, told=True) for order in unit.orders]
@@ -215,27 +215,25 @@ class Telling:
         body = {name: sum(getattr(report, name) for report in reports) for name in COUNTED}
         self._asking.answer(asker, question, REPORTS, body)
 
-    def learn(self, order: Order, age: float = 0.0) -> None:
+    def learn(self, order: Order) -> None:
         """
         Let an order take effect that was found, and close the sockets in the background.
         """
-        sockets, close, _ = self.apply(order, age=age)
+        sockets, close, _ = self.apply(order)
         self.close_soon(sockets, close)
 
-    def apply(
-        self, order: Order, close: Close | None = None, *, age: float = 0.0, told: bool = False
-    ) -> Effect:
+    def apply(self, order: Order, close: Close | None = None, *, told: bool = False) -> Effect:
         """
         Let an order of another process take effect.
 
         Args:
             order: The order.
             close: With what sockets are closed.
-            age: How many seconds ago it was given, if it doesn't say that itself.
-            told: Whether it is just being given.
+            told: Whether it is just being given; of those that were found an order to
+                close is left to :meth:`Learning.reconcile`, which knows whom it is about.
         """
         registry = self._registry
-        self._node.memory.add(order, age)
+        self._node.memory.add(order)
         match order:
             case Ended():
                 return self._end(order, close or SESSION_ENDED)
@@ -243,9 +241,9 @@ class Telling:
                 return self._move(order, close or RECONNECT)
             case EndedIdentity():
                 return self._end_identity(order, close or SESSION_ENDED, told=told)
-            case Closed() if self.came(order.number):
+            case Closed() if told and self.came(order.number):
                 return self._order([order.session_ws_id], close or RECONNECT)
-            case ClosedIdentity() if self.came(order.number):
+            case ClosedIdentity() if told and self.came(order.number):
                 sockets, handshakes = registry._order_identity(order.identity, close or RECONNECT)
                 return Effect(sockets, close or RECONNECT, handshakes)
             case Lifted():

@@ -281,17 +281,7 @@ def read_record(data: bytes | str) -> Order | None:
     Return the order that a record keeps, ``None`` if it isn't one of ours.
     """
     try:
-        return read_order(json.loads(data))
-    except (ValueError, RecursionError):
-        return None
-
-
-def read_order(body: Any) -> Order | None:
-    """
-    Return the order that a JSON object is, ``None`` if it isn't one of ours.
-    """
-    try:
-        return _order(body)
+        return _order(json.loads(data))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

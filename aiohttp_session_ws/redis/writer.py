@@ -9,6 +9,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 from ..exceptions import RedisAway
@@ -20,7 +21,7 @@ __all__: list[str] = []
 log = logging.getLogger("aiohttp_session_ws")
 
 DEPTH: Final = 1_000_000  # jobs
-BATCH: Final = 500  # jobs in one round trip
+BATCH: Final = 500  # orders in one round trip
 ORDERS: Final = "orders"  # the channel
 
 
@@ -117,8 +118,10 @@ class Writer:
                 self._empty.set()
                 self._wake.clear()
                 await self._wake.wait()
-            while self._jobs and len(self._batch) < BATCH:
+            size = sum(len(job.orders) for job in self._batch)
+            while self._jobs and size < BATCH:
                 self._batch.append(self._jobs.popleft())
+                size += max(1, len(self._batch[-1].orders))
             try:
                 await self._write()
             except RedisAway:
@@ -129,21 +132,23 @@ class Writer:
 
     async def _write(self) -> None:
         batch = self._batch
+        orders = [order for job in batch for order in job.orders]
+        texts = [order.text() for order in orders]
         # What is told of an order is what is recorded of it.
-        texts = [[order.text() for order in job.orders] for job in batch]
-
-        def message(n: int) -> str | None:
-            jobs = zip(batch, texts, strict=True) if n < 0 else [(batch[n], texts[n])]
-            units = [unit_text(known, job.close, job.question) for job, known in jobs if job.told]
-            return envelope(self._sender, units) if units else None
-
-        olds = await self._store.write([job.orders for job in batch], texts, ORDERS, message)
+        known = iter(texts)
+        units = []
+        for job in batch:
+            told = list(islice(known, len(job.orders)))
+            if job.told:
+                units.append(unit_text(told, job.close, job.question))
+        message = envelope(self._sender, units) if units else None
+        olds = await self._store.write(orders, texts, ORDERS, message)
         self._batch = []
-        for job, found in zip(batch, olds, strict=True):
+        for job in batch:
             job.done()
-            for order, old in zip(job.orders, found, strict=True):
-                if old is not None:
-                    self._found(order, old)
+        for order, old in zip(orders, olds, strict=True):
+            if old is not None:
+                self._found(order, old)
 
     async def drain(self, timeout: float) -> int:
         """

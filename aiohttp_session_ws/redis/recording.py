@@ -1,0 +1,152 @@
+"""
+How orders are recorded: the script that Redis runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+from redis.asyncio import RedisCluster
+
+from .client import Client
+from .wire import Order
+
+__all__: list[str] = []
+
+#: The key, without the prefix, of what was recorded within an hour: keys by Redis' time.
+RECENT: Final = "recent"
+
+AT_ONCE: Final = 32  # scripts on a cluster
+
+# One script, so that what is known already decides, whoever comes first: an end beats a
+# move, moves add up, the later end of an identity beats the earlier. It returns what was there.
+# Orders of the same sort follow one upon the other: what they share is said once, before them.
+_WRITE: Final = """
+local olds = {}
+local op, ttl
+local at, left = 0, 0
+local log, count = nil, #KEYS
+if KEYS[count] == ARGV[1] then log, count = KEYS[count], count - 1 end
+at = 1
+local now = nil
+if log then
+    local t = redis.call('TIME')
+    now = t[1] + t[2] / 1000000
+end
+for i = 1, count do
+    local key = KEYS[i]
+    if left == 0 then
+        op, ttl, left, at = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), at + 3
+    end
+    at, left = at + 1, left - 1
+    local value = ARGV[at]
+    local old
+    if op == 'set' or op == 'end' then
+        old = redis.pcall('SET', key, value, 'PX', ttl, 'GET')
+        if type(old) == 'table' then redis.call('SET', key, value, 'PX', ttl) end
+    else
+        old = redis.pcall('GET', key)
+    end
+    if type(old) ~= 'string' then old = false end
+    if op == 'lift' then
+        redis.call('DEL', key)
+    elseif op == 'move' or op == 'identity' then
+        local ok, was = false, nil
+        if old then
+            ok, was = pcall(cjson.decode, old)
+            ok = ok and type(was) == 'table'
+        end
+        if ok and op == 'move' then
+            if was['do'] == 'end' then
+                value = old
+            elseif was['do'] == 'move' and type(was.to) == 'table' then
+                local now = cjson.decode(value)
+                local known = {}
+                for _, id in ipairs(now.to) do known[id] = true end
+                for _, id in ipairs(was.to) do
+                    if not known[id] then table.insert(now.to, id) end
+                end
+                if #now.to > 0 then value = cjson.encode(now) end
+            end
+        elseif ok and op == 'identity' then
+            local before = tonumber(was.before)
+            if before and before > tonumber(cjson.decode(value).before) then value = old end
+        end
+        redis.call('SET', key, value, 'PX', ttl)
+    end
+    if log then redis.call('ZADD', log, now, key) end
+    olds[i] = old
+end
+if log and count > 0 then
+    redis.call('ZREMRANGEBYSCORE', log, '-inf', now - 3600)
+    redis.call('ZREMRANGEBYRANK', log, 0, -100001)
+    redis.call('EXPIRE', log, 3600)
+end
+if ARGV[at + 1] then redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 2]) end
+return olds
+"""
+
+
+_LOG: Final = """
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+for i = 1, #ARGV do redis.call('ZADD', KEYS[1], now, ARGV[i]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 3600)
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -100001)
+redis.call('EXPIRE', KEYS[1], 3600)
+"""
+
+
+async def record(
+    client: Client,
+    prefix: str,
+    orders: Sequence[Order],
+    texts: Sequence[str],
+    channel: str,
+    message: str | None,
+) -> list[bytes | None]:
+    """
+    Record *orders*, whose JSON is *texts*, then publish *message*, if there is one.
+
+    Returns:
+        For each order what was recorded before.
+    """
+    channel, log = f"{prefix}:{channel}", f"{prefix}:{RECENT}"
+    # As bytes: redis-py would look at each of them to find out what it is.
+    keys = [f"{prefix}:{order.key()}".encode() for order in orders]
+    if not isinstance(client, RedisCluster):
+        args = _arguments(orders, texts)
+        if message is not None:
+            args += channel, message
+        olds = await client.eval(_WRITE, len(keys) + 1, *keys, log, log, *args)
+        return list(olds)
+    # The keys of a cluster are in many places.
+    olds = []
+    for start in range(0, len(orders), AT_ONCE):
+        some = range(start, min(start + AT_ONCE, len(orders)))
+        scripts = [
+            client.eval(_WRITE, 1, keys[n], "", *_arguments([orders[n]], [texts[n]])) for n in some
+        ]
+        olds += [old for (old,) in await asyncio.gather(*scripts)]
+    if keys:
+        await client.eval(_LOG, 1, log, *keys)
+    if message is not None:
+        await client.publish(channel, message)
+    return olds
+
+
+def _arguments(orders: Sequence[Order], texts: Sequence[str]) -> list[str | int | bytes]:
+    """
+    Return what the script is told of orders.
+    """
+    args: list[str | int | bytes] = []
+    start = 0
+    for (op, ttl), alike in groupby(orders, lambda order: (order.op, order.ttl)):
+        count = sum(1 for _ in alike)
+        args += op, int(ttl * 1000) + 1, count
+        args += [text.encode() for text in texts[start : start + count]]
+        start += count
+    return args
