@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import aiohttp_session
 import pytest
-from aiohttp import ClientWebSocketResponse, WSMsgType, web
+from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
 from conftest import AiohttpClient, Client, free_port
 from redis_server import RedisServer
 from support import PATIENCE, cookie_of, make_app, until
@@ -100,20 +100,39 @@ async def visit(client: Client, path: str, cookie: str) -> str:
     return cookie if new is None else f"AIOHTTP_SESSION={new.coded_value}"
 
 
+async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
+    """Open a socket as a browser, which tries again when it is told to: a Redis may be slow."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(WSServerHandshakeError):
+                return await client.ws_connect("/ws", headers={"Cookie": cookie})
+            await asyncio.sleep(0.05)
+
+
 @contextlib.asynccontextmanager
 async def socket(client: Client, cookie: str) -> AsyncIterator[ClientWebSocketResponse]:
-    """Open a socket as a browser, and read its greeting."""
-    async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
+    """Open a socket, and read its greeting."""
+    async with await connect(client, cookie) as ws:
         await ws.receive_json(timeout=PATIENCE)
         yield ws
 
 
 async def refused(client: Client, cookie: str) -> int:
     """Try to open a socket; return the close code that refuses it."""
-    async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
+    async with await connect(client, cookie) as ws:
         message = await ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.CLOSE, message
         return int(message.data)
+
+
+async def becomes_nobody(client: Client, cookie: str) -> None:
+    """Ask for a page until it is that of nobody: a Redis may be too slow to be waited for."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            client.session.cookie_jar.clear()
+            async with client.get("/whoami", headers={"Cookie": cookie}) as response:
+                if (await response.json())["user"] is None:
+                    return
 
 
 async def id_of(client: Client, cookie: str) -> str:

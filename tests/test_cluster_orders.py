@@ -12,6 +12,7 @@ import pytest
 from cluster import (
     StartNode,
     acquaint,
+    becomes_nobody,
     id_of,
     log_in,
     nodes,
@@ -74,8 +75,7 @@ class TestLogOut:
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
         await settled(a)
-        async with b.get("/whoami", headers={"Cookie": cookie}) as response:
-            assert (await response.json())["user"] is None
+        await becomes_nobody(b, cookie)
 
     async def test_restarted(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A node that starts after the log-out has never heard of it, and asks."""
@@ -85,8 +85,7 @@ class TestLogOut:
         await settled(a)
         b = await start_node(redis_server.url, "b")
 
-        async with b.get("/whoami", headers={"Cookie": cookie}) as response:
-            assert (await response.json())["user"] is None
+        await becomes_nobody(b, cookie)
         c = await start_node(redis_server.url, "c")
         assert await refused(c, cookie) == 4401
 
@@ -282,8 +281,7 @@ class TestIdentity:
         b = await start_node(redis_server.url, "b")
         assert await refused(b, two) == 4401
         c = await start_node(redis_server.url, "c")
-        async with c.get("/whoami", headers={"Cookie": two}) as response:
-            assert (await response.json())["user"] is None
+        await becomes_nobody(c, two)
 
     async def test_later_wins(self, redis_server: RedisServer) -> None:
         """An earlier end that Redis takes later changes nothing, and its node learns that."""

@@ -14,6 +14,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError, NoPermissionError, RedisError
 
+from ..records import blame
+
 __all__ = ["MakeClient"]
 
 Client: TypeAlias = "Redis | RedisCluster"
@@ -64,8 +66,9 @@ def reason(exc: BaseException) -> str:
     """
     Return what may be logged of an error of Redis: nothing that quotes a command.
     """
-    known = isinstance(exc, RedisConnectionError | NoPermissionError | OSError) and str(exc)
-    return f"{type(exc).__name__}: {exc}" if known else type(exc).__name__
+    if isinstance(exc, RedisConnectionError | NoPermissionError | OSError) and str(exc):
+        return f"{type(exc).__name__}: {exc}"
+    return blame(exc)
 
 
 async def close_client(client: Client) -> None:

@@ -11,6 +11,10 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeAlias
 
+from redis.asyncio import RedisCluster
+from redis.asyncio.client import PubSub
+
+from ..records import blame
 from .client import LIMIT, TROUBLE, MakeClient, close_client, reason
 
 __all__: list[str] = []
@@ -57,12 +61,20 @@ class Listener:
             began = asyncio.get_running_loop().time()
             try:
                 await self._listen()
-            except TROUBLE as exc:
+            except Exception as exc:  # noqa: BLE001  redis-py has others than its own
                 self._lost(reason(exc))
             if asyncio.get_running_loop().time() - began > 10 * LIMIT:
                 tries = 0
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
             tries = min(tries + 1, 10)
+
+    async def _hear(self, channel: bytes, data: bytes) -> None:
+        try:
+            waiting = self._handlers[channel](data)
+            if waiting is not None:
+                await waiting
+        except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
+            log.error("a message of another process could not be handled: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold an id
 
     async def _listen(self) -> None:
         """
@@ -70,9 +82,12 @@ class Listener:
         """
         loop = asyncio.get_running_loop()
         client = self._make()
-        pubsub = client.pubsub()
+        pubsub: PubSub | None = None
         try:
             async with asyncio.timeout(2 * LIMIT):
+                if isinstance(client, RedisCluster):
+                    _ = await client.initialize()  # its pubsub() takes that for done
+                pubsub = client.pubsub()
                 await pubsub.subscribe(*self._handlers)
             pinged, turn = False, loop.time()
             while True:
@@ -92,14 +107,13 @@ class Listener:
                     # redis-py reconnects without a word but this one.
                     self._subscribed()
                 elif message["type"] == "message":
-                    waiting = self._handlers[message["channel"]](message["data"])
-                    if waiting is not None:
-                        await waiting
+                    await self._hear(message["channel"], message["data"])
                 if loop.time() - turn > TURN:
                     await asyncio.sleep(0)  # get_message() gives way only if there is none
                     turn = loop.time()
         finally:
-            with contextlib.suppress(*TROUBLE):
-                async with asyncio.timeout(LIMIT):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py's
+            if pubsub is not None:
+                with contextlib.suppress(*TROUBLE):
+                    async with asyncio.timeout(LIMIT):
+                        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py's
             await close_client(client)

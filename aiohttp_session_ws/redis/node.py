@@ -5,6 +5,7 @@ This process among the others: its connections to Redis, its clock, and who else
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -13,9 +14,11 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from ..exceptions import RedisAway
+from ..records import blame
 from .client import LIMIT, MakeClient, end_tasks
 from .listener import Handlers, Listener
 from .mailbox import Mailbox
@@ -140,15 +143,15 @@ class Node:
         def named(handlers: Handlers) -> Handlers:
             return {f"{self._prefix}:{channel}": hear for channel, hear in handlers.items()}
 
-        for coro in (
-            Listener(self._make, named(control), self._subscribed, self._lost).run(),
-            Listener(self._make, named(data), _nothing, _nothing).run(),
-            self.writer.run(),
-            self.mailbox.run(),
-            self._pulse(),
-            self._watch(reconcile),
+        for run in (
+            Listener(self._make, named(control), self._subscribed, self._lost).run,
+            Listener(self._make, named(data), _nothing, _nothing).run,
+            self.writer.run,
+            self.mailbox.run,
+            self._pulse,
+            partial(self._watch, reconcile),
         ):
-            self._tasks.add(asyncio.create_task(coro))
+            self._tasks.add(asyncio.create_task(_for_ever(run)))
         try:
             async with asyncio.timeout(2 * LIMIT):
                 await self._tried.wait()
@@ -283,12 +286,20 @@ class Node:
             except TimeoutError:
                 pass
             self.missed.clear()
-            try:
+            with contextlib.suppress(RedisAway):  # they are looked for when it is back
                 await reconcile()
-            except RedisAway:
-                pass  # it is missed again when Redis is back
-            except Exception:
-                log.exception("looking for missed orders failed")
+
+
+async def _for_ever(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """
+    Let what runs until it is cancelled do so, whatever else comes in between.
+    """
+    while True:
+        try:
+            await run()
+        except Exception as exc:  # noqa: BLE001  ours, or the application's
+            log.error("a task of the registry failed, and goes on: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold an id
+        await asyncio.sleep(PROBE)
 
 
 def _nothing(*_: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import RedisCluster
 
 from ..exceptions import RedisAway
-from .client import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
+from .client import LIMIT, Client, MakeClient, close_client, end_tasks, reason
 from .recording import RECENT, record
 from .wire import Order
 
@@ -81,7 +81,7 @@ class Store:
             if not task.done():
                 raise TimeoutError(f"no answer within {LIMIT:g} s")
             result = task.result()
-        except TROUBLE as exc:
+        except Exception as exc:  # noqa: BLE001  redis-py has others than its own
             self._fail(client, reason(exc))
             raise RedisAway(f"Redis is away: {self.why}") from None
         if self.away and client is self._client:
@@ -240,5 +240,5 @@ def _seen(task: asyncio.Future[Any]) -> None:
 
 
 async def _page(client: Client, *, key: str, since: float, start: int) -> list[bytes]:
-    found = await client.zrevrangebyscore(key, "+inf", since, start=start, num=CHUNK)
-    return list(found)
+    keys: Any = await client.zrevrangebyscore(key, "+inf", since, start=start, num=CHUNK)
+    return list(keys)

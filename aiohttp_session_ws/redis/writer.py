@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Final
 
 from ..exceptions import RedisAway
+from ..records import blame
 from .store import Store
 from .wire import Order, Unit, envelope, unit_text
 
@@ -148,7 +149,10 @@ class Writer:
             job.done()
         for order, old in zip(orders, olds, strict=True):
             if old is not None:
-                self._found(order, old)
+                try:
+                    self._found(order, old)
+                except Exception as exc:  # noqa: BLE001  what is stored is stored
+                    log.error("a record could not be looked at: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold an id
 
     async def drain(self, timeout: float) -> int:
         """
