@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Literal, Unpack
+from typing import Final, Literal, Unpack
 
 from aiohttp import web
 
@@ -21,7 +22,7 @@ from .closing import (
     Close,
 )
 from .connection import Connection, ServedWebSocket
-from .exceptions import SessionWSClosed
+from .exceptions import HandshakeRefused, SessionWSClosed
 from .handshake import WebSocketOptions, handshake
 from .helpers import registry_from
 from .registry import SessionWSRegistry
@@ -31,6 +32,8 @@ from .visit import VISIT, Visit, end_visit, forget, visit_of
 __all__ = ["session_ws"]
 
 log = logging.getLogger("aiohttp_session_ws")
+
+_OVER: Final = object()  # what an iterator that has ended is taken to return
 
 
 def session_ws(
@@ -87,7 +90,7 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
     def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
         self._request = request
         self._options: WebSocketOptions | None = options
-        self._contexts: AsyncExitStack | None = None
+        self._contexts: list[AsyncIterator[None]] | None = None
 
     async def __aenter__(self) -> web.WebSocketResponse:
         request, options = self._request, self._options
@@ -111,14 +114,38 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._contexts is not None:
+        error = await self._leave_contexts(exc)
+        await self._leave(error)
+        if error is not exc and error is not None:
+            raise error
+
+    async def _leave_contexts(self, error: BaseException | None) -> BaseException | None:
+        """
+        Run what follows the ``yield`` of each context, whatever became of the others.
+
+        Returns:
+            *error*, or without one what a context raised.
+        """
+        for context in reversed(self._contexts or ()):
             try:
-                # A context can't swallow what the handler raised: nothing would be returned.
-                await self._contexts.__aexit__(exc_type, exc, traceback)
-            except BaseException as error:
-                await self._leave(error)
-                raise
-        await self._leave(exc)
+                if await anext(context, _OVER) is not _OVER:
+                    raise RuntimeError(f"more than one 'yield' in {context!r}")
+            except Exception as exc:
+                if error is None:
+                    error = exc
+                else:
+                    log.exception("a connection context failed")
+            except asyncio.CancelledError as exc:
+                self._log_overtaken(error)
+                error = exc
+        return error
+
+    def _log_overtaken(self, error: BaseException | None) -> None:
+        """
+        Log an error that nobody else will hear of, since its task has been cancelled.
+        """
+        if isinstance(error, Exception) and not _explained(self._connection, error):
+            log.error("a websocket handler failed", exc_info=error)
 
     async def _welcome(self) -> None:
         """
@@ -136,10 +163,12 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
             )
             await registry.on_open.send(details)
         if registry.connection_ctx:
-            self._contexts = AsyncExitStack()
+            self._contexts = []
             for context in registry.connection_ctx:
                 _expect_open(connection)
-                await self._contexts.enter_async_context(asynccontextmanager(context)(connection))
+                iterator = aiter(context(connection))
+                await anext(iterator)
+                self._contexts.append(iterator)
         _expect_open(connection)
 
     async def _leave(self, error: BaseException | None) -> None:
@@ -153,15 +182,23 @@ class _SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         close = connection.close or _close_for(error)
         try:
             if registry.on_close:
-                await registry.on_close.send(_close_details(self._request, connection, close))
+                by, code = end_of(connection, error)
+                details = CloseDetails(
+                    self._request,
+                    connection.session_ws_id,
+                    connection.ws,
+                    code,
+                    by,
+                    connection.identity,
+                )
+                await registry.on_close.send(details)
         finally:
             registry._sockets.left(connection)
             end_visit(self._visit)
             try:
                 await registry._sockets.wait_gone(connection, close)
             except asyncio.CancelledError:
-                if isinstance(error, Exception) and not _explained(connection, error):
-                    log.error("a websocket handler failed", exc_info=error)  # noqa: TRY400  not this one
+                self._log_overtaken(error)
                 raise  # the server cancels the handlers of clients that have gone
             finally:
                 if not self._visit.guarded:
@@ -175,18 +212,26 @@ def _expect_open(connection: Connection) -> None:
         raise SessionWSClosed(connection.ws)
 
 
-def _close_details(request: web.Request, connection: Connection, close: Close) -> CloseDetails:
+def end_of(
+    connection: Connection, error: BaseException | None = None
+) -> tuple[Literal["order", "handler", "client"], int]:
+    """
+    Tell who begins or began to end a connection, and with which code.
+
+    Args:
+        connection: One that has ended, or whose handler ends.
+        error: What the handler raised.
+    """
     ws: ServedWebSocket = connection.ws
-    by: Literal["order", "handler", "client"]
     if connection.close is not None:
-        by, code = "order", close.code
-    elif not ws.closed:
-        by, code = "handler", close.code
-    elif ws.closed_with is not None:
-        by, code = "handler", ws.closed_with
-    else:
-        by, code = "client", ws.close_code or 1006
-    return CloseDetails(request, connection.session_ws_id, ws, code, by, connection.identity)
+        return "order", connection.close.code
+    if ws.closed_with is not None:
+        return "handler", ws.closed_with
+    if ws.close_code is not None:
+        return "client", ws.close_code or 1005  # a close frame needn't have a code
+    if connection.disconnected:
+        return "client", 1006
+    return "handler", _close_for(error).code
 
 
 def _close_for(error: BaseException | None) -> Close:
@@ -197,6 +242,8 @@ def _close_for(error: BaseException | None) -> Close:
         return NORMAL
     if isinstance(error, asyncio.CancelledError):
         return GOING_AWAY
+    if isinstance(error, HandshakeRefused):
+        return error.close
     if not isinstance(error, web.HTTPException) or error.status >= 500:
         return INTERNAL_ERROR
     return NORMAL if error.status < 400 else POLICY_VIOLATION

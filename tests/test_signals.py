@@ -11,6 +11,7 @@ import aiohttp_session
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError, web
 from conftest import AiohttpClient, Client
+from support import RawPeer
 
 from aiohttp_session_ws import (
     AuthDetails,
@@ -22,6 +23,7 @@ from aiohttp_session_ws import (
     OpenDetails,
     SessionWSRegistry,
     Signal,
+    Timeouts,
     get_session_ws_id,
     session_ws,
     session_ws_middleware,
@@ -237,6 +239,18 @@ class TestClose:
         details = await tape.close()
 
         assert (details.by, details.code) == ("handler", code)
+
+    async def test_by_a_client_without_a_code(self, aiohttp_client: AiohttpClient) -> None:
+        """A close frame without a code is 1005, as a browser's ``close()`` sends it."""
+        registry = SessionWSRegistry()
+        tape = Tape(registry)
+        client = await aiohttp_client(make_app(registry))
+        peer = await RawPeer.open(client.make_url("/echo"))
+        await peer.say(8, b"")
+        details = await tape.close()
+        peer.close()
+
+        assert (details.code, details.by) == (1005, "client")
 
     @pytest.mark.parametrize("cancels", [False, True])
     async def test_by_crash(
@@ -531,6 +545,66 @@ class TestConnectionContext:
         assert await asyncio.wait_for(events.get(), 5) == ("exit", connection)
         assert connection.session_ws_id is not None
         assert connection.request is not None
+
+    @pytest.mark.parametrize("path", ["/echo", "/leave", "/crash", "/hang_up", "/forbid"])
+    async def test_needs_no_finally(
+        self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It runs though the context guards itself against nothing, and others fail."""
+        ends = asyncio.Queue[str]()
+
+        async def plain(connection: Connection) -> AsyncIterator[None]:
+            yield
+            ends.put_nowait("plain")
+
+        async def bad(connection: Connection) -> AsyncIterator[None]:
+            yield
+            ends.put_nowait("bad")
+            raise LookupError("a bug")
+
+        async def twice(connection: Connection) -> AsyncIterator[None]:
+            yield
+            ends.put_nowait("twice")
+            yield
+
+        registry = SessionWSRegistry()
+        registry.connection_ctx += [plain, bad, twice]
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect(path):
+            pass
+
+        assert [await asyncio.wait_for(ends.get(), 5) for _ in range(3)] == [
+            *("twice", "bad", "plain")
+        ]
+        await client.close()
+        assert "in bad\n" in caplog.text
+        assert "RuntimeError: more than one 'yield'" in caplog.text
+
+    async def test_is_cancelled(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One that is cancelled costs nobody else theirs, and hides no crash."""
+        there, left = asyncio.Event(), asyncio.Event()
+
+        async def plain(connection: Connection) -> AsyncIterator[None]:
+            yield
+            left.set()
+
+        async def slow(connection: Connection) -> AsyncIterator[None]:
+            yield
+            there.set()
+            await asyncio.Event().wait()
+
+        registry = SessionWSRegistry(timeouts=Timeouts(handler_grace=0.1))
+        registry.connection_ctx += [plain, slow]
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/crash"):
+            await there.wait()
+            await registry.close_all()
+            await left.wait()
+        await client.close()
+
+        assert caplog.text.count("a websocket handler failed") == 1
 
     @pytest.mark.parametrize("order", ["close_all", "shutdown"])
     async def test_exits_at_an_order(self, aiohttp_client: AiohttpClient, order: str) -> None:
