@@ -11,7 +11,7 @@ import time
 from collections.abc import Coroutine, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aiohttp import WSMessage, web
+from aiohttp import WSCloseCode, WSMessage, web
 
 if TYPE_CHECKING:
     from .closing import Close
@@ -54,6 +54,16 @@ class ServedWebSocket(web.WebSocketResponse):
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
+    def _send_heartbeat(self) -> None:
+        super()._send_heartbeat()
+        transport = None if self._req is None else self._req.transport
+        if self._pong_response_cb is None or transport is None or transport.is_closing():
+            return
+        if not transport.is_reading():
+            # The pong of a peer that is held up can't be heard, so don't wait for it; aiohttp
+            # has nothing public for this. If the peer is dead, TCP finds out by the ping.
+            self._reset_heartbeat()
+
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
         """
         Receive as aiohttp does.
@@ -66,9 +76,9 @@ class ServedWebSocket(web.WebSocketResponse):
         """
         Close as aiohttp does.
         """
-        # receive() sets close_code before it answers the client's close; no code yet
-        # means that nobody but this side has asked.
-        if not self.closed and self.close_code is None:
+        # receive() sets close_code before it answers the client's close, with 1000. No code
+        # yet, or another one, means that nobody but this side has asked.
+        if not self.closed and (self.close_code is None or code != WSCloseCode.OK):
             self.closed_with = code
         return await super().close(code=code, message=message, drain=drain)
 
@@ -89,6 +99,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_data",
         "_left",
         "admitted",
         "cancelled",
@@ -145,6 +156,16 @@ class Connection:
         self.cancelled = False  # the engine has cancelled the handler
         self.left = False  # the handler has left session_ws
         self._left: asyncio.Future[None] | None = None
+        self._data: dict[str, Any] | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """
+        What the application keeps with the connection.
+        """
+        if self._data is None:
+            self._data = {}
+        return self._data
 
     @property
     def opened(self) -> bool:
