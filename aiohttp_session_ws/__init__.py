@@ -7,6 +7,7 @@ from .closing import (
     INTERNAL_ERROR,
     NORMAL,
     POLICY_VIOLATION,
+    PROTOCOL_ERROR,
     RECONNECT,
     SESSION_ENDED,
     SESSION_EXPIRED,
@@ -28,6 +29,9 @@ from .exceptions import (
     SessionEnded,
     SessionWSClosed,
     SessionWSError,
+    WebSocketDisconnect,
+    WebSocketProtocolError,
+    WebSocketStateError,
     WrongLoop,
 )
 from .gate import Origins
@@ -45,6 +49,7 @@ from .helpers import (
     schedule_close_all_session_ws,
     setup,
 )
+from .hooks import WebSocketHook
 from .identify import Identify
 from .ids import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, IdFactory
 from .limits import Limits
@@ -64,6 +69,8 @@ from .signals import (
     Signal,
 )
 from .snapshot import ConnectionInfo, Count, Snapshot
+from .views import WebSocketView, websocket_handler
+from .websocket import WebSocket
 
 __version__ = "2.0.0"
 
@@ -74,6 +81,7 @@ __all__ = [
     "INTERNAL_ERROR",
     "NORMAL",
     "POLICY_VIOLATION",
+    "PROTOCOL_ERROR",
     "RECONNECT",
     "REGISTRY_KEY",
     "SESSION_ENDED",
@@ -114,7 +122,13 @@ __all__ = [
     "Snapshot",
     "SupportsClose",
     "Timeouts",
+    "WebSocket",
+    "WebSocketDisconnect",
+    "WebSocketHook",
     "WebSocketOptions",
+    "WebSocketProtocolError",
+    "WebSocketStateError",
+    "WebSocketView",
     "WrongLoop",
     "delete_session_ws_id",
     "end_identity_ws",
@@ -129,4 +143,5 @@ __all__ = [
     "session_ws",
     "session_ws_middleware",
     "setup",
+    "websocket_handler",
 ]

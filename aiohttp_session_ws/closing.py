@@ -24,6 +24,7 @@ __all__ = [
     "INTERNAL_ERROR",
     "NORMAL",
     "POLICY_VIOLATION",
+    "PROTOCOL_ERROR",
     "RECONNECT",
     "SESSION_ENDED",
     "SESSION_EXPIRED",
@@ -78,6 +79,8 @@ class Close:
 NORMAL: Final = Close(1000)
 #: The process stops; come back with a back-off.
 GOING_AWAY: Final = Close(1001, "server is shutting down")
+#: The client speaks another protocol than the application's.
+PROTOCOL_ERROR: Final = Close(1002, "protocol error")
 POLICY_VIOLATION: Final = Close(1008, "refused by the application")
 #: The handler crashed; come back with a back-off.
 INTERNAL_ERROR: Final = Close(1011, "internal error")

@@ -11,7 +11,10 @@ What can go wrong, as one tree::
      +-- WrongLoop (RuntimeError)
      +-- SessionEnded (RuntimeError)
      +-- SessionWSClosed
+     +-- WebSocketDisconnect
+     +-- WebSocketStateError (RuntimeError)
      +-- HandshakeRefused (aiohttp.web.HTTPForbidden)
+          +-- WebSocketProtocolError
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from .closing import Close
+    from .connection import Connection
 
 __all__ = [
     "HandshakeRefused",
@@ -34,6 +38,9 @@ __all__ = [
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",
+    "WebSocketDisconnect",
+    "WebSocketProtocolError",
+    "WebSocketStateError",
     "WrongLoop",
 ]
 
@@ -122,3 +129,49 @@ class HandshakeRefused(SessionWSError, web.HTTPForbidden):
     def __init__(self, close: Close) -> None:
         web.HTTPForbidden.__init__(self, text=f"websocket refused: {close.reason}")
         self.close = close
+
+
+class WebSocketProtocolError(HandshakeRefused):
+    """
+    The client doesn't speak the application's protocol.
+
+    Raised by a handler or a hook before ``connect()``, it refuses the handshake as any
+    :class:`HandshakeRefused` does; later it closes the socket. Either way with 1002.
+
+    Args:
+        detail: The close reason; its first 123 bytes.
+    """
+
+    def __init__(self, detail: str = "") -> None:
+        from .closing import PROTOCOL_ERROR
+
+        self.detail = detail
+        reason = detail.encode()[:123].decode(errors="ignore")
+        super().__init__(PROTOCOL_ERROR.replace(None, reason or None))
+
+
+class WebSocketStateError(SessionWSError, RuntimeError):
+    """
+    A :class:`WebSocket` was used too early, twice, or by two tasks that receive.
+    """
+
+
+class WebSocketDisconnect(SessionWSError):
+    """
+    The socket is closed, whoever closed it. A handler needn't catch it.
+
+    Args:
+        code: The close code that was sent first, by either side; 1005 if a client's close
+            frame had none, 1006 if there was no close frame.
+        reason: The reason that came with it.
+        connection: Whose socket.
+    """
+
+    def __init__(self, code: int, reason: str = "", connection: Connection | None = None) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+        self.connection = connection
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}".rstrip()

@@ -16,7 +16,7 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from aiohttp import web
 
@@ -33,6 +33,9 @@ from .push import SessionWSPushes
 from .revocation import Expiry
 from .signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails, OpenDetails, Signal
 from .snapshot import Count, Snapshot, snapshot
+
+if TYPE_CHECKING:
+    from .hooks import WebSocketHook
 
 __all__ = ["Authorize", "ConnectionContext", "SessionWSRegistry"]
 
@@ -71,6 +74,11 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
         connection_ctx: Async generator functions with one ``yield``, like aiohttp's
             ``cleanup_ctx``. Each is called with every :class:`Connection` that opens;
             what follows the ``yield`` runs however the connection ends.
+        on_request: Async callables that are given each :class:`WebSocket` before its handler
+            is, to connect on the handler's behalf or to refuse.
+        on_response: Async callables that are given it once its handler has returned; it may
+            be open still. They nest with those of ``on_request`` as middlewares do: the
+            first comes first there and last here.
         on_handshake: Signal; the gate has been passed.
         on_auth_success: Signal; ``authorize`` agreed.
         on_auth_fail: Signal; ``authorize`` did not.
@@ -105,6 +113,8 @@ class SessionWSRegistry(SessionWSPushes, Mapping[Hashable, "frozenset[web.WebSoc
             raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
         self.push_queue = PushQueue() if push_queue is None else push_queue
         self.connection_ctx: list[ConnectionContext] = []
+        self.on_request: list[WebSocketHook] = []
+        self.on_response: list[WebSocketHook] = []
         self.on_handshake: Signal[HandshakeDetails] = Signal(self)
         self.on_auth_success: Signal[AuthDetails] = Signal(self)
         self.on_auth_fail: Signal[AuthDetails] = Signal(self)

@@ -1,0 +1,223 @@
+"""
+``WebSocket``: a conversation with a client, over a socket that belongs to its session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Hashable
+from typing import Any, Self
+
+from aiohttp import web
+from aiohttp.typedefs import JSONDecoder, JSONEncoder
+
+from .closing import NORMAL, Close
+from .exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
+from .handshake import WebSocketOptions
+from .opening import _SessionWS
+from .reader import Reader
+
+__all__ = ["WebSocket"]
+
+
+class WebSocket:
+    """
+    A conversation with a client: connect, talk, and see it end.
+
+    Handlers and hooks are given one before its handshake. Once it is closed, whoever closed
+    it, what talks raises :class:`WebSocketDisconnect`, in a loop that only sends as well: while
+    the handler is busy, a task reads in its place, answers pings and closes, and keeps up to 64
+    messages or 64 KiB. Beyond that the client has to wait, and its close is seen when the
+    handler has read on, or when it hangs up.
+
+    One task at a time may receive; any may send. Item access is for data of the connection:
+    ``ws["name"] = "Ann"`` is in ``data`` of what ``connection_ctx`` is given.
+
+    Args:
+        request: The request for a websocket.
+        options: Options of :class:`aiohttp.web.WebSocketResponse`.
+    """
+
+    __slots__ = ("__weakref__", "_began", "_options", "_reader", "_session_ws", "request")
+
+    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+        self.request = request
+        self._options = options
+        self._began = False  # to connect, or refused
+        self._session_ws: _SessionWS | None = None
+        self._reader: Reader | None = None
+
+    @property
+    def connecting(self) -> bool:
+        """
+        Whether it waits for ``connect()``.
+        """
+        return not self._began
+
+    @property
+    def connected(self) -> bool:
+        """
+        Whether it is open.
+        """
+        return self._reader is not None and not self._reader.connection.ws.closed
+
+    @property
+    def closed(self) -> bool:
+        """
+        Whether it was refused or closed, by either side.
+        """
+        return self._began and not self.connected
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """
+        The subprotocols that the client offers.
+        """
+        offered = self.request.headers.get("Sec-WebSocket-Protocol", "")
+        return [name.strip() for name in offered.split(",") if name.strip()]
+
+    protocols = subprotocols
+
+    @property
+    def session_ws_id(self) -> Hashable:
+        """
+        The id of the session that it belongs to.
+        """
+        return self._opened().connection.session_ws_id
+
+    @property
+    def identity(self) -> Hashable | None:
+        """
+        Whom the session belongs to; ``None`` if nobody is known.
+        """
+        return self._opened().connection.identity
+
+    def __getitem__(self, key: str) -> Any:
+        return self._opened().connection.data[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._opened().connection.data[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._opened().connection.data
+
+    async def connect(
+        self, subprotocol: str | None = None, close: bool = False, close_code: int | Close = NORMAL
+    ) -> None:
+        """
+        Shake hands, as :func:`session_ws` does on entry, with all that it raises.
+
+        Args:
+            subprotocol: Which one to speak; the client must have offered it.
+            close: Whether to close at once, which tells a page's script of a refusal.
+            close_code: The code for that.
+
+        Raises:
+            WebSocketStateError: If it was connected or refused before.
+            WebSocketProtocolError: If the client hasn't offered *subprotocol*.
+        """
+        if self._began:
+            msg = "connected or refused already: where a hook may do so, ask ws.connecting first"
+            raise WebSocketStateError(msg)
+        options = self._options
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
+            options = options | WebSocketOptions(protocols=(subprotocol,))
+        self._began = True
+        self._session_ws = _SessionWS(self.request, options)
+        await self._session_ws.__aenter__()
+        sockets = self._session_ws._registry._sockets
+        self._reader = Reader(self._session_ws._connection, sockets)
+        if close:
+            await self.close(close_code)
+
+    async def accept(self, subprotocol: str | None = None) -> None:
+        """
+        Same as :meth:`connect`.
+        """
+        await self.connect(subprotocol)
+
+    def receive(self) -> Coroutine[Any, Any, str | bytes]:
+        """
+        Wait for a message. Those that came before a client's close are delivered before it.
+
+        Raises:
+            WebSocketDisconnect: If the socket is closed.
+            WebSocketStateError: If it isn't connected yet, or another task is receiving.
+        """
+        return self._opened().receive()
+
+    async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
+        """
+        Wait for a message and decode it; what *loads* raises is for the caller to handle.
+        """
+        return loads(await self.receive())  # type: ignore[arg-type]  # json takes bytes too
+
+    async def recv(self) -> str | bytes | None:
+        """
+        Wait for a message; return ``None`` if the socket is closed.
+        """
+        return await anext(self, None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        try:
+            return await self.receive()
+        except WebSocketDisconnect:
+            raise StopAsyncIteration from None
+
+    async def send(self, data: str | bytes) -> None:
+        """
+        Send a text, or bytes as a binary message; wait if the client reads too slowly.
+
+        Raises:
+            WebSocketDisconnect: If the socket is closed.
+            WebSocketStateError: If it isn't connected yet.
+            TypeError: If *data* is neither text nor bytes.
+        """
+        reader = self._opened()
+        ws: web.WebSocketResponse = reader.connection.ws
+        if ws.closed:
+            raise reader.disconnect()
+        try:
+            if isinstance(data, str):
+                await ws.send_str(data)
+            elif isinstance(data, (bytes, bytearray, memoryview)):
+                await ws.send_bytes(data)
+            else:
+                raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+        except ConnectionError:
+            raise reader.disconnect() from None
+
+    async def send_json(self, data: Any, dumps: JSONEncoder = json.dumps) -> None:
+        """
+        Send *data* as JSON, in a text message.
+        """
+        await self.send(dumps(data))
+
+    async def close(self, code: int | Close = NORMAL, reason: str | None = None) -> None:
+        """
+        Close the socket and wait until it is gone; before ``connect()``, refuse it.
+
+        It takes ``timeouts.close`` seconds at most. Nothing happens if it is closed already.
+
+        Args:
+            code: One of the package's, a :class:`aiohttp.WSCloseCode`, or from 3000 to 4999.
+            reason: For the developer at the other end.
+        """
+        close = (code if isinstance(code, Close) else Close(code)).replace(None, reason)
+        self._began = True
+        if self._reader is not None and self._session_ws is not None and self.connected:
+            self._reader.reason = close.reason
+            await self._reader.stop()
+            sockets = self._session_ws._registry._sockets
+            await asyncio.wait({sockets.begin_close(self._reader.connection, close)})
+
+    def _opened(self) -> Reader:
+        if self._reader is None:
+            raise WebSocketStateError("not connected: await ws.connect() first")
+        return self._reader
