@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeAlias
 
-from . import bookkeeping, closing, handshakes, memory, middleware, push
+from . import bookkeeping, closing, echo, handshakes, memory, middleware, push
 
 Benchmark: TypeAlias = Callable[[int], Coroutine[None, None, None]]
 
@@ -24,6 +24,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
     "memory": memory.measure,
     "closing": closing.measure,
     "push": push.measure,
+    "echo": echo.measure,
 }
 
 

@@ -15,15 +15,17 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final, Literal, TypeAlias
 
 import aiohttp_session
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 
 from aiohttp_session_ws import (
     PushQueue,
     SessionWSRegistry,
+    WebSocket,
     session_ws,
     session_ws_middleware,
     setup,
+    websocket_handler,
 )
 
 from .report import cpu_microseconds
@@ -58,6 +60,7 @@ class Work:
             self.app.router.add_get("/{manner}", self.bare)
         else:
             self.app.middlewares.append(session_ws_middleware)
+            self.app.router.add_get("/talk", self.talk)
             self.app.router.add_get("/{manner}", self.ours)
             patient = PushQueue(patience=3600)  # a peer that stopped is to stay
             self._registry = setup(self.app, SessionWSRegistry(push_queue=patient))
@@ -83,6 +86,16 @@ class Work:
             await self._stay(request, ws)
         return ws
 
+    @websocket_handler
+    async def talk(self, ws: WebSocket) -> None:
+        """
+        Echo, by the conversation object.
+        """
+        await ws.connect()
+        self._ready += 1
+        while True:
+            await ws.send(await ws.receive())
+
     async def _stay(self, request: web.Request, ws: web.WebSocketResponse) -> None:
         """
         Do with a socket what the path says.
@@ -91,6 +104,12 @@ class Work:
         match request.match_info["manner"]:
             case "receive":
                 await ws.receive()
+            case "talk":
+                async for message in ws:
+                    if message.type is WSMsgType.TEXT:
+                        await ws.send_str(message.data)
+                    else:
+                        await ws.send_bytes(message.data)
             case "wait":  # never hears of the close
                 await asyncio.Event().wait()
             case "flood":
