@@ -37,8 +37,10 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
     return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
 
 
-PROGRAM, ORDERS, USERS, TESTING = blocks(python=True)
-IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS = blocks("docs/guide.rst", python=True)
+PROGRAM, HANDLERS, USERS = blocks(python=True)
+ORDERS, CONVERSATIONS, IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS, TESTING = blocks(
+    "docs/guide.rst", python=True
+)
 
 
 def run(block: str) -> dict[str, Any]:
@@ -72,33 +74,26 @@ class TestDocuments:
 
 class TestPrograms:
     async def test_the_complete_one(self) -> None:
-        """The README's own test passes with the README's program."""
+        """The guide's own test passes with the README's program."""
         await run(TESTING)["log_out_closes_the_socket"](run(PROGRAM)["make_app"]())
 
-    async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
-        """Renewed sockets are told to come back; those locked out are not."""
-        names = run(ORDERS)
+    async def test_handlers(self, aiohttp_client: AiohttpClient) -> None:
+        """The ticker ticks, and the echo echoes."""
         app = make_app()
-        app.router.add_get("/rights", names["change_rights"])
-        app.router.add_get("/lock/{id}", names["lock_out"])
+        app.add_routes(run(HANDLERS)["routes"])
         client = await aiohttp_client(app)
-        await client.get("/login")
-        async with client.ws_connect("/ws") as ws:
-            await client.get("/rights")
-            renewed = await expect_close(ws)
-        async with client.ws_connect("/ws") as ws:
-            id_ = (await ws.receive()).json()[0]
-            text = await (await client.get(f"/lock/{id_}")).text()
+        async with client.ws_connect("/ticker") as ws:
+            numbers = [(await ws.receive_json())["number"] for _ in range(10)]
+            assert await expect_close(ws) == 1000
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("x")
 
-            assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
+            assert await ws.receive_str() == "x"
+        assert numbers == list(range(10))
 
     async def test_users(self, aiohttp_client: AiohttpClient) -> None:
-        """Users of the listed origin get in, are told, and are logged out everywhere."""
-        names = run(USERS)
-        app = make_app(names["registry"])
-        app.router.add_get("/everywhere", names["log_out_everywhere"])
-        app.router.add_get("/notify/{user}", names["notify"])
-        client = await aiohttp_client(app)
+        """Users of the listed origin get in."""
+        client = await aiohttp_client(make_app(run(USERS)["registry"]))
         statuses = []
         for headers in ({"Origin": "https://evil.example"}, {}):
             with pytest.raises(WSServerHandshakeError) as refused:
@@ -106,13 +101,8 @@ class TestPrograms:
             statuses.append(refused.value.status)
         await client.get("/login")
         async with client.ws_connect("/ws", origin="https://example.org") as ws:
-            await ws.receive()
-            told = await (await client.get("/notify/ann")).text()
-            text = await ws.receive_str()
-            await client.get("/everywhere")
-
-            assert (statuses, told, text) == ([403, 403], "1 sockets", "mail!")
-            assert await expect_close(ws) == 4401
+            assert (await ws.receive()).json()[1] == "ann"
+        assert statuses == [403, 403]
 
     async def test_program_starts(self, unused_tcp_port: int) -> None:
         """It runs as a script does."""
@@ -132,6 +122,37 @@ class TestPrograms:
 
 
 class TestGuide:
+    async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
+        """Renewed sockets are told to come back; those locked out are not."""
+        names = run(ORDERS)
+        app = make_app()
+        app.router.add_get("/rights", names["change_rights"])
+        app.router.add_get("/lock/{id}", names["lock_out"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await client.get("/rights")
+            renewed = await expect_close(ws)
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            text = await (await client.get(f"/lock/{id_}")).text()
+
+            assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
+
+    async def test_conversations(self, aiohttp_client: AiohttpClient) -> None:
+        """Who speaks chat is welcome."""
+        names = run(CONVERSATIONS)
+        app = make_app(names["registry"])
+        app.router.add_get("/chat", names["chat"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/chat") as ws:
+            assert await expect_close(ws) == 1002
+        async with client.ws_connect("/chat", protocols=["chat"]) as ws:
+            await ws.send_str("Ann")
+            texts = [await ws.receive_str() for _ in range(2)]
+
+            assert (texts, await expect_close(ws)) == (["welcome, Ann", "goodbye"], 1000)
+
     async def test_identity(self, aiohttp_client: AiohttpClient) -> None:
         """One may log out here, everywhere, or everywhere else."""
         names = run(IDENTITY)
