@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from aiohttp import WSMsgType, web
 from aiohttp_session import get_session, session_middleware
@@ -16,6 +16,8 @@ from cryptography.fernet import Fernet
 
 from aiohttp_session_ws import (
     SessionWSRegistry,
+    WebSocketOptions,
+    WebSocketView,
     end_identity_ws,
     end_session_ws,
     get_session_ws_id,
@@ -29,6 +31,7 @@ from aiohttp_session_ws import (
 )
 
 HERE: Final = Path(__file__).parent
+ROOM: Final = web.AppKey("ROOM", set["Chat"])
 
 routes = web.RouteTableDef()
 
@@ -66,9 +69,11 @@ async def tell_counts(
 
 
 @routes.get("/")
+@routes.get("/chat")
 async def page(request: web.Request) -> web.Response:
     # Not a FileResponse: aiohttp_session sets no cookie with a stream.
-    text = (HERE / "index.html").read_text("utf-8")
+    name = "chat.html" if request.path == "/chat" else "index.html"
+    text = (HERE / name).read_text("utf-8")
     headers = {"Cache-Control": "no-store"}
     return web.Response(text=text, content_type="text/html", headers=headers)
 
@@ -149,6 +154,35 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     return ws
 
 
+@routes.view("/chat/ws")
+class Chat(WebSocketView):
+    """
+    One tab in the chat: it tells all who are there what its user does and says.
+    """
+
+    options: ClassVar[WebSocketOptions] = {"max_msg_size": 4096}
+
+    async def on_open(self) -> None:
+        self.request.app[ROOM].add(self)
+        await self.tell("comes")
+
+    async def on_message(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            await self.tell("says", message)
+
+    async def on_close(self, code: int) -> None:
+        self.request.app[ROOM].discard(self)
+        await self.tell("leaves", str(code))
+
+    async def tell(self, what: str, text: str = "") -> None:
+        # A push, which a tab that reads too slowly holds up for nobody.
+        registry = registry_from(self.request)
+        who = "Somebody" if self.ws.identity is None else self.ws.identity
+        message = {"type": "chat", "who": who, "what": what, "text": text}
+        for session_ws_id in {tab.ws.session_ws_id for tab in self.request.app[ROOM]}:
+            await registry.send_session_json(session_ws_id, message)
+
+
 def make_app() -> web.Application:
     """
     Return the demo's application; its sessions end with the process.
@@ -157,6 +191,7 @@ def make_app() -> web.Application:
         Fernet(Fernet.generate_key()), cookie_name="session_ws_demo", samesite="Lax"
     )
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
+    app[ROOM] = set()
     setup(app, SessionWSRegistry(identify=user_of))
     app.add_routes(routes)
     app.router.add_static("/static/", HERE / "static")

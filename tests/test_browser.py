@@ -220,6 +220,28 @@ class TestTabs:
         assert await closes.last.get_attribute("data-code") == "1001"
 
 
+class TestChat:
+    async def test_talk_and_log_out(self, browser: Browser, site: TestServer) -> None:
+        """Two users talk; the page of the one who logs out is closed, and says so."""
+        pages = []
+        for name in ("Ada", "Bob"):
+            context = await browser.new_context()
+            await log_in(await open_tab(context, site), name)
+            page = await context.new_page()
+            await page.goto(str(site.make_url("/chat")))
+            await page.locator("body[data-state=open]").wait_for()
+            pages.append(page)
+        ada, bob = pages
+        await ada.fill("[name=text]", "hello")
+        await ada.click("'Send'")
+        for page in pages:
+            await expect(page.locator("li[data-kind=says]")).to_contain_text("Ada: hello")
+        await bob.context.pages[0].click("'Log out'")
+
+        await expect(bob.locator("#status")).to_contain_text("session ended")
+        await expect(ada.locator("li[data-kind=leaves]")).to_contain_text("Bob")
+
+
 class TestLogOutEverywhere:
     async def test_ends_tabs_of_all_browsers(
         self, browser: Browser, site: TestServer, now: list[float]

@@ -85,14 +85,20 @@ class TestPage:
             assert response.content_type == "text/html"
             assert "session_ws_demo" in response.cookies
 
-    async def test_all_it_links_to_is_served(self, client: Client) -> None:
+    @pytest.mark.parametrize(
+        ("path", "other", "script"),
+        [("/", "/chat", "/static/demo.js"), ("/chat", "/", "/static/chat.js")],
+    )
+    async def test_all_it_links_to_is_served(
+        self, client: Client, path: str, other: str, script: str
+    ) -> None:
         """Style, script and icon are there, and come from the demo itself."""
-        async with client.get("/") as response:
+        async with client.get(path) as response:
             links = re.findall(r'(?:src|href)="([^"]+)"', await response.text())
         statuses = {link: (await client.get(link)).status for link in links}
 
         assert statuses == dict.fromkeys(
-            ["/static/icon.svg", "/static/demo.css", "/static/demo.js"], 200
+            [other, "/static/icon.svg", "/static/demo.css", script], 200
         )
 
     async def test_state_of_visitor(self, client: Client) -> None:
@@ -144,6 +150,25 @@ class TestSocket:
 
         assert (await receive(first, "said"))["text"] == "hello"
         assert (await receive(second, "said"))["text"] == "hello"
+
+
+class TestChat:
+    async def test_talk(self, clients: list[Client]) -> None:
+        """All read who comes, what is said and who leaves; nobody twice."""
+        ada, _, bob = clients
+        first = await ada.ws_connect("/chat/ws")
+        assert (await receive(first, "chat"))["what"] == "comes"
+        second = await bob.ws_connect("/chat/ws")
+        for ws in (first, second):
+            assert (await receive(ws, "chat"))["who"] == "Bob"
+        await second.send_str("hello")
+        heard = [await receive(ws, "chat") for ws in (first, second)]
+        assert heard == [{"type": "chat", "who": "Bob", "what": "says", "text": "hello"}] * 2
+        await post(bob, "/logout")
+
+        assert await close_code(second) == 4401
+        left = {"type": "chat", "who": "Bob", "what": "leaves", "text": "4401"}
+        assert await receive(first, "chat") == left
 
 
 class TestLogIn:
