@@ -14,6 +14,7 @@ from typing import Final
 
 from aiohttp import WSMessage, WSMsgType
 
+from .closing import Close
 from .connection import Connection, ServedWebSocket
 from .exceptions import WebSocketDisconnect, WebSocketStateError
 from .opening import end_of
@@ -107,6 +108,14 @@ class Reader:
         close = self.connection.close
         reason = self.reason if close is None else close.reason
         return WebSocketDisconnect(end_of(self.connection)[1], reason, self.connection)
+
+    async def close(self, close: Close) -> None:
+        """
+        Close the socket and wait until it is gone.
+        """
+        self.reason = close.reason
+        await self.stop()
+        await asyncio.wait({self._sockets.begin_close(self.connection, close)})
 
     async def stop(self) -> None:
         """

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Coroutine, Hashable
 from typing import Any, Self
@@ -31,12 +30,9 @@ class WebSocket:
     messages or 64 KiB. Beyond that the client has to wait, and its close is seen when the
     handler has read on, or when it hangs up.
 
-    One task at a time may receive; any may send. Item access is for data of the connection:
-    ``ws["name"] = "Ann"`` is in ``data`` of what ``connection_ctx`` is given.
-
-    Args:
-        request: The request for a websocket.
-        options: Options of :class:`aiohttp.web.WebSocketResponse`.
+    One task at a time may receive; any may send. ``ws.request`` is the request for it. Item access
+    is for data of the connection: ``ws["name"] = "Ann"`` is in ``data`` of what ``connection_ctx``
+    is given.
     """
 
     __slots__ = ("__weakref__", "_began", "_options", "_reader", "_session_ws", "request")
@@ -211,11 +207,8 @@ class WebSocket:
         """
         close = (code if isinstance(code, Close) else Close(code)).replace(None, reason)
         self._began = True
-        if self._reader is not None and self._session_ws is not None and self.connected:
-            self._reader.reason = close.reason
-            await self._reader.stop()
-            sockets = self._session_ws._registry._sockets
-            await asyncio.wait({sockets.begin_close(self._reader.connection, close)})
+        if self._reader is not None and self.connected:
+            await self._reader.close(close)
 
     def _opened(self) -> Reader:
         if self._reader is None:

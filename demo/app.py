@@ -164,7 +164,7 @@ class Chat(WebSocketView):
 
     async def on_open(self) -> None:
         self.request.app[ROOM].add(self)
-        await self.tell("comes")
+        await self.tell("here")
 
     async def on_message(self, message: str | bytes) -> None:
         if isinstance(message, str):
@@ -172,7 +172,7 @@ class Chat(WebSocketView):
 
     async def on_close(self, code: int) -> None:
         self.request.app[ROOM].discard(self)
-        await self.tell("leaves", str(code))
+        await self.tell("gone", str(code))
 
     async def tell(self, what: str, text: str = "") -> None:
         # A push, which a tab that reads too slowly holds up for nobody.

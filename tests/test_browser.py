@@ -239,7 +239,7 @@ class TestChat:
         await bob.context.pages[0].click("'Log out'")
 
         await expect(bob.locator("#status")).to_contain_text("session ended")
-        await expect(ada.locator("li[data-kind=leaves]")).to_contain_text("Bob")
+        await expect(ada.locator("li[data-kind=gone]")).to_contain_text("Bob")
 
 
 class TestLogOutEverywhere:

@@ -157,7 +157,7 @@ class TestChat:
         """All read who comes, what is said and who leaves; nobody twice."""
         ada, _, bob = clients
         first = await ada.ws_connect("/chat/ws")
-        assert (await receive(first, "chat"))["what"] == "comes"
+        assert (await receive(first, "chat"))["what"] == "here"
         second = await bob.ws_connect("/chat/ws")
         for ws in (first, second):
             assert (await receive(ws, "chat"))["who"] == "Bob"
@@ -167,7 +167,7 @@ class TestChat:
         await post(bob, "/logout")
 
         assert await close_code(second) == 4401
-        left = {"type": "chat", "who": "Bob", "what": "leaves", "text": "4401"}
+        left = {"type": "chat", "who": "Bob", "what": "gone", "text": "4401"}
         assert await receive(first, "chat") == left
 
 

@@ -152,6 +152,12 @@ class TestFiles:
         """No module grows beyond what one can read at a sitting."""
         assert len(path.read_text().splitlines()) <= MAX_LINES
 
+    def test_handlers(self) -> None:
+        """What handlers are written with is small."""
+        paths = [PACKAGE / "websocket.py", PACKAGE / "views.py"]
+
+        assert sum(len(path.read_text().splitlines()) for path in paths) < MAX_LINES
+
     def test_no_redis(self) -> None:
         """Who doesn't use Redis needn't have it: the import doesn't look for it."""
         code = "import sys, aiohttp_session_ws; print(*[m for m in sys.modules if 'redis' in m])"
