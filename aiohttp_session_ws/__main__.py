@@ -1,0 +1,33 @@
+"""
+The operator's command line: ``python -m aiohttp_session_ws --help``.
+
+It needs the extra ``redis``: ``pip install 'aiohttp-session-ws[redis]'``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__: list[str] = []
+
+
+def main() -> int:
+    """
+    Run the command line; return its exit code.
+    """
+    try:
+        from .redis.command import main as command
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != "redis":
+            raise
+        print(  # noqa: T201  a command line prints
+            "aiohttp_session_ws: the command line needs redis-py:"
+            " pip install 'aiohttp-session-ws[redis]'",
+            file=sys.stderr,
+        )
+        return 2
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
