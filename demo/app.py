@@ -59,7 +59,7 @@ async def tell_counts(
     """
     Tell a session how many sockets it has open, and its user how many in all sessions.
     """
-    count = len(registry.get(session_ws_id, ()))
+    count = len(await registry.connections(session=session_ws_id))  # on all servers
     await registry.send_session_json(session_ws_id, {"type": "sockets", "count": count})
     if user is not None:
         sockets = await registry.connections(identity=user)
@@ -183,16 +183,24 @@ class Chat(WebSocketView):
             await registry.send_session_json(session_ws_id, message)
 
 
-def make_app() -> web.Application:
+def make_app(
+    registry: SessionWSRegistry | None = None, key: bytes | None = None
+) -> web.Application:
     """
-    Return the demo's application; its sessions end with the process.
+    Return the demo's application.
+
+    Args:
+        registry: A registry that knows other servers; by default there are none.
+        key: The key of the cookies, the same for all servers; by default one of its own,
+            so that its sessions end with the process.
     """
-    storage = EncryptedCookieStorage(
-        Fernet(Fernet.generate_key()), cookie_name="session_ws_demo", samesite="Lax"
-    )
+    fernet = Fernet(Fernet.generate_key() if key is None else key)
+    storage = EncryptedCookieStorage(fernet, cookie_name="session_ws_demo", samesite="Lax")
+    if registry is None:
+        registry = SessionWSRegistry(identify=user_of)
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
     app[ROOM] = set()
-    setup(app, SessionWSRegistry(identify=user_of))
+    setup(app, registry)
     app.add_routes(routes)
     app.router.add_static("/static/", HERE / "static")
     return app

@@ -9,13 +9,22 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientWebSocketResponse, WSMsgType
+from aiohttp import (
+    ClientSession,
+    ClientWebSocketResponse,
+    CookieJar,
+    DummyCookieJar,
+    WSMsgType,
+)
 from conftest import AiohttpClient, Client
+from processes import Process
+from redis_server import RedisServer
+from yarl import URL
 
 from demo.app import make_app
 
@@ -275,7 +284,93 @@ class TestLogOutEverywhere:
         assert await close_code(tab) == 4401
 
 
+class Demo(Process):
+    """The demo's command, sharing a Redis."""
+
+    def __init__(self, redis: str) -> None:
+        command = [sys.executable, "-u", "-m", "demo", "--port", "0", "--redis", redis]
+        super().__init__("demo", command)
+
+    async def start(self) -> str:
+        """Start it; return where it is."""
+        self.launch()
+        found = re.search(r"http://\S+:\d+", await self.said("Open http"))
+        assert found is not None
+        return found[0]
+
+
+@pytest.fixture
+async def shared(redis_server: RedisServer) -> AsyncIterator[list[str]]:
+    """Where two demos are that share a Redis."""
+    demos = [Demo(redis_server.url), Demo(redis_server.url)]
+    try:
+        yield [await demo.start() for demo in demos]
+    finally:
+        for demo in demos:
+            await demo.stop()
+
+
+class TestTwoServers:
+    async def test_are_one(self, shared: list[str]) -> None:
+        """Log in on one, talk to the other; log out on one, and the sockets of both close."""
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+            await browser.get(shared[0])
+            await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
+            tabs = [await browser.ws_connect(f"{url}/ws") for url in shared]
+            users = [(await receive(tab, "session"))["user"] for tab in tabs]
+            while (await receive(tabs[0], "sockets"))["count"] != 2:
+                pass
+            await tabs[1].send_str("hello")
+            said = [(await receive(tab, "said"))["text"] for tab in tabs]
+            async with browser.post(f"{shared[1]}/logout") as response:
+                assert response.status == 204
+            codes = [await close_code(tab) for tab in tabs]
+
+        assert users == ["Ada", "Ada"]
+        assert said == ["hello", "hello"]
+        assert codes == [4401, 4401]
+
+    async def test_stale_cookie(self, shared: list[str]) -> None:
+        """A cookie from before the log-out opens nothing on the other server."""
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+            await browser.get(shared[0])
+            await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
+            cookies = browser.cookie_jar.filter_cookies(URL(shared[0]))
+            stale = cookies.output(header="", sep=";").strip()
+            await browser.post(f"{shared[0]}/logout")
+        async with ClientSession(cookie_jar=DummyCookieJar()) as thief:
+            ws = await thief.ws_connect(f"{shared[1]}/ws", headers={"Cookie": stale})
+
+            assert await close_code(ws) == 4401
+
+    async def test_while_redis_is_away(self, shared: list[str], redis_server: RedisServer) -> None:
+        """A log-out closes here at once, and on the other server when Redis is back."""
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+            await browser.get(shared[0])
+            tabs = [await browser.ws_connect(f"{url}/ws") for url in shared]
+            for tab in tabs:
+                await receive(tab, "session")
+            redis_server.kill()
+            await browser.post(f"{shared[0]}/logout")
+            codes = [await close_code(tabs[0])]
+            await redis_server.restart()
+            while (message := await tabs[1].receive(timeout=20)).type is WSMsgType.TEXT:
+                pass
+
+        assert [*codes, message.data] == [4401, 4401]
+
+
 class TestCommand:
+    @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1/0", "http://s3cret@here"])
+    def test_no_redis(self, url: str) -> None:
+        """One line says that Redis can't be used, and the exit code is 1."""
+        command = [sys.executable, "-m", "demo", "--redis", url, "--port", "0"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+        assert (result.returncode, result.stdout) == (1, "")
+        assert re.fullmatch("demo: .*(is it running|is a URL).*\n", result.stderr)
+        assert "s3cret" not in result.stderr
+
     @pytest.fixture
     def process(self) -> Iterator[subprocess.Popen[str]]:
         """A running demo."""
