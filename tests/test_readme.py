@@ -21,6 +21,9 @@ from aiohttp_session_ws import SessionWSRegistry
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.rst", "CHANGES.rst", "demo/README.rst", "docs/guide.rst"]
 START = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python -m demo"
+RECIPE = """\
+export REDIS_URL=redis://localhost COOKIE_KEY=$(head -c32 /dev/urandom | base64 | tr +/ -_)
+gunicorn -k aiohttp.GunicornWebWorker -w 4 workers:application"""
 TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
 
 
@@ -37,7 +40,7 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
     return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
 
 
-PROGRAM, HANDLERS, USERS = blocks(python=True)
+PROGRAM, HANDLERS, USERS, WORKERS = blocks(python=True)
 ORDERS, CONVERSATIONS, IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS, TESTING = blocks(
     "docs/guide.rst", python=True
 )
@@ -62,8 +65,8 @@ class TestDocuments:
         assert len(PROGRAM.splitlines()) <= 40
 
     def test_commands(self) -> None:
-        """The other blocks are the two commands, and CI runs the second from the text."""
-        assert blocks(python=False) == [START, TEST]
+        """The other blocks are commands; tests run the second, and CI the third, from the text."""
+        assert blocks(python=False) == [START, RECIPE, TEST]
         assert "README.rst" in (ROOT / ".ci/run").read_text("utf-8")
 
     def test_names_no_machine(self) -> None:
