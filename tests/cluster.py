@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import aiohttp_session
 import pytest
@@ -18,6 +19,8 @@ from support import PATIENCE, cookie_of, make_app, until
 
 from aiohttp_session_ws import REGISTRY_KEY, end_identity_ws
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+
+T = TypeVar("T")
 
 StartNode: TypeAlias = Callable[..., Awaitable[Client]]
 
@@ -33,6 +36,24 @@ async def out_everywhere(request: web.Request) -> web.Response:
     response = web.Response()
     await end_identity_ws(request, response)
     return response
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Let what is forgotten be found within the test."""
+    yield
+    gc.collect()
+
+
+def leaky(test: T) -> T:
+    """Mark a test of redis-py's RedisCluster, which doesn't close what it replaces."""
+    for mark in (
+        pytest.mark.usefixtures("collected"),
+        pytest.mark.filterwarnings("ignore::ResourceWarning"),
+        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ):
+        mark(test)
+    return test
 
 
 def registry_of(client: Client) -> RedisSessionWSRegistry:

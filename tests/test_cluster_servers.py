@@ -12,6 +12,8 @@ import pytest
 from cluster import (
     StartNode,
     acquaint,
+    collected,
+    leaky,
     log_in,
     refused,
     registry_of,
@@ -27,7 +29,7 @@ from support import PATIENCE, expect_close
 if TYPE_CHECKING:
     from redis_server import RedisCluster, SentinelSetup
 
-__all__ = ["start_node"]  # a fixture
+__all__ = ["collected", "start_node"]  # fixtures
 
 
 class TestSentinel:
@@ -71,9 +73,7 @@ class TestSentinel:
                     await asyncio.sleep(0.01)
 
 
-# redis-py's RedisCluster forgets to close what it replaces when the servers change.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@leaky
 class TestCluster:
     @pytest.fixture
     def make(self, redis_cluster: RedisCluster) -> Callable[[], ClusterClient]:

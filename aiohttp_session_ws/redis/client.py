@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError, NoPermissionError, RedisError
 
+from ..exceptions import NotSetUp
 from ..records import blame
 
 __all__ = ["MakeClient"]
@@ -35,7 +36,7 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
         TypeError: If it is something else.
     """
     if callable(redis):
-        return redis
+        return lambda: _usable(redis())
     if not isinstance(redis, str):
         raise TypeError(
             f"redis is a URL or a callable that makes a client, not a {type(redis).__name__}:"
@@ -52,8 +53,8 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
         )
 
     try:
-        make()
-    except (ValueError, TypeError):
+        _ = _usable(make()).connection_pool.make_connection()  # it knows its options, we don't
+    except (ValueError, TypeError, AttributeError, NotSetUp):
         # Not with its cause: that may quote the password.
         msg = (
             "not a URL for Redis: use redis://, rediss:// or unix://, as redis://localhost:6379/0"
@@ -62,11 +63,27 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
     return make
 
 
+def _usable(client: Any) -> Any:
+    """
+    Return *client* if it is one that speaks in bytes.
+
+    Raises:
+        NotSetUp: If not.
+    """
+    if not isinstance(client, Redis | RedisCluster):
+        raise NotSetUp(
+            f"what makes a client returned a {type(client).__name__}, not a redis.asyncio client"
+        )
+    if client.get_encoder().decode_responses:
+        raise NotSetUp("pushes may be bytes: make the client with decode_responses=False")
+    return client
+
+
 def reason(exc: BaseException) -> str:
     """
     Return what may be logged of an error of Redis: nothing that quotes a command.
     """
-    if isinstance(exc, RedisConnectionError | NoPermissionError | OSError) and str(exc):
+    if isinstance(exc, RedisConnectionError | NoPermissionError | NotSetUp | OSError) and str(exc):
         return f"{type(exc).__name__}: {exc}"
     return blame(exc)
 

@@ -17,7 +17,7 @@ from ..registry import ANY
 from ..snapshot import ConnectionInfo, Count, Snapshot, snapshot
 from .asking import DATA, Asking
 from .node import Node
-from .wire import VERSION, as_json
+from .wire import VERSION, WRONG, as_json, name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,11 +146,11 @@ class Looking:
             body = json.loads(head)
             if body["v"] != VERSION:
                 return
-            asker, number, do = str(body["from"]), str(body["q"]), body["do"]
+            asker, number, do = name(body["from"]), str(body["q"]), body["do"]
             if asker == self._node.instance:
                 return
             answers = await self._answers(do, body, payload)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except WRONG:
             log.warning("a message that isn't ours is on our channel")
             return
         for answer in answers:

@@ -94,6 +94,7 @@ class Node:
         self._beat_at: float | None = None  # by Redis' clock
         self._beating = asyncio.Lock()
         self._hurry = asyncio.Event()  # the next beat is due
+        self._data_heard = False  # questions, answers and pushes
         self._tried = asyncio.Event()  # it is known whether Redis is there
         self._tasks: set[asyncio.Task[None]] = set()
         # Redis' clock is at least, and at most, so many seconds before this process's.
@@ -145,7 +146,7 @@ class Node:
 
         for run in (
             Listener(self._make, named(control), self._subscribed, self._lost).run,
-            Listener(self._make, named(data), _nothing, _nothing).run,
+            Listener(self._make, named(data), self._data_subscribed, self._data_lost).run,
             self.writer.run,
             self.mailbox.run,
             self._pulse,
@@ -201,6 +202,13 @@ class Node:
         self.look_back(gap + ALWAYS)
         self._report()
 
+    def _data_subscribed(self) -> None:
+        self._data_heard = True
+        self._report()
+
+    def _data_lost(self, why: str) -> None:
+        self._data_heard = False
+
     def _lost(self, why: str) -> None:
         if self.deaf_until < math.inf:
             self.deaf_until, self._heard_until = math.inf, asyncio.get_running_loop().time()
@@ -218,7 +226,7 @@ class Node:
         self._report()
 
     def _report(self) -> None:
-        if self.connected:
+        if self.connected and self._data_heard:
             self._tried.set()
         self._changed()
 
@@ -300,7 +308,3 @@ async def _for_ever(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         except Exception as exc:  # noqa: BLE001  ours, or the application's
             log.error("a task of the registry failed, and goes on: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold an id
         await asyncio.sleep(PROBE)
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -19,6 +19,7 @@ __all__: list[str] = []
 #: The key, without the prefix, of what was recorded within an hour: keys by Redis' time.
 RECENT: Final = "recent"
 
+LONGEST: Final = 1e9  # seconds that a record is kept; Redis can't count much further
 AT_ONCE: Final = 32  # scripts on a cluster
 
 # One script, so that what is known already decides, whoever comes first: an end beats a
@@ -146,7 +147,7 @@ def _arguments(orders: Sequence[Order], texts: Sequence[str]) -> list[str | int 
     start = 0
     for (op, ttl), alike in groupby(orders, lambda order: (order.op, order.ttl)):
         count = sum(1 for _ in alike)
-        args += op, int(ttl * 1000) + 1, count
+        args += op, int(min(ttl, LONGEST) * 1000) + 1, count
         args += [text.encode() for text in texts[start : start + count]]
         start += count
     return args

@@ -66,9 +66,11 @@ class Store:
         Raises:
             RedisAway: If it failed or took too long.
         """
-        if self._client is None:
-            self._client = self._make()
-        client = self._client
+        try:
+            client = self._client = self._client or self._make()
+        except Exception as exc:  # noqa: BLE001  the application's
+            self._fail(None, reason(exc))
+            raise RedisAway(f"Redis is away: {self.why}") from None
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end
         # of a timeout with it.
         task = asyncio.ensure_future(command(client))
@@ -89,9 +91,9 @@ class Store:
             self._changed()
         return result
 
-    def _fail(self, client: Client, why: str) -> None:
+    def _fail(self, client: Client | None, why: str) -> None:
         self.why = why
-        if client is self._client:
+        if client is not None and client is self._client:
             # The next begins anew: with a new connection, and whoever is primary by then.
             self._client = None
             self._keep(asyncio.create_task(close_client(client)))

@@ -22,6 +22,8 @@ __all__: list[str] = []
 log = logging.getLogger("aiohttp_session_ws")
 
 VERSION: Final = 1
+#: What reading something foreign may raise.
+WRONG: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 #: For how many seconds a close order is recorded: longer than any node misses messages
 #: without losing its sockets.
 CLOSE_TTL: Final = 3600.0
@@ -263,6 +265,15 @@ def envelope(sender: str, units: Iterable[str]) -> str:
     return f'{{"v":{VERSION},"from":{quote(sender)},"units":[{",".join(units)}]}}'
 
 
+def name(value: object) -> str:
+    """
+    Return the name of a node, which is to be part of a channel's.
+    """
+    text = str(value)
+    _ = text.encode()
+    return text
+
+
 def read_envelope(data: bytes | str) -> tuple[str, list[Unit]] | None:
     """
     Return the sender and the units of a message, ``None`` if it isn't one of ours.
@@ -271,8 +282,8 @@ def read_envelope(data: bytes | str) -> tuple[str, list[Unit]] | None:
         body = json.loads(data)
         if body["v"] != VERSION:
             return None
-        return str(body["from"]), [_unit(unit) for unit in body["units"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return name(body["from"]), [_unit(unit) for unit in body["units"]]
+    except WRONG:
         return None
 
 
@@ -282,7 +293,7 @@ def read_record(data: bytes | str) -> Order | None:
     """
     try:
         return _order(json.loads(data))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except WRONG:
         return None
 
 
@@ -310,7 +321,10 @@ def _order(body: dict[str, Any]) -> Order | None:
             return Closed(_subject(body["id"]), str(body["n"]))
         case "end identity":
             out = tuple(_subject(id_) for id_ in body["out"])
-            return EndedIdentity(_subject(body["who"]), float(body["before"]), out, _ttl(body))
+            before = float(body["before"])
+            if not math.isfinite(before):
+                raise ValueError("a time is a number of seconds")
+            return EndedIdentity(_subject(body["who"]), before, out, _ttl(body))
         case "close identity":
             return ClosedIdentity(_subject(body["who"]), str(body["n"]))
         case "lift":
@@ -323,6 +337,7 @@ def _subject(value: Any) -> Hashable:
     hash(subject)
     if subject is None:
         raise ValueError("nobody")
+    _ = as_json(subject)  # or what is told of it could not be told on
     return subject
 
 
