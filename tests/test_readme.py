@@ -41,9 +41,9 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
 
 
 PROGRAM, HANDLERS, USERS, WORKERS = blocks(python=True)
-ORDERS, CONVERSATIONS, IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS, TESTING = blocks(
-    "docs/guide.rst", python=True
-)
+GUIDE = blocks("docs/guide.rst", python=True)
+ORDERS, CONVERSATIONS, IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS, *REST = GUIDE
+*PROCESSES, TESTING = REST
 
 
 def run(block: str) -> dict[str, Any]:
