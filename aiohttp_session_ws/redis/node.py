@@ -198,8 +198,9 @@ class Node:
         self.deaf_until = now = asyncio.get_running_loop().time()
         gap = max(0.0, now - self._heard_until)
         self._heard_until = math.inf
-        self._write_back(ALWAYS)
-        self.look_back(gap + ALWAYS)
+        if self._member:
+            self._write_back(ALWAYS)
+            self.look_back(gap + ALWAYS)
         self._report()
 
     def _data_subscribed(self) -> None:

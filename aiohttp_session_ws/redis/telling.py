@@ -279,6 +279,9 @@ class Telling:
     def _end_identity(self, order: EndedIdentity, close: Close, *, told: bool) -> Effect:
         registry = self._registry
         revocations, identity = registry._revocations, order.identity
+        known = registry._identities.get(identity)
+        if known is not None and known.before >= order.before and not told:
+            return Effect([], close, 0)
         revocations.ends += 1
         registry._identities.end(
             identity, order.left_out, order.ttl, revocations.ends, order.before
