@@ -177,8 +177,6 @@ class WebSocket:
         """
         reader = self._opened()
         ws: web.WebSocketResponse = reader.connection.ws
-        if ws.closed:
-            raise reader.disconnect()
         try:
             if isinstance(data, str):
                 await ws.send_str(data)

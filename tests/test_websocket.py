@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import WSCloseCode, WSMsgType, WSServerHandshakeError, web
 from conftest import AiohttpClient, Client
-from support import PATIENT, QUICK, RawPeer, expect_close, make_app, until
+from support import NORMAL_CLOSE, PATIENT, QUICK, RawPeer, expect_close, make_app, until
 
 from aiohttp_session_ws import (
     SLOW_CONSUMER,
@@ -229,6 +229,8 @@ class TestConnect:
             await ws.send("secret")
 
         registry = SessionWSRegistry()
+        failed: asyncio.Queue[FailDetails] = asyncio.Queue()
+        registry.on_fail.append(failed.put)
         client = await aiohttp_client(serving(talk, registry))
         id_ = await (await client.get("/login")).text()
         await registry.end_session(id_)
@@ -237,6 +239,7 @@ class TestConnect:
 
         assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
         assert after == ["closed"]
+        assert failed.qsize() == 1
 
     async def test_without_the_middleware(self, aiohttp_client: AiohttpClient) -> None:
         """An order that ends a conversation needs no middleware to be no error."""
@@ -566,7 +569,9 @@ class TestWaysToEnd:
 
         assert await self.end(aiohttp_client, talk, caplog) == (1000, 0)
 
-    async def test_a_group_of_tasks(self, aiohttp_client: AiohttpClient) -> None:
+    async def test_a_group_of_tasks(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Two tasks that let the same disconnect through are no error either."""
         registry = SessionWSRegistry()
 
@@ -587,8 +592,10 @@ class TestWaysToEnd:
         await ws.receive_str()
         await ws.close(code=4000)
         await until(lambda: closed)
+        await client.close()
 
         assert closed == [4000]
+        assert is_quiet(caplog)
 
     async def test_the_disconnect_of_another(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
@@ -744,6 +751,28 @@ class TestReading:
         assert readers[0]._busy is None or readers[0]._busy.cancelled()
         await until(lambda: not registry._sockets._tasks)
 
+    async def test_the_last_word(self, aiohttp_client: AiohttpClient) -> None:
+        """Who has read ahead leaves the client's answer to the close to who waits for it."""
+        registry = SessionWSRegistry(timeouts=PATIENT)
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await until(lambda: ws._opened()._ahead)
+
+        client = await aiohttp_client(serving(talk, registry))
+        peer = await RawPeer.open(client.make_url("/talk"))
+        (connection,) = registry._sockets.open
+        frame = await peer.frame()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+        assert frame == (8, NORMAL_CLOSE)
+        assert connection.transport is not None
+        assert not connection.transport.is_closing()
+        await peer.say(8, NORMAL_CLOSE)
+        assert await peer.closed() is None
+        peer.close()
+
     async def test_a_receive_that_is_cancelled(self, aiohttp_client: AiohttpClient) -> None:
         """It loses no message, whoever was reading."""
 
@@ -784,7 +813,9 @@ class TestReading:
         done.set()
         peer.close()
 
-    async def test_a_receive_timeout(self, aiohttp_client: AiohttpClient) -> None:
+    async def test_a_receive_timeout(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Aiohttp's option is for a handler that waits, not for who reads in its place."""
         busy = 0
 
@@ -807,6 +838,7 @@ class TestReading:
             await expect_close(ws)
 
         assert busy == 3
+        assert is_quiet(caplog)
 
     async def test_pings_for_the_handler(self, aiohttp_client: AiohttpClient) -> None:
         """Without ``autoping`` they are not taken for messages."""
