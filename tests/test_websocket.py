@@ -241,23 +241,23 @@ class TestConnect:
         assert after == ["closed"]
         assert failed.qsize() == 1
 
-    async def test_without_the_middleware(self, aiohttp_client: AiohttpClient) -> None:
-        """An order that ends a conversation needs no middleware to be no error."""
+    async def test_without_the_middleware(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No middleware is needed for an HTTP exception in an open socket to be no error."""
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
-            await ws.send("good")
-            await asyncio.Event().wait()
+            raise web.HTTPForbidden
 
-        registry = SessionWSRegistry(timeouts=QUICK)
-        app = serving(talk, registry)
+        app = serving(talk)
         app.middlewares.remove(session_ws_middleware)
         client = await aiohttp_client(app)
         async with client.ws_connect("/talk") as ws:
-            await ws.receive_str()
-            await registry.close_all()
+            assert await expect_close(ws) == 1008
+        await client.close()
 
-            assert await expect_close(ws) == 4403
+        assert is_quiet(caplog)
 
 
 class TestTalk:
