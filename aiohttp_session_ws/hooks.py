@@ -92,8 +92,9 @@ def is_disconnect(ws: WebSocket, error: BaseException | None) -> bool:
     """
     if isinstance(error, ExceptionGroup):
         return all(is_disconnect(ws, one) for one in error.exceptions)
-    own = None if ws._reader is None else ws._reader.connection
-    return isinstance(error, WebSocketDisconnect) and error.connection is own
+    if ws._reader is None or not isinstance(error, WebSocketDisconnect):
+        return False
+    return error.connection is ws._reader.connection
 
 
 def code_after(ws: WebSocket, error: BaseException | None) -> int:

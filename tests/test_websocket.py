@@ -160,6 +160,19 @@ class TestConnect:
         assert await status_of(client) == 404
         assert is_quiet(caplog)
 
+    async def test_a_disconnect_without_a_connection(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who raises it by hand has crashed: it ends no conversation of its own."""
+
+        async def talk(ws: WebSocket) -> None:
+            raise WebSocketDisconnect(1000)
+
+        client = await aiohttp_client(serving(talk))
+
+        assert await status_of(client) == 500
+        assert not is_quiet(caplog)
+
     async def test_and_close(self, aiohttp_client: AiohttpClient) -> None:
         """To connect and close at once tells a page's script why."""
 
