@@ -24,7 +24,7 @@ log = logging.getLogger("aiohttp_session_ws")
 Handlers: TypeAlias = Mapping[str, Callable[[bytes], Awaitable[None] | None]]
 
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
-TURN: Final = 0.005  # seconds of messages before others have their turn
+TURN: Final = 0.001  # seconds of messages before others have their turn
 
 
 class Listener:

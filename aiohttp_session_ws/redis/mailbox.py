@@ -15,7 +15,7 @@ from .store import Store
 __all__: list[str] = []
 
 LARGEST: Final = 16 << 20  # bytes that may wait
-BATCH: Final = 500  # messages in one round trip
+BATCH: Final = 100  # messages in one round trip
 
 
 class Mailbox:
