@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,6 +29,7 @@ from .wire import (
     Moved,
     Order,
     Unit,
+    envelope_start,
     read_envelope,
     read_record,
 )
@@ -42,6 +43,7 @@ __all__: list[str] = []
 log = logging.getLogger("aiohttp_session_ws")
 
 COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
+MANY: Final = 50  # units that are carried out in one turn of the event loop
 REPORTS: Final = "answers"  # the channel, to which the name of a node is added
 
 
@@ -65,6 +67,7 @@ class Telling:
         self._registry = registry
         self._node = node
         self._asking = asking
+        self._mine = envelope_start(node.instance).encode()  # what its own messages begin with
         self._untold: dict[Hashable, str] = {}  # numbers of close orders that are recorded only
         self._done: dict[str, float] = {}  # numbers of close orders, and when they came here
 
@@ -176,17 +179,31 @@ class Telling:
         """
         return self._done.get(number)
 
-    def hear(self, data: bytes) -> None:
+    def hear(self, data: bytes) -> Awaitable[None] | None:
         """
         Carry out what is told in a message.
+
+        Returns:
+            What to wait for, if there is so much that others must have their turn meanwhile.
         """
+        if data.startswith(self._mine):
+            return None
         message = read_envelope(data)
         if message is None:
             log.warning("a message that isn't ours, or of another version, is on our channel")
-            return
+            return None
         sender, units = message
-        if sender == self._node.instance:
-            return
+        if len(units) > MANY:
+            return self._hear_many(sender, units)
+        self._hear(sender, units)
+        return None
+
+    async def _hear_many(self, sender: str, units: Sequence[Unit]) -> None:
+        for start in range(0, len(units), MANY):
+            self._hear(sender, units[start : start + MANY])
+            await asyncio.sleep(0)
+
+    def _hear(self, sender: str, units: Iterable[Unit]) -> None:
         for unit in units:
             if unit.orders:
                 self._carry_out(sender, unit)
@@ -208,6 +225,11 @@ class Telling:
         """
         if sockets:
             index = self._registry._sockets
+            for connection in sockets:
+                if connection.opened and not connection.gone and connection.closing is None:
+                    # Its close frame goes out before the tasks begin that wait for its end.
+                    connection.close = close
+                    _ = index.begin_close(connection, close)
             _ = index.spawn(index.close(sockets, close), "close for another process")
 
     async def _report(self, asker: str, question: str, effects: Sequence[Effect]) -> None:

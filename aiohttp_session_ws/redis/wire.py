@@ -262,7 +262,14 @@ def envelope(sender: str, units: Iterable[str]) -> str:
     """
     Return a message that carries the texts of units.
     """
-    return f'{{"v":{VERSION},"from":{quote(sender)},"units":[{",".join(units)}]}}'
+    return f'{envelope_start(sender)},"units":[{",".join(units)}]}}'
+
+
+def envelope_start(sender: str) -> str:
+    """
+    Return what all messages of a sender begin with.
+    """
+    return f'{{"v":{VERSION},"from":{quote(sender)}'
 
 
 def name(value: object) -> str:
