@@ -12,7 +12,8 @@ from itertools import count
 from typing import Any, Final, TypeAlias
 
 from .node import Node
-from .wire import VERSION, WRONG
+from .reading import WRONG
+from .wire import VERSION
 
 __all__: list[str] = []
 

@@ -63,6 +63,18 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
     return make
 
 
+def channel_of(client: Client, prefix: str, name: str) -> str:
+    """
+    Return a channel of a database: Redis has the same for all of them.
+    """
+    db = (
+        0
+        if isinstance(client, RedisCluster)
+        else client.connection_pool.connection_kwargs.get("db")
+    )
+    return f"{prefix}@{db}:{name}" if db else f"{prefix}:{name}"
+
+
 def _usable(client: Any) -> Any:
     """
     Return *client* if it is one that speaks in bytes.

@@ -15,9 +15,11 @@ from ..closing import RECONNECT
 from ..connection import Connection
 from ..exceptions import RedisAway
 from ..records import blame
+from .hearing import Hearing
 from .node import Node
+from .reading import read_record
 from .telling import Telling
-from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, as_json, read_record
+from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, as_json
 
 if TYPE_CHECKING:
     from .registry import RedisSessionWSRegistry
@@ -38,11 +40,15 @@ class Learning:
     Learns from Redis what was ordered elsewhere, and sees to it here.
     """
 
-    def __init__(self, registry: RedisSessionWSRegistry, node: Node, telling: Telling) -> None:
+    def __init__(
+        self, registry: RedisSessionWSRegistry, node: Node, telling: Telling, hearing: Hearing
+    ) -> None:
         self._registry = registry
         self._node = node
         self._telling = telling
+        self._hearing = hearing
         self._asked: dict[Hashable, float] = {}  # the oldest first
+        self._now: dict[Hashable, asyncio.Future[None]] = {}  # those that are being asked about
 
     # Those that come
 
@@ -69,7 +75,7 @@ class Learning:
             ) from None
         close, who, close_who = others if len(others) > 1 else (*others, None, None)
         if who is not None and isinstance(order := read_record(who), EndedIdentity):
-            self._telling.learn(order)
+            self._hearing.learn(order)
         if any(others):
             connection.seen = close, who, close_who
         if (close or close_who) and self._node.deaf_until >= connection.started:
@@ -80,17 +86,33 @@ class Learning:
         """
         Learn what is recorded about the session of an HTTP request, if that is not known.
         """
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        while (waiting := self._now.get(session_ws_id)) is not None:
+            await asyncio.wait({waiting})  # PATIENCE at most, and identify
+        now = loop.time()
         if self._node.store.away or self._asked.get(session_ws_id, -ONCE) > now - ONCE:
             return
         self._asked.pop(session_ws_id, None)
-        self._asked[session_ws_id] = now
-        while len(self._asked) > MOST or self._asked[f := next(iter(self._asked))] <= now - ONCE:
-            del self._asked[f]
+        while self._asked and (
+            len(self._asked) >= MOST or next(iter(self._asked.values())) <= now - ONCE
+        ):
+            del self._asked[next(iter(self._asked))]
+        waiting = self._now[session_ws_id] = loop.create_future()
+        try:
+            if await self._ask(request, session_ws_id):
+                self._asked[session_ws_id] = now
+        finally:
+            del self._now[session_ws_id]
+            waiting.set_result(None)
+
+    async def _ask(self, request: web.Request, session_ws_id: Hashable) -> bool:
+        """
+        As :meth:`meet`; tell whether it is known now.
+        """
         if self._registry._death(session_ws_id) is not None:
             # It is met again: its time in Redis begins anew as well.
             self._telling.store([session_ws_id], None)
-            return
+            return True
         keys = [f"rev:{as_json(session_ws_id)}"]
         identity = await self._whose(request)
         if identity is not None:
@@ -100,10 +122,10 @@ class Learning:
                 rev, *who = await self._node.store.read(keys)
                 await self._learn_of(session_ws_id, rev)
         except (RedisAway, TimeoutError):
-            self._asked.pop(session_ws_id, None)  # the next request asks again
-            return
+            return False  # the next request asks again
         if who and who[0] is not None and isinstance(o := read_record(who[0]), EndedIdentity):
-            self._telling.learn(o)
+            self._hearing.learn(o)
+        return True
 
     async def _whose(self, request: web.Request) -> Hashable | None:
         try:
@@ -119,7 +141,7 @@ class Learning:
         if rev is None:
             return
         order = self._revocation(session_ws_id, rev)
-        self._telling.learn(order)
+        self._hearing.learn(order)
         todo = list(order.to) if isinstance(order, Moved) else []
         for _ in range(HOPS):
             if not todo:
@@ -128,7 +150,7 @@ class Learning:
             (rev,) = await self._node.store.read([f"rev:{as_json(id_)}"])
             if rev is not None:
                 order = self._revocation(id_, rev)
-                self._telling.learn(order)
+                self._hearing.learn(order)
                 todo += order.to if isinstance(order, Moved) else ()
 
     def _revocation(self, session_ws_id: Hashable, rev: bytes) -> Ended | Moved:
@@ -174,7 +196,7 @@ class Learning:
         try:
             async for record in self._node.store.recent(self._node.earliest() - age):
                 if (order := read_record(record)) is not None:
-                    self._telling.learn(order)
+                    self._hearing.learn(order)
         except RedisAway:
             self._node.unheard = max(age, self._node.unheard)
             raise
@@ -188,12 +210,12 @@ class Learning:
         if who is not None and who != seen[1]:
             order = read_record(who)
             if isinstance(order, EndedIdentity):
-                self._telling.learn(order)
+                self._hearing.learn(order, missed=connection)
         for value, was in ((close, seen[0]), (close_who, seen[2])):
             if value is not None and value != was and self._concerns(connection, value):
                 connection.refuse(RECONNECT)
                 if connection.opened:
-                    self._telling.close_soon([connection], RECONNECT)
+                    self._hearing.close_soon([connection], RECONNECT)
         connection.seen = close, who, close_who
 
     def _concerns(self, connection: Connection, value: bytes) -> bool:
@@ -203,7 +225,7 @@ class Learning:
         order = read_record(value)
         if not isinstance(order, Closed | ClosedIdentity):
             return False
-        came = self._telling.when(order.number)
+        came = self._node.numbers.when(order.number)
         return came is None or connection.started <= came
 
 

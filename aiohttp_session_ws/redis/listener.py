@@ -15,13 +15,14 @@ from redis.asyncio import RedisCluster
 from redis.asyncio.client import PubSub
 
 from ..records import blame
-from .client import LIMIT, TROUBLE, MakeClient, close_client, reason
+from .client import LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
 
 __all__: list[str] = []
 
 log = logging.getLogger("aiohttp_session_ws")
 
-Handlers: TypeAlias = Mapping[str, Callable[[bytes], Awaitable[None] | None]]
+Hear: TypeAlias = Callable[[bytes], Awaitable[None] | None]
+Handlers: TypeAlias = Mapping[str, Hear]
 
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
 TURN: Final = 0.001  # seconds of messages before others have their turn
@@ -33,6 +34,7 @@ class Listener:
 
     Args:
         make: Makes a client.
+        prefix: What all channels begin with.
         handlers: By channel, what is called with each message, and awaited if it returns
             an awaitable.
         subscribed: Called whenever a subscription was confirmed: what was published
@@ -43,12 +45,14 @@ class Listener:
     def __init__(
         self,
         make: MakeClient,
+        prefix: str,
         handlers: Handlers,
         subscribed: Callable[[], None],
         lost: Callable[[str], None],
     ) -> None:
         self._make = make
-        self._handlers = {name.encode(): handler for name, handler in handlers.items()}
+        self._prefix = prefix
+        self._handlers = handlers
         self._subscribed = subscribed
         self._lost = lost
 
@@ -68,9 +72,9 @@ class Listener:
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
             tries = min(tries + 1, 10)
 
-    async def _hear(self, channel: bytes, data: bytes) -> None:
+    async def _hear(self, hear: Hear, data: bytes) -> None:
         try:
-            waiting = self._handlers[channel](data)
+            waiting = hear(data)
             if waiting is not None:
                 await waiting
         except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
@@ -88,7 +92,11 @@ class Listener:
                 if isinstance(client, RedisCluster):
                     _ = await client.initialize()  # its pubsub() takes that for done
                 pubsub = client.pubsub()
-                await pubsub.subscribe(*self._handlers)
+                handlers = {
+                    channel_of(client, self._prefix, name).encode(): hear
+                    for name, hear in self._handlers.items()
+                }
+                await pubsub.subscribe(*handlers)
             pinged, turn = False, loop.time()
             while True:
                 asked = loop.time()
@@ -107,7 +115,7 @@ class Listener:
                     # redis-py reconnects without a word but this one.
                     self._subscribed()
                 elif message["type"] == "message":
-                    await self._hear(message["channel"], message["data"])
+                    await self._hear(handlers[message["channel"]], message["data"])
                 if loop.time() - turn > TURN:
                     await asyncio.sleep(0)  # get_message() gives way only if there is none
                     turn = loop.time()

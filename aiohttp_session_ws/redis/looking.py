@@ -17,7 +17,8 @@ from ..registry import ANY
 from ..snapshot import ConnectionInfo, Count, Snapshot, snapshot
 from .asking import DATA, Asking
 from .node import Node
-from .wire import VERSION, WRONG, as_json, name
+from .reading import WRONG, name
+from .wire import VERSION, as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Final
 
 from .wire import Closed, ClosedIdentity, Ended, EndedIdentity, Moved, Order
@@ -70,3 +71,44 @@ def _says_more(order: Order, known: Order) -> bool:
         ):
             return number != other
     return True
+
+
+class Numbers:
+    """
+    The close orders that were carried out here, by their numbers.
+
+    Args:
+        instance: The name that is this process's own.
+    """
+
+    def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._instance = instance
+        self._clock = clock
+        self._count = count(1)
+        self._done: dict[str, float] = {}  # the oldest first
+
+    def new(self) -> str:
+        """
+        Return a number for an order that is carried out here by now.
+        """
+        number = f"{self._instance}/{next(self._count)}"
+        _ = self.came(number)
+        return number
+
+    def came(self, number: str) -> bool:
+        """
+        Note that an order has come; tell whether it is the first time.
+        """
+        if number in self._done:
+            return False
+        now = self._clock()
+        self._done[number] = now
+        while len(self._done) > MOST or self._done[first := next(iter(self._done))] < now - KEPT:
+            del self._done[first]
+        return True
+
+    def when(self, number: str) -> float | None:
+        """
+        Return when an order has come, ``None`` if it hasn't.
+        """
+        return self._done.get(number)

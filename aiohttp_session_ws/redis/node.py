@@ -22,7 +22,7 @@ from ..records import blame
 from .client import LIMIT, MakeClient, end_tasks
 from .listener import Handlers, Listener
 from .mailbox import Mailbox
-from .memory import KEPT, Memory
+from .memory import KEPT, Memory, Numbers
 from .store import Store
 from .wire import Order, Unit
 from .writer import Writer
@@ -62,6 +62,7 @@ class Node:
         instance: The name that is its own, also after a restart.
         members: Who lives, as far as Redis knows.
         memory: What was ordered lately.
+        numbers: The close orders that were carried out.
         unheard: Of how many seconds there may be orders that this process hasn't heard of.
         missed: Set when orders may have been missed.
         deaf_until: When orders began to be heard without a gap, by the event loop's clock;
@@ -83,6 +84,7 @@ class Node:
         self.mailbox = Mailbox(self.store)
         self.members: list[str] = []
         self.memory = Memory()
+        self.numbers = Numbers(self.instance)
         self.unheard = 0.0
         self.missed = asyncio.Event()
         self.deaf_until = math.inf
@@ -141,12 +143,9 @@ class Node:
         """
         self._member = member
 
-        def named(handlers: Handlers) -> Handlers:
-            return {f"{self._prefix}:{channel}": hear for channel, hear in handlers.items()}
-
         for run in (
-            Listener(self._make, named(control), self._subscribed, self._lost).run,
-            Listener(self._make, named(data), self._data_subscribed, self._data_lost).run,
+            Listener(self._make, self._prefix, control, self._subscribed, self._lost).run,
+            Listener(self._make, self._prefix, data, self._data_subscribed, self._data_lost).run,
             self.writer.run,
             self.mailbox.run,
             self._pulse,

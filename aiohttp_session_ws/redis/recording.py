@@ -11,7 +11,7 @@ from typing import Final
 
 from redis.asyncio import RedisCluster
 
-from .client import Client
+from .client import Client, channel_of
 from .wire import Order
 
 __all__: list[str] = []
@@ -25,7 +25,34 @@ AT_ONCE: Final = 32  # scripts on a cluster
 # One script, so that what is known already decides, whoever comes first: an end beats a
 # move, moves add up, the later end of an identity beats the earlier. It returns what was there.
 # Orders of the same sort follow one upon the other: what they share is said once, before them.
+# Nothing is decoded and encoded again but lists of strings: Lua's numbers have 14 digits.
 _WRITE: Final = """
+local function kind_of(text)
+    return text and string.match(text, '^{"v":1,"do":"([%a ]+)",')
+end
+local function before(text)
+    return tonumber(string.match(text, ',"before":([^,]+),') or '') or 0
+end
+local function ttl_of(text)
+    return math.floor((tonumber(string.match(text, ',"ttl":([%d.]+)}$') or '') or 0) * 1000)
+end
+local function successors(text)
+    local list = string.match(text, ',"to":%[(.-)%],"at":') or ''
+    local ok, ids = pcall(cjson.decode, '[' .. list .. ']')
+    return ok and ids or {}, list
+end
+local function with_successors_of(old, text)
+    local ids, list = successors(text)
+    local known, more = {}, {}
+    for _, id in ipairs(ids) do known[id] = true end
+    for _, id in ipairs(successors(old)) do
+        if not known[id] then table.insert(more, cjson.encode(id)) end
+    end
+    if #more == 0 then return text end
+    local _, last = string.find(text, ',"to":[', 1, true)
+    local added = table.concat(more, ',') .. (list == '' and '' or ',')
+    return string.sub(text, 1, last) .. added .. string.sub(text, last + 1)
+end
 local olds = {}
 local op, ttl
 local at, left = 0, 0
@@ -52,31 +79,21 @@ for i = 1, count do
         old = redis.pcall('GET', key)
     end
     if type(old) ~= 'string' then old = false end
-    if op == 'lift' then
+    if op == 'end' and old and ttl_of(old) > tonumber(ttl) then
+        redis.call('PEXPIRE', key, ttl_of(old))
+    elseif op == 'lift' then
         redis.call('DEL', key)
     elseif op == 'move' or op == 'identity' then
-        local ok, was = false, nil
-        if old then
-            ok, was = pcall(cjson.decode, old)
-            ok = ok and type(was) == 'table'
+        local kind = kind_of(old)
+        if op == 'move' and kind == 'end' then
+            value = old
+        elseif op == 'move' and kind == 'move' then
+            value = with_successors_of(old, value)
+        elseif op == 'identity' and kind == 'end identity' and before(old) > before(value) then
+            value = old
         end
-        if ok and op == 'move' then
-            if was['do'] == 'end' then
-                value = old
-            elseif was['do'] == 'move' and type(was.to) == 'table' then
-                local now = cjson.decode(value)
-                local known = {}
-                for _, id in ipairs(now.to) do known[id] = true end
-                for _, id in ipairs(was.to) do
-                    if not known[id] then table.insert(now.to, id) end
-                end
-                if #now.to > 0 then value = cjson.encode(now) end
-            end
-        elseif ok and op == 'identity' then
-            local before = tonumber(was.before)
-            if before and before > tonumber(cjson.decode(value).before) then value = old end
-        end
-        redis.call('SET', key, value, 'PX', ttl)
+        local rest = old and redis.call('PTTL', key) or 0
+        redis.call('SET', key, value, 'PX', math.max(rest, tonumber(ttl)))
     end
     if log then redis.call('ZADD', log, now, key) end
     olds[i] = old
@@ -115,7 +132,7 @@ async def record(
     Returns:
         For each order what was recorded before.
     """
-    channel, log = f"{prefix}:{channel}", f"{prefix}:{RECENT}"
+    channel, log = channel_of(client, prefix, channel), f"{prefix}:{RECENT}"
     # As bytes: redis-py would look at each of them to find out what it is.
     keys = [f"{prefix}:{order.key()}".encode() for order in orders]
     if not isinstance(client, RedisCluster):

@@ -29,10 +29,11 @@ from ..signals import Signal
 from ..snapshot import Count, Snapshot
 from .asking import DATA, Asking
 from .client import MakeClient, client_maker
+from .hearing import REPORTS, Hearing
 from .learning import Learning
 from .looking import Looking, Nodes
 from .node import Node, default_name
-from .telling import REPORTS, Telling
+from .telling import Telling
 from .wire import as_json
 from .writer import ORDERS
 
@@ -129,7 +130,8 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         self._identities = EndedIdentities(wall=self._node.earliest, latest=self._node.latest)
         self._asking = Asking(self._node)
         self._telling = Telling(self, self._node, self._asking)
-        self._learning = Learning(self, self._node, self._telling)
+        self._hearing = Hearing(self, self._node, self._asking, self._telling)
+        self._learning = Learning(self, self._node, self._telling, self._hearing)
         self._looking = Looking(self, self._node, self._asking)
 
     @property
@@ -199,7 +201,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         await self._learning.meet(request, session_ws_id)
 
     def _found(self, order: Any, old: bytes) -> None:
-        self._telling.found(order, old)
+        self._hearing.found(order, old)
 
     def _changed(self) -> None:
         state: State = "connected" if self._node.connected else "degraded"
@@ -311,9 +313,13 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         control: dict[str, Any] = {f"{REPORTS}:{instance}": self._asking.hear}
         data: dict[str, Any] = {f"{DATA}:{instance}": self._asking.hear}
         if serves:
-            control[ORDERS] = self._telling.hear
+            control[ORDERS] = self._hearing.hear
             data[DATA] = self._looking.hear
-        await self._node.start(control, data, self._learning.reconcile, member=serves)
+        try:
+            await self._node.start(control, data, self._learning.reconcile, member=serves)
+        except BaseException:  # it is cancelled
+            await self._stop()
+            raise
         if serves and not self._node.connected:
             log.warning(
                 "Redis is not there (%s): the application starts without it", self._node.store.why

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import RedisCluster
 
 from ..exceptions import RedisAway
-from .client import LIMIT, Client, MakeClient, close_client, end_tasks, reason
+from .client import LIMIT, Client, MakeClient, channel_of, close_client, end_tasks, reason
 from .recording import RECENT, record
 from .wire import Order
 
@@ -217,11 +217,11 @@ class Store:
         async def publish(client: Client) -> None:
             if isinstance(client, RedisCluster):
                 for channel, message in messages:
-                    await client.publish(f"{self._prefix}:{channel}", message)
+                    await client.publish(channel_of(client, self._prefix, channel), message)
                 return
             async with client.pipeline(transaction=False) as pipeline:
                 for channel, message in messages:
-                    _ = pipeline.publish(f"{self._prefix}:{channel}", message)
+                    _ = pipeline.publish(channel_of(client, self._prefix, channel), message)
                 await pipeline.execute()
 
         await self.call(publish)
