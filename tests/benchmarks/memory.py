@@ -44,6 +44,7 @@ async def measure(rounds: int) -> None:
         ("idle socket, 1 per session", "/receive", 1, 1024),
         ("idle socket, 10 per session", "/receive", 10, 1024),
         ("idle WebSocket", "/talk", 1, 3072),
+        ("idle WebSocket, busy handler", "/busy", 1, 3072),
     ]
     for name, path, per_session, target in what:
         kinds: tuple[Kind, ...] = ("bare", "ours")

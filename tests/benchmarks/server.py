@@ -61,6 +61,7 @@ class Work:
         else:
             self.app.middlewares.append(session_ws_middleware)
             self.app.router.add_get("/talk", self.talk)
+            self.app.router.add_get("/busy", self.busy)
             self.app.router.add_get("/{manner}", self.ours)
             patient = PushQueue(patience=3600)  # a peer that stopped is to stay
             self._registry = setup(self.app, SessionWSRegistry(push_queue=patient))
@@ -96,6 +97,15 @@ class Work:
         while True:
             await ws.send(await ws.receive())
 
+    @websocket_handler
+    async def busy(self, ws: WebSocket) -> None:
+        """
+        Wait for something else, while the conversation object reads.
+        """
+        await ws.connect()
+        self._ready += 1
+        await asyncio.Event().wait()
+
     async def _stay(self, request: web.Request, ws: web.WebSocketResponse) -> None:
         """
         Do with a socket what the path says.
@@ -110,7 +120,7 @@ class Work:
                         await ws.send_str(message.data)
                     else:
                         await ws.send_bytes(message.data)
-            case "wait":  # never hears of the close
+            case "wait" | "busy":  # never hears of the close
                 await asyncio.Event().wait()
             case "flood":
                 assert request.transport is not None
