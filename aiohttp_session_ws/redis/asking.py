@@ -125,9 +125,9 @@ class Asking:
         if question is not None:
             question.hear(sender, body)
 
-    def answer(self, asker: str, number: str, channel: str, body: Answer) -> None:
+    def answer(self, asker: str, number: str, channel: str, body: Answer) -> bool:
         """
-        Answer a question of another process.
+        Answer a question of another process; tell whether that will be tried.
         """
         header = {"v": VERSION, "from": self._node.instance, "q": number}
-        _ = self._node.mailbox.put(f"{channel}:{asker}", json.dumps(header | body))
+        return self._node.mailbox.put(f"{channel}:{asker}", json.dumps(header | body))

@@ -126,7 +126,7 @@ class Hearing:
     async def _report(self, asker: str, question: str, effects: Sequence[Effect]) -> None:
         reports = await asyncio.gather(*[self._registry._carry_out(*effect) for effect in effects])
         body = {name: sum(getattr(report, name) for report in reports) for name in COUNTED}
-        self._asking.answer(asker, question, REPORTS, body)
+        _ = self._asking.answer(asker, question, REPORTS, body)
 
     def learn(self, order: Order, *, missed: Connection | None = None) -> None:
         """

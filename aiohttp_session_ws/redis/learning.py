@@ -127,6 +127,12 @@ class Learning:
             self._hearing.learn(o)
         return True
 
+    def forget(self) -> None:
+        """
+        Forget which sessions were asked about: they may have ended unheard.
+        """
+        self._asked.clear()
+
     async def _whose(self, request: web.Request) -> Hashable | None:
         try:
             return await self._registry._identify(request)

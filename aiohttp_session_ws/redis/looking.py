@@ -21,7 +21,7 @@ from .reading import WRONG, name
 from .wire import VERSION, as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     from .registry import RedisSessionWSRegistry
 
@@ -150,31 +150,30 @@ class Looking:
             asker, number, do = name(body["from"]), str(body["q"]), body["do"]
             if asker == self._node.instance:
                 return
-            answers = await self._answers(do, body, payload)
+            async for answer in self._answers(do, body, payload):
+                if not self._asking.answer(asker, number, DATA, answer):
+                    return  # without its last part it doesn't count as complete
         except WRONG:
             log.warning("a message that isn't ours is on our channel")
-            return
-        for answer in answers:
-            self._asking.answer(asker, number, DATA, answer)
 
-    async def _answers(self, do: str, body: dict[str, Any], payload: bytes) -> list[Any]:
+    async def _answers(
+        self, do: str, body: dict[str, Any], payload: bytes
+    ) -> AsyncIterator[dict[str, Any]]:
         if do == "count":
-            return [{"sockets": self._registry._sockets.open.size}]
-        if do == "nodes":
-            return [{"node": asdict(self._myself())}]
-        if do == "connections":
+            yield {"sockets": self._registry._sockets.open.size}
+        elif do == "nodes":
+            yield {"node": asdict(self._myself())}
+        elif do == "connections":
             asked = {key: as_tuple(body[key]) for key in ("session", "identity") if key in body}
-            infos = [asdict(info) for info in self._snapshot(**asked)]
-            starts = range(0, max(1, len(infos)), PART)
-            return [
-                {"infos": infos[start : start + PART], "last": start + PART >= len(infos)}
-                for start in starts
-            ]
-        if do == "push":
+            found = self._snapshot(**asked)
+            for start in range(0, max(1, len(found)), PART):
+                infos = [asdict(info) for info in found[start : start + PART]]
+                yield {"infos": infos, "last": start + PART >= len(found)}
+                await asyncio.sleep(0)  # the next part may take as long
+        elif do == "push":
             text = payload.decode() if body["text"] else payload
             delivery = await self._registry._push_here(as_tuple(body["to"]), text)
-            return [{"sockets": delivery.sockets, "complete": delivery.complete}]
-        return []
+            yield {"sockets": delivery.sockets, "complete": delivery.complete}
 
     def _snapshot(
         self, session: Hashable | None = ANY, identity: Hashable | None = ANY

@@ -97,6 +97,7 @@ class Node:
         self._beating = asyncio.Lock()
         self._hurry = asyncio.Event()  # the next beat is due
         self._data_heard = False  # questions, answers and pushes
+        self._why_deaf = "not yet"
         self._tried = asyncio.Event()  # it is known whether Redis is there
         self._tasks: set[asyncio.Task[None]] = set()
         # Redis' clock is at least, and at most, so many seconds before this process's.
@@ -109,6 +110,20 @@ class Node:
         Whether Redis answers, and orders are heard.
         """
         return not self.store.away and self.deaf_until < math.inf
+
+    @property
+    def running(self) -> bool:
+        """
+        Whether it was started, and not stopped.
+        """
+        return bool(self._tasks)
+
+    @property
+    def why(self) -> str:
+        """
+        Why it is not connected, for messages.
+        """
+        return self.store.why or f"it can't be subscribed to: {self._why_deaf}"
 
     def earliest(self) -> float:
         """
@@ -210,6 +225,7 @@ class Node:
         self._data_heard = False
 
     def _lost(self, why: str) -> None:
+        self._why_deaf = why
         if self.deaf_until < math.inf:
             self.deaf_until, self._heard_until = math.inf, asyncio.get_running_loop().time()
             log.warning("orders of other processes can't be heard: %s", why)

@@ -15,7 +15,7 @@ from aiohttp import web
 from ..closing import Close, Timeouts
 from ..connection import Connection
 from ..elsewhere import Told
-from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisAway
+from ..exceptions import InvalidIdentity, InvalidSessionWSId, NotSetUp, RedisAway
 from ..gate import Origins
 from ..identify import Identify
 from ..identity import EndedIdentities
@@ -204,6 +204,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         self._hearing.found(order, old)
 
     def _changed(self) -> None:
+        self._learning.forget()
         state: State = "connected" if self._node.connected else "degraded"
         if state != self._state:
             self._state = state
@@ -286,7 +287,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         await self._start(serves=False)
         if self._node.connected:
             return self
-        why = self._node.store.why or "it can't be subscribed to"
+        why = self._node.why
         await self._stop()
         raise RedisAway(f"Redis can't be used: {why}; is it running, and is the URL right?")
 
@@ -308,6 +309,11 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         await self._stop()
 
     async def _start(self, *, serves: bool) -> None:
+        if self._node.running:
+            raise NotSetUp(
+                "this registry is in use: let each application have its own, and enter it"
+                " as a context manager once at a time"
+            )
         self._serves = serves
         instance = self._node.instance
         control: dict[str, Any] = {f"{REPORTS}:{instance}": self._asking.hear}
@@ -322,7 +328,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             raise
         if serves and not self._node.connected:
             log.warning(
-                "Redis is not there (%s): the application starts without it", self._node.store.why
+                "Redis can't be used (%s): the application starts without it", self._node.why
             )
 
     async def _stop(self) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+FORGOTTEN: Final = 60.0  # seconds after which nobody waits for a report any more
 COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
 
 
@@ -70,6 +71,9 @@ class Telling:
 
     def _send(self, orders: Sequence[Order], close: Close | None, wait: float) -> Told:
         question = self._asking.open() if wait else None
+        if question is not None:  # whoever waits may be cancelled before he comes to it
+            loop = asyncio.get_running_loop()
+            _ = loop.call_later(wait + FORGOTTEN, self._asking.close, question)
         unit = Unit(tuple(orders), close, None if question is None else question.number)
         job = self._put(orders, unit)
 
