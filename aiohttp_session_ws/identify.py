@@ -72,7 +72,8 @@ class SessionWSIdentities(SessionWSIds):
             return None
         if not self._revocations.family(session_ws_id).isdisjoint(record.left_out):
             return None
-        return record if record.ends(session.get(stamp_key(self.session_key))) else None
+        minted = session.get(stamp_key(self.session_key))
+        return record if record.ends(minted, self._identities.now()) else None
 
     def _death(self, session_ws_id: Hashable) -> Death | None:
         """

@@ -30,14 +30,16 @@ class EndedIdentity(Record):
     left_out: Collection[Hashable]
     number: int
 
-    def ends(self, minted: object) -> bool:
+    def ends(self, minted: object, now: float) -> bool:
         """
         Tell whether a session of this identity has ended.
 
         Args:
-            minted: When its id was minted; anything but a number is not known.
+            minted: When its id was minted; anything but a number is not known, and what is
+                still to come is by a clock that was wrong.
+            now: The time at the latest.
         """
-        return isinstance(minted, (int, float)) and not minted > self.before  # nor a NaN
+        return isinstance(minted, (int, float)) and not self.before < minted <= now  # nor a NaN
 
 
 class EndedIdentities(Records[EndedIdentity]):

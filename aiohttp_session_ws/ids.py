@@ -99,7 +99,8 @@ class SessionWSIds:
         session = await aiohttp_session.get_session(request)
         # A session that is older than the installation was there before its id.
         adopted = not session.new and self.session_key not in session
-        at = session.created if adopted else self._identities.time()
+        now = self._identities.time()
+        at = min(session.created, now) if adopted else now
         session[self.session_key] = session_ws_id
         session[stamp_key(self.session_key)] = at
 

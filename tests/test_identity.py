@@ -833,8 +833,18 @@ class TestRecords:
         record = identities.get("ann")
 
         assert record is not None
-        assert record.ends(minted) is ends
+        assert record.ends(minted, 200.0) is ends
         assert identities.time() > 100.0
+
+    def test_still_to_come(self) -> None:
+        """A time that is still to come is by a clock that was wrong."""
+        identities = EndedIdentities(wall=lambda: 100.0)
+        identities.end("ann", (), 10.0, 1, identities.now())
+        record = identities.get("ann")
+
+        assert record is not None
+        assert not record.ends(101.0, 101.0)
+        assert record.ends(101.5, 101.0)
 
 
 class TestIdentify:
