@@ -145,10 +145,13 @@ class TestAway:
 
     async def test_stored(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """The report says whether Redis has taken it."""
-        a, _ = nodes
+        a, b = nodes
         redis_server.kill()
         assert not (await registry_of(a).end_session("x", wait=0.1)).stored
+        await becomes(b, "degraded")
         await redis_server.start()
+        await becomes(a, "connected")
+        await becomes(b, "connected")
         assert (await registry_of(a).end_session("y", wait=PATIENCE)).stored
 
     async def test_frozen(self, redis_server: RedisServer, nodes: Nodes) -> None:
