@@ -242,6 +242,8 @@ async def _plain_answer(
     if not visit.noted:
         await registry._answers.note(request, visit)
     if visit.session_ws_id is not None and not visit.asked:
+        if registry._elsewhere:
+            await registry._meet(request, visit.session_ws_id)
         death = registry._death(visit.session_ws_id)
         if death is None and registry._identities:
             death = await registry._death_of_identity(request, visit.session_ws_id)

@@ -4,6 +4,7 @@ Orders that reach the sockets of every node.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from cluster import (
 )
 from conftest import Client
 from redis_server import RedisServer
-from support import WAYS, expect_close, until
+from support import PATIENCE, WAYS, expect_close, until
 
 from aiohttp_session_ws import Close
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -88,6 +89,20 @@ class TestLogOut:
         await becomes_nobody(b, cookie)
         c = await start_node(redis_server.url, "c")
         assert await refused(c, cookie) == 4401
+
+    async def test_upgrade(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Nor is a page shown to who pretends to ask for a websocket."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+        b = await start_node(redis_server.url, "b")
+        headers = {"Cookie": cookie, "Upgrade": "websocket", "Connection": "upgrade"}
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                async with b.get("/whoami", headers=headers) as response:
+                    if response.status == 403:
+                        break
 
     async def test_others_stay(self, nodes: Nodes) -> None:
         """Nobody else's sockets are touched."""
