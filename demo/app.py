@@ -31,7 +31,6 @@ from aiohttp_session_ws import (
 )
 
 HERE: Final = Path(__file__).parent
-ROOM: Final = web.AppKey("ROOM", set["Chat"])
 
 routes = web.RouteTableDef()
 
@@ -163,7 +162,6 @@ class Chat(WebSocketView):
     options: ClassVar[WebSocketOptions] = {"max_msg_size": 4096}
 
     async def on_open(self) -> None:
-        self.request.app[ROOM].add(self)
         await self.tell("here")
 
     async def on_message(self, message: str | bytes) -> None:
@@ -171,16 +169,14 @@ class Chat(WebSocketView):
             await self.tell("says", message)
 
     async def on_close(self, code: int) -> None:
-        self.request.app[ROOM].discard(self)
         await self.tell("gone", str(code))
 
     async def tell(self, what: str, text: str = "") -> None:
-        # A push, which a tab that reads too slowly holds up for nobody.
-        registry = registry_from(self.request)
+        # A push, which a tab that reads too slowly holds up for nobody. It reaches the tabs
+        # of other servers too, and other pages, which pass it over.
         who = "Somebody" if self.ws.identity is None else self.ws.identity
         message = {"type": "chat", "who": who, "what": what, "text": text}
-        for session_ws_id in {tab.ws.session_ws_id for tab in self.request.app[ROOM]}:
-            await registry.send_session_json(session_ws_id, message)
+        await registry_from(self.request).broadcast_json(message)
 
 
 def make_app(
@@ -199,7 +195,6 @@ def make_app(
     if registry is None:
         registry = SessionWSRegistry(identify=user_of)
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
-    app[ROOM] = set()
     setup(app, registry)
     app.add_routes(routes)
     app.router.add_static("/static/", HERE / "static")

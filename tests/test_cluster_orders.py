@@ -156,6 +156,21 @@ class TestRenew:
         for cookie in (first, second, third):
             assert await refused(b, cookie) == 4401
 
+    async def test_only_remembered(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """What only a node remembers, it tells."""
+        a, _ = nodes
+        old = await log_in(a)
+        old_id = await id_of(a, old)
+        new = await visit(a, "/renew", old)
+        new_id = await id_of(a, new)
+        await settled(a)
+        await redis_server.cli("DEL", f'aiohttp_session_ws:rev:"{old_id}"')
+        async with RedisSessionWSRegistry(redis_server.url) as script:
+            await script.end_session(old_id)
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", f'aiohttp_session_ws:rev:"{new_id}"'):
+                await asyncio.sleep(0.01)
+
     async def test_two_successors(self, redis_server: RedisServer) -> None:
         """Of two moves at once neither is forgotten."""
         url = redis_server.url
