@@ -277,8 +277,10 @@ class TestIdentity:
         for cookie in (one, two, three):
             assert await refused(b, cookie) == 4401
 
-    async def test_log_in_again(self, nodes: Nodes) -> None:
-        """Who logs in after that is let in, on every node."""
+    async def test_log_in_again(
+        self, redis_server: RedisServer, start_node: StartNode, nodes: Nodes
+    ) -> None:
+        """Who logs in after that is let in, on every node, and on one that starts then."""
         a, b = nodes
         await visit(a, "/out/everywhere", await log_in(a))
         await settled(a)
@@ -286,6 +288,10 @@ class TestIdentity:
             await until(lambda client=client: registry_of(client)._identities.get("ann"))  # type: ignore[misc]
             cookie = await log_in(client)
             async with socket(a, cookie), socket(b, cookie):
+                pass
+            c = await start_node(redis_server.url, "c")
+            registry_of(c)._identities._records.clear()  # as if it hadn't caught up yet
+            async with socket(c, cookie):
                 pass
 
     async def test_left_out(self, nodes: Nodes) -> None:
