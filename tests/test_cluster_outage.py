@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
+from aiohttp_session import SimpleCookieStorage
 from cluster import (
     StartNode,
     acquaint,
@@ -27,12 +28,12 @@ from cluster import (
     start_node,
     visit,
 )
-from conftest import Client, free_port
+from conftest import AiohttpClient, Client, free_port
 from proxy import Proxy
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis_server import RedisServer
-from support import PATIENCE, Turnstile, expect_close, until
+from support import PATIENCE, GatedStorage, Turnstile, expect_close, make_app, until
 
 from aiohttp_session_ws import REGISTRY_KEY, RedisAway
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -388,6 +389,31 @@ class TestHandshake:
             await becomes(b, "connected")
             turnstile.let()
             assert await opening == 4403
+
+    async def test_deaf_while_loading(
+        self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Also if nobody knew by then whose handshake it was."""
+        storage = GatedStorage(SimpleCookieStorage())
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            registry = RedisSessionWSRegistry(proxy.url(), node="b")
+            b = await aiohttp_client(make_app(registry, storage))
+            cookie = await log_in(a)
+            storage.loading.shut = True
+            opening = asyncio.create_task(refused(b, cookie))
+            await storage.loading.arrived.wait()
+            await proxy.stop()
+            await becomes(b, "degraded")
+            await visit(a, "/close", cookie)
+            await settled(a)
+            await proxy.start()
+            await becomes(b, "connected")
+            await registry._learning.reconcile()
+            storage.loading.let()
+            assert await opening == 4403
+            async with socket(b, cookie):
+                pass
 
     async def test_round_trips(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A handshake asks Redis once."""
