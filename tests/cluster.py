@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import aiohttp_session
@@ -19,6 +19,8 @@ from support import PATIENCE, cookie_of, make_app, until
 
 from aiohttp_session_ws import REGISTRY_KEY, end_identity_ws
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.memory import KEPT
+from aiohttp_session_ws.redis.wire import Ended, Order
 
 T = TypeVar("T")
 
@@ -67,7 +69,12 @@ def registry_of(client: Client) -> RedisSessionWSRegistry:
 def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
     """Build the app of a node."""
     options.setdefault("identify", user_of)
-    app = make_app(RedisSessionWSRegistry(redis, node=name, **options))
+    return app_of(RedisSessionWSRegistry(redis, node=name, **options))
+
+
+def app_of(registry: RedisSessionWSRegistry) -> web.Application:
+    """Build the app of a node with a registry of one's own."""
+    app = make_app(registry)
     app.router.add_get("/out/everywhere", out_everywhere)
     return app
 
@@ -167,6 +174,28 @@ async def settled(*clients: Client) -> None:
     """Let Redis take what the nodes have to tell."""
     for client in clients:
         assert not await registry_of(client)._node.writer.drain(PATIENCE)
+
+
+async def write_back(registry: RedisSessionWSRegistry, count: int) -> None:
+    """Have a node write back so many orders, a few at a time, and another one behind them."""
+    node = registry._node
+    write = node.store.write
+    sizes: list[int] = []
+    keys: set[str] = set()
+
+    async def note(orders: Sequence[Order], *args: Any) -> Any:
+        sizes.append(len(orders))
+        olds = await write(orders, *args)
+        keys.update(order.key() for order in orders)
+        return olds
+
+    node.store.write = note  # type: ignore[method-assign, assignment]
+    for n in range(count):
+        node.memory.add(Ended(f"session {n}", node.latest(), 3600.0))
+    node._write_back(KEPT)
+    assert (await registry.end_session("the last", wait=PATIENCE)).stored
+    assert len(keys) == count + 1
+    assert max(sizes) < 1000
 
 
 async def becomes(client: Client, state: str) -> None:

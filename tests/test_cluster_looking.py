@@ -24,7 +24,7 @@ from redis_server import RedisServer
 from support import PATIENCE, expect_close, until
 
 from aiohttp_session_ws import Count, Delivery, SessionWSRegistry
-from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry
+from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry, looking
 
 __all__ = ["nodes", "start_node"]  # fixtures
 
@@ -61,6 +61,19 @@ class TestLooking:
         found = await registry_of(a).connections()
         assert len(found) == 1234
         assert found.complete
+
+    async def test_part_lost(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If one of them finds no room on its way the answer isn't complete."""
+        a, b = nodes
+        monkeypatch.setattr(looking, "PART", 1)
+        for n in range(3):
+            await noted(registry_of(b), n)
+        mailbox, room = registry_of(b)._node.mailbox, iter([True, False, True])
+        put = mailbox.put
+        monkeypatch.setattr(mailbox, "put", lambda *message: next(room) and put(*message))
+        found = await registry_of(a).connections()
+        assert len(found) == 1
+        assert not found.complete
 
     async def test_count(self, nodes: Nodes) -> None:
         """They are counted."""

@@ -5,14 +5,19 @@ Orders that reach the sockets of every node.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import aiohttp_session
 import pytest
+from aiohttp import web
 from cluster import (
     StartNode,
     acquaint,
+    app_of,
     becomes_nobody,
     id_of,
     log_in,
@@ -22,20 +27,63 @@ from cluster import (
     settled,
     socket,
     start_node,
+    user_of,
     visit,
 )
-from conftest import Client
+from conftest import AiohttpClient, Client
 from redis_server import RedisServer
 from support import PATIENCE, WAYS, expect_close, until
 
-from aiohttp_session_ws import Close
+from aiohttp_session_ws import Close, Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.reading import read_record
 from aiohttp_session_ws.redis.wire import Ended, Moved, Order, Unit, envelope
 from aiohttp_session_ws.redis.writer import Job
 
 __all__ = ["nodes", "start_node"]  # fixtures
 
 Nodes = tuple[Client, Client]
+
+MONTH, YEAR = 30 * 86400.0, 365 * 86400.0
+
+
+class Kept(RedisSessionWSRegistry):
+    """Keeps ids in the session under another name, and no time beside them."""
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Return the id."""
+        session_ws_id: Hashable | None = (await aiohttp_session.get_session(request)).get("sid")
+        return session_ws_id
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Keep the id."""
+        (await aiohttp_session.get_session(request))["sid"] = session_ws_id
+
+    async def delete_id(self, request: web.Request) -> None:
+        """Forget the id."""
+        (await aiohttp_session.get_session(request)).pop("sid", None)
+
+
+async def move(registry: RedisSessionWSRegistry, old: Any, new: Any, ttl: float = 60.0) -> None:
+    """Record that a session has moved."""
+    registry._revocations.move(old, new, ttl)
+    registry._store([old], Close(4403))
+    assert not await registry._node.writer.drain(PATIENCE)
+
+
+async def end(registry: RedisSessionWSRegistry) -> None:
+    """End a session for as long as is usual here."""
+    assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+
+async def end_identity(registry: RedisSessionWSRegistry) -> None:
+    """End an identity for as long as is usual here."""
+    assert (await registry.end_identity("x", wait=PATIENCE)).stored
+
+
+async def move_on(registry: RedisSessionWSRegistry) -> None:
+    """Move a session, and remember it for as long as is usual here."""
+    await move(registry, "x", "y", registry._ttl())
 
 
 def hold_back(registry: RedisSessionWSRegistry) -> Callable[[], None]:
@@ -54,6 +102,11 @@ def hold_back(registry: RedisSessionWSRegistry) -> Callable[[], None]:
 
     writer.put = hold  # type: ignore[method-assign]
     return release
+
+
+async def forget_recent(redis_server: RedisServer) -> None:
+    """Let nodes that start from now on learn of orders only when they ask about a session."""
+    await redis_server.cli("DEL", "aiohttp_session_ws:recent")
 
 
 class TestLogOut:
@@ -114,6 +167,33 @@ class TestLogOut:
             await his.send_str("still there")
             await other.send_str("still there")
             assert await his.receive_str() == await other.receive_str() == "still there"
+
+    async def test_told_once(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """The end of a renewed session is told by who ends it, and by none of those who hear."""
+        clients = [await start_node(redis_server.url, name) for name in "abc"]
+        a, *others = clients
+        old = await log_in(a)
+        old_id = await id_of(a, old)
+        new = await visit(a, "/renew", old)
+        for client in others:
+            await until(lambda client=client: registry_of(client)._revocations.get(old_id))  # type: ignore[misc]
+        await settled(*clients)
+        senders = set()
+        async with redis_server.client() as redis, redis.pubsub() as pubsub:
+            await pubsub.subscribe("aiohttp_session_ws:orders")
+            await visit(a, "/out/end_session_ws", new)
+            for client in others:
+                await until(
+                    lambda client=client: registry_of(client)._revocations.has_ended(old_id)  # type: ignore[misc]
+                )
+            await settled(*clients)
+            await redis.publish("aiohttp_session_ws:orders", "that is all")
+            async for message in pubsub.listen():
+                if message["data"] == "that is all":
+                    break
+                if message["type"] == "message":
+                    senders.add(json.loads(message["data"])["from"])
+        assert senders == {registry_of(a)._node.instance}
 
 
 class TestRenew:
@@ -185,14 +265,34 @@ class TestRenew:
                 records = await client.mget([f'aiohttp_session_ws:rev:"{id_}"' for id_ in "xyz"])
         assert [json.loads(str(record))["do"] for record in records] == ["end"] * 3
 
+    async def test_large(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Ids that are large numbers are the same to the last digit when moves add up."""
+        numbers = itertools.count(2**62 + 1)
+        a = await start_node(redis_server.url, "a", id_factory=lambda request: next(numbers))
+        old = await log_in(a)
+        new = await visit(a, "/renew", old)
+        old_id, new_id, other_id = 2**62 + 1, 2**62 + 2, next(numbers)
+        await settled(a)
+        async with RedisSessionWSRegistry(redis_server.url) as script:
+            await move(script, old_id, other_id)
+        text = await redis_server.cli("GET", f"aiohttp_session_ws:rev:{old_id}")
+        record = read_record(text)
+        assert isinstance(record, Moved)
+        assert record.session_ws_id == old_id
+        assert set(record.to) == {new_id, other_id}
+        b = await start_node(redis_server.url, "b")
+        async with socket(a, new) as here, socket(b, new) as there:
+            assert await refused(b, old) == 4403
+            for ws in (here, there):
+                await ws.send_str("still there")
+                assert await ws.receive_str() == "still there"
+
     async def test_overtaken(self, redis_server: RedisServer) -> None:
         """An id that is moved where it has ended by now takes its successor along."""
-        url = redis_server.url
+        url, old = redis_server.url, "half a pair \ud800"
         async with RedisSessionWSRegistry(url) as a, RedisSessionWSRegistry(url) as b:
-            await a.end_session("x", wait=10)
-            b._revocations.move("x", "y", 60)
-            b._store(["x"], Close(4403))
-            await b._node.writer.drain(10)
+            await a.end_session(old, wait=10)
+            await move(b, old, "y")
             assert b._revocations.has_ended("y")
             await b._node.writer.drain(10)
             assert await redis_server.cli("EXISTS", 'aiohttp_session_ws:rev:"y"')
@@ -337,6 +437,45 @@ class TestIdentity:
             text = await redis_server.cli("GET", 'aiohttp_session_ws:identity:"ann"')
             assert json.loads(text)["out"] == []
 
+    async def test_no_stamp(
+        self, redis_server: RedisServer, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Nor is anybody kept out whose session doesn't tell how old it is."""
+
+        async def start(name: str) -> Client:
+            client = await aiohttp_client(
+                app_of(Kept(redis_server.url, node=name, identify=user_of))
+            )
+            client.session.cookie_jar.clear()
+            return client
+
+        a = await start("a")
+        await visit(a, "/out/everywhere", await log_in(a))
+        await settled(a)
+        cookie = await log_in(a)
+        await settled(a)
+        await forget_recent(redis_server)
+        b = await start("b")
+        for client in (a, b):
+            async with socket(client, cookie) as ws:
+                await registry_of(client)._learning.reconcile()
+                await ws.send_str("still there")
+                assert await ws.receive_str() == "still there"
+
+    @pytest.mark.parametrize("where", ["here", "there"])
+    async def test_wrong_clock(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        """A socket whose session seems to be from the future is closed as well."""
+        a, b = nodes
+        with monkeypatch.context() as patch:
+            later = time.time() + 300
+            patch.setattr(registry_of(a)._identities, "time", lambda: later)
+            cookie = await log_in(a)
+        async with socket(a if where == "here" else b, cookie) as ws:
+            await registry_of(a).end_identity("ann")
+            assert await expect_close(ws) == 4401
+
 
 class TestReport:
     async def test_wait(self, nodes: Nodes) -> None:
@@ -386,6 +525,28 @@ class TestReport:
             report = await script.end_identity("ann", wait=20)
             assert await expect_close(ws) == 4401
         assert (report.sockets, report.stored, report.complete) == (1, True, True)
+
+
+class TestRecords:
+    async def test_surrogate(self, redis_server: RedisServer) -> None:
+        """An id that is left out may be half a pair of surrogates, which stops nothing."""
+        async with RedisSessionWSRegistry(redis_server.url) as registry:
+            for left_out in (None, "x\ud800", "y\udfff"):
+                report = await registry.end_identity("ann", except_session=left_out, wait=PATIENCE)
+                assert report.stored
+            assert (await registry.end_session("z", wait=PATIENCE)).stored
+
+    @pytest.mark.parametrize("order", [end, move_on, end_identity])
+    async def test_ttl(self, redis_server: RedisServer, order: Any) -> None:
+        """Who remembers for a shorter time, a script perhaps, shortens nobody else's."""
+        url = redis_server.url
+        for days, ttl in ((YEAR, YEAR), (MONTH, YEAR), (2 * YEAR, 2 * YEAR)):
+            expiry = Expiry(revocation_ttl=days)
+            async with RedisSessionWSRegistry(url, expiry=expiry) as registry:
+                await order(registry)
+            key = "identity" if order is end_identity else "rev"
+            left = await redis_server.cli("TTL", f'aiohttp_session_ws:{key}:"x"')
+            assert ttl - 3600 < left < ttl + 3600
 
 
 class TestIds:

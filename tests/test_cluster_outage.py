@@ -15,7 +15,9 @@ from aiohttp_session import SimpleCookieStorage
 from cluster import (
     StartNode,
     acquaint,
+    app_of,
     becomes,
+    becomes_nobody,
     id_of,
     log_in,
     node_app,
@@ -27,6 +29,7 @@ from cluster import (
     socket,
     start_node,
     visit,
+    write_back,
 )
 from conftest import AiohttpClient, Client, free_port
 from proxy import Proxy
@@ -35,7 +38,7 @@ from redis.asyncio.client import PubSub
 from redis_server import RedisServer
 from support import PATIENCE, GatedStorage, Turnstile, expect_close, make_app, until
 
-from aiohttp_session_ws import REGISTRY_KEY, RedisAway
+from aiohttp_session_ws import REGISTRY_KEY, NotSetUp, RedisAway
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.node import Node
 
@@ -118,6 +121,51 @@ class TestStart:
         with pytest.raises(RedisAway, match="is it running"):
             async with RedisSessionWSRegistry(nowhere()):
                 pass
+
+    async def test_may_not_subscribe(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A node that Redis doesn't let subscribe says so."""
+        await redis_server.cli("ACL", "SETUSER", "default", "resetchannels")
+        a = await start_node(redis_server.url, "a")
+        assert registry_of(a).state == "degraded"
+        assert "can't be subscribed to: NoPermissionError" in caplog.text
+        assert "channel" in caplog.text
+
+    async def test_cancelled(self, redis_server: RedisServer) -> None:
+        """A start that is given up leaves nothing behind, and can be tried again."""
+        before = asyncio.all_tasks()
+        registry = RedisSessionWSRegistry(redis_server.url)
+        redis_server.freeze()
+        starting = asyncio.create_task(registry.__aenter__())
+        await until(lambda: registry._node.running)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not registry._node.running
+        await until(lambda: asyncio.all_tasks() <= before)
+        redis_server.thaw()
+        async with registry:
+            assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+    async def test_two_apps(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A registry that is in use is refused to another application, and goes on."""
+        a = await start_node(redis_server.url, "a")
+        app = app_of(registry_of(a))
+        app.freeze()
+        with pytest.raises(NotSetUp, match="in use"):
+            await app.startup()
+        async with socket(a, await log_in(a)) as ws:
+            await registry_of(a).broadcast("still there")
+            assert await ws.receive_str() == "still there"
+        assert registry_of(a).state == "connected"
+
+    async def test_entered_twice(self, redis_server: RedisServer) -> None:
+        """So it is to a script that has entered it already."""
+        async with RedisSessionWSRegistry(redis_server.url) as registry:
+            with pytest.raises(NotSetUp, match="in use"):
+                await registry.__aenter__()
+            assert (await registry.end_session("x", wait=PATIENCE)).stored
 
     async def test_log_once(self, start_node: StartNode, caplog: Any) -> None:
         """An outage is told once, not with each attempt."""
@@ -295,6 +343,24 @@ class TestDeaf:
                 await settled(a)
                 proxy.heal()
                 assert await expect_close(ws) == 4401
+
+    async def test_pages(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """It asks again about sessions that it has asked about before."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(b)
+            id_ = await id_of(b, cookie)
+            async with asyncio.timeout(PATIENCE):
+                while id_ not in registry_of(b)._learning._asked:
+                    await visit(b, "/whoami", cookie)
+            await proxy.stop()
+            await becomes(b, "degraded")
+            await visit(a, "/out/end_session_ws", cookie)
+            await settled(a)
+            await redis_server.cli("DEL", "aiohttp_session_ws:recent")  # so it must ask
+            await proxy.start()
+            await becomes_nobody(b, cookie)
 
     async def test_only_pubsub(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any
@@ -492,6 +558,10 @@ class TestLostData:
         assert len(ttls) >= 4
         assert [key for key, ttl in ttls.items() if ttl <= 0] == ["aiohttp_session_ws:nodes"]
 
+    async def test_many(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Many orders are written back a few at a time."""
+        await write_back(registry_of(await start_node(redis_server.url, "a")), 5000)
+
 
 class TestConnections:
     async def test_unix(self, redis_server: RedisServer, start_node: StartNode) -> None:
@@ -547,6 +617,23 @@ class TestConnections:
             await settled(a)
             await registry_of(b).broadcast("mine")
             assert await ws.receive_str() == "mine"
+
+    async def test_databases(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Nor do those with different databases of the same Redis."""
+        zero, one = (f"redis://127.0.0.1:{redis_server.port}/{db}" for db in (0, 1))
+        a = await start_node(zero, "a")
+        b, c = await start_node(one, "b"), await start_node(one, "c")
+        ann, bob = await log_in(b), await log_in(b, "bob")
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            await registry_of(a).broadcast("for others")
+            await until(lambda: not registry_of(a)._node.mailbox._messages)
+            assert (await registry_of(a).end_identity("ann", wait=PATIENCE)).stored
+            await registry_of(c).end_identity("bob")
+            assert await expect_close(his) == 4401
+            await registry_of(c).broadcast("mine")
+            assert await hers.receive_str() == "mine"
+        async with socket(b, ann):
+            pass
 
     async def test_members(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A node that leaves in order is no longer expected to answer."""

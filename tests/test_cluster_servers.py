@@ -12,6 +12,7 @@ import pytest
 from cluster import (
     StartNode,
     acquaint,
+    becomes,
     collected,
     leaky,
     log_in,
@@ -21,6 +22,7 @@ from cluster import (
     socket,
     start_node,
     visit,
+    write_back,
 )
 from redis.asyncio import Redis, RedisCluster as ClusterClient, Sentinel
 from redis_server import MASTER_NAME
@@ -116,6 +118,14 @@ class TestCluster:
             assert await expect_close(ws) == 4401
         assert report.sockets == 1
         assert report.complete
+
+    async def test_write_back(
+        self, make: Callable[[], ClusterClient], start_node: StartNode
+    ) -> None:
+        """What has been ordered in an hour is written back, and others don't wait for ever."""
+        a = await start_node(make, "a")
+        await becomes(a, "connected")
+        await write_back(registry_of(a), 1000)
 
     async def test_master_killed(
         self,
