@@ -223,6 +223,9 @@ class Chaos:
             "log-out to last socket closed (s)": f"{self._longest():.2f}",
             "settled after (s)": f"{settled:.2f}",
             "orders whose node died too early": sum(map(self._excused, self.orders)),
+            "of these gone with Redis' data": sum(
+                self._excused(order) for order in self.orders if order.stored is not None
+            ),
         }
 
     def _longest(self) -> float:
@@ -246,12 +249,15 @@ class Chaos:
         """
         Whether no living node and no Redis can know of an order.
 
-        Its node was killed, nobody saw it in Redis, and Redis was never there long enough in
-        between. These are counted apart.
+        Its node was killed, nobody saw it in Redis or it was gone with Redis' data, and Redis
+        was never there long enough before both. These are counted apart.
         """
-        if self.hand is None or not order.lost:
+        if self.hand is None or order.pid not in self.hand.deaths:
             return False
-        return not self.hand.had_time(order.at, self.hand.deaths[order.pid])
+        died = self.hand.deaths[order.pid]
+        if order.stored is not None:
+            died = max(died, self.hand.lost_data(order.stored))
+        return not self.hand.had_time(order.at, died)
 
     def _all_open(self) -> bool:
         return all(browser.all_open for browser in self._living())

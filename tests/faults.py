@@ -107,6 +107,7 @@ class Hand:
         self.deaths: dict[int, float] = {}
         self._away: list[tuple[float, float]] = []  # when Redis was
         self._since = math.inf  # since when it is
+        self._losses: list[float] = []  # when it lost its data
 
     async def carry_out(self, faults: Sequence[Fault]) -> None:
         """Do it all: what concerns Redis, and what concerns nodes beside it."""
@@ -122,6 +123,10 @@ class Hand:
                 return True
             begin = max(begin, back)
         return end - begin >= ENOUGH
+
+    def lost_data(self, after: float) -> float:
+        """Return when Redis lost its data next."""
+        return next((at for at in self._losses if at >= after), math.inf)
 
     async def _follow(self, start: float, faults: Sequence[Fault]) -> None:
         loop = asyncio.get_running_loop()
@@ -145,6 +150,8 @@ class Hand:
             await redis.kill_pubsub()
             return
         self._since = start
+        if fault.kind == LOST:
+            self._losses.append(start)
         if fault.kind == FROZEN:
             redis.freeze()
             await asyncio.sleep(fault.seconds)

@@ -44,11 +44,6 @@ class Order:
     identity: str | None
     stored: float | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Whether its node died and nobody ever saw it in Redis."""
-        return self.stored is None and self.node.pid != self.pid
-
     def __str__(self) -> str:
         seen = "never" if self.stored is None else f"{self.stored - self.at:.2f} s later"
         who = ", ".join(str(browser) for browser in self.browsers)

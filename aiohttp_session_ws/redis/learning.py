@@ -178,8 +178,6 @@ class Learning:
         Raises:
             RedisAway: If that can't be found out now.
         """
-        if self._node.store.away:
-            raise RedisAway
         if self._node.unheard:
             await self._catch_up()
         sockets = self._registry._sockets

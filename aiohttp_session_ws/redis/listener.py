@@ -24,6 +24,7 @@ log = logging.getLogger("aiohttp_session_ws")
 Hear: TypeAlias = Callable[[bytes], Awaitable[None] | None]
 Handlers: TypeAlias = Mapping[str, Hear]
 
+LONGEST: Final = 0.5  # seconds between two tries
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
 TURN: Final = 0.001  # seconds of messages before others have their turn
 
@@ -69,7 +70,7 @@ class Listener:
                 self._lost(reason(exc))
             if asyncio.get_running_loop().time() - began > 10 * LIMIT:
                 tries = 0
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.05 * 2**tries))
             tries = min(tries + 1, 10)
 
     async def _hear(self, hear: Hear, data: bytes) -> None:

@@ -22,6 +22,7 @@ __all__: list[str] = []
 log = logging.getLogger("aiohttp_session_ws")
 
 DEPTH: Final = 1_000_000  # jobs
+LONGEST: Final = 0.25  # seconds between two tries; soon after Redis is back it may go again
 BATCH: Final = 500  # orders in one round trip
 ORDERS: Final = "orders"  # the channel
 
@@ -126,7 +127,7 @@ class Writer:
             try:
                 await self._write()
             except RedisAway:
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(1.0, 0.05 * 2**tries))
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.05 * 2**tries))
                 tries = min(tries + 1, 10)
             else:
                 tries = 0
