@@ -440,7 +440,7 @@ class TestIdentity:
     async def test_no_stamp(
         self, redis_server: RedisServer, aiohttp_client: AiohttpClient
     ) -> None:
-        """Nor is anybody kept out whose session doesn't tell how old it is."""
+        """Who logs in again is let in, though nothing may tell how old the session is."""
 
         async def start(name: str) -> Client:
             client = await aiohttp_client(

@@ -247,6 +247,25 @@ class TestAway:
             await living.send_str("still there")
             assert await living.receive_str() == "still there"
 
+    async def test_full(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A Redis that answers and takes no order doesn't make more and more of them wait."""
+        a = await start_node(redis_server.url, "a")
+        writer = registry_of(a)._node.writer
+        for n in range(50):
+            await registry_of(a).end_session(f"session {n}")
+        await settled(a)
+        await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(10):
+            with pytest.raises(RedisAway):
+                await registry_of(a)._node.beat()
+            cookie = await log_in(a)
+            await visit(a, "/whoami", cookie)
+            await unavailable(a, cookie)
+        assert sum(len(job.orders) for job in [*writer._jobs, *writer._batch]) <= 50
+        await redis_server.cli("CONFIG", "SET", "maxmemory", "0")
+        await becomes(a, "connected")
+        await settled(a)
+
     async def test_shut_down(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """An application that ends waits until Redis has taken its orders."""
         server = TestServer(node_app(redis_server.url, "a"))
