@@ -216,6 +216,17 @@ class TestAway:
             redis_server.thaw()
             assert await expect_close(there) == 4401
 
+    async def test_patient_client(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Nor does a client of the application's that would wait for ever."""
+        a = await start_node(lambda: Redis.from_url(redis_server.url, socket_timeout=None), "a")
+        store = registry_of(a)._node.store
+        await store.read(["x"])
+        redis_server.freeze()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(RedisAway):
+                await store.read(["x"])
+        redis_server.thaw()
+
     async def test_refuse(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Sockets stay open, new ones are refused, and pages are served."""
         a, _ = nodes
@@ -410,6 +421,24 @@ class TestDeaf:
         async with socket(b, cookie) as ws:
             await visit(a, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
+
+    async def test_silent(self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any) -> None:
+        """A subscription that lies dead by itself is noticed, and made anew."""
+        _, b = nodes
+        silent, real = [False], PubSub.get_message
+
+        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
+            if not silent[0]:
+                return await real(self, *args, **kwargs)
+            await asyncio.sleep(kwargs["timeout"])
+            return None
+
+        monkeypatch.setattr(PubSub, "get_message", get_message)
+        silent[0] = True
+        await becomes(b, "degraded")
+        assert not registry_of(b)._node.store.away
+        silent[0] = False
+        await becomes(b, "connected")
 
     async def test_kill_pubsub(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Cut subscriptions lose nothing."""
