@@ -31,12 +31,14 @@ class Flood(Work):
     def __init__(self, redis: Redis) -> None:
         self.published = 0
         self._redis = redis
+        self._over = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """
         Begin.
         """
+        self._over = False
         self._task = asyncio.create_task(self._publish())
 
     async def stop(self) -> int:
@@ -44,8 +46,8 @@ class Flood(Work):
         End; return how many were published since the last time.
         """
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        self._over = True  # not cancelled: redis-py may take that for trouble of its own
+        await self._task
         published, self.published = self.published, 0
         return published
 
@@ -53,7 +55,7 @@ class Flood(Work):
         to = ["session", "nobody's"]
         head = {"v": VERSION, "from": "x/1", "q": "1", "do": "push", "to": to, "text": True}
         message = json.dumps(head).encode() + b"\n" + b"x" * 200
-        while True:
+        while not self._over:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for _ in range(TOGETHER):
                     _ = pipeline.publish(CHANNEL, message)
@@ -94,8 +96,7 @@ async def measure(url: str, rounds: int) -> None:
         quiet, loud, pushes = [], [], 0
         for turn in range(1 + rounds):
             quiet.append(median(await latencies(a, port, 2 * turn)))
-            await flood.ask("start")
-            loud.append(median(await latencies(a, port, 2 * turn + 1)))
+            loud.append(median(await latencies(a, port, 2 * turn + 1, flood)))
             pushes += await flood.ask("stop")
             await _idle(a, b)
     line(

@@ -49,8 +49,10 @@ class Listener(asyncio.Protocol):
             return
         self._buffer += data
         if b"\r\n\r\n" in self._buffer:
-            assert self._buffer.startswith(b"HTTP/1.1 101 "), self._buffer
-            self.opened.set_result(None)
+            if self._buffer.startswith(b"HTTP/1.1 101 "):
+                self.opened.set_result(None)
+            else:
+                self.opened.set_exception(ConnectionError(self._buffer.decode()))
 
 
 async def listen(port: int, number: int) -> Listener:
@@ -64,7 +66,9 @@ async def listen(port: int, number: int) -> Listener:
     return listener
 
 
-async def latencies(orders: Child, port: int, turn: int) -> list[float]:
+async def latencies(
+    orders: Child, port: int, turn: int, flood: Child | None = None
+) -> list[float]:
     """
     Return the milliseconds that each of some orders takes.
 
@@ -72,9 +76,13 @@ async def latencies(orders: Child, port: int, turn: int) -> list[float]:
         orders: Who gives them.
         port: Where the process is that has the sockets.
         turn: The number of the round.
+        flood: Who begins something else when the sockets are open.
     """
     numbers = range(turn * EACH, (turn + 1) * EACH)
     listeners = [await listen(port, number) for number in numbers]
+    if flood is not None:
+        await flood.ask("start")
+        await asyncio.sleep(0.2)
     await orders.ask("begin", [f"{number:032x}" for number in numbers])
     came = [await listener.came for listener in listeners]
     began = await orders.ask("began")
