@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 
 from .exceptions import InvalidIdentity
-from .records import Record, Records, digest
+from .records import Record, Records
 
 __all__: list[str] = []
 
@@ -87,8 +87,8 @@ class EndedIdentities(Records[EndedIdentity]):
         known = self.get(identity)
         if known is None or known.before < before:
             at = now - max(0.0, self._wall() - before)
-            record = EndedIdentity(identity, at, ttl, now + ttl, before, left_out, number)
-            self._put(digest(identity), record, now)
+            record = EndedIdentity(at, ttl, now + ttl, before, left_out, number)
+            self._put(identity, record, now)
 
     def now(self) -> float:
         """

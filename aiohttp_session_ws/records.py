@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -23,29 +24,17 @@ class Record:
     What is known of a subject.
 
     Attributes:
-        subject: What it is about.
         at: When it was made, by the clock of the records.
         ttl: For how many seconds after it was last met it is kept.
         expires: When it is forgotten.
     """
 
-    subject: Hashable
     at: float
     ttl: float
     expires: float
 
 
 R = TypeVar("R", bound=Record)
-
-
-def digest(subject: Hashable) -> Hashable:
-    """
-    Return what stands for a subject: of a fixed size, and equal where subjects are equal.
-    """
-    if isinstance(subject, str):
-        data = subject.encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(data, digest_size=16).digest()
-    return (subject,)
 
 
 def fingerprint(subject: Hashable) -> str:
@@ -85,7 +74,9 @@ class Records(Generic[R]):
         self._limit = limit
         self._clock = clock
         self._evicted = 0
-        self._records: dict[Hashable, R] = {}  # the one not met for longest first
+        # The one not met for longest first. A dict would look for its first item through the
+        # places of all that were deleted before it.
+        self._records: OrderedDict[Hashable, R] = OrderedDict()
 
     def __len__(self) -> int:
         if self._records:
@@ -96,19 +87,15 @@ class Records(Generic[R]):
         """
         Return the record of *subject*, if there is one, and restart its time.
         """
-        if not self._records:
-            return None
-        key = digest(subject)
-        record = self._records.get(key)
+        record = self._records.get(subject)
         if record is None:
             return None
         now = self._clock()
         if record.expires <= now:
-            self._forget(key)
+            self._forget(subject)
             return None
         record.expires = now + record.ttl
-        del self._records[key]
-        self._records[key] = record
+        self._records.move_to_end(subject)
         return record
 
     def age(self, record: R) -> float:
@@ -117,21 +104,21 @@ class Records(Generic[R]):
         """
         return self._clock() - record.at
 
-    def _put(self, key: Hashable, record: R, now: float) -> None:
-        self._records.pop(key, None)
-        self._records[key] = record
+    def _put(self, subject: Hashable, record: R, now: float) -> None:
+        self._records[subject] = record
+        self._records.move_to_end(subject)
         self._prune(now)
 
-    def _forget(self, key: Hashable) -> bool:
+    def _forget(self, subject: Hashable) -> bool:
         """
         Forget a record; tell whether there was one.
         """
-        return self._records.pop(key, None) is not None
+        return self._records.pop(subject, None) is not None
 
     def _prune(self, now: float) -> None:
         while self._records:
-            key = next(iter(self._records))
-            if self._records[key].expires > now:
+            subject = next(iter(self._records))
+            if self._records[subject].expires > now:
                 if len(self._records) <= self._limit:
                     return
                 if self._evicted % 10_000 == 0:
@@ -142,4 +129,4 @@ class Records(Generic[R]):
                         self.what,
                     )
                 self._evicted += 1
-            self._forget(key)
+            self._forget(subject)

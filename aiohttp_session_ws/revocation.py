@@ -7,11 +7,12 @@ from __future__ import annotations
 import enum
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
-from .records import Record, Records, digest
+from .records import Record, Records
 
 __all__ = ["Expiry"]
 
@@ -112,7 +113,7 @@ class Revocations(Records[Revocation]):
         Return all ids that the session of an id is known to have had.
         """
         self.get(session_ws_id)  # or an old record would bring an old family
-        family = self._families.get(digest(session_ws_id))
+        family = self._families.get(session_ws_id)
         return {session_ws_id} if family is None else set(family.ids)
 
     def end(self, session_ws_id: Hashable, ttl: float, age: float = 0.0) -> list[Hashable]:
@@ -142,16 +143,15 @@ class Revocations(Records[Revocation]):
         Ended beats moved: if the one has ended meanwhile, the other ends with it.
         """
         record = self._record(session_ws_id, Kind.MOVED, ttl, age)
-        key, heir = digest(session_ws_id), digest(successor)
-        family = self._families.setdefault(key, Family({session_ws_id}, dead=1))
-        known = self._families.setdefault(heir, family)
+        family = self._families.setdefault(session_ws_id, Family({session_ws_id}, dead=1))
+        known = self._families.setdefault(successor, family)
         if known is not family:  # an id that is not made for one session only
             family.ids |= known.ids
             family.dead += known.dead
-            self._families.update({digest(member): family for member in known.ids})
+            self._families.update(dict.fromkeys(known.ids, family))
         elif successor not in family.ids:
             family.ids.add(successor)
-            family.dead += heir in self._records
+            family.dead += successor in self._records
         if record.kind is Kind.ENDED or self.has_ended(successor):
             self.end(successor, ttl, age)
 
@@ -166,40 +166,38 @@ class Revocations(Records[Revocation]):
         """
         Forget that an id is dead; tell whether it was.
         """
-        return self._forget(digest(session_ws_id))
+        return self._forget(session_ws_id)
 
     def _record(self, session_ws_id: Hashable, kind: Kind, ttl: float, age: float) -> Revocation:
         now = self._clock()
-        key = digest(session_ws_id)
-        record = self._records.get(key)
+        record = self._records.get(session_ws_id)
         if record is not None and record.expires <= now:
-            self._forget(key)
+            self._forget(session_ws_id)
             record = None
         if record is None:
-            if (family := self._families.get(key)) is not None:
+            if (family := self._families.get(session_ws_id)) is not None:
                 family.dead += 1
-            record = Revocation(session_ws_id, now - age, ttl, now + ttl, kind)
+            record = Revocation(now - age, ttl, now + ttl, kind)
         elif kind is Kind.ENDED and record.kind is Kind.MOVED:
             record.kind, record.at = kind, now - age
         record.ttl = max(record.ttl, ttl)
         record.expires = max(record.expires, now + ttl)
-        self._put(key, record, now)
+        self._put(session_ws_id, record, now)
         return record
 
-    def _forget(self, key: Hashable) -> bool:
+    def _forget(self, subject: Hashable) -> bool:
         """
         Forget a record, and its family with the last one.
         """
-        record = self._records.get(key)
-        if not super()._forget(key) or record is None:
+        if not super()._forget(subject):
             return False
-        family = self._families.pop(key, None)
+        family = self._families.pop(subject, None)
         if family is not None:
-            family.ids.discard(record.subject)
+            family.ids.discard(subject)
             family.dead -= 1
             if not family.dead:
                 for member in family.ids:
-                    self._families.pop(digest(member), None)
+                    self._families.pop(member, None)
         return True
 
 
@@ -212,7 +210,7 @@ class CloseOrders:
     """
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, float] = {}  # the oldest first
+        self._last: OrderedDict[Hashable, float] = OrderedDict()  # the oldest first
         self._held: set[Hashable] = set()
         self._all = -math.inf
 
@@ -227,8 +225,8 @@ class CloseOrders:
         Note an order that is given at *now*.
         """
         self._held.discard(session_ws_id)
-        self._last.pop(session_ws_id, None)
         self._last[session_ws_id] = now
+        self._last.move_to_end(session_ws_id)
         while (first := next(iter(self._last))) is not session_ws_id:
             if self._last[first] > now - HANDSHAKE_LIMIT:
                 return

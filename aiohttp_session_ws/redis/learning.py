@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +48,7 @@ class Learning:
         self._node = node
         self._telling = telling
         self._hearing = hearing
-        self._asked: dict[Hashable, float] = {}  # the oldest first
+        self._asked: OrderedDict[Hashable, float] = OrderedDict()  # the oldest first
         self._now: dict[Hashable, asyncio.Future[None]] = {}  # those that are being asked about
 
     # Those that come

@@ -5,6 +5,7 @@ What was ordered lately, so that a Redis that loses its data can be told again.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -24,7 +25,8 @@ class Memory:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._entries: dict[str, tuple[Order, float]] = {}  # by key, and when they came
+        # By key, and when they came; the oldest first.
+        self._entries: OrderedDict[str, tuple[Order, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,7 +40,7 @@ class Memory:
         if known is not None:
             if not _says_more(order, known[0]):
                 return
-            del self._entries[key]
+            self._entries.move_to_end(key)
         self._entries[key] = order, now
         while self._entries:
             first = next(iter(self._entries))
@@ -85,7 +87,7 @@ class Numbers:
         self._instance = instance
         self._clock = clock
         self._count = count(1)
-        self._done: dict[str, float] = {}  # the oldest first
+        self._done: OrderedDict[str, float] = OrderedDict()  # the oldest first
 
     def new(self) -> str:
         """
