@@ -5,11 +5,13 @@ How orders are recorded: the script that Redis runs.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import RedisCluster
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from .client import Client, channel_of
 from .wire import Order
@@ -117,6 +119,11 @@ redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -100001)
 redis.call('EXPIRE', KEYS[1], 3600)
 """
 
+_DIGESTS: Final = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (_WRITE, _LOG)
+}
+
 
 async def record(
     client: Client,
@@ -139,21 +146,38 @@ async def record(
         args = _arguments(orders, texts)
         if message is not None:
             args += channel, message
-        olds = await client.eval(_WRITE, len(keys) + 1, *keys, log, log, *args)
+        olds = await _run(client, _WRITE, len(keys) + 1, *keys, log, log, *args)
         return list(olds)
     # The keys of a cluster are in many places.
     olds = []
     for start in range(0, len(orders), AT_ONCE):
         some = range(start, min(start + AT_ONCE, len(orders)))
         scripts = [
-            client.eval(_WRITE, 1, keys[n], "", *_arguments([orders[n]], [texts[n]])) for n in some
+            _run(client, _WRITE, 1, keys[n], "", *_arguments([orders[n]], [texts[n]]))
+            for n in some
         ]
         olds += [old for (old,) in await asyncio.gather(*scripts)]
     if keys:
-        await client.eval(_LOG, 1, log, *keys)
+        await _run(client, _LOG, 1, log, *keys)
     if message is not None:
         await client.publish(channel, message)
     return olds
+
+
+async def _run(client: Client, script: str, count: int, *args: str | int | bytes) -> Any:
+    """
+    Run a script by its digest, or by itself where Redis doesn't know it yet.
+
+    Args:
+        client: Who runs it.
+        script: The script.
+        count: How many of *args* are keys.
+        *args: The keys, and the other arguments.
+    """
+    try:
+        return await client.evalsha(_DIGESTS[script], count, *args)
+    except (NoScriptError, NoPermissionError):  # some may do the one and not the other
+        return await client.eval(script, count, *args)
 
 
 def _arguments(orders: Sequence[Order], texts: Sequence[str]) -> list[str | int | bytes]:
