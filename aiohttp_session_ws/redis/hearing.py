@@ -73,7 +73,8 @@ class Hearing:
         Carry out what is told in a message.
 
         Returns:
-            What to wait for, if there is so much that others must have their turn meanwhile.
+            What to wait for, if others must have their turn meanwhile: there is much, or
+            close frames are to go out before the next message is asked for.
         """
         if data.startswith(self._mine):
             return None
@@ -84,31 +85,36 @@ class Hearing:
         sender, units = message
         if len(units) > MANY:
             return self._hear_many(sender, units)
-        self._hear(sender, units)
-        return None
+        return asyncio.sleep(0) if self._hear(sender, units) else None
 
     async def _hear_many(self, sender: str, units: Sequence[Unit]) -> None:
         for start in range(0, len(units), MANY):
-            self._hear(sender, units[start : start + MANY])
+            _ = self._hear(sender, units[start : start + MANY])
             await asyncio.sleep(0)
 
-    def _hear(self, sender: str, units: Iterable[Unit]) -> None:
+    def _hear(self, sender: str, units: Iterable[Unit]) -> bool:
+        """
+        Carry out units; tell whether they close sockets.
+        """
+        closes = False
         for unit in units:
             if unit.orders:
-                self._carry_out(sender, unit)
+                closes = self._carry_out(sender, unit) or closes
             else:
                 self._node.look_back(KEPT)
+        return closes
 
-    def _carry_out(self, sender: str, unit: Unit) -> None:
+    def _carry_out(self, sender: str, unit: Unit) -> bool:
         self._named = {order.session_ws_id for order in unit.orders if isinstance(order, Ended)}
         effects = [self.apply(order, unit.close, told=True) for order in unit.orders]
         self._named = set()
         if unit.question is not None:
             coro = self._report(sender, unit.question, effects)
             _ = self._registry._sockets.spawn(coro, "report to another process")
-            return
-        for effect in effects:
-            self.close_soon(effect.sockets, effect.close)
+        else:
+            for effect in effects:
+                self.close_soon(effect.sockets, effect.close)
+        return any(effect.sockets for effect in effects)
 
     def close_soon(self, sockets: Sequence[Connection], close: Close) -> None:
         """

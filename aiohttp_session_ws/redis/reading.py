@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any, Final
 
 from ..closing import Close
@@ -63,11 +64,16 @@ def read_record(data: bytes | str) -> Order | None:
 
 
 def _unit(body: dict[str, Any]) -> Unit:
-    known = (_order(order) for order in body["orders"])
-    orders = tuple(order for order in known if order is not None)
+    known = [_order(order) for order in body["orders"]]
+    orders = tuple([order for order in known if order is not None])
     code, question = body.get("code"), body.get("q")
-    close = None if code is None else Close(int(code), str(body.get("reason", "")))
+    close = None if code is None else _close(int(code), str(body.get("reason", "")))
     return Unit(orders, close, None if question is None else str(question))
+
+
+@lru_cache(16)  # most are one of a few
+def _close(code: int, reason: str) -> Close:
+    return Close(code, reason)
 
 
 def _order(body: dict[str, Any]) -> Order | None:
@@ -98,6 +104,8 @@ def _order(body: dict[str, Any]) -> Order | None:
 
 
 def _subject(value: Any) -> Hashable:
+    if type(value) is str:
+        return value
     subject: Hashable = as_tuple(value)
     hash(subject)
     if subject is None:
