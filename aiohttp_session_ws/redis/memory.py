@@ -25,8 +25,7 @@ class Memory:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # By key, and when they came; the oldest first.
-        self._entries: OrderedDict[str, tuple[Order, float]] = OrderedDict()
+        self._entries: OrderedDict[str, Order] = OrderedDict()  # by key, the oldest first
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,13 +37,14 @@ class Memory:
         key, now = order.key(), self._clock()
         known = self._entries.get(key)
         if known is not None:
-            if not _says_more(order, known[0]):
+            if not _says_more(order, known):
                 return
             self._entries.move_to_end(key)
-        self._entries[key] = order, now
+        order.came = now
+        self._entries[key] = order
         while self._entries:
             first = next(iter(self._entries))
-            if len(self._entries) <= MOST and self._entries[first][1] >= now - KEPT:
+            if len(self._entries) <= MOST and self._entries[first].came >= now - KEPT:
                 break
             del self._entries[first]
 
@@ -53,7 +53,7 @@ class Memory:
         Return what came within *age* seconds.
         """
         oldest = self._clock() - age
-        return [order for order, at in self._entries.values() if at >= oldest]
+        return [order for order in self._entries.values() if order.came >= oldest]
 
 
 def _says_more(order: Order, known: Order) -> bool:

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
 from typing import ClassVar, Final, NamedTuple, TypeAlias
 
@@ -27,7 +27,20 @@ CLOSE_TTL: Final = 3600.0
 
 
 @dataclass(slots=True)
-class Ended:
+class Known:
+    """
+    What all orders have.
+
+    Attributes:
+        came: When this process came to know of it, by the clock of its memory. Not beside it:
+            the garbage collector would look at an object more for each order.
+    """
+
+    came: float = field(default=0.0, init=False, repr=False, compare=False)
+
+
+@dataclass(slots=True)
+class Ended(Known):
     """
     A session has ended.
     """
@@ -55,7 +68,7 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Moved:
+class Moved(Known):
     """
     A session was given other ids.
     """
@@ -86,7 +99,7 @@ class Moved:
 
 
 @dataclass(slots=True)
-class Closed:
+class Closed(Known):
     """
     The sockets of a session are to come back.
     """
@@ -113,7 +126,7 @@ class Closed:
 
 
 @dataclass(slots=True)
-class EndedIdentity:
+class EndedIdentity(Known):
     """
     The sessions of an identity have ended.
     """
@@ -143,7 +156,7 @@ class EndedIdentity:
 
 
 @dataclass(slots=True)
-class ClosedIdentity:
+class ClosedIdentity(Known):
     """
     The sockets of an identity are to come back.
     """
@@ -171,7 +184,7 @@ class ClosedIdentity:
 
 
 @dataclass(slots=True)
-class Lifted:
+class Lifted(Known):
     """
     An id is alive again: it is not made for one session only.
     """
