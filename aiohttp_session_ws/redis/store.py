@@ -54,6 +54,7 @@ class Store:
         self._prefix = prefix
         self._changed = changed
         self._client: Client | None = None
+        self._proven = False  # whether this client has worked
         self._tasks: set[asyncio.Future[Any]] = set()  # that are ending
         self._batch: tuple[list[str], asyncio.Task[list[bytes | None]]] | None = None
         self.away = True
@@ -71,31 +72,35 @@ class Store:
         except Exception as exc:  # noqa: BLE001  the application's
             self._fail(None, reason(exc))
             raise RedisAway(f"Redis is away: {self.why}") from None
+        # A client of a cluster has to find out first where everything is.
+        limit = LIMIT if self._proven or not isinstance(client, RedisCluster) else 3 * LIMIT
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end
         # of a timeout with it.
         task = asyncio.ensure_future(command(client))
         try:
-            await asyncio.wait({task}, timeout=LIMIT)
+            await asyncio.wait({task}, timeout=limit)
         finally:
             if not task.done():
                 self._abandon(task)
         try:
             if not task.done():
-                raise TimeoutError(f"no answer within {LIMIT:g} s")
+                raise TimeoutError(f"no answer within {limit:g} s")
             result = task.result()
         except Exception as exc:  # noqa: BLE001  redis-py has others than its own
             self._fail(client, reason(exc))
             raise RedisAway(f"Redis is away: {self.why}") from None
-        if self.away and client is self._client:
-            self.away, self.why = False, ""
-            self._changed()
+        if client is self._client:
+            self._proven = True
+            if self.away:
+                self.away, self.why = False, ""
+                self._changed()
         return result
 
     def _fail(self, client: Client | None, why: str) -> None:
         self.why = why
         if client is not None and client is self._client:
             # The next begins anew: with a new connection, and whoever is primary by then.
-            self._client = None
+            self._client, self._proven = None, False
             self._keep(asyncio.create_task(close_client(client)))
         if not self.away:
             self.away = True
