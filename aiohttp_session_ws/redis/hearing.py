@@ -73,8 +73,7 @@ class Hearing:
         Carry out what is told in a message.
 
         Returns:
-            What to wait for, if others must have their turn meanwhile: there is much, or
-            close frames are to go out before the next message is asked for.
+            What to wait for, if there is so much that others must have their turn meanwhile.
         """
         if data.startswith(self._mine):
             return None
@@ -85,36 +84,31 @@ class Hearing:
         sender, units = message
         if len(units) > MANY:
             return self._hear_many(sender, units)
-        return asyncio.sleep(0) if self._hear(sender, units) else None
+        self._hear(sender, units)
+        return None
 
     async def _hear_many(self, sender: str, units: Sequence[Unit]) -> None:
         for start in range(0, len(units), MANY):
-            _ = self._hear(sender, units[start : start + MANY])
+            self._hear(sender, units[start : start + MANY])
             await asyncio.sleep(0)
 
-    def _hear(self, sender: str, units: Iterable[Unit]) -> bool:
-        """
-        Carry out units; tell whether they close sockets.
-        """
-        closes = False
+    def _hear(self, sender: str, units: Iterable[Unit]) -> None:
         for unit in units:
             if unit.orders:
-                closes = self._carry_out(sender, unit) or closes
+                self._carry_out(sender, unit)
             else:
                 self._node.look_back(KEPT)
-        return closes
 
-    def _carry_out(self, sender: str, unit: Unit) -> bool:
+    def _carry_out(self, sender: str, unit: Unit) -> None:
         self._named = {order.session_ws_id for order in unit.orders if isinstance(order, Ended)}
         effects = [self.apply(order, unit.close, told=True) for order in unit.orders]
         self._named = set()
         if unit.question is not None:
             coro = self._report(sender, unit.question, effects)
             _ = self._registry._sockets.spawn(coro, "report to another process")
-        else:
-            for effect in effects:
-                self.close_soon(effect.sockets, effect.close)
-        return any(effect.sockets for effect in effects)
+            return
+        for effect in effects:
+            self.close_soon(effect.sockets, effect.close)
 
     def close_soon(self, sockets: Sequence[Connection], close: Close) -> None:
         """
