@@ -11,7 +11,18 @@ import sys
 from typing import Any
 
 import pytest
-from cluster import StartNode, acquaint, becomes, log_in, refused, registry_of, socket, start_node
+from cluster import (
+    StartNode,
+    acquaint,
+    becomes,
+    collected,
+    leaky,
+    log_in,
+    refused,
+    registry_of,
+    socket,
+    start_node,
+)
 from conftest import Client
 from redis_server import RedisCluster, RedisServer, SentinelSetup
 from support import PATIENCE, expect_close, until
@@ -19,7 +30,7 @@ from test_readme import PROCESSES, ROOT, blocks, run
 
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 
-__all__ = ["start_node"]  # a fixture
+__all__ = ["collected", "start_node"]  # fixtures
 
 OPTIONS, SCRIPT, MAKERS = PROCESSES
 COMMANDS, ACL = blocks("docs/guide.rst", python=False)
@@ -70,6 +81,7 @@ class TestPrograms:
 
         assert await log_out(*nodes) == 4401
 
+    @leaky
     async def test_cluster(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
         """A log-out finds its way through a Redis Cluster."""
         names = run(MAKERS)
