@@ -41,8 +41,10 @@ async def out_everywhere(request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-def collected() -> Iterator[None]:
-    """Let what is forgotten be found within the test."""
+def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let what is forgotten be found within the test, and take no slow machine for an outage."""
+    for module in ("store", "listener"):
+        monkeypatch.setattr(f"aiohttp_session_ws.redis.{module}.LIMIT", 5.0)
     yield
     gc.collect()
 

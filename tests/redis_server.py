@@ -183,7 +183,7 @@ class RedisCluster(Group):
         super().__init__()
         ports = cluster_ports()
         options = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]
-        options += ["--cluster-node-timeout", "1000"]
+        options += ["--cluster-node-timeout", "4000"]
         for _ in range(masters * (1 + replicas)):
             self.servers.append(RedisServer(*options, port=next(ports)))
         self.masters = self.servers[:masters]
