@@ -5,6 +5,7 @@ What can go wrong, as one tree::
      +-- NotSetUp (RuntimeError)
      +-- InvalidSessionWSId (TypeError)
      +-- InvalidIdentity (TypeError)
+     +-- JournalError (RuntimeError)
      +-- IdFactoryFailed (RuntimeError)
      +-- IdentifyFailed (RuntimeError)
      +-- RedisUnavailable (ConnectionError)
@@ -29,6 +30,7 @@ __all__ = [
     "IdentifyFailed",
     "InvalidIdentity",
     "InvalidSessionWSId",
+    "JournalError",
     "NotSetUp",
     "RedisUnavailable",
     "SessionEnded",
@@ -62,6 +64,12 @@ class InvalidSessionWSId(SessionWSError, TypeError):
 class InvalidIdentity(SessionWSError, TypeError):
     """
     An identity is ``None`` where somebody is needed, or cannot be hashed.
+    """
+
+
+class JournalError(SessionWSError, RuntimeError):
+    """
+    The registry's ``journal`` can't be used: another process has it, or it isn't a journal.
     """
 
 
