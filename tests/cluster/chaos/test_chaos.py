@@ -87,14 +87,14 @@ class TestDriver:
 
     async def test_sees_survivors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Two nodes that don't know each other leave survivors, and take stale cookies."""
-        monkeypatch.setattr("chaos.SETTLE", 1.0)
+        monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 1.0)
         report = await self.run(2)
 
         assert report.failures().keys() == {"survivors", "revived"}
 
     async def test_sees_what_nobody_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It sees when a session that should live is ended, or told to come back."""
-        monkeypatch.setattr("chaos.SETTLE", 3.0)
+        monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 3.0)
         report = await self.run(1, Meddler)
 
         assert report.failures().keys() == {"wrong", "unasked", "absent"}
