@@ -12,8 +12,9 @@ import pytest
 
 from aiohttp_session_ws import Count, Delivery, SessionWSRegistry
 from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry, looking
-from tests.support import PATIENCE, Client, expect_close, until
+from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
+    Nodes,
     acquaint,
     id_of,
     log_in,
@@ -22,8 +23,6 @@ from tests.support.nodes import (
     visit,
 )
 from tests.support.redis_servers import RedisServer
-
-Nodes = tuple[Client, Client]
 
 
 class TestLooking:

@@ -15,6 +15,7 @@ from aiohttp_session_ws import Close
 from aiohttp_session_ws.redis import learning, telling
 from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, until
 from tests.support.nodes import (
+    Nodes,
     StartNode,
     acquaint,
     id_of,
@@ -26,8 +27,6 @@ from tests.support.nodes import (
     visit,
 )
 from tests.support.redis_servers import RedisServer
-
-Nodes = tuple[Client, Client]
 
 
 async def who(client: Client, cookie: str) -> str | None:

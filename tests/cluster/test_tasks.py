@@ -13,8 +13,9 @@ from redis.asyncio import Redis, RedisCluster as ClusterClient
 
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from tests.support import PATIENCE, Client, expect_close, until
+from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
+    Nodes,
     StartNode,
     acquaint,
     becomes,
@@ -29,8 +30,6 @@ from tests.support.nodes import (
     visit,
 )
 from tests.support.redis_servers import RedisCluster, RedisServer
-
-Nodes = tuple[Client, Client]
 
 HUGE = "1" + "0" * 400
 

@@ -24,9 +24,10 @@ from tests.support.nodes import (
     registry_of,
     socket,
 )
+from tests.support.processes import ROOT
 from tests.support.redis_servers import RedisCluster, RedisServer, SentinelSetup
 
-from .documents import PROCESSES, ROOT, blocks, run
+from .documents import PROCESSES, blocks, run
 
 OPTIONS, SCRIPT, MAKERS = PROCESSES
 COMMANDS, ACL = blocks("docs/guide.rst", python=False)

@@ -12,6 +12,7 @@ from aiohttp import WSServerHandshakeError, web
 
 from aiohttp_session_ws import SessionWSRegistry
 from tests.support import AiohttpClient, expect_close, make_app, until
+from tests.support.processes import ROOT
 
 from .documents import (
     CONVERSATIONS,
@@ -23,7 +24,6 @@ from .documents import (
     PROGRAM,
     PUSHING,
     RECIPE,
-    ROOT,
     SIGNALS,
     START,
     TEST,

@@ -30,7 +30,6 @@ from aiohttp_session_ws.revocation import Revocations
 from tests.support import (
     QUICK,
     AiohttpClient,
-    Client,
     RawPeer,
     Turnstile,
     cookie_of,
@@ -38,19 +37,12 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.people import seen_as
 
 
 @pytest.fixture
 def registry() -> SessionWSRegistry:
     return SessionWSRegistry(timeouts=QUICK)
-
-
-async def user_of(client: Client, cookie: str) -> str | None:
-    """Tell as whom an HTTP request with *cookie* is seen."""
-    client.session.cookie_jar.clear()
-    async with client.get("/whoami", headers={"Cookie": cookie}) as response:
-        user: str | None = (await response.json())["user"]
-        return user
 
 
 class TestOneSessionManyIds:
@@ -95,7 +87,7 @@ class TestOneSessionManyIds:
         await client.get("/out/end_session_ws")
         now[0] = 3600.0
 
-        assert await user_of(client, stale) is None
+        assert await seen_as(client, stale) is None
 
     async def test_an_id_that_was_minted_for_an_old_cookie(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -108,7 +100,7 @@ class TestOneSessionManyIds:
         stale = cookie_of(client)
         await client.get("/renew")
         now[0] = 3600.0
-        await user_of(client, stale)
+        await seen_as(client, stale)
         async with client.ws_connect("/ws") as ws:
             minted = (await ws.receive()).json()[0]
             await registry.end_session(id_)
@@ -192,7 +184,7 @@ class TestInFlight:
         response = await request
 
         assert "Set-Cookie" not in response.headers
-        assert await user_of(client, cookie_of(client)) is None
+        assert await seen_as(client, cookie_of(client)) is None
 
     @pytest.mark.parametrize("path", ["/out/invalidate", "/close"])
     async def test_the_client_vanishes_while_get_id_waits(

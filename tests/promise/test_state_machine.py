@@ -38,7 +38,7 @@ from aiohttp_session_ws import (
     renew_session_ws,
 )
 from aiohttp_session_ws.visit import visit_of
-from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until
+from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
 
 T = TypeVar("T")
 
@@ -90,12 +90,6 @@ class Held:
 
     go: asyncio.Event = field(default_factory=asyncio.Event)
     there: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-async def user_of(request: web.Request) -> str | None:
-    """Identify by what the log-in wrote."""
-    user: str | None = (await aiohttp_session.get_session(request)).get("user")
-    return user
 
 
 async def enter(request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session_ws import (
     SessionWSRegistry,
     Timeouts,
+    end_identity_ws,
     end_session_ws,
     get_session_ws_id,
     new_session_ws_id,
@@ -32,11 +33,24 @@ PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for peers that beh
 Way: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+async def user_of(request: web.Request) -> str | None:
+    """Identify by what the log-in wrote."""
+    user: str | None = (await aiohttp_session.get_session(request)).get("user")
+    return user
+
+
 async def log_in(request: web.Request) -> web.Response:
     """Put a user into the session, so that it holds more than an id."""
     session = await aiohttp_session.get_session(request)
     session["user"] = request.query.get("user", "ann")
     return web.Response(text=str(await get_session_ws_id(request)))
+
+
+async def log_in_and_renew(request: web.Request) -> web.Response:
+    """Put a user into the session, under a new id."""
+    response = await log_in(request)
+    await renew_session_ws(request, response)
+    return response
 
 
 async def whoami(request: web.Request) -> web.Response:
@@ -83,6 +97,13 @@ async def out_by_new_session(request: web.Request) -> web.Response:
     return web.Response()
 
 
+async def out_everywhere(request: web.Request) -> web.Response:
+    """Log out everywhere."""
+    response = web.Response()
+    await end_identity_ws(request, response)
+    return response
+
+
 async def reset(request: web.Request) -> web.Response:
     """Close the sockets and take another id."""
     response = web.Response()
@@ -125,11 +146,13 @@ def make_app(
     app = web.Application(middlewares=middlewares)
     setup(app, registry)
     app.router.add_get("/login", log_in)
+    app.router.add_get("/enter", log_in_and_renew)
     app.router.add_get("/whoami", whoami)
     app.router.add_get("/ws", converse)
     app.router.add_get("/reset", reset)
     app.router.add_get("/renew", renew)
     app.router.add_get("/close", only_close)
+    app.router.add_get("/out/everywhere", out_everywhere)
     for name, way in WAYS.items():
         app.router.add_get(f"/out/{name}", way)
     return app

@@ -19,7 +19,7 @@ from aiohttp import (
     WSServerHandshakeError,
 )
 
-from tests.support.node_process import NodeProcess
+from .node_process import NodeProcess
 
 COOKIE: Final = "AIOHTTP_SESSION"
 PATIENCE: Final = ClientTimeout(total=15.0)  # with a page

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from aiohttp import ClientSession, DummyCookieJar
 
-from tests.support.processes import Process, free_port
+from .processes import Process, free_port
 
 
 class NodeProcess(Process):

@@ -9,33 +9,22 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import aiohttp_session
 import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
+from aiohttp.test_utils import TestServer
 
-from aiohttp_session_ws import REGISTRY_KEY, end_identity_ws
+from aiohttp_session_ws import REGISTRY_KEY
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.memory import KEPT
 from aiohttp_session_ws.redis.wire import Ended, Order
-from tests.support import PATIENCE, Client, cookie_of, make_app, until
-from tests.support.processes import free_port
+from tests.support import PATIENCE, Client, cookie_of, make_app, until, user_of
+
+from .processes import free_port
 
 T = TypeVar("T")
 
 StartNode: TypeAlias = Callable[..., Awaitable[Client]]
-
-
-async def user_of(request: web.Request) -> str | None:
-    """Return whom the session of a request belongs to."""
-    user: str | None = (await aiohttp_session.get_session(request)).get("user")
-    return user
-
-
-async def out_everywhere(request: web.Request) -> web.Response:
-    """Log out everywhere."""
-    response = web.Response()
-    await end_identity_ws(request, response)
-    return response
+Nodes: TypeAlias = tuple[Client, Client]
 
 
 def leaky(test: T) -> T:
@@ -57,6 +46,13 @@ def registry_of(client: Client) -> RedisSessionWSRegistry:
     return registry
 
 
+def registry_in(server: TestServer) -> RedisSessionWSRegistry:
+    """Return the registry of a server's app."""
+    registry = server.app[REGISTRY_KEY]
+    assert isinstance(registry, RedisSessionWSRegistry)
+    return registry
+
+
 def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
     """Build the app of a node."""
     options.setdefault("identify", user_of)
@@ -65,9 +61,7 @@ def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
 
 def app_of(registry: RedisSessionWSRegistry) -> web.Application:
     """Build the app of a node with a registry of one's own."""
-    app = make_app(registry)
-    app.router.add_get("/out/everywhere", out_everywhere)
-    return app
+    return make_app(registry)
 
 
 async def acquaint(*clients: Client) -> None:

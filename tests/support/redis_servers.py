@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from tests.support.processes import PATIENCE, Process, free_port
+from .processes import PATIENCE, Process, free_port
 
 READY = "eady to accept connections"
 MASTER_NAME = "mymaster"

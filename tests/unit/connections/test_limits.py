@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 from typing import Any, Literal
 
-import aiohttp_session
 import pytest
 from aiohttp import (
     ClientConnectionResetError,
@@ -40,16 +39,12 @@ from tests.support import (
     expect_close,
     make_app,
     until,
+    user_of,
 )
 
 
 def make(limits: Limits, **options: Any) -> SessionWSRegistry:
     """Return a registry whose identities are users."""
-
-    async def user_of(request: web.Request) -> str | None:
-        user: str | None = (await aiohttp_session.get_session(request)).get("user")
-        return user
-
     return SessionWSRegistry(identify=user_of, limits=limits, timeouts=QUICK, **options)
 
 

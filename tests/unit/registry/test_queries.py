@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import aiohttp_session
 import pytest
 from aiohttp import web
 
@@ -29,15 +28,18 @@ from aiohttp_session_ws import (
     handshake,
     session_ws,
 )
-from tests.support import PATIENCE, QUICK, AiohttpClient, RawPeer, cookie_of, make_app, until
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    RawPeer,
+    cookie_of,
+    make_app,
+    until,
+    user_of,
+)
 
 PING = 9
-
-
-async def user_of(request: web.Request) -> str | None:
-    """Identify by what the log-in wrote."""
-    user: str | None = (await aiohttp_session.get_session(request)).get("user")
-    return user
 
 
 @pytest.fixture
