@@ -13,6 +13,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, session_ws
 from tests.support import AiohttpClient, Client, RawPeer, cookie_of, make_app, until
+from tests.support.inspect import connections, opening
 
 SOCKETS = 1000
 RUDE = SOCKETS // 100
@@ -55,7 +56,7 @@ async def crowd(client: Client, registry: SessionWSRegistry) -> list[RawPeer]:
     peers = [
         await RawPeer.open(client.make_url(path), cookie, receive_buffer=4096) for path in paths
     ]
-    transports = [connection.transport for connection in registry._sockets.open]
+    transports = [connection.transport for connection in connections(registry)]
     await until(lambda: sum(bool(t and t.get_write_buffer_size()) for t in transports) >= RUDE)
     return peers
 
@@ -65,10 +66,10 @@ class TestThousandSockets:
         """All are being closed at once, and the rude are cut at the deadline."""
         client, registry = await start(aiohttp_client)
         peers = await crowd(client, registry)
-        connections = list(registry._sockets.open)
+        there = connections(registry)
         order = asyncio.ensure_future(registry.close_all())
-        await until(lambda: all(connection.closing for connection in connections))
-        still_there = sum(not connection.gone for connection in connections)
+        await until(lambda: all(connection.closing for connection in there))
+        still_there = sum(not connection.gone for connection in there)
         report = await order
         for peer in peers:
             peer.close()
@@ -82,7 +83,7 @@ class TestThousandSockets:
         files, tasks = open_files(), asyncio.all_tasks()
         client, registry = await start(aiohttp_client)
         peers = await crowd(client, registry)
-        sockets = weakref.WeakSet(connection.ws for connection in registry._sockets.open)
+        sockets = weakref.WeakSet(connection.ws for connection in connections(registry))
         await client.close()
         for peer in peers:
             peer.close()
@@ -90,6 +91,6 @@ class TestThousandSockets:
         gc.collect()
 
         assert not registry
-        assert not registry._sockets.opening
+        assert not opening(registry)
         assert registry._sockets._sweeper is None
         assert not sockets

@@ -33,6 +33,7 @@ from aiohttp_session_ws import (
     websocket_handler,
 )
 from tests.support import PATIENCE, RawPeer, Server, make_app, until
+from tests.support.inspect import opening, quiet
 
 T = TypeVar("T")
 
@@ -344,9 +345,9 @@ class Conversations(RuleBasedStateMachine):
 
     async def nothing_is_left(self) -> None:
         registry = self.world.registry
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
         assert not registry
-        assert not registry._sockets.opening
+        assert not opening(registry)
 
 
 TestConversations = Conversations.TestCase

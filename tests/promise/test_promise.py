@@ -37,6 +37,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import quiet, records
 from tests.support.people import seen_as
 
 
@@ -215,7 +216,7 @@ class TestInFlight:
             peer.vanish()
             looking.let()
             code = await expect_close(ws)
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
 
         assert code == (4403 if path == "/close" else 4401)
         assert not registry._orders._held
@@ -243,7 +244,7 @@ class TestInFlight:
         await client.get("/parent")
         held.let()
         await asyncio.wait(children)
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
 
@@ -289,7 +290,7 @@ class TestWhoIsMeant:
             client.session.cookie_jar.clear()
             await client.get("/out/end_session_ws")
 
-        assert len(registry._revocations) == 0
+        assert records(registry) == 0
 
     async def test_the_storage_that_lives_longest_counts(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry

@@ -39,6 +39,7 @@ from aiohttp_session_ws import (
 )
 from aiohttp_session_ws.visit import visit_of
 from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
+from tests.support.inspect import connections, idle, opening, quiet
 
 T = TypeVar("T")
 
@@ -270,7 +271,7 @@ class World:
             held.go.set()
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*self.running)
-        await until(lambda: not self.registry._sockets._tasks)
+        await quiet(self.registry)
 
     async def is_open(self, peer: RawPeer) -> bool:
         """Tell whether the server still answers."""
@@ -372,7 +373,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
         if hasattr(self, "world"):
             ids = set(self.world.registry)
             revoked = {i for i in ids if self.world.registry._revocations.get(i) is not None}
-            for connection in self.world.registry._sockets.open:
+            for connection in connections(self.world.registry):
                 if connection.session_ws_id in revoked:
                     assert connection.closing or self.world.registry._sockets._tasks
 
@@ -407,8 +408,8 @@ class SessionsAndSockets(RuleBasedStateMachine):
                 await peer.closed()
                 peer.close()
         assert not registry
-        assert not registry._sockets.opening
-        assert not registry._sockets._tasks
+        assert not opening(registry)
+        assert idle(registry)
 
     def teardown(self) -> None:
         """Let all go, see whether the promise holds, and stop."""

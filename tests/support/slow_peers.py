@@ -25,6 +25,8 @@ from tests.support import (
     until,
 )
 
+from .inspect import connections, idle
+
 BLOCK = b"x" * 500_000  # more than aiohttp writes before it looks whether the peer takes it
 
 
@@ -50,9 +52,9 @@ async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> C
 
 async def stopped(client: Client, registry: SessionWSRegistry) -> tuple[RawPeer, Connection]:
     """Open a websocket of a session of its own to a peer that doesn't read."""
-    others = set(registry._sockets.open)
+    others = set(connections(registry))
     peer = await RawPeer.open(client.make_url("/listen"), receive_buffer=4096)
-    (connection,) = set(registry._sockets.open) - others
+    (connection,) = set(connections(registry)) - others
     narrow(connection)
     return peer, connection
 
@@ -88,10 +90,10 @@ def own(registry: SessionWSRegistry) -> Any:
     return session_ws_id
 
 
-def idle(registry: SessionWSRegistry, *connections: Connection) -> bool:
+def drained(registry: SessionWSRegistry, *connections: Connection) -> bool:
     """Tell whether no task and no timer is left."""
     boxes = [c.outbox for c in connections if c.outbox is not None]
-    return not registry._sockets._tasks and not any(b.queue or b._overdue for b in boxes)
+    return idle(registry) and not any(b.queue or b._overdue for b in boxes)
 
 
 async def texts(ws: ClientWebSocketResponse, count: int) -> list[str]:

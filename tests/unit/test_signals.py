@@ -28,6 +28,7 @@ from aiohttp_session_ws import (
     setup,
 )
 from tests.support import AiohttpClient, Client, RawPeer
+from tests.support.inspect import opening
 
 NAMES = ("on_handshake", "on_auth_success", "on_auth_fail", "on_fail", "on_open", "on_close")
 
@@ -492,7 +493,7 @@ class TestAuthorize:
 
         assert await refused(client) == 403
         assert not registry
-        assert not registry._sockets.opening
+        assert not opening(registry)
         assert not client.session.cookie_jar.filter_cookies(client.make_url("/"))
 
     async def test_raises(self, aiohttp_client: AiohttpClient) -> None:
@@ -509,7 +510,7 @@ class TestAuthorize:
         assert await refused(client) == 500
         assert (await tape.fail()).exception is failure
         assert tape.names == ["on_handshake", "on_fail"]
-        assert not registry._sockets.opening
+        assert not opening(registry)
 
     async def test_raises_http(self, aiohttp_client: AiohttpClient) -> None:
         """An ``authorize`` may answer with a status of its own."""

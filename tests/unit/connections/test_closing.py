@@ -38,6 +38,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import connections, idle, opening
 
 FLOOD = b"x" * 1_000_000
 
@@ -230,7 +231,7 @@ class TestRudePeers:
         peer = await RawPeer.open(
             client.make_url("/flood"), cookie_of(client), receive_buffer=4096
         )
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         transport = connection.transport
         assert transport is not None
         await until(transport.get_write_buffer_size)
@@ -247,7 +248,7 @@ class TestRudePeers:
         """A dead connection leaves the registry, and its handler is ended, unasked."""
         client = await client_of(aiohttp_client, registry)
         peer = await RawPeer.open(client.make_url("/deaf"), cookie_of(client))
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         peer.vanish()
         assert connection.task is not None
         await asyncio.wait({connection.task})
@@ -295,7 +296,7 @@ class TestTls:
         client = await client_of(aiohttp_client, patient, tls)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            (connection,) = patient._sockets.open
+            (connection,) = connections(patient)
             report = await patient.end_session(await session_id(client))
             code = await expect_close(ws)
 
@@ -308,7 +309,7 @@ class TestTls:
     ) -> tuple[TlsPeer, Connection]:
         """Return a peer that doesn't read, once nothing more goes to it, and its connection."""
         peer = await TlsPeer.open(client.make_url(path), cookie_of(client), receive_buffer=4096)
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         assert connection.transport is not None
         await until(connection.transport.get_write_buffer_size)
         return peer, connection
@@ -533,8 +534,8 @@ class TestShutdown:
         assert {await peer.closed() for peer in peers} == {1001}
         assert await late.closed() is None
         assert not registry
-        assert not list(registry._sockets.opening)
-        assert not registry._sockets._tasks
+        assert not opening(registry)
+        assert idle(registry)
         for peer in [*peers, late]:
             peer.close()
 

@@ -41,6 +41,7 @@ from tests.support import (
     until,
     user_of,
 )
+from tests.support.inspect import connections, opening
 
 
 def make(limits: Limits, **options: Any) -> SessionWSRegistry:
@@ -178,7 +179,7 @@ class TestEvict:
         authorizing.shut = True
         refused = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
         await authorizing.arrived.wait()
-        (connection,) = registry._sockets.opening
+        (connection,) = opening(registry)
         await registry.end_session(connection.session_ws_id)
         authorizing.let()
 
@@ -197,7 +198,7 @@ class TestEvict:
         client = await aiohttp_client(make_app(registry))
         one, two = await log_in(client), await log_in(client)
         ws = await connect(client, one)
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         authorizing.shut = True
         waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
         await authorizing.arrived.wait()
@@ -214,9 +215,9 @@ class TestEvict:
         client = await aiohttp_client(make_app(registry))
         ann = await log_in(client)
         peer = await RawPeer.open(client.make_url("/ws"), ann)  # mute: its place is free late
-        await until(lambda: registry._sockets.open.size)
+        await until(lambda: connections(registry))
         waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": ann}))
-        await until(lambda: registry._sockets.opening.size)
+        await until(lambda: opening(registry))
         last = await connect(client, ann)
 
         assert await expect_close(await waiting) == 4429
@@ -239,7 +240,7 @@ class TestRefuse:
         assert await is_open(first)
         assert await is_open(second)
         await first.close()
-        await until(lambda: registry._sockets.open.size == 1)
+        await until(lambda: len(connections(registry)) == 1)
         assert await is_open(await connect(client, ann))
 
 
@@ -295,7 +296,7 @@ class TestBurst:
         authorizing.let()
         sockets = await asyncio.gather(*burst)
         first = await asyncio.gather(*(ws.receive(timeout=PATIENCE) for ws in sockets))
-        await until(lambda: not registry._sockets.opening.size)
+        await until(lambda: not opening(registry))
 
         assert most[0] == 3
         assert await registry.count() == 3
@@ -330,7 +331,7 @@ class TestBurst:
         refused = [r for r in results if isinstance(r, WSServerHandshakeError)]
         assert len(refused) == 15
         assert {r.status for r in refused} == {503}
-        await until(lambda: registry._sockets.open.size == 5)
+        await until(lambda: len(connections(registry)) == 5)
 
 
 class TestOptions:

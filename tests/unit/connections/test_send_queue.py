@@ -33,11 +33,12 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import connections, left_handlers
 from tests.support.slow_peers import (
     BLOCK,
     LINE,
     choke,
-    idle,
+    drained,
     listen,
     queued,
     slow,
@@ -118,7 +119,7 @@ class TestSlowConsumers:
         await choke(connection, registry)
         await registry.broadcast(LINE)
         await registry.broadcast(LINE)
-        await until(lambda: connection.gone and idle(registry, connection))
+        await until(lambda: connection.gone and drained(registry, connection))
 
         assert not registry
         assert connection.close is not None
@@ -139,7 +140,7 @@ class TestSlowConsumers:
         assert box is not None
         timer = box._overdue
         frames = [await peer.frame() for _ in range(4)]
-        await until(lambda: idle(registry, connection))
+        await until(lambda: drained(registry, connection))
         await registry.broadcast("again")
 
         assert timer is not None
@@ -256,7 +257,7 @@ class TestEnd:
         """From the order on nothing is pushed, and neither is afterwards."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             order = asyncio.ensure_future(registry.close_all())
             await until(lambda: connection.close)
             deliveries = [await registry.broadcast("ordered")]
@@ -275,7 +276,7 @@ class TestEnd:
         """From the moment that the engine is started nothing is pushed."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             _ = registry._sockets.begin_close(connection, NORMAL)
 
             assert await registry.broadcast("leaving") == Delivery(0)
@@ -305,7 +306,7 @@ class TestEnd:
         """What would have to wait is not counted either."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen", compress=15):
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             connection.cut()
 
             assert await registry.broadcast("lost") == Delivery(0)
@@ -330,7 +331,7 @@ class TestEnd:
         async with client.ws_connect("/linger") as ws:
             order = asyncio.ensure_future(registry.close_all())
             await expect_close(ws)
-            await until(lambda: registry._sockets._lingering)
+            await until(lambda: left_handlers(registry))
             delivery = await registry.broadcast("still there?")
             held.let()
             await order
@@ -377,7 +378,7 @@ class TestEnd:
         await choke(connection, registry)
         await registry.broadcast(LINE)
         peer.vanish()
-        await until(lambda: connection.gone and idle(registry, connection))
+        await until(lambda: connection.gone and drained(registry, connection))
 
         assert await registry.broadcast("?") == Delivery(0)
         assert not caplog.records
@@ -396,7 +397,7 @@ class TestEnd:
         begin = loop.time()
         report = await registry.end_session(connection.session_ws_id)
         seconds = loop.time() - begin
-        await until(lambda: idle(registry, connection))
+        await until(lambda: drained(registry, connection))
 
         assert (report.sockets, report.aborted) == (1, 1)
         assert seconds < QUICK.close + QUICK.handler_grace + 0.5
@@ -433,7 +434,7 @@ class TestEnd:
             await registry.broadcast(LINE)
         refs = weakref.WeakSet(connection.ws for connection in connections)
         await client.server.close()
-        await until(lambda: idle(registry, *connections))
+        await until(lambda: drained(registry, *connections))
         for peer in peers:
             peer.close()
         connections = ()

@@ -29,12 +29,13 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import connections, quiet
 from tests.support.slow_peers import (
     BLOCK,
     LINE,
     SlowSocket,
     choke,
-    idle,
+    drained,
     queued,
     slow,
     stopped,
@@ -141,7 +142,7 @@ class TestSharedWaiting:
         await registry.broadcast("one")
         await registry.broadcast("two")
         waiter.cancel()
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
 
         assert ws.took == [b"one", b"two"]
 
@@ -194,7 +195,7 @@ class TestByHand:
         for _ in range(3):
             await registry.broadcast(LINE)
         registry.unregister("slow", ws)
-        await until(lambda: idle(registry, connection))
+        await until(lambda: drained(registry, connection))
 
         assert ws.took == []
 
@@ -205,7 +206,7 @@ class TestByHand:
         for _ in range(3):
             await registry.broadcast(LINE)
         await registry._sockets.let_go(connection)
-        await until(lambda: idle(registry, connection))
+        await until(lambda: drained(registry, connection))
 
         assert ws.took == []
 
@@ -218,7 +219,7 @@ class TestByHand:
                 left.append(queued(connection))
 
         registry.register("closing", Closing())
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         await registry.broadcast(LINE)
         assert queued(connection)
         await registry.close_all()
@@ -231,7 +232,7 @@ class TestByHand:
         ws, connection = await slow(registry)
         await registry.broadcast(LINE)
         await registry.broadcast(LINE)
-        await until(lambda: connection.gone and idle(registry, connection))
+        await until(lambda: connection.gone and drained(registry, connection))
 
         assert ws.code == 1013
         assert not registry

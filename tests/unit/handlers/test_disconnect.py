@@ -26,6 +26,7 @@ from tests.support import (
     expect_close,
     until,
 )
+from tests.support.inspect import connections, quiet
 from tests.unit.handlers.talks import Ended, Talk, is_quiet, neither, serving
 
 
@@ -75,7 +76,7 @@ class TestDisconnect:
         await ws.close(code=4321, message=b"enough")
 
         assert await ended() == (4321, "enough")
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
         assert not registry
         assert is_quiet(caplog)
 
@@ -159,7 +160,7 @@ class TestStuckPeer:
         client = await aiohttp_client(serving(talk, registry))
         peer = await RawPeer.open(client.make_url("/talk"), receive_buffer=4096)
         await until(lambda: registry)
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         assert connection.transport is not None
         await until(connection.transport.get_write_buffer_size)
         report = await registry.close_all()

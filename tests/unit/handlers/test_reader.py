@@ -25,6 +25,7 @@ from tests.support import (
     expect_close,
     until,
 )
+from tests.support.inspect import connections, quiet
 from tests.unit.handlers.talks import Ended, is_quiet, neither, serving
 
 
@@ -119,7 +120,7 @@ class TestReading:
             await expect_close(ws)
 
         assert readers[0]._busy is None or readers[0]._busy.cancelled()
-        await until(lambda: not registry._sockets._tasks)
+        await quiet(registry)
 
     async def test_the_last_word(self, aiohttp_client: AiohttpClient) -> None:
         """Who has read ahead leaves the client's answer to the close to who waits for it."""
@@ -131,7 +132,7 @@ class TestReading:
 
         client = await aiohttp_client(serving(talk, registry))
         peer = await RawPeer.open(client.make_url("/talk"))
-        (connection,) = registry._sockets.open
+        (connection,) = connections(registry)
         frame = await peer.frame()
         for _ in range(20):
             await asyncio.sleep(0)

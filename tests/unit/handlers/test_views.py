@@ -38,6 +38,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import connections, idle, left_handlers
 
 
 @websocket_handler
@@ -140,7 +141,7 @@ class TestEveryKind:
             await ws.send_str("there?")
             assert await ws.receive_str() == "there?"
             assert await registry.count() == 1
-        await until(lambda: not registry and not registry._sockets._tasks)
+        await until(lambda: not registry and idle(registry))
 
         assert not warnings(caplog)
 
@@ -152,7 +153,7 @@ class TestEveryKind:
         await client.get("/login")
         sockets = [await client.ws_connect(path) for path in KINDS]
         others = [await other.ws_connect(path) for path in KINDS]
-        await until(lambda: registry._sockets.open.size == 2 * len(KINDS))
+        await until(lambda: len(connections(registry)) == 2 * len(KINDS))
         await client.get("/out/end_session_ws")
         codes = [await expect_close(ws) for ws in sockets]
         for ws in others:
@@ -503,7 +504,7 @@ class TestHooks:
                 await ws.close()
             else:
                 await expect_close(ws)
-        await until(lambda: not registry and not registry._sockets._lingering)
+        await until(lambda: not registry and not left_handlers(registry))
 
         assert events == ([] if how == "crash" else ["goodbye", "last"])
 

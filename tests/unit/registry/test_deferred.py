@@ -39,6 +39,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import quiet, records
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ class TestDecision:
         await client.get("/whoami")
         await client.get("/out/new_session")
 
-        assert len(registry._revocations) == 0
+        assert records(registry) == 0
 
     async def test_successors_end_too(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -446,7 +447,7 @@ class TestHeldHandshakes:
                 answering.let()
                 await request
                 code = await expect_close(before)
-                await until(lambda: not registry._sockets._tasks)
+                await quiet(registry)
                 await after.send_str("still here")
 
                 assert (code, (await after.receive()).data) == (4403, "still here")
@@ -563,7 +564,7 @@ class TestWithoutTheMiddleware:
             status = response.status
 
         assert status == 200
-        assert len(registry._revocations) == 0
+        assert records(registry) == 0
 
     async def test_refusals_are_http(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry

@@ -32,6 +32,7 @@ from tests.support import (
     until,
     user_of,
 )
+from tests.support.inspect import connections, opening
 from tests.support.people import outcome
 
 
@@ -76,7 +77,7 @@ class TestIdentify:
             assert await ws.receive_str(timeout=PATIENCE) == "still there?"
         assert isinstance(harmed[0], InvalidIdentity)
         assert "hashable" in str(harmed[0])
-        assert registry._sockets.opening.size == 0
+        assert not opening(registry)
 
     async def test_raises(self, aiohttp_client: AiohttpClient) -> None:
         """One that fails refuses the handshake and leaves nothing behind."""
@@ -98,7 +99,7 @@ class TestIdentify:
         assert isinstance(failures[0], IdentifyFailed)
         assert isinstance(failures[0].__cause__, LookupError)
         assert "hashable identity" in str(failures[0])
-        assert registry._sockets.opening.size == 0
+        assert not opening(registry)
 
     async def test_raises_on_a_page(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
@@ -160,7 +161,7 @@ class TestIdentify:
         async with client.ws_connect("/ws") as ws, client.ws_connect("/ws") as other:
             await asyncio.gather(ws.receive(), other.receive())
             assert registry._sockets.identities.size == 2
-        await until(lambda: not registry._sockets.open.size)
+        await until(lambda: not connections(registry))
 
         assert registry._sockets.identities.size == 0
         assert len(registry._sockets.identities) == 0

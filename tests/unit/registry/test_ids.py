@@ -31,6 +31,7 @@ from aiohttp_session_ws import (
     setup,
 )
 from tests.support import AiohttpClient, Client
+from tests.support.inspect import opening
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class TestBadIdFactory:
         assert caught.value.status == 500
         assert not registry
         assert not storage.sessions
-        assert not registry._sockets.opening
+        assert not opening(registry)
 
     @pytest.mark.parametrize("id_factory", [fail, fail_later])
     async def test_cause(self, aiohttp_client: AiohttpClient, id_factory: IdFactory) -> None:

@@ -30,6 +30,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import connections
 from tests.support.slow_peers import (
     LINE,
     listen,
@@ -203,7 +204,7 @@ class TestData:
         """The twins send JSON, by another encoder if wanted."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
-            registry._sockets.identified(next(iter(registry._sockets.open)), "ann")
+            registry._sockets.identified(next(iter(connections(registry))), "ann")
             deliveries = [
                 await registry.broadcast_json({"a": [1]}),
                 await registry.send_session_json(own(registry), None),
@@ -311,7 +312,7 @@ class TestOrder:
         client = await start(aiohttp_client, registry)
         sent = [LINE * (40 if n % 10 == 5 else 1) + str(n) for n in range(100)]
         async with client.ws_connect("/listen", compress=15) as ws:
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             deliveries = [await registry.broadcast(text) for text in sent]
 
             assert connection.ws.compress
@@ -380,7 +381,7 @@ class TestOrder:
         app.router.add_get("/listen", listen)
         client = await aiohttp_client(app, tls=tls)
         async with client.ws_connect("/listen", ssl=False) as ws:
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             narrow(connection)
             sent = 0
             while not queued(connection):  # the client takes some before it stops to read

@@ -38,6 +38,7 @@ from tests.support import (
     until,
     user_of,
 )
+from tests.support.inspect import connections, records
 
 PING = 9
 
@@ -112,7 +113,7 @@ class TestConnections:
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
             loop = asyncio.get_running_loop()
-            (connection,) = registry._sockets.open
+            (connection,) = connections(registry)
             assert connection.opened_at is not None
             connection.opened_at -= 1000.0
             connection.ws.heard_at = loop.time() - 100.0
@@ -258,7 +259,7 @@ class TestThreads:
             with ThreadPoolExecutor(1) as pool:
                 with pytest.raises(WrongLoop, match=r"asyncio\.run_coroutine_threadsafe"):
                     await loop.run_in_executor(pool, asyncio.run, foreign())
-                assert len(registry._revocations) == len(registry._identities) == 0
+                assert records(registry) == 0
                 future = asyncio.run_coroutine_threadsafe(call(registry), loop)
                 await loop.run_in_executor(pool, future.result, PATIENCE)
 

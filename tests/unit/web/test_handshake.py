@@ -37,6 +37,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import opening
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def registry() -> SessionWSRegistry:
 
 
 def is_empty(registry: SessionWSRegistry) -> bool:
-    return not registry and not registry._sockets.opening
+    return not registry and not opening(registry)
 
 
 def without_our_middleware(registry: SessionWSRegistry) -> web.Application:
@@ -244,10 +245,10 @@ class TestInTheMiddle:
         client = await aiohttp_client(make_app(registry))
         peer = await RawPeer.connect(client.make_url("/ws"))
         await held.arrived.wait()
-        assert registry._sockets.opening
+        assert opening(registry)
         peer.vanish()
-        (opening,) = registry._sockets.opening
-        await until(lambda: opening.transport is not None and opening.transport.is_closing())
+        (handshake,) = opening(registry)
+        await until(lambda: handshake.transport is not None and handshake.transport.is_closing())
         held.let()
         await until(lambda: failed)
 
@@ -272,7 +273,7 @@ class TestInTheMiddle:
             assert (report.sockets, report.handshakes) == (0, 1)
         else:
             registry._draining = True
-            (connection,) = registry._sockets.opening
+            (connection,) = opening(registry)
             connection.refuse(GOING_AWAY)
         held.let()
         head = await peer.read_head()

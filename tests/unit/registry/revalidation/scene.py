@@ -25,6 +25,7 @@ from tests.support import (
     cookie_of,
     until,
 )
+from tests.support.inspect import connections
 
 MAX_AGE = 3600
 
@@ -107,7 +108,7 @@ class Scene:
     @property
     def connections(self) -> list[Connection]:
         """The open ones, in the order of their opening."""
-        return sorted(self.registry._sockets.open, key=lambda c: c.opened_at or 0.0)
+        return connections(self.registry)
 
     @property
     def dues(self) -> list[float]:

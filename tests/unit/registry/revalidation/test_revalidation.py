@@ -22,6 +22,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import quiet, records
 
 from .scene import (
     ENDED,
@@ -56,7 +57,7 @@ class TestRevalidation:
         await scene.wait(1.2 * EVERY)
 
         assert [await closed(ws) for ws in sockets] == [ENDED] * 2
-        assert len(scene.registry._revocations) == 0
+        assert records(scene.registry) == 0
 
     async def test_off(self, start: Start, redis_storage: RedisStorage, redis: Redis) -> None:
         """Without revalidation nobody looks before the session's time is over."""
@@ -120,7 +121,7 @@ class TestRevalidation:
         (id_,) = scene.registry
         scene.registry.register(id_, Thing())
         await scene.wait(1.2 * EVERY)
-        await until(lambda: not scene.registry._sockets._tasks)
+        await quiet(scene.registry)
         before = [*calls]
         await scene.edit(redis, None)
         await scene.wait(1.2 * EVERY)

@@ -23,6 +23,7 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import idle
 
 from .scene import (
     ENDED,
@@ -261,7 +262,7 @@ class TestChecks:
         (connection,) = scene.connections
         scene.ring(1.2 * EVERY)
         await scene.registry._sockets.let_go(connection)
-        await until(lambda: not scene.checker._running and not scene.registry._sockets._tasks)
+        await until(lambda: not scene.checker._running and idle(scene.registry))
 
         assert not scene.checker._deadlines
         assert not ours(caplog)
