@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import socket
 import time
 from collections.abc import Callable, Coroutine, Hashable
@@ -251,11 +252,16 @@ class TrackedConnection(Connection):
         registered: Whether the ``register()`` hook was called.
         cancelled: Whether the engine has cancelled the handler.
         handler_left: Whether the handler has left ``session_ws``.
+        check_at: When to check its session again, by the monotonic clock.
+        session_ends: When its session's time is over, by the wall clock.
+        server_side: Whether its session is known to be kept on the server.
+        tries: How many times in a row its session could not be checked.
     """
 
     __slots__ = (
         "admitted",
         "cancelled",
+        "check_at",
         "close_order",
         "closing",
         "handler_left",
@@ -265,11 +271,14 @@ class TrackedConnection(Connection):
         "registered",
         "rejected_with",
         "send_queue",
+        "server_side",
+        "session_ends",
         "started",
         "state",
         "task",
         "tls_socket",
         "transport",
+        "tries",
     )
 
     def __init__(
@@ -305,6 +314,9 @@ class TrackedConnection(Connection):
         self.registered = False
         self.cancelled = False
         self.handler_left = False
+        self.check_at = self.session_ends = math.inf
+        self.server_side = False
+        self.tries = 0
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:

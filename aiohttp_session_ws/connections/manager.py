@@ -78,11 +78,12 @@ class ConnectionManager:
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[float], None]] = []
         self.push_queue = push_queue
+        self.refused = 0  # handshakes that are being told why
         self._admitted = 0
         self._current = current
         self._engine = CloseEngine(timeouts, tasks, self._remove)
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
-        self._tasks = tasks
+        self.tasks = tasks
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -241,6 +242,12 @@ class ConnectionManager:
         """
         return [*self.open, *self._orphaned_handlers]
 
+    def orphans(self) -> list[TrackedConnection]:
+        """
+        Return the connections that are gone while their handlers run.
+        """
+        return list(self._orphaned_handlers)
+
     def _orphaned(self, wanted: Callable[[TrackedConnection], bool]) -> list[TrackedConnection]:
         return [c for c in self._orphaned_handlers if wanted(c)] if self._orphaned_handlers else []
 
@@ -288,6 +295,18 @@ class ConnectionManager:
         """
         if connection.state is not CLOSED or connection.closing is not None:
             await self._engine.close_one(connection, close)
+
+    async def close_refused(self, connection: TrackedConnection, close: Close) -> None:
+        """
+        Close a connection that was accepted only to be told why it is refused.
+
+        It is in no index, but takes a place until it is gone.
+        """
+        self.refused += 1
+        try:
+            await self._engine.close_one(connection, close)
+        finally:
+            self.refused -= 1
 
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """
@@ -385,7 +404,7 @@ class ConnectionManager:
     def _queue_of(self, connection: TrackedConnection) -> SendQueue:
         queue = connection.send_queue
         if not isinstance(queue, SendQueue):
-            queue = SendQueue(connection, self.push_queue, self._tasks, self._close_slow)
+            queue = SendQueue(connection, self.push_queue, self.tasks, self._close_slow)
             connection.send_queue = queue
         return queue
 

@@ -157,16 +157,17 @@ class Revalidator:
             return math.inf
         return connection.opened_at + lifetime
 
-    def tick(self, due: Sequence[TrackedConnection]) -> None:
+    def tick(self, now: float) -> None:
         """
         Check the connections that are due, as many as may run at once.
         """
         if self._stopped:
             return
-        now = time.monotonic()
         self._mind_the_clock(now)
         outlived = []
-        for connection in due:
+        for connection in self._core.connections.open:
+            if connection.check_at > now:
+                continue
             if self._last(connection) <= now:
                 outlived.append(connection)
             elif len(self._running) < CHECKS:
@@ -200,7 +201,8 @@ class Revalidator:
         by_lineage: dict[str, list[TrackedConnection]] = {}
         for connection in self._core.connections.open.of(session_ws_id):
             if connection.request is not None:
-                by_lineage.setdefault(connection.lineage.token, []).append(connection)
+                token = "" if connection.lineage is None else connection.lineage.token
+                by_lineage.setdefault(token, []).append(connection)
         try:
             for connections in by_lineage.values():
                 await self._check_all(connections)
@@ -231,10 +233,12 @@ class Revalidator:
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
-        identity, authorized = None, None
+        identity: Hashable | None = None
+        authorized: object = None
         if session_ws_id == connection.session_ws_id:
             identity = await core.identifier.of(request)
-            authorized = core.authorize is None or await maybe_await(core.authorize(request))
+            authorized = True if core.authorize is None else core.authorize(request)
+            authorized = await maybe_await(authorized)
         server_side = session is not None and is_server_side(session)
         return SessionState(session_ws_id, lineage, identity, authorized, ends, server_side)
 
@@ -265,9 +269,9 @@ class Revalidator:
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
-        if found.session_ws_id != connection.session_ws_id or (
-            found.lineage is not None and found.lineage.token != connection.lineage.token
-        ):
+        was, now = connection.lineage, found.lineage
+        another = was is not None and now is not None and now.token != was.token
+        if another or found.session_ws_id != connection.session_ws_id:
             return self._close_for_gone(connection, found)
         if found.identity != connection.identity:
             # The session lives, and is somebody else's now; or nobody's any more.
