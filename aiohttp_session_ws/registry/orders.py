@@ -157,7 +157,7 @@ class Orders:
         tokens = {
             connection.lineage.token
             for connection in core.connections.of(session_ws_id)
-            if connection.lineage is not None and connection.lineage.began <= before
+            if connection.lineage.token and connection.lineage.began <= before
         }
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
@@ -418,12 +418,11 @@ class Orders:
         if await self._identity_behind(request, context) is not None:
             self._record(context, [record._replace(minor=False)])
 
-    async def _end_open(self, lineage: Lineage | None, session_ws_id: Hashable) -> None:
+    async def _end_open(self, lineage: Lineage, session_ws_id: Hashable) -> None:
         """
         End the session of an open websocket.
         """
         core = self._core
-        assert lineage is not None, "what was opened by session_ws has a lineage"
         at = core.clock.end_time()
         changes: list[Change] = [LineageEnded(lineage.token, at, carries=False, ttl=core.ttl)]
         if core.overrides.random_ids:

@@ -137,7 +137,7 @@ class Handshake:
         core, request = self._core, self._request
         self._expect_alive(context)
         ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
-        connection = TrackedConnection(context.session_ws_id, ws, core.connections, request)
+        connection = TrackedConnection(context.session_ws_id, ws, request)
         assert context.lineage is not None
         connection.lineage = context.lineage
         connection.task, connection.started = asyncio.current_task(), context.started
@@ -195,12 +195,10 @@ class Handshake:
                 headers={"Retry-After": "1"},
                 text="websocket refused: the session can't be identified now",
             ) from exc
-        lineage = connection.lineage
-        assert lineage is not None
-        core.identifier.remember(lineage.token, identity)
+        core.identifier.remember(connection.lineage.token, identity)
         if identity is None:
             return
-        close = core.close_for(core.judge(lineage, connection.session_ws_id, identity))
+        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, identity))
         if close is not None:
             raise HandshakeRefused(close)
         self._expect_no_order(connection, Subject("identity", identity))
