@@ -82,6 +82,14 @@ class HeardNumbers:
         self.last, self.missing = 0, []
         self.reach(last)
 
+    def rewind(self, first: int, last: int) -> None:
+        """
+        Take what lies behind *first* for missing, up to *last*, which Redis has counted up to.
+        """
+        self.missing = [(low, min(high, first)) for low, high in self.missing if low <= first]
+        self.last = first
+        self.reach(last)
+
 
 class Heard(NamedTuple):
     """

@@ -195,6 +195,8 @@ class Commands:
         self.why = why
         if not self.available:
             self._fail_all(why)  # nobody needs a second to find that out once more
+        elif not self._pending:
+            _ = self.call("PING")  # or nobody would find out before the next heartbeat
 
     def _check(self, due: float) -> None:
         """

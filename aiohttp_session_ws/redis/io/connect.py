@@ -29,7 +29,6 @@ from redis.exceptions import (
 
 from ..._logging import describe_error
 from ...exceptions import NotSetUp, RedisUnavailable
-from .scripts import Script
 
 __all__ = ["MakeClient"]
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from ..._lineage import Lineage, Subject
 from ..._logging import OncePerMinute, log
 from ...close_codes import Close
 from ...exceptions import RedisUnavailable
-from ..messages import Record, Stored, encode, envelope, order_text
+from ..messages import Record, Stored, encode, envelope, keys_of_lookup, order_text
 from .commands import STALL
 from .connect import (
     LIMIT,
@@ -207,6 +208,12 @@ class Outbox:
                 self._queue.extendleft(reversed(entries))
                 return
 
+    async def wait_empty(self) -> None:
+        """
+        Wait until nothing waits.
+        """
+        await self._empty.wait()
+
     async def drain(self, timeout: float) -> list[Entry]:
         """
         Wait until all is written, for *timeout* seconds at most; return what is left.
@@ -295,6 +302,32 @@ class Outbox:
         for stored in records:
             args += [stored.ttl, stored.text]
         return args
+
+    def arguments_to_judge(
+        self,
+        entry: Entry,
+        lineage: Lineage,
+        subjects: Sequence[Subject],
+        since: float,
+        grace: float,
+    ) -> list[Argument]:
+        """
+        Return what the script gets that judges a session before it writes.
+
+        Args:
+            entry: What it writes.
+            lineage: Of the session that has to be alive.
+            subjects: Its id, identity and labels.
+            since: Up to when an end of the identity or a label would concern it.
+            grace: Seconds in which an older generation is replaced though none has come with
+                the newer one.
+        """
+        count, *args = self._arguments([entry]) or [0]
+        keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
+        keys = [key for key in keys if not key.startswith(self._tag + "of:")]
+        args[int(count) : int(count)] = keys
+        args += [repr(lineage.generation), repr(lineage.began), repr(grace), repr(since)]
+        return [int(count) + len(keys), *args, len(keys)]
 
     def _encoded(self, records: Sequence[Record]) -> list[Stored] | None:
         found = []

@@ -68,7 +68,7 @@ class Subscriber:
                 self._lost(reason(exc))
             if asyncio.get_running_loop().time() - began > 10 * LIMIT:
                 tries = 0
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.05 * 2**tries))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
             tries = min(tries + 1, 10)
 
     async def _handle(self, handle: Handle, data: bytes) -> None:
@@ -79,7 +79,7 @@ class Subscriber:
         except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
             if self._errors.allows(type(exc).__name__):
                 # No traceback, which may hold an id.
-                log.error("a message of another node failed: %s", describe_error(exc))  # noqa: TRY400
+                log.error("a message of another node failed: %s", describe_error(exc))
 
     async def _listen(self) -> None:
         """
