@@ -174,15 +174,14 @@ class Arrival:
             session_ws_id = id_in(self._context.session, core.keys.id)
         else:
             session_ws_id = await core.ids.get_id(self._request)
+        if session_ws_id is None:
+            return None
         try:
-            hash(session_ws_id)
-            if session_ws_id is not None:
-                core.cluster.check_subject(session_ws_id)
-        except TypeError as exc:
-            if not core.overrides.ids and self._context.stage is Stage.ARRIVING:
-                return None  # a cookie that is forged or broken
-            raise InvalidSessionWSId(str(exc)) from None
-        return session_ws_id
+            return core.usable_id(session_ws_id)
+        except InvalidSessionWSId:
+            if core.overrides.ids:
+                raise
+            return None  # a cookie that is forged or broken
 
     def _first_lineage(self, session: Session, session_ws_id: Hashable | None) -> Lineage:
         """

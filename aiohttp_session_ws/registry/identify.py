@@ -30,10 +30,14 @@ class Identifier:
     Args:
         identify: The callable; ``None`` if sessions belong to nobody we know.
         check: Raises ``TypeError`` for what can't be an identity on all nodes.
+
+    Attributes:
+        required: Whether orders by identity need it; not in a script that serves nobody.
     """
 
     def __init__(self, identify: Identify | None, check: Callable[[Hashable], None]) -> None:
         self.identify = identify
+        self.required = True
         self._check = check
         self._known: ExpiringDict[str, tuple[Hashable | None]] = ExpiringDict(
             REMEMBERED, REMEMBERED_FOR
@@ -41,9 +45,9 @@ class Identifier:
 
     def expect(self) -> None:
         """
-        Raise :class:`NotSetUp` if there is no ``identify``.
+        Raise :class:`NotSetUp` if there is no ``identify``, but it is required.
         """
-        if self.identify is None:
+        if self.identify is None and self.required:
             raise NotSetUp("sessions can't be identified: pass SessionWSRegistry(identify=...)")
 
     def usable(self, identity: Hashable) -> Hashable:

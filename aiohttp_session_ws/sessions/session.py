@@ -208,8 +208,16 @@ def as_tuple(value: Any) -> Any:
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
-    Return the session ws id that *session* holds.
+    Return the session ws id that *session* holds; one that can't be used is none.
+
+    A cookie that is forged or broken may hold anything.
     """
     value = session.get(key)
-    session_ws_id: Hashable | None = as_tuple(value) if type(value) is list else value
+    if type(value) is list:
+        value = as_tuple(value)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    session_ws_id: Hashable | None = value
     return session_ws_id
