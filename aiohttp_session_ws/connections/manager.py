@@ -94,7 +94,7 @@ class ConnectionManager:
         self._engine = CloseEngine(timeouts, tasks, self._remove)
         self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
-        self._tasks = tasks
+        self.tasks = tasks
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -287,6 +287,12 @@ class ConnectionManager:
         """
         return snapshot(self.open_of(subject), time.monotonic(), node)
 
+    def orphans(self) -> list[TrackedConnection]:
+        """
+        Return the connections that are gone while their handlers run.
+        """
+        return list(self._orphaned_handlers)
+
     def _orphaned(self, wanted: Callable[[TrackedConnection], bool]) -> list[TrackedConnection]:
         return [c for c in self._orphaned_handlers if wanted(c)] if self._orphaned_handlers else []
 
@@ -449,7 +455,7 @@ class ConnectionManager:
     def _queue_of(self, connection: TrackedConnection) -> SendQueue:
         queue = connection.send_queue
         if not isinstance(queue, SendQueue):
-            queue = SendQueue(connection, self.push_queue, self._tasks, self._close_slow)
+            queue = SendQueue(connection, self.push_queue, self.tasks, self._close_slow)
             connection.send_queue = queue
         return queue
 
