@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any, Final
 
 from ...exceptions import RedisUnavailable
+from ..entries import Argument
 from .connect import (
     LIMIT,
-    Argument,
-    Line,
-    Link,
     MakeClient,
     is_elsewhere,
     is_unknown_script,
     reason,
 )
+from .line import Line, Link
 from .scripts import Script
 
 __all__: list[str] = []
