@@ -42,7 +42,7 @@ from .io.scripts import END_OTHERS
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, as_json
+from .messages import CloseSession, Record, as_json, time_of, with_time
 from .outbound import Outbound, Pending
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
@@ -433,16 +433,10 @@ class RedisCluster:
         """
         Return a record with its time; ``None`` if that isn't known yet.
         """
-        match record:
-            case SubjectEnded(before=at):
-                name = "before"
-            case LineageEnded(at=at) | LineageRenewed(at=at) | CloseSession(at=at):
-                name = "at"
-            case _:
-                return record
+        at = time_of(record)
         if at < PENDING:
             return record
-        return record._replace(**{name: self.clock.resolve(at)}) if self.clock.known else None
+        return with_time(record, self.clock.resolve(at)) if self.clock.known else None
 
     # What the registry asks for
 

@@ -235,7 +235,8 @@ class Commands:
 
     def _flush_reads(self) -> None:
         while self._reads and self._reading < AT_ONCE:
-            batch, keys = [], []
+            batch: list[tuple[int, asyncio.Future[list[bytes | None]]]] = []
+            keys: list[str] = []
             while self._reads and (not keys or len(keys) + len(self._reads[0][0]) <= CHUNK):
                 some, result = self._reads.popleft()
                 if not result.done():

@@ -58,7 +58,8 @@ class Line:
                 raise RedisConnectionError("the cluster has no node for our slot")
             self._connection = node.connection_class(**node.connection_kwargs)
         else:
-            self._connection = self.client.connection_pool.make_connection()
+            pool = self.client.connection_pool
+            self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # theirs
         await self._connection.connect()
         # The limits are ours: redis-py's would need a timer for each command.
         self._connection.socket_timeout = None
@@ -210,7 +211,8 @@ class Link:
             self.line = line
             self._up(line)
             reading = asyncio.create_task(line.read())
-            await asyncio.wait({reading, self._dropped}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {reading, self._dropped}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
             raise TimeoutError(self._dropped.result() if self._dropped.done() else "it broke")
@@ -276,14 +278,12 @@ class _Rest:
     def __await__(self) -> Generator[Any, Any, None]:
         awaited = self._awaited
         while True:
+            error: BaseException | None = None
             try:
-                value = yield awaited
+                yield awaited
             except BaseException as exc:  # noqa: BLE001  a cancellation goes where it waits
-                step = self._coro.throw
-                argument: Any = exc
-            else:
-                step, argument = self._coro.send, value
+                error = exc
             try:
-                awaited = step(argument)
+                awaited = self._coro.send(None) if error is None else self._coro.throw(error)
             except StopIteration:
                 return
