@@ -32,12 +32,13 @@ class Identifier:
         check: Raises ``TypeError`` for what can't be an identity on all nodes.
 
     Attributes:
-        required: Whether orders by identity need it; not in a script that serves nobody.
+        identify: The callable.
+        optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
     def __init__(self, identify: Identify | None, check: Callable[[Hashable], None]) -> None:
         self.identify = identify
-        self.required = True
+        self.optional = False
         self._check = check
         self._known: ExpiringDict[str, tuple[Hashable | None]] = ExpiringDict(
             REMEMBERED, REMEMBERED_FOR
@@ -45,9 +46,9 @@ class Identifier:
 
     def expect(self) -> None:
         """
-        Raise :class:`NotSetUp` if there is no ``identify``, but it is required.
+        Raise :class:`NotSetUp` if there is no ``identify``.
         """
-        if self.identify is None and self.required:
+        if self.identify is None and not self.optional:
             raise NotSetUp("sessions can't be identified: pass SessionWSRegistry(identify=...)")
 
     def usable(self, identity: Hashable) -> Hashable:

@@ -198,6 +198,27 @@ class Records:
         self.epoch += news
         return news
 
+    def resolve(self, time_of: Callable[[float], float]) -> None:
+        """
+        Give the records their time that were made before the clock was known.
+
+        Args:
+            time_of: Returns the time of what was taken for one.
+        """
+        for store in (self._ended, self._minor):
+            for end in store.values():
+                if (at := time_of(end.at)) != end.at:
+                    store.put(end.token, end._replace(at=at), end.ttl)
+        for renewal in self._renewed.values():
+            if (at := time_of(renewal.at)) != renewal.at:
+                self._renewed.put(renewal.token, renewal._replace(at=at), renewal.ttl)
+        for record in self._subjects.values():
+            if (before := time_of(record.before)) != record.before:
+                self._subjects.put(record.subject, record._replace(before=before), record.ttl)
+        owners = [r.before for r in self._subjects.values() if r.subject.kind != "id"]
+        self.latest_owner_end = max(owners, default=-math.inf)
+        self.epoch += 1
+
     def _merge_end(self, change: LineageEnded) -> bool:
         token = change.token
         known = self._ended.get(token) or self._minor.get(token)
