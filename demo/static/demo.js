@@ -59,12 +59,12 @@ function plan(code, failures) {
   return { wait, refresh: false, text: `${what} in ${seconds(wait)}` };
 }
 
-// The answer sets a new cookie if ours is that of an ended session. One tab at a time: the
-// next one sends the cookie that the first one got, so that they share a session again.
+// The answer sets a new cookie if ours is that of an ended session. Another tab may have
+// got it already; tabs share their cookies.
 async function refreshAndConnect() {
   show("connecting");
   try {
-    const response = await navigator.locks.request("state", () => fetch("/state"));
+    const response = await fetch("/state");
     if (!response.ok) throw new Error(response.statusText);
     describe(await response.json());
   } catch {
