@@ -14,11 +14,11 @@ from typing import Final
 
 from aiohttp import WSMessage, WSMsgType
 
-from .closing import Close
-from .connection import Connection, ServedWebSocket
-from .exceptions import WebSocketDisconnect, WebSocketStateError
-from .opening import end_of
-from .sockets import Sockets
+from ..close_codes import Close
+from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..exceptions import WebSocketDisconnect, WebSocketStateError
+from ..web.session_ws import end_of
 
 __all__: list[str] = []
 
@@ -39,7 +39,7 @@ class Reader:
 
     Args:
         connection: The socket.
-        sockets: Whose tasks it may run in.
+        manager: Whose tasks it may run in.
 
     Attributes:
         reason: Why it was closed: as the client or the handler said, or what went wrong.
@@ -51,15 +51,15 @@ class Reader:
         "_queue",
         "_receiving",
         "_size",
-        "_sockets",
+        "_manager",
         "connection",
         "reason",
     )
 
-    def __init__(self, connection: Connection, sockets: Sockets) -> None:
+    def __init__(self, connection: TrackedConnection, manager: ConnectionManager) -> None:
         self.connection = connection
         self.reason = ""
-        self._sockets = sockets
+        self._manager = manager
         self._queue: list[str | bytes] = []
         self._size = 0  # of what is in the queue
         self._receiving = False
@@ -82,7 +82,7 @@ class Reader:
         self._receiving = True
         try:
             while True:
-                if self._queue and self.connection.close is None and response.closed_with is None:
+                if self._queue and self.connection.close_order is None and response.closed_with is None:
                     return self._take()
                 if self._ahead is not None and not self._ahead.done():
                     await asyncio.wait({self._ahead})  # it ends with the next message
@@ -105,7 +105,7 @@ class Reader:
         """
         Return what to raise, now that the socket is closed.
         """
-        close = self.connection.close
+        close = self.connection.close_order
         reason = self.reason if close is None else close.reason
         return WebSocketDisconnect(end_of(self.connection)[1], reason, self.connection)
 
@@ -115,7 +115,7 @@ class Reader:
         """
         self.reason = close.reason
         await self.stop()
-        await asyncio.wait({self._sockets.begin_close(self.connection, close)})
+        await self._manager.wait_closed(self.connection, close)
 
     async def stop(self) -> None:
         """
@@ -136,7 +136,7 @@ class Reader:
         if idle and self._has_room() and not (self._receiving or self.connection.ws.closed):
             # In no request's context, or it would be kept as long as the handler is busy.
             context = contextvars.Context()
-            self._ahead = self._sockets.spawn(self._read_ahead(), "read ahead", context)
+            self._ahead = self._manager.tasks.spawn(self._read_ahead(), "read ahead", context)
 
     def _has_room(self) -> bool:
         return len(self._queue) < AHEAD_MESSAGES and self._size < AHEAD_BYTES

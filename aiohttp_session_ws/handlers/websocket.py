@@ -5,17 +5,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Coroutine, Hashable
+from collections.abc import Hashable
 from typing import Any, Self
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from aiohttp.typedefs import JSONDecoder, JSONEncoder
 
-from .closing import NORMAL, Close
-from .exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
-from .handshake import WebSocketOptions
-from .opening import _SessionWS
+from .._tasks import BackgroundTasks
+from ..close_codes import NORMAL, Close, as_close
+from ..connections.connection import Connection
+from ..exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
+from ..typing import WebSocketOptions
+from ..web.session_ws import SessionWS
 from .reader import Reader
+from .sending import send_whole
 
 __all__ = ["WebSocket"]
 
@@ -35,13 +38,22 @@ class WebSocket:
     is given.
     """
 
-    __slots__ = ("__weakref__", "_began", "_options", "_reader", "_session_ws", "request")
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_disconnected",
+        "_options",
+        "_reader",
+        "_session_ws",
+        "request",
+    )
 
     def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
         self.request = request
         self._options = options
         self._began = False  # to connect, or refused
-        self._session_ws: _SessionWS | None = None
+        self._session_ws: SessionWS | None = None
+        self._disconnected = False  # somebody was told
         self._reader: Reader | None = None
 
     @property
@@ -56,7 +68,9 @@ class WebSocket:
         """
         Whether it is open.
         """
-        return self._reader is not None and not self._reader.connection.ws.closed
+        if self._reader is None or self._disconnected:
+            return False
+        return not self._reader.connection.ws.closed
 
     @property
     def closed(self) -> bool:
@@ -74,6 +88,21 @@ class WebSocket:
         return [name.strip() for name in offered.split(",") if name.strip()]
 
     protocols = subprotocols
+
+    @property
+    def subprotocol(self) -> str | None:
+        """
+        The subprotocol that is spoken.
+        """
+        ws: web.WebSocketResponse = self._opened().connection.ws
+        return ws.ws_protocol
+
+    @property
+    def connection(self) -> Connection:
+        """
+        The connection: whose it is, and what the application keeps with it.
+        """
+        return self._opened().connection
 
     @property
     def session_ws_id(self) -> Hashable:
@@ -99,15 +128,18 @@ class WebSocket:
         return key in self._opened().connection.data
 
     async def connect(
-        self, subprotocol: str | None = None, close: bool = False, close_code: int | Close = NORMAL
+        self,
+        subprotocol: str | None = None,
+        close: Close | int | bool = False,
+        reason: str | None = None,
     ) -> None:
         """
         Shake hands, as :func:`session_ws` does on entry, with all that it raises.
 
         Args:
             subprotocol: Which one to speak; the client must have offered it.
-            close: Whether to close at once, which tells a page's script of a refusal.
-            close_code: The code for that.
+            close: With what to close at once, which tells a page's script of a refusal.
+            reason: The reason for that.
 
         Raises:
             WebSocketStateError: If it was connected or refused before.
@@ -122,12 +154,11 @@ class WebSocket:
                 raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
             options = options | WebSocketOptions(protocols=(subprotocol,))
         self._began = True
-        self._session_ws = _SessionWS(self.request, options)
+        self._session_ws = SessionWS(self.request, options)
         await self._session_ws.__aenter__()
-        sockets = self._session_ws._registry._sockets
-        self._reader = Reader(self._session_ws._connection, sockets)
-        if close:
-            await self.close(close_code)
+        self._reader = Reader(self._session_ws.connection, self._session_ws.connections)
+        if close is not False:
+            await self.close(NORMAL if close is True else close, reason)
 
     async def accept(self, subprotocol: str | None = None) -> None:
         """
@@ -135,7 +166,7 @@ class WebSocket:
         """
         await self.connect(subprotocol)
 
-    def receive(self) -> Coroutine[Any, Any, str | bytes]:
+    async def receive(self) -> str | bytes:
         """
         Wait for a message. Those that came before a client's close are delivered before it.
 
@@ -143,7 +174,11 @@ class WebSocket:
             WebSocketDisconnect: If the socket is closed.
             WebSocketStateError: If it isn't connected yet, or another task is receiving.
         """
-        return self._opened().receive()
+        try:
+            return await self._opened().receive()
+        except WebSocketDisconnect:
+            self._disconnected = True
+            raise
 
     async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
         """
@@ -175,17 +210,37 @@ class WebSocket:
             WebSocketStateError: If it isn't connected yet.
             TypeError: If *data* is neither text nor bytes.
         """
+        if isinstance(data, str):
+            await self.send_text(data.encode())
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            await self._send(bytes(data), WSMsgType.BINARY)
+        else:
+            raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+
+    async def send_text(self, data: bytes) -> None:
+        """
+        Send a text that is encoded in UTF-8 already; as :meth:`send` does.
+        """
+        await self._send(data, WSMsgType.TEXT)
+
+    async def _send(self, data: bytes, opcode: WSMsgType) -> None:
         reader = self._opened()
         ws: web.WebSocketResponse = reader.connection.ws
+        if self._disconnected or ws.closed:
+            raise self._disconnect(reader)
         try:
-            if isinstance(data, str):
-                await ws.send_str(data)
-            elif isinstance(data, (bytes, bytearray, memoryview)):
-                await ws.send_bytes(data)
-            else:
-                raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+            await send_whole(self._tasks, ws.send_frame(data, opcode))
         except ConnectionError:
-            raise reader.disconnect() from None
+            raise self._disconnect(reader) from None
+
+    def _disconnect(self, reader: Reader) -> WebSocketDisconnect:
+        self._disconnected = True
+        return reader.disconnect()
+
+    @property
+    def _tasks(self) -> BackgroundTasks:
+        assert self._session_ws is not None
+        return self._session_ws.tasks
 
     async def send_json(self, data: Any, dumps: JSONEncoder = json.dumps) -> None:
         """
@@ -193,22 +248,51 @@ class WebSocket:
         """
         await self.send(dumps(data))
 
-    async def close(self, code: int | Close = NORMAL, reason: str | None = None) -> None:
+    async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
         Close the socket and wait until it is gone; before ``connect()``, refuse it.
 
         It takes ``timeouts.close`` seconds at most. Nothing happens if it is closed already.
 
         Args:
-            code: One of the package's, a :class:`aiohttp.WSCloseCode`, or from 3000 to 4999.
+            close: What to tell the client: a close, or its code alone.
             reason: For the developer at the other end.
+
+        Raises:
+            ValueError: If a close frame cannot carry them.
         """
-        close = (code if isinstance(code, Close) else Close(code)).replace(None, reason)
+        told = as_close(close, reason, NORMAL)
         self._began = True
         if self._reader is not None and self.connected:
-            await self._reader.close(close)
+            await self._reader.close(told)
 
     def _opened(self) -> Reader:
         if self._reader is None:
             raise WebSocketStateError("not connected: await ws.connect() first")
         return self._reader
+
+
+def reader_of(ws: WebSocket) -> Reader | None:
+    """
+    Return what reads a websocket that is or was connected.
+    """
+    return ws._reader
+
+
+def has_begun(ws: WebSocket) -> bool:
+    """
+    Tell whether a websocket has tried to shake hands.
+    """
+    return ws._session_ws is not None
+
+
+async def leave(ws: WebSocket, error: BaseException | None) -> None:
+    """
+    Leave ``session_ws``, if it was entered.
+    """
+    reader, session_ws = ws._reader, ws._session_ws
+    if reader is not None and session_ws is not None:
+        try:
+            await reader.stop()
+        finally:
+            await session_ws.__aexit__(None, error, None)

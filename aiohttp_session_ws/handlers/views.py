@@ -5,6 +5,7 @@ Handlers of websockets: functions, and a view with callbacks.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeAlias, Unpack, overload
@@ -12,8 +13,8 @@ from typing import Any, ClassVar, TypeAlias, Unpack, overload
 from aiohttp import web
 from aiohttp.typedefs import JSONEncoder
 
-from .handshake import WebSocketOptions
-from .hooks import code_after, converse
+from ..typing import WebSocketOptions
+from .serve import code_after, converse
 from .websocket import WebSocket
 
 __all__ = ["WebSocketView", "websocket_handler"]
@@ -48,6 +49,11 @@ def websocket_handler(
     """
     if function is None:
         return functools.partial(websocket_handler, **options)
+    if not _is_coroutine_function(function):
+        raise TypeError(
+            f"@websocket_handler needs a coroutine function, and {function!r} is none: write"
+            " 'async def'"
+        )
 
     @functools.wraps(function)
     async def handler(*args: Any) -> web.StreamResponse:
@@ -57,6 +63,13 @@ def websocket_handler(
         return await converse(last, functools.partial(function, *bound), options)
 
     return handler
+
+
+def _is_coroutine_function(function: object) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004  an object with an async one
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class WebSocketView(web.View):
