@@ -1,5 +1,5 @@
 """
-All fixtures are in :mod:`tests.support.plugin`.
+All fixtures are in :mod:`tests.support.plugin` and ``node_plugin``.
 """
 
 from __future__ import annotations
@@ -8,4 +8,4 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")  # before anything of it is imported
 
-pytest_plugins = ["tests.support.plugin"]
+pytest_plugins = ["tests.support.plugin", "tests.support.node_plugin"]
