@@ -102,7 +102,7 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session):
+        elif session is not context.session or was_changed(session) or context.begins:
             try:
                 await self._settle_session(session)
             except BaseException:
