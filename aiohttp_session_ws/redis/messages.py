@@ -68,9 +68,9 @@ def with_time(record: Record, at: float) -> Record:
     """
     match record:
         case SubjectEnded():
-            return record._replace(before=at)
+            return record.moved_to(at)
         case LineageEnded() | LineageRenewed() | CloseSession():
-            return record._replace(at=at)
+            return record.moved_to(at)
     return record
 
 

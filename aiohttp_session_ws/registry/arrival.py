@@ -239,7 +239,7 @@ class Arrival:
         if not is_server_side(session) or not isinstance(record, LineageRenewed):
             return
         if "login" not in record.by:
-            context.lineage = lineage._replace(generation=record.generation)
+            context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
@@ -270,7 +270,7 @@ class Arrival:
             return
         known = core.records.lineage(lineage.token)
         if isinstance(known, LineageRenewed) and known.generation == generation:
-            change = known._replace(seen=True)
+            change = known.as_seen()
         else:
             newest = known.generation if isinstance(known, LineageRenewed) else 0
             if generation < newest:

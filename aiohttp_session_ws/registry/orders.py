@@ -416,7 +416,7 @@ class Orders:
         if not isinstance(record, LineageEnded) or not record.minor:
             return
         if await self._identity_behind(request, context) is not None:
-            self._record(context, [record._replace(minor=False)])
+            self._record(context, [record.as_major()])
 
     async def _end_open(self, lineage: Lineage, session_ws_id: Hashable) -> None:
         """

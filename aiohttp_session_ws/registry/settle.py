@@ -304,7 +304,7 @@ class Settlement:
         core, context = self._core, self._context
         await core.ids.ensure_id(self._request)  # it may have taken the old one away
         newest = core.records.newest(lineage.token)
-        core.keys.write_lineage(session, lineage._replace(generation=newest))
+        core.keys.write_lineage(session, lineage.renewed(newest))
         if not core.overrides.ids:
             for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
