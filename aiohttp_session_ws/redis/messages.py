@@ -46,6 +46,12 @@ class CloseSession(NamedTuple):
     at: float
     close: Close
 
+    def moved_to(self, at: float) -> CloseSession:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
 
 Record: TypeAlias = Change | CloseSession
 

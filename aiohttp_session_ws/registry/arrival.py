@@ -288,5 +288,3 @@ def new_lineage(began: float) -> Lineage:
     Return a lineage with a random token.
     """
     return Lineage(secrets.token_hex(16), 0, began)
-
-

@@ -54,7 +54,7 @@ class Orders:
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
         if core.overrides.close_all_session:
-            for session_ws_id in core.connections.open.keys():
+            for session_ws_id in tuple(core.connections.open.keys()):
                 await core.hooks.close_all_session(session_ws_id)
         return await core.close_everything(told)
 

@@ -196,7 +196,7 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         await storage_of(request).save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
-        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))  # noqa: TRY400
+        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
 def as_tuple(value: Any) -> Any:

@@ -263,4 +263,3 @@ class Handshake:
             if connection.ws.prepared:
                 core.connections.close_soon([connection], INTERNAL_ERROR)
             core.connections.discard_handshake(connection)
-
