@@ -559,6 +559,12 @@ class RedisCluster:
         """
         return await self._queries.push(subject, data, here, wait)
 
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
+        """
+        return self._queries.relay(name, data)
+
 
 def _name_of(record: Record) -> str:
     match record:

@@ -29,7 +29,7 @@ from ..sessions.session import (
 from ..sessions.status import State, Status, effective_began
 from .cluster import Order
 from .core import Core
-from .identify import subjects_of
+from .identify import NOBODY, Owner, subjects_of
 
 __all__: list[str] = []
 
@@ -75,7 +75,7 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
         return True
     if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
         return False
-    return core.identifier.identify is None or records.latest_owner_end < lineage.began
+    return not core.identifier.asks or records.latest_owner_end < lineage.began
 
 
 class Arrival:
@@ -203,20 +203,20 @@ class Arrival:
         Judge the session by what is known; ask for what is not known as seldom as possible.
         """
         core, context = self._core, self._context
-        identity: Hashable | None = None
+        owner = NOBODY
         due = core.cluster.check_due(lineage.token)
         if due:
-            identity = await self._identity(lineage)
-            subjects = subjects_of(context.session_ws_id, identity)
+            owner = await self._owner(lineage)
+            subjects = subjects_of(context.session_ws_id, owner)
             context.checked = await core.cluster.check_request(lineage.token, subjects)
-        found = core.judge(lineage, context.session_ws_id, identity)
-        if not found.alive or due or core.identifier.identify is None:
+        found = core.judge(lineage, context.session_ws_id, owner)
+        if not found.alive or due or not core.identifier.asks:
             return found
         if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
             return found
-        return core.judge(lineage, context.session_ws_id, await self._identity(lineage))
+        return core.judge(lineage, context.session_ws_id, await self._owner(lineage))
 
-    async def _identity(self, lineage: Lineage) -> Hashable | None:
+    async def _owner(self, lineage: Lineage) -> Owner:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Hashable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 
@@ -170,8 +170,13 @@ async def end_other_sessions_ws(request: web.Request, response: web.StreamRespon
     return await registry_from(request).schedule_end_others(request, response)
 
 
-async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+async def renew_session_ws(
+    request: web.Request,
+    response: web.StreamResponse,
+    *,
+    sockets: Literal["close", "keep"] = "close",
+) -> None:
     """
     Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
     """
-    await registry_from(request).renew_session(request, response)
+    await registry_from(request).renew_session(request, response, sockets=sockets)
