@@ -13,13 +13,13 @@ arrives, the handshake, the settling of a request, the periodic check, and a nod
 it has missed.
 
 *A request* is judged on arrival, before a handler sees its session (``arrival.py``). One whose
-session has ended is given an empty one. When the handler is done it is settled exactly once, before
-the response leaves (``settle.py``): what became of id, lineage and identity is compared with what
-came, records are made, and what would bring an ended session back isn't saved.
+session has ended is given an empty one. When the handler is done it is settled exactly once, and
+before the response leaves (``settle.py``): what became of id, lineage and identity is compared
+with what came, records are made, and what would bring an ended session back isn't saved.
 
 *An order* (``cluster.py``) is records, and subjects whose sockets are to reconnect. There is one
-way by which it takes effect, whoever gave it, on whatever node: :meth:`Core.apply` merges the
-records, then judges every connection that they may concern. Handshakes are rejected there and then.
+way in which it takes effect, whoever gave it, on any node: :meth:`Core.apply` merges the
+records, then judges every connection that they may concern. Handshakes are rejected at once.
 Open sockets are closed by :meth:`Core.carry_out`; for an order that a request gives about its own
 session that comes when the response has been sent (``deferred.py``).
 
@@ -268,9 +268,7 @@ class Core:
         Judge a session by what is known on this node.
         """
         subjects = (*subjects_of(session_ws_id, identity), *labels)
-        return status(
-            self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace
-        )
+        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -684,4 +682,3 @@ class Core:
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
-

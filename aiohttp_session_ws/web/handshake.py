@@ -95,7 +95,7 @@ class Handshake:
             await core.signals.on_handshake.send(details)
         if core.identifier.identify is not None:
             await self._identify(connection)
-        if core.cluster.remote and not context.checked:
+        if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         await self._authorize(connection)
@@ -103,6 +103,9 @@ class Handshake:
         await make_room(core.limits, core.connections, connection)
         if context.given:
             await self._save(context, connection)
+        if core.cluster.deaf:  # an order of another node would not have been heard
+            await core.cluster.check_handshake(connection)
+            self._judge(connection)
         self._expect_welcome(connection)
         await connection.ws.prepare(request)
         if connection.rejected_with is not None:
@@ -260,4 +263,3 @@ class Handshake:
             if connection.ws.prepared:
                 core.connections.close_soon([connection], INTERNAL_ERROR)
             core.connections.discard_handshake(connection)
-
