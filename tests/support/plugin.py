@@ -24,11 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from .clients import AiohttpClient, Client, Server
-import contextlib
 
-StartNode = object
-with contextlib.suppress(ImportError):  # the cluster is being rebuilt
-    from .nodes import StartNode, acquaint, node_app
+from .nodes import StartNode, acquaint, node_app
 from .processes import free_port
 from .redis_servers import RedisCluster, RedisServer, SentinelSetup, redis_executable
 from .storages import STORAGES, storage_named
@@ -124,8 +121,8 @@ async def redis_sentinel() -> AsyncIterator[SentinelSetup]:
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what is forgotten be found within the test, and take no slow machine for an outage."""
-    for module in ("store", "listener"):
-        monkeypatch.setattr(f"aiohttp_session_ws.redis.{module}.LIMIT", 5.0)
+    for module in ("commands", "line", "outbox", "subscriber"):
+        monkeypatch.setattr(f"aiohttp_session_ws.redis.io.{module}.LIMIT", 5.0)
     yield
     gc.collect()
 
