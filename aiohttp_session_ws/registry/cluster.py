@@ -80,9 +80,14 @@ class LocalNode(Protocol):
     connections: ConnectionManager
     tasks: BackgroundTasks
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:

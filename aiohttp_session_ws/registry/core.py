@@ -328,18 +328,23 @@ class Core:
             log.warning("the journal is late: what has ended lately isn't on disk yet")
         return bool(done) and commit.result()
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
         self.merge(order.changes)
         if order.refresh is not None:
             self._refresh(order.refresh)
         if order.closes:
-            now = time.monotonic()
+            given = time.monotonic() if before is None else before
             for subject in order.closes:
-                self.close_orders.add(subject, now)
-        return self.effect_of(order)
+                self.close_orders.add(subject, given)
+        return self.effect_of(order, before=before)
 
     def _refresh(self, refresh: Refresh) -> None:
         """
