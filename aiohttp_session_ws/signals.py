@@ -4,13 +4,14 @@ Signals of a registry, and what their receivers are given.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import aiosignal
 from aiohttp import web
+
+from ._logging import log
 
 __all__ = [
     "AuthDetails",
@@ -20,8 +21,6 @@ __all__ = [
     "OpenDetails",
     "Signal",
 ]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 D = TypeVar("D")
 

@@ -15,6 +15,7 @@ from aiohttp_session import Session
 
 from .._lineage import Lineage, Subject
 from ..connections.connection import TrackedConnection
+from .records import Change
 from .session import loaded_session, was_changed
 from .status import ALIVE, Status
 
@@ -34,18 +35,6 @@ class Stage(enum.Enum):
     HANDLING = "handling"
     SETTLED = "settled"
     DONE = "done"
-
-
-class Change(enum.Enum):
-    """
-    What a handler did to the session that a request came with.
-    """
-
-    NONE = "none"
-    #: Other data, or another id for the same lineage: it depends on whether it was renewed.
-    WRITTEN = "written"
-    #: Replaced by another session, emptied, or its derived id went away.
-    BEGUN_ANEW = "begun anew"
 
 
 class RequestContext:
@@ -68,14 +57,16 @@ class RequestContext:
         status: How it was judged on arrival.
         newest: The newest generation of its lineage then.
         session: The session it was given to handle.
-        content: What that held on arrival, if ``identify`` may have to be asked about it.
+        content: What that held on arrival.
         given: Whether it was given an id or a lineage on arrival.
         fresh: Whether it was given an empty session, since its own had ended.
         renewed: Whether the handler has asked for a new id.
-        removed_id: Whether the handler has taken the id away.
         ended: When the handler has ended this lineage, by the one clock.
         begins: Whether its answer begins a lineage after ``end_other_sessions_ws``.
         own_ends: What the handler has ended, and the time of each.
+        orders: What it has ended in records, to be told when the response has been sent.
+        deferred: Whether it will be settled when its response has been sent.
+        checked: Whether other nodes' records of its session were read on arrival.
         close_requested: Whether the handler has asked to close the sockets of the id.
         connection: The websocket that the request became.
         handshake_failed: Whether it asked for a websocket and was refused.
@@ -87,16 +78,18 @@ class RequestContext:
         "begins",
         "behind_middleware",
         "close_requested",
+        "checked",
         "connection",
         "content",
+        "deferred",
         "ended",
         "fresh",
         "given",
         "handshake_failed",
         "lineage",
         "newest",
+        "orders",
         "own_ends",
-        "removed_id",
         "renewed",
         "request",
         "session",
@@ -126,9 +119,11 @@ class RequestContext:
         self.given = False
         self.fresh = False
         self.renewed = False
-        self.removed_id = False
+        self.checked = False
         self.ended: float | None = None
         self.begins = False
+        self.orders: tuple[Change, ...] = ()
+        self.deferred = False
         self.own_ends: dict[Subject, float] | None = None
         self.close_requested = False
         self.connection: TrackedConnection | None = None
@@ -143,7 +138,6 @@ class RequestContext:
         return (
             self.close_requested
             or self.renewed
-            or self.removed_id
             or self.begins
             or self.ended is not None
         )
