@@ -58,7 +58,6 @@ def cookies(request: pytest.FixtureRequest) -> AbstractStorage:
     return EncryptedCookieStorage(b"k" * 32)
 
 
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Wall:
     """The wall clock of registries made later; ``advance()`` lets time pass."""

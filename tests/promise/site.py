@@ -63,7 +63,8 @@ async def page(request: web.Request) -> web.Response:
 async def converse(request: web.Request) -> web.WebSocketResponse:
     """Say whose socket it is, then echo."""
     async with session_ws(request) as ws:
-        await ws.send_json({"user": await user_of(request), "id": await get_session_ws_id(request)})
+        user, session_ws_id = await user_of(request), await get_session_ws_id(request)
+        await ws.send_json({"user": user, "id": session_ws_id})
         async for message in ws:
             await ws.send_str(message.data)
     return ws
@@ -188,6 +189,12 @@ VIEWS: dict[str, View] = {
 }
 
 OUT = ("/out/helper", "/out/pattern", "/out/invalidate", "/out/new_session")
+
+
+async def reached(gate: Turnstile) -> None:
+    """Wait until somebody stands at *gate*."""
+    async with asyncio.timeout(PATIENCE):
+        await gate.arrived.wait()
 
 
 class Answer(NamedTuple):
@@ -336,7 +343,7 @@ class Site:
         gate = gate or self.gate
         gate.shut = True
         _, writer = await self.send(path, cookie)
-        await gate.arrived.wait()
+        await reached(gate)
         request = self.requests[-1]
         writer.transport.abort()
         await until(lambda: request.transport is None)
@@ -350,7 +357,7 @@ class Site:
         self.gate.shut = True
         path += ("&" if "?" in path else "?") + f"at={at}"
         task = asyncio.ensure_future(browser.get(path, lost=lost))
-        await self.gate.arrived.wait()
+        await reached(self.gate)
         self.gate.shut = False
         try:
             yield task

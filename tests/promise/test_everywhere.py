@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from tests.promise.conftest import Serve
-from tests.promise.site import DEAD, Browser, Site, user_of
+from tests.promise.site import DEAD, Browser, Site, reached, user_of
 from tests.support import Turnstile
 from tests.support.clock import Wall
 
@@ -168,9 +168,7 @@ class TestVanishing:
         assert await site.presented(browser.cookie) in site.out()
         assert await site.presented(other.cookie) == (None, DEAD)
 
-    async def test_before_identify_answers(
-        self, serve: Serve, storage: AbstractStorage
-    ) -> None:
+    async def test_before_identify_answers(self, serve: Serve, storage: AbstractStorage) -> None:
         """Its own session is over before anything is awaited."""
         asked = Turnstile()
 
@@ -184,7 +182,7 @@ class TestVanishing:
         thief = browser.cookie
         asked.shut = True
         leaving = asyncio.ensure_future(self.leave(browser))
-        await asked.arrived.wait()
+        await reached(asked)
         refused = await site.presented(thief)
         asked.let()
         await leaving

@@ -90,7 +90,7 @@ class TestDone:
         assert await site.presented(other.cookie) == ("bob", "bob")
 
     async def test_twice(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A second one from the same browser is as good; one from a browser that it ended isn't."""
+        """A second one from the same browser is as good; one from an ended browser isn't."""
         site = await site_of(serve, storage)
         browser, other = await site.logged_in(), await site.logged_in()
         await browser.get("/elsewhere")

@@ -100,9 +100,7 @@ class TestUserLeaves:
         assert "ann" not in await site.presented(thief.cookie)
 
     @pytest.mark.parametrize("path", ["/out/del", "/out/keep", "/out/pattern_by_del"])
-    async def test_what_is_kept(
-        self, serve: Serve, storage: AbstractStorage, path: str
-    ) -> None:
+    async def test_what_is_kept(self, serve: Serve, storage: AbstractStorage, path: str) -> None:
         """The browser keeps its language, and opens sockets as a visitor at once."""
         site = await serve(storage, OUT_VIEWS, identify=user_of)
         browser = await site.logged_in()

@@ -20,6 +20,7 @@ from tests.promise.site import (
     cookie_from_before,
     delete_id,
     out_by_helper,
+    reached,
     user_of,
 )
 from tests.support import Turnstile
@@ -93,7 +94,7 @@ class TestFromBefore:
         cookie = await cookie_from_before(storage, user="ann")
         asked.shut = True
         handshake = asyncio.ensure_future(site.knock(cookie))
-        await asked.arrived.wait()
+        await reached(asked)
         await (await site.browser(cookie)).get(way)
         asked.let()
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from tests.promise.conftest import Serve
-from tests.promise.site import AGAIN, DEAD, OUT, Site, user_of
+from tests.promise.site import AGAIN, DEAD, OUT, Site, reached, user_of
 from tests.support import GatedStorage, Turnstile, until
 
 CODES = dict.fromkeys(OUT, DEAD) | {"/out/pattern": AGAIN, "/login/new": AGAIN}
@@ -94,7 +94,7 @@ class TestLogOut:
         socket = await browser.open()
         gated.loading.shut = True
         _, writer = await site.send("/page", browser.cookie)
-        await gated.loading.arrived.wait()
+        await reached(gated.loading)
         writer.transport.abort()
         gated.loading.let()
 
@@ -178,7 +178,7 @@ class TestHandshakes:
                 "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
             },
         )
-        await gate.arrived.wait()
+        await reached(gate)
         request = site.requests[-1]
         writer.transport.abort()
         await until(lambda: request.transport is None)
