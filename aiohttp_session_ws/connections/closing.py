@@ -60,7 +60,8 @@ class Closing(asyncio.Protocol):
         aborted: Whether it had to be cut: the deadline passed, or closing it failed.
         brief: Whether its transport is closed after a moment, without an answer.
         ends_handler: Whether its handler is to be cancelled when the grace is over.
-        order: The order that has begun to close it.
+        told: The order that has begun to close it.
+        orders: The orders whose deadlines it must meet.
         after_removal: The orders that wait for its removal.
         after_handler: The orders that wait for the end of its handler.
     """
@@ -77,8 +78,9 @@ class Closing(asyncio.Protocol):
         "connection",
         "ends_handler",
         "gone",
-        "order",
+        "orders",
         "removed",
+        "told",
     )
 
     def __init__(self, engine: CloseEngine, connection: TrackedConnection) -> None:
@@ -92,7 +94,8 @@ class Closing(asyncio.Protocol):
         self.removed = False
         self.aborted = False
         self.ends_handler = False
-        self.order: CloseOrder | None = None
+        self.told: CloseOrder | None = None
+        self.orders: list[CloseOrder] = []
         self.after_removal: list[CloseOrder] = []
         self.after_handler: list[CloseOrder] = []
 
@@ -183,8 +186,8 @@ class CloseOrder:
         done: Has its result when nothing is left to wait for: how many sockets were aborted, and
             how many handlers cancelled. Who awaits it may be cancelled, which stops nothing.
         pending: How many things it waits for, and one more until all frames are written.
-        transports: How many transports it has begun to close that have not ended.
-        owned: What it has begun to close.
+        transports: How many transports have to end before its deadline.
+        closings: What these belong to.
         aborted: How many sockets were aborted.
         cancelled: How many handlers were cancelled.
         timer: Aborts what is left.
@@ -194,8 +197,8 @@ class CloseOrder:
         "aborted",
         "cancelled",
         "close",
+        "closings",
         "done",
-        "owned",
         "pending",
         "reason",
         "timer",
@@ -208,10 +211,18 @@ class CloseOrder:
         self.done = done
         self.pending = 1
         self.transports = 0
-        self.owned: list[Closing] = []
+        self.closings: list[Closing] = []
         self.aborted = 0
         self.cancelled = 0
         self.timer: asyncio.TimerHandle | None = None
+
+    def bound(self, closing: Closing) -> None:
+        """
+        Let a transport end before the deadline.
+        """
+        self.transports += 1
+        self.closings.append(closing)
+        closing.orders.append(self)
 
     def settle(self) -> None:
         """
@@ -227,7 +238,7 @@ class CloseOrder:
         """
         self.transports -= 1
         if not self.transports:
-            self.owned.clear()
+            self.closings.clear()
             if self.timer is not None:
                 self.timer.cancel()
                 self.timer = None
@@ -304,6 +315,8 @@ class CloseEngine:
         if not closing.begun:
             self._begin(closing, order)
             self._watch(closing)
+        elif not closing.gone:
+            self._bound(order, closing)
         order.settle()
         return order.done
 
@@ -342,7 +355,10 @@ class CloseEngine:
                 break
             closing = self._closing_of(connections[number])
             self._join(order, closing, me)
-            if not closing.begun and connections[number].state is not OPENING:
+            if closing.begun:
+                if not closing.gone:
+                    self._bound(order, closing)
+            elif not _is_handshake(connections[number]):
                 self._begin(closing, order)
                 begun.append(closing)
         else:
@@ -366,7 +382,8 @@ class CloseEngine:
         is_me = connection is me
         if is_me and connection.task is asyncio.current_task():
             return
-        if not closing.removed and connection.state is not OPENING:
+        handshake = _is_handshake(connection)
+        if not (closing.removed or handshake):
             order.pending += 1
             closing.after_removal.append(order)
         if closing.handler_ended:
@@ -376,7 +393,7 @@ class CloseEngine:
             closing.after_handler.append(order)
         if not closing.ends_handler:
             closing.ends_handler = True
-            if closing.gone or connection.state is OPENING:
+            if closing.gone or handshake:
                 self._give_grace(closing)
 
     def _begin(self, closing: Closing, order: CloseOrder) -> None:
@@ -385,16 +402,8 @@ class CloseEngine:
         """
         connection = closing.connection
         closing.begun = True
-        closing.order = order
-        order.owned.append(closing)
-        order.transports += 1
-        if order.timer is None:
-            loop = asyncio.get_running_loop()
-            moment = min(_MOMENT, self.timeouts.close)
-            deadline = loop.time() + self.timeouts.close
-            order.timer = loop.call_later(
-                moment, self._close_brief, order, deadline, context=self._context
-            )
+        closing.told = order
+        self._bound(order, closing)
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
@@ -418,6 +427,19 @@ class CloseEngine:
             log.warning("closing a websocket failed", exc_info=True)
             closing.aborted = True
             connection.abort()
+
+    def _bound(self, order: CloseOrder, closing: Closing) -> None:
+        """
+        Let a transport end before the deadline of an order, which begins with its first.
+        """
+        order.bound(closing)
+        if order.timer is None:
+            loop = asyncio.get_running_loop()
+            moment = min(_MOMENT, self.timeouts.close)
+            deadline = loop.time() + self.timeouts.close
+            order.timer = loop.call_later(
+                moment, self._close_brief, order, deadline, context=self._context
+            )
 
     def _watch(self, closing: Closing) -> None:
         """
@@ -455,7 +477,7 @@ class CloseEngine:
         """
         Close what was registered by hand, or opened by another library.
         """
-        order, connection = closing.order, closing.connection
+        order, connection = closing.told, closing.connection
         assert order is not None
         try:
             async with asyncio.timeout(self.timeouts.close):
@@ -477,7 +499,7 @@ class CloseEngine:
         """
         loop = asyncio.get_running_loop()
         order.timer = loop.call_at(deadline, self._abort, order, context=self._context)
-        for closing in tuple(order.owned):
+        for closing in tuple(order.closings):
             transport = closing.connection.transport
             if closing.brief and transport is not None and not transport.is_closing():
                 transport.close()
@@ -487,7 +509,7 @@ class CloseEngine:
         End what an order has not closed in time.
         """
         order.timer = None
-        for closing in tuple(order.owned):
+        for closing in tuple(order.closings):
             # What was registered by hand has a deadline of its own.
             if not closing.gone and closing.connection.request is not None:
                 closing.aborted = True
@@ -502,8 +524,9 @@ class CloseEngine:
             return
         closing.gone = True
         result = self._remove(closing.connection)
-        if closing.order is not None:
-            closing.order.transport_ended()
+        for order in closing.orders:
+            order.transport_ended()
+        closing.orders.clear()
         if not closing.handler_ended and closing.ends_handler:
             self._give_grace(closing)
         if result is None:
@@ -603,6 +626,13 @@ class CloseEngine:
             self._grace_timer.cancel()
             self._grace_timer = None
         self._graces.clear()
+
+
+def _is_handshake(connection: TrackedConnection) -> bool:
+    """
+    Tell whether there is no websocket yet that could be closed.
+    """
+    return connection.state is OPENING and not connection.ws.prepared
 
 
 def _write_close(ws: web.WebSocketResponse, code: int, reason: bytes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import socket
 import time
 from collections.abc import Callable, Coroutine, Hashable
@@ -110,6 +111,10 @@ CLOSING: Final = State.CLOSING
 CLOSED: Final = State.CLOSED
 
 
+#: Of what belongs to none, like most of what is registered by hand.
+NO_LINEAGE: Final = Lineage("", 0, 0.0)
+
+
 class Queue(Protocol):
     """
     What was pushed to a connection and is not sent yet.
@@ -163,7 +168,6 @@ class Connection:
     """
 
     __slots__ = (
-        "_closer",
         "_data",
         "identity",
         "last_words",
@@ -174,9 +178,7 @@ class Connection:
         "ws",
     )
 
-    def __init__(
-        self, session_ws_id: Hashable, ws: Any, request: web.Request | None, closer: Closer
-    ) -> None:
+    def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
         self.session_ws_id = session_ws_id
         self.identity: Hashable | None = None
         self.request = request
@@ -184,7 +186,6 @@ class Connection:
         self.ws = ws
         self.last_words: Callable[[Close], str | bytes | None] | None = None
         self.takes_pushes = True
-        self._closer = closer
         self._data: dict[str, Any] | None = None
 
     @property
@@ -219,8 +220,9 @@ class Connection:
         Raises:
             ValueError: If a close frame cannot carry them.
         """
-        assert isinstance(self, TrackedConnection)  # the only kind there is
-        await self._closer.close_connection(self, as_close(close, reason, NORMAL))
+        told = as_close(close, reason, NORMAL)
+        if isinstance(self, TrackedConnection) and self.closer is not None:  # it is filed
+            await self.closer.close_connection(self, told)
 
 
 class TrackedConnection(Connection):
@@ -230,13 +232,13 @@ class TrackedConnection(Connection):
     Args:
         session_ws_id: The id of its session.
         ws: The websocket.
-        closer: The manager that it will be filed with.
         request: The request that is upgraded; ``None`` if registered by hand.
         task: The task that runs the handler.
         started: When the handshake began, by the event loop's clock, in seconds.
 
     Attributes:
         state: How far it is.
+        closer: The manager that it is filed with.
         lineage: The lineage that its session belongs to.
         labels: Further names that its session can be ended by.
         started: When the handshake began.
@@ -251,12 +253,18 @@ class TrackedConnection(Connection):
         registered: Whether the ``register()`` hook was called.
         cancelled: Whether the engine has cancelled the handler.
         handler_left: Whether the handler has left ``session_ws``.
+        check_at: When to check its session, by the event loop's clock.
+        session_ends: When the session's time is over, by the wall clock, as far as is known.
+        server_side: Whether the session is known to be kept on the server.
+        tries: How many times in a row its session could not be checked.
     """
 
     __slots__ = (
         "admitted",
         "cancelled",
+        "check_at",
         "close_order",
+        "closer",
         "closing",
         "handler_left",
         "known_orders",
@@ -265,18 +273,20 @@ class TrackedConnection(Connection):
         "registered",
         "rejected_with",
         "send_queue",
+        "server_side",
+        "session_ends",
         "started",
         "state",
         "task",
         "tls_socket",
         "transport",
+        "tries",
     )
 
     def __init__(
         self,
         session_ws_id: Hashable,
         ws: Any,
-        closer: Closer,
         request: web.Request | None = None,
         task: asyncio.Task[Any] | None = None,
         started: float = 0.0,
@@ -289,10 +299,10 @@ class TrackedConnection(Connection):
         self.ws = ws
         self.last_words = None
         self.takes_pushes = True
-        self._closer = closer
         self._data = None
         self.state = OPENING
-        self.lineage: Lineage | None = None
+        self.closer: Closer | None = None
+        self.lineage = NO_LINEAGE
         self.labels: tuple[Subject, ...] = ()
         self.started = started
         self.task = task
@@ -305,6 +315,10 @@ class TrackedConnection(Connection):
         self.registered = False
         self.cancelled = False
         self.handler_left = False
+        self.check_at = math.inf
+        self.session_ends = math.inf
+        self.server_side = False
+        self.tries = 0
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:

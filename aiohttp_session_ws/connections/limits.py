@@ -20,22 +20,14 @@ from .manager import ConnectionManager
 __all__: list[str] = []
 
 
-def expect_room(limits: Limits, manager: ConnectionManager, *, others: int = 0) -> None:
+def expect_room(limits: Limits, manager: ConnectionManager) -> None:
     """
     Let a handshake pass that is not filed yet, if there may be one more connection.
-
-    Args:
-        limits: How many there may be.
-        manager: How many there are.
-        others: How many count besides: handshakes that were refused and are still being told.
 
     Raises:
         aiohttp.web.HTTPServiceUnavailable: If there may not.
     """
-    if (
-        limits.total is not None
-        and manager.open.size + manager.opening.size + others >= limits.total
-    ):
+    if limits.total is not None and manager.total >= limits.total:
         raise web.HTTPServiceUnavailable(
             headers={"Retry-After": "1"}, text="websocket refused: too many connections"
         )

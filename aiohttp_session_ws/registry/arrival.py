@@ -4,6 +4,7 @@ Arrival: every request is judged before any handler sees its session.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Hashable
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp_session import Session
 
-from .._lineage import LAST_GENERATION, Lineage
+from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
 from ..sessions.context import RequestContext, Stage, set_current
 from ..sessions.records import LineageRenewed
@@ -46,17 +47,35 @@ def arrive_at_once(core: Core, request: web.Request, session: Session) -> Reques
     session_ws_id = session.get(keys.id)
     if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
         return None
-    records = core.records
-    if records.lineage(lineage.token) is not None or records.has_subjects:
-        return None
-    if lineage.generation or core.cluster.check_due(lineage.token):
+    if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
         return None
     context = RequestContext(request, core.clock.begin_time())
     context.lineage, context.session_ws_id, context.session = lineage, session_ws_id, session
-    if core.identifier.identify is not None:
-        context.content = dict(session)
+    context.newest, context.content = lineage.generation, dict(session)
     context.stage = Stage.HANDLING
     return context
+
+
+def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
+    """
+    Tell whether no record but that of its own newest generation may concern a session.
+    """
+    records = core.records
+    record = records.lineage(lineage.token)
+    if record is None:
+        if lineage.generation:
+            return False
+    elif (
+        not isinstance(record, LineageRenewed)
+        or record.generation != lineage.generation
+        or not record.seen
+    ):
+        return False
+    if not records.has_subjects:
+        return True
+    if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
+        return False
+    return core.identifier.identify is None or records.latest_owner_end < lineage.began
 
 
 class Arrival:
@@ -96,7 +115,7 @@ class Arrival:
             await self._act_on(session)
         if context.status.alive and context.lineage is not None:
             self._mark_seen(context.lineage)
-        if context.session is not None and core.identifier.identify is not None:
+        if context.session is not None:
             context.content = dict(context.session)
         context.stage = Stage.HANDLING
         return context
@@ -141,7 +160,7 @@ class Arrival:
             context.given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:
             return  # an anonymous visitor to whom the application gives no id
-        if not written and context.session_ws_id is not None and not core.overrides.ids:
+        if not written and context.session_ws_id is not None:
             keys.write_lineage(session, lineage)
             context.given = True
         context.lineage = lineage
@@ -172,7 +191,7 @@ class Arrival:
         core = self._core
         if not session.empty:
             created = created_at(session)
-            if session_ws_id is not None and core.overrides.makes_ids is False:
+            if session_ws_id is not None and core.overrides.random_ids:
                 return Lineage(str(session_ws_id), 0, created)
             # The same for parallel requests and every replay, with nothing to remember.
             token = digest_of_cookie(self._request, "lineage")

@@ -53,23 +53,25 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import LAST_GENERATION, Lineage, Subject
 from .._logging import fingerprint, log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks
 from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
-from ..connections.connection import State as ConnectionState, TrackedConnection
+from ..connections.connection import NO_LINEAGE, OPENING, Connection, TrackedConnection
+from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
-from ..sessions.context import current_connection
+from ..sessions.context import current_connection, current_request
 from ..sessions.journal import Journal
-from ..sessions.records import Change, IdNote, Records, SubjectEnded
+from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
 from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
+from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Origins
 from .cluster import Cluster, Effect, Order
 from .identify import Identifier, subjects_of
@@ -94,6 +96,16 @@ class Ids(Protocol):
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
         """
         Give the session of *request* this id.
+        """
+
+    async def new_id(self, request: web.Request) -> Any:
+        """
+        Give the session of *request* a new id.
+        """
+
+    async def delete_id(self, request: web.Request) -> Any:
+        """
+        Take the id out of the session of *request*.
         """
 
     async def ensure_id(self, request: web.Request) -> Any:
@@ -190,6 +202,7 @@ class Core:
         push_queue: PushQueue,
         timeouts: Timeouts,
         journal: Journal | None,
+        signals: Signals,
     ) -> None:
         self.ids = ids
         self.hooks = hooks
@@ -203,13 +216,18 @@ class Core:
         self.expiry = expiry
         self.timeouts = timeouts
         self.journal = journal
+        self.signals = signals
         self.identifier = Identifier(identify, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
         self.tasks = BackgroundTasks()
         self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
+        self.connections.on_removed = self._call_unregister
+        self.handshakes = Handshakes(timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
+        self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
         self._commit: asyncio.Future[bool] | None = None  # the journal's latest
@@ -257,9 +275,14 @@ class Core:
     def status_of(self, connection: TrackedConnection) -> Status:
         """
         Judge the session of a connection.
+
+        One that was registered by hand has no lineage that we know; any end concerns it.
         """
         return self.judge(
-            connection.lineage, connection.session_ws_id, connection.identity, connection.labels
+            connection.lineage,
+            connection.session_ws_id,
+            connection.identity,
+            connection.labels,
         )
 
     def close_for(self, found: Status) -> Close | None:
@@ -325,15 +348,25 @@ class Core:
             if close is not None:
                 close = order.close or close
             elif told:
-                close = order.close or RECONNECT
+                close = order.close or self._told(connection, order)
             else:
                 continue
-            if connection.state is ConnectionState.OPENING:
+            if connection.state is OPENING:
                 connection.reject(close)
                 handshakes += 1
             else:
                 closing.setdefault(close, {})[connection] = None
         return Effect(tuple((c, tuple(found)) for c, found in closing.items()), handshakes)
+
+    def _told(self, connection: TrackedConnection, order: Order) -> Close:
+        """
+        Return what a connection is told that shares an id with the lineage of an order.
+        """
+        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
+            for change in order.changes:
+                if isinstance(change, LineageEnded):
+                    return RECONNECT if change.carries else SESSION_ENDED
+        return RECONNECT
 
     def _concerned(
         self, order: Order, before: float | None
@@ -354,14 +387,14 @@ class Core:
                     found.setdefault(connection, False)
         return found.items()
 
-    def _connections_of(self, change: Change) -> Iterable[TrackedConnection]:
+    def _connections_of(self, change: Change) -> list[TrackedConnection]:
         if not isinstance(change, SubjectEnded):
             return self.connections.of_lineage(change.token)
         connections = self.connections.of_subject(change.subject)
         if change.subject.kind == "id":
             note = self.records.note_of(change.subject.value)
             if note is not None:  # its lineage may have ended with it
-                return [*connections, *self.connections.of_lineage(note.token)]
+                connections += self.connections.of_lineage(note.token)
         return connections
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
@@ -454,6 +487,27 @@ class Core:
             self._warned.add(what)
             log.warning(message, *args)
 
+    def warn_loaded_early(self) -> None:
+        """
+        Warn that a session is loaded before our middleware sees the request.
+        """
+        self.warn_once(
+            "loaded early",
+            "a session was loaded before session_ws_middleware came: put it directly inside"
+            " aiohttp_session's middleware, or an order may miss a handshake in flight",
+        )
+
+    def warn_foreign_websocket(self, request: web.Request) -> None:
+        """
+        Warn of a websocket that its session's end doesn't close.
+        """
+        self.warn_once(
+            "foreign websocket",
+            "the websocket at %s was opened without session_ws: the end of its session doesn't"
+            " close it; wrap its handler in session_ws, or register() it",
+            request.path,
+        )
+
     def warn_missing_middleware(self) -> None:
         """
         Warn that a request isn't settled before its session is saved.
@@ -491,7 +545,43 @@ class Core:
         """
         return IdNote(session_ws_id, lineage.token, lineage.began, self.ttl)
 
-    # Looking and pushing
+    # Sockets
+
+    async def current_id(self, request: web.Request) -> Hashable | None:
+        """
+        Return the id of the session of *request*.
+        """
+        return await self.ids.get_id(request)
+
+    def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
+        """
+        File something that was registered by hand; tell whether its session lives.
+        """
+        lineage = NO_LINEAGE
+        if self.records.epoch:
+            lineage = self._lineage_by_hand(session_ws_id)
+            if not self.judge(lineage, session_ws_id, identity).alive:
+                return False
+        _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
+        return True
+
+    def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
+        """
+        Return the lineage that an id belongs to, as far as can be found out.
+        """
+        context = current_request()
+        if context is not None and context.session_ws_id == session_ws_id and context.lineage:
+            return context.lineage
+        note = self.records.note_of(session_ws_id)
+        if note is not None:
+            return Lineage(note.token, LAST_GENERATION, note.began)
+        # An id that was derived may have been ended, and live again.
+        return NO_LINEAGE if self.overrides.random_ids else Lineage("", 0, self.clock.now())
+
+    def _call_unregister(self, connection: TrackedConnection) -> Any:
+        if not self.overrides.unregister:
+            return None
+        return self.hooks.unregister(connection.session_ws_id, connection.ws)
 
     def snapshot(self, subject: Subject | None) -> Snapshot:
         """
@@ -499,15 +589,18 @@ class Core:
         """
         return self.connections.snapshot(subject, self.cluster.name)
 
-    async def push_here(self, subject: Subject | None, data: Data) -> Delivery:
+    async def push_here(
+        self, subject: Subject | None, data: Data, except_: Connection | None = None
+    ) -> Delivery:
         """
         Push to the sockets of this node.
         """
         found = self.connections.open_of(subject)
+        if except_ is not None:
+            found = [connection for connection in found if connection is not except_]
         sockets, missed = self.connections.push(found, data)
-        if missed:
-            # A caller that pushes in a loop would keep the queues from being sent.
-            await asyncio.sleep(0)
+        # A caller that pushes in a loop would keep the queues from being sent.
+        await asyncio.sleep(0)
         return Delivery(sockets, complete=not missed)
 
     # The application's life
@@ -584,9 +677,11 @@ class Core:
         Let go of tasks, other nodes and the journal, once no handler runs any more.
         """
         self.revalidator.stop()
+        self.handshakes.stop()
         await self.connections.stop()
         await self.tasks.stop(self.timeouts.handler_grace)
         await self.cluster.stop()
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
+

@@ -12,20 +12,11 @@ from typing import TypeVar
 from aiohttp import web
 
 from ..exceptions import SessionEnded
-from ..hooks import HookList
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
-from ..signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails, OpenDetails, Signal
-from ..typing import (
-    Authorize,
-    ConnectionContext,
-    Identify,
-    IdFactory,
-    Origins,
-    SupportsClose,
-    WebSocketHook,
-)
+from ..signals import Signals
+from ..typing import Authorize, Identify, IdFactory, Origins, SupportsClose
 from .cluster import Cluster, SingleProcess
 from .core import Core, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
@@ -120,19 +111,20 @@ class SessionWSRegistry(
             push_queue=_option(push_queue, PushQueue, "push_queue"),
             timeouts=_option(timeouts, Timeouts, "timeouts"),
             journal=None if journal is None else Journal(journal),
+            signals=Signals(self),
         )
-        self._core.connections.on_removed = self._call_unregister
         if self._core.limits.per_identity is not None and identify is None:
             raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
-        self.connection_ctx: HookList[ConnectionContext] = HookList()
-        self.on_request: HookList[WebSocketHook] = HookList()
-        self.on_response: HookList[WebSocketHook] = HookList()
-        self.on_handshake: Signal[HandshakeDetails] = Signal(self)
-        self.on_auth_success: Signal[AuthDetails] = Signal(self)
-        self.on_auth_fail: Signal[AuthDetails] = Signal(self)
-        self.on_fail: Signal[FailDetails] = Signal(self)
-        self.on_open: Signal[OpenDetails] = Signal(self)
-        self.on_close: Signal[CloseDetails] = Signal(self)
+        signals = self._core.signals
+        self.connection_ctx = signals.connection_ctx
+        self.on_request = signals.on_request
+        self.on_response = signals.on_response
+        self.on_handshake = signals.on_handshake
+        self.on_auth_success = signals.on_auth_success
+        self.on_auth_fail = signals.on_auth_fail
+        self.on_fail = signals.on_fail
+        self.on_open = signals.on_open
+        self.on_close = signals.on_close
 
     def _make_cluster(self) -> Cluster:
         return SingleProcess()
@@ -216,10 +208,12 @@ class SessionWSRegistry(
         core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
-    def _call_unregister(
-        self, session_ws_id: Hashable, ws: SupportsClose
-    ) -> Awaitable[None] | None:
-        return self.unregister(session_ws_id, ws)
+
+def core_of(registry: SessionWSRegistry) -> Core:
+    """
+    Return the parts of a registry.
+    """
+    return registry._core
 
 
 def _expect_callables(**options: object) -> None:

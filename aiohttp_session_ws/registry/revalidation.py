@@ -231,10 +231,12 @@ class Revalidator:
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
-        identity, authorized = None, None
+        identity: Hashable | None = None
+        authorized: object = None
         if session_ws_id == connection.session_ws_id:
             identity = await core.identifier.of(request)
-            authorized = core.authorize is None or await maybe_await(core.authorize(request))
+            authorized = True if core.authorize is None else core.authorize(request)
+            authorized = await maybe_await(authorized)
         server_side = session is not None and is_server_side(session)
         return SessionState(session_ws_id, lineage, identity, authorized, ends, server_side)
 
@@ -265,9 +267,9 @@ class Revalidator:
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
-        if found.session_ws_id != connection.session_ws_id or (
-            found.lineage is not None and found.lineage.token != connection.lineage.token
-        ):
+        was, now = connection.lineage, found.lineage
+        another = now is not None and now.token != was.token
+        if another or found.session_ws_id != connection.session_ws_id:
             return self._close_for_gone(connection, found)
         if found.identity != connection.identity:
             # The session lives, and is somebody else's now; or nobody's any more.

@@ -139,8 +139,8 @@ class Records:
         self._notes: ExpiringDict[Hashable, IdNote] = kept(limit)
 
     def __len__(self) -> int:
-        stores = self._ended, self._minor, self._subjects, self._renewed, self._notes
-        return sum(map(len, stores))
+        ends = len(self._ended) + len(self._minor) + len(self._subjects)
+        return ends + len(self._renewed) + len(self._notes)
 
     def __iter__(self) -> Iterator[Change]:
         yield from self._ended.values()

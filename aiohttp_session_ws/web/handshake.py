@@ -36,6 +36,7 @@ from ..sessions.session import (
 )
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
+from .workers import warn_workers
 
 __all__: list[str] = []
 
@@ -140,6 +141,7 @@ class Handshake:
         assert context.lineage is not None
         connection.lineage = context.lineage
         connection.task, connection.started = asyncio.current_task(), context.started
+        connection.registered = core.overrides.unregister
         self._judge(connection)
         expect_room(core.limits, core.connections)
         core.connections.add_handshake(connection)
@@ -196,9 +198,7 @@ class Handshake:
         core.identifier.remember(connection.lineage.token, identity)
         if identity is None:
             return
-        close = core.close_for(
-            core.judge(connection.lineage, connection.session_ws_id, identity)
-        )
+        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, identity))
         if close is not None:
             raise HandshakeRefused(close)
         self._expect_no_order(connection, Subject("identity", identity))
@@ -246,7 +246,8 @@ class Handshake:
         context.content = None
         core.connections.open_connection(connection)
         core.revalidator.watch(connection, loaded_session(self._request))
-        core.warn_workers(self._request)
+        if not core.cluster.remote:
+            warn_workers(core, self._request)
 
     def _discard(self) -> None:
         """

@@ -78,7 +78,8 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
             await _settle(core, request, context, response)
         context.finish()
     if connection is not None:
-        return connection.ws  # an open socket takes no HTTP
+        ws: web.WebSocketResponse = connection.ws
+        return ws  # an open socket takes no HTTP
     if isinstance(response, web.WebSocketResponse):
         core.warn_foreign_websocket(request)
     return response

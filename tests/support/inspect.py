@@ -11,28 +11,30 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws.registry.core import Core
+from aiohttp_session_ws.registry.registry import core_of
 
 from .clients import until
 
 
-def inspect(registry: SessionWSRegistry) -> Any:
+def inspect(registry: SessionWSRegistry) -> Core:
     """Return what a registry is made of: its core."""
-    return registry
+    return core_of(registry)
 
 
 def connections(registry: SessionWSRegistry) -> list[Any]:
     """Return the open connections, in the order of their opening."""
-    return sorted(registry._sockets.open, key=lambda connection: connection.opened_at or 0.0)
+    return sorted(inspect(registry).connections.open, key=lambda connection: connection.opened_at or 0.0)
 
 
 def opening(registry: SessionWSRegistry) -> list[Any]:
     """Return the handshakes under way."""
-    return list(registry._sockets.opening)
+    return list(inspect(registry).connections.opening)
 
 
 def idle(registry: SessionWSRegistry) -> bool:
     """Tell whether no task of a registry runs."""
-    return not registry._sockets._tasks
+    return not inspect(registry).tasks
 
 
 async def quiet(registry: SessionWSRegistry) -> None:
@@ -42,9 +44,9 @@ async def quiet(registry: SessionWSRegistry) -> None:
 
 def left_handlers(registry: SessionWSRegistry) -> list[Any]:
     """Return the connections that are gone while their handlers run."""
-    return list(registry._sockets._lingering)
+    return inspect(registry).connections.orphans()
 
 
 def records(registry: SessionWSRegistry) -> int:
     """Return how many records a registry keeps of what has ended."""
-    return len(registry._revocations) + len(registry._identities)
+    return len(inspect(registry).records)
