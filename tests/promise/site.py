@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import aiohttp_session
 from aiohttp import (
     ClientSession,
+    ClientTimeout,
     ClientWebSocketResponse,
     CookieJar,
     DummyCookieJar,
@@ -45,6 +46,7 @@ View = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 DEAD = 4401  # the close code of an ended session
 AGAIN = 4403  # the close code that asks to reconnect
+BOUND = ClientTimeout(total=PATIENCE)
 
 
 async def user_of(request: web.Request) -> str | None:
@@ -257,7 +259,7 @@ class Site:
         await site.start()
         self.url = URL.build(scheme="http", host="127.0.0.1", port=runner.addresses[0][1])
         self.thief = await self.stack.enter_async_context(
-            ClientSession(cookie_jar=DummyCookieJar())
+            ClientSession(cookie_jar=DummyCookieJar(), timeout=BOUND)
         )
 
     async def browser(self, cookie: str = "") -> Browser:
@@ -265,7 +267,7 @@ class Site:
         jar = CookieJar(unsafe=True)
         if cookie:
             jar.update_cookies(SimpleCookie(cookie), self.url)
-        session = await self.stack.enter_async_context(ClientSession(cookie_jar=jar))
+        session = await self.stack.enter_async_context(ClientSession(cookie_jar=jar, timeout=BOUND))
         return Browser(self, session)
 
     async def logged_in(self, how: str = "/login/renew", user: str = "ann") -> Browser:
@@ -370,10 +372,11 @@ class Site:
         self.requests.append(request)
         if request.query.get("at") == "start":
             await self.gate()
-        response = await handler(request)
-        if request.query.get("at") == "end":
-            await self.gate()
-        return response
+        try:
+            return await handler(request)
+        finally:
+            if request.query.get("at") == "end":
+                await self.gate()
 
 
 class Browser:

@@ -8,8 +8,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import SessionWSRegistry, get_session_ws_id, registry_from
 from aiohttp_session_ws.exceptions import NotSetUp, SessionEnded
 from tests.promise.conftest import Serve
 from tests.promise.site import user_of
@@ -70,14 +71,24 @@ class TestRegister:
 
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
-    async def test_under_another_id_after_an_end(self, registry: SessionWSRegistry) -> None:
-        """An end of the identity keeps nothing out that begins later."""
-        await registry.end_identity("ann")
-        stream = Stream()
-        registry.register("id", stream, identity="ann")
+    async def test_by_a_later_session(self, serve: Serve) -> None:
+        """A log-out everywhere of last week keeps nobody from registering today."""
+        streams: list[Stream] = []
 
-        assert stream in registry["id"]
-        registry.unregister("id", stream)
+        async def stream(request: web.Request) -> web.Response:
+            streams.append(Stream())
+            id_, who = await get_session_ws_id(request), await user_of(request)
+            registry_from(request).register(id_, streams[-1], identity=who)
+            return web.Response()
+
+        site = await serve(views={"/stream": stream}, identify=user_of)
+        await site.registry.end_identity("ann")
+        browser = await site.logged_in()
+        answer = await browser.get("/stream")
+        assert (answer.status, streams[0].closed.is_set()) == (200, False)
+
+        await browser.get("/everywhere")
+        await streams[0].closed.wait()
 
     async def test_an_identity_without_identify(self, serve: Serve) -> None:
         """It could be found by nobody: an error says what is missing."""

@@ -301,14 +301,18 @@ class TestAtOnce:
 
 
 class TestOption:
-    async def test_no_grace(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """``Expiry.renewal_grace`` may be nothing: an older cookie is out as soon as it can be."""
-        site = await serve(cookies, expiry=Expiry(renewal_grace=0))
+    async def test_a_shorter_grace(
+        self, clock: Wall, serve: Serve, cookies: AbstractStorage
+    ) -> None:
+        """``Expiry.renewal_grace`` says for how long an older cookie has pages."""
+        site = await serve(cookies, expiry=Expiry(renewal_grace=5))
         browser = await site.logged_in()
         stale = browser.cookie
         await browser.get("/renew")
         await browser.get("/page")
+        assert await site.seen(stale) == "ann"
 
+        clock.advance(6)
         assert await site.presented(stale) == (None, DEAD)
         assert await site.presented(browser.cookie) == ("ann", "ann")
 

@@ -14,7 +14,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session_ws import Limits, Timeouts
 from tests.promise.conftest import Serve
 from tests.promise.site import Site, reached
-from tests.support import GatedStorage, Turnstile, until
+from tests.support import PATIENCE, GatedStorage, Turnstile, until
 
 HANDSHAKE = {
     "Upgrade": "websocket",
@@ -51,7 +51,8 @@ class TestTooLate:
         site = await serve(storage, timeouts=SOON, **options)
         gate.shut = True
         reader, writer = await site.send("/ws", "", **HANDSHAKE)
-        head = await reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            head = await reader.readuntil(b"\r\n\r\n")
         writer.close()
 
         assert head.startswith(b"HTTP/1.1 503")
