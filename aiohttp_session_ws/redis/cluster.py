@@ -31,21 +31,24 @@ from ..typing import Data
 from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
+from .entries import Encoder, Entry
 from .inbound import Inbound
 from .io.commands import Commands
-from .io.connect import LIMIT, TROUBLE, Link, MakeClient, end_tasks, reason
-from .io.outbox import ORDERS, Entry, Outbox
+from .io.connect import LIMIT, TROUBLE, MakeClient, end_tasks, reason
+from .io.line import Link
+from .io.outbox import ORDERS, Outbox
 from .io.publisher import Publisher
 from .io.scripts import END_OTHERS
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, as_json
+from .messages import CloseSession, Record, as_json, time_of, with_time
 from .outbound import Outbound, Pending
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
 from .requests import DATA, REPORTS, Requests
+from .write_back import WriteBack
 
 __all__: list[str] = []
 
@@ -126,7 +129,8 @@ class RedisCluster:
         self._recent = RecentOrders()
         self._seen = SeenOrders(instance)
         self._commands = Commands(make, prefix, self._availability_changed)
-        self._outbox = Outbox(make, prefix, instance, self._resolve, self._learn, self._published)
+        self._encoder = Encoder(prefix, instance, self._resolve)
+        self._outbox = Outbox(make, prefix, self._encoder, self._learn, self._published)
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
         self._membership = Membership(
             self._commands,
@@ -139,11 +143,12 @@ class RedisCluster:
         )
         self._applier = Applier(node, self._seen, self.clock)
         self._lookup = Lookup(node, self._commands, self._applier, self._keep, self._on_outage)
+        self._write_back = WriteBack(
+            instance, self._commands, self._outbox, self._membership, self._recent
+        )
         self._reconciler = Reconciler(
             node,
-            instance,
             self._commands,
-            self._outbox,
             self._membership,
             self._lookup,
             self._applier,
@@ -224,7 +229,7 @@ class RedisCluster:
         self._run(others.run, "the subscription to data")
         self._run(self._membership.run, "the heartbeat")
         self._run(self._reconciler.run, "the reconciliation")
-        self._run(self._reconciler.run_write_back, "the write-back")
+        self._run(self._write_back.run, "the write-back")
         self._run(self._prepare, "the check of Redis' settings")
         try:
             await self._settle_in()
@@ -321,7 +326,7 @@ class RedisCluster:
                 policy,
             )
         if self._journaled:
-            await self._reconciler.write_records(tuple(self._node.records))
+            await self._write_back.write_records(tuple(self._node.records))
 
     # What happens to its connections
 
@@ -404,7 +409,7 @@ class RedisCluster:
             self._numbers.missing.clear()  # a script has no sockets, and forgets soon
 
     def _lost(self) -> None:
-        self._reconciler.lost()
+        self._write_back.lost()
         if self.serves:
             self._reconciler.look_at_all()
 
@@ -428,16 +433,10 @@ class RedisCluster:
         """
         Return a record with its time; ``None`` if that isn't known yet.
         """
-        match record:
-            case SubjectEnded(before=at):
-                name = "before"
-            case LineageEnded(at=at) | LineageRenewed(at=at) | CloseSession(at=at):
-                name = "at"
-            case _:
-                return record
+        at = time_of(record)
         if at < PENDING:
             return record
-        return record._replace(**{name: self.clock.resolve(at)}) if self.clock.known else None
+        return with_time(record, self.clock.resolve(at)) if self.clock.known else None
 
     # What the registry asks for
 
@@ -517,9 +516,8 @@ class RedisCluster:
         """
         if not self.clock.known:
             return False
-        args = self._outbox.arguments_to_judge(
-            self._outbound.entry_of(order), lineage, subjects, since, self._grace
-        )
+        entry, channel = self._outbound.entry_of(order), self._outbox.channel
+        args = self._encoder.to_judge(entry, channel, lineage, subjects, since, self._grace)
         answer = self._commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):
@@ -560,6 +558,12 @@ class RedisCluster:
             wait: Whether to ask the others, for a second at most, what became of it.
         """
         return await self._queries.push(subject, data, here, wait)
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
+        """
+        return self._queries.relay(name, data)
 
 
 def _name_of(record: Record) -> str:

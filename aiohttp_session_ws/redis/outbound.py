@@ -15,7 +15,8 @@ from ..results import CloseReport
 from .apply import Applier
 from .clock import RedisClock
 from .decoding import HeardOrder
-from .io.outbox import Entry, Outbox
+from .entries import Entry
+from .io.outbox import Outbox
 from .messages import CloseSession
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests

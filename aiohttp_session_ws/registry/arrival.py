@@ -29,7 +29,7 @@ from ..sessions.session import (
 from ..sessions.status import State, Status, effective_began
 from .cluster import Order
 from .core import Core
-from .identify import subjects_of
+from .identify import NOBODY, Owner, subjects_of
 
 __all__: list[str] = []
 
@@ -75,7 +75,7 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
         return True
     if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
         return False
-    return core.identifier.identify is None or records.latest_owner_end < lineage.began
+    return not core.identifier.asks or records.latest_owner_end < lineage.began
 
 
 class Arrival:
@@ -174,15 +174,14 @@ class Arrival:
             session_ws_id = id_in(self._context.session, core.keys.id)
         else:
             session_ws_id = await core.ids.get_id(self._request)
+        if session_ws_id is None:
+            return None
         try:
-            hash(session_ws_id)
-            if session_ws_id is not None:
-                core.cluster.check_subject(session_ws_id)
-        except TypeError as exc:
-            if not core.overrides.ids and self._context.stage is Stage.ARRIVING:
-                return None  # a cookie that is forged or broken
-            raise InvalidSessionWSId(str(exc)) from None
-        return session_ws_id
+            return core.usable_id(session_ws_id)
+        except InvalidSessionWSId:
+            if core.overrides.ids:
+                raise
+            return None  # a cookie that is forged or broken
 
     def _first_lineage(self, session: Session, session_ws_id: Hashable | None) -> Lineage:
         """
@@ -204,20 +203,20 @@ class Arrival:
         Judge the session by what is known; ask for what is not known as seldom as possible.
         """
         core, context = self._core, self._context
-        identity: Hashable | None = None
+        owner = NOBODY
         due = core.cluster.check_due(lineage.token)
         if due:
-            identity = await self._identity(lineage)
-            subjects = subjects_of(context.session_ws_id, identity)
+            owner = await self._owner(lineage)
+            subjects = subjects_of(context.session_ws_id, owner)
             context.checked = await core.cluster.check_request(lineage.token, subjects)
-        found = core.judge(lineage, context.session_ws_id, identity)
-        if not found.alive or due or core.identifier.identify is None:
+        found = core.judge(lineage, context.session_ws_id, owner)
+        if not found.alive or due or not core.identifier.asks:
             return found
         if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
             return found
-        return core.judge(lineage, context.session_ws_id, await self._identity(lineage))
+        return core.judge(lineage, context.session_ws_id, await self._owner(lineage))
 
-    async def _identity(self, lineage: Lineage) -> Hashable | None:
+    async def _owner(self, lineage: Lineage) -> Owner:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:
@@ -240,7 +239,7 @@ class Arrival:
         if not is_server_side(session) or not isinstance(record, LineageRenewed):
             return
         if "login" not in record.by:
-            context.lineage = lineage._replace(generation=record.generation)
+            context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
@@ -271,7 +270,7 @@ class Arrival:
             return
         known = core.records.lineage(lineage.token)
         if isinstance(known, LineageRenewed) and known.generation == generation:
-            change = known._replace(seen=True)
+            change = known.as_seen()
         else:
             newest = known.generation if isinstance(known, LineageRenewed) else 0
             if generation < newest:
@@ -289,5 +288,3 @@ def new_lineage(began: float) -> Lineage:
     Return a lineage with a random token.
     """
     return Lineage(secrets.token_hex(16), 0, began)
-
-

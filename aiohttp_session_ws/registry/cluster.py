@@ -26,6 +26,19 @@ from ..typing import Data
 __all__: list[str] = []
 
 
+class Refresh(NamedTuple):
+    """
+    The open sockets of a lineage go on under another id and its next generation.
+
+    Attributes:
+        lineage: The lineage with that generation.
+        session_ws_id: The id.
+    """
+
+    lineage: Lineage
+    session_ws_id: Hashable
+
+
 class Order(NamedTuple):
     """
     What is ordered at one time.
@@ -35,12 +48,14 @@ class Order(NamedTuple):
         closes: Whose sockets are to reconnect besides.
         close: With what sockets are closed; without one it depends on what became of each.
         by: Who gave the order, for operators.
+        refresh: Which open sockets go on in place of being closed.
     """
 
     changes: tuple[Change, ...] = ()
     closes: tuple[Subject, ...] = ()
     close: Close | None = None
     by: str | None = None
+    refresh: Refresh | None = None
 
 
 class Effect(NamedTuple):
@@ -100,6 +115,11 @@ class LocalNode(Protocol):
         Push to the sockets of this node.
         """
 
+    def receive_relay(self, name: str, data: bytes) -> None:
+        """
+        Take a message that another node has relayed.
+        """
+
 
 class PendingReport(Protocol):
     """
@@ -128,6 +148,12 @@ class Cluster(Protocol):
     def clock(self) -> Clock:
         """
         The one clock of all nodes.
+        """
+
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now, so that a handshake has to ask right before it opens.
         """
 
     def check_subject(self, value: Hashable) -> None:
@@ -211,6 +237,11 @@ class Cluster(Protocol):
         Push to the sockets of the other nodes; *here* is what became of it on this one.
         """
 
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
+        """
+
 
 class OwnReport:
     """
@@ -241,6 +272,13 @@ class SingleProcess:
         The clock of this process.
         """
         return self._clock
+
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now: there are none.
+        """
+        return False
 
     def check_subject(self, value: Hashable) -> None:
         """
@@ -310,3 +348,9 @@ class SingleProcess:
         Return what became of the push on this process.
         """
         return here
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send it to nobody.
+        """
+        return Delivery(0, nodes=0)

@@ -22,8 +22,9 @@ from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
 from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
-from .cluster import Order
+from .cluster import Order, Refresh
 from .core import Core
+from .identify import NOBODY, Owner
 
 __all__: list[str] = []
 
@@ -34,15 +35,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         anew: It was replaced or emptied, or its derived id went away or changed.
-        identity: Whom the session belongs to now.
-        was: Whom it belonged to.
+        owner: Whom the session belongs to now.
+        previous: Whom it belonged to.
         renewed: It goes on under another id.
         removed: Its id was taken away, and nothing tells whether somebody has logged out.
     """
 
     anew: bool
-    identity: Hashable | None
-    was: Hashable | None
+    owner: Owner
+    previous: Owner
     renewed: bool
     removed: bool
 
@@ -51,14 +52,14 @@ class Outcome(NamedTuple):
         """
         Whether the session belongs to somebody else, or to nobody any more.
         """
-        return not self.anew and self.identity != self.was
+        return not self.anew and self.owner.identity != self.previous.identity
 
     @property
     def logged_in(self) -> bool:
         """
         Whether an anonymous visitor has logged in.
         """
-        return self.changed_hands and self.was is None
+        return self.changed_hands and self.previous.identity is None
 
 
 class Settlement:
@@ -85,6 +86,7 @@ class Settlement:
         self._saved = will_be_saved(response)
         self._refused = response is None or response.status >= 400
         self._changes: list[Change] = []
+        self._refresh: Refresh | None = None
 
     async def settle(self) -> Order | None:
         """
@@ -102,7 +104,7 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session):
+        elif session is not context.session or was_changed(session) or context.begins:
             try:
                 await self._settle_session(session)
             except BaseException:
@@ -128,7 +130,9 @@ class Settlement:
         self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
         if not saves:
             put_session(self._request, None)
-        elif self._saved and not session.empty:
+        elif self._saved and session.empty:
+            session.changed()  # its cookie goes
+        elif self._saved:
             await self._write(session, outcome)
 
     async def _compare(self, session: Session) -> Outcome:
@@ -137,23 +141,25 @@ class Settlement:
         """
         core, context, keys = self._core, self._context, self._core.keys
         came = context.session_ws_id
+        if context.fresh:  # it was given another session, with an id of its own or none
+            came = (context.content or {}).get(keys.id)
         anew = session is not context.session or self._was_emptied(session)
-        identity = was = None
+        owner = previous = NOBODY
         if core.overrides.ids:
             now = await core.ids.get_id(self._request)
             if now != came and not context.renewed:
                 # A derived id tells whose session it is, where nothing else does.
-                identity, was = now, came
+                owner, previous = Owner(now), Owner(came)
                 anew = anew or (core.identifier.identify is not None and came is not None)
         else:
             now = session.get(keys.id)
         renewed = context.renewed or (not core.overrides.ids and now not in (None, came))
         removed = not core.overrides.ids and now is None and came is not None
         if core.identifier.identify is not None:
-            identity = await core.identifier.of(self._request)
-            was = await self._previous_identity()
+            owner = await core.identifier.of(self._request)
+            previous = await self._previous_owner()
             renewed, removed = renewed or removed, False
-        return Outcome(anew, identity, was, renewed and not anew, removed and not anew)
+        return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
 
     def _was_emptied(self, session: Session) -> bool:
         context, lineage = self._context, self._core.keys.lineage
@@ -161,10 +167,10 @@ class Settlement:
             return lineage not in session
         return bool(context.content) and session.empty
 
-    async def _previous_identity(self) -> Hashable | None:
+    async def _previous_owner(self) -> Owner:
         context = self._context
         if context.fresh or context.session is None or not context.content:
-            return None
+            return NOBODY
         return await self._core.identifier.of_content(
             self._request, context.session, context.content
         )
@@ -181,11 +187,11 @@ class Settlement:
         if context.fresh:
             if context.status.state is State.REPLACED or context.status.age > SETTLED:
                 return True
-            somebody = outcome.identity is not None or session is not context.session
+            somebody = outcome.owner.identity is not None or session is not context.session
             return somebody or (context.renewed and core.identifier.identify is None)
         if outcome.anew or outcome.changed_hands or lineage is None:
             return True
-        now = core.judge(lineage, context.session_ws_id, outcome.was)
+        now = core.judge(lineage, context.session_ws_id, outcome.previous)
         if not context.status.alive:
             return False
         if outcome.renewed:
@@ -249,7 +255,7 @@ class Settlement:
         if outcome.anew and context.ended is None and session.get(core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
         if core.identifier.identify is not None:
-            return outcome.identity is not None
+            return outcome.owner.identity is not None
         return core.keys.holds_data(session)
 
     def _end(
@@ -258,7 +264,7 @@ class Settlement:
         core = self._core
         at = core.clock.end_time() if at is None else at
         held_data = core.keys.holds_data(self._context.content or {})
-        minor = not held_data and outcome.was is None
+        minor = not held_data and outcome.previous.identity is None
         self._change(LineageEnded(lineage.token, at, carries, core.ttl, minor))
 
     async def _write(self, session: Session, outcome: Outcome) -> None:
@@ -291,7 +297,7 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         await core.ids.ensure_id(self._request)
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.identity)
+        core.identifier.remember(lineage.token, outcome.owner)
 
     async def _renew(self, session: Session, lineage: Lineage) -> None:
         """
@@ -299,8 +305,11 @@ class Settlement:
         """
         core, context = self._core, self._context
         await core.ids.ensure_id(self._request)  # it may have taken the old one away
-        newest = core.records.newest(lineage.token)
-        core.keys.write_lineage(session, lineage._replace(generation=newest))
+        renewed = lineage.renewed(core.records.newest(lineage.token))
+        core.keys.write_lineage(session, renewed)
+        if context.keeps_sockets:
+            self._refresh = Refresh(renewed, await core.ids.get_id(self._request))
+            core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
             for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
@@ -357,4 +366,6 @@ class Settlement:
         if not told and not context.close_requested:
             return None
         closes = () if session_ws_id is None else (Subject("id", session_ws_id),)
+        if self._refresh is not None:
+            return Order(tuple(self._changes), refresh=self._refresh)
         return Order((*context.orders, *self._changes), closes)

@@ -61,6 +61,7 @@ class RequestContext:
         given: Whether it was given an id or a lineage on arrival.
         fresh: Whether it was given an empty session, since its own had ended.
         renewed: Whether the handler has asked for a new id.
+        keeps_sockets: Whether open sockets go on under that.
         ended: When the handler has ended this lineage, by the one clock.
         begins: Whether its answer begins a lineage after ``end_other_sessions_ws``.
         own_ends: What the handler has ended, and the time of each.
@@ -77,8 +78,8 @@ class RequestContext:
         "arrived",
         "begins",
         "behind_middleware",
-        "close_requested",
         "checked",
+        "close_requested",
         "connection",
         "content",
         "deferred",
@@ -86,6 +87,7 @@ class RequestContext:
         "fresh",
         "given",
         "handshake_failed",
+        "keeps_sockets",
         "lineage",
         "newest",
         "orders",
@@ -119,6 +121,7 @@ class RequestContext:
         self.given = False
         self.fresh = False
         self.renewed = False
+        self.keeps_sockets = False
         self.checked = False
         self.ended: float | None = None
         self.begins = False
@@ -135,12 +138,7 @@ class RequestContext:
         """
         Whether the handler has given an order about its own session.
         """
-        return (
-            self.close_requested
-            or self.renewed
-            or self.begins
-            or self.ended is not None
-        )
+        return self.close_requested or self.renewed or self.begins or self.ended is not None
 
     def is_untouched(self, request: web.Request) -> bool:
         """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Hashable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 
@@ -139,9 +139,7 @@ async def ensure_session_ws_id(request: web.Request) -> Any:
     return await registry_from(request).ensure_id(request)
 
 
-async def schedule_close_all_session_ws(
-    request: web.Request, response: web.StreamResponse
-) -> Any:
+async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
     """
     Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
     *request*.
@@ -172,8 +170,13 @@ async def end_other_sessions_ws(request: web.Request, response: web.StreamRespon
     return await registry_from(request).schedule_end_others(request, response)
 
 
-async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+async def renew_session_ws(
+    request: web.Request,
+    response: web.StreamResponse,
+    *,
+    sockets: Literal["close", "keep"] = "close",
+) -> None:
     """
     Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
     """
-    await registry_from(request).renew_session(request, response)
+    await registry_from(request).renew_session(request, response, sockets=sockets)
