@@ -24,6 +24,7 @@ from .exchange import Exchange
 
 Content: TypeAlias = MutableMapping[str, Any]  # what a session holds
 
+GRACE = 30.0  # Expiry.renewal_grace
 SETTLED = 10.0  # seconds after an end in which what is put into the empty session isn't saved
 
 
@@ -273,13 +274,20 @@ class Ledger:
             session_ws_id = above
         return session_ws_id
 
-    def given_up(self, content: Content) -> bool:
-        """Tell whether somebody has come with a newer renewal of the same session."""
+    def given_up(self, content: Content, at: float = math.inf) -> bool:
+        """Tell whether somebody has come with a newer renewal of the same session.
+
+        Args:
+            content: What the session holds.
+            at: When it is looked at: within the grace a page is still served.
+        """
         mine = list(content.get("tags", ()))
         for other in self._presented:
             theirs = list(other.get("tags", ()))
             if self._same_session(content, other) and theirs != mine[: len(theirs)]:
-                return True
+                made = self.exchanges[theirs[-1] - 1].arrived
+                if at - made >= GRACE or len(theirs) > len(mine) + 1:
+                    return True
         return False
 
     # Facts

@@ -85,6 +85,8 @@ class Oracle:
         nodes: How many servers there are.
         sockets: All that ever opened.
         violations: What was found.
+        reconciled: Whether all nodes have found what they have missed.
+        served: What pages were served, and when.
     """
 
     ledger: Ledger
@@ -92,6 +94,7 @@ class Oracle:
     browsers: dict[str, Browser] = field(default_factory=dict)
     sockets: list[Socket] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
+    reconciled: bool = False
     served: list[tuple[float, Content]] = field(default_factory=list)
 
     def blame(self, kind: str, what: str) -> None:
@@ -213,6 +216,8 @@ class Oracle:
             if ex.client.closed is not None or not ex.client.answered:
                 socket.judged = True
                 self._judge_close(socket, login)
+            elif not self.reconciled and ex.plan.node != login.ended_on:
+                continue  # its node may have missed the message
             elif login.ended is not None and now - max(login.ended, socket.opened_at) > FAREWELL:
                 socket.judged = True
                 self.blame("socket survives", f"of {ex}, {login.token} ({login.ended_by})")
@@ -231,7 +236,7 @@ class Oracle:
         login = self.ledger.logins.get(ex.expects)
         if login is None or login.doomed or ex.loaded is None:
             return None
-        return None if self.ledger.given_up(ex.loaded) else login
+        return None if self.ledger.given_up(ex.loaded, ex.loaded_at) else login
 
     def _slack(self, ex: Exchange, login: Login) -> float:
         return MISSED if self.nodes > 1 and ex.plan.node != login.ended_on else 0.0

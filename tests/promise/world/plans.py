@@ -12,9 +12,9 @@ from typing import TypeVar
 from .actions import ABOUT_IDENTITIES, ACTIONS
 from .exchange import ENDINGS, GATES, Plan
 from .oracle import Violation
-from .world import (
-    BROWSERS,
+from .steps import (
     Config,
+    Deliver,
     GoOn,
     Leave,
     Order,
@@ -25,10 +25,11 @@ from .world import (
     Visit,
     Wait,
 )
+from .world import BROWSERS
 
 T = TypeVar("T")
 
-STORAGES = ["simple"] * 5 + ["encrypted"] * 2 + ["nacl", "redis", "redis"]
+STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
 #: What happens most often is there more than once.
 WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "knock": 1}
 #: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
@@ -43,6 +44,7 @@ def make_config(rng: random.Random) -> Config:
         ids="derived" if rng.random() < 0.2 else "unique",
         legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
         cancels=rng.random() < 0.3,
+        nodes=2 if rng.random() < 0.25 else 1,
     )
 
 
@@ -79,6 +81,8 @@ def make_step(rng: random.Random, config: Config) -> Step:
         return Leave(rng.randrange(100))
     if kind < 0.935:
         return SetClock(rng.choice([-70.0, -3.0, 3.0, 70.0]))
+    if kind < 0.96 and config.nodes > 1:
+        return Deliver(rng.randrange(100))
     orders = ["end_session", "end_session", "close_all_session"]
     if config.identify:
         orders += ["end_identity", "end_identity", "close_all_identity"]

@@ -9,118 +9,39 @@ step can be left out to see whether it mattered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
-from aiohttp_session.cookie_storage import EncryptedCookieStorage
-from aiohttp_session.nacl_storage import NaClCookieStorage
-from aiohttp_session.redis_storage import RedisStorage
-from redis.asyncio import Redis
+from aiohttp_session import Session
 
 from aiohttp_session_ws import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, SessionWSRegistry
 
 from .app import NUMBER, App, id_in_session
+from .cluster import SharedRecords, registry_in
 from .exchange import Exchange, Plan
 from .ledger import Ledger
 from .oracle import Browser, Oracle, Violation
+from .steps import (
+    Config,
+    Deliver,
+    GoOn,
+    Leave,
+    Order,
+    SetClock,
+    Step,
+    Theft,
+    Vanish,
+    Visit,
+    Wait,
+)
+from .storages import make_storage
 from .virtual import run, virtual_loop
 from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
 TICK = 0.001  # seconds between two steps
-
-
-@dataclass(frozen=True)
-class Config:
-    """What kind of world it is.
-
-    Attributes:
-        storage: ``"simple"``, ``"encrypted"``, ``"nacl"``, or ``"redis"``.
-        identify: Whether the registry knows users.
-        ids: ``"unique"``; ``"derived"`` from the user by ``id_factory``.
-        nodes: How many servers there are.
-        legacy: Whether the browsers have sessions of before the installation: ``"bare"``
-            without an id, ``"1.1.1"`` with one.
-        cancels: Whether aiohttp cancels the handler of a client that is gone.
-    """
-
-    storage: str = "simple"
-    identify: bool = True
-    ids: str = "unique"
-    nodes: int = 1
-    legacy: str = ""
-    cancels: bool = False
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A browser sends a request with the cookie that it has now."""
-
-    browser: str
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Theft:
-    """The thief sends a request with the copy of a cookie, the *which*-th that was made."""
-
-    which: int
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class GoOn:
-    """The *which*-th of the requests that are held up goes on."""
-
-    which: int
-
-
-@dataclass(frozen=True)
-class Vanish:
-    """The client of the *which*-th of the requests that are under way is gone."""
-
-    which: int
-
-
-@dataclass(frozen=True)
-class Leave:
-    """The *which*-th of the open sockets is closed by its page."""
-
-    which: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Time passes."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class SetClock:
-    """Somebody sets the wall clock of all servers."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Order:
-    """An administrator gives an order about the *which*-th id that was ever saved, or a user."""
-
-    what: str  # end_session, end_identity, close_all_session, close_all_identity
-    which: int = 0
-    user: str = "ann"
-    node: int = 0
-
-
-Step: TypeAlias = Visit | Theft | GoOn | Vanish | Leave | Wait | SetClock | Order
 
 
 class World:
@@ -129,19 +50,19 @@ class World:
     def __init__(self, config: Config, redis_port: int | None = None) -> None:
         self.config = config
         self.trace: list[str] = []
-        self._redis_port = redis_port
-        self._stack = contextlib.AsyncExitStack()
+        self._remote = config.storage == "redis"
+        self._storage, self._close_storage = make_storage(config.storage, redis_port)
         self._counter = 0
         self._running: list[asyncio.Task[Any]] = []
         ledger = Ledger(
             identify=config.identify,
-            on_server=config.storage == "redis",
+            on_server=config.on_server,
             id_of=id_in_session,
             log=self.log,
         )
         self.oracle = Oracle(ledger, config.nodes)
-        self.oracle.browsers = {name: Browser(name) for name in (*BROWSERS, "thief")}
         self.apps: list[App] = []
+        self.shared = SharedRecords() if config.nodes > 1 else None
 
     @property
     def ledger(self) -> Ledger:
@@ -165,7 +86,7 @@ class World:
             await self._add_app()
         if self.config.legacy:
             for browser in BROWSERS:
-                await self._give_legacy(self.oracle.browsers[browser])
+                await self._give_legacy(self.browser(browser))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -173,42 +94,34 @@ class World:
             task.cancel()
         for app in self.apps:
             await app.runner.cleanup()
-        await self._stack.aclose()
+        with virtual_loop().asking_outside(count=int(self._remote)):
+            await self._close_storage()
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
 
     async def _add_app(self) -> None:
-        storage = self._make_storage()
         options: dict[str, Any] = {"id_factory": self._make_id}
         if self.config.ids == "unique":
             options["id_factory"] = DEFAULT_ID_FACTORY
         if self.config.identify:
             options["identify"] = lambda request: app.identify(request)
-        registry = SessionWSRegistry(authorize=lambda request: app.authorize(request), **options)
+        options["authorize"] = lambda request: app.authorize(request)
+        if self.shared is None:
+            registry = SessionWSRegistry(**options)
+        else:
+            registry = registry_in(self.shared, f"node {len(self.apps)}", **options)
         app = App(
             registry,
-            storage,
+            self._storage,
             self.oracle,
-            remote=self.config.storage == "redis",
+            remote=self._remote,
             handler_cancellation=self.config.cancels,
         )
         if self.apps:
             app.copies = self.apps[0].copies
         self.apps.append(app)
         await app.runner.setup()
-
-    def _make_storage(self) -> AbstractStorage:
-        match self.config.storage:
-            case "encrypted":
-                return EncryptedCookieStorage(b"k" * 32)
-            case "nacl":
-                return NaClCookieStorage(b"k" * 32)
-            case "redis":
-                redis = Redis(host="127.0.0.1", port=self._redis_port or 6379)
-                self._stack.push_async_callback(redis.aclose)
-                return RedisStorage(redis)
-        return SimpleCookieStorage()
 
     async def _make_id(self, request: web.Request) -> str:
         """Derive an id from the user."""
@@ -226,17 +139,53 @@ class World:
         if self.config.legacy == "1.1.1":
             content[DEFAULT_SESSION_KEY] = f"old-{browser.name}"
             login.ids.add(f"old-{browser.name}")
-        storage = self._make_storage()
+        storage = self._storage
         data = {"session": content, "created": int(virtual_loop().clock.time()) - 50}
         session = Session(None, data=data, new=False)  # type: ignore[arg-type]  # it's one
         response = web.Response()
-        with virtual_loop().asking_outside(count=int(self.config.storage == "redis")):
+        with virtual_loop().asking_outside(count=int(self._remote)):
             await storage.save_session(make_mocked_request("GET", "/"), response, session)
         browser.jar = response.cookies[storage.cookie_name].coded_value
         browser.expects = login.token
         self.apps[0].keep_copy(browser.jar)
 
     # Steps
+
+    async def visit(
+        self, name: str, action: str, *pauses: str, cookie: str | None = "jar", **plan: Any
+    ) -> Exchange:
+        """Send a request; come back when it is over, or held up at the first of *pauses*.
+
+        Args:
+            name: The browser.
+            action: What it does.
+            pauses: Where it is held up, until :meth:`finish`.
+            cookie: The cookie that it comes with, if not the one it has.
+            plan: What else its plan says.
+        """
+        jar = self.browser(name).jar if cookie == "jar" else cookie
+        ex = self.send(name, Plan(action, pauses=pauses, **plan), jar)
+        await self.settle()
+        return ex
+
+    async def finish(self, *exchanges: Exchange) -> None:
+        """Let requests that are held up go on to their end."""
+        for ex in exchanges:
+            while not ex.over:
+                assert ex.let_go() is not None, f"{ex} waits for something else"
+                await self.settle()
+
+    async def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        await self.do(Wait(seconds))
+
+    def ids(self) -> list[str]:
+        """Return the ids of all sessions that a log-in was ever saved in."""
+        return sorted({str(i) for login in self.ledger.logins.values() for i in login.ids})
+
+    def browser(self, name: str) -> Browser:
+        """Return a browser."""
+        return self.oracle.browsers.setdefault(name, Browser(name))
 
     async def play(self, steps: Sequence[Step]) -> list[Violation]:
         """Do all steps, then let everybody present everything they have."""
@@ -251,7 +200,7 @@ class World:
         """Do one step, and wait for all that happens without time passing."""
         match step:
             case Visit(name, plan):
-                self.send(name, plan, self.oracle.browsers[name].jar)
+                self.send(name, plan, self.browser(name).jar)
             case Theft(which, plan):
                 copies = self.apps[0].copies
                 if copies:
@@ -267,6 +216,9 @@ class World:
             case SetClock(seconds):
                 virtual_loop().clock.wall_offset += seconds
                 self.log(f"the wall clock is set by {seconds} s")
+            case Deliver(which):
+                if self.shared is not None and self.shared.messages:
+                    self.shared.deliver(which % len(self.shared.messages))
             case Order():
                 self._order(step)
         await asyncio.sleep(TICK)
@@ -275,7 +227,7 @@ class World:
     def send(self, name: str, plan: Plan, cookie: str | None) -> Exchange:
         """Send a request."""
         self._counter += 1
-        browser = self.oracle.browsers[name]
+        browser = self.browser(name)
         ex = Exchange(self._counter, name, plan, cookie, self.ledger.now(), browser.expects)
         app = self.apps[plan.node % len(self.apps)]
         app.know(ex)
@@ -313,12 +265,11 @@ class World:
 
     def _order(self, order: Order) -> None:
         registry = self.apps[order.node % len(self.apps)].registry
-        ids = sorted({str(i) for login in self.ledger.logins.values() for i in login.ids})
         subject: Hashable = order.user
         if order.what.endswith("session"):
-            if not ids:
+            if not (ids := self.ids()):
                 return
-            subject = ids[order.which % len(ids)]
+            subject = order.subject or ids[order.which % len(ids)]
         self.log(f"an administrator: {order.what}({subject}) on node {order.node}")
         call: Callable[[Hashable], Awaitable[Any]] = getattr(registry, order.what)
         self._running.append(asyncio.ensure_future(call(subject)))
@@ -350,7 +301,7 @@ class World:
         if ex.done and not ex.hold_delivery():
             ex.over = True
             arrived = ex.client.status is not None and not ex.plan.lost
-            if arrived and ex.presenter in BROWSERS:
+            if arrived and ex.presenter != "thief":
                 raw = ex.client.set_cookie
                 cookie = None if raw in (None, "", '""') else raw
                 self.oracle.deliver(ex, cookie, has_cookie=raw is not None)
@@ -373,12 +324,15 @@ class World:
         for ex in self.exchanges:
             if not ex.over:
                 self.oracle.blame("stuck", f"{ex} at {list(ex.held)}")
+        if self.shared is not None:
+            self.shared.reconcile()
+            self.oracle.reconciled = True
         await asyncio.sleep(12.0)
         await self.settle()
         for seconds in (0.0, 40.0):
             await asyncio.sleep(seconds)
             for name in BROWSERS:
-                await self._present(name, self.oracle.browsers[name].jar)
+                await self._present(name, self.browser(name).jar)
             for cookie in list(self.apps[0].copies):
                 await self._present("thief", cookie)
 
@@ -386,7 +340,7 @@ class World:
         for action in ("open", "read", "open"):
             if self.oracle.violations:
                 return
-            cookie = cookie if name == "thief" else self.oracle.browsers[name].jar
+            cookie = cookie if name == "thief" else self.browser(name).jar
             self.send(name, Plan(action), cookie)
             await self.settle()
 
