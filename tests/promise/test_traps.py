@@ -37,7 +37,9 @@ def play(config: Config, trap: Trap, *args: Any) -> None:
         return world
 
     world = run(main)
-    assert not world.oracle.violations, "\n".join([*world.trace, *map(str, world.oracle.violations)])
+    assert not world.oracle.violations, "\n".join(
+        [*world.trace, *map(str, world.oracle.violations)]
+    )
 
 
 async def page(world: World, cookie: str | None) -> str | None:
@@ -431,9 +433,7 @@ def test_the_end_of_either_id_ends_a_repaired_session(newest: bool) -> None:
 @pytest.mark.parametrize(
     "action", ["log_in", "log_in_renewed", "log_in_anew", "renew", "write", "delete_id"]
 )
-def test_a_double_click_leaves_somebody_logged_in(
-    config: Config, action: str, lost: bool
-) -> None:
+def test_a_double_click_leaves_somebody_logged_in(config: Config, action: str, lost: bool) -> None:
     """Who clicks twice on any view is logged in afterwards, also if the first answer is lost."""
 
     async def trap(world: World) -> None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
 from aiohttp_session_ws._lineage import Lineage
+from aiohttp_session_ws.registry import deferred
 from aiohttp_session_ws.sessions import status as sessions_status
 from aiohttp_session_ws.sessions.records import Change, LineageEnded, LineageRenewed, Records
-from aiohttp_session_ws.web import middleware
-from tests.promise.world.plans import make_world, shrink
 from tests.promise.world.oracle import Violation
+from tests.promise.world.plans import make_world, shrink
 from tests.promise.world.steps import Config, Step
 from tests.promise.world.world import play
 
@@ -54,8 +54,8 @@ def test_the_promise_holds_in_random_worlds(
 
 
 def without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was replaced is replaced for good, also while its successor is on its way."""
-    judge = sessions_status.status
+    """What was replaced is replaced for good at once, or not at all while nobody was seen."""
+    judge: Callable[..., sessions_status.Status] = sessions_status.status
 
     def status(*args: Any) -> sessions_status.Status:
         return judge(*args[:-1], 0.0)
@@ -100,13 +100,13 @@ def nobody_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that vanishes takes with it what its request has done."""
-    settle = middleware.settle
+    bare: Callable[..., Coroutine[Any, Any, None]] = deferred.settle
 
     async def unless_cancelled(*args: Any) -> None:
         if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
-            await settle(*args)
+            await bare(*args)
 
-    monkeypatch.setattr(middleware, "settle", unless_cancelled)
+    monkeypatch.setattr("aiohttp_session_ws.web.middleware.settle", unless_cancelled)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Ledger:
         self.on_server = on_server
         self.id_of = id_of
         self.log = log
-        self.logins: dict[str, Login] = {}
+        self.logins: dict[Any, Login] = {}
         self.exchanges: list[Exchange] = []
         self._moments = 0
         self._saves = 0
@@ -266,7 +266,9 @@ class Ledger:
             return login.ids
         loaded = self.id_of(login.by.loaded) if login.by and login.by.loaded else None
         roots = {self.root(session_ws_id) for session_ws_id in {*login.ids, loaded}}
-        return {i for i in {*self._root, *login.ids, loaded} if i and self.root(i) in roots}
+        return {
+            i for i in {*self._root, *login.ids, loaded} if i is not None and self.root(i) in roots
+        }
 
     def root(self, session_ws_id: Hashable) -> Hashable:
         """Return what all ids that a session had have in common."""
@@ -357,7 +359,7 @@ class Ledger:
         """Find the requests that came with the same session at the same time."""
         mine = self.id_of(ex.loaded) if ex.loaded else None
         for other in self.exchanges:
-            if other is ex or other.loaded is None or other.done and other.done_at < ex.arrived:
+            if other is ex or other.loaded is None or (other.done and other.done_at < ex.arrived):
                 continue
             theirs = self.id_of(other.loaded)
             if other.cookie == ex.cookie or (mine is not None and mine == theirs):

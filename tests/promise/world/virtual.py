@@ -124,9 +124,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     async def quiet(self) -> None:
         """Wait until all tasks wait; no time passes."""
-        idle = self.create_future()
-        self.virtual_selector.idle.append(lambda: idle.done() or idle.set_result(None))
-        await idle
+        idle = asyncio.Event()
+        self.virtual_selector.idle.append(idle.set)
+        await idle.wait()
 
     @contextlib.contextmanager
     def asking_outside(self, *, count: int = 1) -> Iterator[None]:
@@ -179,7 +179,7 @@ def set_defaults(
 ) -> None:
     """Set the default arguments of *function*."""
     function.__defaults__ = positional
-    function.__kwdefaults__ = named  # type: ignore[assignment]  # typeshed forgets None
+    function.__kwdefaults__ = named
 
 
 @functools.cache

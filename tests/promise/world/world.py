@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
+import aiohttp_session
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import Session
@@ -101,6 +102,7 @@ class World:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
 
     async def _add_app(self) -> None:
+        app: App
         options: dict[str, Any] = {"id_factory": self._make_id}
         if self.config.ids == "unique":
             options["id_factory"] = DEFAULT_ID_FACTORY
@@ -125,8 +127,6 @@ class World:
 
     async def _make_id(self, request: web.Request) -> str:
         """Derive an id from the user."""
-        import aiohttp_session
-
         ex = self.apps[0].exchange_of(request)
         await ex.pass_gate("id_factory")
         return f"of {(await aiohttp_session.get_session(request)).get('user')}"
@@ -239,6 +239,7 @@ class World:
         if plan.opens or plan.upgrade:
             headers += UPGRADE
         self.log(f"{name}#{ex.number}: {plan}")
+        assert app.runner.server is not None
         ex.client = Client(app.runner.server, "/ws" if plan.opens else "/page", headers)
         return ex
 
