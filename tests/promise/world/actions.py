@@ -11,6 +11,7 @@ import aiohttp_session
 from aiohttp import web
 
 from aiohttp_session_ws import (
+    SessionWSError,
     delete_session_ws_id,
     end_identity_ws,
     end_other_sessions_ws,
@@ -151,7 +152,12 @@ async def log_out_elsewhere(
 async def _end_others(
     ledger: Ledger, ex: Exchange, request: web.Request, response: Response
 ) -> None:
-    if await end_other_sessions_ws(request, response):
+    try:
+        done = await end_other_sessions_ws(request, response)
+    except SessionWSError:
+        ledger.order_refused(ex)
+        raise
+    if done:
         ledger.ended_elsewhere(ex, await aiohttp_session.get_session(request))
     else:
         ledger.order_refused(ex)

@@ -183,7 +183,8 @@ class Ledger:
         user, at = self._orders.pop(ex)
         before = self.seen(ex)
         assert user is not None, f"{ex} was told that it logged out nobody elsewhere"
-        if "log_in" not in ex.plan.action:
+        current = self.logins.get(session.get("tok"))
+        if current is None or current.by is not ex:
             child = self.add(user, ex)
             session["tok"], session["tags"] = child.token, []
             if before is not None and before.ended is not None:
@@ -200,7 +201,8 @@ class Ledger:
             gone = self.identify and left.get("user") != before.user
             if ex.replaced or gone or (ex in self._cut and ex.saved):
                 self.end(before, str(ex), ex.plan.node)
-        self.ended_everywhere(ex)  # an order that its client didn't wait for
+        if ex.plan.action == "log_out_everywhere":
+            self.ended_everywhere(ex)  # also if its client didn't wait for it
         self._judge_races(ex)
 
     # What administrators do; called by the world

@@ -22,6 +22,7 @@ GRACE = 31.0  # Expiry.renewal_grace, and one more
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
 MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
+MAY_FAIL = ("fail", "stream")  # a stream can't carry a session, which a helper may say
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Oracle:
         login = self.ledger.seen(ex)
         self.sockets.append(Socket(ex, self.ledger.now(), login))
         self.ledger.log(f"{ex}: opens for {login.token if login else 'nobody'}")
-        if login is not None and login.ended is not None:
+        if login is not None and login.ended is not None and not self._asked_before(ex, login):
             age = self.ledger.now() - login.ended
             self.blame(
                 "socket after the end",
@@ -161,7 +162,7 @@ class Oracle:
         self.ledger.log(f"{ex}: {status}{f' {ex.client.closed}' if ex.client.closed else ''}")
         if ex.refused:
             self._judge_refusal(ex)
-        elif status is not None and status >= 500 and ex.plan.ending != "fail":
+        elif status is not None and status >= 500 and ex.plan.ending not in MAY_FAIL:
             self.blame("error", f"{ex} was answered with {status}")
 
     def _judge_refusal(self, ex: Exchange) -> None:
@@ -181,16 +182,18 @@ class Oracle:
         """Let a browser take a response."""
         browser = self.browsers[ex.presenter]
         overtaken = has_cookie and ex.order < browser.order
+        saw: str | None = (ex.saw or {}).get("tok")
+        lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
         uninvited = has_cookie and browser.jar != ex.cookie and self._began_anew(ex)
         if has_cookie:
             browser.jar, browser.order = cookie, ex.order
         if ex.plan.opens or not ex.client.status or ex.client.status >= 400:
             token: str | None = browser.expects
-        elif (ex.left or {}).get("tok") == (ex.saw or {}).get("tok"):
+        elif (ex.left or {}).get("tok") == saw:
             token = browser.expects
         else:
             token = self._told(ex)
-        if overtaken or (uninvited and token == browser.expects):
+        if overtaken or ((uninvited or lost) and token == browser.expects):
             token = None  # two answers overtook each other; two first visits
         browser.expects = token
         self.ledger.log(f"{ex}: delivered{'' if has_cookie else ' without a cookie'}")
@@ -240,6 +243,14 @@ class Oracle:
 
     def _slack(self, ex: Exchange, login: Login) -> float:
         return MISSED if self.nodes > 1 and ex.plan.node != login.ended_on else 0.0
+
+    def _asked_before(self, ex: Exchange, login: Login) -> bool:
+        """Tell whether the end came when *ex* had perhaps asked already, on another node.
+
+        The message, or the next heartbeat, closes its socket.
+        """
+        assert login.ended is not None
+        return ex.plan.node != login.ended_on and ex.arrived < login.ended
 
     def _began_anew(self, ex: Exchange) -> bool:
         """Tell whether *ex* was given a session that has nothing to do with its cookie."""
