@@ -39,10 +39,11 @@ class Login:
         by: The request that did, ``None`` if it was before the world began.
         ids: The ids of the sessions in which it was ever saved.
         ended: When it certainly was over.
-        ended_by: Why.
+        ended_by: By which request, or which order of an administrator.
         ended_on: On which node; the others may have missed it.
         doomed: Reasons for which its browser may lose it.
         shaken: When its sockets were last told to come back.
+        parent: The one in whose session it was begun, where that matters.
     """
 
     token: str
@@ -51,10 +52,11 @@ class Login:
     by: Exchange | None
     ids: set[Hashable] = field(default_factory=set)
     ended: float | None = None
-    ended_by: str = ""
+    ended_by: Exchange | str = ""
     ended_on: int = 0
     doomed: set[str] = field(default_factory=set)
     shaken: float = -math.inf
+    parent: Login | None = None
 
     @property
     def arrived(self) -> float:
@@ -98,6 +100,7 @@ class Ledger:
         self._identity_ends: list[tuple[Hashable, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
         self._presented: list[Content] = []
+        self._saved: list[Content] = []
         self._root: dict[Hashable, Hashable] = {}  # joins the ids that one session had
 
     def now(self) -> float:
@@ -149,7 +152,7 @@ class Ledger:
     def log_out(self, ex: Exchange) -> None:
         """Note that *ex* ends the session it came with, whatever it was given."""
         self._doom(ex, f"{ex} logged out")
-        self.end(self.logins.get(ex.token), str(ex), ex.plan.node)
+        self.end(self.logins.get(ex.token), ex, ex.plan.node)
 
     def close_sockets(self, ex: Exchange) -> None:
         """Note that *ex* tells the sockets of its session to come back."""
@@ -176,7 +179,7 @@ class Ledger:
         """Note that the sessions of a user have been ended by *ex*."""
         user, at = self._orders.pop(ex, (None, 0.0))
         if user is not None:
-            self._end_identity(user, at, str(ex), ex.plan.node, ex)
+            self._end_identity(user, at, ex, ex.plan.node, ex)
 
     def ended_elsewhere(self, ex: Exchange, session: Content) -> None:
         """Note that *ex* has ended all sessions of its user but the one that it now begins."""
@@ -186,11 +189,13 @@ class Ledger:
         current = self.logins.get(session.get("tok"))
         if current is None or current.by is not ex:
             child = self.add(user, ex)
+            child.parent = before
+            child.doomed |= before.doomed - {f"{ex} ordered the end of {user}"} if before else set()
             session["tok"], session["tags"] = child.token, []
             if before is not None and before.ended is not None:
                 self.end(child, f"{before.token} was over before", ex.plan.node)
         self.log(f"{ex}: logged out elsewhere, goes on as {session['tok']}")
-        self._end_identity(user, at, str(ex), ex.plan.node, ex)
+        self._end_identity(user, at, ex, ex.plan.node, ex)
 
     def done(self, ex: Exchange) -> None:
         """Note that the application is done with *ex*, and what it has ended by that."""
@@ -200,7 +205,7 @@ class Ledger:
         if before is not None and left is not None:
             gone = self.identify and left.get("user") != before.user
             if ex.replaced or gone or (ex in self._cut and ex.saved):
-                self.end(before, str(ex), ex.plan.node)
+                self.end(before, ex, ex.plan.node)
         if ex.plan.action == "log_out_everywhere":
             self.ended_everywhere(ex)  # also if its client didn't wait for it
         self._judge_races(ex)
@@ -214,7 +219,7 @@ class Ledger:
         for login in self.logins.values():
             if session_ws_id in login.ids and login.at < now:
                 self.end(login, name, node)
-            if session_ws_id in self.ids_of(login):
+            if session_ws_id in self.ids_of(login) or session_ws_id == f"of {login.user}":
                 login.doomed.add(name)
                 login.shaken = now
 
@@ -242,6 +247,7 @@ class Ledger:
         self._saves += 1
         ex.order = self._saves
         ex.saved.append(dict(content))
+        self._saved.append(ex.saved[-1])
         session_ws_id = self.id_of(content)
         if ex.loaded and not ex.replaced:
             self._root[self.root(session_ws_id)] = self.root(self.id_of(ex.loaded))
@@ -286,13 +292,17 @@ class Ledger:
             at: When it is looked at: within the grace a page is still served.
         """
         mine = list(content.get("tags", ()))
-        for other in self._presented:
-            theirs = list(other.get("tags", ()))
-            if self._same_session(content, other) and theirs != mine[: len(theirs)]:
-                made = self.exchanges[theirs[-1] - 1].arrived
-                if at - made >= GRACE or len(theirs) > len(mine) + 1:
-                    return True
-        return False
+
+        def newer(known: list[Content]) -> Iterator[list[int]]:
+            for other in known:
+                theirs = list(other.get("tags", ()))
+                if theirs != mine[: len(theirs)] and self._same_session(content, other):
+                    yield theirs
+
+        if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
+            return True  # what was renewed twice since is given up at once
+        made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
+        return any(at - arrived >= GRACE for arrived in made)
 
     # Facts
 
@@ -304,27 +314,29 @@ class Ledger:
             login.doomed.add(f"{user} was logged out everywhere while it logged in")
         return login
 
-    def end(self, login: Login | None, by: str, node: int) -> None:
+    def end(self, login: Login | None, by: Exchange | str, node: int) -> None:
         """Note that a log-in is over."""
         if login is not None and login.ended is None:
             login.ended, login.ended_by, login.ended_on = self.now(), by, node
-            login.doomed.add(by)
+            login.doomed.add(str(by))
             self.log(f"{login.token} of {login.user} is over: {by}")
 
     def _end_identity(
-        self, user: str, at: float, by: str, node: int, but: Exchange | None
+        self, user: str, at: float, by: Exchange | str, node: int, but: Exchange | None
     ) -> None:
         self._identity_ends.append((user, at))
         for login in self.of(user):
             if login.by is None or login.by is not but:
-                login.doomed.add(by)
+                login.doomed.add(str(by))
                 if login.at < at:
                     self.end(login, by, node)
 
     def _doom(self, ex: Exchange, why: str) -> None:
         """Note that whatever log-in the session of *ex* holds may be over."""
-        for token in (ex.token, (ex.saw or {}).get("tok")):
-            if login := self.logins.get(token):
+        tokens = {ex.token, (ex.saw or {}).get("tok")}
+        for login in self.logins.values():
+            under_way = login.parent and login.by and not login.by.done
+            if login.token in tokens or (under_way and login.parent.token in tokens):
                 login.doomed.add(why)
         if not self.identify and ex.loaded:
             session_ws_id = self.id_of(ex.loaded)

@@ -11,6 +11,7 @@ Judges a world by data only: who is shown whose data, and whose socket opens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,12 +51,25 @@ class Browser:
         jar: Its session cookie.
         order: The number of the save that this cookie is of.
         expects: The token of the log-in that it was told of last.
+        parents: With which cookie each of its cookies was asked for.
     """
 
     name: str
     jar: str | None = None
     order: int = 0
     expects: str | None = None
+    parents: dict[str | None, str | None] = field(default_factory=dict)
+
+    def came_from(self, cookie: str | None) -> bool:
+        """Tell whether the session it has now has come of the one with *cookie*."""
+        seen: set[str | None] = set()
+        current = self.jar
+        while current is not None and current not in seen:
+            if current == cookie:
+                return True
+            seen.add(current)
+            current = self.parents.get(current)
+        return False
 
 
 @dataclass(eq=False)
@@ -184,8 +198,10 @@ class Oracle:
         overtaken = has_cookie and ex.order < browser.order
         saw: str | None = (ex.saw or {}).get("tok")
         lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
-        uninvited = has_cookie and browser.jar != ex.cookie and self._began_anew(ex)
+        another = self._began_anew(ex) or not browser.came_from(ex.cookie)
+        uninvited = has_cookie and browser.jar != ex.cookie and another
         if has_cookie:
+            browser.parents[cookie] = ex.cookie
             browser.jar, browser.order = cookie, ex.order
         if ex.plan.opens or not ex.client.status or ex.client.status >= 400:
             token: str | None = browser.expects
@@ -221,7 +237,7 @@ class Oracle:
                 self._judge_close(socket, login)
             elif not self.reconciled and ex.plan.node != login.ended_on:
                 continue  # its node may have missed the message
-            elif login.ended is not None and now - max(login.ended, socket.opened_at) > FAREWELL:
+            elif login.ended is not None and now - self._told_at(socket, login) > FAREWELL:
                 socket.judged = True
                 self.blame("socket survives", f"of {ex}, {login.token} ({login.ended_by})")
 
@@ -243,6 +259,14 @@ class Oracle:
 
     def _slack(self, ex: Exchange, login: Login) -> float:
         return MISSED if self.nodes > 1 and ex.plan.node != login.ended_on else 0.0
+
+    def _told_at(self, socket: Socket, login: Login) -> float:
+        """Return when the sockets of a log-in that is over are told at the latest."""
+        assert login.ended is not None
+        ender = login.ended_by
+        if isinstance(ender, Exchange):  # they wait for its response, and that for its handler
+            return max(ender.done_at, socket.opened_at) if ender.done else math.inf
+        return max(login.ended, socket.opened_at)
 
     def _asked_before(self, ex: Exchange, login: Login) -> bool:
         """Tell whether the end came when *ex* had perhaps asked already, on another node.
