@@ -30,6 +30,12 @@ class Lineage(NamedTuple):
     generation: int
     began: float
 
+    def renewed(self, generation: int) -> Lineage:
+        """
+        Return the same lineage with another generation.
+        """
+        return Lineage(self.token, generation, self.began)
+
     @classmethod
     def parse(cls, value: object) -> Lineage | None:
         """

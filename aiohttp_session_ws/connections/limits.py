@@ -24,13 +24,10 @@ def expect_room(limits: Limits, manager: ConnectionManager) -> None:
     """
     Let a handshake pass that is not filed yet, if there may be one more connection.
 
-    Those that were refused and are still being told why count as well.
-
     Raises:
         aiohttp.web.HTTPServiceUnavailable: If there may not.
     """
-    taken = manager.open.size + manager.opening.size + manager.refused
-    if limits.total is not None and taken >= limits.total:
+    if limits.total is not None and manager.total >= limits.total:
         raise web.HTTPServiceUnavailable(
             headers={"Retry-After": "1"}, text="websocket refused: too many connections"
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -16,8 +17,17 @@ from .._logging import log
 from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, SLOW_CONSUMER, Close
 from ..options import PushQueue, Timeouts
+from ..results import Snapshot
 from .closing import CloseEngine
-from .connection import CLOSED, OPEN, OPENING, ServedWebSocket, TrackedConnection
+from .connection import (
+    CLOSED,
+    NO_LINEAGE,
+    OPEN,
+    OPENING,
+    ServedWebSocket,
+    TrackedConnection,
+)
+from .describe import snapshot
 from .frames import encode_message
 from .index import Index
 from .send_queue import SendQueue
@@ -60,7 +70,8 @@ class ConnectionManager:
         labels: Both, by label.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
-        on_tick: Called once a second with the event loop's time, while there is a connection.
+        on_tick: Called once a second, while there is a connection, with the open ones whose
+            ``check_at`` has come.
     """
 
     def __init__(
@@ -76,12 +87,12 @@ class ConnectionManager:
         self.identities = Index()
         self.labels = Index()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
-        self.on_tick: list[Callable[[float], None]] = []
+        self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
         self.push_queue = push_queue
-        self.refused = 0  # handshakes that are being told why
         self._admitted = 0
         self._current = current
         self._engine = CloseEngine(timeouts, tasks, self._remove)
+        self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
         self.tasks = tasks
         self._ticker: asyncio.TimerHandle | None = None
@@ -97,15 +108,21 @@ class ConnectionManager:
     def timeouts(self, timeouts: Timeouts) -> None:
         self._engine.timeouts = timeouts
 
+    def start(self, timeouts: Timeouts) -> None:
+        """
+        Begin to serve an application.
+        """
+        self.timeouts = timeouts
+
     # The way in
 
     def add_handshake(self, connection: TrackedConnection) -> None:
         """
         File a handshake, so that orders find it.
         """
+        connection.closer = self
         self.opening.add(connection.session_ws_id, connection)
-        if connection.lineage is not None:
-            self.lineages.add(connection.lineage.token, connection)
+        self._add_lineage(connection)
         if self._ticker is None:
             self._tick_later()
 
@@ -126,22 +143,21 @@ class ConnectionManager:
             self.labels.add(label, connection)
 
     def refile(
-        self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage | None
+        self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
     ) -> None:
         """
         File a connection under another id and another generation of its lineage.
         """
         if connection.state is CLOSED:
             return
-        index = self.opening if connection.state is OPENING else self.open
+        index = self._index_of(connection)
         if session_ws_id != connection.session_ws_id:
             index.discard(connection.session_ws_id, connection.ws)
             connection.session_ws_id = session_ws_id
             index.add(session_ws_id, connection)
         self._discard_lineage(connection)
         connection.lineage = lineage
-        if lineage is not None:
-            self.lineages.add(lineage.token, connection)
+        self._add_lineage(connection)
 
     def open_connection(self, connection: TrackedConnection) -> None:
         """
@@ -151,28 +167,28 @@ class ConnectionManager:
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
 
-    def add_object(
+    def add_by_hand(
         self,
         session_ws_id: Hashable,
         ws: object,
         identity: Hashable | None = None,
-        lineage: Lineage | None = None,
+        lineage: Lineage = NO_LINEAGE,
     ) -> TrackedConnection | None:
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = TrackedConnection(session_ws_id, ws, self)
+        connection = TrackedConnection(session_ws_id, ws)
         if not self.open.add_new(session_ws_id, connection):
             return None
+        connection.closer = self
         connection.set_open()
         if identity is not None:
             self.file_identity(connection, identity)
-        if lineage is not None:
-            connection.lineage = lineage
-            self.lineages.add(lineage.token, connection)
+        connection.lineage = lineage
+        self._add_lineage(connection)
         return connection
 
-    def discard_object(self, session_ws_id: Hashable, ws: object) -> None:
+    def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
         """
         Take out what was registered by hand; nothing happens if it isn't there.
         """
@@ -209,38 +225,67 @@ class ConnectionManager:
 
     # Looking
 
+    @property
+    def total(self) -> int:
+        """
+        How many there are: open, opening, and refused ones that are still being told.
+        """
+        return self.open.size + self.opening.size + len(self._refused)
+
     def of(self, session_ws_id: Hashable) -> list[TrackedConnection]:
         """
-        Return the connections of a session ws id, and those whose handlers only are left.
+        Return the open connections of an id, and those whose handlers only are left.
         """
         orphaned = self._orphaned(lambda c: c.session_ws_id == session_ws_id)
         return self.open.of(session_ws_id) + orphaned
 
     def of_lineage(self, token: str) -> list[TrackedConnection]:
         """
-        Return the open connections of a lineage, and those whose handlers only are left.
+        Return all connections of a lineage: opening, open, and those whose handlers only are left.
         """
-        orphaned = self._orphaned(lambda c: c.lineage is not None and c.lineage.token == token)
-        return _opened(self.lineages.of(token)) + orphaned
+        return self.lineages.of(token) + self._orphaned(lambda c: c.lineage.token == token)
 
-    def of_identity(self, identity: Hashable) -> list[TrackedConnection]:
+    def of_subject(self, subject: Subject) -> list[TrackedConnection]:
         """
-        Return the open connections of an identity, and those whose handlers only are left.
+        Return all connections of an id, an identity or a label, as :meth:`of_lineage` does.
         """
-        orphaned = self._orphaned(lambda c: c.identity == identity)
-        return _opened(self.identities.of(identity)) + orphaned
+        kind, value = subject
+        if kind == "id":
+            return self.opening.of(value) + self.of(value)
+        if kind == "identity":
+            return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)
+        return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
 
-    def of_label(self, label: Subject) -> list[TrackedConnection]:
+    def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
         """
-        Return the open connections with a label, and those whose handlers only are left.
+        Return the open connections of a subject, or all.
         """
-        return _opened(self.labels.of(label)) + self._orphaned(lambda c: label in c.labels)
+        if subject is None:
+            return self.open
+        if subject.kind == "id":
+            return self.open.of(subject.value)
+        index = self.identities if subject.kind == "identity" else self.labels
+        key = subject.value if subject.kind == "identity" else subject
+        return [c for c in index.of(key) if c.opened_at is not None]
+
+    def handshakes(self) -> list[TrackedConnection]:
+        """
+        Return the opening connections.
+        """
+        return list(self.opening)
 
     def all(self) -> list[TrackedConnection]:
         """
-        Return all open connections, and those whose handlers only are left.
+        Return all that is to be closed at the end: open connections, those whose handlers only
+        are left, and refused ones that are still being told.
         """
-        return [*self.open, *self._orphaned_handlers]
+        return [*self.open, *self._orphaned_handlers, *self._refused]
+
+    def snapshot(self, subject: Subject | None = None, node: str = "") -> Snapshot:
+        """
+        Describe the open connections of a subject, or all.
+        """
+        return snapshot(self.open_of(subject), time.monotonic(), node)
 
     def orphans(self) -> list[TrackedConnection]:
         """
@@ -296,18 +341,6 @@ class ConnectionManager:
         if connection.state is not CLOSED or connection.closing is not None:
             await self._engine.close_one(connection, close)
 
-    async def close_refused(self, connection: TrackedConnection, close: Close) -> None:
-        """
-        Close a connection that was accepted only to be told why it is refused.
-
-        It is in no index, but takes a place until it is gone.
-        """
-        self.refused += 1
-        try:
-            await self._engine.close_one(connection, close)
-        finally:
-            self.refused -= 1
-
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """
         Close a connection for the application, as :meth:`Connection.close` tells.
@@ -316,6 +349,19 @@ class ConnectionManager:
             await self._engine.close_one(connection, close)
         else:
             await self.close_now([connection], close)
+
+    async def close_refused(self, connection: TrackedConnection, close: Close) -> None:
+        """
+        Tell a client why its handshake, which was accepted for that, is refused.
+
+        It is in no index, but counts until it is gone.
+        """
+        self._refused.add(connection)
+        try:
+            await self._engine.close_one(connection, close)
+        finally:
+            if connection.state is CLOSED:
+                self._refused.discard(connection)
 
     def handler_exited(self, connection: TrackedConnection) -> None:
         """
@@ -332,6 +378,7 @@ class ConnectionManager:
         """
         if connection.send_queue is not None:
             connection.send_queue.drop()
+        self._refused.discard(connection)
         self._take_out(connection)
         if connection.task is not None and not connection.handler_left:
             self._orphaned_handlers.add(connection)
@@ -344,10 +391,7 @@ class ConnectionManager:
             return None
 
     def _take_out(self, connection: TrackedConnection) -> None:
-        if connection.opened_at is None:
-            self.opening.discard(connection.session_ws_id, connection.ws)
-        else:
-            self.open.discard(connection.session_ws_id, connection.ws)
+        self._index_of(connection).discard(connection.session_ws_id, connection.ws)
         connection.set_closed()
         self._discard_lineage(connection)
         if connection.identity is not None:
@@ -355,8 +399,15 @@ class ConnectionManager:
         for label in connection.labels:
             self.labels.discard(label, connection.ws)
 
+    def _index_of(self, connection: TrackedConnection) -> Index:
+        return self.opening if connection.opened_at is None else self.open
+
+    def _add_lineage(self, connection: TrackedConnection) -> None:
+        if connection.lineage.token:
+            self.lineages.add(connection.lineage.token, connection)
+
     def _discard_lineage(self, connection: TrackedConnection) -> None:
-        if connection.lineage is not None:
+        if connection.lineage.token:
             self.lineages.discard(connection.lineage.token, connection.ws)
 
     # Pushing
@@ -423,16 +474,19 @@ class ConnectionManager:
         Close what died while its handler was looking elsewhere, and call who wants to be called.
         """
         self._ticker = None
+        now = time.monotonic()
+        due: list[TrackedConnection] = []
         for connection in self.open:
-            transport, ws = connection.transport, connection.ws
             if connection.request is None or connection.state is not OPEN:
                 continue
-            if transport is None or transport.is_closing() or _is_closed(ws):
+            transport = connection.transport
+            if transport is None or transport.is_closing() or _is_closed(connection.ws):
                 self._sweep(connection)
-        now = asyncio.get_running_loop().time()
+            elif connection.check_at <= now:
+                due.append(connection)
         for callback in tuple(self.on_tick):
             try:
-                callback(now)
+                callback(due)
             except Exception:
                 log.exception("a callback of the tick failed: %r", callback)
         if self.open.size or self.opening.size:
@@ -458,10 +512,6 @@ class ConnectionManager:
             self._ticker.cancel()
             self._ticker = None
         self._engine.stop()
-
-
-def _opened(connections: Sequence[TrackedConnection]) -> list[TrackedConnection]:
-    return [c for c in connections if c.opened_at is not None]
 
 
 def _is_closed(ws: object) -> bool:

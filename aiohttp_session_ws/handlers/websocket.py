@@ -18,7 +18,7 @@ from ..exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketS
 from ..typing import WebSocketOptions
 from ..web.session_ws import SessionWS
 from .reader import Reader
-from .sending import send_whole
+from .sending import send_message
 
 __all__ = ["WebSocket"]
 
@@ -229,7 +229,7 @@ class WebSocket:
         if self._disconnected or ws.closed:
             raise self._disconnect(reader)
         try:
-            await send_whole(self._tasks, ws.send_frame(data, opcode))
+            await send_message(self._tasks, reader.connection, data, opcode)
         except ConnectionError:
             raise self._disconnect(reader) from None
 

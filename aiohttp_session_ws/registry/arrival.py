@@ -174,15 +174,14 @@ class Arrival:
             session_ws_id = id_in(self._context.session, core.keys.id)
         else:
             session_ws_id = await core.ids.get_id(self._request)
+        if session_ws_id is None:
+            return None
         try:
-            hash(session_ws_id)
-            if session_ws_id is not None:
-                core.cluster.check_subject(session_ws_id)
-        except TypeError as exc:
-            if not core.overrides.ids and self._context.stage is Stage.ARRIVING:
-                return None  # a cookie that is forged or broken
-            raise InvalidSessionWSId(str(exc)) from None
-        return session_ws_id
+            return core.usable_id(session_ws_id)
+        except InvalidSessionWSId:
+            if core.overrides.ids:
+                raise
+            return None  # a cookie that is forged or broken
 
     def _first_lineage(self, session: Session, session_ws_id: Hashable | None) -> Lineage:
         """
@@ -240,7 +239,7 @@ class Arrival:
         if not is_server_side(session) or not isinstance(record, LineageRenewed):
             return
         if "login" not in record.by:
-            context.lineage = lineage._replace(generation=record.generation)
+            context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
@@ -271,7 +270,7 @@ class Arrival:
             return
         known = core.records.lineage(lineage.token)
         if isinstance(known, LineageRenewed) and known.generation == generation:
-            change = known._replace(seen=True)
+            change = known.as_seen()
         else:
             newest = known.generation if isinstance(known, LineageRenewed) else 0
             if generation < newest:
@@ -289,5 +288,3 @@ def new_lineage(began: float) -> Lineage:
     Return a lineage with a random token.
     """
     return Lineage(secrets.token_hex(16), 0, began)
-
-

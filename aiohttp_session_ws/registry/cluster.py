@@ -130,6 +130,12 @@ class Cluster(Protocol):
         The one clock of all nodes.
         """
 
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now, so that a handshake has to ask right before it opens.
+        """
+
     def check_subject(self, value: Hashable) -> None:
         """
         Expect an id, an identity or a label's value to be one that other nodes can be told of.
@@ -241,6 +247,13 @@ class SingleProcess:
         The clock of this process.
         """
         return self._clock
+
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now: there are none.
+        """
+        return False
 
     def check_subject(self, value: Hashable) -> None:
         """

@@ -13,13 +13,13 @@ arrives, the handshake, the settling of a request, the periodic check, and a nod
 it has missed.
 
 *A request* is judged on arrival, before a handler sees its session (``arrival.py``). One whose
-session has ended is given an empty one. When the handler is done it is settled exactly once, before
-the response leaves (``settle.py``): what became of id, lineage and identity is compared with what
-came, records are made, and what would bring an ended session back isn't saved.
+session has ended is given an empty one. When the handler is done it is settled exactly once, and
+before the response leaves (``settle.py``): what became of id, lineage and identity is compared
+with what came, records are made, and what would bring an ended session back isn't saved.
 
 *An order* (``cluster.py``) is records, and subjects whose sockets are to reconnect. There is one
-way by which it takes effect, whoever gave it, on whatever node: :meth:`Core.apply` merges the
-records, then judges every connection that they may concern. Handshakes are rejected there and then.
+way in which it takes effect, whoever gave it, on any node: :meth:`Core.apply` merges the
+records, then judges every connection that they may concern. Handshakes are rejected at once.
 Open sockets are closed by :meth:`Core.carry_out`; for an order that a request gives about its own
 session that comes when the response has been sent (``deferred.py``).
 
@@ -58,8 +58,7 @@ from .._logging import fingerprint, log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks
 from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
-from ..connections.connection import OPENING, Connection, TrackedConnection
-from ..connections.describe import snapshot
+from ..connections.connection import NO_LINEAGE, OPENING, Connection, TrackedConnection
 from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
@@ -81,7 +80,6 @@ from .revalidation import Revalidator
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
-UNKNOWN: Final = Lineage("", LAST_GENERATION, 0.0)  # of what was registered by hand
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 
@@ -270,9 +268,7 @@ class Core:
         Judge a session by what is known on this node.
         """
         subjects = (*subjects_of(session_ws_id, identity), *labels)
-        return status(
-            self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace
-        )
+        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -281,7 +277,7 @@ class Core:
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
         return self.judge(
-            connection.lineage or UNKNOWN,
+            connection.lineage,
             connection.session_ws_id,
             connection.identity,
             connection.labels,
@@ -364,7 +360,7 @@ class Core:
         """
         Return what a connection is told that shares an id with the lineage of an order.
         """
-        if connection.lineage is None:  # registered by hand, so it may be that lineage's own
+        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
             for change in order.changes:
                 if isinstance(change, LineageEnded):
                     return RECONNECT if change.carries else SESSION_ENDED
@@ -382,7 +378,7 @@ class Core:
             for connection in self._connections_of(change):
                 found[connection] = False
         for subject in order.closes:
-            for connection in self._of_subject(subject):
+            for connection in self.connections.of_subject(subject):
                 if before is None or connection.started <= before:
                     found[connection] = True
                 else:
@@ -391,31 +387,13 @@ class Core:
 
     def _connections_of(self, change: Change) -> list[TrackedConnection]:
         if not isinstance(change, SubjectEnded):
-            return self._of_lineage(change.token)
-        connections = self._of_subject(change.subject)
+            return self.connections.of_lineage(change.token)
+        connections = self.connections.of_subject(change.subject)
         if change.subject.kind == "id":
             note = self.records.note_of(change.subject.value)
             if note is not None:  # its lineage may have ended with it
-                connections += self._of_lineage(note.token)
+                connections += self.connections.of_lineage(note.token)
         return connections
-
-    def _of_lineage(self, token: str) -> list[TrackedConnection]:
-        """
-        Return the connections of a lineage, handshakes as well.
-        """
-        connections = self.connections
-        return connections.of_lineage(token) + _opening(connections.lineages.of(token))
-
-    def _of_subject(self, subject: Subject) -> list[TrackedConnection]:
-        """
-        Return the connections of an id, an identity or a label, handshakes as well.
-        """
-        connections, value = self.connections, subject.value
-        if subject.kind == "id":
-            return connections.of(value) + connections.opening.of(value)
-        if subject.kind == "identity":
-            return connections.of_identity(value) + _opening(connections.identities.of(value))
-        return connections.of_label(subject) + _opening(connections.labels.of(subject))
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
         """
@@ -468,7 +446,7 @@ class Core:
         """
         Close all sockets of this process and reject all handshakes in flight.
         """
-        opening = list(self.connections.opening)
+        opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(close)
         self.close_orders.add_all(asyncio.get_running_loop().time())
@@ -577,45 +555,37 @@ class Core:
         """
         File something that was registered by hand; tell whether its session lives.
         """
-        lineage: Lineage | None = None
+        lineage = NO_LINEAGE
         if self.records.epoch:
             lineage = self._lineage_by_hand(session_ws_id)
-            if not self.judge(lineage or UNKNOWN, session_ws_id, identity).alive:
+            if not self.judge(lineage, session_ws_id, identity).alive:
                 return False
-        self.connections.add_object(session_ws_id, ws, identity, lineage)
+        _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
         return True
 
-    def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage | None:
+    def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
         """
         Return the lineage that an id belongs to, as far as can be found out.
         """
         context = current_request()
-        if context is not None and context.session_ws_id == session_ws_id:
+        if context is not None and context.session_ws_id == session_ws_id and context.lineage:
             return context.lineage
         note = self.records.note_of(session_ws_id)
         if note is not None:
             return Lineage(note.token, LAST_GENERATION, note.began)
         # An id that was derived may have been ended, and live again.
-        return None if self.overrides.random_ids else UNKNOWN._replace(began=self.clock.now())
+        return NO_LINEAGE if self.overrides.random_ids else Lineage("", 0, self.clock.now())
 
     def _call_unregister(self, connection: TrackedConnection) -> Any:
         if not self.overrides.unregister:
             return None
         return self.hooks.unregister(connection.session_ws_id, connection.ws)
 
-    def _open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
-        if subject is None:
-            return self.connections.open
-        if subject.kind == "id":
-            return self.connections.open.of(subject.value)
-        return [c for c in self._of_subject(subject) if c.state is not OPENING and not c.removed]
-
     def snapshot(self, subject: Subject | None) -> Snapshot:
         """
         Describe the open connections of this node.
         """
-        found = [connection for connection in self._open_of(subject) if connection.takes_pushes]
-        return snapshot(found, asyncio.get_running_loop().time(), self.cluster.name)
+        return self.connections.snapshot(subject, self.cluster.name)
 
     async def push_here(
         self, subject: Subject | None, data: Data, except_: Connection | None = None
@@ -623,7 +593,7 @@ class Core:
         """
         Push to the sockets of this node.
         """
-        found = self._open_of(subject)
+        found = self.connections.open_of(subject)
         if except_ is not None:
             found = [connection for connection in found if connection is not except_]
         sockets, missed = self.connections.push(found, data)
@@ -672,7 +642,7 @@ class Core:
         self.loop = asyncio.get_running_loop()
         self.draining = False
         try:
-            self.connections.timeouts = self.timeouts
+            self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
                 for change in await self.journal.start():
@@ -688,7 +658,7 @@ class Core:
         Refuse handshakes and close all sockets with 1001; never raise.
         """
         self.draining = True
-        opening = list(self.connections.opening)
+        opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(GOING_AWAY)
         close = min(SHUTDOWN_CLOSE, self.timeouts.close)
@@ -712,7 +682,3 @@ class Core:
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
-
-
-def _opening(connections: Iterable[TrackedConnection]) -> list[TrackedConnection]:
-    return [connection for connection in connections if connection.state is OPENING]

@@ -105,7 +105,7 @@ async def _close(
         try:
             await core.hooks.close_all_session(context.session_ws_id)
         except Exception as exc:  # noqa: BLE001  the application's
-            log.error("close_all_session() failed: %s", describe_error(exc))  # noqa: TRY400  no traceback, which may hold an id
+            log.error("close_all_session() failed: %s", describe_error(exc))
 
 
 async def response_sent(

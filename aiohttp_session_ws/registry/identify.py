@@ -30,10 +30,15 @@ class Identifier:
     Args:
         identify: The callable; ``None`` if sessions belong to nobody we know.
         check: Raises ``TypeError`` for what can't be an identity on all nodes.
+
+    Attributes:
+        identify: The callable.
+        optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
     def __init__(self, identify: Identify | None, check: Callable[[Hashable], None]) -> None:
         self.identify = identify
+        self.optional = False
         self._check = check
         self._known: ExpiringDict[str, tuple[Hashable | None]] = ExpiringDict(
             REMEMBERED, REMEMBERED_FOR
@@ -43,7 +48,7 @@ class Identifier:
         """
         Raise :class:`NotSetUp` if there is no ``identify``.
         """
-        if self.identify is None:
+        if self.identify is None and not self.optional:
             raise NotSetUp("sessions can't be identified: pass SessionWSRegistry(identify=...)")
 
     def usable(self, identity: Hashable) -> Hashable:

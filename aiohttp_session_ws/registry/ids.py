@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Hashable
-from typing import Any, Final
+from typing import Any
 
 import aiohttp_session
 from aiohttp import web
 
 from .._tasks import maybe_await
-from ..exceptions import IdFactoryFailed, InvalidSessionWSId, SessionEnded
+from ..exceptions import IdFactoryFailed, SessionEnded
 from ..sessions.context import RequestContext, Stage, context_of
 from ..sessions.session import digest_of_cookie, id_in
 from ..sessions.status import State
@@ -28,8 +28,6 @@ def DEFAULT_ID_FACTORY(request: web.Request) -> str:
     Return a random id (UUID4).
     """
     return uuid.uuid4().hex
-
-
 
 
 class Ids:

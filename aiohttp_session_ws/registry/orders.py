@@ -23,7 +23,7 @@ from ..sessions.session import (
 )
 from .cluster import Order
 from .core import Core
-from .deferred import context_for, settle_when_sent
+from .deferred import context_for, settle, settle_when_sent
 
 __all__: list[str] = []
 
@@ -54,7 +54,7 @@ class Orders:
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
         if core.overrides.close_all_session:
-            for session_ws_id in core.connections.open.keys():
+            for session_ws_id in tuple(core.connections.open.keys()):
                 await core.hooks.close_all_session(session_ws_id)
         return await core.close_everything(told)
 
@@ -157,7 +157,7 @@ class Orders:
         tokens = {
             connection.lineage.token
             for connection in core.connections.of(session_ws_id)
-            if connection.lineage is not None and connection.lineage.began <= before
+            if connection.lineage.token and connection.lineage.began <= before
         }
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
@@ -219,7 +219,7 @@ class Orders:
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
             core.reject_handshakes(order)
-        self._settle_later(request, context, response)
+        await self._settle_without_middleware(request, context, response, when_sent=True)
 
     async def schedule_end_session(
         self, request: web.Request, response: web.StreamResponse
@@ -322,7 +322,7 @@ class Orders:
         context.own_ends = {**(context.own_ends or {}), subject: before}
         core.apply(Order((end, own)))
         context.orders += (end, own)
-        self._settle_later(request, context, response)
+        await self._settle_without_middleware(request, context, response)
         return True
 
     async def renew_session(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -344,7 +344,7 @@ class Orders:
         context = await context_for(core, request)
         _expect_savable(context, response)
         await core.ids.new_id(request)
-        self._settle_later(request, context, response)
+        await self._settle_without_middleware(request, context, response)
 
     def _end_own(self, context: RequestContext) -> None:
         """
@@ -405,7 +405,7 @@ class Orders:
         else:
             await core.ids.delete_id(request)
         await core.ids.ensure_id(request)
-        self._settle_later(request, context, response)
+        await self._settle_without_middleware(request, context, response)
 
     async def _claim(self, request: web.Request, context: RequestContext) -> None:
         """
@@ -416,32 +416,41 @@ class Orders:
         if not isinstance(record, LineageEnded) or not record.minor:
             return
         if await self._identity_behind(request, context) is not None:
-            self._record(context, [record._replace(minor=False)])
+            self._record(context, [record.as_major()])
 
-    async def _end_open(self, lineage: Lineage | None, session_ws_id: Hashable) -> None:
+    async def _end_open(self, lineage: Lineage, session_ws_id: Hashable) -> None:
         """
         End the session of an open websocket.
         """
         core = self._core
-        assert lineage is not None, "what was opened by session_ws has a lineage"
         at = core.clock.end_time()
         changes: list[Change] = [LineageEnded(lineage.token, at, carries=False, ttl=core.ttl)]
         if core.overrides.random_ids:
             changes.append(core.note(session_ws_id, lineage))
         await core.give(Order(tuple(changes), closes=(Subject("id", session_ws_id),)))
 
-    def _settle_later(
-        self, request: web.Request, context: RequestContext, response: web.StreamResponse
+    async def _settle_without_middleware(
+        self,
+        request: web.Request,
+        context: RequestContext,
+        response: web.StreamResponse,
+        *,
+        when_sent: bool = False,
     ) -> None:
         """
-        See to it that a request is settled where there is no middleware to do it.
+        Settle a request that no middleware settles: now, before aiohttp_session saves, or when
+        the response has been sent, if the handler may go on to change the session.
         """
+        core = self._core
         if context.behind_middleware or context.deferred:
             return
         context.deferred = True
-        core = self._core
         core.warn_missing_middleware()
-        _ = core.tasks.spawn(settle_when_sent(core, request, context, response), "settle")
+        if when_sent:
+            coro = settle_when_sent(core, request, context, response)
+            _ = core.tasks.spawn(coro, "settle when sent")
+        else:
+            await settle(core, request, context, response)
 
 
 def _expect_savable(context: RequestContext, response: web.StreamResponse) -> None:

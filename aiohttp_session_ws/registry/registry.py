@@ -205,7 +205,7 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        core.connections.discard_object(core.usable_id(session_ws_id), ws)
+        core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
 

@@ -157,17 +157,16 @@ class Revalidator:
             return math.inf
         return connection.opened_at + lifetime
 
-    def tick(self, now: float) -> None:
+    def tick(self, due: Sequence[TrackedConnection]) -> None:
         """
         Check the connections that are due, as many as may run at once.
         """
         if self._stopped:
             return
+        now = time.monotonic()
         self._mind_the_clock(now)
         outlived = []
-        for connection in self._core.connections.open:
-            if connection.check_at > now:
-                continue
+        for connection in due:
             if self._last(connection) <= now:
                 outlived.append(connection)
             elif len(self._running) < CHECKS:
@@ -201,8 +200,7 @@ class Revalidator:
         by_lineage: dict[str, list[TrackedConnection]] = {}
         for connection in self._core.connections.open.of(session_ws_id):
             if connection.request is not None:
-                token = "" if connection.lineage is None else connection.lineage.token
-                by_lineage.setdefault(token, []).append(connection)
+                by_lineage.setdefault(connection.lineage.token, []).append(connection)
         try:
             for connections in by_lineage.values():
                 await self._check_all(connections)
@@ -270,7 +268,7 @@ class Revalidator:
         if close is not None:
             return close
         was, now = connection.lineage, found.lineage
-        another = was is not None and now is not None and now.token != was.token
+        another = now is not None and now.token != was.token
         if another or found.session_ws_id != connection.session_ws_id:
             return self._close_for_gone(connection, found)
         if found.identity != connection.identity:

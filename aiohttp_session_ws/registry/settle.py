@@ -102,7 +102,7 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session):
+        elif session is not context.session or was_changed(session) or context.begins:
             try:
                 await self._settle_session(session)
             except BaseException:
@@ -128,7 +128,9 @@ class Settlement:
         self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
         if not saves:
             put_session(self._request, None)
-        elif self._saved and not session.empty:
+        elif self._saved and session.empty:
+            session.changed()  # its cookie goes
+        elif self._saved:
             await self._write(session, outcome)
 
     async def _compare(self, session: Session) -> Outcome:
@@ -137,6 +139,8 @@ class Settlement:
         """
         core, context, keys = self._core, self._context, self._core.keys
         came = context.session_ws_id
+        if context.fresh:  # it was given another session, with an id of its own or none
+            came = (context.content or {}).get(keys.id)
         anew = session is not context.session or self._was_emptied(session)
         identity = was = None
         if core.overrides.ids:
@@ -300,7 +304,7 @@ class Settlement:
         core, context = self._core, self._context
         await core.ids.ensure_id(self._request)  # it may have taken the old one away
         newest = core.records.newest(lineage.token)
-        core.keys.write_lineage(session, lineage._replace(generation=newest))
+        core.keys.write_lineage(session, lineage.renewed(newest))
         if not core.overrides.ids:
             for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:

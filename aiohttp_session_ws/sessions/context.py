@@ -77,8 +77,8 @@ class RequestContext:
         "arrived",
         "begins",
         "behind_middleware",
-        "close_requested",
         "checked",
+        "close_requested",
         "connection",
         "content",
         "deferred",
@@ -135,12 +135,7 @@ class RequestContext:
         """
         Whether the handler has given an order about its own session.
         """
-        return (
-            self.close_requested
-            or self.renewed
-            or self.begins
-            or self.ended is not None
-        )
+        return self.close_requested or self.renewed or self.begins or self.ended is not None
 
     def is_untouched(self, request: web.Request) -> bool:
         """

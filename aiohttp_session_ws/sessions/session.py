@@ -196,7 +196,7 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         await storage_of(request).save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
-        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))  # noqa: TRY400
+        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
 def as_tuple(value: Any) -> Any:
@@ -208,8 +208,16 @@ def as_tuple(value: Any) -> Any:
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
-    Return the session ws id that *session* holds.
+    Return the session ws id that *session* holds; one that can't be used is none.
+
+    A cookie that is forged or broken may hold anything.
     """
     value = session.get(key)
-    session_ws_id: Hashable | None = as_tuple(value) if type(value) is list else value
+    if type(value) is list:
+        value = as_tuple(value)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    session_ws_id: Hashable | None = value
     return session_ws_id

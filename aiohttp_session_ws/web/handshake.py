@@ -95,7 +95,7 @@ class Handshake:
             await core.signals.on_handshake.send(details)
         if core.identifier.identify is not None:
             await self._identify(connection)
-        if core.cluster.remote and not context.checked:
+        if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         await self._authorize(connection)
@@ -103,6 +103,9 @@ class Handshake:
         await make_room(core.limits, core.connections, connection)
         if context.given:
             await self._save(context, connection)
+        if core.cluster.deaf:  # an order of another node would not have been heard
+            await core.cluster.check_handshake(connection)
+            self._judge(connection)
         self._expect_welcome(connection)
         await connection.ws.prepare(request)
         if connection.rejected_with is not None:
@@ -137,7 +140,7 @@ class Handshake:
         core, request = self._core, self._request
         self._expect_alive(context)
         ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
-        connection = TrackedConnection(context.session_ws_id, ws, core.connections, request)
+        connection = TrackedConnection(context.session_ws_id, ws, request)
         assert context.lineage is not None
         connection.lineage = context.lineage
         connection.task, connection.started = asyncio.current_task(), context.started
@@ -195,12 +198,10 @@ class Handshake:
                 headers={"Retry-After": "1"},
                 text="websocket refused: the session can't be identified now",
             ) from exc
-        lineage = connection.lineage
-        assert lineage is not None
-        core.identifier.remember(lineage.token, identity)
+        core.identifier.remember(connection.lineage.token, identity)
         if identity is None:
             return
-        close = core.close_for(core.judge(lineage, connection.session_ws_id, identity))
+        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, identity))
         if close is not None:
             raise HandshakeRefused(close)
         self._expect_no_order(connection, Subject("identity", identity))
@@ -262,4 +263,3 @@ class Handshake:
             if connection.ws.prepared:
                 core.connections.close_soon([connection], INTERNAL_ERROR)
             core.connections.discard_handshake(connection)
-

@@ -24,6 +24,6 @@ async def accept_and_close(core: Core, request: web.Request, close: Close) -> Se
     # A browser fails a handshake that answers none of the subprotocols that it offered.
     ws = ServedWebSocket(protocols=(offered,) if offered else (), compress=False)
     await ws.prepare(request)
-    connection = TrackedConnection(None, ws, core.connections, request)
+    connection = TrackedConnection(None, ws, request)
     await core.connections.close_refused(connection, close)
     return ws

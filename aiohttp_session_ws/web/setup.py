@@ -139,9 +139,7 @@ async def ensure_session_ws_id(request: web.Request) -> Any:
     return await registry_from(request).ensure_id(request)
 
 
-async def schedule_close_all_session_ws(
-    request: web.Request, response: web.StreamResponse
-) -> Any:
+async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
     """
     Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
     *request*.

@@ -14,20 +14,20 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage, session_middleware
+from aiohttp_session_ws.identity import EndedIdentities
+from aiohttp_session_ws.revocation import Revocations
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 from pytest_aiohttp.plugin import AiohttpServer
 
 from aiohttp_session_ws import (
     REGISTRY_KEY,
-    FailDetails,
     SessionWSRegistry,
     get_session_ws_id,
     session_ws,
     session_ws_middleware,
     setup,
 )
-from aiohttp_session_ws.identity import EndedIdentities
-from aiohttp_session_ws.revocation import Revocations
+from aiohttp_session_ws.signals import FailDetails
 from demo.app import make_app
 
 ARGS = [

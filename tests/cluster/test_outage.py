@@ -14,7 +14,8 @@ from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
 from redis.asyncio import Redis
 
-from aiohttp_session_ws import NotSetUp, RedisAway
+from aiohttp_session_ws import NotSetUp
+from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.node import Node
 from tests.support import (
@@ -112,7 +113,7 @@ class TestStart:
 
     async def test_script(self) -> None:
         """A script is told that Redis isn't there."""
-        with pytest.raises(RedisAway, match="is it running"):
+        with pytest.raises(RedisUnavailable, match="is it running"):
             async with RedisSessionWSRegistry(nowhere()):
                 pass
 
@@ -167,7 +168,7 @@ class TestStart:
         a = await start_node(nowhere(), "a")
         store = registry_of(a)._node.store
         for _ in range(20):
-            with pytest.raises(RedisAway):
+            with pytest.raises(RedisUnavailable):
                 await store.read(["x"])
         assert len(caplog.records) < 5
 
@@ -217,7 +218,7 @@ class TestAway:
         await store.read(["x"])
         redis_server.freeze()
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(RedisAway):
+            with pytest.raises(RedisUnavailable):
                 await store.read(["x"])
         redis_server.thaw()
 
@@ -261,7 +262,7 @@ class TestAway:
         await settled(a)
         await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
         for _ in range(10):
-            with pytest.raises(RedisAway):
+            with pytest.raises(RedisUnavailable):
                 await registry_of(a)._node.beat()
             cookie = await log_in(a)
             await visit(a, "/whoami", cookie)

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from ..closing import CloseReport
-from ..records import fingerprint
-from ..snapshot import ConnectionInfo, Count, Snapshot
-from .looking import Nodes
+from .._logging import fingerprint
+from ..results import CloseReport, ConnectionInfo, Count, Nodes, Snapshot
 
 __all__: list[str] = []
 

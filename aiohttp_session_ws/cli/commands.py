@@ -13,17 +13,13 @@ import sys
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Final
 
-from ..closing import CloseReport
-from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisAway
-from ..ids import as_tuple
-from ..records import fingerprint
-from ..revocation import Expiry
-from ..snapshot import ConnectionInfo, Snapshot
-from .looking import Nodes
-from .options import Options, parse
-from .printing import Answer, of_connections, of_count, of_nodes, of_order
-from .registry import RedisSessionWSRegistry
-from .wire import as_json
+from .._logging import fingerprint
+from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisUnavailable
+from ..options import Expiry
+from ..redis import RedisSessionWSRegistry
+from ..results import CloseReport, ConnectionInfo, Nodes, Snapshot
+from .arguments import Options, parse
+from .output import Answer, of_connections, of_count, of_nodes, of_order
 
 __all__: list[str] = []
 
@@ -45,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         answer = asyncio.run(run(options))
-    except RedisAway as exc:
+    except RedisUnavailable as exc:
         _complain(str(exc))
         return AWAY
     except (ValueError, InvalidSessionWSId, InvalidIdentity) as exc:  # or the URL
@@ -73,7 +69,7 @@ async def run(options: Options) -> Answer:
     Do what is asked for.
 
     Raises:
-        RedisAway: If Redis can't be used.
+        RedisUnavailable: If Redis can't be used.
         ValueError: If the URL can't be understood, or no process can have such an id.
         InvalidSessionWSId: If it is no session's.
         InvalidIdentity: If it is nobody's.
@@ -210,9 +206,14 @@ def _resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, lis
 
 def _read(text: str) -> Any:
     try:
-        subject = as_tuple(json.loads(text))
-        as_json(subject)
-    except (ValueError, TypeError, RecursionError):
+        subject = _as_tuple(json.loads(text))
+    except (ValueError, RecursionError):
         msg = """with --json-ids an id is JSON: 42, '"42"' or '["ann", 7]'; mind the shell"""
         raise ValueError(msg) from None
     return subject
+
+
+def _as_tuple(value: Any) -> Any:
+    if value is None or isinstance(value, dict):
+        raise ValueError("no id")
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

@@ -1,12 +1,11 @@
 """
-The ear of a node: what is published, for as long as it can be heard.
+Pub/sub subscriber with reconnect, ping and back-off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeAlias
@@ -14,22 +13,20 @@ from typing import Final, TypeAlias
 from redis.asyncio import RedisCluster
 from redis.asyncio.client import PubSub
 
-from ..records import blame
-from .client import LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
+from ..._logging import OncePerMinute, describe_error, log
+from .connect import LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
 
 __all__: list[str] = []
 
-log = logging.getLogger("aiohttp_session_ws")
-
-Hear: TypeAlias = Callable[[bytes], Awaitable[None] | None]
-Handlers: TypeAlias = Mapping[str, Hear]
+Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
+Handlers: TypeAlias = Mapping[str, Handle]
 
 LONGEST: Final = 0.5  # seconds between two tries
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
 TURN: Final = 0.001  # seconds of messages before others have their turn
 
 
-class Listener:
+class Subscriber:
     """
     A subscription of its own connection, made anew after every trouble.
 
@@ -40,7 +37,7 @@ class Listener:
             an awaitable.
         subscribed: Called whenever a subscription was confirmed: what was published
             before has perhaps not been heard.
-        lost: Called when nothing can be heard any more.
+        lost: Called with the reason when nothing can be heard any more.
     """
 
     def __init__(
@@ -56,6 +53,7 @@ class Listener:
         self._handlers = handlers
         self._subscribed = subscribed
         self._lost = lost
+        self._errors = OncePerMinute()
 
     async def run(self) -> None:
         """
@@ -70,16 +68,18 @@ class Listener:
                 self._lost(reason(exc))
             if asyncio.get_running_loop().time() - began > 10 * LIMIT:
                 tries = 0
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.05 * 2**tries))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
             tries = min(tries + 1, 10)
 
-    async def _hear(self, hear: Hear, data: bytes) -> None:
+    async def _handle(self, handle: Handle, data: bytes) -> None:
         try:
-            waiting = hear(data)
+            waiting = handle(data)
             if waiting is not None:
                 await waiting
         except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
-            log.error("a message of another process could not be handled: %s", blame(exc))  # noqa: TRY400  no traceback, which may hold an id
+            if self._errors.allows(type(exc).__name__):
+                # No traceback, which may hold an id.
+                log.error("a message of another node failed: %s", describe_error(exc))
 
     async def _listen(self) -> None:
         """
@@ -94,8 +94,8 @@ class Listener:
                     _ = await client.initialize()  # its pubsub() takes that for done
                 pubsub = client.pubsub()
                 handlers = {
-                    channel_of(client, self._prefix, name).encode(): hear
-                    for name, hear in self._handlers.items()
+                    channel_of(client, self._prefix, name).encode(): handle
+                    for name, handle in self._handlers.items()
                 }
                 await pubsub.subscribe(*handlers)
             pinged, turn = False, loop.time()
@@ -116,7 +116,7 @@ class Listener:
                     # redis-py reconnects without a word but this one.
                     self._subscribed()
                 elif message["type"] == "message":
-                    await self._hear(handlers[message["channel"]], message["data"])
+                    await self._handle(handlers[message["channel"]], message["data"])
                 if loop.time() - turn > TURN:
                     await asyncio.sleep(0)  # get_message() gives way only if there is none
                     turn = loop.time()

@@ -1,21 +1,31 @@
 """
-Clients of Redis: how they are made, and let go of.
+Clients of Redis: how they are made, and one connection that takes many commands at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError as RedisConnectionError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
 
-from ..exceptions import NotSetUp
-from ..records import blame
+from ..._logging import describe_error
+from ...exceptions import NotSetUp, RedisUnavailable
 
 __all__ = ["MakeClient"]
 
@@ -24,7 +34,10 @@ MakeClient: TypeAlias = Callable[[], Client]
 
 TROUBLE: Final = (RedisError, OSError, TimeoutError)
 
-LIMIT: Final = 1.0  # seconds that a command may take
+LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
+
+#: How Redis says that it takes no writes now; it is there all the same.
+REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
 
 
 def client_maker(redis: str | MakeClient) -> MakeClient:
@@ -72,7 +85,7 @@ def channel_of(client: Client, prefix: str, name: str) -> str:
         if isinstance(client, RedisCluster)
         else client.connection_pool.connection_kwargs.get("db")
     )
-    return f"{prefix}@{db}:{name}" if db else f"{prefix}:{name}"
+    return f"{{{prefix}}}@{db}:{name}" if db else f"{{{prefix}}}:{name}"
 
 
 def _usable(client: Any) -> Any:
@@ -83,21 +96,62 @@ def _usable(client: Any) -> Any:
         NotSetUp: If not.
     """
     if not isinstance(client, Redis | RedisCluster):
+        if isinstance(client, Coroutine):
+            client.close()
         raise NotSetUp(
-            f"what makes a client returned a {type(client).__name__}, not a redis.asyncio client"
+            f"redis= is a callable that returned a {type(client).__name__}: let it return a"
+            " redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
         )
     if client.get_encoder().decode_responses:
-        raise NotSetUp("pushes may be bytes: make the client with decode_responses=False")
+        raise NotSetUp(
+            "redis= is a callable that made a client which decodes answers, but pushes may be"
+            " bytes: make it with decode_responses=False"
+        )
     return client
 
 
 def reason(exc: BaseException) -> str:
     """
-    Return what may be logged of an error of Redis: nothing that quotes a command.
+    Return what may be logged of an error of Redis: its code word, and nothing it quotes.
     """
+    if isinstance(exc, RedisUnavailable):
+        return str(exc)
     if isinstance(exc, RedisConnectionError | NoPermissionError | NotSetUp | OSError) and str(exc):
         return f"{type(exc).__name__}: {exc}"
-    return blame(exc)
+    if isinstance(exc, RedisError):
+        return code_word(exc) or type(exc).__name__
+    return describe_error(exc)
+
+
+def code_word(exc: BaseException) -> str:
+    """
+    Return the word that an error of Redis begins with, "" if there is none.
+
+    Redis 6.2 puts it behind the place in the script.
+    """
+    for word in str(exc).replace("-", " ").replace(":", " ").split():
+        if len(word) > 2 and word.isalpha() and word.isupper() and word != "ERR":
+            return word
+    return ""
+
+
+def refusal(exc: BaseException) -> str:
+    """
+    Return the code word of an error if it says that Redis takes no writes now, else "".
+    """
+    if not isinstance(exc, ResponseError):
+        return ""
+    words = str(exc).replace("-", " ").split()
+    return next((word for word in REFUSALS if word in words), "") or _by_class(exc)
+
+
+def _by_class(exc: BaseException) -> str:
+    # redis-py drops the word of those it has classes for.
+    return {
+        "OutOfMemoryError": "OOM",
+        "ReadOnlyError": "READONLY",
+        "NoPermissionError": "NOPERM",
+    }.get(type(exc).__name__, "")
 
 
 async def close_client(client: Client) -> None:
@@ -123,3 +177,17 @@ async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=LIMIT / 10)
+
+
+def is_unknown_script(exc: BaseException) -> bool:
+    """
+    Tell whether Redis doesn't know a script's digest, or lets nobody use digests.
+    """
+    return isinstance(exc, NoScriptError | NoPermissionError)
+
+
+def is_elsewhere(exc: BaseException) -> bool:
+    """
+    Tell whether the server isn't the one in charge: a node of a cluster that has moved.
+    """
+    return isinstance(exc, AskError | MovedError | ClusterDownError | MasterDownError)
