@@ -49,6 +49,7 @@ def life(bench: Bench, peer: Peer, number: int, size: int = 0) -> None:
     warm, later = names("warm", 50), names("later", 200)
 
     def note(row: str, value: float, *, sized: bool = True) -> None:
+        row = f"curve:{row}" if curve else row
         bench.note(row, peer.name, number, value, size if sized else 0)
 
     with bench.serving(peer) as (server, client):

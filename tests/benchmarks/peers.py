@@ -125,6 +125,7 @@ _PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("ours-websocket", "its WebSocket", "", "programs.app websocket", "life idle echo"),
     ("ours-view", "its WebSocketView", "", "programs.app view", "echo"),
     ("ours-redis", "with Redis", "", "programs.app session", "life idle cluster"),
+    ("ours-ends", "with Redis, ends", "", "programs.app session --order end_session", "cluster"),
     (
         *("predecessor", "aiohttp-session-ws 1.1.1", "predecessor", "programs.app session"),
         "life idle echo scaling in-process",

@@ -33,14 +33,13 @@ def table(bench: Bench) -> Iterator[str]:
     titles = {peer.name: peer.title for peer in bench.peers}
     yield f"{'':<42}{'median':>12}{'ratio':>9}  spread"
     for row in ROWS:
-        every = sizes(bench.readings, row.key)
-        curve = row.key in CURVES and len(every) > 1
-        for size in every:
-            if not curve or size == bench.plan.sockets:
-                summaries = summarize(bench.readings, row, size)
-                yield from _block(row, size, summaries, titles)
-        if curve:
-            yield from _curve(bench, row, every, titles)
+        for size in sizes(bench.readings, row.key):
+            yield from _block(
+                row, size, summarize(bench.readings, row.key, row.floor, size), titles
+            )
+    for row in ROWS:
+        if row.key in CURVES:
+            yield from _curve(bench, row, titles)
     for what, why in bench.left_out.items():
         yield f"\nleft out: {what}: {why.splitlines()[-1]}"
 
@@ -59,9 +58,13 @@ def _block(
         yield f"  {title:<40}{number(summary.median):>12}{ratio:>9}{spread}{rounds}"
 
 
-def _curve(bench: Bench, row: Row, every: list[int], titles: Mapping[str, str]) -> Iterator[str]:
+def _curve(bench: Bench, row: Row, titles: Mapping[str, str]) -> Iterator[str]:
+    key = f"curve:{row.key}"
+    every = sizes(bench.readings, key)
+    if not every:
+        return
     yield f"\n{row.title.format(n='N')}, {row.unit}, N = {', '.join(f'{n:,}' for n in every)}"
-    by_size = {size: summarize(bench.readings, row, size) for size in every}
+    by_size = {size: summarize(bench.readings, key, row.floor, size) for size in every}
     for peer in dict.fromkeys(peer for summaries in by_size.values() for peer in summaries):
         cells = []
         for size in every:
@@ -93,10 +96,11 @@ def as_json(bench: Bench) -> str:
         "peers": {peer.name: peer.title for peer in bench.peers},
         "left out": bench.left_out,
         "summaries": [
-            {"row": row.key, "size": size, "peer": peer, **asdict(summary)}
+            {"row": key, "size": size, "peer": peer, **asdict(summary)}
             for row in ROWS
-            for size in sizes(bench.readings, row.key)
-            for peer, summary in summarize(bench.readings, row, size).items()
+            for key in (row.key, f"curve:{row.key}")
+            for size in sizes(bench.readings, key)
+            for peer, summary in summarize(bench.readings, key, row.floor, size).items()
         ],
         "readings": [asdict(reading) for reading in bench.readings],
     }

@@ -92,8 +92,7 @@ ROWS: Final[Sequence[Row]] = (
     Row("orders-giver-cpu", "an order, CPU of who gives it", "us", "raw", "<= 10 us"),
     Row("orders-hearer-cpu", "an order, CPU of who hears it", "us", "raw", "<= 6 us"),
 )
-BY_KEY: Final = {row.key: row for row in ROWS}
-#: Cost per operation at growing numbers of sockets.
+#: Cost per operation at growing numbers of sockets; their readings are of ``curve:KEY``.
 CURVES: Final = (
     *("next-handshake-cpu", "memory", "broadcast-cpu"),
     *("close-one", "close-one-cpu", "close-many-cpu", "shutdown-cpu"),
@@ -107,15 +106,17 @@ def sizes(readings: Iterable[Reading], row: str) -> list[int]:
     return sorted({one.size for one in readings if one.row == row})
 
 
-def summarize(readings: Sequence[Reading], row: Row, size: int) -> dict[str, Summary]:
+def summarize(
+    readings: Sequence[Reading], row: str, floor_name: str, size: int
+) -> dict[str, Summary]:
     """
     Return what each peer's rounds come to, in the order in which they were measured.
     """
     values: dict[str, dict[int, float]] = {}
     for one in readings:
-        if one.row == row.key and one.size == size:
+        if one.row == row and one.size == size:
             values.setdefault(one.peer, {})[one.round] = one.value
-    floor = values.get(row.floor, {})
+    floor = values.get(floor_name, {})
     result = {}
     for peer, rounds in values.items():
         ratios = [value / floor[n] for n, value in rounds.items() if floor.get(n)]
