@@ -134,6 +134,16 @@ async def _client(registry: SessionWSRegistry) -> AsyncIterator[aiohttp.ClientSe
         await runner.cleanup()
 
 
+async def _visit(client: aiohttp.ClientSession) -> str:
+    """
+    Log in, and return the id that the session has from then on.
+    """
+    for _ in range(2):
+        async with client.get("/in") as response:
+            session_ws_id = await response.text()
+    return session_ws_id
+
+
 async def _open(client: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
     """
     Open a socket, and wait until its handler is at work.
@@ -152,8 +162,7 @@ async def _expect_close(ws: aiohttp.ClientWebSocketResponse) -> None:
 async def _alone() -> dict[str, Journey]:
     handshake, log_out = Journey(), Journey()
     async with _client(SessionWSRegistry(identify=_identify)) as client:
-        async with client.get("/in") as response:
-            await response.text()
+        await _visit(client)
         with _noting(handshake):
             ws = await _open(client)
         with _noting(log_out):
@@ -171,8 +180,7 @@ async def _from_another_node(redis: str) -> Journey:
 
     journey = Journey()
     async with _client(RedisSessionWSRegistry(redis, identify=_identify)) as client:
-        async with client.get("/in") as response:
-            session_ws_id = await response.text()
+        session_ws_id = await _visit(client)
         ws = await _open(client)
         with _noting(journey):
             other = await asyncio.create_subprocess_exec(

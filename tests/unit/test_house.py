@@ -99,8 +99,8 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
         "web/setup.py:1: registry._core by getattr",
     ),
     "another's library": (
-        {"web/setup.py": "import aiohttp_session"},
-        "web/setup.py:1: imports aiohttp_session",
+        {"web/setup.py": "import redis.asyncio"},
+        "web/setup.py:1: imports redis.asyncio",
     ),
     "a long function": (
         {"results.py": "def _f():\n" + "    x = 1\n" * 41},
