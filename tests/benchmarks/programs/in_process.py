@@ -10,7 +10,8 @@ import argparse
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 from unittest import mock
@@ -104,12 +105,25 @@ async def log_in(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-async def middleware(rounds: int) -> dict[str, float]:
+@asynccontextmanager
+async def running() -> AsyncIterator[tuple[web.Application, Any]]:
+    """
+    Run an application with a registry, without a server.
+    """
+    app, registry = web.Application(), SessionWSRegistry()
+    aiohttp_session_ws.setup(app, registry)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        yield app, registry
+    finally:
+        await runner.cleanup()
+
+
+async def middleware(app: web.Application, rounds: int) -> dict[str, float]:
     """
     Measure what the middleware adds to a request of a session that has been here before.
     """
-    app = web.Application()
-    aiohttp_session_ws.setup(app, SessionWSRegistry())
     session = aiohttp_session.session_middleware(OneSession())
     package = aiohttp_session_ws.session_ws_middleware
 
@@ -160,21 +174,20 @@ class Floor:
             del self._sockets[session_ws_id]
 
 
-async def register(rounds: int) -> dict[str, dict[str, float]]:
+async def register(registry: Any, rounds: int) -> dict[str, dict[str, float]]:
     """
     Measure what it costs to register by hand, each socket under an id of its own.
     """
     ids = [f"{number:032x}" for number in range(CALLS)]
     sockets = [web.WebSocketResponse() for _ in ids]
-    makers: dict[str, Callable[[], Any]] = {"bare": Floor, "ours": SessionWSRegistry}
+    registries = {"bare": Floor(), "ours": registry}
     times: dict[str, dict[str, list[float]]] = {
-        name: {"register": [], "unregister": []} for name in makers
+        name: {"register": [], "unregister": []} for name in registries
     }
     for _ in range(rounds * 4):
-        for name, make in makers.items():
-            registry = make()
+        for name, each in registries.items():
             for method, values in times[name].items():
-                call = getattr(registry, method)
+                call = getattr(each, method)
 
                 def work(call: Callable[[str, object], object] = call) -> None:
                     for session_ws_id, ws in zip(ids, sockets, strict=True):
@@ -187,11 +200,10 @@ async def register(rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-async def ends(records: int) -> dict[str, float]:
+async def ends(registry: Any, records: int) -> dict[str, float]:
     """
     Measure an end in a registry that knows 1,000 others, and one that knows *records*.
     """
-    registry: Any = SessionWSRegistry()
     costs: dict[str, float] = {}
     known = 0
     for name, beside in (("few", 1000), ("many", records)):
@@ -217,12 +229,13 @@ async def main() -> None:
     parser.add_argument("what", nargs="+")
     given = parser.parse_args()
     results: dict[str, Any] = {}
-    if "middleware" in given.what:
-        results["middleware"] = await middleware(given.rounds)
-    if "register" in given.what:
-        results["register"] = await register(given.rounds)
-    if "ends" in given.what and hasattr(SessionWSRegistry, "end_session"):
-        results["ends"] = await ends(given.records)
+    async with running() as (app, registry):
+        if "middleware" in given.what:
+            results["middleware"] = await middleware(app, given.rounds)
+        if "register" in given.what:
+            results["register"] = await register(registry, given.rounds)
+        if "ends" in given.what and hasattr(registry, "end_session"):
+            results["ends"] = await ends(registry, given.records)
     emit(results)
 
 
