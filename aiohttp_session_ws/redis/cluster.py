@@ -242,13 +242,15 @@ class RedisCluster:
     def _expect_client(self) -> None:
         try:
             _ = self._make()
-        except NotSetUp:
-            raise
-        except Exception as exc:
+        except TypeError as exc:
             raise NotSetUp(
-                f"redis= is a callable that raised {type(exc).__name__}: let it take no argument"
+                f"redis= is a callable that can't be called so ({exc}): let it take no argument"
                 " and return a redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
             ) from exc
+        except NotSetUp:
+            raise
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.warning("a client of Redis can't be made now: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
