@@ -52,7 +52,7 @@ async def supervise(
             await run()
         except Exception as exc:  # noqa: BLE001  it is logged below
             # Without the traceback, which would tell what a session's key is.
-            log.error("%s failed and starts again: %s", name, describe_error(exc))  # noqa: TRY400
+            log.error("%s failed and starts again: %s", name, describe_error(exc))
         else:
             return
         await sleep(pause * random.uniform(0.8, 1.2))

@@ -3,14 +3,14 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames of all are written, in one synchronous pass, before anything is awaited: what
-   was pushed and not sent is dropped, the last words and the frame go to the transport. The pass
-   gives way to others every few milliseconds.
-2. From then on a :class:`Closing` stands between each transport and aiohttp. It drops what the
-   client still sends, since its session may have ended; sees the close frame that a polite client
-   answers with, and closes the transport; and hears at once when that has ended. If the handler
-   was receiving, the transport is closed after a moment without an answer: it has nothing more to
-   say, and aiohttp would not have waited at all.
+1. The close frames of all are written, in synchronous slices of a few milliseconds, before
+   anything else is done: what was pushed and not sent is dropped, the last words and the frame go
+   to the transport. From then on the websocket takes and delivers nothing.
+2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
+   sends, since its session may have ended; sees the close frame that a polite client answers with,
+   and closes the transport; and hears at once when that has ended, which tells the handler. If the
+   handler was receiving, the transport is closed after a moment without an answer: it has nothing
+   more to say, and aiohttp would not have waited at all.
 3. When the transport has ended, the connection is removed. What has not ended by the deadline of
    the order is aborted.
 4. A handler that goes on for longer than the grace after that is cancelled, each by its own.
@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,15 +37,25 @@ from .._logging import fingerprint, log
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..options import Timeouts
-from .connection import CLOSED, OPEN, OPENING, ServedWebSocket, TrackedConnection
+from .connection import (
+    CLOSED,
+    OPEN,
+    OPENING,
+    ServedWebSocket,
+    TrackedConnection,
+    step_once,
+)
+from .frames import encode_frame
 
 __all__: list[str] = []
 
-_SLICE: Final = 0.0035  # seconds of writing frames after which others have their turn
+SLICE: Final = 0.0045  # seconds of CPU for writing frames, then others have their turn
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
-_LOOK: Final = 16  # frames between two looks at the clock
+LOOK: Final = 16  # frames between two looks at the clock
+_ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
 _LONGEST_CLOSE: Final = 131  # bytes of a close frame of a client
+_PACK_CODE: Final = struct.Struct("!H").pack
 _COMPRESSED_AT_ONCE: Final = 1024  # bytes of last words that aiohttp compresses without a task
 
 
@@ -55,6 +66,7 @@ class Closing(asyncio.Protocol):
     Attributes:
         connection: Which one.
         begun: Whether its close frame was written; not for a handshake.
+        aside: Whether aiohttp is left to hear the client, since it has closed by itself.
         gone: Whether its transport has ended.
         removed: Whether it is out of the index, and the hook has been called.
         aborted: Whether it had to be cut: the deadline passed, or closing it failed.
@@ -73,6 +85,7 @@ class Closing(asyncio.Protocol):
         "aborted",
         "after_handler",
         "after_removal",
+        "aside",
         "begun",
         "brief",
         "connection",
@@ -89,6 +102,7 @@ class Closing(asyncio.Protocol):
         self._tail = b""
         self.connection = connection
         self.begun = False
+        self.aside = False
         self.brief = False
         self.gone = False
         self.removed = False
@@ -122,14 +136,28 @@ class Closing(asyncio.Protocol):
         """
         Drop what the client sends, and see whether it answers with a close frame.
         """
+        if self.aside:
+            self._inner.data_received(data)
+            return
         # It is the last thing that a client may send (RFC 6455, 5.5.1), so the end of what came
         # tells, wherever its frames begin. Should something else look like it, this is a bit
         # early; should it come in two pieces, the first one is kept.
         tail = self._tail + data
-        transport = self.connection.transport
-        if ends_with_close(tail) and transport is not None and not transport.is_closing():
-            transport.close()
         self._tail = tail[-_LONGEST_CLOSE:]
+        if ends_with_close(tail) and self.told is not None:
+            if self.told.writing:
+                self.told.answered.append(self)
+            else:
+                self.close_transport()
+
+    def close_transport(self) -> None:
+        """
+        Close the transport when all that was written is sent.
+        """
+        transport = self.connection.transport
+        # To close a TLS transport twice makes asyncio lose the connection under it.
+        if transport is not None and not transport.is_closing():
+            transport.close()
 
     def pause_writing(self) -> None:
         """
@@ -182,10 +210,13 @@ class CloseOrder:
 
     Attributes:
         close: What the peers are told.
+        frame: The close frame, made once.
         reason: The reason as bytes, made once.
+        writing: Whether not all frames are written yet.
+        answered: Those whose clients have answered before that.
         done: Has its result when nothing is left to wait for: how many sockets were aborted, and
             how many handlers cancelled. Who awaits it may be cancelled, which stops nothing.
-        pending: How many things it waits for, and one more until all frames are written.
+        pending: How many things it waits for, and one more while it is writing.
         transports: How many transports have to end before its deadline.
         closings: What these belong to.
         aborted: How many sockets were aborted.
@@ -195,19 +226,25 @@ class CloseOrder:
 
     __slots__ = (
         "aborted",
+        "answered",
         "cancelled",
         "close",
         "closings",
         "done",
+        "frame",
         "pending",
         "reason",
         "timer",
         "transports",
+        "writing",
     )
 
     def __init__(self, close: Close, done: asyncio.Future[tuple[int, int]]) -> None:
         self.close = close
         self.reason = close.reason.encode()
+        self.frame = encode_frame(_PACK_CODE(close.code) + self.reason, WSMsgType.CLOSE)
+        self.writing = True
+        self.answered: list[Closing] = []
         self.done = done
         self.pending = 1
         self.transports = 0
@@ -292,15 +329,7 @@ class CloseEngine:
         for connection in connections:
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
-        written = 0
-        # Some of what aiohttp does to close needs a task around it.
-        if asyncio.current_task() is not None:
-            written = self._close_some(order, connections, 0, me)
-        if written < len(connections):
-            rest = self._close_rest(order, connections, written, me)
-            _ = self._tasks.spawn(rest, "close", contextvars.Context())
-        else:
-            order.settle()
+        self._close_some(order, connections, 0, me, asyncio.current_task())
         return order.done
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
@@ -312,6 +341,7 @@ class CloseEngine:
         if not closing.removed:
             order.pending += 1
             closing.after_removal.append(order)
+        order.writing = False
         if not closing.begun:
             self._begin(closing, order)
             self._watch(closing)
@@ -320,52 +350,55 @@ class CloseEngine:
         order.settle()
         return order.done
 
-    async def _close_rest(
-        self,
-        order: CloseOrder,
-        connections: Sequence[TrackedConnection],
-        written: int,
-        me: TrackedConnection | None,
-    ) -> None:
-        """
-        Write the frames for which there was no time, a slice at a time.
-        """
-        try:
-            while written < len(connections):
-                await asyncio.sleep(0)
-                written = self._close_some(order, connections, written, me)
-        finally:
-            order.settle()
-
     def _close_some(
         self,
         order: CloseOrder,
         connections: Sequence[TrackedConnection],
         start: int,
         me: TrackedConnection | None,
-    ) -> int:
+        caller: asyncio.Task[Any] | None,
+    ) -> None:
         """
-        Write close frames from *start* on; return where to go on.
+        Write close frames from *start* on, for as long as a slice may take.
         """
-        stop_at = time.perf_counter() + _SLICE
         begun: list[Closing] = []
-        number = start
-        for number in range(start, len(connections)):
-            if number % _LOOK == 0 and number > start and time.perf_counter() > stop_at:
+        stop_at = time.thread_time() + SLICE
+        end = len(connections)
+        for number in range(start, end):
+            if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
+                end = number
                 break
-            closing = self._closing_of(connections[number])
-            self._join(order, closing, me)
+            connection = connections[number]
+            closing = self._closing_of(connection)
+            self._join(order, closing, me, caller)
             if closing.begun:
                 if not closing.gone:
                     self._bound(order, closing)
-            elif not _is_handshake(connections[number]):
+            elif not _is_handshake(connection):
                 self._begin(closing, order)
                 begun.append(closing)
-        else:
-            number = len(connections)
+        if end < len(connections):
+            # Before the loop looks for answers again: so the next slice comes before these.
+            loop = asyncio.get_running_loop()
+            args = order, connections, end, me, caller
+            _ = loop.call_soon(self._close_some, *args, context=self._context)
         for closing in begun:  # before anybody else has a turn, or answers would be missed
             self._watch(closing)
-        return number
+        if end == len(connections):
+            order.writing = False
+            self._close_answered(order)
+            order.settle()
+
+    def _close_answered(self, order: CloseOrder) -> None:
+        """
+        Close the transports of those who have answered while frames were written, some at a time.
+        """
+        for closing in order.answered[:_ANSWERS]:
+            closing.close_transport()
+        del order.answered[:_ANSWERS]
+        if order.answered:
+            loop = asyncio.get_running_loop()
+            _ = loop.call_soon(self._close_answered, order, context=self._context)
 
     def _closing_of(self, connection: TrackedConnection) -> Closing:
         closing: Closing | None = connection.closing
@@ -374,13 +407,19 @@ class CloseEngine:
             closing.begun = closing.gone = closing.removed = connection.state is CLOSED
         return closing
 
-    def _join(self, order: CloseOrder, closing: Closing, me: TrackedConnection | None) -> None:
+    def _join(
+        self,
+        order: CloseOrder,
+        closing: Closing,
+        me: TrackedConnection | None,
+        caller: asyncio.Task[Any] | None,
+    ) -> None:
         """
         Let *order* wait for a connection and for its handler.
         """
         connection = closing.connection
         is_me = connection is me
-        if is_me and connection.task is asyncio.current_task():
+        if is_me and connection.task is caller:
             return
         handshake = _is_handshake(connection)
         if not (closing.removed or handshake):
@@ -407,26 +446,33 @@ class CloseEngine:
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
-        if connection.request is None:
-            return
-        transport = connection.transport
+        transport, ws = connection.transport, connection.ws
         if transport is None or transport.is_closing():
-            # To close a TLS transport twice makes asyncio lose the connection under it.
             return
         try:
-            if isinstance(connection.ws, web.WebSocketResponse):
-                if connection.last_words is not None and connection.close_order is not None:
-                    _write_last_words(connection, transport, connection.close_order)
-                closing.brief = isinstance(connection.ws, ServedWebSocket) and (
-                    connection.ws.receiving
-                )
-                _write_close(connection.ws, order.close.code, order.reason)
-            elif isinstance(connection.ws, web.StreamResponse):
+            if isinstance(ws, ServedWebSocket):
+                closing.aside = ws.closed
+                if not closing.aside:
+                    self._write_end(closing, ws, transport, order)
+            elif _is_ours(ws):  # a stream
                 transport.close()
         except Exception:
             log.warning("closing a websocket failed", exc_info=True)
             closing.aborted = True
             connection.abort()
+
+    @staticmethod
+    def _write_end(
+        closing: Closing, ws: ServedWebSocket, transport: asyncio.Transport, order: CloseOrder
+    ) -> None:
+        """
+        Write the last words and the close frame.
+        """
+        connection = closing.connection
+        closing.brief = ws.receiving
+        if connection.last_words is not None and connection.close_order is not None:
+            _write_last_words(connection, transport, connection.close_order)
+        ws.write_close(transport, order.close.code, order.frame)
 
     def _bound(self, order: CloseOrder, closing: Closing) -> None:
         """
@@ -447,7 +493,7 @@ class CloseEngine:
         """
         connection = closing.connection
         transport = connection.transport
-        if connection.request is None or not isinstance(connection.ws, web.StreamResponse):
+        if connection.request is None or not _is_ours(connection.ws):
             coro = self._close_object(closing)
             _ = self._tasks.spawn(coro, "close an object", contextvars.Context())
         elif transport is None or connection.disconnected:
@@ -500,9 +546,8 @@ class CloseEngine:
         loop = asyncio.get_running_loop()
         order.timer = loop.call_at(deadline, self._abort, order, context=self._context)
         for closing in tuple(order.closings):
-            transport = closing.connection.transport
-            if closing.brief and transport is not None and not transport.is_closing():
-                transport.close()
+            if closing.brief:
+                closing.close_transport()
 
     def _abort(self, order: CloseOrder) -> None:
         """
@@ -523,6 +568,8 @@ class CloseEngine:
         if closing.gone:
             return
         closing.gone = True
+        if isinstance(closing.connection.ws, ServedWebSocket):
+            closing.connection.ws.release()
         result = self._remove(closing.connection)
         for order in closing.orders:
             order.transport_ended()
@@ -635,19 +682,13 @@ def _is_handshake(connection: TrackedConnection) -> bool:
     return connection.state is OPENING and not connection.ws.prepared
 
 
-def _write_close(ws: web.WebSocketResponse, code: int, reason: bytes) -> None:
+def _is_ours(ws: object) -> bool:
     """
-    Do what aiohttp does to close a websocket up to its first wait, without a task.
-
-    By then it has written the frame, stopped the heartbeat and woken the handler. What it would
-    wait for is the drain, without end, and the client's answer, up to ten seconds.
+    Tell whether *ws* ends with its transport; anything else has a ``close()`` of its own.
     """
-    coro = ws.close(code=code, message=reason, drain=False)
-    try:
-        coro.send(None)
-    except StopIteration:
-        return
-    coro.close()
+    if isinstance(ws, web.WebSocketResponse):
+        return isinstance(ws, ServedWebSocket)
+    return isinstance(ws, web.StreamResponse)
 
 
 def _write_last_words(
@@ -665,12 +706,7 @@ def _write_last_words(
         payload = words.encode() if isinstance(words, str) else bytes(words)
         if connection.ws.compress and len(payload) > _COMPRESSED_AT_ONCE:
             return
-        coro = connection.ws.send_frame(payload, opcode)
-        try:
-            coro.send(None)
-        except StopIteration:
-            return
-        coro.close()  # a sender is in the way
+        step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way
     except Exception:
         log.exception("the last words of a websocket failed")
 

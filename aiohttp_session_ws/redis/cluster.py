@@ -561,6 +561,12 @@ class RedisCluster:
         """
         return await self.queries.push(subject, data, here, wait)
 
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
+        """
+        return self.queries.relay(name, data)
+
 
 def _name_of(record: Record) -> str:
     match record:

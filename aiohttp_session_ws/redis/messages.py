@@ -46,6 +46,12 @@ class CloseSession(NamedTuple):
     at: float
     close: Close
 
+    def moved_to(self, at: float) -> CloseSession:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
 
 Record: TypeAlias = Change | CloseSession
 
@@ -68,9 +74,9 @@ def with_time(record: Record, at: float) -> Record:
     """
     match record:
         case SubjectEnded():
-            return record._replace(before=at)
+            return record.moved_to(at)
         case LineageEnded() | LineageRenewed() | CloseSession():
-            return record._replace(at=at)
+            return record.moved_to(at)
     return record
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Hashable
-from typing import Any, Final
+from typing import Any
 
 import aiohttp_session
 from aiohttp import web
 
 from .._tasks import maybe_await
-from ..exceptions import IdFactoryFailed, InvalidSessionWSId, SessionEnded
-from ..sessions.context import RequestContext, Stage, context_of
+from ..exceptions import IdFactoryFailed, SessionEnded
+from ..sessions.context import NO_ORDERS, RequestContext, Stage, context_of
 from ..sessions.session import digest_of_cookie, id_in
 from ..sessions.status import State
 from ..typing import IdFactory
@@ -28,8 +28,6 @@ def DEFAULT_ID_FACTORY(request: web.Request) -> str:
     Return a random id (UUID4).
     """
     return uuid.uuid4().hex
-
-
 
 
 class Ids:
@@ -108,7 +106,7 @@ class Ids:
                 return
         await self.set_id(request, await self.generate_id(request))
         if context is not None:
-            context.renewed = True
+            context.ordering().renewed = True
 
     async def delete_id(self, request: web.Request) -> Any:
         """
@@ -128,11 +126,14 @@ class Ids:
         if await self.get_id(request) is not None:
             return
         context = context_of(request)
-        renewed = context is not None and context.renewed
+        orders = NO_ORDERS if context is None else context.orders
+        renewed = orders.renewed
         await self.new_id(request)
         context = context_of(request)
-        if context is not None:
-            context.renewed = renewed  # an id that was missing doesn't renew anything
+        if context is not None:  # an id that was missing doesn't renew anything
+            context.orders = orders
+            if orders is not NO_ORDERS:
+                orders.renewed = renewed
 
 
 async def _handling(core: Core, request: web.Request) -> RequestContext | None:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Coroutine, Hashable, Mapping
 from typing import Any, Final
 
 import aiohttp_session
@@ -81,11 +81,11 @@ def max_age_of(request: web.Request) -> int | None:
     return storage_of(request).max_age if has_storage(request) else None
 
 
-async def load_session(request: web.Request) -> Session:
+def load_session(request: web.Request) -> Coroutine[Any, Any, Session]:
     """
     Return the session of *request*; it is loaded once.
     """
-    return await aiohttp_session.get_session(request)
+    return aiohttp_session.get_session(request)  # not a coroutine of ours around it
 
 
 async def begin_session(request: web.Request) -> Session:
@@ -101,7 +101,10 @@ def loaded_session(request: web.Request) -> Session | None:
     """
     Return the session that *request* has loaded so far.
     """
-    session: Session | None = request.get(aiohttp_session.SESSION_KEY)
+    try:  # quicker than get()
+        session: Session = request[aiohttp_session.SESSION_KEY]
+    except KeyError:
+        return None
     return session
 
 
@@ -196,7 +199,7 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         await storage_of(request).save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
-        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))  # noqa: TRY400
+        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
 def as_tuple(value: Any) -> Any:
@@ -208,8 +211,16 @@ def as_tuple(value: Any) -> Any:
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
-    Return the session ws id that *session* holds.
+    Return the session ws id that *session* holds; one that can't be used is none.
+
+    A cookie that is forged or broken may hold anything.
     """
     value = session.get(key)
-    session_ws_id: Hashable | None = as_tuple(value) if type(value) is list else value
+    if type(value) is list:
+        value = as_tuple(value)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    session_ws_id: Hashable | None = value
     return session_ws_id

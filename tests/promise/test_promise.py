@@ -12,9 +12,9 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session_ws.revocation import Revocations
 
 from aiohttp_session_ws import (
-    OpenDetails,
     SessionWSRegistry,
     delete_session_ws_id,
     end_session_ws,
@@ -26,7 +26,7 @@ from aiohttp_session_ws import (
     session_ws,
     session_ws_middleware,
 )
-from aiohttp_session_ws.revocation import Revocations
+from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
     QUICK,
     AiohttpClient,

@@ -21,19 +21,16 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, 
 from aiohttp.typedefs import Handler
 
 from aiohttp_session_ws import (
-    POLICY_VIOLATION,
-    AuthDetails,
-    CloseDetails,
     Connection,
-    FailDetails,
-    HandshakeDetails,
     SessionWSRegistry,
     WebSocket,
     WebSocketDisconnect,
-    WebSocketProtocolError,
     WebSocketView,
     websocket_handler,
 )
+from aiohttp_session_ws.close_codes import POLICY_VIOLATION
+from aiohttp_session_ws.exceptions import WebSocketProtocolError
+from aiohttp_session_ws.signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails
 from tests.support import AiohttpClient, Client, RawPeer, expect_close, make_app, until
 
 log = logging.getLogger(__name__)

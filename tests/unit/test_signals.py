@@ -12,20 +12,22 @@ import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError, web
 
 from aiohttp_session_ws import (
-    AuthDetails,
-    CloseDetails,
     Connection,
-    FailDetails,
-    HandshakeDetails,
     HandshakeRefused,
-    OpenDetails,
     SessionWSRegistry,
-    Signal,
     Timeouts,
     get_session_ws_id,
     session_ws,
     session_ws_middleware,
     setup,
+)
+from aiohttp_session_ws.signals import (
+    AuthDetails,
+    CloseDetails,
+    FailDetails,
+    HandshakeDetails,
+    OpenDetails,
+    Signal,
 )
 from tests.support import AiohttpClient, Client, RawPeer
 from tests.support.inspect import opening

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
 
-from aiohttp_session_ws import fingerprint
+from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.redis import command
 from aiohttp_session_ws.redis.options import URL
 from aiohttp_session_ws.redis.printing import span

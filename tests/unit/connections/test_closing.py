@@ -13,16 +13,16 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
-    GOING_AWAY,
     REGISTRY_KEY,
     Close,
-    CloseReport,
     Connection,
     SessionWSRegistry,
     Timeouts,
     registry_from,
     session_ws,
 )
+from aiohttp_session_ws.close_codes import GOING_AWAY
+from aiohttp_session_ws.results import CloseReport
 from tests.support import (
     NORMAL_CLOSE,
     PATIENCE,

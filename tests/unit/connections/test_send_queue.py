@@ -15,14 +15,9 @@ import pytest
 from aiohttp import WSMsgType, web
 from hypothesis import given, settings, strategies as st
 
-from aiohttp_session_ws import (
-    NORMAL,
-    Delivery,
-    PushQueue,
-    SessionWSRegistry,
-    Timeouts,
-    session_ws,
-)
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, Timeouts, session_ws
+from aiohttp_session_ws.close_codes import NORMAL
+from aiohttp_session_ws.results import Delivery
 from tests.support import (
     PATIENCE,
     QUICK,

@@ -13,13 +13,13 @@ from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
     Connection,
-    Delivery,
     PushQueue,
     SessionWSRegistry,
     Timeouts,
     outbox,
     session_ws,
 )
+from aiohttp_session_ws.results import Delivery
 from tests.support import (
     PATIENCE,
     QUICK,

@@ -11,13 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import WSCloseCode, web
 
-from aiohttp_session_ws import (
-    SLOW_CONSUMER,
-    SessionWSRegistry,
-    WebSocket,
-    WebSocketDisconnect,
-    WebSocketProtocolError,
-)
+from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect
+from aiohttp_session_ws.close_codes import SLOW_CONSUMER
+from aiohttp_session_ws.exceptions import WebSocketProtocolError
 from tests.support import (
     PATIENT,
     QUICK,

@@ -14,19 +14,17 @@ import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError, web
 
 from aiohttp_session_ws import (
-    CloseDetails,
     Connection,
-    FailDetails,
     Limits,
-    OpenDetails,
     SessionWSRegistry,
     WebSocket,
-    WebSocketOptions,
-    WebSocketProtocolError,
     WebSocketView,
     session_ws,
     websocket_handler,
 )
+from aiohttp_session_ws.exceptions import WebSocketProtocolError
+from aiohttp_session_ws.signals import CloseDetails, FailDetails, OpenDetails
+from aiohttp_session_ws.typing import WebSocketOptions
 from tests.support import (
     PATIENCE,
     PATIENT,

@@ -14,13 +14,13 @@ from aiohttp import WSMsgType, WSServerHandshakeError, web
 
 from aiohttp_session_ws import (
     Connection,
-    FailDetails,
     SessionWSRegistry,
     WebSocket,
     WebSocketDisconnect,
-    WebSocketStateError,
     session_ws_middleware,
 )
+from aiohttp_session_ws.exceptions import WebSocketStateError
+from aiohttp_session_ws.signals import FailDetails
 from tests.support import (
     AiohttpClient,
     Client,

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.revocation import Kind
 
 from aiohttp_session_ws import (
     SessionWSError,
@@ -26,7 +27,6 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
-from aiohttp_session_ws.revocation import Kind
 from tests.support import (
     QUICK,
     AiohttpClient,

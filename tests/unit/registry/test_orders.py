@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import (
-    InvalidIdentity,
-    NotSetUp,
-    SessionWSRegistry,
-)
+from aiohttp_session_ws import NotSetUp, SessionWSRegistry
+from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.support import (
     PATIENCE,
     QUICK,

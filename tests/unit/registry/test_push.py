@@ -13,14 +13,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import (
-    Delivery,
-    InvalidSessionWSId,
-    OpenDetails,
-    PushQueue,
-    SessionWSRegistry,
-    session_ws,
-)
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, session_ws
+from aiohttp_session_ws.exceptions import InvalidSessionWSId
+from aiohttp_session_ws.results import Delivery
+from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
     PATIENCE,
     QUICK,

@@ -14,20 +14,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import (
-    AuthDetails,
-    CloseDetails,
-    ConnectionInfo,
-    HandshakeDetails,
-    InvalidSessionWSId,
-    OpenDetails,
-    SessionWSError,
-    SessionWSRegistry,
-    WrongLoop,
-    fingerprint,
-    handshake,
-    session_ws,
-)
+from aiohttp_session_ws import SessionWSError, SessionWSRegistry, handshake, session_ws
+from aiohttp_session_ws._logging import fingerprint
+from aiohttp_session_ws.exceptions import InvalidSessionWSId, WrongLoop
+from aiohttp_session_ws.results import ConnectionInfo
+from aiohttp_session_ws.signals import AuthDetails, CloseDetails, HandshakeDetails, OpenDetails
 from tests.support import (
     PATIENCE,
     QUICK,

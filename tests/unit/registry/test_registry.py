@@ -11,18 +11,17 @@ from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
     REGISTRY_KEY,
-    CloseReport,
     Connection,
-    InvalidSessionWSId,
-    OpenDetails,
-    SessionWSClosed,
     SessionWSRegistry,
-    SupportsClose,
     Timeouts,
     session_ws,
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.exceptions import InvalidSessionWSId, SessionWSClosed
+from aiohttp_session_ws.results import CloseReport
+from aiohttp_session_ws.signals import OpenDetails
+from aiohttp_session_ws.typing import SupportsClose
 from tests.support import AiohttpClient
 
 SOON = 0.05  # seconds: what hangs is given up after these

@@ -13,17 +13,17 @@ from aiohttp import WSMsgType, web
 from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import (
-    GOING_AWAY,
     REGISTRY_KEY,
-    FailDetails,
     HandshakeRefused,
-    SessionWSClosed,
     SessionWSRegistry,
     revocation,
     session_ws,
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.close_codes import GOING_AWAY
+from aiohttp_session_ws.exceptions import SessionWSClosed
+from aiohttp_session_ws.signals import FailDetails
 from tests.support import (
     COOKIE,
     QUICK,
