@@ -548,7 +548,7 @@ class RedisCluster:
         return await self.queries.nodes()
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: bool = False
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -557,7 +557,7 @@ class RedisCluster:
             subject: Whose sockets; all if it is ``None``.
             data: What.
             here: What became of it on this node.
-            wait: Whether to ask the others, for a second at most, what became of it.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
         return await self.queries.push(subject, data, here, wait)
 
