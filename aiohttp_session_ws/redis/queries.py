@@ -113,6 +113,13 @@ class Queries:
             here.complete and request.complete and all(a.get("complete") for a in answers),
         )
 
+    def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to the same endpoint on all other nodes.
+        """
+        told = self._requests.tell({"do": "relay", "name": name}, data)
+        return Delivery(0, nodes=self._requests.others if told else 0, complete=told)
+
     async def hear(self, data: bytes) -> None:
         """
         Answer a question of another node, or take a push.
@@ -153,6 +160,8 @@ class Queries:
                 data = payload.decode() if body["text"] else payload
                 delivery = await self._node.push_here(_as_subject(body["of"]), data)
                 yield {"sockets": delivery.sockets, "complete": delivery.complete}
+            case "relay":
+                self._node.receive_relay(str(body["name"]), payload)
 
     def _myself(self) -> NodeInfo:
         connections = self._node.connections

@@ -115,6 +115,13 @@ class Requests:
         """
         return self._membership.known and self._membership.members <= {self._instance}
 
+    @property
+    def others(self) -> int:
+        """
+        How many other nodes are known.
+        """
+        return len(self._membership.members - {self._instance})
+
     async def ask(self, body: Answer, payload: bytes = b"") -> PendingRequest:
         """
         Ask all others, and wait until they have answered or :data:`PATIENCE` is over.

@@ -5,8 +5,8 @@ The facet of a registry that pushes: to a session, to an identity, to everybody.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from aiohttp.typedefs import JSONEncoder
 
@@ -15,8 +15,11 @@ from ..connections.connection import Connection
 from ..results import Delivery
 from ..typing import Data
 from .core import Core
+from .relay import RelayHandler
 
 __all__: list[str] = []
+
+R = TypeVar("R", bound=RelayHandler)
 
 
 class Pushes:
@@ -71,6 +74,28 @@ class Pushes:
             Subject("identity", core.identifier.usable(identity)), data, except_
         )
 
+    async def send_label(
+        self, name: str, value: Hashable, data: Data, *, except_: Connection | None = None
+    ) -> Delivery:
+        """
+        Push *data* to the open sockets of all sessions with a label.
+
+        Args:
+            name: The name of the label, as ``labels`` returns it.
+            value: Its value.
+            data: As for :meth:`send_session`.
+            except_: A connection that isn't sent to.
+
+        Raises:
+            NotSetUp: If the registry has no ``labels``.
+            InvalidIdentity: If no label can be called so.
+            TypeError: If *data* is neither text nor bytes.
+        """
+        core = self._core
+        core.expect_loop()
+        core.identifier.expect_labels()
+        return await self._push(core.identifier.usable_label(name, value), data, except_)
+
     async def broadcast(self, data: Data, *, except_: Connection | None = None) -> Delivery:
         """
         Push *data* to all open sockets.
@@ -106,6 +131,41 @@ class Pushes:
         Push *data* as JSON to all open sockets.
         """
         return await self.broadcast(dumps(data))
+
+    def on_relay(self, name: str) -> Callable[[R], R]:
+        """
+        Hear what other nodes :meth:`relay` to *name*: a decorator for an async function.
+
+        It is given the bytes of one message at a time, and may be added at any time.
+
+        Raises:
+            ValueError: If *name* has a handler.
+        """
+
+        def add(handler: R) -> R:
+            self._core.relays.add(name, handler)
+            return handler
+
+        return add
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to the same endpoint on all other nodes: at most once, in order per sender.
+
+        Args:
+            name: What its handlers were added for, with :meth:`on_relay`.
+            data: 64 KiB at most.
+
+        Returns:
+            How many nodes it was sent to; incomplete if Redis is away.
+
+        Raises:
+            TypeError: If *data* isn't bytes.
+            ValueError: If it is too large.
+        """
+        self._core.expect_loop()
+        self._core.relays.check(data)
+        return await self._core.cluster.relay(name, data)
 
     async def _push(
         self, subject: Subject | None, data: Data, except_: Connection | None
