@@ -14,12 +14,12 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
-
-from aiohttp_session_ws import Close
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.reading import read_record
 from aiohttp_session_ws.redis.wire import Moved, Order, Unit
 from aiohttp_session_ws.redis.writer import Job
+
+from aiohttp_session_ws import Close
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from tests.support import PATIENCE, WAYS, AiohttpClient, Client, expect_close, until, user_of
 from tests.support.nodes import (
     Nodes,

@@ -407,7 +407,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             if peer not in self.world.gone:
                 await peer.closed()
                 peer.close()
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
 

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
 from aiohttp.test_utils import TestServer
+from aiohttp_session_ws.redis.memory import KEPT
+from aiohttp_session_ws.redis.wire import Ended, Order
 
 from aiohttp_session_ws import REGISTRY_KEY
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.memory import KEPT
-from aiohttp_session_ws.redis.wire import Ended, Order
 from tests.support import PATIENCE, Client, cookie_of, make_app, until, user_of
 
 from .processes import free_port

@@ -494,7 +494,7 @@ class TestAuthorize:
         client = await aiohttp_client(make_app(registry))
 
         assert await refused(client) == 403
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert not client.session.cookie_jar.filter_cookies(client.make_url("/"))
 
@@ -699,7 +699,7 @@ class TestConnectionContext:
 
         assert left.is_set()
         assert not ran
-        assert not registry
+        assert not len(registry)
         assert "LookupError: a bug" in caplog.text
 
     async def test_failing_end(
@@ -726,5 +726,5 @@ class TestConnectionContext:
         await client.close()
 
         assert left.is_set()
-        assert not registry
+        assert not len(registry)
         assert "LookupError: a bug" in caplog.text

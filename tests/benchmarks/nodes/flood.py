@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from redis.asyncio import Redis
-
 from aiohttp_session_ws.redis.wire import VERSION
+from redis.asyncio import Redis
 
 from ..report import line, median, ratio
 from .child import Child, Work, child

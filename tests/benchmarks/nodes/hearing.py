@@ -9,11 +9,10 @@ import time
 import uuid
 from typing import Final
 
-from redis.asyncio import Redis
-
 from aiohttp_session_ws.closing import SESSION_ENDED
 from aiohttp_session_ws.redis.wire import Ended, Unit, envelope
 from aiohttp_session_ws.redis.writer import BATCH
+from redis.asyncio import Redis
 
 from ..report import difference, line, median
 from .child import Child, child

@@ -11,14 +11,14 @@ import uuid
 from functools import partial
 from typing import Final
 
-from redis.asyncio import Redis
-
 from aiohttp_session_ws.closing import SESSION_ENDED
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.client import client_maker
 from aiohttp_session_ws.redis.store import Store
 from aiohttp_session_ws.redis.wire import Ended, Unit
 from aiohttp_session_ws.redis.writer import BATCH, Writer
+from redis.asyncio import Redis
+
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
 
 from ..report import in_turns, line, median, ratio
 

@@ -15,13 +15,13 @@ from typing import Final
 import aiohttp_session
 from aiohttp import web
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.closing import SESSION_ENDED
+from aiohttp_session_ws.redis.wire import Ended, Unit, envelope
+from aiohttp_session_ws.redis.writer import BATCH
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import session_ws_middleware, setup
-from aiohttp_session_ws.closing import SESSION_ENDED
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.wire import Ended, Unit, envelope
-from aiohttp_session_ws.redis.writer import BATCH
 
 from ..bookkeeping import Socket
 from ..report import line, median

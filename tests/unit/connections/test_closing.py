@@ -118,7 +118,7 @@ class TestOrders:
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            await registry.close_all_session(await session_id(client), code=4000, reason="bye")
+            await registry.close_all_session(await session_id(client), close=4000, reason="bye")
             message = await ws.receive()
 
         assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 4000, "bye")
@@ -168,7 +168,7 @@ class TestOrders:
             code = await expect_close(ws)
 
         assert (first.sockets, second.sockets, code) == (1, 1, 4401)
-        assert not registry
+        assert not len(registry)
 
     async def test_from_the_handler_of_that_very_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -220,7 +220,7 @@ class TestRudePeers:
 
         assert report == CloseReport(sockets=1, aborted=1, cancelled=1)
         assert await peer.closed() == 4403
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_stopped_reading(
@@ -254,7 +254,7 @@ class TestRudePeers:
         await asyncio.wait({connection.task})
 
         assert connection.cancelled
-        assert not registry
+        assert not len(registry)
 
     async def test_half_closed_by_a_handler_that_hangs_in_close(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -278,7 +278,7 @@ class TestRudePeers:
         peer = await RawPeer.open(client.make_url("/hang"), receive_buffer=4096)
         await done.wait()
 
-        assert not registry
+        assert not len(registry)
         peer.close()
 
 
@@ -333,7 +333,7 @@ class TestTls:
         await until(lambda: connection.tls_socket.fileno() == -1)
 
         assert report.sockets == report.aborted == 1
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_closed_by_the_handler_too(
@@ -362,7 +362,7 @@ class TestTls:
         said.set()
         await until(lambda: connection.tls_socket.fileno() == -1)
 
-        assert not registry
+        assert not len(registry)
         peer.close()
 
 
@@ -406,7 +406,7 @@ class TestHandlers:
         stop.set()
 
         assert report.cancelled == 1
-        assert not registry
+        assert not len(registry)
 
     async def test_sends_after_the_order(
         self,
@@ -533,7 +533,7 @@ class TestShutdown:
 
         assert {await peer.closed() for peer in peers} == {1001}
         assert await late.closed() is None
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
         for peer in [*peers, late]:

@@ -96,7 +96,7 @@ class TestSlowConsumers:
         deliveries = [await registry.broadcast(LINE) for _ in range(4)]
         await until(lambda: connection.closing)
         code = await peer.closed()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
 
         assert [d.complete for d in deliveries] == [True, False, False, False]
         assert code == 1013
@@ -116,7 +116,7 @@ class TestSlowConsumers:
         await registry.broadcast(LINE)
         await until(lambda: connection.gone and drained(registry, connection))
 
-        assert not registry
+        assert not len(registry)
         assert connection.close is not None
         assert connection.close.code == 1013
         peer.close()
@@ -396,7 +396,7 @@ class TestEnd:
 
         assert (report.sockets, report.aborted) == (1, 1)
         assert seconds < QUICK.close + QUICK.handler_grace + 0.5
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_what_was_pushed_goes_no_further(self, aiohttp_client: AiohttpClient) -> None:
