@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from .._lineage import Subject
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
 from ..registry.cluster import Effect, LocalNode, Order
@@ -40,11 +41,19 @@ class Applier:
 
         What Redis refused to record is published twice, and carried out once.
         """
-        closes = order.closes
-        if closes:
-            closes = tuple([close for close in closes if self._seen.add(close.number)])
-        subjects = tuple([close.subject for close in closes])
-        return self._node.apply(Order(order.changes, subjects, order.close, order.by))
+        given: float | None = None
+        subjects: tuple[Subject, ...] = ()
+        if order.closes:
+            closes = [close for close in order.closes if self._seen.add(close.number)]
+            subjects = tuple([close.subject for close in closes])
+            given = self._local(max([close.at for close in closes], default=0.0))
+            if given is not None:
+                # With a log-in or a renewal it is about those who share the id: who has its
+                # answer, and connects, comes after it.
+                given += -self._clock.error if order.changes else self._clock.error
+        return self._node.apply(
+            Order(order.changes, subjects, order.close, order.by), before=given
+        )
 
     def carry_out_soon(self, order: HeardOrder) -> None:
         """
@@ -108,5 +117,13 @@ class Applier:
         """
         Tell whether a handshake began before an order was given on another node.
         """
-        began = self._clock.now() - (time.monotonic() - connection.started)
-        return began <= close.at + 2 * self._clock.error
+        given = self._local(close.at)
+        return given is None or connection.started <= given + self._clock.error
+
+    def _local(self, at: float) -> float | None:
+        """
+        Return a time by the event loop's clock; ``None`` if that isn't known.
+        """
+        if not self._clock.known:
+            return None
+        return at - self._clock.now() + time.monotonic()

@@ -14,7 +14,7 @@ from aiohttp_session import Session
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
-from ..sessions.context import RequestContext, Stage, set_current
+from ..sessions.context import HANDLING, RequestContext, set_current
 from ..sessions.records import LineageRenewed
 from ..sessions.session import (
     begin_session,
@@ -35,6 +35,7 @@ __all__: list[str] = []
 
 #: Seconds after an end in which another response may be on its way with the right cookie.
 SETTLED: Final = 10.0
+OWN_KEYS: Final = 2  # the id and the lineage
 
 
 def arrive_at_once(core: Core, request: web.Request, session: Session) -> RequestContext | None:
@@ -42,17 +43,21 @@ def arrive_at_once(core: Core, request: web.Request, session: Session) -> Reques
     Judge a request whose session is loaded, carries all it needs, and is of no interest to
     any record; ``None`` if there is more to do.
     """
-    keys = core.keys
-    lineage = keys.read_lineage(session)
-    session_ws_id = session.get(keys.id)
+    try:  # quicker than get()
+        session_ws_id, lineage = session[core.keys.id], Lineage.parse(session[core.keys.lineage])
+    except KeyError:
+        return None
     if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
         return None
     if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
         return None
     context = RequestContext(request, core.clock.begin_time())
-    context.lineage, context.session_ws_id, context.session = lineage, session_ws_id, session
-    context.newest, context.content = lineage.generation, dict(session)
-    context.stage = Stage.HANDLING
+    context.lineage, context.session_ws_id = lineage, session_ws_id
+    context.newest, context.carried = lineage.generation, True
+    context.held_data = len(session) > OWN_KEYS
+    context.session, context.stage = session, HANDLING
+    if core.identifier.asks:
+        context.content = dict(session)
     return context
 
 
@@ -61,15 +66,15 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
     Tell whether no record but that of its own newest generation may concern a session.
     """
     records = core.records
-    record = records.lineage(lineage.token)
-    if record is None:
-        if lineage.generation:
+    if records.knows(lineage.token):
+        record = records.lineage(lineage.token)
+        if (
+            not isinstance(record, LineageRenewed)
+            or record.generation != lineage.generation
+            or not record.seen
+        ):
             return False
-    elif (
-        not isinstance(record, LineageRenewed)
-        or record.generation != lineage.generation
-        or not record.seen
-    ):
+    elif lineage.generation:
         return False
     if not records.has_subjects:
         return True
@@ -115,9 +120,12 @@ class Arrival:
             await self._act_on(session)
         if context.status.alive and context.lineage is not None:
             self._mark_seen(context.lineage)
-        if context.session is not None:
-            context.content = dict(context.session)
-        context.stage = Stage.HANDLING
+        session = context.session
+        if session is not None:
+            context.carried = core.keys.lineage in session
+            context.held_data = core.keys.holds_data(session)
+            context.content = dict(session) if core.identifier.asks else None
+        context.stage = HANDLING
         return context
 
     async def _load(self) -> Session | None:

@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
@@ -188,6 +189,7 @@ class Core:
         close_orders: What a handshake may have missed.
         connections: The sockets of this process.
         cluster: The other nodes.
+        clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
@@ -220,6 +222,7 @@ class Core:
         self.id_factory = id_factory
         self.keys = keys
         self.cluster = cluster
+        self.clock: Clock = cluster.clock
         self.authorize = authorize
         self.origin_policy = OriginPolicy(origins)
         self.limits = limits
@@ -246,13 +249,6 @@ class Core:
         self._warned: set[str] = set()  # what was warned about once
 
     # Time
-
-    @property
-    def clock(self) -> Clock:
-        """
-        The one clock by which lineages begin and end.
-        """
-        return self.cluster.clock
 
     def saw_storage(self, max_age: int | None) -> None:
         """
@@ -332,18 +328,23 @@ class Core:
             log.warning("the journal is late: what has ended lately isn't on disk yet")
         return bool(done) and commit.result()
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
         self.merge(order.changes)
         if order.refresh is not None:
             self._refresh(order.refresh)
         if order.closes:
-            now = asyncio.get_running_loop().time()
+            given = time.monotonic() if before is None else before
             for subject in order.closes:
-                self.close_orders.add(subject, now)
-        return self.effect_of(order)
+                self.close_orders.add(subject, given)
+        return self.effect_of(order, before=before)
 
     def _refresh(self, refresh: Refresh) -> None:
         """
@@ -476,7 +477,7 @@ class Core:
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(close)
-        self.close_orders.add_all(asyncio.get_running_loop().time())
+        self.close_orders.add_all(time.monotonic())
         effect = Effect(((close, tuple(self.connections.all())),), len(opening))
         return await self.carry_out(effect)
 
@@ -678,7 +679,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start():
+                for change in await self.journal.start(self.clock.now):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)

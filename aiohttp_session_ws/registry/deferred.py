@@ -5,6 +5,7 @@ Orders that a request gives about its own session: their sockets close when it i
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from aiohttp import web
@@ -67,7 +68,8 @@ def unsettled_order(context: RequestContext) -> Order | None:
     """
     Return what an explicit order has ended, of a request that could not be settled.
     """
-    return Order(tuple(context.orders)) if context.orders else None
+    changes = context.orders.changes
+    return Order(changes) if changes else None
 
 
 async def settle_when_sent(
@@ -91,7 +93,7 @@ async def close_when_sent(
     """
     Tell other nodes of an order and close its sockets when the response has been sent.
     """
-    ordered = asyncio.get_running_loop().time()
+    ordered = time.monotonic()
     await response_sent(context, request.transport, core.timeouts.response)
     await _close(core, context, order, before=ordered)
 

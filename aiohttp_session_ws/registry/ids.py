@@ -13,7 +13,7 @@ from aiohttp import web
 
 from .._tasks import maybe_await
 from ..exceptions import IdFactoryFailed, SessionEnded
-from ..sessions.context import RequestContext, Stage, context_of
+from ..sessions.context import NO_ORDERS, RequestContext, Stage, context_of
 from ..sessions.session import digest_of_cookie, id_in
 from ..sessions.status import State
 from ..typing import IdFactory
@@ -106,7 +106,7 @@ class Ids:
                 return
         await self.set_id(request, await self.generate_id(request))
         if context is not None:
-            context.renewed = True
+            context.ordering().renewed = True
 
     async def delete_id(self, request: web.Request) -> Any:
         """
@@ -126,11 +126,14 @@ class Ids:
         if await self.get_id(request) is not None:
             return
         context = context_of(request)
-        renewed = context is not None and context.renewed
+        orders = NO_ORDERS if context is None else context.orders
+        renewed = orders.renewed
         await self.new_id(request)
         context = context_of(request)
-        if context is not None:
-            context.renewed = renewed  # an id that was missing doesn't renew anything
+        if context is not None:  # an id that was missing doesn't renew anything
+            context.orders = orders
+            if orders is not NO_ORDERS:
+                orders.renewed = renewed
 
 
 async def _handling(core: Core, request: web.Request) -> RequestContext | None:

@@ -335,7 +335,7 @@ class Orders:
         if context.connection is not None:
             await core.hooks.close_all_session(context.session_ws_id)
             return
-        context.close_requested = True
+        context.ordering().close_requested = True
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
             core.reject_handshakes(order)
@@ -438,10 +438,11 @@ class Orders:
         subjects = [Subject("id", context.session_ws_id), subject]
         if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
             return False
-        context.begins = True
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        orders = context.ordering()
+        orders.begins = True
+        orders.own_ends[subject] = before
         core.apply(Order((end, own)))
-        context.orders += (end, own)
+        orders.changes += (end, own)
         await self._settle_without_middleware(request, context, response)
         return True
 
@@ -474,7 +475,7 @@ class Orders:
         if sockets not in ("close", "keep"):
             raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
         await core.ids.new_id(request)
-        context.keeps_sockets = sockets == "keep"
+        context.ordering().keeps_sockets = sockets == "keep"
         await self._settle_without_middleware(request, context, response)
 
     def _end_own(self, context: RequestContext) -> None:
@@ -482,13 +483,12 @@ class Orders:
         Record the end of the lineage that a request came with.
         """
         core, lineage = self._core, context.lineage
-        context.ended = core.clock.end_time()
+        ended = context.ordering().ended = core.clock.end_time()
         if lineage is None:
             return
-        somebodys = core.keys.holds_data(context.content or {})
-        minor = not somebodys and core.identifier.identify is not None
+        minor = not context.held_data and core.identifier.identify is not None
         changes: list[Change] = [
-            LineageEnded(lineage.token, context.ended, carries=False, ttl=core.ttl, minor=minor)
+            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
         ]
         if not minor and core.overrides.random_ids and context.session_ws_id is not None:
             # What is registered by hand under this id is refused by it.
@@ -498,7 +498,7 @@ class Orders:
     def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
         core = self._core
         before = core.clock.end_time()
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        context.ordering().own_ends[subject] = before
         self._record(context, [SubjectEnded(subject, before, core.ttl)])
 
     def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
@@ -508,7 +508,7 @@ class Orders:
         order = Order(tuple(changes))
         self._core.apply(order)
         self._core.cluster.record(order)
-        context.orders += order.changes
+        context.ordering().changes += order.changes
 
     async def _identity_behind(
         self, request: web.Request, context: RequestContext
@@ -573,9 +573,9 @@ class Orders:
         the response has been sent, if the handler may go on to change the session.
         """
         core = self._core
-        if context.behind_middleware or context.deferred:
+        if context.behind_middleware or context.orders.deferred:
             return
-        context.deferred = True
+        context.ordering().deferred = True
         core.warn_missing_middleware()
         if when_sent:
             coro = settle_when_sent(core, request, context, response)

@@ -20,7 +20,7 @@ from ..registry.deferred import settle
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
 from .refusal import accept_and_close
-from .setup import core_from
+from .setup import core_from, expect_one_registry
 
 __all__ = ["session_ws_middleware"]
 
@@ -86,6 +86,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
 
 
 async def _arrive(core: Core, request: web.Request) -> RequestContext:
+    expect_one_registry(core, request)
     try:
         return await Arrival(core, request).judge()
     except BaseException:

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
+CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
 _STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
 
 
@@ -58,7 +59,7 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
     if REGISTRY_KEY in app:
         raise NotSetUp("setup() was called twice for one application: call it once, for the root")
     core = core_of(registry)
-    app[REGISTRY_KEY] = registry
+    app[REGISTRY_KEY], app[CORE_KEY] = registry, core
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         app[_STRING_KEY] = registry
@@ -88,16 +89,22 @@ def registry_from(request: web.Request) -> SessionWSRegistry:
         registry = request.config_dict.get(REGISTRY_KEY)
         if registry is None:
             raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
-    core = core_of(registry)
-    if id(request.app) not in core.known_apps:
-        _expect_one_registry(request, registry)
-        core.known_apps.add(id(request.app))
     return registry
 
 
-def _expect_one_registry(request: web.Request, registry: SessionWSRegistry) -> None:
+def expect_one_registry(core: Core, request: web.Request) -> None:
+    """
+    Raise an error if an application and one below it have a registry each.
+
+    Raises:
+        NotSetUp: If they have.
+    """
+    if id(request.app) in core.known_apps:
+        return
+    core.known_apps.add(id(request.app))
     for app in request.match_info.apps:
-        if app.get(REGISTRY_KEY, registry) is not registry:
+        if app.get(CORE_KEY, core) is not core:
+            core.known_apps.discard(id(request.app))
             raise NotSetUp(
                 "two registries in one tree of applications: a log-out in the one would leave the"
                 " sockets of the other open; call setup() for the root application only"
@@ -108,7 +115,10 @@ def core_from(request: web.Request) -> Core:
     """
     Return the parts of the registry of *request*.
     """
-    return core_of(registry_from(request))
+    try:  # quicker than get()
+        return request.app[CORE_KEY]
+    except KeyError:
+        return core_of(registry_from(request))
 
 
 async def get_session_ws_id(request: web.Request) -> Hashable | None:
