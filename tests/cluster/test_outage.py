@@ -12,12 +12,12 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.redis.node import Node
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import NotSetUp
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.node import Node
 from tests.support import (
     PATIENCE,
     AiohttpClient,

@@ -355,7 +355,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: self.world.registry._draining)
+            await until(lambda: self.world.inspect(registry).draining)
             await self.world.let_all_go()
             await stopping
 

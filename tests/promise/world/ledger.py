@@ -190,7 +190,9 @@ class Ledger:
         if current is None or current.by is not ex:
             child = self.add(user, ex)
             child.parent = before
-            child.doomed |= before.doomed - {f"{ex} ordered the end of {user}"} if before else set()
+            child.doomed |= (
+                before.doomed - {f"{ex} ordered the end of {user}"} if before else set()
+            )
             session["tok"], session["tags"] = child.token, []
             if before is not None and before.ended is not None:
                 self.end(child, f"{before.token} was over before", ex.plan.node)

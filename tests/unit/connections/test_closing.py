@@ -38,7 +38,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, idle, opening
+from tests.support.inspect import connections, idle, inspect, opening
 
 FLOOD = b"x" * 1_000_000
 
@@ -153,8 +153,11 @@ class TestOrders:
 
         assert (report.sockets, code, back.type) == (1, 4403, WSMsgType.TEXT)
 
-    async def test_of_nobody(self, registry: SessionWSRegistry) -> None:
+    async def test_of_nobody(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
         """An order for an id that has no socket finds nothing."""
+        await client_of(aiohttp_client, registry)
         assert await registry.close_all_session("nobody") == CloseReport()
         assert await registry.end_session("nobody") == CloseReport()
 
@@ -506,7 +509,7 @@ class TestHandlers:
             code = await expect_close(ws)
 
         assert (message.data, code) == (FLOOD, 1000)
-        await until(lambda: not app[REGISTRY_KEY])
+        await until(lambda: not len(app[REGISTRY_KEY]))
 
 
 class TestShutdown:
@@ -522,7 +525,7 @@ class TestShutdown:
                 await held()
             return True
 
-        registry.authorize = authorize
+        inspect(registry).authorize = authorize
         client = await client_of(aiohttp_client, registry)
         cookie = cookie_of(client)
         paths = ["/deaf", "/deaf", "/ws"]
@@ -544,7 +547,7 @@ class TestShutdown:
     ) -> None:
         """While it shuts down the application answers handshakes with 503."""
         client = await client_of(aiohttp_client, registry)
-        registry._draining = True
+        inspect(registry).draining = True
         peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
         head = await peer.read_head()
 

@@ -36,7 +36,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, idle, left_handlers
+from tests.support.inspect import connections, idle, inspect, left_handlers
 
 
 @websocket_handler
@@ -421,7 +421,7 @@ class TestView:
         self, client: Client, calls: list[Any], registry: SessionWSRegistry
     ) -> None:
         """A view that never opened is not called at all."""
-        registry.authorize = lambda request: False
+        inspect(registry).authorize = lambda request: False
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/tape")
 
@@ -608,14 +608,13 @@ class TestHooks:
             raise LookupError("a bug")
 
         registry.on_request.append(crash)
-        client = await aiohttp_client(all_kinds(registry))
+        app = all_kinds(registry)
+        app.router.add_get("/talk", websocket_handler(WebSocket.connect))
+        client = await aiohttp_client(app)
         with pytest.raises(WSServerHandshakeError) as refused:
             await client.ws_connect("/function")
         registry.on_request.clear()
         registry.on_response.append(crash)
-        app = make_app(registry)
-        app.router.add_get("/talk", websocket_handler(WebSocket.connect))
-        client = await aiohttp_client(app)
         async with client.ws_connect("/talk") as ws:
             code = await expect_close(ws)
         await client.close()

@@ -250,7 +250,8 @@ class TestConnect:
             assert await expect_close(ws) == 1008
         await client.close()
 
-        assert is_quiet(caplog)
+        (warning,) = caplog.records
+        assert "session_ws_middleware is missing" in warning.getMessage()
 
 
 class TestTalk:
