@@ -29,7 +29,7 @@ from tests.support.redis_servers import RedisCluster, RedisServer, SentinelSetup
 
 from .documents import PROCESSES, blocks, run
 
-OPTIONS, SCRIPT, MAKERS = PROCESSES
+OPTIONS, SCRIPT, RELAY, MAKERS = PROCESSES
 COMMANDS, ACL = blocks("docs/guide.rst", python=False)
 
 
