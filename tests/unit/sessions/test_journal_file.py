@@ -17,7 +17,7 @@ from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import JournalError
 from aiohttp_session_ws.sessions import journal_file
 from aiohttp_session_ws.sessions.journal_file import JournalFile
-from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, as_row
+from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, Pool, as_row
 from aiohttp_session_ws.sessions.records import (
     Cause,
     Change,
@@ -170,7 +170,7 @@ class TestBounds:
     def test_pools(self, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each kind keeps its newest, and pushes out nothing of another kind."""
         monkeypatch.setattr(journal_file, "SLICE", 7)
-        pools = {name: pool._replace(limit=100) for name, pool in POOLS.items()}
+        pools = {name: Pool(pool.table, pool.where, 100) for name, pool in POOLS.items()}
         file = JournalFile(path, clock, pools)
         write(file, ended(1, 10.0), SubjectEnded(ANN, NOW, 5.0), IdNote(1, "a", NOW, 5.0))
         write(file, *[ended(n, minor=True) for n in range(1000, 1300)])
