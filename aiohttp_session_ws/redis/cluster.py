@@ -563,7 +563,7 @@ class RedisCluster:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
         """
-        return self._queries.relay(name, data)
+        return self.queries.relay(name, data)
 
 
 def _name_of(record: Record) -> str:
