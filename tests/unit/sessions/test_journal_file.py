@@ -130,6 +130,15 @@ class TestMerge:
 
         assert set(file.load()[0]) == set(notes)
 
+    def test_unknown_time(self, file: JournalFile) -> None:
+        """A time that was taken before the clock was known would end what begins later, too."""
+        write(file, SubjectEnded(ANN, 1e11, DAY), LineageEnded("a", 1e11 + 5, False, DAY))
+
+        assert set(file.load()[0]) == {
+            SubjectEnded(ANN, NOW, DAY),
+            LineageEnded("a", NOW, carries=False, ttl=DAY),
+        }
+
     def test_all_or_none(self, file: JournalFile) -> None:
         """A transaction that fails has written nothing, and harms no later one."""
         broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
