@@ -102,9 +102,10 @@ class Ids:
             # On arrival: the same id for parallel requests of a session that has none yet.
             digest = await _digest(request)
             if digest is not None:
-                await self.set_id(request, digest)
+                await maybe_await(self.set_id(request, digest))
                 return
-        await self.set_id(request, await self.generate_id(request))
+        session_ws_id = await maybe_await(self.generate_id(request))
+        await maybe_await(self.set_id(request, session_ws_id))
         if context is not None:
             context.ordering().renewed = True
 
@@ -123,12 +124,12 @@ class Ids:
         """
         Give the session of *request* an id if it has none.
         """
-        if await self.get_id(request) is not None:
+        if await self._core.current_id(request) is not None:
             return
         context = context_of(request)
         orders = NO_ORDERS if context is None else context.orders
         renewed = orders.renewed
-        await self.new_id(request)
+        await maybe_await(self.new_id(request))
         context = context_of(request)
         if context is not None:  # an id that was missing doesn't renew anything
             context.orders = orders

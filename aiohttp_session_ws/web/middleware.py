@@ -4,7 +4,7 @@ The middleware: every request is judged when it arrives, and settled before its 
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from ..exceptions import (
@@ -55,7 +55,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     session = loaded_session(request)
     if session is not None:
         core.warn_loaded_early()
-    elif has_storage(request):
+    elif has_storage(request) and hdrs.UPGRADE not in request.headers:
         session = await load_session(request)
     context = None if session is None else arrive_at_once(core, request, session)
     if context is None:
@@ -88,7 +88,10 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
 async def _arrive(core: Core, request: web.Request) -> RequestContext:
     expect_one_registry(core, request)
     try:
-        return await Arrival(core, request).judge()
+        if hdrs.UPGRADE not in request.headers:
+            return await Arrival(core, request).judge()
+        with core.handshakes.timed(request):
+            return await Arrival(core, request).judge()
     except BaseException:
         put_session(request, None)  # nothing is saved
         raise
