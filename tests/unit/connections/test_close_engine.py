@@ -98,10 +98,10 @@ class TestFrames:
             one.closing.data_received(b"\x88\x80\0\0\0\0")
             assert one.transport is not None
             waited = not one.transport.is_closing()
-            frames, _ = await asyncio.gather(sync(first, last), done)
+            code, frames, _ = await asyncio.gather(first.closed(), answer(last), done)
 
             assert waited
-            assert frames == [[ENDED]] * 2
+            assert (code, frames) == (4401, [ENDED])
 
     async def test_outside_of_any_task(self) -> None:
         """An order may come from a callback of the event loop."""
