@@ -1,8 +1,9 @@
 """
 Websockets that know whose session they belong to, and are gone when it ends.
 
-What most programs need is here; the rest has its home in ``close_codes``, ``signals``, ``results``,
-``exceptions`` and ``typing``. Other modules and folders are internal, but for ``redis`` and ``rpc``.
+What most programs need is here; the rest has its home in ``close_codes``, ``signals``,
+``results``, ``exceptions`` and ``typing``. Other modules and folders are internal, but for
+``redis`` and ``rpc``.
 """
 
 from .close_codes import RECONNECT, SESSION_ENDED, Close

@@ -9,7 +9,7 @@ import contextvars
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from ._logging import describe_error, log
 
@@ -21,12 +21,12 @@ _FIRST_PAUSE: Final = 0.1  # seconds before what failed is started again
 _LONGEST_PAUSE: Final = 30.0
 
 
-async def maybe_await(value: Awaitable[T] | T) -> T:
+async def maybe_await(value: Any) -> Any:
     """
     Return *value*, or what it gives if it is an awaitable: for callables, sync or async.
     """
     if inspect.isawaitable(value):
-        return await cast("Awaitable[T]", value)
+        return await value
     return value
 
 
@@ -52,7 +52,7 @@ async def supervise(
             await run()
         except Exception as exc:  # noqa: BLE001  it is logged below
             # Without the traceback, which would tell what a session's key is.
-            log.error("%s failed and starts again: %s", name, describe_error(exc))  # noqa: TRY400
+            log.error("%s failed and starts again: %s", name, describe_error(exc))
         else:
             return
         await sleep(pause * random.uniform(0.8, 1.2))

@@ -376,6 +376,9 @@ class TrackedConnection(Connection):
         session_ends: When the session's time is over, by the wall clock, as far as is known.
         server_side: Whether the session is known to be kept on the server.
         tries: How many times in a row its session could not be checked.
+        until: When its session no longer belongs to its identity, by the wall clock.
+        proven: An identity that its client has proven over the socket, and since when.
+        keeps_id: Whether its session was saved with the id; else the id lives with it.
     """
 
     __slots__ = (
@@ -386,9 +389,11 @@ class TrackedConnection(Connection):
         "closer",
         "closing",
         "handler_left",
+        "keeps_id",
         "known_orders",
         "labels",
         "lineage",
+        "proven",
         "registered",
         "rejected_with",
         "send_queue",
@@ -400,6 +405,7 @@ class TrackedConnection(Connection):
         "tls_socket",
         "transport",
         "tries",
+        "until",
     )
 
     def __init__(
@@ -438,6 +444,9 @@ class TrackedConnection(Connection):
         self.session_ends = math.inf
         self.server_side = False
         self.tries = 0
+        self.until = math.inf
+        self.proven: tuple[Hashable, float] | None = None
+        self.keeps_id = True
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:

@@ -24,6 +24,7 @@ from .connection import (
     NO_LINEAGE,
     OPEN,
     OPENING,
+    Connection,
     ServedWebSocket,
     TrackedConnection,
 )
@@ -141,6 +142,34 @@ class ConnectionManager:
         connection.labels = tuple(labels)
         for label in connection.labels:
             self.labels.add(label, connection)
+
+    def tracked(self, connection: Connection) -> TrackedConnection:
+        """
+        Return what is kept of a connection, which is the only kind there is.
+        """
+        assert isinstance(connection, TrackedConnection)
+        return connection
+
+    def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
+        """
+        File a connection under an identity that its client has proven, beside its session's.
+        """
+        self.discard_proven(connection)
+        if connection.state is CLOSED:
+            return
+        connection.proven = identity, since
+        if identity != connection.identity:
+            self.identities.add(identity, connection)
+
+    def discard_proven(self, connection: TrackedConnection) -> None:
+        """
+        Take out what :meth:`file_proven` has filed.
+        """
+        if connection.proven is not None:
+            identity, _ = connection.proven
+            connection.proven = None
+            if identity != connection.identity:
+                self.identities.discard(identity, connection.ws)
 
     def refile(
         self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
@@ -394,6 +423,7 @@ class ConnectionManager:
         self._index_of(connection).discard(connection.session_ws_id, connection.ws)
         connection.set_closed()
         self._discard_lineage(connection)
+        self.discard_proven(connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection.ws)
         for label in connection.labels:

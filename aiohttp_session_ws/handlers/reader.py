@@ -48,10 +48,10 @@ class Reader:
     __slots__ = (
         "_ahead",
         "_busy",
+        "_manager",
         "_queue",
         "_receiving",
         "_size",
-        "_manager",
         "connection",
         "reason",
     )
@@ -82,7 +82,11 @@ class Reader:
         self._receiving = True
         try:
             while True:
-                if self._queue and self.connection.close_order is None and response.closed_with is None:
+                if (
+                    self._queue
+                    and self.connection.close_order is None
+                    and response.closed_with is None
+                ):
                     return self._take()
                 if self._ahead is not None and not self._ahead.done():
                     await asyncio.wait({self._ahead})  # it ends with the next message

@@ -9,60 +9,70 @@ else cancels waits in place of the sender; most sends need neither a wait nor a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-from collections.abc import Coroutine, Generator
-from types import coroutine
-from typing import Any
+from typing import Final
+
+from aiohttp import WSMsgType, web
 
 from .._tasks import BackgroundTasks
+from ..connections.connection import TrackedConnection
 
 __all__: list[str] = []
 
+_COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a wait
 
-async def send_whole(tasks: BackgroundTasks, sending: Coroutine[Any, Any, None]) -> None:
+
+async def send_message(
+    tasks: BackgroundTasks, connection: TrackedConnection, data: bytes, opcode: WSMsgType
+) -> None:
     """
-    Await *sending*, a coroutine of aiohttp that sends one message.
+    Send a message; wait if the client reads too slowly.
 
     Args:
         tasks: Where the wait runs, if there is one.
-        sending: The coroutine, not started yet.
+        connection: Where to.
+        data: The payload.
+        opcode: Whether it is text or binary.
 
     Raises:
         ConnectionError: If the socket is closed.
     """
-    try:
-        first = sending.send(None)
-    except StopIteration:
+    ws: web.WebSocketResponse = connection.ws
+    if _is_sent_at_once(connection, len(data)):
+        await ws.send_frame(data, opcode)
         return
     # In no request's context, or it would be kept as long as the peer is slow.
-    waiting = tasks.spawn(_quietly(_resume(sending, first)), "send", contextvars.Context())
-    error = await asyncio.shield(waiting)
+    sending = tasks.spawn(_send(ws, data, opcode), "send", contextvars.Context())
+    error = await asyncio.shield(sending)
     if error is not None:
         raise error
 
 
-async def _quietly(resumed: Any) -> ConnectionError | None:
+def _is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
     """
-    Return an error that the sender may not be there any more to hear.
+    Tell whether the transport is sure to have room, so that nothing waits for it.
     """
+    transport = connection.transport
+    if transport is None or transport.get_write_buffer_size():
+        return False
+    if connection.ws.compress and size > _COMPRESSED_AT_ONCE:
+        return False
+    return 2 * size < transport.get_write_buffer_limits()[1]  # with headers, and what TLS adds
+
+
+async def _send(
+    ws: web.WebSocketResponse, data: bytes, opcode: WSMsgType
+) -> ConnectionError | None:
+    """
+    Send a message for a sender who may not be there any more to hear of an error.
+    """
+    task = asyncio.current_task()
     try:
-        await resumed
+        await ws.send_frame(data, opcode)
     except ConnectionError as exc:
         return exc
+    except asyncio.CancelledError:
+        if task is None or task.cancelling():
+            raise
+        # Somebody who sends past us was cancelled. The frame is written: aiohttp waits after.
     return None
-
-
-@coroutine
-def _resume(sending: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """
-    Go on with a coroutine that has been started, and waits for something.
-    """
-    with contextlib.suppress(StopIteration):
-        while True:
-            try:
-                value = yield waits_for
-            except BaseException as exc:  # noqa: BLE001  it is the coroutine's
-                waits_for = sending.throw(exc)
-            else:
-                waits_for = sending.send(value)

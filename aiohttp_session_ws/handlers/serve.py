@@ -101,9 +101,7 @@ def code_after(ws: WebSocket, error: BaseException | None) -> int:
     return end_of(reader.connection, None if is_disconnect(ws, error) else error)[1]
 
 
-async def _report_refusal(
-    core: Core, request: web.Request, error: BaseException
-) -> None:
+async def _report_refusal(core: Core, request: web.Request, error: BaseException) -> None:
     """
     Tell of a handshake that a hook or a handler has refused before it began.
     """

@@ -180,5 +180,4 @@ def keys_of_connection(connection: TrackedConnection) -> list[str]:
     subjects = [Subject("id", connection.session_ws_id), *connection.labels]
     if connection.identity is not None:
         subjects.append(Subject("identity", connection.identity))
-    lineage = connection.lineage
-    return keys_of_lookup(None if lineage is None else lineage.token, subjects, closes=True)
+    return keys_of_lookup(connection.lineage.token, subjects, closes=True)

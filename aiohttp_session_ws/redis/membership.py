@@ -125,6 +125,9 @@ class Membership:
                 pause = PROBE
                 if self._commands.available:
                     log.debug("a heartbeat failed: %s", reason(exc))
+            else:
+                if not self._clock.known:
+                    pause = PROBE  # the answer was too late to tell the time
             self.beaten.set()
             try:
                 async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):

@@ -46,8 +46,38 @@ class CloseSession(NamedTuple):
     at: float
     close: Close
 
+    def moved_to(self, at: float) -> CloseSession:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
 
 Record: TypeAlias = Change | CloseSession
+
+
+def time_of(record: Record) -> float:
+    """
+    Return when what *record* tells was ordered; 0 if it tells of no order.
+    """
+    match record:
+        case SubjectEnded(before=at):
+            return at
+        case LineageEnded(at=at) | LineageRenewed(at=at) | CloseSession(at=at):
+            return at
+    return 0.0
+
+
+def with_time(record: Record, at: float) -> Record:
+    """
+    Return *record* as one that was ordered *at* that time.
+    """
+    match record:
+        case SubjectEnded():
+            return record.moved_to(at)
+        case LineageEnded() | LineageRenewed() | CloseSession():
+            return record.moved_to(at)
+    return record
 
 
 class Stored(NamedTuple):
@@ -186,16 +216,16 @@ def question_text(sender: str, number: str, body: dict[str, Any]) -> str:
     return json.dumps({"v": VERSION, "from": sender, "q": number, **body})
 
 
-def keys_of_lookup(token: str | None, subjects: Sequence[Subject], *, closes: bool) -> list[str]:
+def keys_of_lookup(token: str, subjects: Sequence[Subject], *, closes: bool) -> list[str]:
     """
     Return the keys of all that is recorded of a session.
 
     Args:
-        token: Its lineage, if it is known.
+        token: Its lineage.
         subjects: Its id, and its identity and labels as far as they are known.
         closes: Whether to ask for close orders too.
     """
-    keys = [] if token is None else ["lineage:" + quote(token)]
+    keys = ["lineage:" + quote(token)]
     for subject in subjects:
         name = subject_key(subject)
         keys.append("end:" + name)

@@ -15,8 +15,9 @@ from ..results import CloseReport
 from .apply import Applier
 from .clock import RedisClock
 from .decoding import HeardOrder
-from .io.outbox import Entry, Outbox
-from .messages import CloseSession
+from .entries import Entry
+from .io.outbox import Outbox
+from .messages import CloseSession, time_of
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
 
@@ -138,7 +139,10 @@ class Outbound:
         """
         closes: Sequence[CloseSession] = ()
         if order.closes:
-            at, close = self._clock.end_time(), order.close or RECONNECT
+            ordered = max(map(time_of, order.changes), default=0.0)
+            # Who has the answer of a log-in or a renewal, and connects, comes after it.
+            at = ordered - 2 * self._clock.error if ordered else self._clock.end_time()
+            close = order.close or RECONNECT
             closes = [
                 CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
             ]

@@ -75,6 +75,12 @@ class HeardNumbers:
         self.missing = rest
         return found
 
+    def lose(self, first: int, last: int) -> None:
+        """
+        Note that what was heard under these numbers is missing all the same.
+        """
+        self.missing = sorted([*self.missing, (first, last)])
+
     def restart(self, last: int) -> None:
         """
         Begin anew with a sequence that has counted up to *last*, of which nothing was heard.

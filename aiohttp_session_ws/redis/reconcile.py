@@ -1,28 +1,26 @@
 """
-What was missed is read, and what Redis has lost is written again.
+What this node has missed is read, and takes effect late.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from .._logging import log
 from ..connections.connection import TrackedConnection
 from ..registry.cluster import LocalNode
-from ..sessions.records import Change, Records
+from ..sessions.records import Change
 from .apply import Applier
-from .decoding import read_message, read_record
+from .decoding import read_record
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
-from .io.outbox import Entry, Outbox
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
-from .membership import PULSE, Membership
-from .messages import CloseSession, Record, encode, envelope, order_text
+from .membership import Membership
+from .messages import CloseSession, envelope, order_text
 from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
@@ -30,19 +28,17 @@ __all__: list[str] = []
 ROUND: Final = 1800.0  # seconds between two looks at all connections, come what may
 SOON: Final = 0.01  # seconds in which more of the same trouble is collected
 PAUSE: Final = 1.0  # seconds after a failure
-AT_ONCE: Final = 250  # records that are read by number, or written again, in one step
+AT_ONCE: Final = 500  # records that are read by number in one step
 
 
 class Reconciler:
     """
-    Finds the orders that this node has missed, and writes again what Redis has lost.
+    Finds the orders that this node has missed.
 
     Args:
         node: This node.
-        instance: Its name.
         commands: Redis.
-        outbox: What waits to be recorded.
-        membership: Who else lives.
+        membership: Tells up to which number nothing can be found any more.
         lookup: What is recorded of a session.
         applier: Lets what is found take effect.
         numbers: What was heard.
@@ -52,9 +48,7 @@ class Reconciler:
     def __init__(
         self,
         node: LocalNode,
-        instance: str,
         commands: Commands,
-        outbox: Outbox,
         membership: Membership,
         lookup: Lookup,
         applier: Applier,
@@ -62,9 +56,7 @@ class Reconciler:
         recent: RecentOrders,
     ) -> None:
         self._node = node
-        self._instance = instance
         self._commands = commands
-        self._outbox = outbox
         self._membership = membership
         self._lookup = lookup
         self._applier = applier
@@ -72,7 +64,6 @@ class Reconciler:
         self._recent = recent
         self._wake = asyncio.Event()
         self._all = False  # all connections are to be looked at
-        self._trouble = asyncio.Event()  # Redis may have lost something
 
     def missed(self) -> None:
         """
@@ -94,15 +85,8 @@ class Reconciler:
         if not last:
             self.look_at_all()
             return
-        self._numbers.missing.append((first, last))
-        self._numbers.missing.sort()
+        self._numbers.lose(first, last)
         self._wake.set()
-
-    def lost(self) -> None:
-        """
-        Write soon what Redis has lost.
-        """
-        self._trouble.set()
 
     async def run(self) -> None:
         """
@@ -122,35 +106,6 @@ class Reconciler:
                 log.debug("what was missed can't be read now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._wake.set()
-
-    async def run_write_back(self) -> None:
-        """
-        Write again what Redis has lost, until cancelled; once for each trouble.
-        """
-        while True:
-            await self._trouble.wait()
-            self._trouble.clear()
-            try:
-                await self._write_back(lambda sender: sender == self._instance, lambda key: True)
-                # By then all that live have said so, also to a Redis that has forgotten them.
-                await asyncio.sleep(2 * PULSE)
-                await self._write_back_of_gone()
-            except TROUBLE as exc:
-                log.debug("what is lost can't be written now: %s", reason(exc))
-                await asyncio.sleep(PAUSE)
-                self._trouble.set()
-
-    async def write_records(self, changes: Iterable[Change]) -> None:
-        """
-        Write what a node knew when it started, and Redis doesn't.
-        """
-        some: dict[str, list[Record]] = {}
-        for change in changes:
-            some.setdefault(encode(change).key, []).append(change)
-            if len(some) >= AT_ONCE:
-                _ = await self._write_missing(some)
-                some = {}
-        _ = await self._write_missing(some)
 
     # What was missed
 
@@ -222,65 +177,6 @@ class Reconciler:
                     self._lookup.take(connection, found)
             await asyncio.sleep(0)
 
-    # What is lost
-
-    async def _write_back_of_gone(self) -> None:
-        """
-        Write again what nodes have ordered that are gone, shared out among those that live.
-        """
-        living = await self._membership.living()
-        if self._instance not in living:
-            return  # no heartbeat has come through
-        mine = living.index(self._instance)
-
-        def is_mine(key: str) -> bool:
-            # Two for each, for their lists may differ for a moment.
-            owner = zlib.crc32(key.encode()) % len(living)
-            return mine in (owner, (owner + 1) % len(living))
-
-        alive = frozenset(living)
-        await self._write_back(lambda sender: sender not in alive, is_mine)
-
-    async def _write_back(
-        self, is_meant: Callable[[str], bool], is_mine: Callable[[str], bool]
-    ) -> None:
-        """
-        Write again what is missing of the messages of some senders: read first.
-        """
-        some: dict[str, list[Record]] = {}
-        written = 0
-        for body in self._recent.of(is_meant):
-            for order in read_message(body).orders:
-                for record in (*order.changes, *order.closes):
-                    key = encode(record).key
-                    if is_mine(key):
-                        some.setdefault(key, []).append(record)
-            if len(some) >= AT_ONCE:
-                written += await self._write_missing(some)
-                some = {}
-            await asyncio.sleep(0)
-        written += await self._write_missing(some)
-        if written:
-            log.warning("Redis has lost %d records that this node knew; they are back", written)
-
-    async def _write_missing(self, some: dict[str, list[Record]]) -> int:
-        missing: list[Record] = []
-        keys = list(some)
-        for start in range(0, len(keys), CHUNK):
-            chunk = keys[start : start + CHUNK]
-            for key, value in zip(chunk, await self._commands.read(chunk), strict=True):
-                missing += [record for record in some[key] if _says_more(record, value)]
-        for start in range(0, len(missing), AT_ONCE):
-            await self._outbox.wait_empty()  # new orders go first
-            records = missing[start : start + AT_ONCE]
-            closes = [record for record in records if isinstance(record, CloseSession)]
-            changes = [record for record in records if not isinstance(record, CloseSession)]
-            if closes:  # nobody is to carry them out now
-                _ = self._outbox.put(Entry(closes, quiet=True))
-            if changes:
-                _ = self._outbox.put(Entry(changes))
-        return len(missing)
-
 
 def _chunks(
     connections: Sequence[TrackedConnection],
@@ -298,17 +194,3 @@ def _chunks(
         size += len(some)
     if chunk:
         yield chunk, keys
-
-
-def _says_more(record: Record, value: bytes | None) -> bool:
-    """
-    Tell whether a record says more than what Redis has under its key.
-    """
-    if value is None:
-        return True
-    known = read_record(value)
-    if known is None or isinstance(record, CloseSession) or isinstance(known, CloseSession):
-        return False  # of another version, or another order by now
-    records = Records()
-    _ = records.merge(known)
-    return records.merge(record)

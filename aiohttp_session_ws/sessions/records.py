@@ -44,6 +44,18 @@ class LineageEnded(NamedTuple):
     ttl: float
     minor: bool = False
 
+    def moved_to(self, at: float) -> LineageEnded:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
+    def as_major(self) -> LineageEnded:
+        """
+        Return the same of a session that belonged to somebody.
+        """
+        return self._replace(minor=False)
+
 
 class LineageRenewed(NamedTuple):
     """
@@ -67,6 +79,18 @@ class LineageRenewed(NamedTuple):
     seen: bool
     ttl: float
 
+    def moved_to(self, at: float) -> LineageRenewed:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
+    def as_seen(self) -> LineageRenewed:
+        """
+        Return the same once a request has come with it.
+        """
+        return self._replace(seen=True)
+
 
 class SubjectEnded(NamedTuple):
     """
@@ -81,6 +105,12 @@ class SubjectEnded(NamedTuple):
     subject: Subject
     before: float
     ttl: float
+
+    def moved_to(self, before: float) -> SubjectEnded:
+        """
+        Return the same with another time.
+        """
+        return self._replace(before=before)
 
 
 class IdNote(NamedTuple):
@@ -149,6 +179,16 @@ class Records:
         yield from self._renewed.values()
         yield from self._notes.values()
 
+    def knows(self, token: str) -> bool:
+        """
+        Tell whether a lineage may have a record.
+        """
+        return (
+            token in self._renewed.entries
+            or token in self._ended.entries
+            or token in self._minor.entries
+        )
+
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """
         Return what is known of a lineage: its end, else its newest generation.
@@ -167,7 +207,7 @@ class Records:
         """
         Whether an id, an identity or a label was ended at all.
         """
-        return bool(self._subjects)
+        return bool(self._subjects.entries)
 
     def note_of(self, session_ws_id: Hashable) -> IdNote | None:
         """
@@ -197,6 +237,27 @@ class Records:
                 news = self._merge_note(change)
         self.epoch += news
         return news
+
+    def resolve(self, time_of: Callable[[float], float]) -> None:
+        """
+        Give the records their time that were made before the clock was known.
+
+        Args:
+            time_of: Returns the time of what was taken for one.
+        """
+        for store in (self._ended, self._minor):
+            for end in store.values():
+                if (at := time_of(end.at)) != end.at:
+                    store.put(end.token, end.moved_to(at), end.ttl)
+        for renewal in self._renewed.values():
+            if (at := time_of(renewal.at)) != renewal.at:
+                self._renewed.put(renewal.token, renewal.moved_to(at), renewal.ttl)
+        for record in self._subjects.values():
+            if (before := time_of(record.before)) != record.before:
+                self._subjects.put(record.subject, record.moved_to(before), record.ttl)
+        owners = [r.before for r in self._subjects.values() if r.subject.kind != "id"]
+        self.latest_owner_end = max(owners, default=-math.inf)
+        self.epoch += 1
 
     def _merge_end(self, change: LineageEnded) -> bool:
         token = change.token

@@ -4,11 +4,12 @@ The only module that touches ``aiohttp_session``: a request's session, and our k
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Coroutine, Hashable, Mapping
 from typing import Any, Final
 
 import aiohttp_session
@@ -21,6 +22,7 @@ from .._logging import describe_error, log
 __all__: list[str] = []
 
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
 LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
 
 
@@ -81,11 +83,11 @@ def max_age_of(request: web.Request) -> int | None:
     return storage_of(request).max_age if has_storage(request) else None
 
 
-async def load_session(request: web.Request) -> Session:
+def load_session(request: web.Request) -> Coroutine[Any, Any, Session]:
     """
     Return the session of *request*; it is loaded once.
     """
-    return await aiohttp_session.get_session(request)
+    return aiohttp_session.get_session(request)  # not a coroutine of ours around it
 
 
 async def begin_session(request: web.Request) -> Session:
@@ -101,7 +103,10 @@ def loaded_session(request: web.Request) -> Session | None:
     """
     Return the session that *request* has loaded so far.
     """
-    session: Session | None = request.get(aiohttp_session.SESSION_KEY)
+    try:  # quicker than get()
+        session: Session = request[aiohttp_session.SESSION_KEY]
+    except KeyError:
+        return None
     return session
 
 
@@ -154,6 +159,17 @@ def expires_at(session: Session | None) -> float:
     return created_at(session) + session.max_age + 1
 
 
+def content_of(session: Session, keys: SessionKeys) -> dict[str, Any]:
+    """
+    Return what *session* holds, as it is now: a handler may change what is nested in it.
+    """
+    content = dict(session)
+    for key, value in content.items():
+        if type(value) not in ATOMS and key != keys.lineage:
+            content[key] = copy.deepcopy(value)
+    return content
+
+
 def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
     """
     Return a session like *session* that holds *content*, as ``identify`` may read it.
@@ -196,7 +212,7 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         await storage_of(request).save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
-        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))  # noqa: TRY400
+        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
 def as_tuple(value: Any) -> Any:
@@ -208,8 +224,16 @@ def as_tuple(value: Any) -> Any:
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
-    Return the session ws id that *session* holds.
+    Return the session ws id that *session* holds; one that can't be used is none.
+
+    A cookie that is forged or broken may hold anything.
     """
     value = session.get(key)
-    session_ws_id: Hashable | None = as_tuple(value) if type(value) is list else value
+    if type(value) is list:
+        value = as_tuple(value)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    session_ws_id: Hashable | None = value
     return session_ws_id

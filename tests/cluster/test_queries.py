@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import Count, Delivery, SessionWSRegistry
+from aiohttp_session_ws import SessionWSRegistry
 from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry, looking
+from aiohttp_session_ws.results import Count, Delivery
 from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     Nodes,

@@ -4,6 +4,7 @@ The documents, and the programs in them.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import docutils.core
@@ -11,7 +12,14 @@ import docutils.nodes
 
 from tests.support.processes import ROOT
 
-DOCUMENTS = ["README.rst", "CHANGES.rst", "demo/README.rst", "docs/guide.rst"]
+DOCUMENTS = [
+    "README.rst",
+    "CHANGES.rst",
+    "CONTRIBUTING.rst",
+    "SECURITY.rst",
+    "demo/README.rst",
+    "docs/guide.rst",
+]
 # The commands that the README gives.
 START = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python -m demo"
 RECIPE = """\
@@ -33,10 +41,10 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
     return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
 
 
-PROGRAM, HANDLERS, USERS, WORKERS = blocks(python=True)
+PROGRAM, HANDLERS, OPTIONS, WORKERS = blocks(python=True)
 GUIDE = blocks("docs/guide.rst", python=True)
-ORDERS, CONVERSATIONS, IDENTITY, PUSHING, LOOKING, TIME, SIGNALS, THREADS, *REST = GUIDE
-*PROCESSES, TESTING = REST
+NAIVE, AUTHORIZE, ORDERS, CONVERSATIONS, IDENTITY, LABELS, REFRESH, PROOF, *REST = GUIDE
+PUSHING, LOOKING, TIME, SIGNALS, THREADS, DRAIN, JOURNAL, *PROCESSES, TESTING = REST
 
 
 def run(block: str) -> dict[str, Any]:
@@ -44,3 +52,10 @@ def run(block: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.rst", "exec"), names)
     return names
+
+
+def program() -> ModuleType:
+    """Return the README's first program as the module ``app`` that others import from."""
+    module = ModuleType("app")
+    exec(compile(PROGRAM, "README.rst", "exec"), module.__dict__)
+    return module

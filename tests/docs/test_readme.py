@@ -6,33 +6,46 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+from pathlib import Path
 
+import aiohttp_session
 import pytest
 from aiohttp import WSServerHandshakeError, web
+from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import SessionWSRegistry
 from tests.support import AiohttpClient, expect_close, make_app, until
+from tests.support.people import outcome, session_of
 from tests.support.processes import ROOT
 
 from .documents import (
+    AUTHORIZE,
     CONVERSATIONS,
     DOCUMENTS,
+    DRAIN,
     HANDLERS,
     IDENTITY,
+    JOURNAL,
+    LABELS,
     LOOKING,
+    NAIVE,
+    OPTIONS,
     ORDERS,
     PROGRAM,
+    PROOF,
     PUSHING,
     RECIPE,
+    REFRESH,
     SIGNALS,
     START,
     TEST,
     TESTING,
     THREADS,
     TIME,
-    USERS,
     blocks,
     parse,
+    program,
     run,
 )
 
@@ -46,7 +59,7 @@ class TestDocuments:
     def test_stays_short(self) -> None:
         """A README that nobody reads to its end is too long."""
         assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 250
-        assert len(PROGRAM.splitlines()) <= 40
+        assert len(PROGRAM.splitlines()) <= 75  # the page is a quarter of it
 
     def test_commands(self) -> None:
         """The other blocks are commands; tests run the second, and CI the third, from the text."""
@@ -78,9 +91,30 @@ class TestPrograms:
             assert await ws.receive_str() == "x"
         assert numbers == list(range(10))
 
-    async def test_users(self, aiohttp_client: AiohttpClient) -> None:
-        """Users of the listed origin get in."""
-        client = await aiohttp_client(make_app(run(USERS)["registry"]))
+    async def test_page_is_told(self, aiohttp_client: AiohttpClient) -> None:
+        """A page that isn't logged in learns so; a log-in moves its sockets to the new user."""
+        client = await aiohttp_client(run(PROGRAM)["make_app"]())
+        assert "<!doctype html>" in await (await client.get("/")).text()
+        async with client.ws_connect("/ws") as ws:
+            message = await ws.receive()
+            assert (message.data, message.extra) == (4401, "log in first")
+        said = []
+        for name in ("ann", "bob"):
+            await client.post(f"/log-in?name={name}")
+            ws = await client.ws_connect("/ws")
+            said.append(await ws.receive_str())
+        await client.post("/log-in?name=eve")
+
+        assert said == ["hello, ann", "hello, bob"]
+        assert await expect_close(ws) == 4403
+
+    async def test_options(
+        self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Users of the listed origin get in; the journal is where it was said to be."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(sys.modules, "app", program())
+        client = await aiohttp_client(make_app(run(OPTIONS)["registry"]))
         statuses = []
         for headers in ({"Origin": "https://evil.example"}, {}):
             with pytest.raises(WSServerHandshakeError) as refused:
@@ -90,6 +124,7 @@ class TestPrograms:
         async with client.ws_connect("/ws", origin="https://example.org") as ws:
             assert (await ws.receive()).json()[1] == "ann"
         assert statuses == [403, 403]
+        assert (tmp_path / "ends.db").exists()
 
     async def test_program_starts(self, unused_tcp_port: int) -> None:
         """It runs as a script does."""
@@ -109,6 +144,54 @@ class TestPrograms:
 
 
 class TestGuide:
+    async def test_naive(self, aiohttp_client: AiohttpClient) -> None:
+        """The first idea works in a demonstration."""
+
+        async def log_in(request: web.Request) -> web.Response:
+            (await aiohttp_session.get_session(request))["user"] = "ann"
+            return web.Response()
+
+        names = run(NAIVE)
+        app = web.Application(
+            middlewares=[aiohttp_session.session_middleware(SimpleCookieStorage())]
+        )
+        app.router.add_get("/login", log_in)
+        app.router.add_get("/ws", names["websocket"])
+        app.router.add_get("/logout", names["log_out"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.send_str("x")
+            assert await ws.receive_str() == "x"
+            await client.get("/logout")
+            assert await expect_close(ws) == 1000
+
+    async def test_authorize(self, aiohttp_client: AiohttpClient) -> None:
+        """Who isn't logged in is told so, who is may connect."""
+        client = await aiohttp_client(make_app(run(AUTHORIZE)["registry"]))
+        await client.get("/whoami")
+        async with client.ws_connect("/ws") as ws:
+            message = await ws.receive()
+            assert (message.data, message.extra) == (4401, "log in first")
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            assert (await ws.receive()).json()[1] == "ann"
+
+    async def test_journal(
+        self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A cookie that has ended opens nothing after a restart either."""
+        monkeypatch.chdir(tmp_path)
+        client = await aiohttp_client(make_app(run(JOURNAL)["registry"]))
+        cookie = await session_of(client)
+        codes = [await outcome(client, cookie)]
+        await client.get("/out/end_session_ws", headers={"Cookie": cookie})
+        await client.close()
+        client = await aiohttp_client(make_app(run(JOURNAL)["registry"]))
+        codes.append(await outcome(client, cookie))
+
+        assert codes == ["ann", 4401]
+
     async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
         """Renewed sockets are told to come back; those locked out are not."""
         names = run(ORDERS)
@@ -155,12 +238,92 @@ class TestGuide:
             sockets.append(await client.ws_connect("/ws"))
             await sockets[-1].receive()
         await client.get("/elsewhere")
-        codes = [await expect_close(ws) for ws in sockets[:2]]
-        await sockets[2].send_str("still there?")
-        assert await sockets[2].receive_str() == "still there?"
-        await client.get("/everywhere")
+        codes = [await expect_close(ws) for ws in sockets]
+        async with client.ws_connect("/ws") as ws:
+            user = (await ws.receive_json())[1]
+            await client.get("/everywhere")
 
-        assert [*codes, await expect_close(sockets[2])] == [4401] * 3
+            assert (codes, user, await expect_close(ws)) == ([4401, 4401, 4403], "ann", 4401)
+
+    async def test_log_in_and_out(self, aiohttp_client: AiohttpClient) -> None:
+        """A log-in and a log-out need no call: identify sees the user come and go."""
+        names = run(IDENTITY)
+        app = make_app(names["registry"])
+        app.router.add_get("/in", names["log_in"])
+        app.router.add_get("/exit", names["log_out"])
+        client = await aiohttp_client(app)
+        await client.get("/whoami")
+        codes = []
+        for path in ("/in?name=ann", "/exit"):
+            ws = await client.ws_connect("/ws")
+            await client.get(path)
+            codes.append(await expect_close(ws))
+
+        assert codes == [4403, 4401]
+
+    async def test_labels(self, aiohttp_client: AiohttpClient) -> None:
+        """The sessions of a device end, and no other."""
+        names = run(LABELS)
+
+        async def enter(request: web.Request) -> web.Response:
+            session = await aiohttp_session.get_session(request)
+            session["device"] = request.query["device"]
+            return web.Response()
+
+        app = make_app(names["registry"])
+        app.router.add_get("/device", enter)
+        app.router.add_get("/lock/{device}", names["lock_device"])
+        client = await aiohttp_client(app)
+        sockets = []
+        for device in ("phone", "desk"):
+            client.session.cookie_jar.clear()
+            await client.get(f"/device?device={device}")
+            sockets.append(await client.ws_connect("/ws"))
+        text = await (await client.get("/lock/phone")).text()
+        await sockets[1].receive()
+        await sockets[1].send_str("still there?")
+
+        assert (text, await expect_close(sockets[0])) == ("1 closed", 4401)
+        assert await sockets[1].receive_str() == "still there?"
+
+    async def test_refresh(self, aiohttp_client: AiohttpClient) -> None:
+        """A socket goes on under the new id, is told, and ends with the session."""
+        names = run(REFRESH)
+        app = make_app(names["registry"])
+        app.router.add_get("/refresh", names["refresh_token"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/refresh?token=x")
+            told = await ws.receive_str()
+            await client.get("/out/end_session_ws")
+
+            assert (told, await expect_close(ws)) == ("your token is fresh", 4401)
+
+    async def test_proof(self, aiohttp_client: AiohttpClient) -> None:
+        """Who has proven to be somebody is logged out with that somebody."""
+        names = run(PROOF)
+        registry = names["registry"]
+        app = make_app(registry)
+        app.router.add_get("/ticketed", names["ticketed"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ticketed") as ws:
+            await ws.send_str("x7k2")
+            told = await ws.receive_str()
+            await registry.end_identity("ann")
+
+            assert (told, await expect_close(ws)) == ("welcome, ann", 4401)
+
+    async def test_drain(self, aiohttp_client: AiohttpClient) -> None:
+        """Sockets are told that the process restarts."""
+        names = run(DRAIN)
+        client = await aiohttp_client(make_app(names["registry"]))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await names["registry"].drain(0)
+
+            assert await expect_close(ws) == 1012
 
     async def test_pushing_and_looking(self, aiohttp_client: AiohttpClient) -> None:
         """A user is told, everybody is, and the user's tabs are listed."""
@@ -179,9 +342,7 @@ class TestGuide:
 
     def test_options(self) -> None:
         """They make a registry."""
-        registry = run(TIME)["registry"]
-
-        assert (registry.expiry.revalidate_every, registry.limits.total) == (60.0, 20_000)
+        assert isinstance(run(TIME)["registry"], SessionWSRegistry)
 
     async def test_signals(self, aiohttp_client: AiohttpClient) -> None:
         """Sockets are seen to come and to go."""

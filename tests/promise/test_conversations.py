@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 )
 
 from aiohttp_session_ws import (
-    CloseDetails,
     Connection,
     SessionWSRegistry,
     Timeouts,
@@ -32,6 +31,7 @@ from aiohttp_session_ws import (
     WebSocketView,
     websocket_handler,
 )
+from aiohttp_session_ws.signals import CloseDetails
 from tests.support import PATIENCE, RawPeer, Server, make_app, until
 from tests.support.inspect import opening, quiet
 
@@ -346,7 +346,7 @@ class Conversations(RuleBasedStateMachine):
     async def nothing_is_left(self) -> None:
         registry = self.world.registry
         await quiet(registry)
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
 
 

@@ -12,6 +12,7 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session_ws.identity import EndedIdentities
 from yarl import URL
 
 from aiohttp_session_ws import (
@@ -24,7 +25,6 @@ from aiohttp_session_ws import (
     renew_session_ws,
     session_ws,
 )
-from aiohttp_session_ws.identity import EndedIdentities
 from tests.support import (
     PATIENCE,
     QUICK,
@@ -512,7 +512,7 @@ class TestRaces:
         old = cookie_of(client)
         if with_socket:
             await client.ws_connect("/ws")
-            await until(lambda: registry)
+            await until(lambda: len(registry))
         working.shut = True
         request = asyncio.ensure_future(client.get("/slow"))
         await working.arrived.wait()

@@ -15,7 +15,6 @@ from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
     SessionWSRegistry,
-    SupportsClose,
     delete_session_ws_id,
     ensure_session_ws_id,
     get_session_ws_id,
@@ -25,6 +24,7 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup as setup_session_websockets,
 )
+from aiohttp_session_ws.typing import SupportsClose
 from tests.support import AiohttpClient, Client
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -312,4 +312,4 @@ class TestRegistry:
         await message
         await asyncio.wait_for(quiet.wait(), 5)
 
-        assert not registry
+        assert not len(registry)

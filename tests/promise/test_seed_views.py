@@ -21,19 +21,16 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, 
 from aiohttp.typedefs import Handler
 
 from aiohttp_session_ws import (
-    POLICY_VIOLATION,
-    AuthDetails,
-    CloseDetails,
     Connection,
-    FailDetails,
-    HandshakeDetails,
     SessionWSRegistry,
     WebSocket,
     WebSocketDisconnect,
-    WebSocketProtocolError,
     WebSocketView,
     websocket_handler,
 )
+from aiohttp_session_ws.close_codes import POLICY_VIOLATION
+from aiohttp_session_ws.exceptions import WebSocketProtocolError
+from aiohttp_session_ws.signals import AuthDetails, CloseDetails, FailDetails, HandshakeDetails
 from tests.support import AiohttpClient, Client, RawPeer, expect_close, make_app, until
 
 log = logging.getLogger(__name__)
@@ -522,7 +519,7 @@ class TestWsrpc:
                 assert await ws.receive_json() is True
 
         await asyncio.gather(*[stay(seconds) for seconds in (0.05, 0.1, 0.2)])
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         logged = [r.args for r in caplog.records if r.name == __name__]
 
         assert len(logged) == 3

@@ -21,6 +21,7 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
+from aiohttp_session_ws.visit import visit_of
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -37,7 +38,6 @@ from aiohttp_session_ws import (
     get_session_ws_id,
     renew_session_ws,
 )
-from aiohttp_session_ws.visit import visit_of
 from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
 from tests.support.inspect import connections, idle, opening, quiet
 
@@ -355,7 +355,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: self.world.registry._draining)
+            await until(lambda: self.world.inspect(registry).draining)
             await self.world.let_all_go()
             await stopping
 
@@ -407,7 +407,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             if peer not in self.world.gone:
                 await peer.closed()
                 peer.close()
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
 

@@ -24,7 +24,9 @@ def inspect(registry: SessionWSRegistry) -> Core:
 
 def connections(registry: SessionWSRegistry) -> list[Any]:
     """Return the open connections, in the order of their opening."""
-    return sorted(inspect(registry).connections.open, key=lambda connection: connection.opened_at or 0.0)
+    return sorted(
+        inspect(registry).connections.open, key=lambda connection: connection.opened_at or 0.0
+    )
 
 
 def opening(registry: SessionWSRegistry) -> list[Any]:

@@ -5,7 +5,6 @@ The fixtures of all tests, as a plugin of pytest.
 from __future__ import annotations
 
 import datetime
-import gc
 import ipaddress
 import os
 import signal
@@ -13,7 +12,6 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import TCPConnector, web
@@ -24,14 +22,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from .clients import AiohttpClient, Client, Server
-import contextlib
-
-StartNode = object
-with contextlib.suppress(ImportError):  # the cluster is being rebuilt
-    from .nodes import StartNode, acquaint, node_app
 from .processes import free_port
 from .redis_servers import RedisCluster, RedisServer, SentinelSetup, redis_executable
 from .storages import STORAGES, storage_named
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the random worlds be as many as one likes."""
+    parser.addoption(
+        "--worlds", type=int, default=500, help="how many random worlds test_worlds.py plays"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -119,33 +119,3 @@ async def redis_sentinel() -> AsyncIterator[SentinelSetup]:
     """A primary, a replica and a sentinel for one test."""
     async with SentinelSetup() as setup:
         yield setup
-
-
-@pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let what is forgotten be found within the test, and take no slow machine for an outage."""
-    for module in ("store", "listener"):
-        monkeypatch.setattr(f"aiohttp_session_ws.redis.{module}.LIMIT", 5.0)
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def start_node(aiohttp_client: AiohttpClient) -> StartNode:
-    """Nodes on request, each with a client of its own."""
-
-    async def start(redis: Any, name: str = "node", **options: Any) -> Client:
-        client = await aiohttp_client(node_app(redis, name, **options))
-        client.session.cookie_jar.clear()
-        return client
-
-    return start
-
-
-@pytest.fixture
-async def nodes(redis_server: RedisServer, start_node: StartNode) -> tuple[Client, Client]:
-    """Two nodes that know each other."""
-    a = await start_node(redis_server.url, "a")
-    b = await start_node(redis_server.url, "b")
-    await acquaint(a, b)
-    return a, b

@@ -10,12 +10,8 @@ from typing import Any
 
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
-from aiohttp_session_ws import (
-    Connection,
-    Delivery,
-    SessionWSRegistry,
-    session_ws,
-)
+from aiohttp_session_ws import Connection, SessionWSRegistry, session_ws
+from aiohttp_session_ws.results import Delivery
 from tests.support import (
     PATIENCE,
     AiohttpClient,

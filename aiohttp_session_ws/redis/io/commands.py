@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any, Final
 
 from ...exceptions import RedisUnavailable
+from ..entries import Argument
 from .connect import (
     LIMIT,
-    Argument,
-    Line,
-    Link,
     MakeClient,
     is_elsewhere,
     is_unknown_script,
     reason,
 )
+from .line import Line, Link
 from .scripts import Script
 
 __all__: list[str] = []
@@ -236,7 +235,8 @@ class Commands:
 
     def _flush_reads(self) -> None:
         while self._reads and self._reading < AT_ONCE:
-            batch, keys = [], []
+            batch: list[tuple[int, asyncio.Future[list[bytes | None]]]] = []
+            keys: list[str] = []
             while self._reads and (not keys or len(keys) + len(self._reads[0][0]) <= CHUNK):
                 some, result = self._reads.popleft()
                 if not result.done():

@@ -6,21 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..._lineage import Lineage, Subject
 from ..._logging import OncePerMinute, log
-from ...close_codes import Close
 from ...exceptions import RedisUnavailable
-from ..messages import Record, Stored, encode, envelope, keys_of_lookup, order_text
+from ..entries import Argument, Encoder, Entry, body_of
 from .commands import STALL
 from .connect import (
     LIMIT,
-    Argument,
-    Line,
-    Link,
     MakeClient,
     channel_of,
     is_elsewhere,
@@ -28,6 +23,7 @@ from .connect import (
     reason,
     refusal,
 )
+from .line import Line, Link
 from .scripts import WRITE
 
 __all__: list[str] = []
@@ -38,77 +34,6 @@ BATCH: Final = 500  # records in one script
 AT_ONCE: Final = 2  # batches on their way
 SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
 LONGEST: Final = 1.0  # the most of these
-
-
-class Entry:
-    """
-    An order to record and to publish.
-
-    There may be a million, and the garbage collector looks at every object in them.
-
-    Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed.
-        by: Who gave it.
-        question: Under which number to report.
-        quiet: Whether it is recorded only.
-        published: Whether it was published.
-        stored: Whether Redis has recorded it.
-        alone: Whether it took too long, so that no other is sent with it.
-    """
-
-    __slots__ = (
-        "_waiter",
-        "alone",
-        "by",
-        "changes",
-        "close",
-        "closes",
-        "published",
-        "question",
-        "quiet",
-        "stored",
-    )
-
-    def __init__(
-        self,
-        changes: Sequence[Record],
-        closes: Sequence[Record] = (),
-        close: Close | None = None,
-        by: str | None = None,
-        question: str | None = None,
-        *,
-        quiet: bool = False,
-    ) -> None:
-        self.changes = changes
-        self.closes = closes
-        self.close = close
-        self.by = by
-        self.question = question
-        self.quiet = quiet
-        self.published = self.stored = self.alone = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __len__(self) -> int:
-        return len(self.changes) + len(self.closes)
-
-    def finish(self) -> None:
-        """
-        Note that Redis has recorded it.
-        """
-        self.published = self.stored = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self, timeout: float) -> None:
-        """
-        Wait until Redis has recorded it, for *timeout* seconds at most.
-        """
-        if not self.stored:
-            if self._waiter is None:
-                self._waiter = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._waiter}, timeout=timeout)
 
 
 class Batch(NamedTuple):
@@ -137,30 +62,28 @@ class Outbox:
     Args:
         make: Makes a client.
         prefix: What all keys begin with.
-        sender: The name of this node.
-        resolve: Gives a record its time, which it may have been made without; ``None`` while
-            the time isn't known.
+        encoder: Makes of entries what the script gets.
         known: Called with the records by which Redis knew more, as JSON.
         published: Called with each message that was published.
+
+    Attributes:
+        channel: Where orders are published; it is known once there is a connection.
+        refused: The word by which Redis refuses to write, "" if it doesn't.
     """
 
     def __init__(
         self,
         make: MakeClient,
         prefix: str,
-        sender: str,
-        resolve: Callable[[Record], Record | None],
+        encoder: Encoder,
         known: Callable[[list[bytes]], None],
         published: Callable[[bytes], None],
     ) -> None:
         self.link = Link(make, prefix, self._connected, self._disconnected)
         self._prefix = prefix
-        self._tag = f"{{{prefix}}}:"
-        self._sender = sender
-        self._resolve = resolve
+        self._encoder = encoder
         self._known = known
         self._published = published
-        self._channel = ""
         self._queue: deque[Entry] = deque()
         self._aside: deque[Entry] = deque()
         self._in_flight: deque[Batch] = deque()
@@ -169,10 +92,12 @@ class Outbox:
         self._lost = 0
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._waiting = OncePerMinute()
+        self._looked_again = False  # for a primary, since Redis last took something
+        self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
-        self.refused = ""  # the word by which Redis refuses to write
+        self.channel = ""
+        self.refused = ""
 
     def __len__(self) -> int:
         flying = sum(len(batch.entries) for batch in self._in_flight)
@@ -253,7 +178,7 @@ class Outbox:
         """
         Send *entries*; tell whether the time is known that they need.
         """
-        args = self._arguments(entries)
+        args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
         loop = asyncio.get_running_loop()
@@ -264,79 +189,6 @@ class Outbox:
         if self._timer is None:
             self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
         return True
-
-    def _arguments(self, entries: Sequence[Entry]) -> list[Argument] | None:
-        """
-        Return what the script gets; ``None`` if the time isn't known that a record needs.
-        """
-        quiet: list[Stored] = []
-        told: list[Stored] = []
-        texts: list[str] = []
-        news = True
-        for entry in entries:
-            changes, closes = self._encoded(entry.changes), self._encoded(entry.closes)
-            if changes is None or closes is None:
-                return None
-            if entry.quiet:
-                quiet += changes
-                quiet += closes
-                continue
-            told += changes
-            told += closes
-            news = news and not entry.published
-            texts.append(
-                order_text(
-                    [stored.text for stored in changes],
-                    [stored.text for stored in closes],
-                    entry.close,
-                    entry.by,
-                    entry.question,
-                )
-            )
-        body = envelope(self._sender, texts).encode() if texts else b""
-        records = [*quiet, *told]
-        args: list[Argument] = [1 + len(records), self._tag]
-        args += [self._tag + stored.key for stored in records]
-        # What was published without a number isn't published so again.
-        args += [self._channel, body, "1" if news and body else "", len(quiet)]
-        for stored in records:
-            args += [stored.ttl, stored.text]
-        return args
-
-    def arguments_to_judge(
-        self,
-        entry: Entry,
-        lineage: Lineage,
-        subjects: Sequence[Subject],
-        since: float,
-        grace: float,
-    ) -> list[Argument]:
-        """
-        Return what the script gets that judges a session before it writes.
-
-        Args:
-            entry: What it writes.
-            lineage: Of the session that has to be alive.
-            subjects: Its id, identity and labels.
-            since: Up to when an end of the identity or a label would concern it.
-            grace: Seconds in which an older generation is replaced though none has come with
-                the newer one.
-        """
-        count, *args = self._arguments([entry]) or [0]
-        keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
-        keys = [key for key in keys if not key.startswith(self._tag + "of:")]
-        args[int(count) : int(count)] = keys
-        args += [repr(lineage.generation), repr(lineage.began), repr(grace), repr(since)]
-        return [int(count) + len(keys), *args, len(keys)]
-
-    def _encoded(self, records: Sequence[Record]) -> list[Stored] | None:
-        found = []
-        for record in records:
-            resolved = self._resolve(record)
-            if resolved is None:
-                return None
-            found.append(encode(resolved))
-        return found
 
     # What came of it
 
@@ -378,8 +230,8 @@ class Outbox:
         if self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
-        body = batch.args[int(batch.args[0]) + 2]
-        if isinstance(body, bytes) and body:
+        self._looked_again = False
+        if body := body_of(batch.args):
             self._published(body)
         for entry in batch.entries:
             entry.finish()
@@ -391,15 +243,17 @@ class Outbox:
         Keep what was published, and couldn't be recorded, to try again.
         """
         self.refused = word
-        if self._waiting.allows(word):
+        if self._logged.allows(word):
             log.error(
                 "Redis refuses to write (%s): orders are published, and recorded when it can; %d"
                 " wait",
                 word,
                 len(self) + len(batch.entries),
             )
+        # Who listens to another primary hasn't heard it, if there is one.
+        published, self._looked_again = word != "READONLY" or self._looked_again, True
         for entry in batch.entries:
-            entry.published = word != "READONLY"  # whoever listens to the primary hasn't heard
+            entry.published = entry.published or published
         self._aside.extend(batch.entries)
         self._retry_later()
         if word == "READONLY":
@@ -416,7 +270,7 @@ class Outbox:
         self._size = BATCH
         batch.entries[0].alone = True
         self._aside.extend(batch.entries)
-        if self._waiting.allows(why):
+        if self._logged.allows(why):
             log.error("an order could not be recorded (%s); it is tried again", why)
         self._retry_later()
 
@@ -438,7 +292,7 @@ class Outbox:
     # The connection
 
     def _connected(self, line: Line) -> None:
-        self._channel = channel_of(line.client, self._prefix, ORDERS)
+        self.channel = channel_of(line.client, self._prefix, ORDERS)
         self._put_back()
         self.flush()
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from .connect import LIMIT, Link, channel_of
+from .connect import LIMIT, channel_of
+from .line import Link
 
 __all__: list[str] = []
 

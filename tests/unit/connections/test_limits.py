@@ -16,18 +16,14 @@ from aiohttp import (
     WSServerHandshakeError,
     web,
 )
-from hypothesis import HealthCheck, given, settings, strategies as st
-
-from aiohttp_session_ws import (
-    NORMAL,
-    Limits,
-    OpenDetails,
-    SessionWSRegistry,
-    Timeouts,
-)
 from aiohttp_session_ws.connection import Connection
 from aiohttp_session_ws.limits import make_room
 from aiohttp_session_ws.sockets import Sockets
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from aiohttp_session_ws import Limits, SessionWSRegistry, Timeouts
+from aiohttp_session_ws.close_codes import NORMAL
+from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
     PATIENCE,
     QUICK,

@@ -11,12 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import (
-    SessionWSRegistry,
-    WebSocket,
-    WebSocketDisconnect,
-    websocket_handler,
-)
+from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect, websocket_handler
 from tests.support import (
     PATIENT,
     make_app,

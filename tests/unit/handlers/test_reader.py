@@ -9,14 +9,10 @@ import struct
 from typing import Any
 
 import pytest
-
-from aiohttp_session_ws import (
-    SessionWSRegistry,
-    WebSocket,
-    WebSocketDisconnect,
-    WebSocketStateError,
-)
 from aiohttp_session_ws.reader import AHEAD_BYTES, AHEAD_MESSAGES
+
+from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect
+from aiohttp_session_ws.exceptions import WebSocketStateError
 from tests.support import (
     NORMAL_CLOSE,
     PATIENT,

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.revocation import Kind
 
 from aiohttp_session_ws import (
     SessionWSError,
@@ -26,7 +27,6 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
-from aiohttp_session_ws.revocation import Kind
 from tests.support import (
     QUICK,
     AiohttpClient,
@@ -607,7 +607,7 @@ class TestSubApplications:
         async with client.get("/sub/id") as response:
             id_ = await response.text()
         async with client.ws_connect("/sub/ws") as ws:
-            await until(lambda: registry)
+            await until(lambda: len(registry))
             ids = list(registry)
             await registry.close_all_session(id_)
 

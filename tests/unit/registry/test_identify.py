@@ -13,15 +13,9 @@ import pytest
 from aiohttp import WSServerHandshakeError, web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import (
-    FailDetails,
-    HandshakeDetails,
-    IdentifyFailed,
-    InvalidIdentity,
-    SessionWSRegistry,
-    end_identity_ws,
-    renew_session_ws,
-)
+from aiohttp_session_ws import SessionWSRegistry, end_identity_ws, renew_session_ws
+from aiohttp_session_ws.exceptions import IdentifyFailed, InvalidIdentity
+from aiohttp_session_ws.signals import FailDetails, HandshakeDetails
 from tests.support import (
     PATIENCE,
     QUICK,

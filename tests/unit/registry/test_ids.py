@@ -15,9 +15,6 @@ from aiohttp.typedefs import Handler
 from aiohttp_session_ws import (
     DEFAULT_ID_FACTORY,
     DEFAULT_SESSION_KEY,
-    IdFactory,
-    IdFactoryFailed,
-    InvalidSessionWSId,
     NotSetUp,
     SessionWSRegistry,
     delete_session_ws_id,
@@ -30,6 +27,8 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.exceptions import IdFactoryFailed, InvalidSessionWSId
+from aiohttp_session_ws.typing import IdFactory
 from tests.support import AiohttpClient, Client
 from tests.support.inspect import opening
 
@@ -269,7 +268,7 @@ class TestBadIdFactory:
             await client.ws_connect("/echo")
 
         assert caught.value.status == 500
-        assert not registry
+        assert not len(registry)
         assert not storage.sessions
         assert not opening(registry)
 
@@ -468,7 +467,7 @@ class TestIdElsewhere:
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/echo")
 
-        assert not registry
+        assert not len(registry)
 
 
 class TestSharedIds:

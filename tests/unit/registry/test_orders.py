@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import (
-    InvalidIdentity,
-    NotSetUp,
-    SessionWSRegistry,
-)
+from aiohttp_session_ws import NotSetUp, SessionWSRegistry
+from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.support import (
     PATIENCE,
     QUICK,
@@ -230,5 +227,5 @@ class TestCloseAllIdentity:
         await client.get("/enter")
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            await registry.close_all_identity("ann", code=4999)
+            await registry.close_all_identity("ann", close=4999)
             assert await expect_close(ws) == 4999

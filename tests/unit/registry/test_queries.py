@@ -14,20 +14,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import (
-    AuthDetails,
-    CloseDetails,
-    ConnectionInfo,
-    HandshakeDetails,
-    InvalidSessionWSId,
-    OpenDetails,
-    SessionWSError,
-    SessionWSRegistry,
-    WrongLoop,
-    fingerprint,
-    handshake,
-    session_ws,
-)
+from aiohttp_session_ws import SessionWSError, SessionWSRegistry, handshake, session_ws
+from aiohttp_session_ws._logging import fingerprint
+from aiohttp_session_ws.exceptions import InvalidSessionWSId, WrongLoop
+from aiohttp_session_ws.results import ConnectionInfo
+from aiohttp_session_ws.signals import AuthDetails, CloseDetails, HandshakeDetails, OpenDetails
 from tests.support import (
     PATIENCE,
     QUICK,
@@ -80,7 +71,7 @@ class TestConnections:
         assert await registry.connections(identity="nobody") == ()
         for ws in sockets:
             await ws.close()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert await registry.connections() == ()
         assert await registry.count() == 0
 
@@ -97,7 +88,7 @@ class TestConnections:
             assert before - 1 <= first.opened_at <= second.opened_at <= time.time() + 1
             assert first.id != second.id
             assert (await registry.connections())[0].id == first.id
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert first.path == "/ws"
         with pytest.raises(AttributeError):
             first.path = "/"  # type: ignore[misc]  # that's the test
@@ -319,7 +310,7 @@ class TestHeartbeat:
         assert frame is not None
         assert frame[0] == PING
         await left.wait()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         peer.close()
 
     async def test_own(
