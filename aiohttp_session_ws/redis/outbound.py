@@ -17,7 +17,7 @@ from .clock import RedisClock
 from .decoding import HeardOrder
 from .entries import Entry
 from .io.outbox import Outbox
-from .messages import CloseSession
+from .messages import CloseSession, time_of
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
 
@@ -139,7 +139,10 @@ class Outbound:
         """
         closes: Sequence[CloseSession] = ()
         if order.closes:
-            at, close = self._clock.end_time(), order.close or RECONNECT
+            ordered = max(map(time_of, order.changes), default=0.0)
+            # Who has the answer of a log-in or a renewal, and connects, comes after it.
+            at = ordered - 2 * self._clock.error if ordered else self._clock.end_time()
+            close = order.close or RECONNECT
             closes = [
                 CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
             ]

@@ -19,6 +19,7 @@ from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
+from ..sessions.encoding import encode
 from ..sessions.records import Change, Records
 from ..sessions.status import Status
 from ..typing import Data
@@ -80,9 +81,14 @@ class LocalNode(Protocol):
     connections: ConnectionManager
     tasks: BackgroundTasks
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
@@ -232,9 +238,17 @@ class Cluster(Protocol):
         Return how many sockets all nodes have; *here* are this one's.
         """
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
-        Push to the sockets of the other nodes; *here* is what became of it on this one.
+        Push to the sockets of the other nodes.
+
+        Args:
+            subject: Whose sockets; all if it is ``None``.
+            data: What.
+            here: What became of it on this node.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
 
     async def relay(self, name: str, data: bytes) -> Delivery:
@@ -258,13 +272,18 @@ class OwnReport:
 class SingleProcess:
     """
     The cluster of one process.
+
+    Args:
+        clock: Its clock.
+        journaled: Whether what it is told must be fit for a journal.
     """
 
     remote = False
     name = ""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
         self._clock = Clock() if clock is None else clock
+        self._journaled = journaled
 
     @property
     def clock(self) -> Clock:
@@ -282,8 +301,10 @@ class SingleProcess:
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect nothing: nobody else is told.
+        Expect what the journal can hold, if there is one: nobody else is told.
         """
+        if self._journaled:
+            encode(value)
 
     def record(self, order: Order) -> None:
         """
@@ -343,7 +364,9 @@ class SingleProcess:
         """
         return Count(here)
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
         Return what became of the push on this process.
         """

@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
@@ -57,7 +58,7 @@ from aiohttp import web
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from .._logging import fingerprint, log
 from .._origin import OriginPolicy
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
 from ..connections.connection import (
     NO_LINEAGE,
@@ -94,35 +95,35 @@ COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 class Ids(Protocol):
     """
-    Where the ids of sessions live. An application may override each of these.
+    Where the ids of sessions live. An application may override each of these, sync or async.
     """
 
-    async def get_id(self, request: web.Request) -> Hashable | None:
+    def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
         """
         Return the id of the session of *request*.
         """
 
-    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+    def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
         """
         Give the session of *request* this id.
         """
 
-    async def new_id(self, request: web.Request) -> Any:
+    def new_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* a new id.
         """
 
-    async def delete_id(self, request: web.Request) -> Any:
+    def delete_id(self, request: web.Request) -> Any:
         """
         Take the id out of the session of *request*.
         """
 
-    async def ensure_id(self, request: web.Request) -> Any:
+    def ensure_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* an id if it has none.
         """
 
-    async def generate_id(self, request: web.Request) -> Hashable:
+    def generate_id(self, request: web.Request) -> Any:
         """
         Return a new id.
         """
@@ -130,7 +131,7 @@ class Ids(Protocol):
 
 class Hooks(Protocol):
     """
-    What else an application may override, as in 1.1.1.
+    What else an application may override, as in 1.1.1, sync or async.
     """
 
     def register(self, session_ws_id: Hashable, ws: Any) -> Any:
@@ -143,12 +144,12 @@ class Hooks(Protocol):
         Called when a socket is gone.
         """
 
-    async def close_all_session(self, session_ws_id: Hashable) -> Any:
+    def close_all_session(self, session_ws_id: Hashable) -> Any:
         """
         Called when the response of a request that asked for it has been sent.
         """
 
-    async def close_all(self) -> Any:
+    def close_all(self) -> Any:
         """
         Called at the application's shutdown.
         """
@@ -188,6 +189,7 @@ class Core:
         close_orders: What a handshake may have missed.
         connections: The sockets of this process.
         cluster: The other nodes.
+        clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
@@ -220,6 +222,7 @@ class Core:
         self.id_factory = id_factory
         self.keys = keys
         self.cluster = cluster
+        self.clock: Clock = cluster.clock
         self.authorize = authorize
         self.origin_policy = OriginPolicy(origins)
         self.limits = limits
@@ -246,13 +249,6 @@ class Core:
         self._warned: set[str] = set()  # what was warned about once
 
     # Time
-
-    @property
-    def clock(self) -> Clock:
-        """
-        The one clock by which lineages begin and end.
-        """
-        return self.cluster.clock
 
     def saw_storage(self, max_age: int | None) -> None:
         """
@@ -332,18 +328,23 @@ class Core:
             log.warning("the journal is late: what has ended lately isn't on disk yet")
         return bool(done) and commit.result()
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
         self.merge(order.changes)
         if order.refresh is not None:
             self._refresh(order.refresh)
         if order.closes:
-            now = asyncio.get_running_loop().time()
+            given = time.monotonic() if before is None else before
             for subject in order.closes:
-                self.close_orders.add(subject, now)
-        return self.effect_of(order)
+                self.close_orders.add(subject, given)
+        return self.effect_of(order, before=before)
 
     def _refresh(self, refresh: Refresh) -> None:
         """
@@ -476,7 +477,7 @@ class Core:
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(close)
-        self.close_orders.add_all(asyncio.get_running_loop().time())
+        self.close_orders.add_all(time.monotonic())
         effect = Effect(((close, tuple(self.connections.all())),), len(opening))
         return await self.carry_out(effect)
 
@@ -576,7 +577,8 @@ class Core:
         """
         Return the id of the session of *request*.
         """
-        return await self.ids.get_id(request)
+        session_ws_id: Hashable | None = await maybe_await(self.ids.get_id(request))
+        return session_ws_id
 
     def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
         """
@@ -678,7 +680,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start():
+                for change in await self.journal.start(self.clock.now):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
@@ -724,7 +726,7 @@ class Core:
         try:
             await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
             if self.overrides.close_all:
-                await self.hooks.close_all()
+                await maybe_await(self.hooks.close_all())
         except Exception:
             log.exception("closing the websockets at shutdown failed")
 

@@ -76,6 +76,7 @@ class Identifier:
 
     Attributes:
         identify: The callable.
+        asks: Whether there is anything to ask about a request.
         optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
@@ -86,14 +87,8 @@ class Identifier:
         self.labels = labels
         self.optional = False
         self._check = check
+        self.asks = identify is not None or labels is not None
         self._known: ExpiringDict[str, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
-
-    @property
-    def asks(self) -> bool:
-        """
-        Whether there is anything to ask about a request.
-        """
-        return self.identify is not None or self.labels is not None
 
     def expect(self) -> None:
         """

@@ -4,17 +4,19 @@ The facet of a registry that gives orders: whose sockets are to close, and what 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import asyncio
+from collections.abc import Coroutine, Hashable, Iterable
 from typing import Any, Literal
 
 from aiohttp import web
 
 from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..exceptions import SessionEnded, SessionWSError
 from ..results import CloseReport
-from ..sessions.context import RequestContext
+from ..sessions.context import HANDLING, RequestContext
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.session import (
     begin_session,
@@ -56,7 +58,7 @@ class Orders:
         told = as_close(close, reason, RECONNECT)
         if core.overrides.close_all_session:
             for session_ws_id in tuple(core.connections.open.keys()):
-                await core.hooks.close_all_session(session_ws_id)
+                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(
@@ -333,9 +335,9 @@ class Orders:
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
-            await core.hooks.close_all_session(context.session_ws_id)
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
             return
-        context.close_requested = True
+        context.ordering().close_requested = True
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
             core.reject_handshakes(order)
@@ -362,7 +364,8 @@ class Orders:
             await self._end_open(context.connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        await self._begin_after(request, context, response)
+        await self._shielded(self._begin_after(request, context), "begin after an end")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_identity(
         self, request: web.Request, response: web.StreamResponse
@@ -391,10 +394,8 @@ class Orders:
             await self._end_open(connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        identity = await self._identity_behind(request, context)
-        if identity is not None:
-            self._end_in_request(context, Subject("identity", identity))
-        await self._begin_after(request, context, response)
+        await self._shielded(self._end_everywhere(request, context), "end an identity")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_others(
         self, request: web.Request, response: web.StreamResponse
@@ -438,10 +439,11 @@ class Orders:
         subjects = [Subject("id", context.session_ws_id), subject]
         if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
             return False
-        context.begins = True
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        orders = context.ordering()
+        orders.begins = True
+        orders.own_ends[subject] = before
         core.apply(Order((end, own)))
-        context.orders += (end, own)
+        orders.changes += (end, own)
         await self._settle_without_middleware(request, context, response)
         return True
 
@@ -473,22 +475,33 @@ class Orders:
         _expect_savable(context, response)
         if sockets not in ("close", "keep"):
             raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
-        await core.ids.new_id(request)
-        context.keeps_sockets = sockets == "keep"
+        await maybe_await(core.ids.new_id(request))
+        context.ordering().keeps_sockets = sockets == "keep"
         await self._settle_without_middleware(request, context, response)
+
+    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
+        """
+        Await *ending*, which goes on if the client vanishes and its request is cancelled.
+        """
+        await asyncio.shield(self._core.tasks.spawn(ending, name))
+
+    async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
+        identity = await self._identity_behind(request, context)
+        if identity is not None:
+            self._end_in_request(context, Subject("identity", identity))
+        await self._begin_after(request, context)
 
     def _end_own(self, context: RequestContext) -> None:
         """
         Record the end of the lineage that a request came with.
         """
         core, lineage = self._core, context.lineage
-        context.ended = core.clock.end_time()
+        ended = context.ordering().ended = core.clock.end_time()
         if lineage is None:
             return
-        somebodys = core.keys.holds_data(context.content or {})
-        minor = not somebodys and core.identifier.identify is not None
+        minor = not context.held_data and core.identifier.identify is not None
         changes: list[Change] = [
-            LineageEnded(lineage.token, context.ended, carries=False, ttl=core.ttl, minor=minor)
+            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
         ]
         if not minor and core.overrides.random_ids and context.session_ws_id is not None:
             # What is registered by hand under this id is refused by it.
@@ -498,7 +511,7 @@ class Orders:
     def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
         core = self._core
         before = core.clock.end_time()
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        context.ordering().own_ends[subject] = before
         self._record(context, [SubjectEnded(subject, before, core.ttl)])
 
     def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
@@ -506,9 +519,12 @@ class Orders:
         Let an order of a request take effect for handshakes, here and everywhere.
         """
         order = Order(tuple(changes))
+        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
+            self._core.give_soon(order)
+            return
         self._core.apply(order)
         self._core.cluster.record(order)
-        context.orders += order.changes
+        context.ordering().changes += order.changes
 
     async def _identity_behind(
         self, request: web.Request, context: RequestContext
@@ -522,9 +538,7 @@ class Orders:
             owner = await identifier.of_content(request, context.session, context.content)
         return owner.identity
 
-    async def _begin_after(
-        self, request: web.Request, context: RequestContext, response: web.StreamResponse
-    ) -> None:
+    async def _begin_after(self, request: web.Request, context: RequestContext) -> None:
         """
         Give a request whose session was ended a new, empty one.
         """
@@ -534,9 +548,8 @@ class Orders:
             await empty_in_storage(request, context.session)
             await begin_session(request)
         else:
-            await core.ids.delete_id(request)
-        await core.ids.ensure_id(request)
-        await self._settle_without_middleware(request, context, response)
+            await maybe_await(core.ids.delete_id(request))
+        await maybe_await(core.ids.ensure_id(request))
 
     async def _claim(self, request: web.Request, context: RequestContext) -> None:
         """
@@ -573,9 +586,9 @@ class Orders:
         the response has been sent, if the handler may go on to change the session.
         """
         core = self._core
-        if context.behind_middleware or context.deferred:
+        if context.behind_middleware or context.orders.deferred:
             return
-        context.deferred = True
+        context.ordering().deferred = True
         core.warn_missing_middleware()
         if when_sent:
             coro = settle_when_sent(core, request, context, response)

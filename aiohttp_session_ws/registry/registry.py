@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from aiohttp import web
 
@@ -109,7 +109,7 @@ class SessionWSRegistry(
             overrides=self._overrides(id_factory),
             id_factory=id_factory,
             keys=SessionKeys(_expect(session_key, str, "session_key")),
-            cluster=self._make_cluster(),
+            cluster=self._make_cluster(journaled=journal is not None),
             identify=identify,
             labels=labels,
             authorize=authorize,
@@ -150,8 +150,8 @@ class SessionWSRegistry(
         self._core.expect_loop()
         await self._core.drain(window)
 
-    def _make_cluster(self) -> Cluster:
-        return SingleProcess()
+    def _make_cluster(self, *, journaled: bool) -> Cluster:
+        return SingleProcess(journaled=journaled)
 
     @classmethod
     def _overrides(cls, id_factory: IdFactory) -> Overrides:
@@ -170,6 +170,14 @@ class SessionWSRegistry(
             close_all=own("close_all"),
             close_all_session=own("close_all_session"),
         )
+
+    @property
+    def state(self) -> Literal["connected", "degraded"]:
+        """
+        ``"connected"``, or ``"degraded"`` while the journal can't be written.
+        """
+        journal = self._core.journal
+        return "degraded" if journal is not None and journal.failing else "connected"
 
     def __bool__(self) -> bool:
         """
@@ -207,6 +215,7 @@ class SessionWSRegistry(
 
         Raises:
             SessionEnded: If the session has ended. Nothing is registered.
+            NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
             TypeError: If *ws* can't be hashed.
         """
@@ -215,6 +224,7 @@ class SessionWSRegistry(
         hash(ws)
         if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
             if identity is not None:
+                core.identifier.expect()
                 core.identifier.usable(identity)
             if not core.add_by_hand(session_ws_id, ws, identity):
                 raise SessionEnded("the session has ended: close what was to be registered")

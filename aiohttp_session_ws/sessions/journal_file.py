@@ -38,13 +38,17 @@ class JournalFile:
         path: Where it is.
         clock: Seconds since the epoch, by the clock of the records.
         pools: The limits.
+
+    Attributes:
+        path: Where it is.
+        clock: The clock.
     """
 
     def __init__(
         self, path: Path, clock: Callable[[], float], pools: Mapping[str, Pool] = POOLS
     ) -> None:
         self.path = path
-        self._clock = clock
+        self.clock = clock
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
@@ -155,7 +159,7 @@ class JournalFile:
         Return the records that have not expired, of each kind the first to expire first, and
         the last time of the clock.
         """
-        execute, now = self.open().execute, self._clock()
+        execute, now = self.open().execute, self.clock()
         changes: list[Change] = []
         for table, where, limit in self._pools.values():
             newest = f"SELECT * FROM {table} WHERE {where} AND expires > ? ORDER BY expires DESC"
@@ -181,7 +185,7 @@ class JournalFile:
             connection.execute(
                 "INSERT INTO clock VALUES (1, ?)"
                 " ON CONFLICT (id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
-                (self._clock(),),
+                (self.clock(),),
             )
         for pool, values in pools.items():
             self._sizes[pool] += len(values)
@@ -193,7 +197,7 @@ class JournalFile:
         Returns:
             Whether there is more to do.
         """
-        now = self._clock()
+        now = self.clock()
         deleted = sum([self._tidy_pool(name, now) for name in self._pools])
         return bool(deleted) or self._shrink()
 

@@ -179,6 +179,16 @@ class Records:
         yield from self._renewed.values()
         yield from self._notes.values()
 
+    def knows(self, token: str) -> bool:
+        """
+        Tell whether a lineage may have a record.
+        """
+        return (
+            token in self._renewed.entries
+            or token in self._ended.entries
+            or token in self._minor.entries
+        )
+
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """
         Return what is known of a lineage: its end, else its newest generation.
@@ -197,7 +207,7 @@ class Records:
         """
         Whether an id, an identity or a label was ended at all.
         """
-        return bool(self._subjects)
+        return bool(self._subjects.entries)
 
     def note_of(self, session_ws_id: Hashable) -> IdNote | None:
         """

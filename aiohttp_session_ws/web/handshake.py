@@ -13,6 +13,7 @@ The handshake: from a request to a socket that is open and filed, in one order o
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from aiohttp import web
@@ -36,6 +37,7 @@ from ..sessions.session import (
 )
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
+from .setup import expect_one_registry
 from .workers import warn_workers
 
 __all__: list[str] = []
@@ -90,6 +92,7 @@ class Handshake:
     async def _steps(self) -> tuple[RequestContext, TrackedConnection]:
         core, request = self._core, self._request
         await self._check_request()
+        expect_one_registry(core, request)
         context = self._context = await context_for(core, request)
         if not context.behind_middleware:
             core.warn_missing_middleware()
@@ -162,7 +165,7 @@ class Handshake:
         if context.session_ws_id is None or context.lineage is None:
             raise web.HTTPForbidden(text="websocket refused: the session has no session ws id")
         close = core.close_for(context.status)
-        if context.ended is not None or (context.fresh and not context.status.carries):
+        if context.orders.ended is not None or (context.fresh and not context.status.carries):
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
             raise HandshakeRefused(close)
@@ -180,7 +183,7 @@ class Handshake:
         self._expect_welcome(connection)
 
     def _expect_no_order(self, connection: TrackedConnection, subject: Subject) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if self._core.close_orders.missed(subject, connection.started, now):
             raise HandshakeRefused(RECONNECT)
 

@@ -46,8 +46,10 @@ TRY_WEBSOCKET = """
 @pytest.fixture
 async def site() -> AsyncIterator[TestServer]:
     """The demo."""
-    async with Server(make_app()) as server:
-        yield server
+    server = Server(make_app())
+    await server.start_server()
+    yield server
+    await server.close()
 
 
 @pytest.fixture

@@ -41,8 +41,10 @@ README_WAITS = """
 @pytest.fixture
 async def site() -> AsyncIterator[TestServer]:
     """The README's program."""
-    async with Server(program().make_app()) as server:
-        yield server
+    server = Server(program().make_app())
+    await server.start_server()
+    yield server
+    await server.close()
 
 
 async def open_page(page: Page, site: TestServer) -> Page:
@@ -106,8 +108,10 @@ class TestAgreement:
     @pytest.fixture
     async def demo(self, browser: Browser) -> AsyncIterator[Page]:
         """The demo's page."""
-        async with Server(make_app()) as server:
-            yield await open_page(await browser.new_page(), server)
+        server = Server(make_app())
+        await server.start_server()
+        yield await open_page(await browser.new_page(), server)
+        await server.close()
 
     async def test_first_close(self, readme: Page, demo: Page) -> None:
         """Both stay away after the same codes, and return as soon after the others."""

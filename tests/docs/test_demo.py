@@ -175,7 +175,6 @@ class TestChat:
         left = {"type": "chat", "who": "Bob", "what": "gone", "text": "4401"}
         assert await receive(first, "chat") == left
 
-
     async def test_must_log_in(self, client: Client) -> None:
         """The page of a visitor is told to log in, and not to try again."""
         ws = await client.ws_connect("/chat/ws")

@@ -27,6 +27,13 @@ from .redis_servers import RedisCluster, RedisServer, SentinelSetup, redis_execu
 from .storages import STORAGES, storage_named
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the random worlds be as many as one likes."""
+    parser.addoption(
+        "--worlds", type=int, default=500, help="how many random worlds test_worlds.py plays"
+    )
+
+
 @pytest.fixture(scope="session")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Run a Redis server of our own."""
