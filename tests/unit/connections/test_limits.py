@@ -37,7 +37,7 @@ from tests.support import (
     until,
     user_of,
 )
-from tests.support.inspect import connections, opening
+from tests.support.inspect import connections, is_closing, opening
 
 
 def make(limits: Limits, **options: Any) -> SessionWSRegistry:
@@ -400,7 +400,7 @@ class TestMakeRoom:
             entered.append(n)
 
         tasks = [asyncio.ensure_future(come(n)) for n in range(2)]
-        await until(lambda: all(connection.closing for connection in old))
+        await until(lambda: all(is_closing(connection) for connection in old))
         leaving[0].set()
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for _ in range(10):
@@ -430,7 +430,7 @@ class TestMakeRoom:
         def check() -> None:
             for index, limit in ((sockets.open, per_session), (sockets.identities, per_identity)):
                 for key in index.keys():  # noqa: SIM118  an index is no mapping
-                    there = [c for c in index.of(key) if c.opened and not c.gone]
+                    there = [c for c in index.of(key) if c.opened and not c.removed]
                     assert len(there) <= limit
                     going = [c.started for c in everybody if _is(c, key) and _evicted(c)]
                     staying = [c.started for c in index.of(key) if _has_place(c)]
@@ -441,7 +441,7 @@ class TestMakeRoom:
             sockets.enter(connection)
             sockets.identified(connection, f"user {identity}")
             await make_room(limits, sockets, connection)
-            if connection.refusal is not None:
+            if connection.rejected_with is not None:
                 sockets.drop(connection)
                 return
             sockets.opened(connection)
@@ -455,7 +455,7 @@ class TestMakeRoom:
                 tasks.append(asyncio.ensure_future(come(connection, identity)))
             elif what == "go":
                 for connection in sockets.open.of(f"session {session}")[:1]:
-                    _ = sockets.begin_close(connection, connection.close or NORMAL)
+                    _ = sockets.begin_close(connection, connection.close_order or NORMAL)
             elif what == "refuse":
                 for connection in sockets.opening.of(f"session {session}")[:1]:
                     connection.refuse(NORMAL)
@@ -473,8 +473,8 @@ def _is(connection: Connection, key: object) -> bool:
 
 
 def _evicted(connection: Connection) -> bool:
-    return connection.refusal is not None and connection.refusal.code == 4429
+    return connection.rejected_with is not None and connection.rejected_with.code == 4429
 
 
 def _has_place(connection: Connection) -> bool:
-    return connection.opened and connection.close is None and connection.closing is None
+    return connection.opened and connection.close_order is None and is_closing(connection) is None
