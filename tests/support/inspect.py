@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import SessionWSRegistry, WebSocket
 from aiohttp_session_ws.connections.connection import State, TrackedConnection
 from aiohttp_session_ws.connections.send_queue import SendQueue
+from aiohttp_session_ws.handlers.reader import Reader
+from aiohttp_session_ws.handlers.websocket import reader_of
 from aiohttp_session_ws.registry.core import Core
 from aiohttp_session_ws.registry.registry import core_of
 
@@ -71,3 +73,30 @@ def patience_of(connection: TrackedConnection) -> asyncio.TimerHandle | None:
     """Return the timer that runs while the queue of a connection is full."""
     queue = connection.send_queue
     return queue._overdue if isinstance(queue, SendQueue) else None
+
+
+def _reader(ws: WebSocket) -> Reader:
+    reader = reader_of(ws)
+    assert reader is not None, "not connected"
+    return reader
+
+
+def read_ahead(ws: WebSocket) -> list[str | bytes]:
+    """Return what was read while nobody received."""
+    return _reader(ws)._queue
+
+
+def bytes_ahead(ws: WebSocket) -> int:
+    """Return the size of that."""
+    return _reader(ws)._size
+
+
+def reading(ws: WebSocket) -> asyncio.Task[None] | None:
+    """Return the task that reads, or has read, in the handler's place."""
+    return _reader(ws)._ahead
+
+
+def looks_later(ws: WebSocket) -> bool:
+    """Tell whether it will be looked whether the handler is busy."""
+    timer = _reader(ws)._busy
+    return timer is not None and not timer.cancelled()

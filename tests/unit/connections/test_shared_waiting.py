@@ -148,7 +148,7 @@ class TestSharedWaiting:
         await live.broadcast("one")
         await live.broadcast("two")
         waiter.cancel()
-        await quiet(registry)
+        await quiet(live)
 
         assert ws.took == [b"one", b"two"]
 
