@@ -52,7 +52,7 @@ class Timeouts:
 
     Raises:
         TypeError: If one of them is no number.
-        ValueError: If one of them is negative or infinite.
+        ValueError: If one of them is negative or infinite, or *handshake* is 0.
     """
 
     close: float = 2.0
@@ -65,6 +65,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("close", "handler_grace", "response", "handshake", "drain", "outbox"):
             _expect_seconds(name, getattr(self, name))
+        if not self.handshake:
+            raise ValueError("handshake is a number of seconds > 0: no handshake takes no time")
 
 
 @dataclass(frozen=True, slots=True)

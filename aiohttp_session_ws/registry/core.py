@@ -58,7 +58,7 @@ from aiohttp import web
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from .._logging import fingerprint, log
 from .._origin import OriginPolicy
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
 from ..connections.connection import (
     NO_LINEAGE,
@@ -95,35 +95,35 @@ COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 class Ids(Protocol):
     """
-    Where the ids of sessions live. An application may override each of these.
+    Where the ids of sessions live. An application may override each of these, sync or async.
     """
 
-    async def get_id(self, request: web.Request) -> Hashable | None:
+    def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
         """
         Return the id of the session of *request*.
         """
 
-    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+    def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
         """
         Give the session of *request* this id.
         """
 
-    async def new_id(self, request: web.Request) -> Any:
+    def new_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* a new id.
         """
 
-    async def delete_id(self, request: web.Request) -> Any:
+    def delete_id(self, request: web.Request) -> Any:
         """
         Take the id out of the session of *request*.
         """
 
-    async def ensure_id(self, request: web.Request) -> Any:
+    def ensure_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* an id if it has none.
         """
 
-    async def generate_id(self, request: web.Request) -> Hashable:
+    def generate_id(self, request: web.Request) -> Any:
         """
         Return a new id.
         """
@@ -131,7 +131,7 @@ class Ids(Protocol):
 
 class Hooks(Protocol):
     """
-    What else an application may override, as in 1.1.1.
+    What else an application may override, as in 1.1.1, sync or async.
     """
 
     def register(self, session_ws_id: Hashable, ws: Any) -> Any:
@@ -144,12 +144,12 @@ class Hooks(Protocol):
         Called when a socket is gone.
         """
 
-    async def close_all_session(self, session_ws_id: Hashable) -> Any:
+    def close_all_session(self, session_ws_id: Hashable) -> Any:
         """
         Called when the response of a request that asked for it has been sent.
         """
 
-    async def close_all(self) -> Any:
+    def close_all(self) -> Any:
         """
         Called at the application's shutdown.
         """
@@ -577,7 +577,8 @@ class Core:
         """
         Return the id of the session of *request*.
         """
-        return await self.ids.get_id(request)
+        session_ws_id: Hashable | None = await maybe_await(self.ids.get_id(request))
+        return session_ws_id
 
     def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
         """
@@ -725,7 +726,7 @@ class Core:
         try:
             await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
             if self.overrides.close_all:
-                await self.hooks.close_all()
+                await maybe_await(self.hooks.close_all())
         except Exception:
             log.exception("closing the websockets at shutdown failed")
 

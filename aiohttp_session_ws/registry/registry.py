@@ -215,6 +215,7 @@ class SessionWSRegistry(
 
         Raises:
             SessionEnded: If the session has ended. Nothing is registered.
+            NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
             TypeError: If *ws* can't be hashed.
         """
@@ -223,6 +224,7 @@ class SessionWSRegistry(
         hash(ws)
         if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
             if identity is not None:
+                core.identifier.expect()
                 core.identifier.usable(identity)
             if not core.add_by_hand(session_ws_id, ws, identity):
                 raise SessionEnded("the session has ended: close what was to be registered")

@@ -4,6 +4,7 @@ The only module that touches ``aiohttp_session``: a request's session, and our k
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -21,6 +22,7 @@ from .._logging import describe_error, log
 __all__: list[str] = []
 
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
 LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
 
 
@@ -155,6 +157,17 @@ def expires_at(session: Session | None) -> float:
     if session is None or session.max_age is None:
         return math.inf
     return created_at(session) + session.max_age + 1
+
+
+def content_of(session: Session, keys: SessionKeys) -> dict[str, Any]:
+    """
+    Return what *session* holds, as it is now: a handler may change what is nested in it.
+    """
+    content = dict(session)
+    for key, value in content.items():
+        if type(value) not in ATOMS and key != keys.lineage:
+            content[key] = copy.deepcopy(value)
+    return content
 
 
 def copy_of(session: Session, content: Mapping[str, Any]) -> Session:

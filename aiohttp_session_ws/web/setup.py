@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from aiohttp import web
 
+from .._tasks import maybe_await
 from ..exceptions import NotSetUp
 from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
@@ -125,28 +126,29 @@ async def get_session_ws_id(request: web.Request) -> Hashable | None:
     """
     Same as :meth:`SessionWSRegistry.get_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).get_id(request)
+    session_ws_id: Hashable | None = await maybe_await(registry_from(request).get_id(request))
+    return session_ws_id
 
 
 async def new_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).new_id(request)
+    return await maybe_await(registry_from(request).new_id(request))
 
 
 async def delete_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).delete_id(request)
+    return await maybe_await(registry_from(request).delete_id(request))
 
 
 async def ensure_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.ensure_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).ensure_id(request)
+    return await maybe_await(registry_from(request).ensure_id(request))
 
 
 async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
@@ -154,7 +156,7 @@ async def schedule_close_all_session_ws(request: web.Request, response: web.Stre
     Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
     *request*.
     """
-    return await registry_from(request).schedule_close_all_session(request, response)
+    return await maybe_await(registry_from(request).schedule_close_all_session(request, response))
 
 
 async def end_session_ws(request: web.Request, response: web.StreamResponse) -> None:
@@ -162,7 +164,7 @@ async def end_session_ws(request: web.Request, response: web.StreamResponse) -> 
     Same as :meth:`SessionWSRegistry.schedule_end_session`, but uses the registry of
     *request*.
     """
-    await registry_from(request).schedule_end_session(request, response)
+    await maybe_await(registry_from(request).schedule_end_session(request, response))
 
 
 async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
@@ -170,14 +172,15 @@ async def end_identity_ws(request: web.Request, response: web.StreamResponse) ->
     Same as :meth:`SessionWSRegistry.schedule_end_identity`, but uses the registry of
     *request*.
     """
-    await registry_from(request).schedule_end_identity(request, response)
+    await maybe_await(registry_from(request).schedule_end_identity(request, response))
 
 
 async def end_other_sessions_ws(request: web.Request, response: web.StreamResponse) -> bool:
     """
     Same as :meth:`SessionWSRegistry.schedule_end_others`, but uses the registry of *request*.
     """
-    return await registry_from(request).schedule_end_others(request, response)
+    done: bool = await maybe_await(registry_from(request).schedule_end_others(request, response))
+    return done
 
 
 async def renew_session_ws(
@@ -189,4 +192,4 @@ async def renew_session_ws(
     """
     Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
     """
-    await registry_from(request).renew_session(request, response, sockets=sockets)
+    await maybe_await(registry_from(request).renew_session(request, response, sockets=sockets))

@@ -18,7 +18,8 @@ import pytest
 from aiohttp import ClientSession, CookieJar, DummyCookieJar, TCPConnector
 from yarl import URL
 
-from aiohttp_session_ws.redis import Nodes, RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.results import Nodes
 from tests.docs.documents import PROGRAM, RECIPE, WORKERS
 from tests.support import PATIENCE, expect_close
 from tests.support.processes import Process, free_port
@@ -76,7 +77,6 @@ async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
             nodes = await operator.nodes()
             if len(nodes) == NUMBER and sum(node.sockets for node in nodes) == sockets:
                 return nodes
-            operator._node._hurry.set()  # or it looks for others every 3 s only
             await asyncio.sleep(0.05)
 
 

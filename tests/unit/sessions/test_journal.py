@@ -42,7 +42,7 @@ from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.records import LineageEnded
 
 def ended(number):
-    return LineageEnded(f"token-{number}", 1.8e9, False, 86400.0)
+    return LineageEnded(f"token-{number}", 1.7e9, False, 86400.0)
 
 async def main(path):
     journal = Journal(path)
@@ -75,7 +75,7 @@ RUN = "\nasyncio.run(main(sys.argv[1]))\n"
 
 def ended(number: int) -> LineageEnded:
     """Return the end of a lineage."""
-    return LineageEnded(f"token-{number}", 1.8e9, carries=False, ttl=DAY)
+    return LineageEnded(f"token-{number}", 1.7e9, carries=False, ttl=DAY)
 
 
 @pytest.fixture
