@@ -70,8 +70,9 @@ class Applier:
         self._node.learn(changes)
         for close in closes:
             if self._seen.add(close.number):
-                late = [c for c in self._of(close) if self._began_before(c, close)]
-                self._close(late, close)
+                order = Order(closes=(close.subject,), close=close.close)
+                effect = self._node.apply(order, before=self._latest(close))
+                self._node.carry_out_soon(effect)
 
     def judge(
         self,
@@ -90,8 +91,13 @@ class Applier:
             if close.number in known or self._seen.first_seen(close.number) is not None:
                 continue
             connection.known_orders = (*known, close.number)
-            if self._began_before(connection, close):
-                self._close([connection], close)
+            given = self._latest(close)
+            if given is not None and connection.started > given:
+                continue
+            if connection.state is State.OPENING:
+                connection.reject(close.close)
+            else:
+                self._node.connections.close_soon([connection], close.close)
 
     def refuse(self, connection: TrackedConnection) -> None:
         """
@@ -102,23 +108,12 @@ class Applier:
         else:
             self._node.connections.close_soon([connection], RECONNECT)
 
-    def _of(self, close: CloseSession) -> list[TrackedConnection]:
-        return list(self._node.connections.of_subject(close.subject))
-
-    def _close(self, connections: Sequence[TrackedConnection], close: CloseSession) -> None:
-        for connection in connections:
-            if connection.state is State.OPENING:
-                connection.reject(close.close)
-        opened = [c for c in connections if c.state is not State.OPENING]
-        if opened:
-            self._node.connections.close_soon(opened, close.close)
-
-    def _began_before(self, connection: TrackedConnection, close: CloseSession) -> bool:
+    def _latest(self, close: CloseSession) -> float | None:
         """
-        Tell whether a handshake began before an order was given on another node.
+        Return when an order was given at the latest, by the event loop's clock.
         """
         given = self._local(close.at)
-        return given is None or connection.started <= given + self._clock.error
+        return None if given is None else given + self._clock.error
 
     def _local(self, at: float) -> float | None:
         """

@@ -242,13 +242,15 @@ class RedisCluster:
     def _expect_client(self) -> None:
         try:
             _ = self._make()
-        except NotSetUp:
-            raise
-        except Exception as exc:
+        except TypeError as exc:
             raise NotSetUp(
-                f"redis= is a callable that raised {type(exc).__name__}: let it take no argument"
+                f"redis= is a callable that can't be called so ({exc}): let it take no argument"
                 " and return a redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
             ) from exc
+        except NotSetUp:
+            raise
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.warning("a client of Redis can't be made now: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
@@ -546,7 +548,7 @@ class RedisCluster:
         return await self.queries.nodes()
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: bool = False
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -555,7 +557,7 @@ class RedisCluster:
             subject: Whose sockets; all if it is ``None``.
             data: What.
             here: What became of it on this node.
-            wait: Whether to ask the others, for a second at most, what became of it.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
         return await self.queries.push(subject, data, here, wait)
 

@@ -18,7 +18,14 @@ from .messages import CAUSES, VERSION, CloseSession, Record, as_json
 __all__: list[str] = []
 
 #: What reading something foreign may raise.
-WRONG: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+WRONG: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 
 _CAUSES: Final[dict[int, frozenset[Cause]]] = {
     bits: frozenset(cause for cause, bit in CAUSES.items() if bits & bit)  # type: ignore[misc]

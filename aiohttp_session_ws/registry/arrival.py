@@ -40,7 +40,9 @@ SETTLED: Final = 10.0
 OWN_KEYS: Final = 2  # the id and the lineage
 
 
-def arrive_at_once(core: Core, request: web.Request, session: Session) -> RequestContext | None:
+def arrive_at_once(
+    core: Core, request: web.Request, session: Session, arrived: float, started: float
+) -> RequestContext | None:
     """
     Judge a request whose session is loaded, carries all it needs, and is of no interest to
     any record; ``None`` if there is more to do.
@@ -53,7 +55,7 @@ def arrive_at_once(core: Core, request: web.Request, session: Session) -> Reques
         return None
     if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
         return None
-    context = RequestContext(request, core.clock.begin_time())
+    context = RequestContext(request, arrived, started)
     context.lineage, context.session_ws_id = lineage, session_ws_id
     context.newest, context.carried = lineage.generation, True
     context.held_data = len(session) > OWN_KEYS
@@ -92,12 +94,21 @@ class Arrival:
     Args:
         core: The registry's parts.
         request: The request.
+        arrived: When it arrived, by the one clock, if that was before its session was loaded.
+        started: The same by the event loop's clock.
     """
 
-    def __init__(self, core: Core, request: web.Request) -> None:
+    def __init__(
+        self,
+        core: Core,
+        request: web.Request,
+        arrived: float | None = None,
+        started: float | None = None,
+    ) -> None:
         self._core = core
         self._request = request
-        self._context = RequestContext(request, core.clock.begin_time())
+        arrived = core.clock.begin_time() if arrived is None else arrived
+        self._context = RequestContext(request, arrived, started)
         set_current(self._context)
 
     async def judge(self) -> RequestContext:

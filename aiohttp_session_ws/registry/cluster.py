@@ -238,9 +238,17 @@ class Cluster(Protocol):
         Return how many sockets all nodes have; *here* are this one's.
         """
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
-        Push to the sockets of the other nodes; *here* is what became of it on this one.
+        Push to the sockets of the other nodes.
+
+        Args:
+            subject: Whose sockets; all if it is ``None``.
+            data: What.
+            here: What became of it on this node.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
 
     async def relay(self, name: str, data: bytes) -> Delivery:
@@ -356,7 +364,9 @@ class SingleProcess:
         """
         return Count(here)
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
         Return what became of the push on this process.
         """

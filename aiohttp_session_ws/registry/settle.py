@@ -272,8 +272,8 @@ class Settlement:
             return False
         if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
-        if core.identifier.identify is not None:
-            return outcome.owner.identity is not None
+        if core.identifier.identify is not None and outcome.owner.identity is None:
+            return False
         return core.keys.holds_data(session)
 
     def _end(

@@ -4,6 +4,8 @@ The middleware: every request is judged when it arrives, and settled before its 
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
@@ -52,14 +54,16 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     core = core_from(request)
     if context_of(request) is not None:
         return await handler(request)  # installed twice, in a sub-application as well
+    # What is ordered while the session is loaded is later.
+    arrived, started = core.clock.begin_time(), time.monotonic()
     session = loaded_session(request)
     if session is not None:
         core.warn_loaded_early()
     elif has_storage(request) and hdrs.UPGRADE not in request.headers:
         session = await load_session(request)
-    context = None if session is None else arrive_at_once(core, request, session)
+    context = None if session is None else arrive_at_once(core, request, session, arrived, started)
     if context is None:
-        context = await _arrive(core, request)
+        context = await _arrive(core, request, arrived, started)
     else:
         set_current(context)
     context.behind_middleware = True
@@ -85,13 +89,16 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     return response
 
 
-async def _arrive(core: Core, request: web.Request) -> RequestContext:
+async def _arrive(
+    core: Core, request: web.Request, arrived: float, started: float
+) -> RequestContext:
     expect_one_registry(core, request)
     try:
+        arrival = Arrival(core, request, arrived, started)
         if hdrs.UPGRADE not in request.headers:
-            return await Arrival(core, request).judge()
+            return await arrival.judge()
         with core.handshakes.timed(request):
-            return await Arrival(core, request).judge()
+            return await arrival.judge()
     except BaseException:
         put_session(request, None)  # nothing is saved
         raise

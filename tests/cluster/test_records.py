@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp_session_ws.redis.wire import Ended, Moved, envelope
 
 from aiohttp_session_ws import Close, Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.wire import Ended, Moved, envelope
 from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     Nodes,

@@ -267,8 +267,8 @@ class Site:
         jar = CookieJar(unsafe=True)
         if cookie:
             jar.update_cookies(SimpleCookie(cookie), self.url)
-        session = await self.stack.enter_async_context(ClientSession(cookie_jar=jar, timeout=BOUND))
-        return Browser(self, session)
+        session = ClientSession(cookie_jar=jar, timeout=BOUND)
+        return Browser(self, await self.stack.enter_async_context(session))
 
     async def logged_in(self, how: str = "/login/renew", user: str = "ann") -> Browser:
         """Open a browser, visit a page, and log in there."""

@@ -76,7 +76,7 @@ class TestThousandSockets:
 
         assert still_there >= 2 * RUDE
         assert (report.sockets, report.aborted, report.cancelled) == (SOCKETS, 2 * RUDE, RUDE)
-        assert not registry
+        assert not len(registry)
 
     async def test_shutdown_leaves_nothing(self, aiohttp_client: AiohttpClient) -> None:
         """No task, timer, entry, connection or file descriptor is left."""
@@ -90,7 +90,7 @@ class TestThousandSockets:
         await until(lambda: open_files() <= files and asyncio.all_tasks() <= tasks)
         gc.collect()
 
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert registry._sockets._sweeper is None
         assert not sockets

@@ -246,6 +246,24 @@ class TestThief:
         assert await site.presented(thief.cookie) == (None, DEAD)
 
 
+    @pytest.mark.parametrize("how", ["/login", "/login/renew", "/login/new"])
+    async def test_he_logs_in_with_what_is_out_of_use(
+        self, clock: Wall, serve: Serve, cookies: AbstractStorage, how: str
+    ) -> None:
+        """That is a session of his own: nothing of the owner's is replaced by it."""
+        site = await serve(cookies, identify=user_of)
+        browser = await site.logged_in()
+        thief = await site.browser(browser.cookie)
+        await browser.get("/renew")
+        socket = await browser.open()
+        clock.advance(GRACE)
+        await thief.get(f"{how}?user=eve")
+
+        assert await socket.lives()
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert await site.presented(thief.cookie) == ("eve", "eve")
+
+
 class TestAtOnce:
     @pytest.mark.parametrize("path", RENEWALS)
     @pytest.mark.parametrize("at", ["start", "end"])

@@ -355,7 +355,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: self.world.registry._draining)
+            await until(lambda: self.world.inspect(registry).draining)
             await self.world.let_all_go()
             await stopping
 
@@ -407,7 +407,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             if peer not in self.world.gone:
                 await peer.closed()
                 peer.close()
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
 

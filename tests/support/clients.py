@@ -5,6 +5,7 @@ Clients and servers of tests, and what is waited for.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web_runner import BaseRunner
 
 COOKIE = "AIOHTTP_SESSION"
-PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
+PATIENCE = float(os.environ.get("PATIENCE", "20"))  # seconds after which a test gives up waiting
 
 Client: TypeAlias = TestClient[web.Request, web.Application]
 AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]

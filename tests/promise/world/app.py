@@ -196,6 +196,11 @@ class App:
         return response
 
 
+def derived_id(user: str | None) -> str:
+    """Make an id that all sessions of a user share."""
+    return f"of {user}"
+
+
 def id_in_session(content: Content) -> Hashable:
     """Read the id where the registry puts it."""
     return content.get(DEFAULT_SESSION_KEY)

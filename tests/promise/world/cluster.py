@@ -149,7 +149,7 @@ def registry_in(shared: SharedRecords, name: str, **options: Any) -> SessionWSRe
     """Make a registry that is a node of a cluster."""
 
     class Node(SessionWSRegistry):
-        def _make_cluster(self) -> Cluster:
+        def _make_cluster(self, **_: Any) -> Cluster:
             return MemoryCluster(shared, name)
 
     return Node(**options)

@@ -81,6 +81,7 @@ class Exchange:
         client: The other end.
         loaded: What the session held as the storage gave it first.
         loaded_at: When the storage gave it.
+        judged_at: When its session had been judged, and the handler began.
         saw: What the session held when the handler began; ``None`` if it never did.
         left: What it held when the handler was done.
         replaced: Whether the handler put another session in its place, or emptied it.
@@ -99,6 +100,7 @@ class Exchange:
     client: Client = field(init=False)
     loaded: dict[str, Any] | None = None
     loaded_at: float = 0.0
+    judged_at: float = 0.0
     saw: dict[str, Any] | None = None
     left: dict[str, Any] | None = None
     replaced: bool = False

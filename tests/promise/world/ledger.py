@@ -43,7 +43,6 @@ class Login:
         ended_on: On which node; the others may have missed it.
         doomed: Reasons for which its browser may lose it.
         shaken: When its sockets were last told to come back.
-        parent: The one in whose session it was begun, where that matters.
     """
 
     token: str
@@ -56,7 +55,6 @@ class Login:
     ended_on: int = 0
     doomed: set[str] = field(default_factory=set)
     shaken: float = -math.inf
-    parent: Login | None = None
 
     @property
     def arrived(self) -> float:
@@ -71,6 +69,7 @@ class Ledger:
         identify: Whether the registry knows users.
         on_server: Whether the storage keeps sessions on the server.
         id_of: Reads the id from what a session holds.
+        derive: Makes the id of a user's sessions, where they share one.
         log: Writes a line into the world's trace.
 
     Attributes:
@@ -84,11 +83,13 @@ class Ledger:
         identify: bool,
         on_server: bool,
         id_of: Callable[[Content], Hashable],
+        derive: Callable[[str], Hashable] | None,
         log: Callable[[str], None],
     ) -> None:
         self.identify = identify
         self.on_server = on_server
         self.id_of = id_of
+        self.derive = derive
         self.log = log
         self.logins: dict[Any, Login] = {}
         self.exchanges: list[Exchange] = []
@@ -96,6 +97,8 @@ class Ledger:
         self._saves = 0
         self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
         self._cut: set[Exchange] = set()  # those that deleted an id without identify
+        self._elsewhere: set[Exchange] = set()  # those that logged out elsewhere
+        self._dooming: set[Exchange] = set()  # those that may have ended what they came with
         self._shaking: set[Exchange] = set()
         self._identity_ends: list[tuple[Hashable, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
@@ -186,11 +189,10 @@ class Ledger:
         user, at = self._orders.pop(ex)
         before = self.seen(ex)
         assert user is not None, f"{ex} was told that it logged out nobody elsewhere"
+        self._elsewhere.add(ex)
         current = self.logins.get(session.get("tok"))
         if current is None or current.by is not ex:
             child = self.add(user, ex)
-            child.parent = before
-            child.doomed |= before.doomed - {f"{ex} ordered the end of {user}"} if before else set()
             session["tok"], session["tags"] = child.token, []
             if before is not None and before.ended is not None:
                 self.end(child, f"{before.token} was over before", ex.plan.node)
@@ -219,7 +221,11 @@ class Ledger:
         for login in self.logins.values():
             if session_ws_id in login.ids and login.at < now:
                 self.end(login, name, node)
-            if session_ws_id in self.ids_of(login) or session_ws_id == f"of {login.user}":
+            came_with = login.by and login.by in self._elsewhere and login.by.loaded
+            if (
+                session_ws_id in self.ids_of(login)
+                or (came_with and self.id_of(came_with) == session_ws_id)
+            ):
                 login.doomed.add(name)
                 login.shaken = now
 
@@ -270,6 +276,8 @@ class Ledger:
 
     def ids_of(self, login: Login) -> set[Hashable]:
         """Return the ids that a log-in may be found under."""
+        if self.derive is not None:
+            return {*login.ids, self.derive(login.user)}
         if self.identify:
             return login.ids
         loaded = self.id_of(login.by.loaded) if login.by and login.by.loaded else None
@@ -324,7 +332,7 @@ class Ledger:
     def _end_identity(
         self, user: str, at: float, by: Exchange | str, node: int, but: Exchange | None
     ) -> None:
-        self._identity_ends.append((user, at))
+        self._identity_ends.append((user, self.now()))  # it may have taken its time
         for login in self.of(user):
             if login.by is None or login.by is not but:
                 login.doomed.add(str(by))
@@ -333,10 +341,10 @@ class Ledger:
 
     def _doom(self, ex: Exchange, why: str) -> None:
         """Note that whatever log-in the session of *ex* holds may be over."""
+        self._dooming.add(ex)
         tokens = {ex.token, (ex.saw or {}).get("tok")}
         for login in self.logins.values():
-            under_way = login.parent and login.by and not login.by.done
-            if login.token in tokens or (under_way and login.parent.token in tokens):
+            if login.token in tokens:
                 login.doomed.add(why)
         if not self.identify and ex.loaded:
             session_ws_id = self.id_of(ex.loaded)
@@ -376,18 +384,29 @@ class Ledger:
             if other is ex or other.loaded is None or (other.done and other.done_at < ex.arrived):
                 continue
             theirs = self.id_of(other.loaded)
-            if other.cookie == ex.cookie or (mine is not None and mine == theirs):
+            same_login = ex.token is not None and ex.token == other.token
+            if same_login or other.cookie == ex.cookie or mine == theirs is not None:
                 yield other
 
     def _judge_races(self, ex: Exchange) -> None:
-        """Find the log-ins that were lost because the last writer wins."""
+        """Find the log-ins that were lost because somebody else was quicker, or slower."""
         for other in self._overlapping(ex):
+            self._judge_elsewhere(ex, other)
+            self._judge_elsewhere(other, ex)
             if self.on_server:
                 self._lose(ex, other)
                 self._lose(other, ex)
             elif not self.identify or ex.plan.node != other.plan.node:
                 self._lose(ex, other, renewed=ex.plan.node != other.plan.node)
                 self._lose(other, ex, renewed=ex.plan.node != other.plan.node)
+
+    def _judge_elsewhere(self, ex: Exchange, other: Exchange) -> None:
+        """What logs out elsewhere begins nothing if its session is ended by somebody else."""
+        mine = [login for login in self.logins.values() if login.by is ex]
+        logged_in = any(login.by is other for login in self.logins.values())
+        if ex in self._elsewhere and (other in self._dooming or logged_in):
+            for login in mine:
+                login.doomed.add(f"{other} ended the session that it goes on from")
 
     def _lose(self, winner: Exchange, loser: Exchange, *, renewed: bool = False) -> None:
         """Note that what *loser* began may be overwritten by what *winner* saved."""

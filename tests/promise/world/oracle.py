@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .exchange import Exchange
-from .ledger import Content, Ledger, Login
+from .ledger import SETTLED, Content, Ledger, Login
 
 GRACE = 31.0  # Expiry.renewal_grace, and one more
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
@@ -121,7 +121,7 @@ class Oracle:
 
     def page(self, ex: Exchange, session: Mapping[str, Any]) -> None:
         """Judge what the handler of *ex* found in its session."""
-        ex.saw = dict(session)
+        ex.saw, ex.judged_at = dict(session), self.ledger.now()
         login = self.ledger.seen(ex)
         self.ledger.log(f"{ex}: sees {login.token if login else 'nobody'}")
         if login is not None:
@@ -131,7 +131,7 @@ class Oracle:
             self.blame("page of nobody", f"{ex} came for {expected.token}, which lives")
 
     def _judge_page(self, ex: Exchange, login: Login) -> None:
-        if login.ended is not None and ex.loaded_at > login.ended + self._slack(ex, login):
+        if login.ended is not None and ex.loaded_at > login.ended + self._slack():
             age = ex.loaded_at - login.ended
             self.blame(
                 "page after the end",
@@ -152,7 +152,7 @@ class Oracle:
 
     def open(self, ex: Exchange, session: Mapping[str, Any]) -> None:
         """Judge whose socket opens."""
-        ex.saw = dict(session)
+        ex.saw, ex.judged_at = dict(session), self.ledger.now()
         login = self.ledger.seen(ex)
         self.sockets.append(Socket(ex, self.ledger.now(), login))
         self.ledger.log(f"{ex}: opens for {login.token if login else 'nobody'}")
@@ -198,7 +198,8 @@ class Oracle:
         overtaken = has_cookie and ex.order < browser.order
         saw: str | None = (ex.saw or {}).get("tok")
         lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
-        another = self._began_anew(ex) or not browser.came_from(ex.cookie)
+        slow = ex.judged_at - ex.arrived >= SETTLED  # it may have been given an empty session
+        another = slow or self._began_anew(ex) or not browser.came_from(ex.cookie)
         uninvited = has_cookie and browser.jar != ex.cookie and another
         if has_cookie:
             browser.parents[cookie] = ex.cookie
@@ -255,10 +256,12 @@ class Oracle:
         login = self.ledger.logins.get(ex.expects)
         if login is None or login.doomed or ex.loaded is None:
             return None
-        return None if self.ledger.given_up(ex.loaded, ex.loaded_at) else login
+        if self.ledger.on_server:
+            return login  # an older generation there is the trace of a race, and repaired
+        return None if self.ledger.given_up(ex.loaded, self.ledger.now()) else login
 
-    def _slack(self, ex: Exchange, login: Login) -> float:
-        return MISSED if self.nodes > 1 and ex.plan.node != login.ended_on else 0.0
+    def _slack(self) -> float:
+        return MISSED if self.nodes > 1 else 0.0  # a renewal on another node may be news here
 
     def _told_at(self, socket: Socket, login: Login) -> float:
         """Return when the sockets of a log-in that is over are told at the latest."""

@@ -19,7 +19,7 @@ from aiohttp_session import Session
 
 from aiohttp_session_ws import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, SessionWSRegistry
 
-from .app import NUMBER, App, id_in_session
+from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
 from .exchange import Exchange, Plan
 from .ledger import Ledger
@@ -59,6 +59,7 @@ class World:
             identify=config.identify,
             on_server=config.on_server,
             id_of=id_in_session,
+            derive=derived_id if config.ids == "derived" else None,
             log=self.log,
         )
         self.oracle = Oracle(ledger, config.nodes)
@@ -129,7 +130,7 @@ class World:
         """Derive an id from the user."""
         ex = self.apps[0].exchange_of(request)
         await ex.pass_gate("id_factory")
-        return f"of {(await aiohttp_session.get_session(request)).get('user')}"
+        return derived_id((await aiohttp_session.get_session(request)).get("user"))
 
     async def _give_legacy(self, browser: Browser) -> None:
         """Give a browser a session of before the installation."""

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
+from aiohttp_session_ws.redis.options import URL
+from aiohttp_session_ws.redis.printing import span
 
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.redis import command
-from aiohttp_session_ws.redis.options import URL
-from aiohttp_session_ws.redis.printing import span
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket
@@ -387,7 +387,7 @@ class TestPrinting:
         client = await aiohttp_client(app)
         async with client.ws_connect("/any/%1b[2J%0a" + "x" * 100):
             registry = app["aiohttp_session_ws_registry"]
-            await until(lambda: registry)
+            await until(lambda: len(registry))
             done = await run(redis_server.url, "connections")
 
         assert "/any/\\x1b[2J\\nxxx" in done.out

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from aiohttp_session import Session
+from aiohttp_session_ws.connection import Connection
+from aiohttp_session_ws.deadlines import LONGEST, Alarm, Deadline, Deadlines
 from hypothesis import given, strategies as st
 
 from aiohttp_session_ws import Expiry, SessionWSRegistry
-from aiohttp_session_ws.connection import Connection
-from aiohttp_session_ws.deadlines import LONGEST, Alarm, Deadline, Deadlines
 from tests.support import until
 
 MANY = 100_000

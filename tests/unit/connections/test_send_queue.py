@@ -28,7 +28,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, left_handlers
+from tests.support.inspect import connections, inspect, left_handlers
 from tests.support.slow_peers import (
     BLOCK,
     LINE,
@@ -64,7 +64,9 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """The others get everything at once; what waits for the slow one is bounded."""
-        registry.push_queue = PushQueue(messages=50, bytes=40_000, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(
+            messages=50, bytes=40_000, patience=PATIENCE
+        )
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         peers = [await RawPeer.open(client.make_url("/listen")) for _ in range(19)]
@@ -96,7 +98,7 @@ class TestSlowConsumers:
         deliveries = [await registry.broadcast(LINE) for _ in range(4)]
         await until(lambda: connection.closing)
         code = await peer.closed()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
 
         assert [d.complete for d in deliveries] == [True, False, False, False]
         assert code == 1013
@@ -108,7 +110,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """It is cut though it doesn't take the close frame, and nothing of it stays."""
-        registry.push_queue = PushQueue(messages=2, patience=0)
+        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=0)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -116,7 +118,7 @@ class TestSlowConsumers:
         await registry.broadcast(LINE)
         await until(lambda: connection.gone and drained(registry, connection))
 
-        assert not registry
+        assert not len(registry)
         assert connection.close is not None
         assert connection.close.code == 1013
         peer.close()
@@ -125,7 +127,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """One that reads again is not closed, and gets what comes then."""
-        registry.push_queue = PushQueue(messages=4, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=4, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -154,7 +156,9 @@ class TestSlowConsumers:
         self, registry: SessionWSRegistry, sizes: tuple[int, ...], left: int
     ) -> None:
         """A peer that takes just one now and then goes on to be slow."""
-        registry.push_queue = PushQueue(messages=6, bytes=100, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(
+            messages=6, bytes=100, patience=PATIENCE
+        )
         ws, connection = await slow(registry)
         for size in sizes:
             await registry.broadcast(bytes(size))
@@ -170,7 +174,7 @@ class TestSlowConsumers:
 
     async def test_has_one_deadline(self, registry: SessionWSRegistry) -> None:
         """Further messages that it misses don't put the deadline off."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
         _, connection = await slow(registry)
         timers = set()
         for _ in range(5):
@@ -184,7 +188,7 @@ class TestSlowConsumers:
         self, registry: SessionWSRegistry, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One that is slow now and then doesn't fill the log."""
-        registry.push_queue = PushQueue(messages=1)
+        inspect(registry).connections.push_queue = PushQueue(messages=1)
         ws, _ = await slow(registry)
         for _ in range(3):
             await registry.broadcast("taken")
@@ -196,7 +200,7 @@ class TestSlowConsumers:
 
     async def test_large_message(self, registry: SessionWSRegistry) -> None:
         """One that is larger than the queue is taken when nothing is on its way."""
-        registry.push_queue = PushQueue(bytes=10)
+        inspect(registry).connections.push_queue = PushQueue(bytes=10)
         ws, _ = await slow(registry)
         first = [await registry.broadcast(bytes(11)), await registry.broadcast(b"")]
         await ws.take(1)
@@ -208,7 +212,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """A loop that does nothing but push doesn't outrun a peer that reads."""
-        registry.push_queue = PushQueue(messages=2)
+        inspect(registry).connections.push_queue = PushQueue(messages=2)
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen", compress=15) as ws:
             deliveries = [await registry.broadcast(str(n)) for n in range(50)]
@@ -319,7 +323,7 @@ class TestEnd:
                 await held()
             return ws
 
-        registry.timeouts = registry._sockets.timeouts = Timeouts(handler_grace=PATIENCE)
+        inspect(registry).connections.timeouts = Timeouts(handler_grace=PATIENCE)
         app = make_app(registry)
         app.router.add_get("/linger", linger)
         client = await aiohttp_client(app)
@@ -382,7 +386,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """It takes no longer than any log-out, and leaves no task and no timer."""
-        registry.push_queue = PushQueue(messages=3, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -396,7 +400,7 @@ class TestEnd:
 
         assert (report.sockets, report.aborted) == (1, 1)
         assert seconds < QUICK.close + QUICK.handler_grace + 0.5
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_what_was_pushed_goes_no_further(self, aiohttp_client: AiohttpClient) -> None:
@@ -420,7 +424,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """The application ends with full queues, and nothing is left of them."""
-        registry.push_queue = PushQueue(messages=3, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peers, connections = zip(*[await stopped(client, registry) for _ in range(5)], strict=True)
         for number in range(5):
@@ -441,7 +445,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """Neither writer nor timer keep the request in which something was pushed."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
         kept: ContextVar[web.Request] = ContextVar("kept")
         requests: list[weakref.ref[web.Request]] = []
 

@@ -29,7 +29,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, quiet
+from tests.support.inspect import connections, inspect, quiet
 from tests.support.slow_peers import (
     BLOCK,
     LINE,
@@ -112,7 +112,7 @@ class TestSharedWaiting:
             await asyncio.wait({sending})
             spoilt.set()
 
-        registry.push_queue = PushQueue(messages=1000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=1000, bytes=10**9)
         peer, connection = await self.senders(aiohttp_client, registry, send)
         await spoilt.wait()
         before = unsent(connection)
@@ -190,7 +190,7 @@ class TestByHand:
 
     async def test_taken_out(self, registry: SessionWSRegistry) -> None:
         """Taken out by hand, it gets nothing more; no task and no timer is left."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
         ws, connection = await slow(registry)
         for _ in range(3):
             await registry.broadcast(LINE)
@@ -201,7 +201,7 @@ class TestByHand:
 
     async def test_let_go(self, registry: SessionWSRegistry) -> None:
         """Out of the index, nothing is kept for it."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
         ws, connection = await slow(registry)
         for _ in range(3):
             await registry.broadcast(LINE)
@@ -228,14 +228,14 @@ class TestByHand:
 
     async def test_too_slow(self, registry: SessionWSRegistry) -> None:
         """It gets its own close() with 1013."""
-        registry.push_queue = PushQueue(messages=1, patience=0)
+        inspect(registry).connections.push_queue = PushQueue(messages=1, patience=0)
         ws, connection = await slow(registry)
         await registry.broadcast(LINE)
         await registry.broadcast(LINE)
         await until(lambda: connection.gone and drained(registry, connection))
 
         assert ws.code == 1013
-        assert not registry
+        assert not len(registry)
 
     async def test_fails(
         self, registry: SessionWSRegistry, caplog: pytest.LogCaptureFixture

@@ -268,7 +268,7 @@ class TestBadIdFactory:
             await client.ws_connect("/echo")
 
         assert caught.value.status == 500
-        assert not registry
+        assert not len(registry)
         assert not storage.sessions
         assert not opening(registry)
 
@@ -467,7 +467,7 @@ class TestIdElsewhere:
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/echo")
 
-        assert not registry
+        assert not len(registry)
 
 
 class TestSharedIds:

@@ -227,5 +227,5 @@ class TestCloseAllIdentity:
         await client.get("/enter")
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            await registry.close_all_identity("ann", code=4999)
+            await registry.close_all_identity("ann", close=4999)
             assert await expect_close(ws) == 4999

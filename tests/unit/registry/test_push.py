@@ -26,7 +26,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections
+from tests.support.inspect import connections, inspect
 from tests.support.slow_peers import (
     LINE,
     listen,
@@ -123,7 +123,7 @@ class TestReceivers:
             await held()
             return True
 
-        registry.authorize = authorize
+        inspect(registry).authorize = authorize
         client = await start(aiohttp_client, registry)
         peer = await RawPeer.connect(client.make_url("/listen"))
         await held.arrived.wait()
@@ -264,7 +264,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """Thousands arrive in the order of the calls, whichever way each went."""
-        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         received: list[bytes] = []
@@ -372,7 +372,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
         """It is the same over TLS, whose transport has a buffer before another's."""
-        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
         app = make_app(registry)
         app.router.add_get("/listen", listen)
         client = await aiohttp_client(app, tls=tls)

@@ -71,7 +71,7 @@ class TestConnections:
         assert await registry.connections(identity="nobody") == ()
         for ws in sockets:
             await ws.close()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert await registry.connections() == ()
         assert await registry.count() == 0
 
@@ -88,7 +88,7 @@ class TestConnections:
             assert before - 1 <= first.opened_at <= second.opened_at <= time.time() + 1
             assert first.id != second.id
             assert (await registry.connections())[0].id == first.id
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert first.path == "/ws"
         with pytest.raises(AttributeError):
             first.path = "/"  # type: ignore[misc]  # that's the test
@@ -310,7 +310,7 @@ class TestHeartbeat:
         assert frame is not None
         assert frame[0] == PING
         await left.wait()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         peer.close()
 
     async def test_own(

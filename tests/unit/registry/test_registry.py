@@ -139,7 +139,7 @@ class TestMapping:
         registry = SessionWSRegistry()
 
         assert isinstance(registry, Mapping)
-        assert not registry
+        assert not len(registry)
         assert len(registry) == 0
         assert list(registry) == []
         assert registry.get("a") is None
@@ -173,7 +173,7 @@ class TestMapping:
         registry.register("a", two)
         registry.register("b", three)
 
-        assert registry
+        assert len(registry)
         assert dict(registry) == {"a": frozenset({one, two}), "b": frozenset({three})}
         assert "a" in registry
         assert len(registry) == 2
@@ -217,7 +217,7 @@ class TestMapping:
         await registry.heard.get()
         await registry.heard.get()
 
-        assert not registry
+        assert not len(registry)
 
 
 class TestByHand:
@@ -228,7 +228,7 @@ class TestByHand:
         for ws in cast("list[SupportsClose]", [full, plain, sync]):
             registry.register("a", ws)
         registry.register("b", other)
-        report = await registry.close_all_session("a", code=4000, reason="why")
+        report = await registry.close_all_session("a", close=4000, reason="why")
 
         assert report == CloseReport(sockets=3)
         assert full.calls == sync.calls == [(4000, b"why")]
@@ -248,7 +248,7 @@ class TestByHand:
 
         assert report == CloseReport(sockets=1)
         assert [call[0] for call in ws.calls] == [code]
-        assert not registry
+        assert not len(registry)
 
     async def test_close_all(self) -> None:
         """An order to all closes all."""
@@ -256,11 +256,11 @@ class TestByHand:
         sockets = [FullSocket() for _ in range(3)]
         for number, ws in enumerate(sockets):
             registry.register(number, ws)
-        report = await registry.close_all(code=4001, reason="bye")
+        report = await registry.close_all(close=4001, reason="bye")
 
         assert report == CloseReport(sockets=3)
         assert [ws.calls for ws in sockets] == [[(4001, b"bye")]] * 3
-        assert not registry
+        assert not len(registry)
 
     async def test_nothing_to_close(self) -> None:
         """An order to nobody does nothing."""
@@ -289,7 +289,7 @@ class TestByHand:
 
         assert report == CloseReport(sockets=2, aborted=1)
         assert len(ws.calls) == 1
-        assert not registry
+        assert not len(registry)
         assert "no such pipe" in caplog.text
 
     async def test_hangs(self) -> None:
@@ -304,7 +304,7 @@ class TestByHand:
         assert report.sockets == 2
         assert report.aborted  # on a very slow machine the other is late as well
         assert len(ws.calls) == 1
-        assert not registry
+        assert not len(registry)
 
     async def test_twice(self) -> None:
         """Registering again changes nothing."""
@@ -327,7 +327,7 @@ class TestByHand:
         assert registry["a"] == {other}
 
         registry.unregister("a", other)
-        assert not registry
+        assert not len(registry)
         await registry.close_all()
         assert ws.calls == other.calls == []
 
@@ -349,7 +349,7 @@ class TestByHand:
         with pytest.raises(InvalidSessionWSId, match=match):
             registry.register(session_ws_id, FullSocket())
 
-        assert not registry
+        assert not len(registry)
 
     @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
     @pytest.mark.parametrize("session_ws_id", [None, []])
@@ -382,7 +382,7 @@ class TestByHand:
         await client.close()
 
         assert [call[0] for call in ws.calls] == [1001]
-        assert not registry
+        assert not len(registry)
 
 
 class TestOverrides:
@@ -400,7 +400,7 @@ class TestOverrides:
         async with asyncio.timeout(5):
             assert await registry.heard.get() == ("unregister", session_ws_id, ws)
         assert registry.heard.empty()
-        assert not registry
+        assert not len(registry)
 
     @pytest.mark.parametrize("cls", [Watching, AsyncWatching])
     async def test_called_at_an_order(
@@ -462,7 +462,7 @@ class TestOverrides:
             await expect_close(ws, 1011)
         await registry.heard.get()
 
-        assert not registry
+        assert not len(registry)
 
     async def test_unregister_raises(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
@@ -482,7 +482,7 @@ class TestOverrides:
         await asyncio.wait_for(raised.wait(), 5)
         await client.close()
 
-        assert not registry
+        assert not len(registry)
         assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
             "unregister() failed"
         ]
@@ -502,7 +502,7 @@ class TestOverrides:
             report = await order
 
         assert report.sockets == 1
-        assert not registry
+        assert not len(registry)
 
     async def test_order_during_register(self, aiohttp_client: AiohttpClient) -> None:
         """A socket that is ordered to close while it registers never gets its handler."""
@@ -531,7 +531,7 @@ class TestOverrides:
         await order
 
         assert not ran
-        assert not registry
+        assert not len(registry)
 
     async def test_ignored_override(self, aiohttp_client: AiohttpClient) -> None:
         """An override needn't call ours: the registry knows its sockets without it."""
@@ -553,7 +553,7 @@ class TestOverrides:
             await expect_close(ws, 4403)
         assert await order == CloseReport(sockets=1)
 
-        assert not registry
+        assert not len(registry)
 
     async def test_live_socket_stays(self, aiohttp_client: AiohttpClient) -> None:
         """Nobody can take out by hand what ``session_ws`` still serves."""
