@@ -122,18 +122,14 @@ end
 
 local function before(key, ttl, text)
     local old = swap(key, text, ttl)
-    local time, seconds = string.match(text, BEFORE)
-    if old then
-        local time2, seconds2 = string.match(old, BEFORE)
-        if time2 then
-            local rest = math.floor(max(seconds, seconds2) * 1000) + 1
-            if tonumber(time2) > tonumber(time) then
-                text, time, seconds = old, time2, seconds2
-                put(key, text, rest)
-            elseif tonumber(seconds2) > tonumber(seconds) then
-                call('PEXPIRE', key, rest)
-            end
-        end
+    local time, seconds, rest = string.match(text, BEFORE)
+    local time2, seconds2 = string.match(old or '', BEFORE)
+    if time2 then
+        if tonumber(time2) > tonumber(time) then time = time2 end
+        if tonumber(seconds2) > tonumber(seconds) then seconds = seconds2 end
+        local merged = '[1,"before",' .. time .. ',' .. seconds .. ',' .. rest
+        if merged ~= text then put(key, merged, math.floor(seconds * 1000) + 1) end
+        text = merged
     end
     local id = string.match(key, '^.-}:end:id:(.*)$')
     if id then end_noted(call('GET', prefix .. 'of:' .. id), time, seconds) end
