@@ -82,7 +82,7 @@ from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
-from .cluster import Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .relay import Relays
 from .revalidation import Revalidator
@@ -375,9 +375,12 @@ class Core:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
+        concerned = self._concerned(order, before)
+        if not concerned:
+            return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         handshakes = 0
-        for connection, told in self._concerned(order, before):
+        for connection, told in concerned:
             close = self.close_for(self.status_of(connection))
             if close is not None:
                 close = order.close or close
