@@ -21,8 +21,8 @@ from ..registry.core import Core
 from ..registry.deferred import settle
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
+from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
-from .setup import core_from, expect_one_registry
 
 __all__ = ["session_ws_middleware"]
 
