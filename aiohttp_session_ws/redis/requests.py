@@ -93,6 +93,9 @@ class Requests:
         self._open: dict[str, PendingRequest] = {}
         self._logged = OncePerMinute()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def open(self) -> PendingRequest:
         """
         Open a request to all others; :meth:`close` it.
