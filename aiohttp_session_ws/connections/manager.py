@@ -229,6 +229,13 @@ class ConnectionManager:
         if connection.state is OPEN:
             self._take_out(connection)
 
+    def discard_stream(self, connection: TrackedConnection) -> None:
+        """
+        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        """
+        if connection.state is OPEN:
+            self._take_out(connection)
+
     def discard_handshake(self, connection: TrackedConnection) -> None:
         """
         Forget a handshake that came to nothing; one that is being closed goes when it is closed.

@@ -49,9 +49,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -155,6 +156,12 @@ class Hooks(Protocol):
         """
 
 
+#: Ties a websocket that another library has opened to the session of its request.
+Adopt: TypeAlias = Callable[
+    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
+]
+
+
 class Overrides(NamedTuple):
     """
     What an application has overridden, so that the rest needn't be called.
@@ -239,6 +246,7 @@ class Core:
         self.relays = Relays(self.tasks)
         self.handshakes = Handshakes(timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
         self._draining: asyncio.Task[None] | None = None
@@ -683,7 +691,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now):
+                for change in await self.journal.start(self.clock.now, self.records.has):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)

@@ -180,7 +180,8 @@ class TestHandshakes:
             },
         )
         await reached(gate)
-        request = site.requests[-1]
+        request = site.latest
+        assert request is not None
         writer.transport.abort()
         await until(lambda: request.transport is None)
 
