@@ -143,7 +143,7 @@ class Requests:
             if published is None:
                 request.known = False
                 return request
-            await request.wait(timeout)
+            await asyncio.gather(request.wait(timeout), asyncio.wait({published}, timeout=timeout))
             if not published.done() or published.exception() is not None:
                 request.known = False
         finally:
