@@ -110,6 +110,9 @@ class ServedWebSocket(web.WebSocketResponse):
         if self._ended:
             # It stops the heartbeat, and can't write: nothing is left to wait for.
             step_once(super().close())
+            error = self.exception()
+            if error is not None:  # that it can't write; with its frames it would be a circle
+                error.__traceback__ = None
 
     def _send_heartbeat(self) -> None:
         if self._ended:
@@ -455,6 +458,13 @@ class TrackedConnection(Connection):
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.state.value} {fingerprint(self.session_ws_id)}>"
+
+    @property
+    def is_stream(self) -> bool:
+        """
+        Whether it is a streamed response, and no websocket.
+        """
+        return self.request is not None and not isinstance(self.ws, web.WebSocketResponse)
 
     @property
     def removed(self) -> bool:
