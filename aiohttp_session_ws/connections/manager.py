@@ -289,9 +289,9 @@ class ConnectionManager:
         """
         kind, value = subject
         if kind == "id":
-            if value not in self.open and value not in self.opening:
-                if not self._orphaned_handlers:
-                    return []  # most orders of other nodes
+            known = value in self.open or value in self.opening or self._orphaned_handlers
+            if not known:
+                return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)
