@@ -509,10 +509,13 @@ class ConnectionManager:
         now = time.monotonic()
         due: list[TrackedConnection] = []
         for connection in self.open:
-            if connection.request is None or connection.state is not OPEN:
+            if connection.state is not OPEN:
                 continue
-            transport = connection.transport
-            if transport is None or transport.is_closing() or _is_closed(connection.ws):
+            transport, ws = connection.transport, connection.ws
+            if transport is None:
+                if connection.request is not None:
+                    self._sweep(connection)
+            elif transport.is_closing() or (type(ws) is ServedWebSocket and ws.closed):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)
