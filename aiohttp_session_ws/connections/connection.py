@@ -479,6 +479,13 @@ class TrackedConnection(Connection):
         return f"<Connection {self.id} {self.state.value} {fingerprint(self.session_ws_id)}>"
 
     @property
+    def is_stream(self) -> bool:
+        """
+        Whether it is a streamed response, and no websocket.
+        """
+        return self.request is not None and not isinstance(self.ws, web.WebSocketResponse)
+
+    @property
     def removed(self) -> bool:
         """
         Whether it is out of the index for good.

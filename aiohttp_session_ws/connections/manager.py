@@ -231,6 +231,13 @@ class ConnectionManager:
         if connection.state is OPEN:
             self._take_out(connection)
 
+    def discard_stream(self, connection: TrackedConnection) -> None:
+        """
+        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        """
+        if connection.state is OPEN:
+            self._take_out(connection)
+
     def discard_handshake(self, connection: TrackedConnection) -> None:
         """
         Forget a handshake that came to nothing; one that is being closed goes when it is closed.
@@ -282,6 +289,9 @@ class ConnectionManager:
         """
         kind, value = subject
         if kind == "id":
+            if value not in self.open and value not in self.opening:
+                if not self._orphaned_handlers:
+                    return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)

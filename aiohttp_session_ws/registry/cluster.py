@@ -10,7 +10,7 @@ a question about a session is answered from the records, not from what this proc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
@@ -70,6 +70,9 @@ class Effect(NamedTuple):
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
+
+
+NO_EFFECT: Final = Effect()
 
 
 class LocalNode(Protocol):

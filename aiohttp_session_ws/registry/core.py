@@ -49,9 +49,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -81,7 +82,7 @@ from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
-from .cluster import Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .relay import Relays
 from .revalidation import Revalidator
@@ -153,6 +154,12 @@ class Hooks(Protocol):
         """
         Called at the application's shutdown.
         """
+
+
+#: Ties a websocket that another library has opened to the session of its request.
+Adopt: TypeAlias = Callable[
+    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
+]
 
 
 class Overrides(NamedTuple):
@@ -239,6 +246,7 @@ class Core:
         self.relays = Relays(self.tasks)
         self.handshakes = Handshakes(timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
         self._draining: asyncio.Task[None] | None = None
@@ -367,9 +375,12 @@ class Core:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
+        concerned = self._concerned(order, before)
+        if not concerned:
+            return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         handshakes = 0
-        for connection, told in self._concerned(order, before):
+        for connection, told in concerned:
             close = self.close_for(self.status_of(connection))
             if close is not None:
                 close = order.close or close
@@ -680,7 +691,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now):
+                for change in await self.journal.start(self.clock.now, self.records.has):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)

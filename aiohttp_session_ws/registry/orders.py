@@ -124,11 +124,13 @@ class Orders:
         """
         Close the sockets of all sessions with a label; they may reconnect.
 
-        Arguments and waiting are those of :meth:`close_all_session`.
-
         Args:
             name: The name of the label, as ``labels`` returns it.
             value: Its value.
+            close: The close code, 4403 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
@@ -241,11 +243,13 @@ class Orders:
         """
         End all sessions with a label that have begun by now, as :meth:`end_identity` does.
 
-        Other arguments are those of :meth:`end_session`.
-
         Args:
             name: The name of the label, as ``labels`` returns it.
             value: Its value: an identity provider's session id, a device.
+            close: The close code, 4401 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.

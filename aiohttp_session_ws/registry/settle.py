@@ -20,7 +20,7 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
@@ -138,7 +138,8 @@ class Settlement:
         if not saves:
             put_session(self._request, None)
         elif self._saved and session.empty:
-            session.changed()  # its cookie goes
+            if cookie_of(self._request):
+                session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
 

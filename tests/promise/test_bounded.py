@@ -13,7 +13,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, session_ws
 from tests.support import AiohttpClient, Client, RawPeer, cookie_of, make_app, until
-from tests.support.inspect import connections, opening
+from tests.support.inspect import connections, is_closing, opening
 
 SOCKETS = 1000
 RUDE = SOCKETS // 100
@@ -68,8 +68,8 @@ class TestThousandSockets:
         peers = await crowd(client, registry)
         there = connections(registry)
         order = asyncio.ensure_future(registry.close_all())
-        await until(lambda: all(connection.closing for connection in there))
-        still_there = sum(not connection.gone for connection in there)
+        await until(lambda: all(is_closing(connection) for connection in there))
+        still_there = sum(not connection.removed for connection in there)
         report = await order
         for peer in peers:
             peer.close()

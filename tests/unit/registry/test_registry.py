@@ -11,7 +11,6 @@ from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
     REGISTRY_KEY,
-    Connection,
     SessionWSRegistry,
     Timeouts,
     session_ws,
@@ -22,7 +21,7 @@ from aiohttp_session_ws.exceptions import InvalidSessionWSId, SessionWSClosed
 from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.signals import OpenDetails
 from aiohttp_session_ws.typing import SupportsClose
-from tests.support import AiohttpClient
+from tests.support import AiohttpClient, Started
 
 SOON = 0.05  # seconds: what hangs is given up after these
 
@@ -135,18 +134,18 @@ class AsyncWatching(Watching):
 
 class TestMapping:
     def test_empty(self) -> None:
-        """A registry without sockets is an empty mapping, so false."""
+        """A registry without sockets is an empty mapping, and true as any registry."""
         registry = SessionWSRegistry()
 
         assert isinstance(registry, Mapping)
-        assert not len(registry)
+        assert registry
         assert len(registry) == 0
         assert list(registry) == []
         assert registry.get("a") is None
         assert "a" not in registry
 
     def test_setup_takes_an_empty_one(self) -> None:
-        """An app gets the very registry it was given, false or not."""
+        """An app gets the very registry it was given."""
         app = web.Application()
         registry = SessionWSRegistry()
 
@@ -165,9 +164,9 @@ class TestMapping:
         with pytest.raises(KeyError):
             _ = SessionWSRegistry()["a"]
 
-    async def test_filled(self) -> None:
+    async def test_filled(self, started: Started) -> None:
         """Each id shows its own sockets."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         one, two, three = FullSocket(), PlainSocket(), SyncSocket()
         registry.register("a", one)
         registry.register("a", two)
@@ -178,9 +177,9 @@ class TestMapping:
         assert "a" in registry
         assert len(registry) == 2
 
-    async def test_snapshots(self) -> None:
+    async def test_snapshots(self, started: Started) -> None:
         """What was handed out doesn't change any more."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
         before = registry["a"]
@@ -190,9 +189,9 @@ class TestMapping:
         assert before == {ws}
         assert len(registry["a"]) == 2
 
-    async def test_iteration_while_it_changes(self) -> None:
+    async def test_iteration_while_it_changes(self, started: Started) -> None:
         """Ids may come and go while one looks through them."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         for name in "abc":
             registry.register(name, FullSocket())
         seen = []
@@ -221,9 +220,9 @@ class TestMapping:
 
 
 class TestByHand:
-    async def test_close_all_session(self) -> None:
+    async def test_close_all_session(self, started: Started) -> None:
         """An order closes what was registered by hand, with code and reason if it takes them."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         full, plain, sync, other = FullSocket(), PlainSocket(), SyncSocket(), FullSocket()
         for ws in cast("list[SupportsClose]", [full, plain, sync]):
             registry.register("a", ws)
@@ -239,9 +238,9 @@ class TestByHand:
     @pytest.mark.parametrize(
         ("order", "code"), [("close_all_session", 4403), ("end_session", 4401)]
     )
-    async def test_default_codes(self, order: str, code: int) -> None:
+    async def test_default_codes(self, order: str, code: int, started: Started) -> None:
         """Without a choice they are told what browsers are told."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
         report = await getattr(registry, order)("a")
@@ -250,9 +249,9 @@ class TestByHand:
         assert [call[0] for call in ws.calls] == [code]
         assert not len(registry)
 
-    async def test_close_all(self) -> None:
+    async def test_close_all(self, started: Started) -> None:
         """An order to all closes all."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         sockets = [FullSocket() for _ in range(3)]
         for number, ws in enumerate(sockets):
             registry.register(number, ws)
@@ -262,16 +261,16 @@ class TestByHand:
         assert [ws.calls for ws in sockets] == [[(4001, b"bye")]] * 3
         assert not len(registry)
 
-    async def test_nothing_to_close(self) -> None:
+    async def test_nothing_to_close(self, started: Started) -> None:
         """An order to nobody does nothing."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
 
         assert await registry.close_all_session("a") == CloseReport()
         assert await registry.close_all() == CloseReport()
 
-    async def test_second_order(self) -> None:
+    async def test_second_order(self, started: Started) -> None:
         """What is closed already isn't closed again."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
         await asyncio.gather(registry.close_all_session("a"), registry.close_all())
@@ -279,9 +278,9 @@ class TestByHand:
 
         assert len(ws.calls) == 1
 
-    async def test_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_fails(self, caplog: pytest.LogCaptureFixture, started: Started) -> None:
         """One that can't be closed is logged and let go; the others are closed."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", FailingSocket())
         registry.register("a", ws)
@@ -292,9 +291,9 @@ class TestByHand:
         assert not len(registry)
         assert "no such pipe" in caplog.text
 
-    async def test_hangs(self) -> None:
+    async def test_hangs(self, started: Started) -> None:
         """One that takes for ever is given up after the close timeout."""
-        registry = SessionWSRegistry(timeouts=Timeouts(close=SOON))
+        registry = await started(SessionWSRegistry(timeouts=Timeouts(close=SOON)))
         ws = FullSocket()
         registry.register("a", HangingSocket())
         registry.register("a", ws)
@@ -306,9 +305,9 @@ class TestByHand:
         assert len(ws.calls) == 1
         assert not len(registry)
 
-    async def test_twice(self) -> None:
+    async def test_twice(self, started: Started) -> None:
         """Registering again changes nothing."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.register("a", ws)
         registry.register("a", ws)
@@ -317,9 +316,9 @@ class TestByHand:
         assert await registry.close_all() == CloseReport(sockets=1)
         assert len(ws.calls) == 1
 
-    async def test_unregister(self) -> None:
+    async def test_unregister(self, started: Started) -> None:
         """What was taken out is closed by nobody."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws, other = FullSocket(), FullSocket()
         registry.register("a", ws)
         registry.register("a", other)
@@ -331,9 +330,9 @@ class TestByHand:
         await registry.close_all()
         assert ws.calls == other.calls == []
 
-    async def test_unregister_unknown(self) -> None:
+    async def test_unregister_unknown(self, started: Started) -> None:
         """Taking out what isn't there is no error."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         ws = FullSocket()
         registry.unregister("a", ws)
         registry.register("a", ws)
@@ -343,9 +342,9 @@ class TestByHand:
         assert registry["a"] == {ws}
 
     @pytest.mark.parametrize(("session_ws_id", "match"), [(None, "None"), ([], "hashable")])
-    async def test_bad_id(self, session_ws_id: Any, match: str) -> None:
+    async def test_bad_id(self, session_ws_id: Any, match: str, started: Started) -> None:
         """What can't be an id is refused with an error that says what can."""
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         with pytest.raises(InvalidSessionWSId, match=match):
             registry.register(session_ws_id, FullSocket())
 
@@ -353,10 +352,13 @@ class TestByHand:
 
     @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
     @pytest.mark.parametrize("session_ws_id", [None, []])
-    async def test_order_to_a_bad_id(self, order: str, session_ws_id: Any) -> None:
+    async def test_order_to_a_bad_id(
+        self, order: str, session_ws_id: Any, started: Started
+    ) -> None:
         """An order to what can't be an id is refused."""
+        registry = await started(SessionWSRegistry())
         with pytest.raises(InvalidSessionWSId):
-            await getattr(SessionWSRegistry(), order)(session_ws_id)
+            await getattr(registry, order)(session_ws_id)
 
     async def test_beside_served_ones(self, aiohttp_client: AiohttpClient) -> None:
         """An order closes both kinds at once."""
@@ -624,7 +626,7 @@ def test_supports_close() -> None:
     """All of the above may be registered, for the type checker, too."""
     sockets: Iterable[SupportsClose] = [FullSocket(), PlainSocket(), SyncSocket()]
 
-    assert [Connection("a", ws).ws for ws in sockets] == list(sockets)
+    assert all(ws.close for ws in sockets)
 
 
 async def test_details_fit(aiohttp_client: AiohttpClient) -> None:
