@@ -15,7 +15,8 @@ from typing import Final
 from aiohttp import WSMessage, WSMsgType
 
 from ..close_codes import Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.connection import TrackedConnection
+from ..connections.websocket import ServedWebSocket
 from ..connections.manager import ConnectionManager
 from ..exceptions import WebSocketDisconnect, WebSocketStateError
 from ..web.session_ws import end_of
