@@ -25,6 +25,7 @@ from .connection import (
     OPEN,
     OPENING,
     Connection,
+    RegisteredObject,
     ServedWebSocket,
     TrackedConnection,
 )
@@ -206,21 +207,22 @@ class ConnectionManager:
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = TrackedConnection(session_ws_id, ws)
+        connection = RegisteredObject(session_ws_id, ws, self)
         if not self.open.add_new(session_ws_id, connection):
             return None
-        connection.closer = self
-        connection.set_open()
         if identity is not None:
             self.file_identity(connection, identity)
-        connection.lineage = lineage
-        self._add_lineage(connection)
+        if lineage is not NO_LINEAGE:
+            connection.lineage = lineage
+            self._add_lineage(connection)
         return connection
 
     def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
         """
         Take out what was registered by hand; nothing happens if it isn't there.
         """
+        if self.open.discard_bare(session_ws_id, ws):
+            return
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
             return
