@@ -267,7 +267,9 @@ class Site:
         jar = CookieJar(unsafe=True)
         if cookie:
             jar.update_cookies(SimpleCookie(cookie), self.url)
-        session = await self.stack.enter_async_context(ClientSession(cookie_jar=jar, timeout=BOUND))
+        session = await self.stack.enter_async_context(
+            ClientSession(cookie_jar=jar, timeout=BOUND)
+        )
         return Browser(self, session)
 
     async def logged_in(self, how: str = "/login/renew", user: str = "ann") -> Browser:
