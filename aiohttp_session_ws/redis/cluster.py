@@ -116,6 +116,7 @@ class RedisCluster:
         self._pending_times = False  # whether something ended before the clock was known
         self._settled = asyncio.Event()
         self._started = False
+        self._seemed_connected = False
         self._changed_at = 0.0
 
     def _wire(self, node: LocalNode) -> None:
@@ -242,13 +243,15 @@ class RedisCluster:
     def _expect_client(self) -> None:
         try:
             _ = self._make()
-        except NotSetUp:
-            raise
-        except Exception as exc:
+        except TypeError as exc:
             raise NotSetUp(
-                f"redis= is a callable that raised {type(exc).__name__}: let it take no argument"
+                f"redis= is a callable that can't be called so ({exc}): let it take no argument"
                 " and return a redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
             ) from exc
+        except NotSetUp:
+            raise
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.warning("a client of Redis can't be made now: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
@@ -265,7 +268,7 @@ class RedisCluster:
                     await self._settled.wait()
         except TimeoutError:
             pass
-        self._started = True
+        self._started, self._seemed_connected = True, self.connected
         self._report_now()
 
     async def stop(self) -> None:
@@ -367,10 +370,10 @@ class RedisCluster:
         Change the state soon, if it lasts: what Redis does in between is no news.
         """
         self._settled.set()
-        loop = asyncio.get_running_loop()
-        self._changed_at = loop.time()
-        if not self._started:
+        if not self._started or self.connected == self._seemed_connected:
             return
+        loop = asyncio.get_running_loop()
+        self._seemed_connected, self._changed_at = self.connected, loop.time()
         if not self.commands.available:
             self._report_now()  # it has not answered for a second
         elif self._steady is None:
@@ -546,7 +549,7 @@ class RedisCluster:
         return await self.queries.nodes()
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: bool = False
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -555,7 +558,7 @@ class RedisCluster:
             subject: Whose sockets; all if it is ``None``.
             data: What.
             here: What became of it on this node.
-            wait: Whether to ask the others, for a second at most, what became of it.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
         return await self.queries.push(subject, data, here, wait)
 
@@ -563,7 +566,7 @@ class RedisCluster:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
         """
-        return self._queries.relay(name, data)
+        return self.queries.relay(name, data)
 
 
 def _name_of(record: Record) -> str:

@@ -13,11 +13,13 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
 from ..sessions.context import HANDLING, RequestContext, set_current
 from ..sessions.records import LineageRenewed
 from ..sessions.session import (
     begin_session,
+    content_of,
     created_at,
     digest_of_cookie,
     has_storage,
@@ -38,7 +40,9 @@ SETTLED: Final = 10.0
 OWN_KEYS: Final = 2  # the id and the lineage
 
 
-def arrive_at_once(core: Core, request: web.Request, session: Session) -> RequestContext | None:
+def arrive_at_once(
+    core: Core, request: web.Request, session: Session, arrived: float, started: float
+) -> RequestContext | None:
     """
     Judge a request whose session is loaded, carries all it needs, and is of no interest to
     any record; ``None`` if there is more to do.
@@ -51,13 +55,13 @@ def arrive_at_once(core: Core, request: web.Request, session: Session) -> Reques
         return None
     if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
         return None
-    context = RequestContext(request, core.clock.begin_time())
+    context = RequestContext(request, arrived, started)
     context.lineage, context.session_ws_id = lineage, session_ws_id
     context.newest, context.carried = lineage.generation, True
     context.held_data = len(session) > OWN_KEYS
     context.session, context.stage = session, HANDLING
     if core.identifier.asks:
-        context.content = dict(session)
+        context.content = content_of(session, core.keys)
     return context
 
 
@@ -90,12 +94,21 @@ class Arrival:
     Args:
         core: The registry's parts.
         request: The request.
+        arrived: When it arrived, by the one clock, if that was before its session was loaded.
+        started: The same by the event loop's clock.
     """
 
-    def __init__(self, core: Core, request: web.Request) -> None:
+    def __init__(
+        self,
+        core: Core,
+        request: web.Request,
+        arrived: float | None = None,
+        started: float | None = None,
+    ) -> None:
         self._core = core
         self._request = request
-        self._context = RequestContext(request, core.clock.begin_time())
+        arrived = core.clock.begin_time() if arrived is None else arrived
+        self._context = RequestContext(request, arrived, started)
         set_current(self._context)
 
     async def judge(self) -> RequestContext:
@@ -124,7 +137,8 @@ class Arrival:
         if session is not None:
             context.carried = core.keys.lineage in session
             context.held_data = core.keys.holds_data(session)
-            context.content = dict(session) if core.identifier.asks else None
+            if core.identifier.asks or context.given:
+                context.content = content_of(session, core.keys)
         context.stage = HANDLING
         return context
 
@@ -146,7 +160,7 @@ class Arrival:
         core, context = self._core, self._context
         context.session_ws_id = await self._current_id()
         if context.session_ws_id is None:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
         if context.session_ws_id is not None:
             context.lineage = Lineage(f"id {context.session_ws_id!r}", 0, 0.0)
@@ -163,7 +177,7 @@ class Arrival:
             lineage = self._first_lineage(session, context.session_ws_id)
         written = keys.lineage in session
         if context.session_ws_id is None:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
             context.given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:
@@ -181,7 +195,7 @@ class Arrival:
         if not core.overrides.ids and self._context.session is not None:
             session_ws_id = id_in(self._context.session, core.keys.id)
         else:
-            session_ws_id = await core.ids.get_id(self._request)
+            session_ws_id = await core.current_id(self._request)
         if session_ws_id is None:
             return None
         try:
@@ -218,7 +232,7 @@ class Arrival:
             subjects = subjects_of(context.session_ws_id, owner)
             context.checked = await core.cluster.check_request(lineage.token, subjects)
         found = core.judge(lineage, context.session_ws_id, owner)
-        if not found.alive or due or not core.identifier.asks:
+        if found.state is State.ENDED or due or not core.identifier.asks:
             return found
         if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
             return found
@@ -264,7 +278,7 @@ class Arrival:
         context.session = await begin_session(self._request)
         context.fresh = True
         if mint:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             if not context.session.empty:
                 core.keys.write_lineage(context.session, new_lineage(context.arrived))
                 context.given = True

@@ -10,7 +10,7 @@ a question about a session is answered from the records, not from what this proc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
@@ -70,6 +70,9 @@ class Effect(NamedTuple):
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
+
+
+NO_EFFECT: Final = Effect()
 
 
 class LocalNode(Protocol):
@@ -238,9 +241,17 @@ class Cluster(Protocol):
         Return how many sockets all nodes have; *here* are this one's.
         """
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
-        Push to the sockets of the other nodes; *here* is what became of it on this one.
+        Push to the sockets of the other nodes.
+
+        Args:
+            subject: Whose sockets; all if it is ``None``.
+            data: What.
+            here: What became of it on this node.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
 
     async def relay(self, name: str, data: bytes) -> Delivery:
@@ -356,7 +367,9 @@ class SingleProcess:
         """
         return Count(here)
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
         Return what became of the push on this process.
         """

@@ -49,16 +49,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from .._logging import fingerprint, log
 from .._origin import OriginPolicy
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
 from ..connections.connection import (
     NO_LINEAGE,
@@ -81,7 +82,7 @@ from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
-from .cluster import Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .relay import Relays
 from .revalidation import Revalidator
@@ -95,35 +96,35 @@ COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 class Ids(Protocol):
     """
-    Where the ids of sessions live. An application may override each of these.
+    Where the ids of sessions live. An application may override each of these, sync or async.
     """
 
-    async def get_id(self, request: web.Request) -> Hashable | None:
+    def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
         """
         Return the id of the session of *request*.
         """
 
-    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+    def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
         """
         Give the session of *request* this id.
         """
 
-    async def new_id(self, request: web.Request) -> Any:
+    def new_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* a new id.
         """
 
-    async def delete_id(self, request: web.Request) -> Any:
+    def delete_id(self, request: web.Request) -> Any:
         """
         Take the id out of the session of *request*.
         """
 
-    async def ensure_id(self, request: web.Request) -> Any:
+    def ensure_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* an id if it has none.
         """
 
-    async def generate_id(self, request: web.Request) -> Hashable:
+    def generate_id(self, request: web.Request) -> Any:
         """
         Return a new id.
         """
@@ -131,7 +132,7 @@ class Ids(Protocol):
 
 class Hooks(Protocol):
     """
-    What else an application may override, as in 1.1.1.
+    What else an application may override, as in 1.1.1, sync or async.
     """
 
     def register(self, session_ws_id: Hashable, ws: Any) -> Any:
@@ -144,15 +145,21 @@ class Hooks(Protocol):
         Called when a socket is gone.
         """
 
-    async def close_all_session(self, session_ws_id: Hashable) -> Any:
+    def close_all_session(self, session_ws_id: Hashable) -> Any:
         """
         Called when the response of a request that asked for it has been sent.
         """
 
-    async def close_all(self) -> Any:
+    def close_all(self) -> Any:
         """
         Called at the application's shutdown.
         """
+
+
+#: Ties a websocket that another library has opened to the session of its request.
+Adopt: TypeAlias = Callable[
+    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
+]
 
 
 class Overrides(NamedTuple):
@@ -239,6 +246,7 @@ class Core:
         self.relays = Relays(self.tasks)
         self.handshakes = Handshakes(timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
         self._draining: asyncio.Task[None] | None = None
@@ -367,9 +375,12 @@ class Core:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
+        concerned = self._concerned(order, before)
+        if not concerned:
+            return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         handshakes = 0
-        for connection, told in self._concerned(order, before):
+        for connection, told in concerned:
             close = self.close_for(self.status_of(connection))
             if close is not None:
                 close = order.close or close
@@ -577,7 +588,8 @@ class Core:
         """
         Return the id of the session of *request*.
         """
-        return await self.ids.get_id(request)
+        session_ws_id: Hashable | None = await maybe_await(self.ids.get_id(request))
+        return session_ws_id
 
     def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
         """
@@ -679,7 +691,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now):
+                for change in await self.journal.start(self.clock.now, self.records.has):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
@@ -725,7 +737,7 @@ class Core:
         try:
             await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
             if self.overrides.close_all:
-                await self.hooks.close_all()
+                await maybe_await(self.hooks.close_all())
         except Exception:
             log.exception("closing the websockets at shutdown failed")
 

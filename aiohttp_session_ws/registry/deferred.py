@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from .._logging import describe_error, log
+from .._tasks import maybe_await
 from ..sessions.context import RequestContext, Stage, context_of
 from .arrival import Arrival
 from .cluster import Order
@@ -105,7 +106,7 @@ async def _close(
     await core.carry_out(core.effect_of(order, before=before))
     if core.overrides.close_all_session and context.session_ws_id is not None:
         try:
-            await core.hooks.close_all_session(context.session_ws_id)
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
         except Exception as exc:  # noqa: BLE001  the application's
             log.error("close_all_session() failed: %s", describe_error(exc))
 

@@ -4,17 +4,19 @@ The facet of a registry that gives orders: whose sockets are to close, and what 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import asyncio
+from collections.abc import Coroutine, Hashable, Iterable
 from typing import Any, Literal
 
 from aiohttp import web
 
 from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..exceptions import SessionEnded, SessionWSError
 from ..results import CloseReport
-from ..sessions.context import RequestContext
+from ..sessions.context import HANDLING, RequestContext
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.session import (
     begin_session,
@@ -56,7 +58,7 @@ class Orders:
         told = as_close(close, reason, RECONNECT)
         if core.overrides.close_all_session:
             for session_ws_id in tuple(core.connections.open.keys()):
-                await core.hooks.close_all_session(session_ws_id)
+                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(
@@ -122,11 +124,13 @@ class Orders:
         """
         Close the sockets of all sessions with a label; they may reconnect.
 
-        Arguments and waiting are those of :meth:`close_all_session`.
-
         Args:
             name: The name of the label, as ``labels`` returns it.
             value: Its value.
+            close: The close code, 4403 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
@@ -239,11 +243,13 @@ class Orders:
         """
         End all sessions with a label that have begun by now, as :meth:`end_identity` does.
 
-        Other arguments are those of :meth:`end_session`.
-
         Args:
             name: The name of the label, as ``labels`` returns it.
             value: Its value: an identity provider's session id, a device.
+            close: The close code, 4401 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
@@ -333,7 +339,7 @@ class Orders:
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
-            await core.hooks.close_all_session(context.session_ws_id)
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
             return
         context.ordering().close_requested = True
         if context.session_ws_id is not None:
@@ -362,7 +368,8 @@ class Orders:
             await self._end_open(context.connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        await self._begin_after(request, context, response)
+        await self._shielded(self._begin_after(request, context), "begin after an end")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_identity(
         self, request: web.Request, response: web.StreamResponse
@@ -391,10 +398,8 @@ class Orders:
             await self._end_open(connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        identity = await self._identity_behind(request, context)
-        if identity is not None:
-            self._end_in_request(context, Subject("identity", identity))
-        await self._begin_after(request, context, response)
+        await self._shielded(self._end_everywhere(request, context), "end an identity")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_others(
         self, request: web.Request, response: web.StreamResponse
@@ -474,9 +479,21 @@ class Orders:
         _expect_savable(context, response)
         if sockets not in ("close", "keep"):
             raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
-        await core.ids.new_id(request)
+        await maybe_await(core.ids.new_id(request))
         context.ordering().keeps_sockets = sockets == "keep"
         await self._settle_without_middleware(request, context, response)
+
+    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
+        """
+        Await *ending*, which goes on if the client vanishes and its request is cancelled.
+        """
+        await asyncio.shield(self._core.tasks.spawn(ending, name))
+
+    async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
+        identity = await self._identity_behind(request, context)
+        if identity is not None:
+            self._end_in_request(context, Subject("identity", identity))
+        await self._begin_after(request, context)
 
     def _end_own(self, context: RequestContext) -> None:
         """
@@ -506,6 +523,9 @@ class Orders:
         Let an order of a request take effect for handshakes, here and everywhere.
         """
         order = Order(tuple(changes))
+        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
+            self._core.give_soon(order)
+            return
         self._core.apply(order)
         self._core.cluster.record(order)
         context.ordering().changes += order.changes
@@ -522,9 +542,7 @@ class Orders:
             owner = await identifier.of_content(request, context.session, context.content)
         return owner.identity
 
-    async def _begin_after(
-        self, request: web.Request, context: RequestContext, response: web.StreamResponse
-    ) -> None:
+    async def _begin_after(self, request: web.Request, context: RequestContext) -> None:
         """
         Give a request whose session was ended a new, empty one.
         """
@@ -534,9 +552,8 @@ class Orders:
             await empty_in_storage(request, context.session)
             await begin_session(request)
         else:
-            await core.ids.delete_id(request)
-        await core.ids.ensure_id(request)
-        await self._settle_without_middleware(request, context, response)
+            await maybe_await(core.ids.delete_id(request))
+        await maybe_await(core.ids.ensure_id(request))
 
     async def _claim(self, request: web.Request, context: RequestContext) -> None:
         """

@@ -33,7 +33,12 @@ class Pushes:
     _core: Core
 
     async def send_session(
-        self, session_ws_id: Hashable, data: Data, *, except_: Connection | None = None
+        self,
+        session_ws_id: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
     ) -> Delivery:
         """
         Push *data* to the open sockets of a session.
@@ -42,6 +47,8 @@ class Pushes:
             session_ws_id: Whose sockets.
             data: A text, or bytes for a binary message; they are copied.
             except_: A connection that isn't sent to.
+            wait: Seconds to wait for what other nodes answer, where there are any. Without it
+                they are not asked: the push reaches their sockets, but isn't counted there.
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
@@ -49,10 +56,15 @@ class Pushes:
         """
         self._core.expect_loop()
         subject = Subject("id", self._core.usable_id(session_ws_id))
-        return await self._push(subject, data, except_)
+        return await self._push(subject, data, except_, wait)
 
     async def send_identity(
-        self, identity: Hashable, data: Data, *, except_: Connection | None = None
+        self,
+        identity: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
     ) -> Delivery:
         """
         Push *data* to the open sockets of all sessions of an identity.
@@ -61,6 +73,7 @@ class Pushes:
             identity: Whose sockets.
             data: As for :meth:`send_session`.
             except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -71,11 +84,17 @@ class Pushes:
         core.expect_loop()
         core.identifier.expect()
         return await self._push(
-            Subject("identity", core.identifier.usable(identity)), data, except_
+            Subject("identity", core.identifier.usable(identity)), data, except_, wait
         )
 
     async def send_label(
-        self, name: str, value: Hashable, data: Data, *, except_: Connection | None = None
+        self,
+        name: str,
+        value: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
     ) -> Delivery:
         """
         Push *data* to the open sockets of all sessions with a label.
@@ -85,6 +104,7 @@ class Pushes:
             value: Its value.
             data: As for :meth:`send_session`.
             except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
@@ -94,21 +114,25 @@ class Pushes:
         core = self._core
         core.expect_loop()
         core.identifier.expect_labels()
-        return await self._push(core.identifier.usable_label(name, value), data, except_)
+        subject = core.identifier.usable_label(name, value)
+        return await self._push(subject, data, except_, wait)
 
-    async def broadcast(self, data: Data, *, except_: Connection | None = None) -> Delivery:
+    async def broadcast(
+        self, data: Data, *, except_: Connection | None = None, wait: float = 0.0
+    ) -> Delivery:
         """
         Push *data* to all open sockets.
 
         Args:
             data: As for :meth:`send_session`.
             except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
         self._core.expect_loop()
-        return await self._push(None, data, except_)
+        return await self._push(None, data, except_, wait)
 
     async def send_session_json(
         self, session_ws_id: Hashable, data: Any, *, dumps: JSONEncoder = json.dumps
@@ -168,7 +192,7 @@ class Pushes:
         return await self._core.cluster.relay(name, data)
 
     async def _push(
-        self, subject: Subject | None, data: Data, except_: Connection | None
+        self, subject: Subject | None, data: Data, except_: Connection | None, wait: float
     ) -> Delivery:
         here = await self._core.push_here(subject, data, except_)
-        return await self._core.cluster.push(subject, data, here)
+        return await self._core.cluster.push(subject, data, here, wait=wait)

@@ -6,12 +6,14 @@ that close them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from aiohttp import web
 
-from ..exceptions import SessionEnded
+from ..connections.connection import Connection
+from ..exceptions import NotSetUp, SessionEnded
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
@@ -135,6 +137,28 @@ class SessionWSRegistry(
         self.on_close = signals.on_close
         self.on_refresh = signals.on_refresh
 
+    def adopt(
+        self, request: web.Request, ws: web.WebSocketResponse
+    ) -> AbstractAsyncContextManager[Connection, None]:
+        """
+        Tie a websocket that another library has opened to the session of *request*.
+
+        To be entered in its handler's task, after its ``prepare()``. What you get is its
+        connection, which takes no pushes. On exit, close it and wait until it is gone.
+
+        Args:
+            request: The request that was upgraded.
+            ws: The websocket.
+
+        Raises:
+            NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
+            SessionWSClosed: If the session may not open a socket; *ws* has been closed with
+                the code that tells why. Nothing is registered in that case.
+        """
+        if self._core.adopt is None:
+            raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
+        return self._core.adopt(request, ws)
+
     async def drain(self, window: float) -> None:
         """
         Close all sockets of this process little by little, for a rolling restart.
@@ -189,7 +213,7 @@ class SessionWSRegistry(
         connections = self._core.connections.open.of(session_ws_id)
         if not connections:
             raise KeyError(session_ws_id)
-        return frozenset(connection.ws for connection in connections)
+        return frozenset(connection.ws for connection in connections if not connection.is_stream)
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._core.connections.open.keys())
@@ -215,6 +239,7 @@ class SessionWSRegistry(
 
         Raises:
             SessionEnded: If the session has ended. Nothing is registered.
+            NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
             TypeError: If *ws* can't be hashed.
         """
@@ -223,6 +248,7 @@ class SessionWSRegistry(
         hash(ws)
         if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
             if identity is not None:
+                core.identifier.expect()
                 core.identifier.usable(identity)
             if not core.add_by_hand(session_ws_id, ws, identity):
                 raise SessionEnded("the session has ended: close what was to be registered")

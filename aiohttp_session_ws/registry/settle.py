@@ -10,16 +10,17 @@ session that would bring an ended one back, or overwrite a newer cookie, is not.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
@@ -60,6 +61,9 @@ class Outcome(NamedTuple):
         Whether an anonymous visitor has logged in.
         """
         return self.changed_hands and self.previous.identity is None
+
+
+UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
 
 
 class Settlement:
@@ -125,15 +129,32 @@ class Settlement:
         return not self._context.held_data and not self._core.keys.holds_data(session)
 
     async def _settle_session(self, session: Session) -> None:
-        outcome = await self._compare(session)
+        if self._is_as_given(session):
+            outcome = UNCHANGED
+        else:
+            outcome = await self._compare(session)
         saves = await self._may_save(session, outcome)
         self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
         if not saves:
             put_session(self._request, None)
         elif self._saved and session.empty:
-            session.changed()  # its cookie goes
+            if cookie_of(self._request):
+                session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
+
+    def _is_as_given(self, session: Session) -> bool:
+        """
+        Tell whether the only changes are those that were made on arrival.
+        """
+        context = self._context
+        return (
+            context.given
+            and session is context.session
+            and self._orders is NO_ORDERS
+            and not self._core.overrides.ids
+            and dict(session) == context.content
+        )
 
     async def _compare(self, session: Session) -> Outcome:
         """
@@ -144,7 +165,7 @@ class Settlement:
         anew = session is not context.session or self._was_emptied(session)
         owner = previous = NOBODY
         if core.overrides.ids:
-            now = await core.ids.get_id(self._request)
+            now = await core.current_id(self._request)
             if now != came and not self._orders.renewed:
                 # A derived id tells whose session it is, where nothing else does.
                 owner, previous = Owner(now), Owner(came)
@@ -252,8 +273,8 @@ class Settlement:
             return False
         if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
-        if core.identifier.identify is not None:
-            return outcome.owner.identity is not None
+        if core.identifier.identify is not None and outcome.owner.identity is None:
+            return False
         return core.keys.holds_data(session)
 
     def _end(
@@ -271,7 +292,8 @@ class Settlement:
         core, context, lineage = self._core, self._context, self._context.lineage
         begins = self._orders.begins or outcome.anew or outcome.changed_hands or outcome.removed
         if begins or context.fresh or lineage is None:
-            if outcome.logged_in and not self._orders.begins and lineage is not None:
+            visitor = outcome.logged_in and not (context.fresh or self._orders.begins)
+            if visitor and lineage is not None:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
@@ -280,7 +302,7 @@ class Settlement:
                 self._give_next(lineage, "renewal")
             await self._renew(session, lineage)
         elif core.keys.lineage not in session:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
 
     async def _begin(self, session: Session, outcome: Outcome) -> None:
@@ -292,7 +314,7 @@ class Settlement:
         lineage = new_lineage(max([context.arrived, *own_ends]))
         if session is context.session and not self._orders.renewed and not context.fresh:
             session.pop(core.keys.id, None)  # the id of the old lineage
-        await core.ids.ensure_id(self._request)
+        await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(lineage.token, outcome.owner)
 
@@ -301,11 +323,11 @@ class Settlement:
         Let the lineage go on under the id that the handler has given it.
         """
         core, context = self._core, self._context
-        await core.ids.ensure_id(self._request)  # it may have taken the old one away
+        await maybe_await(core.ids.ensure_id(self._request))  # it may have taken the old one away
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
         if self._orders.keeps_sockets:
-            self._refresh = Refresh(renewed, await core.ids.get_id(self._request))
+            self._refresh = Refresh(renewed, await core.current_id(self._request))
             core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
             for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
@@ -338,7 +360,7 @@ class Settlement:
         came, lineage = context.session_ws_id, context.lineage
         if came is None or lineage is None or self._orders.ended is not None:
             return self._order(came)
-        now = await core.ids.get_id(self._request)
+        now = await core.current_id(self._request)
         if now is None:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
         elif now != came:

@@ -91,6 +91,7 @@ class RequestContext:
     Args:
         request: The request.
         arrived: When it arrived, by the one clock: a lineage that it begins began then.
+        started: When it began, by the event loop's clock; now if that isn't given.
 
     Attributes:
         request: The request; ``None`` once its websocket is gone.
@@ -132,10 +133,11 @@ class RequestContext:
     handshake_failed = False
     orders = NO_ORDERS
 
-    def __init__(self, request: web.Request, arrived: float) -> None:
+    def __init__(self, request: web.Request, arrived: float, started: float | None = None) -> None:
         self.request: web.Request | None = request
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
-        self.started = time.monotonic()  # as the event loop's clock, but quicker
+        # As the event loop's clock, but quicker.
+        self.started = time.monotonic() if started is None else started
         self.arrived = arrived
         self.stage = ARRIVING
 

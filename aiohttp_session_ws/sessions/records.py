@@ -189,6 +189,20 @@ class Records:
             or token in self._minor.entries
         )
 
+    def has(self, change: Change) -> bool:
+        """
+        Tell whether there is a record of what *change* is about; its time goes on.
+        """
+        match change:
+            case LineageEnded(token):
+                return token in self._ended or token in self._minor
+            case LineageRenewed(token):
+                return token in self._renewed
+            case SubjectEnded(subject):
+                return subject in self._subjects
+            case IdNote(session_ws_id):
+                return session_ws_id in self._notes
+
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """
         Return what is known of a lineage: its end, else its newest generation.

@@ -357,8 +357,8 @@ class TestAsked:
             calls.append(request.path)
             return await user_of(request)
 
-        site = await serve(storage, identify=identify)
-        cookie = await cookie_from_before(storage, user="ann")
+        cookie = (await (await serve(storage, identify=user_of)).logged_in()).cookie
+        site = await serve(storage, identify=identify)  # it has been started anew
         await site.registry.end_identity("bob")
         for _ in range(3):
             await site.replay(cookie)
