@@ -5,7 +5,6 @@ Connections by a key.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
