@@ -389,6 +389,34 @@ def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> No
     play(SERVER, trap)
 
 
+@pytest.mark.parametrize("later", [1, 40])
+def test_a_write_that_is_saved_over_a_renewal_is_repaired(later: int) -> None:
+    """The older generation in the storage is the trace of a race, however old it is."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        held = await world.visit("A", "write", "save")
+        await world.visit("A", "renew")
+        await world.visit("A", "read")
+        await world.finish(held)
+        await world.wait(later)
+        assert await both(world, cookie) == (login, OPEN)
+
+    play(SERVER, trap)
+
+
+def test_an_ended_identity_serves_no_replaced_generation() -> None:
+    """Ended comes before replaced: within the grace no page is served to who has ended."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.do(Order("end_identity"))
+        assert await both(world, cookie) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
 def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
     """A page that was given the newest generation is not saved over a log-in."""
 
