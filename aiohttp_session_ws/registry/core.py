@@ -1,5 +1,5 @@
 """
-The parts of a registry, wired together.
+The parts of a registry, wired together, and the one way in which an order takes effect.
 
 Theory of operation
 ===================
@@ -183,6 +183,23 @@ class Overrides(NamedTuple):
     close_all_session: bool
 
 
+class Options(NamedTuple):
+    """
+    The options of a registry, checked.
+    """
+
+    id_factory: IdFactory
+    keys: SessionKeys
+    identify: Identify | None
+    labels: Labels | None
+    authorize: Authorize | None
+    origins: Origins
+    limits: Limits
+    expiry: Expiry
+    push_queue: PushQueue
+    timeouts: Timeouts
+
+
 class Core:
     """
     The parts of a registry.
@@ -209,43 +226,42 @@ class Core:
         ids: Ids,
         hooks: Hooks,
         overrides: Overrides,
-        id_factory: IdFactory,
-        keys: SessionKeys,
+        options: Options,
         cluster: Cluster,
-        identify: Identify | None,
-        labels: Labels | None,
-        authorize: Authorize | None,
-        origins: Origins,
-        limits: Limits,
-        expiry: Expiry,
-        push_queue: PushQueue,
-        timeouts: Timeouts,
         journal: Journal | None,
         signals: Signals,
     ) -> None:
         self.ids = ids
         self.hooks = hooks
         self.overrides = overrides
-        self.id_factory = id_factory
-        self.keys = keys
+        self.id_factory = options.id_factory
+        self.keys = options.keys
+        self.authorize = options.authorize
+        self.origin_policy = OriginPolicy(options.origins)
+        self.limits = options.limits
+        self.expiry = options.expiry
+        self.timeouts = options.timeouts
         self.cluster = cluster
         self.clock: Clock = cluster.clock
-        self.authorize = authorize
-        self.origin_policy = OriginPolicy(origins)
-        self.limits = limits
-        self.expiry = expiry
-        self.timeouts = timeouts
         self.journal = journal
         self.signals = signals
-        self.identifier = Identifier(identify, labels, cluster.check_subject)
+        self.identifier = Identifier(options.identify, options.labels, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
         self.tasks = BackgroundTasks()
-        self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
+        self.connections = ConnectionManager(
+            options.timeouts, options.push_queue, self.tasks, current_connection
+        )
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
-        self.handshakes = Handshakes(timeouts.handshake)
+        self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        """
+        Set what is known once an application runs, or has been seen.
+        """
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
