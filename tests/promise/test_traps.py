@@ -19,7 +19,7 @@ from tests.promise.world.world import World
 
 COOKIE = Config()
 SERVER = Config(storage="memory")
-CLUSTER = Config(nodes=2)  # no message between them arrives
+CLUSTER = Config(cluster="memory")  # no message between them arrives
 STORAGES = pytest.mark.parametrize("config", [COOKIE, SERVER], ids=["cookie", "server"])
 
 NOBODY = None
