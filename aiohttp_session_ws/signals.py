@@ -22,6 +22,7 @@ __all__ = [
     "HookList",
     "OpenDetails",
     "Signal",
+    "Signals",
 ]
 
 D = TypeVar("D")

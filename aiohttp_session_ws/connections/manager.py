@@ -25,6 +25,7 @@ from .connection import (
     OPEN,
     OPENING,
     Connection,
+    RegisteredObject,
     ServedWebSocket,
     TrackedConnection,
 )
@@ -206,26 +207,34 @@ class ConnectionManager:
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = TrackedConnection(session_ws_id, ws)
+        connection = RegisteredObject(session_ws_id, ws, self)
         if not self.open.add_new(session_ws_id, connection):
             return None
-        connection.closer = self
-        connection.set_open()
         if identity is not None:
             self.file_identity(connection, identity)
-        connection.lineage = lineage
-        self._add_lineage(connection)
+        if lineage is not NO_LINEAGE:
+            connection.lineage = lineage
+            self._add_lineage(connection)
         return connection
 
     def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
         """
         Take out what was registered by hand; nothing happens if it isn't there.
         """
+        if self.open.discard_bare(session_ws_id, ws):
+            return
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
             return
         if connection.send_queue is not None:
             connection.send_queue.drop()
+        if connection.state is OPEN:
+            self._take_out(connection)
+
+    def discard_stream(self, connection: TrackedConnection) -> None:
+        """
+        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        """
         if connection.state is OPEN:
             self._take_out(connection)
 
@@ -280,6 +289,9 @@ class ConnectionManager:
         """
         kind, value = subject
         if kind == "id":
+            known = value in self.open or value in self.opening or self._orphaned_handlers
+            if not known:
+                return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from .._lineage import Subject
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
 from ..registry.cluster import Effect, LocalNode, Order
@@ -41,19 +40,18 @@ class Applier:
 
         What Redis refused to record is published twice, and carried out once.
         """
-        given: float | None = None
-        subjects: tuple[Subject, ...] = ()
-        if order.closes:
-            closes = [close for close in order.closes if self._seen.add(close.number)]
-            subjects = tuple([close.subject for close in closes])
-            given = self._local(max([close.at for close in closes], default=0.0))
-            if given is not None:
-                # With a log-in or a renewal it is about those who share the id: who has its
-                # answer, and connects, comes after it.
-                given += -self._clock.error if order.changes else self._clock.error
-        return self._node.apply(
-            Order(order.changes, subjects, order.close, order.by), before=given
-        )
+        changes, closes, close, by, _, refresh = order
+        if not closes:
+            return self._node.apply(Order(changes, (), close, by, refresh))
+        given = self._local(max([order.at for order in closes]))
+        if given is not None:
+            # With a log-in or a renewal it is about those who share the id: who has its
+            # answer, and connects, comes after it.
+            given += -self._clock.error if changes else self._clock.error
+        subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
+        if close is None and not changes:
+            close = closes[0].close
+        return self._node.apply(Order(changes, subjects, close, by, refresh), before=given)
 
     def carry_out_soon(self, order: HeardOrder) -> None:
         """

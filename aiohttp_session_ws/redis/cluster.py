@@ -116,6 +116,7 @@ class RedisCluster:
         self._pending_times = False  # whether something ended before the clock was known
         self._settled = asyncio.Event()
         self._started = False
+        self._seemed_connected = False
         self._changed_at = 0.0
 
     def _wire(self, node: LocalNode) -> None:
@@ -267,7 +268,7 @@ class RedisCluster:
                     await self._settled.wait()
         except TimeoutError:
             pass
-        self._started = True
+        self._started, self._seemed_connected = True, self.connected
         self._report_now()
 
     async def stop(self) -> None:
@@ -369,10 +370,10 @@ class RedisCluster:
         Change the state soon, if it lasts: what Redis does in between is no news.
         """
         self._settled.set()
-        loop = asyncio.get_running_loop()
-        self._changed_at = loop.time()
-        if not self._started:
+        if not self._started or self.connected == self._seemed_connected:
             return
+        loop = asyncio.get_running_loop()
+        self._seemed_connected, self._changed_at = self.connected, loop.time()
         if not self.commands.available:
             self._report_now()  # it has not answered for a second
         elif self._steady is None:

@@ -127,7 +127,7 @@ class Outbound:
             loop = asyncio.get_running_loop()
             _ = loop.call_later(wait + FORGOTTEN, self._requests.close, request)
         entry = self.entry_of(order, None if request is None else request.number)
-        if len(entry):
+        if len(entry) or order.refresh is not None:
             _ = self._outbox.put(entry)
         else:
             entry.finish()
@@ -146,7 +146,9 @@ class Outbound:
             closes = [
                 CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
             ]
-        return Entry(order.changes, closes, order.close, order.by, question)
+        # What only closes has its close code in its records.
+        told = order.close if order.changes else None
+        return Entry(order.changes, closes, told, order.by, question, order.refresh)
 
     def report_to(self, sender: str, order: HeardOrder) -> None:
         """

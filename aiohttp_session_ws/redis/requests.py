@@ -93,6 +93,9 @@ class Requests:
         self._open: dict[str, PendingRequest] = {}
         self._logged = OncePerMinute()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def open(self) -> PendingRequest:
         """
         Open a request to all others; :meth:`close` it.
@@ -140,7 +143,7 @@ class Requests:
             if published is None:
                 request.known = False
                 return request
-            await request.wait(timeout)
+            await asyncio.gather(request.wait(timeout), asyncio.wait({published}, timeout=timeout))
             if not published.done() or published.exception() is not None:
                 request.known = False
         finally:

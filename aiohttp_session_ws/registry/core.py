@@ -1,5 +1,5 @@
 """
-The parts of a registry, wired together.
+The parts of a registry, wired together, and the one way in which an order takes effect.
 
 Theory of operation
 ===================
@@ -49,9 +49,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
@@ -81,7 +82,7 @@ from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
-from .cluster import Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .relay import Relays
 from .revalidation import Revalidator
@@ -155,6 +156,12 @@ class Hooks(Protocol):
         """
 
 
+#: Ties a websocket that another library has opened to the session of its request.
+Adopt: TypeAlias = Callable[
+    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
+]
+
+
 class Overrides(NamedTuple):
     """
     What an application has overridden, so that the rest needn't be called.
@@ -174,6 +181,23 @@ class Overrides(NamedTuple):
     unregister: bool
     close_all: bool
     close_all_session: bool
+
+
+class Options(NamedTuple):
+    """
+    The options of a registry, checked.
+    """
+
+    id_factory: IdFactory
+    keys: SessionKeys
+    identify: Identify | None
+    labels: Labels | None
+    authorize: Authorize | None
+    origins: Origins
+    limits: Limits
+    expiry: Expiry
+    push_queue: PushQueue
+    timeouts: Timeouts
 
 
 class Core:
@@ -202,43 +226,43 @@ class Core:
         ids: Ids,
         hooks: Hooks,
         overrides: Overrides,
-        id_factory: IdFactory,
-        keys: SessionKeys,
+        options: Options,
         cluster: Cluster,
-        identify: Identify | None,
-        labels: Labels | None,
-        authorize: Authorize | None,
-        origins: Origins,
-        limits: Limits,
-        expiry: Expiry,
-        push_queue: PushQueue,
-        timeouts: Timeouts,
         journal: Journal | None,
         signals: Signals,
     ) -> None:
         self.ids = ids
         self.hooks = hooks
         self.overrides = overrides
-        self.id_factory = id_factory
-        self.keys = keys
+        self.id_factory = options.id_factory
+        self.keys = options.keys
+        self.authorize = options.authorize
+        self.origin_policy = OriginPolicy(options.origins)
+        self.limits = options.limits
+        self.expiry = options.expiry
+        self.timeouts = options.timeouts
         self.cluster = cluster
         self.clock: Clock = cluster.clock
-        self.authorize = authorize
-        self.origin_policy = OriginPolicy(origins)
-        self.limits = limits
-        self.expiry = expiry
-        self.timeouts = timeouts
         self.journal = journal
         self.signals = signals
-        self.identifier = Identifier(identify, labels, cluster.check_subject)
+        self.identifier = Identifier(options.identify, options.labels, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
         self.tasks = BackgroundTasks()
-        self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
+        self.connections = ConnectionManager(
+            options.timeouts, options.push_queue, self.tasks, current_connection
+        )
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
-        self.handshakes = Handshakes(timeouts.handshake)
+        self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        """
+        Set what is known once an application runs, or has been seen.
+        """
+        self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
         self._draining: asyncio.Task[None] | None = None
@@ -367,9 +391,12 @@ class Core:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
+        concerned = self._concerned(order, before)
+        if not concerned:
+            return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         handshakes = 0
-        for connection, told in self._concerned(order, before):
+        for connection, told in concerned:
             close = self.close_for(self.status_of(connection))
             if close is not None:
                 close = order.close or close
@@ -680,7 +707,7 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now):
+                for change in await self.journal.start(self.clock.now, self.records.has):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)

@@ -6,23 +6,28 @@ that close them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from aiohttp import web
 
-from ..exceptions import SessionEnded
+from ..connections.connection import Connection
+from ..exceptions import NotSetUp, SessionEnded
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
-from .cluster import Cluster, SingleProcess
-from .core import Core, Overrides
+from .cluster import Cluster
+from .core import Core, Options, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
 from .orders import Orders
+from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
+from .request_orders import RequestOrders
+from .single_process import SingleProcess
 
 __all__ = ["SessionWSRegistry"]
 
@@ -30,7 +35,13 @@ T = TypeVar("T")
 
 
 class SessionWSRegistry(
-    Ids, Orders, Pushes, Queries, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]
+    Ids,
+    Orders,
+    RequestOrders,
+    Proofs,
+    Pushes,
+    Queries,
+    Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
     The sockets of this process by the id of their session, and the orders to close them.
@@ -100,30 +111,32 @@ class SessionWSRegistry(
         timeouts: Timeouts | None = None,
         journal: str | Path | None = None,
     ) -> None:
-        _expect_callables(
-            id_factory=id_factory, identify=identify, labels=labels, authorize=authorize
-        )
-        self._core = Core(
-            ids=self,
-            hooks=self,
-            overrides=self._overrides(id_factory),
-            id_factory=id_factory,
+        options = Options(
+            id_factory=_callable(id_factory, "id_factory"),
             keys=SessionKeys(_expect(session_key, str, "session_key")),
-            cluster=self._make_cluster(journaled=journal is not None),
-            identify=identify,
-            labels=labels,
-            authorize=authorize,
+            identify=_callable(identify, "identify"),
+            labels=_callable(labels, "labels"),
+            authorize=_callable(authorize, "authorize"),
             origins=origins,
             limits=_option(limits, Limits, "limits"),
             expiry=_option(expiry, Expiry, "expiry"),
             push_queue=_option(push_queue, PushQueue, "push_queue"),
             timeouts=_option(timeouts, Timeouts, "timeouts"),
+        )
+        if options.limits.per_identity is not None and identify is None:
+            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+        self._core = Core(
+            ids=self,
+            hooks=self,
+            overrides=self._overrides(id_factory),
+            options=options,
+            cluster=self._make_cluster(journaled=journal is not None),
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
-        if self._core.limits.per_identity is not None and identify is None:
-            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
-        signals = self._core.signals
+        self._show_signals(self._core.signals)
+
+    def _show_signals(self, signals: Signals) -> None:
         self.connection_ctx = signals.connection_ctx
         self.on_request = signals.on_request
         self.on_response = signals.on_response
@@ -134,6 +147,28 @@ class SessionWSRegistry(
         self.on_open = signals.on_open
         self.on_close = signals.on_close
         self.on_refresh = signals.on_refresh
+
+    def adopt(
+        self, request: web.Request, ws: web.WebSocketResponse
+    ) -> AbstractAsyncContextManager[Connection, None]:
+        """
+        Tie a websocket that another library has opened to the session of *request*.
+
+        To be entered in its handler's task, after its ``prepare()``. What you get is its
+        connection, which takes no pushes. On exit, close it and wait until it is gone.
+
+        Args:
+            request: The request that was upgraded.
+            ws: The websocket.
+
+        Raises:
+            NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
+            SessionWSClosed: If the session may not open a socket; *ws* has been closed with
+                the code that tells why. Nothing is registered in that case.
+        """
+        if self._core.adopt is None:
+            raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
+        return self._core.adopt(request, ws)
 
     async def drain(self, window: float) -> None:
         """
@@ -189,7 +224,7 @@ class SessionWSRegistry(
         connections = self._core.connections.open.of(session_ws_id)
         if not connections:
             raise KeyError(session_ws_id)
-        return frozenset(connection.ws for connection in connections)
+        return frozenset(connection.ws for connection in connections if not connection.is_stream)
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._core.connections.open.keys())
@@ -250,10 +285,10 @@ def core_of(registry: SessionWSRegistry) -> Core:
     return registry._core
 
 
-def _expect_callables(**options: object) -> None:
-    for name, value in options.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be callable with the request, not {value!r}")
+def _callable(value: T, name: str) -> T:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable with the request, not {value!r}")
+    return value
 
 
 def _expect(value: T, kind: type[T], name: str) -> T:

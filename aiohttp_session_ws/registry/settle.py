@@ -10,7 +10,6 @@ session that would bring an ended one back, or overwrite a newer cookie, is not.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp_session import Session
@@ -20,50 +19,14 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
 from .core import Core
-from .identify import NOBODY, Owner
+from .outcome import Outcome, compare
 
 __all__: list[str] = []
-
-
-class Outcome(NamedTuple):
-    """
-    What a handler did to the session that its request came with.
-
-    Attributes:
-        anew: It was replaced or emptied, or its derived id went away or changed.
-        owner: Whom the session belongs to now.
-        previous: Whom it belonged to.
-        renewed: It goes on under another id.
-        removed: Its id was taken away, and nothing tells whether somebody has logged out.
-    """
-
-    anew: bool
-    owner: Owner
-    previous: Owner
-    renewed: bool
-    removed: bool
-
-    @property
-    def changed_hands(self) -> bool:
-        """
-        Whether the session belongs to somebody else, or to nobody any more.
-        """
-        return not self.anew and self.owner.identity != self.previous.identity
-
-    @property
-    def logged_in(self) -> bool:
-        """
-        Whether an anonymous visitor has logged in.
-        """
-        return self.changed_hands and self.previous.identity is None
-
-
-UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
 
 
 class Settlement:
@@ -129,69 +92,16 @@ class Settlement:
         return not self._context.held_data and not self._core.keys.holds_data(session)
 
     async def _settle_session(self, session: Session) -> None:
-        if self._is_as_given(session):
-            outcome = UNCHANGED
-        else:
-            outcome = await self._compare(session)
+        outcome = await compare(self._core, self._request, self._context, session)
         saves = await self._may_save(session, outcome)
         self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
         if not saves:
             put_session(self._request, None)
         elif self._saved and session.empty:
-            session.changed()  # its cookie goes
+            if cookie_of(self._request):
+                session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
-
-    def _is_as_given(self, session: Session) -> bool:
-        """
-        Tell whether the only changes are those that were made on arrival.
-        """
-        context = self._context
-        return (
-            context.given
-            and session is context.session
-            and self._orders is NO_ORDERS
-            and not self._core.overrides.ids
-            and dict(session) == context.content
-        )
-
-    async def _compare(self, session: Session) -> Outcome:
-        """
-        Classify how the handler changed the session.
-        """
-        core, context, keys = self._core, self._context, self._core.keys
-        came = None if context.fresh else context.session_ws_id
-        anew = session is not context.session or self._was_emptied(session)
-        owner = previous = NOBODY
-        if core.overrides.ids:
-            now = await core.current_id(self._request)
-            if now != came and not self._orders.renewed:
-                # A derived id tells whose session it is, where nothing else does.
-                owner, previous = Owner(now), Owner(came)
-                anew = anew or (core.identifier.identify is not None and came is not None)
-        else:
-            now = session.get(keys.id)
-        renewed = self._orders.renewed or (not core.overrides.ids and now not in (None, came))
-        removed = not core.overrides.ids and now is None and came is not None
-        if core.identifier.identify is not None:
-            owner = await core.identifier.of(self._request)
-            previous = await self._previous_owner()
-            renewed, removed = renewed or removed, False
-        return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
-
-    def _was_emptied(self, session: Session) -> bool:
-        context = self._context
-        if context.carried:
-            return self._core.keys.lineage not in session
-        return context.held_data and session.empty
-
-    async def _previous_owner(self) -> Owner:
-        context = self._context
-        if context.fresh or context.session is None or not context.content:
-            return NOBODY
-        return await self._core.identifier.of_content(
-            self._request, context.session, context.content
-        )
 
     async def _may_save(self, session: Session, outcome: Outcome) -> bool:
         """

@@ -94,7 +94,11 @@ class Journal:
         """
         return self._writer.commits
 
-    async def start(self, clock: Callable[[], float] | None = None) -> list[Change]:
+    async def start(
+        self,
+        clock: Callable[[], float] | None = None,
+        knows: Callable[[Change], bool] | None = None,
+    ) -> list[Change]:
         """
         Open the file and return what it holds.
 
@@ -103,12 +107,16 @@ class Journal:
 
         Args:
             clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
+            knows: Tells whether memory still has a record, since it was met after it was
+                written: then it isn't deleted. The thread calls it.
 
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
         """
         if clock is not None:
             self._file.clock = clock
+        if knows is not None:
+            self._file.knows = knows
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()

@@ -3,6 +3,8 @@ The records of what has ended or was renewed: bounded, and merged in any order.
 
 A record is the change that made it. The same tuples are kept here, written to Redis and to the
 journal, and sent to other nodes; merging them twice or in another order gives the same.
+
+Over 300 lines long since the four changes and how they merge are read together.
 """
 
 from __future__ import annotations
@@ -188,6 +190,20 @@ class Records:
             or token in self._ended.entries
             or token in self._minor.entries
         )
+
+    def has(self, change: Change) -> bool:
+        """
+        Tell whether there is a record of what *change* is about; its time goes on.
+        """
+        match change:
+            case LineageEnded(token):
+                return token in self._ended or token in self._minor
+            case LineageRenewed(token):
+                return token in self._renewed
+            case SubjectEnded(subject):
+                return subject in self._subjects
+            case IdNote(session_ws_id):
+                return session_ws_id in self._notes
 
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """

@@ -178,6 +178,13 @@ def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
     return Session(session.identity, data=data, new=session.new, max_age=session.max_age)
 
 
+def cookie_of(request: web.Request) -> str | None:
+    """
+    Return the cookie that the session of *request* came with.
+    """
+    return request.cookies.get(storage_of(request).cookie_name) if has_storage(request) else None
+
+
 def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
     """
     Return a digest of the cookie that the session of *request* came with.
@@ -185,9 +192,7 @@ def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
     The same for all requests with it, and another for each *purpose*. ``None`` without a
     cookie.
     """
-    if not has_storage(request):
-        return None
-    cookie = request.cookies.get(storage_of(request).cookie_name)
+    cookie = cookie_of(request)
     if not cookie:
         return None
     key = f"aiohttp_session_ws {purpose}".encode()

@@ -37,7 +37,7 @@ from ..sessions.session import (
 )
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
-from .setup import expect_one_registry
+from .lookup import expect_one_registry
 from .workers import warn_workers
 
 __all__: list[str] = []
@@ -116,25 +116,43 @@ class Handshake:
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         self._expect_welcome(connection)
-        await connection.ws.prepare(request)
-        if connection.rejected_with is not None:
-            await core.connections.wait_closed(connection, connection.rejected_with)
-            raise SessionWSClosed(connection.ws)
+        await self._upgrade(connection)
         self._open(context, connection)
         return context, connection
+
+    def _make_response(self) -> web.StreamResponse:
+        """
+        Return the response that becomes the connection.
+        """
+        return ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
+
+    async def _upgrade(self, connection: TrackedConnection) -> None:
+        """
+        Answer the handshake; an order that comes meanwhile closes the socket.
+        """
+        await connection.ws.prepare(self._request)
+        if connection.rejected_with is not None:
+            await self._core.connections.wait_closed(connection, connection.rejected_with)
+            raise SessionWSClosed(connection.ws)
 
     async def _check_request(self) -> None:
         """
         Refuse a handshake before its session is loaded.
         """
-        core, request = self._core, self._request
-        if not is_websocket(request):
+        if not is_websocket(self._request):
             raise web.HTTPBadRequest(
                 text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
             )
+        await self._check_place()
+
+    async def _check_place(self) -> None:
+        """
+        Refuse a connection that there is no room for, or that a foreign page asks for.
+        """
+        core = self._core
         self._expect_serving()
         expect_room(core.limits, core.connections)
-        await core.origin_policy.check(request)
+        await core.origin_policy.check(self._request)
 
     def _expect_serving(self) -> None:
         if self._core.draining:
@@ -148,8 +166,7 @@ class Handshake:
         """
         core, request = self._core, self._request
         self._expect_alive(context)
-        ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
-        connection = TrackedConnection(context.session_ws_id, ws, request)
+        connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
         assert context.lineage is not None
         connection.lineage = context.lineage
         connection.task, connection.started = asyncio.current_task(), context.started
@@ -226,7 +243,9 @@ class Handshake:
             if isinstance(allowed, Close) or not allowed:
                 await core.signals.on_auth_fail.send(details)
                 if isinstance(allowed, Close):
-                    raise HandshakeRefused(allowed)
+                    refused = HandshakeRefused(allowed)
+                    refused.by_authorize = True
+                    raise refused
                 raise web.HTTPForbidden(text="websocket refused: not authorized")
         if core.signals.on_auth_success:
             await core.signals.on_auth_success.send(details)

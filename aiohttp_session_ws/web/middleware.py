@@ -16,13 +16,14 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival, arrive_at_once
+from ..registry.arrival import Arrival
 from ..registry.core import Core
 from ..registry.deferred import settle
+from ..registry.short_arrival import arrive_at_once
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
+from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
-from .setup import core_from, expect_one_registry
 
 __all__ = ["session_ws_middleware"]
 
@@ -59,8 +60,12 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     session = loaded_session(request)
     if session is not None:
         core.warn_loaded_early()
-    elif has_storage(request) and hdrs.UPGRADE not in request.headers:
-        session = await load_session(request)
+    elif has_storage(request):
+        if hdrs.UPGRADE not in request.headers:
+            session = await load_session(request)
+        else:
+            with core.handshakes.timed(request):
+                session = await load_session(request)
     context = None if session is None else arrive_at_once(core, request, session, arrived, started)
     if context is None:
         context = await _arrive(core, request, arrived, started)
@@ -97,7 +102,7 @@ async def _arrive(
         arrival = Arrival(core, request, arrived, started)
         if hdrs.UPGRADE not in request.headers:
             return await arrival.judge()
-        with core.handshakes.timed(request):
+        with core.handshakes.timed(request):  # whoever asks for a websocket gets an answer
             return await arrival.judge()
     except BaseException:
         put_session(request, None)  # nothing is saved

@@ -24,7 +24,7 @@ from ..sessions.session import loaded_session, was_changed
 from ..signals import CloseDetails, OpenDetails
 from ..typing import WebSocketOptions
 from .handshake import Handshake
-from .setup import core_from
+from .lookup import core_from
 
 __all__ = ["session_ws"]
 

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from .._tasks import maybe_await
 from ..exceptions import NotSetUp
-from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
+from .lookup import CORE_KEY, REGISTRY_KEY, registry_from
+from .streams import adopt_websocket
 
 __all__ = [
     "REGISTRY_KEY",
@@ -30,8 +31,6 @@ __all__ = [
     "setup",
 ]
 
-REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
-CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
 _STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
 
 
@@ -61,6 +60,7 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
         raise NotSetUp("setup() was called twice for one application: call it once, for the root")
     core = core_of(registry)
     app[REGISTRY_KEY], app[CORE_KEY] = registry, core
+    core.adopt = adopt_websocket
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         app[_STRING_KEY] = registry
@@ -76,50 +76,6 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
     app.on_shutdown.append(shut_down)  # handlers still run
     app.cleanup_ctx.append(lifetime)  # after them
     return registry
-
-
-def registry_from(request: web.Request) -> SessionWSRegistry:
-    """
-    Return the registry of the application that *request* came to, or of its parent.
-
-    Raises:
-        NotSetUp: If none of them has one, or two have one each.
-    """
-    registry = request.app.get(REGISTRY_KEY)
-    if registry is None:
-        registry = request.config_dict.get(REGISTRY_KEY)
-        if registry is None:
-            raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
-    return registry
-
-
-def expect_one_registry(core: Core, request: web.Request) -> None:
-    """
-    Raise an error if an application and one below it have a registry each.
-
-    Raises:
-        NotSetUp: If they have.
-    """
-    if id(request.app) in core.known_apps:
-        return
-    core.known_apps.add(id(request.app))
-    for app in request.match_info.apps:
-        if app.get(CORE_KEY, core) is not core:
-            core.known_apps.discard(id(request.app))
-            raise NotSetUp(
-                "two registries in one tree of applications: a log-out in the one would leave the"
-                " sockets of the other open; call setup() for the root application only"
-            )
-
-
-def core_from(request: web.Request) -> Core:
-    """
-    Return the parts of the registry of *request*.
-    """
-    try:  # quicker than get()
-        return request.app[CORE_KEY]
-    except KeyError:
-        return core_of(registry_from(request))
 
 
 async def get_session_ws_id(request: web.Request) -> Hashable | None:

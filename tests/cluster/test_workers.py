@@ -19,9 +19,11 @@ from aiohttp import ClientSession, CookieJar, DummyCookieJar, TCPConnector
 from yarl import URL
 
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.cluster import RedisCluster
 from aiohttp_session_ws.results import Nodes
 from tests.docs.documents import PROGRAM, RECIPE, WORKERS
 from tests.support import PATIENCE, expect_close
+from tests.support.inspect import inspect
 from tests.support.processes import Process, free_port
 from tests.support.redis_servers import RedisServer
 
@@ -68,6 +70,13 @@ async def operator(
     """Somebody who sees all workers."""
     async with RedisSessionWSRegistry(redis_server.url) as operator:
         yield operator
+
+
+def hurry(registry: RedisSessionWSRegistry) -> None:
+    """Let a node look for others now."""
+    cluster = inspect(registry).cluster
+    assert isinstance(cluster, RedisCluster)
+    cluster.membership.hurry()
 
 
 async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:

@@ -224,7 +224,7 @@ class Site:
         self.registry = registry
         self.storage = storage
         self.gate = Turnstile()
-        self.requests: list[web.Request] = []
+        self.latest: web.Request | None = None
         self.stack = contextlib.AsyncExitStack()
         self.url = URL()
         self.thief: ClientSession
@@ -346,7 +346,8 @@ class Site:
         gate.shut = True
         _, writer = await self.send(path, cookie)
         await reached(gate)
-        request = self.requests[-1]
+        request = self.latest
+        assert request is not None
         writer.transport.abort()
         await until(lambda: request.transport is None)
         gate.let()
@@ -369,7 +370,7 @@ class Site:
 
     @web.middleware
     async def _wait(self, request: web.Request, handler: View) -> web.StreamResponse:
-        self.requests.append(request)
+        self.latest = request
         if request.query.get("at") == "start":
             await self.gate()
         try:
@@ -392,7 +393,7 @@ class Browser:
         cookies = self.session.cookie_jar.filter_cookies(self.site.url)
         return "; ".join(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())
 
-    async def get(self, path: str = "/page", *, lost: bool = False, **headers: str) -> Answer:
+    async def get(self, path: str = "/page", *, lost: bool = False, **headers: Any) -> Answer:
         """Get a page; the cookies of a *lost* answer never arrive."""
         if lost:
             return await self.site.replay(self.cookie, path, **headers)

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import pytest
 from aiohttp import ClientSession, DummyCookieJar, web
 
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import Expiry, SessionWSRegistry
 from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId, JournalError
+from aiohttp_session_ws.sessions import journal_writer
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from tests.support import AiohttpClient, Client, make_app
 from tests.support.app import user_of
@@ -30,7 +31,7 @@ Start: TypeAlias = Callable[[], Awaitable[Client]]
 PROGRAM = """
 import sys
 from aiohttp import web
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import Expiry, SessionWSRegistry
 from tests.support import make_app
 from tests.support.app import user_of
 
@@ -192,3 +193,26 @@ class TestTrouble:
         """A wrong type is an error at construction that names the option."""
         with pytest.raises(TypeError, match="journal: a str or Path"):
             SessionWSRegistry(journal=web.Application())  # type: ignore[arg-type]
+
+
+class TestMet:
+    async def test_stale_cookie_in_use(
+        self, path: Path, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that is met again and again is kept for longer than its time, on disk too."""
+        monkeypatch.setattr(journal_writer, "TIDY", 0.1)
+        expiry = Expiry(revocation_ttl=1.0)
+        clients = []
+        for _ in range(2):
+            registry = SessionWSRegistry(identify=user_of, journal=path, expiry=expiry)
+            client = await aiohttp_client(make_app(registry))
+            clients.append(client)
+            if len(clients) == 1:
+                cookie = await session_of(client)
+                await out(client, cookie)
+                began = asyncio.get_running_loop().time()
+                while asyncio.get_running_loop().time() < began + 2:
+                    assert await outcome(client, cookie) in (4401, 4403)
+                await client.close()
+
+        assert await outcome(clients[1], cookie) == 4401

@@ -177,7 +177,9 @@ class Oracle:
         if ex.refused:
             self._judge_refusal(ex)
         elif status is not None and status >= 500 and ex.plan.ending not in MAY_FAIL:
-            self.blame("error", f"{ex} was answered with {status}")
+            late = ex.plan.upgrade and ex.done_at - ex.arrived >= HANDSHAKE
+            if not (status == 503 and late):  # what asks for a websocket may not load for ever
+                self.blame("error", f"{ex} was answered with {status}")
 
     def _judge_refusal(self, ex: Exchange) -> None:
         status, code = ex.client.status, ex.client.closed

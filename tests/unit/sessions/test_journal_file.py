@@ -161,6 +161,20 @@ class TestBounds:
 
         assert (count(path, "ended"), count(path, "subjects")) == (1, 0)
 
+    def test_met_since(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """What memory still has when its time in the file is over is kept once more."""
+        file.knows = lambda change: change == ended(2, 10.0)
+        write(file, ended(1, 10.0), ended(2, 10.0))
+        clock.now += 10.0
+        tidy(file)
+        assert file.load()[0] == [ended(2, 10.0)]
+        file.knows = lambda change: False
+        clock.now += 10.0
+        tidy(file)
+        file.close()
+
+        assert count(path, "ended") == 0
+
     def test_written_again(self, file: JournalFile, clock: Clock) -> None:
         """A record that is written again lives from then on."""
         write(file, ended(1, 10.0))
