@@ -22,8 +22,9 @@ from .._lineage import Subject
 from .._origin import is_websocket
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.connection import TrackedConnection
 from ..connections.limits import expect_room, make_room
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
 from ..registry.deferred import context_for

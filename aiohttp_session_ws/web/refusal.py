@@ -7,7 +7,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..close_codes import Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.connection import TrackedConnection
+from ..connections.websocket import ServedWebSocket
 from ..registry.core import Core
 
 __all__: list[str] = []

@@ -75,6 +75,7 @@ class Ledger:
     Attributes:
         logins: All, by token.
         exchanges: All requests.
+        ids: All ids that any log-in was saved with, the oldest first.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Ledger:
         self.log = log
         self.logins: dict[Any, Login] = {}
         self.exchanges: list[Exchange] = []
+        self.ids: dict[Hashable, None] = {}
         self._moments = 0
         self._saves = 0
         self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
@@ -154,6 +156,7 @@ class Ledger:
 
     def log_out(self, ex: Exchange) -> None:
         """Note that *ex* ends the session it came with, whatever it was given."""
+        ex.replaced = True
         self._doom(ex, f"{ex} logged out")
         self.end(self.logins.get(ex.token), ex, ex.plan.node)
 
@@ -219,12 +222,14 @@ class Ledger:
         now, name = self.now(), f"end_session({session_ws_id})"
         self._id_ends.append((session_ws_id, now))
         for login in self.logins.values():
-            if session_ws_id in login.ids and login.at < now:
+            # Of several sessions that came to share an id, those that had another before are
+            # found by it only as far as they still carry it.
+            shared = self.derive is not None and login.ids != {session_ws_id}
+            if session_ws_id in login.ids and login.at < now and not shared:
                 self.end(login, name, node)
             came_with = login.by and login.by in self._elsewhere and login.by.loaded
-            if (
-                session_ws_id in self.ids_of(login)
-                or (came_with and self.id_of(came_with) == session_ws_id)
+            if session_ws_id in self.ids_of(login) or (
+                came_with and self.id_of(came_with) == session_ws_id
             ):
                 login.doomed.add(name)
                 login.shaken = now
@@ -259,6 +264,7 @@ class Ledger:
             self._root[self.root(session_ws_id)] = self.root(self.id_of(ex.loaded))
         if login := self.logins.get(content.get("tok")):
             login.ids.add(session_ws_id)
+            self.ids.setdefault(session_ws_id)
             if any(i == session_ws_id and t >= login.arrived for i, t in self._id_ends):
                 login.doomed.add("its id was ended while it logged in")
         self._judge_races(ex)

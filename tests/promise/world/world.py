@@ -17,7 +17,12 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import Session
 
-from aiohttp_session_ws import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, SessionWSRegistry
+from aiohttp_session_ws import (
+    DEFAULT_ID_FACTORY,
+    DEFAULT_SESSION_KEY,
+    Expiry,
+    SessionWSRegistry,
+)
 
 from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
@@ -42,6 +47,7 @@ from .virtual import run, virtual_loop
 from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
+EXPIRY = Expiry()
 TICK = 0.001  # seconds between two steps
 
 
@@ -104,7 +110,7 @@ class World:
 
     async def _add_app(self) -> None:
         app: App
-        options: dict[str, Any] = {"id_factory": self._make_id}
+        options: dict[str, Any] = {"id_factory": self._make_id, "expiry": EXPIRY}
         if self.config.ids == "unique":
             options["id_factory"] = DEFAULT_ID_FACTORY
         if self.config.identify:
@@ -140,6 +146,7 @@ class World:
         if self.config.legacy == "1.1.1":
             content[DEFAULT_SESSION_KEY] = f"old-{browser.name}"
             login.ids.add(f"old-{browser.name}")
+            self.ledger.ids[f"old-{browser.name}"] = None
         storage = self._storage
         data = {"session": content, "created": int(virtual_loop().clock.time()) - 50}
         session = Session(None, data=data, new=False)  # type: ignore[arg-type]  # it's one
@@ -181,8 +188,8 @@ class World:
         await self.do(Wait(seconds))
 
     def ids(self) -> list[str]:
-        """Return the ids of all sessions that a log-in was ever saved in."""
-        return sorted({str(i) for login in self.ledger.logins.values() for i in login.ids})
+        """Return the ids of all sessions that a log-in was ever saved in, the oldest first."""
+        return [str(session_ws_id) for session_ws_id in self.ledger.ids]
 
     def browser(self, name: str) -> Browser:
         """Return a browser."""
@@ -331,20 +338,22 @@ class World:
             self.oracle.reconciled = True
         await asyncio.sleep(12.0)
         await self.settle()
-        for seconds in (0.0, 40.0):
-            await asyncio.sleep(seconds)
-            for name in BROWSERS:
-                await self._present(name, self.browser(name).jar)
-            for cookie in list(self.apps[0].copies):
-                await self._present("thief", cookie)
+        await self._present_everything("open", "read")
+        await asyncio.sleep(40.0)
+        await self._present_everything("read", "open")
 
-    async def _present(self, name: str, cookie: str | None) -> None:
-        for action in ("open", "read", "open"):
-            if self.oracle.violations:
-                return
-            cookie = cookie if name == "thief" else self.browser(name).jar
-            self.send(name, Plan(action), cookie)
-            await self.settle()
+    async def _present_everything(self, *actions: str) -> None:
+        """Let browsers present what they have, and the thief every copy of a cookie."""
+        for action in actions:
+            for name in BROWSERS:
+                self.send(name, Plan(action), self.browser(name).jar)
+                await self.settle()
+        for cookie in list(self.apps[0].copies):
+            for action in actions:
+                if self.oracle.violations:
+                    return
+                self.send("thief", Plan(action), cookie)
+                await self.settle()
 
 
 def play(

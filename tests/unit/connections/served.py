@@ -16,8 +16,9 @@ from yarl import URL
 
 from aiohttp_session_ws._tasks import BackgroundTasks
 from aiohttp_session_ws.close_codes import NORMAL, Close
-from aiohttp_session_ws.connections.connection import ServedWebSocket, TrackedConnection
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.connections.manager import ConnectionManager
+from aiohttp_session_ws.connections.websocket import ServedWebSocket
 from aiohttp_session_ws.options import PushQueue, Timeouts
 from tests.support.clients import PATIENCE, until
 from tests.support.peers import NORMAL_CLOSE, RawPeer, TlsPeer
