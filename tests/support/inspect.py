@@ -114,3 +114,8 @@ def tick(registry: SessionWSRegistry) -> None:
 def checks(registry: SessionWSRegistry) -> set[Hashable]:
     """Return the ids whose sessions are being checked."""
     return inspect(registry).revalidator._running
+
+
+def ticks(registry: SessionWSRegistry) -> bool:
+    """Tell whether a timer runs for the next look at its connections."""
+    return inspect(registry).connections._ticker is not None
