@@ -9,6 +9,7 @@ a question about a session is answered from the records, not from what this proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Hashable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -33,10 +34,12 @@ class Refresh(NamedTuple):
     Attributes:
         lineage: The lineage with that generation.
         session_ws_id: The id.
+        until: When the session no longer belongs to its identity, by the wall clock.
     """
 
     lineage: Lineage
     session_ws_id: Hashable
+    until: float = math.inf
 
 
 class Order(NamedTuple):

@@ -374,11 +374,12 @@ class Core:
         """
         Let the open sockets of a lineage go on under its next generation.
         """
-        lineage, session_ws_id = refresh
+        lineage, session_ws_id, until = refresh
         for connection in self.connections.of_lineage(lineage.token):
             older = connection.lineage.generation < lineage.generation
             if older and connection.state is OPEN:
                 self.connections.refile(connection, session_ws_id, lineage)
+                connection.until = until
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")

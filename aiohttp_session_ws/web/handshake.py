@@ -21,10 +21,10 @@ from aiohttp import web
 from .._lineage import Subject
 from .._origin import is_websocket
 from .._tasks import maybe_await
-from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, Close
+from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
-from ..connections.websocket import ServedWebSocket
 from ..connections.limits import expect_room, make_room
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
 from ..registry.deferred import context_for
@@ -226,6 +226,8 @@ class Handshake:
                 text="websocket refused: the session can't be identified now",
             ) from exc
         core.identifier.remember(connection.lineage.token, owner)
+        if owner.until <= time.time():
+            raise HandshakeRefused(SESSION_EXPIRED)
         connection.until = owner.until
         if not owner.subjects:
             return
