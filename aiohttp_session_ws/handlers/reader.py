@@ -16,8 +16,8 @@ from aiohttp import WSMessage, WSMsgType
 
 from ..close_codes import Close
 from ..connections.connection import TrackedConnection
-from ..connections.websocket import ServedWebSocket
 from ..connections.manager import ConnectionManager
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import WebSocketDisconnect, WebSocketStateError
 from ..web.session_ws import end_of
 

@@ -16,8 +16,8 @@ from .._logging import log
 from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, INTERNAL_ERROR, NORMAL, POLICY_VIOLATION, Close
 from ..connections.connection import TrackedConnection
-from ..connections.websocket import ServedWebSocket
 from ..connections.manager import ConnectionManager
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, SessionWSClosed
 from ..registry.core import Core
 from ..sessions.context import RequestContext
