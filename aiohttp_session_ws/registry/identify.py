@@ -174,7 +174,8 @@ class Identifier:
         """
         Note whom a lineage belongs to.
         """
-        self._known.put(token, owner)
+        if self.asks and owner.subjects:  # a stale cookie makes a lineage each time
+            self._known.put(token, owner)
 
 
 def _is_time(value: object) -> bool:
