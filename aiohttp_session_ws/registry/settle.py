@@ -209,7 +209,7 @@ class Settlement:
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
-            await self._renew(session, lineage)
+            await self._renew(session, lineage, outcome.owner.until)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
@@ -227,7 +227,7 @@ class Settlement:
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(lineage.token, outcome.owner)
 
-    async def _renew(self, session: Session, lineage: Lineage) -> None:
+    async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
         Let the lineage go on under the id that the handler has given it.
         """
@@ -236,7 +236,8 @@ class Settlement:
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
         if self._orders.keeps_sockets:
-            self._refresh = Refresh(renewed, await core.current_id(self._request))
+            session_ws_id = await core.current_id(self._request)
+            self._refresh = Refresh(renewed, session_ws_id, until)
             core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
             for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
