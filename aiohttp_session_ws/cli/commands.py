@@ -215,5 +215,5 @@ def _read(text: str) -> Any:
 
 def _as_tuple(value: Any) -> Any:
     if isinstance(value, dict):
-        raise ValueError("no id")
+        raise ValueError("no id")  # noqa: TRY004  it is JSON of a wrong kind
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

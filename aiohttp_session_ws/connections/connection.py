@@ -4,6 +4,8 @@ One websocket, and what is known of it.
 A connection is ``OPENING`` while its handshake runs, ``OPEN`` from then on, ``CLOSING`` from the
 moment the engine has begun to close it, and ``CLOSED`` once nothing can reach its peer any more.
 Each step is one method of :class:`TrackedConnection`; there is no way back.
+
+More than 300 lines, half of which tell what each attribute means: all layers above rely on them.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ import enum
 import math
 import socket
 import time
-from collections.abc import Callable, Coroutine, Hashable
-from types import CoroutineType
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from .._lineage import Lineage, Subject
 from .._logging import fingerprint
@@ -26,190 +27,9 @@ from ..close_codes import NORMAL, Close, as_close
 
 __all__ = ["Connection"]
 
+V = TypeVar("V")
 
-# aiohttp's own, without the detour of super(): they are called for each message.
-_send_str: Final = web.WebSocketResponse.send_str
-_send_bytes: Final = web.WebSocketResponse.send_bytes
-_send_frame: Final = web.WebSocketResponse.send_frame
-_receive: Final[Any] = web.WebSocketResponse.receive
-
-#: How often a websocket may be read that the server has closed. A handler that goes on for ever
-#: would stop the event loop, since nothing makes it wait; aiohttp's limit is the same.
-_LAST_READS: Final = 5
-
-
-class ServedWebSocket(web.WebSocketResponse):
-    """
-    A websocket response that the engine can close.
-
-    From the moment when the engine has written the close frame it takes nothing to send and
-    delivers nothing that the client has sent. aiohttp's own ``close()`` follows when the transport
-    has ended: before, it would write a frame of its own, and wait.
-
-    It uses four private names of aiohttp: ``_send_heartbeat``, ``_reset_heartbeat``, ``_req``
-    and ``_pong_response_cb``, all in :meth:`_send_heartbeat`. Without them a peer that is held up
-    would be taken for dead; nothing else depends on them.
-
-    Attributes:
-        closed_with: The code with which this side began to close it.
-        heard_at: When its handler last turned to its messages, by the event loop's clock.
-    """
-
-    # Not in its dictionary, which has no room for more without a table of its own.
-    __slots__ = ("_ended", "_last_receive", "closed_with", "heard_at")
-
-    _ended: int  # 0, or 1 and how often it was read since the engine closed it
-    _last_receive: CoroutineType[Any, Any, WSMessage] | None
-    closed_with: int | None
-    heard_at: float | None
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._ended = 0
-        self._last_receive = None
-        self.closed_with = None
-        self.heard_at = None
-
-    # aiohttp's are the same, but written in Python; the index asks for them all the time.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    @property
-    def receiving(self) -> bool:
-        """
-        Whether somebody waits for a message.
-        """
-        return self._last_receive is not None and self._last_receive.cr_frame is not None
-
-    @property
-    def closed(self) -> bool:
-        """
-        Whether nothing can be sent or received any more.
-        """
-        return self._ended > 0 or super().closed
-
-    @property
-    def close_code(self) -> int | None:
-        """
-        The code that it was closed with; ``None`` while it is open.
-        """
-        return self.closed_with if self._ended else super().close_code
-
-    def write_close(self, transport: asyncio.Transport, code: int, frame: bytes) -> None:
-        """
-        Write a close frame now.
-        """
-        self._ended = 1
-        self.closed_with = code
-        transport.write(frame)
-
-    def release(self) -> None:
-        """
-        Let go of what aiohttp keeps for an open websocket, now that the transport has ended.
-        """
-        if self._ended:
-            # It stops the heartbeat, and can't write: nothing is left to wait for.
-            step_once(super().close())
-            error = self.exception()
-            if error is not None:  # that it can't write; with its frames it would be a circle
-                error.__traceback__ = None
-
-    def _send_heartbeat(self) -> None:
-        if self._ended:
-            return
-        super()._send_heartbeat()
-        transport = None if self._req is None else self._req.transport
-        if self._pong_response_cb is None or transport is None or transport.is_closing():
-            return
-        if not transport.is_reading():
-            # The pong of a peer that is held up can't be heard, so don't wait for it; aiohttp
-            # has nothing public for this. If the peer is dead, TCP finds out by the ping.
-            self._reset_heartbeat()
-
-    def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
-        """
-        Receive as aiohttp does.
-        """
-        # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
-        self.heard_at = time.monotonic()
-        if self._ended:
-            return self._receive_end()
-        self._last_receive = receive = _receive(self, timeout)
-        return receive  # type: ignore[no-any-return]
-
-    async def _receive_end(self) -> WSMessage:
-        self._ended += 1
-        if self._ended > _LAST_READS:
-            raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
-        return WSMessage(WSMsgType.CLOSED, None, None)
-
-    def send_str(self, data: str, compress: int | None = None) -> Coroutine[Any, Any, None]:
-        """
-        Send a text as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else _send_str(self, data, compress)
-
-    def send_bytes(self, data: bytes, compress: int | None = None) -> Coroutine[Any, Any, None]:
-        """
-        Send a binary message as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else _send_bytes(self, data, compress)
-
-    def send_frame(
-        self, message: bytes, opcode: WSMsgType, compress: int | None = None
-    ) -> Coroutine[Any, Any, None]:
-        """
-        Send a frame as aiohttp does.
-        """
-        if self._ended:
-            return _refuse_to_send()
-        return _send_frame(self, message, opcode, compress)
-
-    def ping(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
-        """
-        Send a ping as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else super().ping(message)
-
-    def pong(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
-        """
-        Send a pong as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else super().pong(message)
-
-    def close(
-        self, *, code: int = 1000, message: bytes = b"", drain: bool = True
-    ) -> Coroutine[Any, Any, bool]:
-        """
-        Close as aiohttp does; nothing happens if the engine has closed it.
-        """
-        if self._ended:
-            return _no_close()
-        # receive() sets close_code before it answers the client's close, with 1000. No code
-        # yet, or another one, means that nobody but this side has asked.
-        if not self.closed and (self.close_code is None or code != WSCloseCode.OK):
-            self.closed_with = code
-        return super().close(code=code, message=message, drain=drain)
-
-
-async def _refuse_to_send() -> None:
-    raise ClientConnectionResetError("Cannot write to closing transport")
-
-
-async def _no_close() -> bool:
-    return False
-
-
-def step_once(coro: Coroutine[Any, Any, object]) -> bool:
-    """
-    Run a coroutine up to its first wait, without a task; tell whether it needed none.
-    """
-    try:
-        coro.send(None)
-    except StopIteration:
-        return True
-    coro.close()
-    return False
+_monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 
 class State(enum.Enum):
@@ -228,7 +48,6 @@ OPENING: Final = State.OPENING
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 CLOSED: Final = State.CLOSED
-
 
 #: Of what belongs to none, like most of what is registered by hand.
 NO_LINEAGE: Final = Lineage("", 0, 0.0)
@@ -267,6 +86,34 @@ class Closer(Protocol):
         """
 
 
+class Seldom(Generic[V]):
+    """
+    An attribute that few connections have: it takes no room in the others.
+
+    Args:
+        default: What it is as long as nobody has set it.
+    """
+
+    __slots__ = ("_default", "_name")
+
+    def __init__(self, default: V) -> None:
+        self._default = default
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, connection: Connection, owner: type) -> V:
+        seldom = connection.seldom
+        return self._default if seldom is None else seldom.get(self._name, self._default)
+
+    def __set__(self, connection: Connection, value: V) -> None:
+        if connection.seldom is not None:
+            connection.seldom[self._name] = value
+        elif value is not self._default:
+            connection.seldom = {self._name: value}
+
+
 class Connection:
     """
     One open websocket, or whatever stands in its place, and what is known of it.
@@ -287,15 +134,17 @@ class Connection:
     """
 
     __slots__ = (
-        "_data",
         "identity",
-        "last_words",
         "opened_at",
         "request",
+        "seldom",
         "session_ws_id",
         "takes_pushes",
         "ws",
     )
+
+    last_words = Seldom[Callable[[Close], str | bytes | None] | None](None)
+    _data = Seldom[dict[str, Any] | None](None)
 
     def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
         self.session_ws_id = session_ws_id
@@ -303,9 +152,8 @@ class Connection:
         self.request = request
         self.opened_at: float | None = None
         self.ws = ws
-        self.last_words: Callable[[Close], str | bytes | None] | None = None
         self.takes_pushes = True
-        self._data: dict[str, Any] | None = None
+        self.seldom: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -320,9 +168,10 @@ class Connection:
         """
         What the application keeps with the connection.
         """
-        if self._data is None:
-            self._data = {}
-        return self._data
+        data = self._data
+        if data is None:
+            data = self._data = {}
+        return data
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
@@ -383,19 +232,12 @@ class TrackedConnection(Connection):
 
     __slots__ = (
         "admitted",
-        "cancelled",
         "check_at",
         "close_order",
         "closer",
         "closing",
         "handler_left",
-        "keeps_id",
-        "known_orders",
-        "labels",
         "lineage",
-        "proven",
-        "registered",
-        "rejected_with",
         "send_queue",
         "server_side",
         "session_ends",
@@ -404,9 +246,17 @@ class TrackedConnection(Connection):
         "task",
         "tls_socket",
         "transport",
-        "tries",
-        "until",
     )
+
+    cancelled = Seldom(False)
+    keeps_id = Seldom(True)
+    known_orders = Seldom[object](None)
+    labels = Seldom[tuple[Subject, ...]](())
+    proven = Seldom[tuple[Hashable, float] | None](None)
+    registered = Seldom(False)
+    rejected_with = Seldom[Close | None](None)
+    tries = Seldom(0)
+    until = Seldom(math.inf)
 
     def __init__(
         self,
@@ -416,37 +266,20 @@ class TrackedConnection(Connection):
         task: asyncio.Task[Any] | None = None,
         started: float = 0.0,
     ) -> None:
-        # As Connection does; a call less for each object that is registered by hand.
-        self.session_ws_id = session_ws_id
-        self.identity = None
-        self.request = request
-        self.opened_at = None
-        self.ws = ws
-        self.last_words = None
-        self.takes_pushes = True
-        self._data = None
+        super().__init__(session_ws_id, ws, request)
         self.state = OPENING
         self.closer: Closer | None = None
         self.lineage = NO_LINEAGE
-        self.labels: tuple[Subject, ...] = ()
         self.started = started
         self.task = task
         self.admitted = 0
-        self.rejected_with: Close | None = None
         self.close_order: Close | None = None
         self.closing: Any = None  # a closing.Closing; that module imports this one
         self.send_queue: Queue | None = None
-        self.known_orders: object = None
-        self.registered = False
-        self.cancelled = False
         self.handler_left = False
         self.check_at = math.inf
         self.session_ends = math.inf
         self.server_side = False
-        self.tries = 0
-        self.until = math.inf
-        self.proven: tuple[Hashable, float] | None = None
-        self.keeps_id = True
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:
@@ -486,7 +319,7 @@ class TrackedConnection(Connection):
         """
         assert self.state is OPENING, f"only what is opening can open, not {self.state}"
         self.state = OPEN
-        self.opened_at = time.monotonic()  # as the event loop's clock, but quicker
+        self.opened_at = _monotonic()
 
     def set_closing(self) -> None:
         """
@@ -530,3 +363,47 @@ class TrackedConnection(Connection):
             # asyncio's abort() does nothing to a TLS transport that was closed twice.
             with contextlib.suppress(OSError, TypeError):  # uvloop's has no shutdown()
                 self.tls_socket.shutdown(socket.SHUT_RDWR)
+
+
+#: What an object has of a connection that was registered by hand, until somebody sets it.
+_BY_HAND: Final[dict[str, Any]] = {
+    "admitted": 0,
+    "check_at": math.inf,
+    "close_order": None,
+    "closing": None,
+    "handler_left": False,
+    "request": None,
+    "server_side": False,
+    "session_ends": math.inf,
+    "started": 0.0,
+    "takes_pushes": True,
+    "task": None,
+    "tls_socket": None,
+    "transport": None,
+}
+
+
+class RegisteredObject(TrackedConnection):
+    """
+    What was registered by hand; it is open from the beginning.
+
+    Nothing more is set than most of them need: registering a thousand objects should cost
+    little more than putting them into a dictionary.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, session_ws_id: Hashable, ws: Any, closer: Closer) -> None:
+        self.session_ws_id = session_ws_id
+        self.ws = ws
+        self.closer = closer
+        self.opened_at = _monotonic()
+        self.state = OPEN
+        self.identity = self.send_queue = self.seldom = None
+        self.lineage = NO_LINEAGE
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return _BY_HAND[name]
+        except KeyError:
+            raise AttributeError(name) from None

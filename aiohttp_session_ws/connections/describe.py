@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable
 
 from ..results import ConnectionInfo, Snapshot
-from .connection import ServedWebSocket, TrackedConnection
+from .connection import TrackedConnection
+from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 

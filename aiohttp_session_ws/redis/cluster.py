@@ -22,6 +22,7 @@ from .._tasks import supervise
 from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
 from ..registry.cluster import LocalNode, Order
+from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.records import (
     IdNote,
@@ -46,6 +47,7 @@ from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
 from .messages import CloseSession, Record, as_json, time_of, with_time
+from .outages import Outages
 from .outbound import Outbound, Pending
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
@@ -106,6 +108,7 @@ class RedisCluster:
         self._changed = changed
         self._logged = OncePerMinute()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._outages = Outages()
         self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
@@ -119,7 +122,7 @@ class RedisCluster:
         self.recent = RecentOrders()
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
-        self.health = Health(self.commands, self._changed)
+        self.health = Health(self.commands, self._state_changed)
         self.encoder = Encoder(prefix, instance, self._resolve)
         self.outbox = Outbox(make, prefix, self.encoder, self._learn, self._published)
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
@@ -240,6 +243,8 @@ class RedisCluster:
         except BaseException:  # it is cancelled
             await self.stop()
             raise
+        if not self.connected:
+            self._outages.change("degraded")
         if self.serves and not self.connected:
             log.warning("Redis can't be used (%s): the application starts without it", self.why)
 
@@ -272,6 +277,7 @@ class RedisCluster:
         self.commands.stop()
         self.outbox.stop()
         self.health.stop()
+        self._outages.stop()
         await end_tasks(self._tasks)
         self._tasks.clear()
 
@@ -331,6 +337,10 @@ class RedisCluster:
     def _unsubscribed(self, why: str) -> None:
         self.lookup.forget()
         self.health.unsubscribed(why)
+
+    def _state_changed(self, state: State) -> None:
+        self._outages.change(state)
+        self._changed(state)
 
     def _beaten(self) -> None:
         """
@@ -503,6 +513,26 @@ class RedisCluster:
         Send a message to all other nodes, at most once and in the order of the calls.
         """
         return self.queries.relay(name, data)
+
+    def figures(self) -> Figures:
+        """
+        Return what was counted; called from any thread.
+        """
+        number, seconds = self._outages.so_far()
+        if not self._tasks:
+            return Figures(outages=number, outage_seconds=seconds)
+        return Figures(len(self.outbox), self.reconciler.found, number, seconds)
+
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask all other nodes something that their registries answer.
+
+        Args:
+            name: The name of the question.
+            body: What JSON can hold.
+            wait: Seconds to wait for their answers; with 0 they are only told.
+        """
+        return await self.queries.ask(name, body, wait)
 
 
 def _name_of(record: Record) -> str:

@@ -19,12 +19,16 @@ from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
-from .cluster import Cluster, SingleProcess
-from .core import Core, Overrides
+from .cluster import Cluster
+from .core import Core, Options, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
+from .operations import Operations, add_answers
 from .orders import Orders
+from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
+from .request_orders import RequestOrders
+from .single_process import SingleProcess
 
 __all__ = ["SessionWSRegistry"]
 
@@ -32,7 +36,14 @@ T = TypeVar("T")
 
 
 class SessionWSRegistry(
-    Ids, Orders, Pushes, Queries, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]
+    Ids,
+    Orders,
+    RequestOrders,
+    Proofs,
+    Pushes,
+    Queries,
+    Operations,
+    Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
     The sockets of this process by the id of their session, and the orders to close them.
@@ -79,6 +90,8 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
+            sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
             ``sockets="keep"``, and it goes on under another id.
 
@@ -102,30 +115,33 @@ class SessionWSRegistry(
         timeouts: Timeouts | None = None,
         journal: str | Path | None = None,
     ) -> None:
-        _expect_callables(
-            id_factory=id_factory, identify=identify, labels=labels, authorize=authorize
-        )
-        self._core = Core(
-            ids=self,
-            hooks=self,
-            overrides=self._overrides(id_factory),
-            id_factory=id_factory,
+        options = Options(
+            id_factory=_callable(id_factory, "id_factory"),
             keys=SessionKeys(_expect(session_key, str, "session_key")),
-            cluster=self._make_cluster(journaled=journal is not None),
-            identify=identify,
-            labels=labels,
-            authorize=authorize,
+            identify=_callable(identify, "identify"),
+            labels=_callable(labels, "labels"),
+            authorize=_callable(authorize, "authorize"),
             origins=origins,
             limits=_option(limits, Limits, "limits"),
             expiry=_option(expiry, Expiry, "expiry"),
             push_queue=_option(push_queue, PushQueue, "push_queue"),
             timeouts=_option(timeouts, Timeouts, "timeouts"),
+        )
+        if options.limits.per_identity is not None and identify is None:
+            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+        self._core = Core(
+            ids=self,
+            hooks=self,
+            overrides=self._overrides(id_factory),
+            options=options,
+            cluster=self._make_cluster(journaled=journal is not None),
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
-        if self._core.limits.per_identity is not None and identify is None:
-            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
-        signals = self._core.signals
+        add_answers(self._core)
+        self._show_signals(self._core.signals)
+
+    def _show_signals(self, signals: Signals) -> None:
         self.connection_ctx = signals.connection_ctx
         self.on_request = signals.on_request
         self.on_response = signals.on_response
@@ -135,6 +151,7 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_order = signals.on_order
         self.on_refresh = signals.on_refresh
 
     def adopt(
@@ -158,21 +175,6 @@ class SessionWSRegistry(
         if self._core.adopt is None:
             raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
         return self._core.adopt(request, ws)
-
-    async def drain(self, window: float) -> None:
-        """
-        Close all sockets of this process little by little, for a rolling restart.
-
-        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
-        *window* seconds, so that their clients don't all reconnect at the same time. Other
-        requests are served, and orders given meanwhile are told in place of 1012. May be
-        awaited twice.
-
-        Args:
-            window: Seconds.
-        """
-        self._core.expect_loop()
-        await self._core.drain(window)
 
     def _make_cluster(self, *, journaled: bool) -> Cluster:
         return SingleProcess(journaled=journaled)
@@ -274,10 +276,10 @@ def core_of(registry: SessionWSRegistry) -> Core:
     return registry._core
 
 
-def _expect_callables(**options: object) -> None:
-    for name, value in options.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be callable with the request, not {value!r}")
+def _callable(value: T, name: str) -> T:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable with the request, not {value!r}")
+    return value
 
 
 def _expect(value: T, kind: type[T], name: str) -> T:

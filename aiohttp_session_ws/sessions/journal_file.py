@@ -116,7 +116,9 @@ class JournalFile:
         execute("COMMIT")
         (result,) = execute("PRAGMA quick_check(1)").fetchone()
         if result != "ok":
-            raise damaged(str(result).splitlines()[-1])
+            exc = sqlite3.DatabaseError(str(result).splitlines()[-1])
+            exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise exc
         if new:
             connection.executescript(SCHEMA)
         self._sizes = {
@@ -290,12 +292,3 @@ def is_damage(exc: BaseException) -> bool:
     Tell whether the file itself is broken, rather than the disk full or away.
     """
     return isinstance(exc, sqlite3.Error) and primary_code(exc) in DAMAGE
-
-
-def damaged(text: str) -> sqlite3.DatabaseError:
-    """
-    Return the error of a check that found damage without an error of SQLite.
-    """
-    exc = sqlite3.DatabaseError(text)
-    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return exc

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, Protocol
 
 import pytest
@@ -20,7 +20,7 @@ class Serve(Protocol):
     def __call__(
         self,
         storage: AbstractStorage | None = None,
-        views: dict[str, View] | None = None,
+        views: Mapping[str, View] | None = None,
         *,
         registry: SessionWSRegistry | None = None,
         site: dict[str, Any] | None = None,
@@ -35,7 +35,7 @@ async def serve() -> AsyncIterator[Serve]:
 
         async def start(
             storage: AbstractStorage | None = None,
-            views: dict[str, View] | None = None,
+            views: Mapping[str, View] | None = None,
             *,
             registry: SessionWSRegistry | None = None,
             site: dict[str, Any] | None = None,

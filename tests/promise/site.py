@@ -393,7 +393,7 @@ class Browser:
         cookies = self.session.cookie_jar.filter_cookies(self.site.url)
         return "; ".join(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())
 
-    async def get(self, path: str = "/page", *, lost: bool = False, **headers: str) -> Answer:
+    async def get(self, path: str = "/page", *, lost: bool = False, **headers: Any) -> Answer:
         """Get a page; the cookies of a *lost* answer never arrive."""
         if lost:
             return await self.site.replay(self.cookie, path, **headers)

@@ -4,6 +4,7 @@ Ids that an application derives: a user's id is shared by all of his browsers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from typing import Any
 
@@ -161,3 +162,30 @@ class TestFactory:
         assert "ann" not in await site.presented(stale)
         await one.get("/login/new")
         assert await site.presented(one.cookie) == ("ann", "ann")
+
+
+class TestTuples:
+    async def test_are_ids(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A factory may return tuples, which a storage makes lists of."""
+        count = itertools.count()
+        site = await serve(storage, id_factory=lambda request: ("tenant", next(count)))
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/write?cart=1")
+        assert await socket.lives()
+
+        for path, code in (("/renew", AGAIN), ("/new_id", AGAIN), ("/out/helper", DEAD)):
+            stale, socket = browser.cookie, await browser.open()
+            await browser.get(path)
+            assert await socket.code() == code
+        assert "ann" not in await site.presented(stale)
+
+    async def test_can_be_ended(self, serve: Serve, storage: AbstractStorage) -> None:
+        """An order names the tuple."""
+        site = await serve(storage, id_factory=lambda request: ("tenant", ("a", 1)))
+        browser = await site.logged_in("/login")
+        socket = await browser.open()
+        await site.registry.end_session(("tenant", ("a", 1)))
+
+        assert await socket.code() == DEAD
+        assert "ann" not in await site.presented(browser.cookie)

@@ -35,7 +35,8 @@ class Node(SessionWSRegistry):
         self.calls = calls
         broker.append(self)
 
-    async def register(self, session_ws_id: Hashable, ws: Any) -> None:
+    # As one wrote it for 1.1.1.
+    async def register(self, session_ws_id: Hashable, ws: Any) -> None:  # type: ignore[override]
         """Note it."""
         self.calls.append("register")
         super().register(session_ws_id, ws)

@@ -4,6 +4,8 @@ A renewal takes an older cookie out of use, and logs nobody out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -19,7 +21,7 @@ GRACE = 31  # seconds, and one more
 
 
 @pytest.fixture(params=[True, False], ids=["identify", "no identify"])
-def options(request: pytest.FixtureRequest) -> dict[str, object]:
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """With and without ``identify``."""
     return {"identify": user_of} if request.param else {}
 
@@ -43,7 +45,7 @@ class TestRenewed:
         serve: Serve,
         cookies: AbstractStorage,
         path: str,
-        options: dict[str, object],
+        options: dict[str, Any],
     ) -> None:
         """For the grace it gets pages, and no sockets; then it is nobody's."""
         site = await serve(cookies, **options)
@@ -89,7 +91,7 @@ class TestRenewed:
         serve: Serve,
         cookies: AbstractStorage,
         path: str,
-        options: dict[str, object],
+        options: dict[str, Any],
     ) -> None:
         """Ends every copy of every generation, for good."""
         site = await serve(cookies, **options)
@@ -144,7 +146,7 @@ class TestLostAnswer:
         serve: Serve,
         storage: AbstractStorage,
         path: str,
-        options: dict[str, object],
+        options: dict[str, Any],
     ) -> None:
         """The older cookie has pages at once, and sockets after the grace."""
         site = await serve(storage, **options)
@@ -245,7 +247,6 @@ class TestThief:
         await site.replay(browser.cookie, "/out/helper")
         assert await site.presented(thief.cookie) == (None, DEAD)
 
-
     @pytest.mark.parametrize("how", ["/login", "/login/renew", "/login/new"])
     async def test_he_logs_in_with_what_is_out_of_use(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, how: str
@@ -291,7 +292,7 @@ class TestAtOnce:
         storage: AbstractStorage,
         how: str,
         at: str,
-        options: dict[str, object],
+        options: dict[str, Any],
     ) -> None:
         """The browser is logged in, and its log-out ends what either answer has begun."""
         site = await serve(storage, **options)

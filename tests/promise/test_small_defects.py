@@ -148,8 +148,8 @@ class TestSending:
             await ws.connect()
             stalled.begin(ws, "one")
             stalled.begin(ws, "two")
-            transport = ws.connection.request.transport
-            assert transport is not None
+            assert ws.request.transport is not None
+            transport = ws.request.transport
             await until(lambda: transport.get_write_buffer_size() > 100_000)
             stalled.tasks["one"].cancel()
             await asyncio.wait({stalled.tasks["one"]})
@@ -237,7 +237,7 @@ class TestHandlers:
 
         for function in (plain, generator):
             with pytest.raises(TypeError, match=r"async def|coroutine"):
-                websocket_handler(function)  # type: ignore[call-overload]  # that is the point
+                websocket_handler(function)  # type: ignore[arg-type]  # that is the point
 
     async def test_of_generators(self, serve: Serve) -> None:
         """``types.coroutine`` makes one of an old generator function."""

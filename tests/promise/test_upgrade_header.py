@@ -4,6 +4,8 @@ A page that comes with ``Upgrade: websocket`` is a page.
 
 from __future__ import annotations
 
+from typing import Any
+
 import aiohttp_session
 import pytest
 from aiohttp import web
@@ -46,14 +48,14 @@ VIEWS = {"/stream": stream, "/fail": fail, "/refuse": refuse}
 
 
 @pytest.fixture(params=[{}, UPGRADE, HANDSHAKE], ids=["plain", "upgrade", "handshake"])
-def headers(request: pytest.FixtureRequest) -> dict[str, str]:
+def headers(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a request may say of itself."""
     return dict(request.param)
 
 
 class TestEnded:
     async def test_no_handler_sees_it(
-        self, serve: Serve, storage: AbstractStorage, headers: dict[str, str]
+        self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any]
     ) -> None:
         """Nothing of an ended session reaches a view, and nothing of a view is withheld."""
         site = await serve(storage, VIEWS)
@@ -72,7 +74,7 @@ class TestEnded:
         self,
         serve: Serve,
         storage: AbstractStorage,
-        headers: dict[str, str],
+        headers: dict[str, Any],
         path: str,
         end: str,
     ) -> None:
@@ -93,7 +95,7 @@ class TestEnded:
 class TestSettled:
     @pytest.mark.parametrize("path", [*OUT, "/fail", "/refuse"])
     async def test_a_log_out(
-        self, serve: Serve, storage: AbstractStorage, headers: dict[str, str], path: str
+        self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any], path: str
     ) -> None:
         """A log-out counts, also one that fails after it took the session away."""
         site = await serve(storage, VIEWS)
@@ -105,7 +107,7 @@ class TestSettled:
         assert "ann" not in await site.presented(stale)
 
     async def test_a_write(
-        self, serve: Serve, storage: AbstractStorage, headers: dict[str, str]
+        self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any]
     ) -> None:
         """What a view writes is saved."""
         site = await serve(storage)

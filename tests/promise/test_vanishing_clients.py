@@ -155,7 +155,8 @@ class TestHandshakes:
             await asked()
             return "ann"
 
-        site = await serve(storage, site=how, **{step: ask})
+        options: dict[str, Any] = {step: ask}
+        site = await serve(storage, site=how, **options)
         browser = await site.logged_in("/login")
         socket = await browser.open()
         asked.shut = True

@@ -4,7 +4,7 @@ What ends or replaces a session, row by row: what sockets are told, and who may 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp_session
 import pytest
@@ -158,7 +158,7 @@ NOT_IDENTIFIED: dict[str, Row] = {
 
 
 async def check(
-    serve: Serve, storage: AbstractStorage, clock: Wall, row: Row, **options: object
+    serve: Serve, storage: AbstractStorage, clock: Wall, row: Row, **options: Any
 ) -> None:
     """Compare what clients get with *row*."""
     site = await serve(storage, {"/act": row.view}, **options)
@@ -186,7 +186,7 @@ class TestTable:
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, what: str, identify: bool
     ) -> None:
         """What doesn't depend on whether the registry knows whose a session is."""
-        options = {"identify": user_of} if identify else {}
+        options: dict[str, Any] = {"identify": user_of} if identify else {}
         await check(serve, cookies, clock, BOTH[what], **options)
 
     @pytest.mark.parametrize("what", IDENTIFIED)
@@ -245,7 +245,8 @@ class TestLogIn:
         self, serve: Serve, storage: AbstractStorage, out: str, how: str, identify: bool
     ) -> None:
         """Who logs out and in again, in the same browser and at once, is in."""
-        site = await serve(storage, **({"identify": user_of} if identify else {}))
+        options: dict[str, Any] = {"identify": user_of} if identify else {}
+        site = await serve(storage, **options)
         browser = await site.logged_in()
         await browser.get(out)
         await browser.get(how)

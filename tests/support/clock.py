@@ -22,7 +22,9 @@ class Wall:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0
         # The defaults of the arguments: whoever makes a clock without a word gets this one.
-        monkeypatch.setitem(Clock.__init__.__kwdefaults__, "wall", self.read)
+        defaults = Clock.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "wall", self.read)
 
     def read(self) -> float:
         """Return the seconds since the epoch."""

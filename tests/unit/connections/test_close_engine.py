@@ -22,13 +22,13 @@ from aiohttp_session_ws.close_codes import (
     Close,
 )
 from aiohttp_session_ws.connections import closing
-from aiohttp_session_ws.connections.closing import ends_with_close
+from aiohttp_session_ws.connections.close_order import Closing, ends_with_close
 from aiohttp_session_ws.connections.connection import (
     CLOSED,
     CLOSING,
-    ServedWebSocket,
     TrackedConnection,
 )
+from aiohttp_session_ws.connections.websocket import ServedWebSocket
 from aiohttp_session_ws.options import Timeouts
 
 from .served import (
@@ -94,7 +94,7 @@ class TestFrames:
         async with served() as s:
             (first, one), (last, two) = await s.connect(), await s.connect()
             done = s.manager.close_now([one, two], SESSION_ENDED)
-            assert isinstance(one.closing, closing.Closing)
+            assert isinstance(one.closing, Closing)
             one.closing.data_received(b"\x88\x80\0\0\0\0")
             assert one.transport is not None
             waited = not one.transport.is_closing()

@@ -16,13 +16,13 @@ from aiohttp_session_ws import (
     REGISTRY_KEY,
     HandshakeRefused,
     SessionWSRegistry,
-    revocation,
     session_ws,
     session_ws_middleware,
     setup,
 )
 from aiohttp_session_ws.close_codes import GOING_AWAY
 from aiohttp_session_ws.exceptions import SessionWSClosed
+from aiohttp_session_ws.sessions import close_orders
 from aiohttp_session_ws.signals import FailDetails
 from tests.support import (
     COOKIE,
@@ -274,7 +274,7 @@ class TestInTheMiddle:
         else:
             inspect(registry).draining = True
             (connection,) = opening(registry)
-            connection.refuse(GOING_AWAY)
+            connection.reject(GOING_AWAY)
         held.let()
         head = await peer.read_head()
 
@@ -361,7 +361,7 @@ class TestInTheMiddle:
         """One that took longer than orders are remembered has to come again."""
         client = await aiohttp_client(make_app())
         await client.get("/login")
-        monkeypatch.setattr(revocation, "HANDSHAKE_LIMIT", 0.0)
+        monkeypatch.setattr(close_orders, "HANDSHAKE_LIMIT", 0.0)
         async with client.ws_connect("/ws") as ws:
             code = await expect_close(ws)
 
