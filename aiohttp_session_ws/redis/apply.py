@@ -74,13 +74,16 @@ class Applier:
         If it will come again, when a response has been sent, they are closed then; and after
         a while in any case, for the node that sends it may have died.
         """
+        if order.held:
+            if self._node.apply(Order(order.changes)).closing:
+                _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
+            return
         effect = self.apply(order, sender)
         if effect.closing:
-            if order.held:
-                loop = asyncio.get_running_loop()
-                _ = loop.call_later(HOLD, self.carry_out_soon, order.released(), sender)
-            else:
-                self._node.carry_out_soon(effect)
+            self._node.carry_out_soon(effect)
+
+    def _release(self, changes: tuple[Change, ...]) -> None:
+        self._node.carry_out_soon(self._node.apply(Order(changes)))
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """
