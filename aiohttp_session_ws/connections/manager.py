@@ -88,6 +88,17 @@ class ConnectionManager(ConnectionIndex):
     def timeouts(self, timeouts: Timeouts) -> None:
         self._engine.timeouts = timeouts
 
+    @property
+    def push_queue(self) -> PushQueue:
+        """
+        How much of what is pushed may wait for a slow peer; counts for new queues.
+        """
+        return self._pusher.limit
+
+    @push_queue.setter
+    def push_queue(self, limit: PushQueue) -> None:
+        self._pusher.limit = limit
+
     def start(self, timeouts: Timeouts) -> None:
         """
         Begin to serve an application.

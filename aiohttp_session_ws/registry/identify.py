@@ -185,7 +185,8 @@ class Identifier:
         """
         Note whom a lineage belongs to.
         """
-        self._known.put(token, owner)
+        if self.asks and owner.subjects:  # a stale cookie makes a lineage each time
+            self._known.put(token, owner)
 
 
 def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, ...]:

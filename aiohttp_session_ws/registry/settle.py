@@ -19,7 +19,7 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, id_in, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
@@ -180,7 +180,7 @@ class Settlement:
         core = self._core
         if session.empty or not self._saved:
             return False
-        if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
+        if outcome.anew and self._orders.ended is None and id_in(session, core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
         if core.identifier.identify is not None and outcome.owner.identity is None:
             return False
@@ -239,7 +239,7 @@ class Settlement:
             self._refresh = Refresh(renewed, await core.current_id(self._request))
             core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
-            for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
+            for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 

@@ -125,8 +125,11 @@ class World:
             task.cancel()
         for app in self.apps:
             await app.runner.cleanup()
+            app.forget()
         await self._close_storage()
         self._faults.close()
+        self.oracle.sockets.clear()
+        self.exchanges.clear()
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
