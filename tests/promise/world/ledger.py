@@ -10,6 +10,7 @@ and what administrators order, and keeps two facts of each log-in:
   only ways a living browser loses its session".
 
 It knows nothing of lineages, generations and records, nor of anything else of the implementation.
+It is long since every exception that the text makes is judged here, and nowhere else.
 """
 
 from __future__ import annotations

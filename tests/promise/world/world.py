@@ -4,6 +4,8 @@ A world: servers, browsers with cookie jars, a thief with copies, administrators
 A plan is a list of steps. A world does one after the other; between two steps it waits until all
 that can happen without time passing has happened. So the same plan gives the same world, and a
 step can be left out to see whether it mattered.
+
+It is long since it also knows how each kind of server, storage and cluster is set up.
 """
 
 from __future__ import annotations
