@@ -34,15 +34,24 @@ class Applier:
         self._seen = seen
         self._clock = clock
 
-    def apply(self, order: HeardOrder) -> Effect:
+    def apply(self, heard: HeardOrder, sender: str) -> Effect:
         """
         Let an order that was just published take effect; what is left is to close sockets.
 
         What Redis refused to record is published twice, and carried out once.
         """
-        changes, closes, close, by, _, refresh = order
+        order, given = self._order(heard)
+        effect = self._node.apply(order, before=given)
+        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        return effect
+
+    def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
+        """
+        Return an order as this node carries it out, and when it was given if that matters.
+        """
+        changes, closes, close, by, _, refresh = heard
         if not closes:
-            return self._node.apply(Order(changes, (), close, by, refresh))
+            return Order(changes, (), close, by, refresh), None
         given = self._local(max([order.at for order in closes]))
         if given is not None:
             # With a log-in or a renewal it is about those who share the id: who has its
@@ -51,13 +60,13 @@ class Applier:
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:
             close = closes[0].close
-        return self._node.apply(Order(changes, subjects, close, by, refresh), before=given)
+        return Order(changes, subjects, close, by, refresh), given
 
-    def carry_out_soon(self, order: HeardOrder) -> None:
+    def carry_out_soon(self, order: HeardOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
         """
-        effect = self.apply(order)
+        effect = self.apply(order, sender)
         if effect.closing:
             self._node.carry_out_soon(effect)
 
@@ -66,6 +75,8 @@ class Applier:
         Let records take effect that were missed when they were published.
         """
         self._node.learn(changes)
+        for change in changes:
+            self._node.order_found(change)
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)

@@ -138,9 +138,10 @@ def _order(body: list[Any]) -> HeardOrder:
     )
 
 
-def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any) -> Refresh:
+def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any, until: Any) -> Refresh:
     lineage = Lineage(str(token), _generation(generation), _time(began))
-    return Refresh(lineage, _value(session_ws_id))
+    end = math.inf if until is None else _time(until)
+    return Refresh(lineage, _value(session_ws_id), end)
 
 
 def _record(body: list[Any]) -> Record:

@@ -195,8 +195,9 @@ def order_text(
         how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
         text += f",{how},{_optional(by)},{_optional(question)}"
     if refresh is not None:
-        (token, generation, began), session_ws_id = refresh
-        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)}]"
+        (token, generation, began), session_ws_id, until = refresh
+        end = "null" if until == math.inf else repr(float(until))
+        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)},{end}]"
     return text + "]"
 
 

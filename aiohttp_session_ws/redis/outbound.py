@@ -154,7 +154,7 @@ class Outbound:
         """
         Carry out an order of another node, and report to it.
         """
-        effect = self._applier.apply(order)
+        effect = self._applier.apply(order, sender)
         _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
 
     async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:
