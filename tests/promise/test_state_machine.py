@@ -199,7 +199,12 @@ class World:
         known = [order for order in self.orders if order.came_with and order.mattered]
         endings = [*ENDINGS, "/everywhere"] if everywhere else ENDINGS
         ended = {order.came_with for order in known if order.path in endings}
-        renewals = [order for order in known if order.path in RENEWALS]
+        # A visitor's log-in is a lineage of its own, whatever becomes of the visitor's.
+        renewals = [
+            order
+            for order in known
+            if order.path in RENEWALS and not (order.path == "/enter" and order.user is None)
+        ]
         moves = [{order.came_with, order.left_with} for order in renewals]
         while more := [move for move in moves if move & ended and move - ended]:
             ended.update(*more)
