@@ -4,8 +4,10 @@ How orders of other nodes take effect on this one.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
@@ -17,6 +19,8 @@ from .messages import CloseSession
 from .recent import SeenOrders
 
 __all__: list[str] = []
+
+HOLD: Final = 3.0  # seconds; longer than a response is waited for by default
 
 
 class Applier:
@@ -49,7 +53,7 @@ class Applier:
         """
         Return an order as this node carries it out, and when it was given if that matters.
         """
-        changes, closes, close, by, _, refresh = heard
+        changes, closes, close, by, _, refresh, _ = heard
         if not closes:
             return Order(changes, (), close, by, refresh), None
         given = self._local(max([order.at for order in closes]))
@@ -57,6 +61,7 @@ class Applier:
             # With a log-in or a renewal it is about those who share the id: who has its
             # answer, and connects, comes after it.
             given += -self._clock.error if changes else self._clock.error
+            given = min(given, time.monotonic())  # who comes from now on comes after it
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:
             close = closes[0].close
@@ -65,10 +70,17 @@ class Applier:
     def carry_out_soon(self, order: HeardOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
+
+        If it will come again, when a response has been sent, they are closed then; and after
+        a while in any case, for the node that sends it may have died.
         """
         effect = self.apply(order, sender)
         if effect.closing:
-            self._node.carry_out_soon(effect)
+            if order.held:
+                loop = asyncio.get_running_loop()
+                _ = loop.call_later(HOLD, self.carry_out_soon, order.released(), sender)
+            else:
+                self._node.carry_out_soon(effect)
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """

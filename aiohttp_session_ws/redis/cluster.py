@@ -461,7 +461,7 @@ class RedisCluster:
 
     def record(self, order: Order) -> None:
         """
-        Record an order now, and tell nobody: the response that goes with it is on its way.
+        Record an order now; open sockets wait: the response that goes with it is on its way.
         """
         self._note_times()
         self.outbound.record(order)
