@@ -60,6 +60,7 @@ class Options(argparse.Namespace):
         session: An id or its hash.
         identity: An identity or its hash.
         label: A label's name and its value.
+        socket: The own id of a socket.
         by: Who gives the order.
         every: Seconds between two looks.
         times: How many looks; 0 for no end.
@@ -76,6 +77,7 @@ class Options(argparse.Namespace):
     session: str | None = None
     identity: str | None = None
     label: tuple[str, str] | None = None
+    socket: str | None = None
     by: str | None = None
     every: float = 2.0
     times: int = 0
@@ -136,8 +138,11 @@ def make_parser() -> Parser:
     command("nodes", "list the processes")
     command("stats", "tell what the processes have counted")
     _add_watching(command("watch", "show who is connected, again and again, until Ctrl-C"))
+    whose = _add_whose(close, required=True)
+    one = "the one that `connections --json` calls so"
+    whose.add_argument("--socket", metavar="ID", default=argparse.SUPPRESS, type=_given, help=one)
+    _add_whose(end, required=True)
     for child in (close, end):
-        _add_whose(child, required=True)
         _add(child, "--by", metavar="NAME", help="who gives the order, for the processes' logs")
     keep = f"for how long nobody comes back; longer than a session lasts ({Options.keep:g})"
     _add(end, "--keep", metavar="DAYS", type=_positive, help=keep)
@@ -172,7 +177,7 @@ def _add_watching(parser: Parser) -> None:
     _add(parser, "--times", metavar="N", type=_number, help="how many looks; without it, no end")
 
 
-def _add_whose(parser: Parser, *, required: bool) -> None:
+def _add_whose(parser: Parser, *, required: bool) -> Any:
     whose = parser.add_mutually_exclusive_group(required=required)
     for name, metavar, kind, text in (
         ("--session", "ID", _given, "of the session with this id"),
@@ -181,6 +186,7 @@ def _add_whose(parser: Parser, *, required: bool) -> None:
     ):
         whose.add_argument(name, metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text)
     _add(parser, "--json-ids", action="store_true", help="ID, WHO or VALUE is JSON")
+    return whose
 
 
 def _given(text: str) -> str:

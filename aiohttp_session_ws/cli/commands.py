@@ -106,6 +106,8 @@ async def run(options: Options) -> Answer:
                 return of_stats(stats, _asked(stats, options, complete=stats.complete))
             case "watch":
                 return await watch(registry, options)
+        if options.socket is not None:
+            return await _close_one(registry, options.socket, options.wait)
         return await _order(registry, options)
 
 
@@ -134,6 +136,14 @@ async def _labelled(registry: RedisSessionWSRegistry, options: Options) -> Answe
     complete = nodes.complete and all(some.complete for some in found)
     notes = _asked(nodes, options, complete=complete)
     return of_connections(Snapshot(infos), notes, show_ids=options.show_ids)
+
+
+async def _close_one(registry: RedisSessionWSRegistry, socket: str, wait: float) -> Answer:
+    report = await registry.close_connection(socket, wait=wait)
+    notes = [] if report.sockets else ["no open socket has this id"]
+    if not report.sockets:
+        report = _sum([report])
+    return of_order("close", report, notes, known=bool(report.sockets))
 
 
 async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:

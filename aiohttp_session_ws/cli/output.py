@@ -160,6 +160,7 @@ def _describe(info: ConnectionInfo, *, show_ids: bool) -> dict[str, Any]:
         "path": info.path,
         "opened_at": info.opened_at,
         "idle": info.idle,
+        "user_agent": info.user_agent,
     }
     if show_ids:
         described |= {"session": info.session_ws_id, "identity": info.identity}

@@ -46,7 +46,8 @@ class Applier:
         """
         order, given = self._order(heard)
         effect = self._node.apply(order, before=given)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        if not heard.held:  # or it is announced when it comes again
+            self._node.order_heard(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
@@ -78,9 +79,19 @@ class Applier:
         if effect.closing:
             if order.held:
                 loop = asyncio.get_running_loop()
-                _ = loop.call_later(HOLD, self.carry_out_soon, order.released(), sender)
+                _ = loop.call_later(HOLD, self._release, order.released(), sender)
             else:
                 self._node.carry_out_soon(effect)
+
+    def _release(self, heard: HeardOrder, sender: str) -> None:
+        """
+        Carry out an order that should have come again; mostly it has, and nothing is left to do.
+        """
+        order, given = self._order(heard)
+        effect = self._node.apply(order, before=given)
+        if effect.closing:
+            self._node.order_heard(order, effect, sender.rpartition("/")[0])
+            self._node.carry_out_soon(effect)
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """

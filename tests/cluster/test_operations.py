@@ -10,6 +10,7 @@ from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.outages import Outages
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import PATIENCE, Client, expect_close, until
+from tests.support.inspect import connections
 from tests.support.nodes import (
     Nodes,
     StartNode,
@@ -45,6 +46,7 @@ class TestStats:
             await registry_of(a).end_identity("ann", wait=PATIENCE)
             assert await expect_close(ws) == 4401
         await until(lambda: registry_of(b).stats().closes)
+        await until(lambda: registry_of(b).stats().orders_heard == 2)
         after = await registry_of(b).cluster_stats()
 
         assert [(stats.node, stats.open) for stats in during] == [("a", 1), ("b", 1)]
@@ -152,3 +154,38 @@ class TestOrders:
 
         assert {(details.kind, details.subject_kind) for details in told} == {("end", "id")}
         assert {details.node for details in told} == {"a"}
+
+
+class TestOneConnection:
+    async def test_elsewhere(self, nodes: Nodes) -> None:
+        """A socket is closed by its id from another node; nobody else is waited for."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws, socket(a, cookie) as other:
+            infos = {info.node: info for info in await registry_of(a).connections()}
+            report = await registry_of(a).close_connection(infos["b"].id, wait=PATIENCE)
+            assert await expect_close(ws) == 4403
+            await other.send_str("still there?")
+            assert await other.receive_str(timeout=PATIENCE) == "still there?"
+
+        assert (report.sockets, report.complete) == (1, True)
+        assert infos["a"].user_agent.startswith("Python/")
+
+    async def test_gone(self, nodes: Nodes) -> None:
+        """All nodes say that they don't have one that is gone."""
+        report = await registry_of(nodes[0]).close_connection("0123456789ab", wait=PATIENCE)
+
+        assert (report.sockets, report.nodes_answered, report.complete) == (0, 2, True)
+
+    async def test_all_but_one(self, nodes: Nodes) -> None:
+        """A session's other sockets are closed on all nodes, and one is left."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie) as one, socket(b, cookie) as other:
+            (connection,) = connections(registry_of(a))
+            registry = registry_of(a)
+            await registry.close_all_session(connection.session_ws_id, except_=connection)
+
+            assert await expect_close(other) == 4403
+            await one.send_str("still there?")
+            assert await one.receive_str(timeout=PATIENCE) == "still there?"

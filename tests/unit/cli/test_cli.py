@@ -178,6 +178,18 @@ class TestProcesses:
         assert count.body["complete"] is False
         assert await expect_close(cluster.sockets[2]) == 4401
 
+    async def test_one_socket(self, cluster: Cluster, run: Run) -> None:
+        """One socket is closed by its own id, and nothing else is."""
+        url = cluster.redis.url
+        found = (await run(url, "connections", "--identity", "bob", "--json")).body
+        done = await run(url, "close", "--socket", found["connections"][0]["socket"])
+        again = await run(url, "close", "--socket", "0123456789ab")
+
+        assert (done.code, await expect_close(cluster.sockets[2])) == (0, 4403)
+        assert done.out.startswith("1 socket told to start anew")
+        assert (again.code, "no open socket has this id" in again.err) == (1, True)
+        assert not cluster.sockets[0].closed
+
     async def test_stats(self, cluster: Cluster, run: Run) -> None:
         """It tells what each process has counted, and how sockets have ended."""
         url = cluster.redis.url
