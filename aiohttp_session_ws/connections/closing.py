@@ -131,7 +131,8 @@ class CloseEngine:
             self._begin(closing, order)
             self._watch(closing)
         elif not closing.gone:
-            self._bound(order, closing)
+            order.bound(closing)
+        self._start_timer(order)
         order.settle()
         return order.done
 
@@ -172,9 +173,10 @@ class CloseEngine:
                 self._begin(closing, order)
                 self._watch(closing)
             elif closing.begun and not closing.gone:
-                self._bound(order, closing)
+                order.bound(closing)
         if end == len(connections):
             order.writing = False
+            self._start_timer(order)
             self._close_answered(order)
             order.settle()
 
@@ -226,7 +228,7 @@ class CloseEngine:
         connection, ws = closing.connection, closing.connection.ws
         closing.begun = True
         closing.told = order
-        self._bound(order, closing)
+        order.bound(closing)
         if connection.state is CLOSING:
             closing.brief = ws.receiving
             return
@@ -238,12 +240,11 @@ class CloseEngine:
         elif _is_ours(ws):  # a stream
             closing.close_transport()
 
-    def _bound(self, order: CloseOrder, closing: Closing) -> None:
+    def _start_timer(self, order: CloseOrder) -> None:
         """
-        Let a transport end before the deadline of an order, which begins with its first.
+        Let the deadline of an order begin, now that all frames are written.
         """
-        order.bound(closing)
-        if order.timer is None:
+        if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
             deadline = loop.time() + self.timeouts.close
