@@ -31,6 +31,7 @@ from .connection import (
     RegisteredObject,
     TrackedConnection,
 )
+from .counters import Counters
 from .describe import snapshot
 from .index import ConnectionIndex
 from .push import Pushed, Pusher
@@ -52,6 +53,7 @@ class ConnectionManager(ConnectionIndex):
         current: Returns the connection whose handler is calling.
 
     Attributes:
+        counters: What happened to the connections.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
@@ -66,6 +68,7 @@ class ConnectionManager(ConnectionIndex):
         current: Callable[[], TrackedConnection | None],
     ) -> None:
         super().__init__()
+        self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
         self._pusher = Pusher(push_queue, tasks, self._close_slow)
@@ -261,7 +264,7 @@ class ConnectionManager(ConnectionIndex):
         for connection in chosen:
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
-        return self._engine.close(chosen, close, self._current())
+        return self._engine.close(chosen, close, self._current)
 
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
         """
@@ -328,6 +331,8 @@ class ConnectionManager(ConnectionIndex):
         self.take_out(connection)
         if connection.task is not None and not connection.handler_left:
             self._orphaned_handlers.add(connection)
+        elif connection.request is None and connection.close_order is not None:
+            self.counters.closed("order", connection.close_order.code)  # by hand: no handler
         if not connection.registered or self.on_removed is None:
             return None
         try:

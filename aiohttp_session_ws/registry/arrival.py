@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import LAST_GENERATION, Lineage
+from .._refused import Unavailable
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
 from ..sessions.context import HANDLING, RequestContext, set_current
@@ -193,9 +194,7 @@ class Arrival:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"}, text="the session can't be identified now"
-            ) from exc
+            raise Unavailable("identify", "the session can't be identified now") from exc
 
     async def _act_on(self, session: Session) -> None:
         """
@@ -205,17 +204,19 @@ class Arrival:
         state, age, _ = context.status
         if state is State.ALIVE or lineage is None:
             return
-        if state is State.ENDED or age >= core.expiry.renewal_grace:
-            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
-            return
         record = core.records.lineage(lineage.token)
-        if not is_server_side(session) or not isinstance(record, LineageRenewed):
-            return
-        if "login" not in record.by:
+        if (
+            state is State.REPLACED
+            and is_server_side(session)
+            and isinstance(record, LineageRenewed)
+            and "login" not in record.by
+        ):
             context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
+        elif state is State.ENDED or age >= core.expiry.renewal_grace:
+            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
 
     async def _begin_anew(self, *, mint: bool) -> None:
         """

@@ -22,12 +22,14 @@ from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsCl
 from .cluster import Cluster
 from .core import Core, Options, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
+from .operations import Operations, add_answers
 from .orders import Orders
 from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
 from .request_orders import RequestOrders
 from .single_process import SingleProcess
+from .threads import ThreadSafe
 
 __all__ = ["SessionWSRegistry"]
 
@@ -41,6 +43,7 @@ class SessionWSRegistry(
     Proofs,
     Pushes,
     Queries,
+    Operations,
     Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
@@ -88,6 +91,8 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
+            sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
             ``sockets="keep"``, and it goes on under another id.
 
@@ -134,6 +139,7 @@ class SessionWSRegistry(
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
+        add_answers(self._core)
         self._show_signals(self._core.signals)
 
     def _show_signals(self, signals: Signals) -> None:
@@ -146,6 +152,7 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_order = signals.on_order
         self.on_refresh = signals.on_refresh
 
     def adopt(
@@ -170,21 +177,6 @@ class SessionWSRegistry(
             raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
         return self._core.adopt(request, ws)
 
-    async def drain(self, window: float) -> None:
-        """
-        Close all sockets of this process little by little, for a rolling restart.
-
-        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
-        *window* seconds, so that their clients don't all reconnect at the same time. Other
-        requests are served, and orders given meanwhile are told in place of 1012. May be
-        awaited twice.
-
-        Args:
-            window: Seconds.
-        """
-        self._core.expect_loop()
-        await self._core.drain(window)
-
     def _make_cluster(self, *, journaled: bool) -> Cluster:
         return SingleProcess(journaled=journaled)
 
@@ -205,6 +197,13 @@ class SessionWSRegistry(
             close_all=own("close_all"),
             close_all_session=own("close_all_session"),
         )
+
+    @property
+    def threadsafe(self) -> ThreadSafe:
+        """
+        The same for other threads, where each call blocks, for 10 s at most.
+        """
+        return ThreadSafe(self._core, self)
 
     @property
     def state(self) -> Literal["connected", "degraded"]:

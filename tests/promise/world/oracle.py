@@ -143,7 +143,8 @@ class Oracle:
         tags = ex.saw.get("tags", [])
         for since, other in self.served:
             newer = other.get("tok") == login.token and len(other["tags"]) > len(tags)
-            if newer and other["tags"][: len(tags)] == tags:
+            extends = newer and other["tags"][: len(tags)] == tags
+            if extends and not self.ledger.contested(login.token, other["tags"]):
                 late = ex.loaded_at - since - GRACE
                 if late > (MISSED if self.nodes > 1 else 0):
                     self.blame("given up", f"{ex} is served {tags} after {other['tags']}")
@@ -189,7 +190,8 @@ class Oracle:
             self.blame("error", f"{ex} was refused with {status}")
             return
         login = self._living(ex)
-        if login is not None and (code != 4403 or login.shaken < ex.arrived - GRACE):
+        told = login is not None and self.ledger.told_to_reconnect(login, ex.arrived - GRACE)
+        if login is not None and (code != 4403 or not told):
             self.blame("refused", f"{ex} got {code}, though {login.token} lives")
 
     def deliver(self, ex: Exchange, cookie: str | None, *, has_cookie: bool) -> None:
@@ -247,7 +249,7 @@ class Oracle:
         ex, code = socket.exchange, socket.exchange.client.closed
         if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
             return
-        if code != 4403 or login.shaken < ex.arrived - GRACE:
+        if code != 4403 or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
     # Questions
