@@ -224,7 +224,7 @@ class Handshake:
         except (IdentifyFailed, InvalidIdentity) as exc:
             text = "websocket refused: the session can't be identified now"
             raise Unavailable("identify", text) from exc
-        core.identifier.remember(connection.lineage.token, owner)
+        core.identifier.remember(self._request, connection.lineage.token, owner)
         if owner.until <= time.time():
             raise HandshakeRefused(SESSION_EXPIRED)
         connection.until = owner.until
