@@ -47,8 +47,8 @@ __all__: list[str] = []
 
 SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
 LOOK: Final = 16  # frames between two looks at the clock
+ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
-_ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
 
 
@@ -184,9 +184,9 @@ class CloseEngine:
         """
         Close the transports of those who have answered while frames were written, some at a time.
         """
-        for closing in order.answered[:_ANSWERS]:
+        for closing in order.answered[:ANSWERS]:
             closing.close_transport()
-        del order.answered[:_ANSWERS]
+        del order.answered[:ANSWERS]
         if order.answered:
             loop = asyncio.get_running_loop()
             _ = loop.call_soon(self._close_answered, order, context=self._context)
