@@ -174,6 +174,8 @@ class ConnectionManager(ConnectionIndex):
         File something that was registered by hand; return ``None`` if it is there already.
         """
         connection = RegisteredObject(session_ws_id, ws, self)
+        if identity is None and lineage is NO_LINEAGE:
+            return connection if self.open.add_new(session_ws_id, connection) else None
         return connection if self.file_by_hand(connection, identity, lineage) else None
 
     def tracked(self, connection: Connection) -> TrackedConnection:
