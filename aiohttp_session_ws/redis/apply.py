@@ -46,7 +46,8 @@ class Applier:
         """
         order, given = self._order(heard)
         effect = self._node.apply(order, before=given)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        if not heard.held:  # or it is announced when it comes again
+            self._node.order_heard(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:

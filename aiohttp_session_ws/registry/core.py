@@ -483,15 +483,20 @@ class Core:
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
 
-    async def give(self, order: Order, wait: float = 0.0) -> CloseReport:
+    async def give(
+        self, order: Order, wait: float = 0.0, except_: Connection | None = None
+    ) -> CloseReport:
         """
         Let an order take effect here and everywhere, and wait until its sockets are gone.
 
         Args:
             order: The order.
             wait: Seconds to wait for what other nodes report.
+            except_: A connection of this node that it leaves alone.
         """
         effect = self.apply(order)
+        if except_ is not None:
+            effect = effect.without(except_)
         self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
         report = await pending.report(await self.carry_out(effect))
@@ -704,8 +709,8 @@ class Core:
         if not here:
             raise WrongLoop(
                 "the registry belongs to the event loop of its application; from another thread"
-                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
-                " any of its coroutines and the loop of the application"
+                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+                " with any of its coroutines and the loop of the application"
             )
 
     async def start(self) -> None:
