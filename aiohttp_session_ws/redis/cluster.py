@@ -356,6 +356,10 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.inbound.unrecorded and self.membership.takes_writes:
+            # Whoever gave these orders writes them now, if it lives.
+            self.inbound.unrecorded = False
+            self.write_back.lost()
         self.outbox.flush()
 
     def _missed(self) -> None:

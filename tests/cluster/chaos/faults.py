@@ -49,7 +49,7 @@ DOWN: Final = {  # seconds at most
     STOPPED: 4.0,
 }
 SHORTEST: Final = 0.05  # second
-ENOUGH: Final = 5.0  # seconds in which any node finds its Redis again and tells it all
+ENOUGH: Final = 6.0  # seconds in which any node finds its Redis again and tells it all
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,12 @@ def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
                 return
             yield Fault(at, kind, lasting)
             # Often the next one comes before everybody has recovered from this one.
-            at += lasting + random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(
-                0.5, 1.5
-            )
+            pause = random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(0.5, 1.5)
+            at += lasting + (max(pause, ENOUGH) if kind in (LOST, FLUSHED) else pause)
 
 
 def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
-    """Plan which nodes are killed, never two at once: somebody has to remember."""
+    """Plan which nodes are killed, never two at once nor soon: somebody has to remember."""
     at = random.uniform(1.0, 4.0)
     while True:
         kind = random.choice(OF_NODES)
@@ -99,7 +98,7 @@ def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Faul
         if at + lasting > seconds:
             return
         yield Fault(at, kind, lasting, random.randrange(nodes))
-        at += lasting + random.uniform(2.0, 6.0)
+        at += lasting + random.uniform(6.0, 12.0)
 
 
 def schedule(seed: int, seconds: float, nodes: int) -> list[Fault]:
