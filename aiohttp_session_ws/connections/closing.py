@@ -353,13 +353,13 @@ class CloseEngine:
         """
         Wait for an overridden ``unregister()``, for as long as for a peer.
         """
+        hook = self._tasks.spawn(_call(result), "unregister", contextvars.Context())
         try:
-            async with asyncio.timeout(self.timeouts.close):
-                await result
-        except TimeoutError:
-            log.warning("unregister() takes too long and was cancelled")
-        except Exception:
-            log.exception("unregister() failed")
+            # Not a timeout around it: it may not let itself be cancelled.
+            await asyncio.wait({hook}, timeout=self.timeouts.close)
+            if not hook.done():
+                log.warning("unregister() takes too long and is cancelled")
+                hook.cancel()
         finally:
             closing.removed = True
             self.settle(closing)
@@ -514,3 +514,10 @@ def _log_stubborn(connection: TrackedConnection) -> None:
         fingerprint(connection.session_ws_id),
         connection.task.get_coro(),
     )
+
+
+async def _call(result: Awaitable[None]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("unregister() failed")

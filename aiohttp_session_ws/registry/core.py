@@ -75,7 +75,7 @@ from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
-from ..sessions.context import current_connection, current_request
+from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
 from ..sessions.session import SessionKeys
@@ -503,6 +503,14 @@ class Core:
         if order.changes and not await self.committed():
             report = replace(report, stored=False)
         return report
+
+    def note_own_end(self, end: SubjectEnded) -> None:
+        """
+        Let what a request begins begin after what its own handler has ended.
+        """
+        context = current_request()
+        if context is not None and context.stage is HANDLING and context.connection is None:
+            context.ordering().own_ends[end.subject] = end.before
 
     def reject_handshakes(self, order: Order) -> None:
         """
