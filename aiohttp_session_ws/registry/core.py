@@ -71,23 +71,22 @@ from ..connections.connection import (
 from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
-from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
 from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
-from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
-from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
+from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
+from .settings import Options
 
 __all__: list[str] = []
 
@@ -185,23 +184,6 @@ class Overrides(NamedTuple):
     close_all_session: bool
 
 
-class Options(NamedTuple):
-    """
-    The options of a registry, checked.
-    """
-
-    id_factory: IdFactory
-    keys: SessionKeys
-    identify: Identify | None
-    labels: Labels | None
-    authorize: Authorize | None
-    origins: Origins
-    limits: Limits
-    expiry: Expiry
-    push_queue: PushQueue
-    timeouts: Timeouts
-
-
 class Core:
     """
     The parts of a registry.
@@ -245,6 +227,7 @@ class Core:
         self.limits = options.limits
         self.expiry = options.expiry
         self.timeouts = options.timeouts
+        self.handle_key = options.handle_key
         self.cluster = cluster
         self.clock: Clock = cluster.clock
         self.journal = journal
@@ -259,8 +242,7 @@ class Core:
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
         self.questions = Questions()
-        counters = self.connections.counters
-        self.announcer = Announcer(counters, self.tasks, signals.on_order, cluster.name)
+        self.announcer = Announcer(self.tasks, signals.on_order, cluster.name)
         self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
         self._begin()
@@ -496,7 +478,7 @@ class Core:
         """
         effect = self.apply(order)
         if except_ is not None:
-            effect = effect.without(except_)
+            effect = _without(except_, effect)
         self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
         report = await pending.report(await self.carry_out(effect))
@@ -801,3 +783,14 @@ class Core:
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
+
+
+def _without(connection: Connection, effect: Effect) -> Effect:
+    """
+    Return what is left to do of an order if one connection is left alone.
+    """
+    closing = [
+        (close, tuple(one for one in found if one is not connection))
+        for close, found in effect.closing
+    ]
+    return Effect(tuple(closing), effect.handshakes)
