@@ -240,7 +240,7 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.owner)
+        core.identifier.remember(self._request, lineage.token, outcome.owner)
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
