@@ -608,7 +608,7 @@ class Core:
         File something that was registered by hand; tell whether its session lives.
         """
         lineage = NO_LINEAGE
-        if self.records.epoch:
+        if self.records.epoch and self.connections.open.get(session_ws_id, ws) is None:
             lineage = self._lineage_by_hand(session_ws_id)
             if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
                 return False
