@@ -213,7 +213,8 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             return
         context.finish()
         try:
-            await connections.wait_closed(connection, connection.close_order or close_for_error(exc))
+            close = connection.close_order or close_for_error(exc)
+            await connections.wait_closed(connection, close)
         finally:
             if not context.behind_middleware:
                 context.release()
