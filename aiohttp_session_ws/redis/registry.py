@@ -40,6 +40,7 @@ class RegistryOptions(TypedDict, total=False):
     push_queue: PushQueue | None
     timeouts: Timeouts | None
     journal: str | Path | None
+    handle_key: str | bytes | None
 
 
 class RedisSessionWSRegistry(SessionWSRegistry):
