@@ -69,10 +69,12 @@ class Effect(NamedTuple):
     Attributes:
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
+        replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
     """
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
+    replaced: tuple[TrackedConnection, ...] = ()
 
 
 NO_EFFECT: Final = Effect()
@@ -156,6 +158,11 @@ class PendingReport(Protocol):
     async def report(self, own: CloseReport) -> CloseReport:
         """
         Wait for what the others report, and add it to what this node has done.
+        """
+
+    async def published(self, timeout: float) -> None:
+        """
+        Wait until the others have been sent it, for *timeout* seconds at most.
         """
 
 

@@ -47,6 +47,7 @@ What may not be awaited where
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
@@ -92,6 +93,7 @@ __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
 DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
+REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 
@@ -385,15 +387,19 @@ class Core:
         if not concerned:
             return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
-        judged: dict[tuple[object, ...], Close | None] = {}  # many may be of one session
+        replaced: list[TrackedConnection] = []
+        judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
         handshakes = 0
         for connection, told in concerned:
             c = connection
             key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
             if key not in judged:
-                judged[key] = self.close_for(self.status_of(connection))
-            close = judged[key]
+                judged[key] = self.status_of(connection)
+            close = self.close_for(judged[key])
             if close is not None:
+                if judged[key].state is State.REPLACED and not order.closes and c.state is OPEN:
+                    replaced.append(connection)  # it may go on: the order itself tells
+                    continue
                 close = order.close or close
             elif told:
                 close = order.close or self._told(connection, order)
@@ -404,7 +410,8 @@ class Core:
                 handshakes += 1
             else:
                 closing.setdefault(close, {})[connection] = None
-        return Effect(tuple((c, tuple(found)) for c, found in closing.items()), handshakes)
+        found = tuple((close, tuple(some)) for close, some in closing.items())
+        return Effect(found, handshakes, tuple(replaced))
 
     def _told(self, connection: TrackedConnection, order: Order) -> Close:
         """
@@ -451,6 +458,7 @@ class Core:
         """
         sockets = sum(not c.removed for _, found in effect.closing for c in found)
         waits = [self.connections.close_now(found, close) for close, found in effect.closing]
+        self._look_again(effect.replaced)
         return self._report(waits, sockets, effect.handshakes)
 
     async def _report(
@@ -469,6 +477,19 @@ class Core:
         """
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
+        self._look_again(effect.replaced)
+
+    def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
+        """
+        Close sockets of an older generation in a moment, unless word comes that they go on.
+        """
+        if replaced:
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
+            _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
+
+    def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
+        still = [c for c in replaced if c.state is OPEN and self.close_for(self.status_of(c))]
+        self.connections.close_soon(still, RECONNECT)
 
     async def give(
         self, order: Order, wait: float = 0.0, except_: Connection | None = None
@@ -798,4 +819,4 @@ def _without(connection: Connection, effect: Effect) -> Effect:
         (close, tuple(one for one in found if one is not connection))
         for close, found in effect.closing
     ]
-    return Effect(tuple(closing), effect.handshakes)
+    return effect._replace(closing=tuple(closing))
