@@ -5,6 +5,8 @@ Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things 
 merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
 before it is published, and what was published while a node couldn't hear is found by it later; and
 a question about a session is answered from the records, not from what this process remembers.
+
+A little over 300 lines long: nearly all of it tells what a method has to do.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class Refresh(NamedTuple):
         lineage: The lineage with that generation.
         session_ws_id: The id.
         until: When the session no longer belongs to its identity, by the wall clock.
+        was: The id before: what was registered by hand is filed under that only.
     """
 
     lineage: Lineage
     session_ws_id: Hashable
     until: float = math.inf
+    was: Hashable = None
 
 
 class Order(NamedTuple):

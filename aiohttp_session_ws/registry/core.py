@@ -365,15 +365,19 @@ class Core:
         """
         Let the open sockets of a lineage go on under its next generation.
         """
-        lineage, session_ws_id, until = refresh
+        lineage, session_ws_id, until, was = refresh
         for connection in self.connections.of_lineage(lineage.token):
             older = connection.lineage.generation < lineage.generation
-            if older and connection.state is OPEN:
+            if older and connection.state is OPEN and connection.request is not None:
                 self.connections.refile(connection, session_ws_id, lineage)
                 connection.until = until
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")
+        if self.overrides.random_ids:  # else others may share the id
+            for connection in self.connections.open.of(was):
+                if connection.request is None and connection.state is OPEN:
+                    self.connections.refile(connection, session_ws_id, lineage)
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
@@ -641,6 +645,17 @@ class Core:
         _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
         return True
 
+    def remove_by_hand(self, session_ws_id: Hashable, ws: Any) -> None:
+        """
+        Take out what was registered by hand, though its session may have another id by now.
+        """
+        if self.connections.remove_by_hand(session_ws_id, ws):
+            return
+        note = self.records.note_of(session_ws_id)
+        for connection in [] if note is None else self.connections.of_lineage(note.token):
+            if connection.ws is ws:
+                _ = self.connections.remove_by_hand(connection.session_ws_id, ws)
+
     def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
         """
         Return the lineage that an id belongs to, as far as can be found out.
@@ -657,7 +672,9 @@ class Core:
     def _call_unregister(self, connection: TrackedConnection) -> Any:
         if not self.overrides.unregister:
             return None
-        return self.hooks.unregister(connection.session_ws_id, connection.ws)
+        first_id = connection.first_id
+        session_ws_id = connection.session_ws_id if first_id is None else first_id
+        return self.hooks.unregister(session_ws_id, connection.ws)
 
     def snapshot(self, subject: Subject | None) -> Snapshot:
         """
@@ -819,4 +836,4 @@ def _without(connection: Connection, effect: Effect) -> Effect:
         (close, tuple(one for one in found if one is not connection))
         for close, found in effect.closing
     ]
-    return effect._replace(closing=tuple(closing))
+    return Effect(tuple(closing), effect.handshakes, effect.replaced)
