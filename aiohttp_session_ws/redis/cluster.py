@@ -135,10 +135,14 @@ class RedisCluster:
             self._missed,
             self._lost,
         )
+        self._wire_what_is_missed(node)
+        self._wire_what_is_told(node)
+
+    def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance, self.commands, self.outbox, self.membership, self.recent
         )
         self.reconciler = Reconciler(
             node,
@@ -149,6 +153,9 @@ class RedisCluster:
             self.numbers,
             self.recent,
         )
+
+    def _wire_what_is_told(self, node: LocalNode) -> None:
+        instance, prefix = self.instance, self._prefix
         self.requests = Requests(
             instance,
             self.membership,
@@ -349,6 +356,10 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.inbound.unrecorded and self.membership.takes_writes:
+            # Whoever gave these orders writes them now, if it lives.
+            self.inbound.unrecorded = False
+            self.write_back.lost()
         self.outbox.flush()
 
     def _missed(self) -> None:

@@ -74,7 +74,7 @@ from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
-from ..sessions.context import current_connection, current_request
+from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
 from ..sessions.status import State, Status, status
@@ -489,6 +489,14 @@ class Core:
             report = replace(report, stored=False)
         return report
 
+    def note_own_end(self, end: SubjectEnded) -> None:
+        """
+        Let what a request begins begin after what its own handler has ended.
+        """
+        context = current_request()
+        if context is not None and context.stage is HANDLING and context.connection is None:
+            context.ordering().own_ends[end.subject] = end.before
+
     def reject_handshakes(self, order: Order) -> None:
         """
         Let an order count for handshakes; its open sockets close when a response was sent.
@@ -603,7 +611,7 @@ class Core:
         File something that was registered by hand; tell whether its session lives.
         """
         lineage = NO_LINEAGE
-        if self.records.epoch:
+        if self.records.epoch and self.connections.open.get(session_ws_id, ws) is None:
             lineage = self._lineage_by_hand(session_ws_id)
             if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
                 return False

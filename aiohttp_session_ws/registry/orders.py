@@ -182,6 +182,7 @@ class Orders:
         subject = Subject("id", core.usable_id(session_ws_id))
         before = core.clock.end_time()
         end = SubjectEnded(subject, before, core.ttl)
+        core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order(changes, close=told, by=by), wait)
@@ -267,5 +268,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
+        core.note_own_end(end)
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), close=told, by=by), wait)

@@ -264,12 +264,11 @@ class SessionWSRegistry(
         core = self._core
         core.expect_loop()
         hash(ws)
-        if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
-            if identity is not None:
-                core.identifier.expect()
-                core.identifier.usable(identity)
-            if not core.add_by_hand(session_ws_id, ws, identity):
-                raise SessionEnded("the session has ended: close what was to be registered")
+        if identity is not None:
+            core.identifier.expect()
+            core.identifier.usable(identity)
+        if not core.add_by_hand(core.usable_id(session_ws_id), ws, identity):
+            raise SessionEnded("the session has ended: close what was to be registered")
         return None
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:

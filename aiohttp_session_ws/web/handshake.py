@@ -226,7 +226,7 @@ class Handshake:
         except (IdentifyFailed, InvalidIdentity) as exc:
             text = "websocket refused: the session can't be identified now"
             raise Unavailable("identify", text) from exc
-        core.identifier.remember(connection.lineage.token, owner)
+        core.identifier.remember(self._request, connection.lineage.token, owner)
         if owner.until <= time.time():
             raise HandshakeRefused(SESSION_EXPIRED)
         connection.until = owner.until
@@ -295,6 +295,12 @@ class Handshake:
         if context is not None and not context.behind_middleware and context.given:
             put_session(self._request, None)  # the new id must not be saved with an error
         if connection is not None:
-            if connection.ws.prepared:
-                core.connections.close_soon([connection], INTERNAL_ERROR)
+            self._close_unopened(connection)
             core.connections.discard_handshake(connection)
+
+    def _close_unopened(self, connection: TrackedConnection) -> None:
+        """
+        Close the socket of a handshake that failed after it was answered.
+        """
+        if connection.ws.prepared:
+            self._core.connections.close_soon([connection], INTERNAL_ERROR)
