@@ -384,7 +384,7 @@ class ConnectionManager(ConnectionIndex):
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            elif transport.is_closing() or (type(ws) is ServedWebSocket and ws.closed):
+            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and ws.closed):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)

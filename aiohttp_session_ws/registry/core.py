@@ -88,6 +88,7 @@ from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
 from .settings import Options
+from .traffic import Traffic
 
 __all__: list[str] = []
 
@@ -205,6 +206,7 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        traffic: What clients send.
         draining: Whether handshakes are refused since the process ends.
     """
 
@@ -253,6 +255,7 @@ class Core:
         """
         Set what is known once an application runs, or has been seen.
         """
+        self.traffic = Traffic(self, self.limits, self.expiry)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
