@@ -780,6 +780,8 @@ class Core:
         Refuse handshakes, and close all sockets with 1012 in random order over *window* seconds.
         """
         self.draining = True
+        for connection in self.connections.handshakes():
+            connection.reject(SERVICE_RESTART)  # one that is being answered is closed then
         if self._draining is None:
             self._draining = self.tasks.spawn(self._drain(window), "drain")
         await asyncio.shield(self._draining)
@@ -804,7 +806,10 @@ class Core:
         """
         self.draining = True
         if self.timeouts.drain:
-            await self.drain(self.timeouts.drain)
+            try:
+                await self.drain(self.timeouts.drain)
+            except Exception:
+                log.exception("draining at shutdown failed")
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(GOING_AWAY)

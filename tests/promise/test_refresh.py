@@ -219,12 +219,12 @@ class TestNothingEscapes:
         site.registry.register(first_id, thing)
         site.registry.register(first_id, kept)
         await browser.get("/refresh")
-        assert thing.closed is None
+        assert not thing.closed
         site.registry.unregister(first_id, kept)
         await browser.get("/out/helper")
         await until(lambda: not connections(site.registry))
 
-        assert (thing.closed, kept.closed) == (DEAD, None)
+        assert [thing.closed, kept.closed] == [DEAD, None]
 
     @pytest.mark.parametrize("query", ["?user=bob"])
     async def test_somebody_else(self, serve: Serve, query: str) -> None:
