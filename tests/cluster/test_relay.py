@@ -101,9 +101,7 @@ class TestRelay:
 
         assert [record.levelname for record in caplog.records] == ["ERROR"]
 
-    async def test_one_at_a_time(
-        self, sites: Sites, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_one_at_a_time(self, sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
         """While one takes its time, 1,000 wait; then the oldest go, with one warning."""
         caplog.set_level(logging.WARNING)
         a, b = await sites()
