@@ -5,6 +5,8 @@ Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things 
 merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
 before it is published, and what was published while a node couldn't hear is found by it later; and
 a question about a session is answered from the records, not from what this process remembers.
+
+A little over 300 lines long: it is a contract, and its documentation.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ It comes when the handler is done and before the response leaves, however the ha
 questions are answered apart from each other: what has *ended* or was renewed, which makes records
 whatever becomes of the response, and what is *saved*. What is saved is judged, not what came: a
 session that would bring an ended one back, or overwrite a newer cookie, is not.
+
+About 300 lines long, for the two are read together.
 """
 
 from __future__ import annotations
