@@ -92,7 +92,7 @@ async def settle_when_sent(
     if context.stage is not Stage.HANDLING:
         return
     try:
-        await Settlement(core, request, context, response, saved=saved).settle()
+        await Settlement(core, request, context, response, saved=saved, late=True).settle()
     finally:
         context.finish()
         order = order_of(context)

@@ -43,6 +43,7 @@ class Settlement:
         context: What it came with.
         response: What its handler returned or raised; ``None`` if there is no response.
         saved: Whether aiohttp_session saves a changed session with it.
+        late: Whether it has done so by now: nothing can be written any more.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Settlement:
         response: web.StreamResponse | None,
         *,
         saved: bool,
+        late: bool = False,
     ) -> None:
         self._core = core
         self._request = request
         self._context = context
         self._orders = context.orders
         self._saved = saved
+        self._late = late
         self._refused = response is None or response.status >= 400
 
     async def settle(self) -> None:
@@ -101,6 +104,8 @@ class Settlement:
         self._record_end(outcome, carries=carries and certain)
         if not saves:
             put_session(self._request, None)
+        elif self._late:
+            pass
         elif self._saved and session.empty:
             if cookie_of(self._request):
                 session.changed()  # its cookie goes
@@ -235,7 +240,7 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.owner)
+        core.identifier.remember(self._request, lineage.token, outcome.owner)
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
