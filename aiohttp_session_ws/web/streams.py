@@ -213,7 +213,9 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             return
         context.finish()
         try:
-            await connections.wait_closed(connection, connection.close_order or close_for_error(exc))
+            await connections.wait_closed(
+                connection, connection.close_order or close_for_error(exc)
+            )
         finally:
             if not context.behind_middleware:
                 context.release()
