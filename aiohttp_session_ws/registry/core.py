@@ -391,9 +391,14 @@ class Core:
         if not concerned:
             return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
+        judged: dict[tuple[object, ...], Close | None] = {}  # many may be of one session
         handshakes = 0
         for connection, told in concerned:
-            close = self.close_for(self.status_of(connection))
+            c = connection
+            key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
+            if key not in judged:
+                judged[key] = self.close_for(self.status_of(connection))
+            close = judged[key]
             if close is not None:
                 close = order.close or close
             elif told:
