@@ -83,6 +83,7 @@ from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
@@ -204,6 +205,7 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        presence: Who is there.
         traffic: What clients send.
         draining: Whether handshakes are refused since the process ends.
     """
@@ -254,6 +256,7 @@ class Core:
         Set what is known once an application runs, or has been seen.
         """
         self.traffic = Traffic(self, self.limits, self.expiry)
+        self.presence = Presence(self)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -733,6 +736,7 @@ class Core:
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
+            self.presence.start()
         except BaseException:
             await self.stop()
             raise

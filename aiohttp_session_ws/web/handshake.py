@@ -8,6 +8,8 @@ The handshake: from a request to a socket that is open and filed, in one order o
 5. ``authorize``, then the limits.
 6. An order that came meanwhile rejects it; then the upgrade.
 7. Open.
+
+A little over 300 lines, since the steps share the state of one handshake.
 """
 
 from __future__ import annotations
