@@ -221,9 +221,10 @@ def order_text(
     how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
     text += f",{held:d},{how},{_optional(by)},{_optional(question)}"
     if refresh is not None:
-        (token, generation, began), session_ws_id, until = refresh
+        (token, generation, began), session_ws_id, until, was = refresh
         end = "null" if until == math.inf else repr(float(until))
-        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)},{end}]"
+        ids = f"{as_json(session_ws_id)},{end},{as_json(was)}"
+        text += f",[{quote(token)},{generation},{began!r},{ids}]"
     return text + "]"
 
 

@@ -43,6 +43,12 @@ class Pending:
         self._request = request
         self._wait = wait
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait until Redis has published it, for *timeout* seconds at most.
+        """
+        await self._entry.wait(timeout)
+
     async def report(self, own: CloseReport) -> CloseReport:
         """
         Wait for what the others report, and add it to what this node has done.

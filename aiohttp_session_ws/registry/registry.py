@@ -285,7 +285,7 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
+        core.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
 
