@@ -103,6 +103,7 @@ class RequestContext:
         lineage: The lineage it came with or was given on arrival, however that was judged.
         session_ws_id: The id it came with or was given on arrival.
         status: How it was judged on arrival.
+        epoch: That of the records then, if it was alive by them.
         newest: The newest generation of its lineage then.
         session: The session it was given to handle.
         content: What that held on arrival, if ``identify`` may have to be asked about it.
@@ -121,6 +122,7 @@ class RequestContext:
     lineage: Lineage | None = None
     session_ws_id: Hashable | None = None
     status: Status = ALIVE
+    epoch = -1
     newest = 0
     session: Session | None = None
     content: dict[str, Any] | None = None
