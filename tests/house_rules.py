@@ -18,7 +18,7 @@ from .house import OWN, House, Module, foreign_underscores, function_lines
 LEAVES: Final = frozenset(
     {
         *("exceptions", "close_codes", "options", "results", "signals", "typing"),
-        *("_origin", "_expiring", "_tasks", "_logging", "_lineage"),
+        *("_origin", "_expiring", "_tasks", "_logging", "_lineage", "_refused"),
     }
 )
 #: From the ground up: each room may import itself and those before it.

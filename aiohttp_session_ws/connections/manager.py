@@ -31,6 +31,7 @@ from .connection import (
     RegisteredObject,
     TrackedConnection,
 )
+from .counters import Counters
 from .describe import snapshot
 from .index import ConnectionIndex
 from .push import Pushed, Pusher
@@ -52,6 +53,7 @@ class ConnectionManager(ConnectionIndex):
         current: Returns the connection whose handler is calling.
 
     Attributes:
+        counters: What happened to the connections.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
@@ -66,6 +68,7 @@ class ConnectionManager(ConnectionIndex):
         current: Callable[[], TrackedConnection | None],
     ) -> None:
         super().__init__()
+        self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
         self._pusher = Pusher(push_queue, tasks, self._close_slow)
@@ -87,6 +90,17 @@ class ConnectionManager(ConnectionIndex):
     @timeouts.setter
     def timeouts(self, timeouts: Timeouts) -> None:
         self._engine.timeouts = timeouts
+
+    @property
+    def push_queue(self) -> PushQueue:
+        """
+        How much of what is pushed may wait for a slow peer; counts for new queues.
+        """
+        return self._pusher.limit
+
+    @push_queue.setter
+    def push_queue(self, limit: PushQueue) -> None:
+        self._pusher.limit = limit
 
     def start(self, timeouts: Timeouts) -> None:
         """
@@ -317,6 +331,8 @@ class ConnectionManager(ConnectionIndex):
         self.take_out(connection)
         if connection.task is not None and not connection.handler_left:
             self._orphaned_handlers.add(connection)
+        elif connection.request is None and connection.close_order is not None:
+            self.counters.closed("order", connection.close_order.code)  # by hand: no handler
         if not connection.registered or self.on_removed is None:
             return None
         try:

@@ -41,6 +41,9 @@ class Pusher:
         limit: How much may wait for one peer.
         tasks: Where queues are emptied.
         give_up: Closes a connection whose queue has been full for too long.
+
+    Attributes:
+        limit: How much may wait for a peer that has no queue yet; may be replaced.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Pusher:
         tasks: BackgroundTasks,
         give_up: Callable[[TrackedConnection], None],
     ) -> None:
-        self._limit = limit
+        self.limit = limit
         self._tasks = tasks
         self._give_up = give_up
 
@@ -94,7 +97,7 @@ class Pusher:
     def _queue_of(self, connection: TrackedConnection) -> SendQueue:
         queue = connection.send_queue
         if not isinstance(queue, SendQueue):
-            queue = SendQueue(connection, self._limit, self._tasks, self._give_up)
+            queue = SendQueue(connection, self.limit, self._tasks, self._give_up)
             connection.send_queue = queue
         return queue
 

@@ -20,6 +20,7 @@ from .._tasks import supervise
 from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
 from ..registry.cluster import LocalNode, Order
+from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.records import (
     IdNote,
@@ -43,6 +44,7 @@ from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
 from .messages import CloseSession, Record, as_json, time_of, with_time
+from .outages import Outages
 from .outbound import Outbound, Pending
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
@@ -118,6 +120,7 @@ class RedisCluster:
         self._started = False
         self._seemed_connected = False
         self._changed_at = 0.0
+        self._outages = Outages()
 
     def _wire(self, node: LocalNode) -> None:
         """
@@ -269,6 +272,8 @@ class RedisCluster:
         except TimeoutError:
             pass
         self._started, self._seemed_connected = True, self.connected
+        if not self.connected:
+            self._outages.change("degraded")
         self._report_now()
 
     async def stop(self) -> None:
@@ -289,6 +294,7 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
         self._started = False
+        self._outages.stop()
         self._hears = self._hears_data = False
         self.state = "degraded"
 
@@ -391,6 +397,7 @@ class RedisCluster:
         state: State = "connected" if self.connected else "degraded"
         if state != self.state:
             self.state = state
+            self._outages.change(state)
             log.info("the websocket registry is %s", state)
             self._changed(state)
 
@@ -454,7 +461,7 @@ class RedisCluster:
 
     def record(self, order: Order) -> None:
         """
-        Record an order now, and tell nobody: the response that goes with it is on its way.
+        Record an order now; open sockets wait: the response that goes with it is on its way.
         """
         self._note_times()
         self.outbound.record(order)
@@ -567,6 +574,26 @@ class RedisCluster:
         Send a message to all other nodes, at most once and in the order of the calls.
         """
         return self.queries.relay(name, data)
+
+    def figures(self) -> Figures:
+        """
+        Return what was counted; called from any thread.
+        """
+        number, seconds = self._outages.so_far()
+        if not self._started:
+            return Figures(outages=number, outage_seconds=seconds)
+        return Figures(len(self.outbox), self.reconciler.found, number, seconds)
+
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask all other nodes something that their registries answer.
+
+        Args:
+            name: The name of the question.
+            body: What JSON can hold.
+            wait: Seconds to wait for their answers; with 0 they are only told.
+        """
+        return await self.queries.ask(name, body, wait)
 
 
 def _name_of(record: Record) -> str:

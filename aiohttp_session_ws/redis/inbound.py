@@ -107,7 +107,7 @@ class Inbound:
         if order is None:
             return False
         if order.question is None:
-            self._applier.carry_out_soon(order)
+            self._applier.carry_out_soon(order, sender)
         else:
             self._report(sender, order)
         return True

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import LAST_GENERATION, Lineage
+from .._refused import Unavailable
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
 from ..sessions.context import HANDLING, RequestContext, set_current
@@ -193,9 +194,7 @@ class Arrival:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"}, text="the session can't be identified now"
-            ) from exc
+            raise Unavailable("identify", "the session can't be identified now") from exc
 
     async def _act_on(self, session: Session) -> None:
         """

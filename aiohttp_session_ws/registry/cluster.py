@@ -9,8 +9,9 @@ a question about a session is answered from the records, not from what this proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
@@ -22,6 +23,7 @@ from ..sessions.clock import Clock
 from ..sessions.records import Change, Records
 from ..sessions.status import Status
 from ..typing import Data
+from .questions import Answers, Figures
 
 __all__: list[str] = []
 
@@ -33,10 +35,12 @@ class Refresh(NamedTuple):
     Attributes:
         lineage: The lineage with that generation.
         session_ws_id: The id.
+        until: When the session no longer belongs to its identity, by the wall clock.
     """
 
     lineage: Lineage
     session_ws_id: Hashable
+    until: float = math.inf
 
 
 class Order(NamedTuple):
@@ -128,6 +132,21 @@ class LocalNode(Protocol):
         Take a message that another node has relayed.
         """
 
+    async def answer(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """
+        Answer a question of another node.
+        """
+
+    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
+        """
+        Announce an order of another node that has taken effect.
+        """
+
+    def order_found(self, change: Change) -> None:
+        """
+        Announce a record that was missed when it was published.
+        """
+
 
 class PendingReport(Protocol):
     """
@@ -147,10 +166,12 @@ class Cluster(Protocol):
     Attributes:
         remote: Whether there are other nodes at all.
         name: What this node is called.
+        serves: Whether this node holds sockets: an application, and not a script.
     """
 
     remote: bool
     name: str
+    serves: bool
 
     @property
     def clock(self) -> Clock:
@@ -256,4 +277,19 @@ class Cluster(Protocol):
     async def relay(self, name: str, data: bytes) -> Delivery:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
+        """
+
+    def figures(self) -> Figures:
+        """
+        Return what was counted; called from any thread.
+        """
+
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask all other nodes something that their registries answer.
+
+        Args:
+            name: The name of the question.
+            body: What JSON can hold.
+            wait: Seconds to wait for their answers; with 0 they are only told.
         """

@@ -57,7 +57,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from aiohttp import web
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
-from .._logging import fingerprint, log
+from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
@@ -82,8 +82,10 @@ from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
+from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
 
@@ -215,6 +217,8 @@ class Core:
         cluster: The other nodes.
         clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
+        announcer: Tells of orders.
+        questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
         draining: Whether handshakes are refused since the process ends.
@@ -254,6 +258,9 @@ class Core:
         )
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
+        self.questions = Questions()
+        counters = self.connections.counters
+        self.announcer = Announcer(counters, self.tasks, signals.on_order, cluster.name)
         self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
         self._begin()
@@ -374,11 +381,12 @@ class Core:
         """
         Let the open sockets of a lineage go on under its next generation.
         """
-        lineage, session_ws_id = refresh
+        lineage, session_ws_id, until = refresh
         for connection in self.connections.of_lineage(lineage.token):
             older = connection.lineage.generation < lineage.generation
             if older and connection.state is OPEN:
                 self.connections.refile(connection, session_ws_id, lineage)
+                connection.until = until
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")
@@ -484,7 +492,7 @@ class Core:
             wait: Seconds to wait for what other nodes report.
         """
         effect = self.apply(order)
-        self.log_order(order)
+        self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
         report = await pending.report(await self.carry_out(effect))
         if order.changes and not await self.committed():
@@ -512,7 +520,9 @@ class Core:
         """
         Let an order take effect here and everywhere, and wait for nothing.
         """
-        self.carry_out_soon(self.apply(order))
+        effect = self.apply(order)
+        self.announcer.given(order, effect)
+        self.carry_out_soon(effect)
         self.cluster.publish(order)
 
     def learn(self, changes: Sequence[Change]) -> None:
@@ -522,15 +532,6 @@ class Core:
         news = self.merge(changes)
         if news:
             self.carry_out_soon(self.effect_of(Order(tuple(news))))
-
-    def log_order(self, order: Order) -> None:
-        """
-        Log who has ended what.
-        """
-        if order.by is not None:
-            subjects = [c.subject for c in order.changes if isinstance(c, SubjectEnded)]
-            what = ", ".join(f"{s.kind} {fingerprint(s.value)}" for s in subjects)
-            log.info("%s was ended by %s", what or "a session", order.by)
 
     def warn_once(self, what: str, message: str, *args: object) -> None:
         """
@@ -642,6 +643,24 @@ class Core:
         Describe the open connections of this node.
         """
         return self.connections.snapshot(subject, self.cluster.name)
+
+    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
+        """
+        Announce an order of another node that has taken effect.
+        """
+        self.announcer.heard(order, effect, node)
+
+    def order_found(self, change: Change) -> None:
+        """
+        Announce a record that was missed when it was published.
+        """
+        self.announcer.found(change)
+
+    async def answer(self, name: str, body: Body) -> Body:
+        """
+        Answer a question of another node.
+        """
+        return await self.questions.answer(name, body)
 
     def receive_relay(self, name: str, data: bytes) -> None:
         """

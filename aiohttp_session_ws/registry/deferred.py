@@ -102,8 +102,10 @@ async def close_when_sent(
 async def _close(
     core: Core, context: RequestContext, order: Order, *, before: float | None = None
 ) -> None:
+    effect = core.effect_of(order, before=before)
+    core.announcer.given(order, effect)
     core.cluster.publish(order, recorded=True)
-    await core.carry_out(core.effect_of(order, before=before))
+    await core.carry_out(effect)
     if core.overrides.close_all_session and context.session_ws_id is not None:
         try:
             await maybe_await(core.hooks.close_all_session(context.session_ws_id))

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from ..sessions.context import NO_ORDERS, RequestContext
+from ..sessions.session import id_in
 from .core import Core
 from .identify import NOBODY, Owner
 
@@ -76,7 +77,7 @@ async def compare(
             owner, previous = Owner(now), Owner(came)
             anew = anew or (core.identifier.identify is not None and came is not None)
     else:
-        now = session.get(core.keys.id)
+        now = id_in(session, core.keys.id)
     renewed = context.orders.renewed or (not core.overrides.ids and now not in (None, came))
     removed = not core.overrides.ids and now is None and came is not None
     if core.identifier.identify is not None:

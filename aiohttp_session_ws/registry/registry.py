@@ -22,6 +22,7 @@ from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsCl
 from .cluster import Cluster
 from .core import Core, Options, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
+from .operations import Operations, add_answers
 from .orders import Orders
 from .proofs import Proofs
 from .push import Pushes
@@ -41,6 +42,7 @@ class SessionWSRegistry(
     Proofs,
     Pushes,
     Queries,
+    Operations,
     Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
@@ -88,6 +90,8 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
+            sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
             ``sockets="keep"``, and it goes on under another id.
 
@@ -134,6 +138,7 @@ class SessionWSRegistry(
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
+        add_answers(self._core)
         self._show_signals(self._core.signals)
 
     def _show_signals(self, signals: Signals) -> None:
@@ -146,6 +151,7 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_order = signals.on_order
         self.on_refresh = signals.on_refresh
 
     def adopt(
@@ -169,21 +175,6 @@ class SessionWSRegistry(
         if self._core.adopt is None:
             raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
         return self._core.adopt(request, ws)
-
-    async def drain(self, window: float) -> None:
-        """
-        Close all sockets of this process little by little, for a rolling restart.
-
-        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
-        *window* seconds, so that their clients don't all reconnect at the same time. Other
-        requests are served, and orders given meanwhile are told in place of 1012. May be
-        awaited twice.
-
-        Args:
-            window: Seconds.
-        """
-        self._core.expect_loop()
-        await self._core.drain(window)
 
     def _make_cluster(self, *, journaled: bool) -> Cluster:
         return SingleProcess(journaled=journaled)

@@ -41,7 +41,7 @@ def request_again(connection: TrackedConnection) -> web.Request:
     if hdrs.SET_COOKIE not in ws.headers:
         request = request.clone()
     else:
-        cookies = [*request.headers.getall(hdrs.COOKIE, [])[:1]]
+        cookies = [request.headers[hdrs.COOKIE]] if hdrs.COOKIE in request.headers else []
         cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
         headers = [(k, v) for k, v in request.headers.items() if k.lower() != "cookie"]
         headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts

@@ -258,7 +258,8 @@ class Revalidator:
                 closing.setdefault(close, []).append(connection)
                 continue
             connection.session_ends, connection.tries = ends, 0
-            connection.until = found.owner.until
+            if not _is_older(found, connection):
+                connection.until = found.owner.until
             connection.server_side = connection.server_side or found.server_side
             connection.check_at = min(due, self._last(connection))
         for close, over in closing.items():
@@ -271,6 +272,8 @@ class Revalidator:
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
+        if _is_older(found, connection):
+            return None  # its cookie is of before a refresh; what came after it nobody knows here
         was, now = connection.lineage, found.lineage
         another = now is not None and now.token != was.token
         if another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
@@ -315,3 +318,13 @@ class Revalidator:
         for connection in connections:
             connection.tries = min(tries + 1, 10)
             connection.check_at = min(due, self._last(connection))
+
+
+def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
+    """
+    Tell whether what was found is an older copy of a session whose sockets were kept.
+    """
+    (token, generation, _), there = connection.lineage, found.lineage
+    if there is None or found.server_side or there.token != token:
+        return False
+    return there.generation < generation

@@ -19,7 +19,7 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, id_in, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
@@ -180,7 +180,7 @@ class Settlement:
         core = self._core
         if session.empty or not self._saved:
             return False
-        if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
+        if outcome.anew and self._orders.ended is None and id_in(session, core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
         if core.identifier.identify is not None and outcome.owner.identity is None:
             return False
@@ -209,7 +209,7 @@ class Settlement:
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
-            await self._renew(session, lineage)
+            await self._renew(session, lineage, outcome.owner.until)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
@@ -227,7 +227,7 @@ class Settlement:
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(lineage.token, outcome.owner)
 
-    async def _renew(self, session: Session, lineage: Lineage) -> None:
+    async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
         Let the lineage go on under the id that the handler has given it.
         """
@@ -236,10 +236,11 @@ class Settlement:
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
         if self._orders.keeps_sockets:
-            self._refresh = Refresh(renewed, await core.current_id(self._request))
+            session_ws_id = await core.current_id(self._request)
+            self._refresh = Refresh(renewed, session_ws_id, until)
             core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
-            for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
+            for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 

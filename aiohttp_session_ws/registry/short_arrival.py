@@ -14,6 +14,7 @@ from .._lineage import Lineage, Subject
 from ..sessions.context import HANDLING, RequestContext
 from ..sessions.records import LineageRenewed
 from ..sessions.session import content_of
+from ..sessions.status import effective_began
 from .core import Core
 
 __all__: list[str] = []
@@ -66,4 +67,6 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
         return True
     if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
         return False
-    return not core.identifier.asks or records.latest_owner_end < lineage.began
+    if not core.identifier.asks:
+        return True
+    return records.latest_owner_end < effective_began(lineage, core.clock.now())

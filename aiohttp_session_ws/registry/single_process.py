@@ -5,6 +5,7 @@ The cluster of one process: nobody else is told, and nobody is asked.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from .._lineage import Lineage, Subject
 from ..connections.connection import TrackedConnection
@@ -13,6 +14,7 @@ from ..sessions.clock import Clock
 from ..sessions.encoding import encode
 from ..typing import Data
 from .cluster import LocalNode, Order, PendingReport
+from .questions import Answers, Figures
 
 __all__: list[str] = []
 
@@ -40,6 +42,7 @@ class SingleProcess:
 
     remote = False
     name = ""
+    serves = True
 
     def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
         self._clock = Clock() if clock is None else clock
@@ -137,3 +140,15 @@ class SingleProcess:
         Send it to nobody.
         """
         return Delivery(0, nodes=0)
+
+    def figures(self) -> Figures:
+        """
+        Return zeros.
+        """
+        return Figures()
+
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask nobody.
+        """
+        return Answers()

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
 from ..connections.connection import Connection, TrackedConnection
+from ..connections.counters import By
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
 from ..registry.core import Core
 from ..sessions.context import RequestContext
@@ -151,6 +152,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
 
     _context: RequestContext
     _connection: TrackedConnection
+    _is_stream: bool
 
     def __init__(
         self,
@@ -174,6 +176,8 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             if isinstance(exc, HandshakeRefused):
                 raise handshake.refusal(exc) from exc
             raise
+        self._is_stream = not isinstance(self._response, web.WebSocketResponse)
+        core.connections.counters.streams += self._is_stream
         return self._connection
 
     async def _close_refused(self, ws: web.WebSocketResponse, exc: web.HTTPException) -> None:
@@ -194,6 +198,8 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         traceback: TracebackType | None,
     ) -> None:
         connections, connection = self._core.connections, self._connection
+        connections.counters.streams -= self._is_stream
+        connections.counters.closed(*self._end(exc))
         connections.handler_exited(connection)
         self._context.connection = None  # what the handler orders next waits for its response
         if not isinstance(self._response, web.WebSocketResponse):
@@ -203,3 +209,16 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         await connections.wait_closed(connection, close)
         if exc is not None and is_explained(connection, exc):
             raise SessionWSClosed(self._response) from exc
+
+    def _end(self, exc: BaseException | None) -> tuple[By, int]:
+        """
+        Tell who began to end it, and with which close code, or what stands for one.
+        """
+        connection, response = self._connection, self._response
+        if connection.close_order is not None:
+            return "order", connection.close_order.code
+        if isinstance(response, web.WebSocketResponse) and response.close_code is not None:
+            return "client", response.close_code
+        if connection.disconnected:
+            return "client", 1006
+        return "handler", close_for_error(exc).code

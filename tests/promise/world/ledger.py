@@ -282,15 +282,20 @@ class Ledger:
 
     def ids_of(self, login: Login) -> set[Hashable]:
         """Return the ids that a log-in may be found under."""
+        found = {*login.ids}
         if self.derive is not None:
-            return {*login.ids, self.derive(login.user)}
+            found.add(self.derive(login.user))
         if self.identify:
-            return login.ids
-        loaded = self.id_of(login.by.loaded) if login.by and login.by.loaded else None
-        roots = {self.root(session_ws_id) for session_ws_id in {*login.ids, loaded}}
-        return {
-            i for i in {*self._root, *login.ids, loaded} if i is not None and self.root(i) in roots
-        }
+            return found
+        if login.by and login.by.loaded:
+            found.add(self.id_of(login.by.loaded))
+        roots = {self.root(session_ws_id) for session_ws_id in found}
+        return {i for i in {*self._root, *found} if i is not None and self.root(i) in roots}
+
+    def told_to_reconnect(self, login: Login, since: float) -> bool:
+        """Tell whether sockets of a log-in were told to come back since then, or may be now."""
+        under_way = [ex for ex in self._shaking if not ex.done]
+        return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
     def root(self, session_ws_id: Hashable) -> Hashable:
         """Return what all ids that a session had have in common."""
@@ -363,12 +368,16 @@ class Ledger:
     def _shake(self, ex: Exchange) -> None:
         """Note that sockets of the session of *ex*, and under its id, have to come back."""
         self._shaking.add(ex)
+        for login in self._shaken_by(ex):
+            login.shaken = self.now()
+
+    def _shaken_by(self, ex: Exchange) -> list[Login]:
+        """Find the log-ins whose sockets have to come back by what *ex* does."""
         contents = [content for content in (ex.loaded, ex.saw, ex.left, *ex.saved) if content]
         tokens = {content.get("tok") for content in contents}
         ids = {self.id_of(content) for content in contents}
-        for login in self.logins.values():
-            if login.token in tokens or ids & self.ids_of(login):
-                login.shaken = self.now()
+        logins = self.logins.values()
+        return [login for login in logins if login.token in tokens or ids & self.ids_of(login)]
 
     def _ended_lately(self, ex: Exchange) -> bool:
         """Tell whether somebody has ended the session that *ex* came with."""

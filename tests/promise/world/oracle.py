@@ -189,7 +189,8 @@ class Oracle:
             self.blame("error", f"{ex} was refused with {status}")
             return
         login = self._living(ex)
-        if login is not None and (code != 4403 or login.shaken < ex.arrived - GRACE):
+        told = login is not None and self.ledger.told_to_reconnect(login, ex.arrived - GRACE)
+        if login is not None and (code != 4403 or not told):
             self.blame("refused", f"{ex} got {code}, though {login.token} lives")
 
     def deliver(self, ex: Exchange, cookie: str | None, *, has_cookie: bool) -> None:
@@ -247,7 +248,7 @@ class Oracle:
         ex, code = socket.exchange, socket.exchange.client.closed
         if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
             return
-        if code != 4403 or login.shaken < ex.arrived - GRACE:
+        if code != 4403 or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
     # Questions

@@ -46,7 +46,7 @@ def make_config(rng: random.Random) -> Config:
         ids="derived" if rng.random() < 0.2 else "unique",
         legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
         cancels=rng.random() < 0.4,
-        nodes=2 if rng.random() < 0.25 else 1,
+        cluster=rng.choices(["", "memory", "redis"], [73, 25, 2])[0],
     )
 
 

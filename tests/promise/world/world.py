@@ -9,8 +9,12 @@ step can be left out to see whether it mattered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
+from unittest import mock
 
 import aiohttp_session
 from aiohttp import web
@@ -23,6 +27,9 @@ from aiohttp_session_ws import (
     Expiry,
     SessionWSRegistry,
 )
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.redis.inbound import Inbound
 
 from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
@@ -48,7 +55,15 @@ from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
 EXPIRY = Expiry()
+HEAR = Inbound.hear
+MEASURE = RedisClock.measure
+PATIENCE = 0.001  # real seconds in which what Redis publishes is heard
 TICK = 0.001  # seconds between two steps
+
+
+def measure(clock: RedisClock, server: float, sent: float, received: float) -> None:
+    """Let Redis' clock be the one of the world."""
+    MEASURE(clock, time.time(), sent, received)
 
 
 class World:
@@ -57,9 +72,11 @@ class World:
     def __init__(self, config: Config, redis_port: int | None = None) -> None:
         self.config = config
         self.trace: list[str] = []
-        self._remote = config.storage == "redis"
+        self._redis_port = redis_port
         self._storage, self._close_storage = make_storage(config.storage, redis_port)
         self._counter = 0
+        self._messages = 0
+        self._faults = contextlib.ExitStack()
         self._running: list[asyncio.Task[Any]] = []
         ledger = Ledger(
             identify=config.identify,
@@ -70,7 +87,8 @@ class World:
         )
         self.oracle = Oracle(ledger, config.nodes)
         self.apps: list[App] = []
-        self.shared = SharedRecords() if config.nodes > 1 else None
+        self.shared = SharedRecords() if config.cluster == "memory" else None
+        self._prefix = f"world {secrets.token_hex(8)}"
 
     @property
     def ledger(self) -> Ledger:
@@ -90,6 +108,11 @@ class World:
 
     async def __aenter__(self) -> World:
         virtual_loop().set_exception_handler(self._on_loop_error)
+        if self.config.cluster == "redis":
+            virtual_loop().virtual_selector.patience = PATIENCE
+            self._faults.enter_context(mock.patch.object(RedisClock, "measure", measure))
+            lossy = mock.patch.object(Inbound, "hear", lambda node, data: self._hear(node, data))
+            self._faults.enter_context(lossy)
         for _ in range(self.config.nodes):
             await self._add_app()
         if self.config.legacy:
@@ -102,8 +125,8 @@ class World:
             task.cancel()
         for app in self.apps:
             await app.runner.cleanup()
-        with virtual_loop().asking_outside(count=int(self._remote)):
-            await self._close_storage()
+        await self._close_storage()
+        self._faults.close()
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
@@ -116,21 +139,30 @@ class World:
         if self.config.identify:
             options["identify"] = lambda request: app.identify(request)
         options["authorize"] = lambda request: app.authorize(request)
-        if self.shared is None:
-            registry = SessionWSRegistry(**options)
+        name = f"node {len(self.apps)}"
+        if self.shared is not None:
+            registry = registry_in(self.shared, name, **options)
+        elif self.config.nodes > 1:
+            url = f"redis://127.0.0.1:{self._redis_port}"
+            options |= {"prefix": self._prefix, "node": name}
+            registry = RedisSessionWSRegistry(url, **options)
         else:
-            registry = registry_in(self.shared, f"node {len(self.apps)}", **options)
+            registry = SessionWSRegistry(**options)
         app = App(
             registry,
             self._storage,
             self.oracle,
-            remote=self._remote,
             handler_cancellation=self.config.cancels,
         )
         if self.apps:
             app.copies = self.apps[0].copies
         self.apps.append(app)
         await app.runner.setup()
+
+    def _hear(self, node: Inbound, data: bytes) -> Awaitable[None] | None:
+        """Lose every third of the messages that are published."""
+        self._messages += 1
+        return HEAR(node, data) if self._messages % 3 else None
 
     async def _make_id(self, request: web.Request) -> str:
         """Derive an id from the user."""
@@ -151,8 +183,7 @@ class World:
         data = {"session": content, "created": int(virtual_loop().clock.time()) - 50}
         session = Session(None, data=data, new=False)  # type: ignore[arg-type]  # it's one
         response = web.Response()
-        with virtual_loop().asking_outside(count=int(self._remote)):
-            await storage.save_session(make_mocked_request("GET", "/"), response, session)
+        await storage.save_session(make_mocked_request("GET", "/"), response, session)
         browser.jar = response.cookies[storage.cookie_name].coded_value
         browser.expects = login.token
         self.apps[0].keep_copy(browser.jar)
@@ -335,8 +366,8 @@ class World:
                 self.oracle.blame("stuck", f"{ex} at {list(ex.held)}")
         if self.shared is not None:
             self.shared.reconcile()
-            self.oracle.reconciled = True
-        await asyncio.sleep(12.0)
+        await asyncio.sleep(12.0)  # several heartbeats
+        self.oracle.reconciled = True
         await self.settle()
         await self._present_everything("open", "read")
         await asyncio.sleep(40.0)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
-from aiohttp_session_ws.cli.arguments import URL
-from aiohttp_session_ws.cli.output import span
 
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.cli import commands
+from aiohttp_session_ws.cli.arguments import URL
+from aiohttp_session_ws.cli.output import span
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket

@@ -1,0 +1,53 @@
+"""
+What a registry counts while it works: each is an addition to a number that is there already.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+__all__: list[str] = []
+
+By: TypeAlias = Literal["order", "handler", "client"]
+
+KINDS: Final[tuple[By, ...]] = ("order", "handler", "client")
+
+
+class Counters:
+    """
+    Numbers that only grow, but for ``streams``. They may be read from any thread.
+
+    Attributes:
+        streams: How many streams there are.
+        refusals: How many handshakes were refused, by the word for why.
+        given: How many orders this process has given.
+        heard: How many orders of others it has carried out.
+    """
+
+    __slots__ = ("_closes", "given", "heard", "refusals", "streams")
+
+    def __init__(self) -> None:
+        self.streams = self.given = self.heard = 0
+        self.refusals: dict[str, int] = {}
+        self._closes: dict[By, dict[int, int]] = {by: {} for by in KINDS}
+
+    def closed(self, by: By, code: int) -> None:
+        """
+        Count a socket that was closed.
+        """
+        codes = self._closes[by]
+        codes[code] = codes.get(code, 0) + 1
+
+    def refused(self, why: str) -> None:
+        """
+        Count a handshake that was refused.
+        """
+        self.refusals[why] = self.refusals.get(why, 0) + 1
+
+    def closes(self) -> dict[tuple[By, int], int]:
+        """
+        Return how many were closed, by whom and with which code.
+        """
+        # Copies first: another thread may be counting.
+        found = [(by, codes.copy()) for by, codes in self._closes.items()]
+        return {(by, code): count for by, codes in found for code, count in codes.items()}
