@@ -138,13 +138,13 @@ class CloseEngine:
                 break
             connection = connections[number]
             closing = self._closing_of(connection)
-            self._join(order, closing, me, caller)
             if closing.begun:
                 if not closing.gone:
                     self._bound(order, closing)
             elif not _is_handshake(connection):
-                self._begin(closing, order)
+                self._begin(closing, order)  # before anything else: the client waits for it
                 begun.append(closing)
+            self._join(order, closing, me, caller)
         if end < len(connections):
             # Before the loop looks for answers again: so the next slice comes before these.
             loop = asyncio.get_running_loop()
@@ -210,7 +210,6 @@ class CloseEngine:
         connection = closing.connection
         closing.begun = True
         closing.told = order
-        self._bound(order, closing)
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
@@ -257,9 +256,11 @@ class CloseEngine:
 
     def _watch(self, closing: Closing) -> None:
         """
-        Hear of the transport's end.
+        Hear of the transport's end, and bound the time until then.
         """
         connection = closing.connection
+        assert closing.told is not None
+        self._bound(closing.told, closing)
         transport = connection.transport
         if connection.request is None or not _is_ours(connection.ws):
             coro = self._close_object(closing)

@@ -79,7 +79,7 @@ from ..sessions.context import current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
 from ..sessions.session import SessionKeys
-from ..sessions.status import State, Status, status
+from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
 from .announce import Announcer
@@ -314,7 +314,11 @@ class Core:
 
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
-        if connection.proven is not None:
+        records = self.records
+        if connection.proven is None:
+            if not records.has_subjects and not records.knows(connection.lineage.token):
+                return ALIVE  # as the rest would find, but quicker
+        else:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:
@@ -368,7 +372,8 @@ class Core:
             before: When it was given, by the event loop's clock, if that was not right now:
                 who began a handshake later isn't told to reconnect.
         """
-        self.merge(order.changes)
+        if order.changes:
+            self.merge(order.changes)
         if order.refresh is not None:
             self._refresh(order.refresh)
         if order.closes:
@@ -417,7 +422,10 @@ class Core:
                 handshakes += 1
             else:
                 closing.setdefault(close, {})[connection] = None
-        return Effect(tuple((c, tuple(found)) for c, found in closing.items()), handshakes)
+        groups = []
+        for close, found in closing.items():
+            groups.append((close, tuple(found)))
+        return Effect(tuple(groups), handshakes)
 
     def _told(self, connection: TrackedConnection, order: Order) -> Close:
         """
@@ -462,8 +470,11 @@ class Core:
         """
         Close the sockets of an order; their close frames are written before this returns.
         """
-        sockets = sum(not c.removed for _, found in effect.closing for c in found)
-        waits = [self.connections.close_now(found, close) for close, found in effect.closing]
+        sockets, waits = 0, []
+        for close, found in effect.closing:
+            for connection in found:
+                sockets += not connection.removed
+            waits.append(self.connections.close_now(found, close))
         return self._report(waits, sockets, effect.handshakes)
 
     async def _report(
@@ -492,9 +503,10 @@ class Core:
             wait: Seconds to wait for what other nodes report.
         """
         effect = self.apply(order)
-        self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
-        report = await pending.report(await self.carry_out(effect))
+        closing = self.carry_out(effect)  # the close frames are written; now there is time
+        self.announcer.given(order, effect)
+        report = await pending.report(await closing)
         if order.changes and not await self.committed():
             report = replace(report, stored=False)
         return report
