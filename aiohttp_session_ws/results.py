@@ -90,6 +90,8 @@ class ConnectionInfo:
         idle: For how many seconds its handler has waited for a message; since it was
             opened if it never has.
         node: The process that serves it; empty on a registry that knows no other.
+        user_agent: What its client calls itself, the first 200 characters of it: not to be
+            trusted, and not to be shown without escaping.
     """
 
     id: str
@@ -100,6 +102,7 @@ class ConnectionInfo:
     path: str
     idle: float
     node: str = ""
+    user_agent: str = ""
 
     def __repr__(self) -> str:
         whose = "nobody" if self.identity is None else fingerprint(self.identity)

@@ -172,7 +172,8 @@ class CloseEngine:
         closing: Closing | None = connection.closing
         if closing is None:
             closing = connection.closing = Closing(connection, self.set_gone)
-            closing.begun = closing.gone = closing.removed = connection.state is CLOSED
+        if connection.state is CLOSED and not closing.begun:  # perhaps since it was ordered
+            closing.begun = closing.gone = closing.removed = True
         return closing
 
     def _join(
@@ -384,7 +385,7 @@ class CloseEngine:
                 order.cancelled += closing.connection.cancelled
                 order.settle()
             closing.after_handler.clear()
-        if closing.removed and closing.handler_ended:
+        if closing.handler_ended and (closing.removed or not closing.begun):
             closing.connection.closing = None  # or both would wait for the garbage collector
 
     def _give_grace(self, closing: Closing) -> None:

@@ -4,6 +4,7 @@ What a registry counts while it works: each is an addition to a number that is t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Final, Literal, TypeAlias
 
 __all__: list[str] = []
@@ -29,14 +30,13 @@ class Counters:
     def __init__(self) -> None:
         self.streams = self.given = self.heard = 0
         self.refusals: dict[str, int] = {}
-        self._closes: dict[By, dict[int, int]] = {by: {} for by in KINDS}
+        self._closes: dict[By, defaultdict[int, int]] = {by: defaultdict(int) for by in KINDS}
 
     def closed(self, by: By, code: int) -> None:
         """
         Count a socket that was closed.
         """
-        codes = self._closes[by]
-        codes[code] = codes.get(code, 0) + 1
+        self._closes[by][code] += 1
 
     def refused(self, why: str) -> None:
         """

@@ -46,7 +46,8 @@ class Applier:
         """
         order, given = self._order(heard)
         effect = self._node.apply(order, before=given)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        if not heard.held:  # or it is announced when it comes again
+            self._node.order_heard(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
@@ -74,13 +75,16 @@ class Applier:
         If it will come again, when a response has been sent, they are closed then; and after
         a while in any case, for the node that sends it may have died.
         """
+        if order.held:
+            if self._node.apply(Order(order.changes)).closing:
+                _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
+            return
         effect = self.apply(order, sender)
         if effect.closing:
-            if order.held:
-                loop = asyncio.get_running_loop()
-                _ = loop.call_later(HOLD, self.carry_out_soon, order.released(), sender)
-            else:
-                self._node.carry_out_soon(effect)
+            self._node.carry_out_soon(effect)
+
+    def _release(self, changes: tuple[Change, ...]) -> None:
+        self._node.carry_out_soon(self._node.apply(Order(changes)))
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """

@@ -58,12 +58,6 @@ class HeardOrder(NamedTuple):
     refresh: Refresh | None = None
     held: bool = False
 
-    def released(self) -> HeardOrder:
-        """
-        Return the same once its open sockets are to be closed.
-        """
-        return self._replace(held=False)
-
 
 def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
     """

@@ -17,7 +17,8 @@ from ..registry.registry import SessionWSRegistry
 from ..results import Nodes
 from ..signals import Signal
 from ..typing import Authorize, Identify, IdFactory, Origins
-from .cluster import RedisCluster, State
+from .cluster import RedisCluster
+from .health import State
 from .io.connect import MakeClient, client_maker
 
 __all__ = ["RedisSessionWSRegistry", "RegistryOptions", "State"]

@@ -71,19 +71,22 @@ class WriteBack:
             await self._trouble.wait()
             self._trouble.clear()
             try:
-                await self._write_back(lambda sender: sender == self._instance, lambda key: True)
-                # Others are about to write theirs, and most have said by then that they live.
-                await asyncio.sleep(random.uniform(0.5, 1.0))
-                living = frozenset([*await self._membership.living(), self._instance])
-                await self._write_share(lambda sender: sender not in living)
-                # By then all have, also to a Redis that has forgotten them; and who has died in
-                # between has perhaps not written his.
-                await asyncio.sleep(PULSE * random.uniform(1.0, 1.5))
-                await self._write_share(lambda sender: sender != self._instance)
+                await self._write_all()
             except TROUBLE as exc:
                 log.debug("what is lost can't be written now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._trouble.set()
+
+    async def _write_all(self) -> None:
+        await self._write_back(lambda sender: sender == self._instance, lambda key: True)
+        # Others are about to write theirs, and most have said by then that they live.
+        await asyncio.sleep(random.uniform(0.5, 1.0))
+        living = frozenset([*await self._membership.living(), self._instance])
+        await self._write_share(lambda sender: sender not in living)
+        # By then all have, also to a Redis that has forgotten them; and who has died in between
+        # has perhaps not written his.
+        await asyncio.sleep(PULSE * random.uniform(1.0, 1.5))
+        await self._write_share(lambda sender: sender != self._instance)
 
     async def write_records(self, changes: Iterable[Change]) -> None:
         """

@@ -37,13 +37,13 @@ class About(NamedTuple):
         kind: What was ordered.
         subject_kind: What sort of subject it is.
         subject: The subject.
-        at: When something ended or was renewed; ``None`` if the order only closes.
+        change: What has ended or was renewed, and when; ``None`` if the order only closes.
     """
 
     kind: OrderKind
     subject_kind: SubjectKind
     subject: Hashable
-    at: float | None = None
+    change: tuple[Hashable, float] | None = None
 
 
 class Announcer:
@@ -64,7 +64,7 @@ class Announcer:
         self._tasks = tasks
         self._signal = signal
         self._node = node
-        self._known: ExpiringDict[About, bool] = ExpiringDict(MANY, TWICE)
+        self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MANY, TWICE)
 
     def given(self, order: Order, effect: Effect) -> None:
         """
@@ -94,9 +94,10 @@ class Announcer:
         if not (self._signal or log.isEnabledFor(logging.INFO)):
             return
         about = _about(order)
-        if about is None or (about.at is not None and about in self._known):
+        if about is None or about.change in self._known:
             return
-        self._known.put(about, True)
+        if about.change is not None:
+            self._known.put(about.change, True)
         details = OrderDetails(
             kind=about.kind,
             subject_kind=about.subject_kind,
@@ -147,18 +148,19 @@ def _about(order: Order) -> About | None:
     """
     for change in order.changes:
         if isinstance(change, SubjectEnded):
-            return About("end", change.subject.kind, change.subject.value, change.before)
+            kind, value = change.subject
+            return About("end", kind, value, (change.subject, change.before))
     for change in order.changes:
         match change:
             case LineageEnded(token=token, at=at):
-                kind: OrderKind = "end"
+                what: OrderKind = "end"
             case LineageRenewed(token=token, at=at):
-                kind = "renew" if order.refresh is None else "refresh"
+                what = "renew" if order.refresh is None else "refresh"
             case _:
                 continue
-        for subject in order.closes:
-            return About(kind, subject.kind, subject.value, at)
-        return About(kind, "lineage", token, at)
+        for kind, value in order.closes:
+            return About(what, kind, value, (token, at))
+        return About(what, "lineage", token, (token, at))
     for subject in order.closes:
         return About("close", subject.kind, subject.value)
     return None

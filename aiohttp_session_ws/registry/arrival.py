@@ -204,17 +204,19 @@ class Arrival:
         state, age, _ = context.status
         if state is State.ALIVE or lineage is None:
             return
-        if state is State.ENDED or age >= core.expiry.renewal_grace:
-            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
-            return
         record = core.records.lineage(lineage.token)
-        if not is_server_side(session) or not isinstance(record, LineageRenewed):
-            return
-        if "login" not in record.by:
+        if (
+            state is State.REPLACED
+            and is_server_side(session)
+            and isinstance(record, LineageRenewed)
+            and "login" not in record.by
+        ):
             context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
+        elif state is State.ENDED or age >= core.expiry.renewal_grace:
+            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
 
     async def _begin_anew(self, *, mint: bool) -> None:
         """

@@ -494,15 +494,20 @@ class Core:
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
 
-    async def give(self, order: Order, wait: float = 0.0) -> CloseReport:
+    async def give(
+        self, order: Order, wait: float = 0.0, except_: Connection | None = None
+    ) -> CloseReport:
         """
         Let an order take effect here and everywhere, and wait until its sockets are gone.
 
         Args:
             order: The order.
             wait: Seconds to wait for what other nodes report.
+            except_: A connection of this node that it leaves alone.
         """
         effect = self.apply(order)
+        if except_ is not None:
+            effect = effect.without(except_)
         pending = self.cluster.publish(order, wait=wait)
         closing = self.carry_out(effect)  # the close frames are written; now there is time
         self.announcer.given(order, effect)

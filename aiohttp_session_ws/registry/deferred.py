@@ -52,25 +52,16 @@ async def _settle(
     context: RequestContext,
     response: web.StreamResponse | None,
 ) -> None:
+    settlement = Settlement(core, request, context, response)
     try:
-        order = await Settlement(core, request, context, response).settle()
-    except Exception:
-        order = unsettled_order(context)
+        await settlement.settle()
+    finally:  # what has ended has ended, also if the rest failed
+        order = settlement.order()
         if order is not None:
-            _ = core.tasks.spawn(close_when_sent(core, request, context, order), "close when sent")
-        raise
-    if order is not None:
-        _ = core.tasks.spawn(close_when_sent(core, request, context, order), "close when sent")
-        if order.changes:
-            await core.committed()
-
-
-def unsettled_order(context: RequestContext) -> Order | None:
-    """
-    Return what an explicit order has ended, of a request that could not be settled.
-    """
-    changes = context.orders.changes
-    return Order(changes) if changes else None
+            coro = close_when_sent(core, request, context, order)
+            _ = core.tasks.spawn(coro, "close when sent")
+            if order.changes:
+                await core.committed()
 
 
 async def settle_when_sent(
@@ -82,10 +73,14 @@ async def settle_when_sent(
     await response_sent(context, request.transport, core.timeouts.response)
     if context.stage is not Stage.HANDLING:
         return
-    order = await Settlement(core, request, context, response).settle()
-    context.finish()
-    if order is not None:
-        await _close(core, context, order)
+    settlement = Settlement(core, request, context, response)
+    try:
+        await settlement.settle()
+    finally:
+        context.finish()
+        order = settlement.order()
+        if order is not None:
+            await _close(core, context, order)
 
 
 async def close_when_sent(

@@ -4,15 +4,20 @@ The facet of a registry for operators: figures, and a rolling restart.
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import asdict
 from typing import Final
 
-from ..results import ClusterStats, Stats
+from ..close_codes import RECONNECT, Close, as_close
+from ..results import CloseReport, ClusterStats, Stats
+from .cluster import Effect
 from .core import Core
 from .questions import Body
 
 __all__: list[str] = []
 
 WAIT: Final = 1.0  # seconds for the answers of other nodes
+PART: Final = 500  # connections that are looked through in a row
 
 
 class Operations:
@@ -27,6 +32,43 @@ class Operations:
         Return what this process has counted, and what it holds; may be called in any thread.
         """
         return stats_of(self._core)
+
+    async def close_connection(
+        self,
+        connection_id: str,
+        *,
+        close: Close | int | None = None,
+        reason: str | None = None,
+        wait: float = 5.0,
+    ) -> CloseReport:
+        """
+        Close one connection, on whichever process it is; its session may reconnect.
+
+        Waits until it is gone.
+
+        Args:
+            connection_id: Its own id, as ``connections()`` tells it.
+            close: The close code, 4403 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the process that has it, where there are others.
+
+        Returns:
+            A report of one socket, or of none if it is gone already.
+        """
+        core = self._core
+        core.expect_loop()
+        told = as_close(close, reason, RECONNECT)
+        report = await close_here(core, connection_id, told)
+        if report.sockets:
+            return report
+        body = {"id": connection_id, "code": told.code, "reason": told.reason}
+        answers = await core.cluster.ask("close", body, wait)
+        for found in answers.bodies:
+            if found.get("sockets"):
+                return CloseReport(1, int(found["aborted"]), int(found["cancelled"]))
+        return CloseReport(
+            nodes_expected=1 + answers.expected, nodes_answered=1 + answers.answered
+        )
 
     async def cluster_stats(self) -> ClusterStats:
         """
@@ -56,10 +98,31 @@ class Operations:
         await self._core.drain(window)
 
 
+async def close_here(core: Core, connection_id: str, close: Close) -> CloseReport:
+    """
+    Close a connection of this process by its own id; nothing happens if it isn't here.
+    """
+    connections = list(core.connections.open)
+    for start in range(0, len(connections), PART):
+        part = connections[start : start + PART]
+        found = [connection for connection in part if connection.id == connection_id]
+        if found:
+            return await core.carry_out(Effect(((close, tuple(found)),)))
+        await asyncio.sleep(0)  # the next part may take as long
+    return CloseReport()
+
+
 def add_answers(core: Core) -> None:
     """
     Let a registry answer what others ask with these methods.
     """
+
+    async def close(body: Body) -> Body:
+        told = Close(int(body["code"]), str(body["reason"]))
+        report = await close_here(core, str(body["id"]), told)
+        return {**asdict(report), "settles": bool(report.sockets)}
+
+    core.questions.add("close", close)
 
     async def stats(body: Body) -> Body:
         return stats_of(core).as_dict()

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable
 from .._lineage import Subject
 from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
+from ..connections.connection import Connection
 from ..results import CloseReport
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .cluster import Order
@@ -53,6 +54,7 @@ class Orders:
         *,
         close: Close | int | None = None,
         reason: str | None = None,
+        except_: Connection | None = None,
         wait: float = 0.0,
         by: str | None = None,
     ) -> CloseReport:
@@ -65,6 +67,7 @@ class Orders:
             session_ws_id: Whose sockets.
             close: The close code, 4403 by default.
             reason: The close reason.
+            except_: A connection that is left open, as that of the handler that calls.
             wait: Seconds to wait for the reports of other nodes, where there are any.
             by: Who gives the order, for the log.
 
@@ -72,7 +75,7 @@ class Orders:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
         subject = Subject("id", self._core.usable_id(session_ws_id))
-        return await self._close(subject, close, reason, wait, by)
+        return await self._close(subject, close, reason, wait, by, except_)
 
     async def close_all_identity(
         self,
@@ -134,11 +137,12 @@ class Orders:
         reason: str | None,
         wait: float,
         by: str | None,
+        except_: Connection | None = None,
     ) -> CloseReport:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        return await core.give(Order(closes=(subject,), close=told, by=by), wait)
+        return await core.give(Order(closes=(subject,), close=told, by=by), wait, except_)
 
     async def end_session(
         self,

@@ -9,8 +9,6 @@ session that would bring an ended one back, or overwrite a newer cookie, is not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 from aiohttp import web
 from aiohttp_session import Session
 
@@ -19,7 +17,14 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import cookie_of, id_in, loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import (
+    cookie_of,
+    id_in,
+    loaded_session,
+    put_session,
+    was_changed,
+    will_be_saved,
+)
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
@@ -56,12 +61,9 @@ class Settlement:
         self._changes: list[Change] = []
         self._refresh: Refresh | None = None
 
-    async def settle(self) -> Order | None:
+    async def settle(self) -> None:
         """
         Make the records, and see to it that only what may be is saved.
-
-        Returns:
-            What is left to do when the response has been sent.
 
         Raises:
             IdentifyFailed: If ``identify`` failed. Nothing of the session is saved.
@@ -78,7 +80,6 @@ class Settlement:
             except BaseException:
                 put_session(self._request, None)
                 raise
-        return self._order(context.session_ws_id)
 
     def _is_refused_handshake(self) -> bool:
         return self._context.handshake_failed and self._orders is NO_ORDERS
@@ -94,7 +95,10 @@ class Settlement:
     async def _settle_session(self, session: Session) -> None:
         outcome = await compare(self._core, self._request, self._context, session)
         saves = await self._may_save(session, outcome)
-        self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
+        carries = saves and self._is_somebodys(session, outcome)
+        # The application's id_factory may fail: then the response carries nothing.
+        certain = self._core.overrides.random_ids
+        self._record_end(outcome, carries=carries and certain)
         if not saves:
             put_session(self._request, None)
         elif self._saved and session.empty:
@@ -102,6 +106,8 @@ class Settlement:
                 session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
+        if carries and not certain:
+            self._record_end(outcome, carries=True)
 
     async def _may_save(self, session: Session, outcome: Outcome) -> bool:
         """
@@ -156,7 +162,7 @@ class Settlement:
             return False
         return by is None or by in record.by
 
-    def _record_end(self, session: Session, outcome: Outcome, *, carries: bool) -> None:
+    def _record_end(self, outcome: Outcome, *, carries: bool) -> None:
         """
         Record what the handler has ended, whether its response is saved or not.
         """
@@ -180,7 +186,11 @@ class Settlement:
         core = self._core
         if session.empty or not self._saved:
             return False
-        if outcome.anew and self._orders.ended is None and id_in(session, core.keys.id) is not None:
+        if (
+            outcome.anew
+            and self._orders.ended is None
+            and id_in(session, core.keys.id) is not None
+        ):
             return True  # the handler has given an id to what it put in the place
         if core.identifier.identify is not None and outcome.owner.identity is None:
             return False
@@ -262,20 +272,19 @@ class Settlement:
             )
         )
 
-    async def _settle_id(self) -> Order | None:
+    async def _settle_id(self) -> None:
         """
         Settle a request whose id is kept outside of any session.
         """
         core, context = self._core, self._context
         came, lineage = context.session_ws_id, context.lineage
         if came is None or lineage is None or self._orders.ended is not None:
-            return self._order(came)
+            return
         now = await core.current_id(self._request)
         if now is None:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
         elif now != came:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), True, core.ttl))
-        return self._order(came)
 
     def _change(self, change: Change) -> None:
         """
@@ -286,10 +295,11 @@ class Settlement:
         self._core.cluster.record(order)
         self._changes.append(change)
 
-    def _order(self, session_ws_id: Hashable | None) -> Order | None:
+    def order(self) -> Order | None:
         """
         Return what is to be told and closed when the response has been sent.
         """
+        session_ws_id = self._context.session_ws_id
         told = self._changes or self._orders.changes
         if not told and not self._orders.close_requested:
             return None

@@ -116,13 +116,13 @@ class Hand:
             both.create_task(self._follow(start, [f for f in faults if f.kind != NODE]))
             both.create_task(self._follow(start, [f for f in faults if f.kind == NODE]))
 
-    def had_time(self, begin: float, end: float) -> bool:
+    def had_time(self, begin: float, end: float, enough: float = ENOUGH) -> bool:
         """Return whether Redis was there for a while in one go between two moments."""
         for away, back in [*self._away, (self._since, end)]:
-            if min(away, end) - begin >= ENOUGH:
+            if min(away, end) - begin >= enough:
                 return True
             begin = max(begin, back)
-        return end - begin >= ENOUGH
+        return end - begin >= enough
 
     def lost_data(self, after: float) -> float:
         """Return when Redis lost its data next."""

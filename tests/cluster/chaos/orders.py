@@ -87,7 +87,7 @@ class Recorder:
             [f"{{{self._prefix}}}:lineage:{json.dumps(token)}" for token in tokens]
         )
         return [
-            end is not None or (lineage or "").startswith('[1,"ended"')
+            end is not None or str(lineage).startswith('[1,"ended"')
             for end, lineage in zip(ends, lineages, strict=True)
         ]
 

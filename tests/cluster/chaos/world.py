@@ -29,7 +29,7 @@ USERS: Final = 25  # at any time; every third has two browsers
 RATE: Final = 4.0  # log-outs per second
 SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
 AT_ONCE: Final = 20  # stale cookies
-BRIEF: Final = 1.0  # seconds in which others may not have learned of a record
+BRIEF: Final = 2.0  # seconds with Redis in which all others learn of a record
 
 
 @dataclass
@@ -251,15 +251,16 @@ class Chaos:
         """
         Whether no living node and no Redis can know of an order.
 
-        Its node was killed, nobody saw it in Redis or it was gone with Redis' data within a
-        second, and Redis was never there long enough before. These are counted apart.
+        Its node was killed, nobody saw it in Redis or it was gone with Redis' data before the
+        others had time to learn of it, and Redis was never there long enough for the node to
+        tell it. These are counted apart.
         """
         if self.hand is None or order.pid not in self.hand.deaths:
             return False
         died = self.hand.deaths[order.pid]
         if order.stored is not None:
             lost = self.hand.lost_data(order.stored)
-            if lost - order.stored > BRIEF:
+            if self.hand.had_time(order.stored, lost, BRIEF):
                 return False
             died = max(died, lost)
         return not self.hand.had_time(order.at, died)

@@ -107,6 +107,10 @@ class App:
         """Expect a request."""
         self._by_number[str(ex.number)] = ex
 
+    def forget(self) -> None:
+        """Forget all requests: aiohttp keeps the handlers of its last 1024 routes."""
+        self._by_number.clear()
+
     def exchange_of(self, request: web.Request) -> Exchange:
         """Return which exchange *request* is of."""
         return self._by_number[request.headers[NUMBER]]

@@ -10,6 +10,7 @@ and what administrators order, and keeps two facts of each log-in:
   only ways a living browser loses its session".
 
 It knows nothing of lineages, generations and records, nor of anything else of the implementation.
+It is long since every exception that the text makes is judged here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ class Ledger:
         self._shaking: set[Exchange] = set()
         self._identity_ends: list[tuple[Hashable, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
+        self._renewals: list[tuple[str | None, list[int]]] = []
         self._presented: list[Content] = []
         self._saved: list[Content] = []
         self._root: dict[Hashable, Hashable] = {}  # joins the ids that one session had
@@ -133,6 +135,7 @@ class Ledger:
     def renewed(self, ex: Exchange, session: Content) -> None:
         """Note that *ex* has renewed its session."""
         session["tags"] = [*session.get("tags", ()), ex.number]
+        self._renewals.append((session.get("tok"), session["tags"]))
         self._shake(ex)
 
     def replaced(self, ex: Exchange) -> None:
@@ -227,10 +230,7 @@ class Ledger:
             shared = self.derive is not None and login.ids != {session_ws_id}
             if session_ws_id in login.ids and login.at < now and not shared:
                 self.end(login, name, node)
-            came_with = login.by and login.by in self._elsewhere and login.by.loaded
-            if session_ws_id in self.ids_of(login) or (
-                came_with and self.id_of(came_with) == session_ws_id
-            ):
+            if session_ws_id in self.ids_of(login) or self._goes_on_from(login, session_ws_id):
                 login.doomed.add(name)
                 login.shaken = now
 
@@ -290,7 +290,20 @@ class Ledger:
         if login.by and login.by.loaded:
             found.add(self.id_of(login.by.loaded))
         roots = {self.root(session_ws_id) for session_ws_id in found}
-        return {i for i in {*self._root, *found} if i is not None and self.root(i) in roots}
+        known = {*self._root, *self._root.values(), *found} - {None}
+        return {session_ws_id for session_ws_id in known if self.root(session_ws_id) in roots}
+
+    def _goes_on_from(self, login: Login, session_ws_id: Hashable) -> bool:
+        """Tell whether a log-in goes on from a session with this id, by a log-out elsewhere."""
+        if login.by is None or login.by not in self._elsewhere:
+            return False
+        contents = [content for content in (login.by.loaded, login.by.saw) if content]
+        return session_ws_id in map(self.id_of, contents)
+
+    def contested(self, token: str, tags: list[int]) -> bool:
+        """Tell whether a log-in was renewed in another way, too: perhaps nobody got that."""
+        paths = [path for of, path in self._renewals if of == token]
+        return any(path != tags[: len(path)] and tags != path[: len(tags)] for path in paths)
 
     def told_to_reconnect(self, login: Login, since: float) -> bool:
         """Tell whether sockets of a log-in were told to come back since then, or may be now."""

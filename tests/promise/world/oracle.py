@@ -143,7 +143,8 @@ class Oracle:
         tags = ex.saw.get("tags", [])
         for since, other in self.served:
             newer = other.get("tok") == login.token and len(other["tags"]) > len(tags)
-            if newer and other["tags"][: len(tags)] == tags:
+            extends = newer and other["tags"][: len(tags)] == tags
+            if extends and not self.ledger.contested(login.token, other["tags"]):
                 late = ex.loaded_at - since - GRACE
                 if late > (MISSED if self.nodes > 1 else 0):
                     self.blame("given up", f"{ex} is served {tags} after {other['tags']}")

@@ -4,6 +4,8 @@ A world: servers, browsers with cookie jars, a thief with copies, administrators
 A plan is a list of steps. A world does one after the other; between two steps it waits until all
 that can happen without time passing has happened. So the same plan gives the same world, and a
 step can be left out to see whether it mattered.
+
+It is long since it also knows how each kind of server, storage and cluster is set up.
 """
 
 from __future__ import annotations
@@ -125,8 +127,11 @@ class World:
             task.cancel()
         for app in self.apps:
             await app.runner.cleanup()
+            app.forget()
         await self._close_storage()
         self._faults.close()
+        self.oracle.sockets.clear()
+        self.exchanges.clear()
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")

@@ -439,6 +439,30 @@ class TestHandlers:
             await asyncio.wait({task})
             assert s.manager.opening.size == 0
 
+    async def test_of_a_handshake_that_comes_to_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may end, or be taken out, before its turn in an order has come, or between two."""
+        monkeypatch.setattr(closing, "SLICE", 0.0)
+        monkeypatch.setattr(closing, "LOOK", 1)
+        async with served() as s:
+            task = asyncio.current_task()
+            first, second = (
+                TrackedConnection("session", ServedWebSocket(), None, task) for _ in range(2)
+            )
+            for connection in (first, second):
+                s.manager.add_handshake(connection)
+            thing = s.manager.add_by_hand("session", self)
+            assert thing is not None
+            done = s.manager.close_now([first, second, thing], SESSION_ENDED)
+            for connection in (first, second):
+                s.manager.discard_handshake(connection)
+            s.manager.remove_by_hand("session", self)
+
+            assert await done == (0, 0)
+            assert await s.manager.close_now([first, second, thing], NORMAL) == (0, 0)
+            assert await s.manager.start_close(first, NORMAL) == (0, 0)
+
 
 class TestOrders:
     async def test_two_at_a_time(self) -> None:
