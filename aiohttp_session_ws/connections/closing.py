@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -38,17 +39,30 @@ from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..options import Timeouts
 from .close_order import CloseOrder, Closing
-from .connection import CLOSED, OPENING, TrackedConnection
+from .connection import CLOSED, CLOSING, OPEN, OPENING, TrackedConnection
 from .farewell import call_close, write_last_words
 from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-SLICE: Final = 0.0045  # seconds of CPU for writing frames, then others have their turn
+SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
 LOOK: Final = 16  # frames between two looks at the clock
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
 _ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
+
+
+class Caller(NamedTuple):
+    """
+    Who gives an order.
+
+    Attributes:
+        connection: The connection whose handler it is, or whose handler's child.
+        task: The task.
+    """
+
+    connection: TrackedConnection | None
+    task: asyncio.Task[Any] | None
 
 
 class CloseEngine:
@@ -84,7 +98,7 @@ class CloseEngine:
         self,
         connections: Sequence[TrackedConnection],
         close: Close,
-        me: TrackedConnection | None = None,
+        current: Callable[[], TrackedConnection | None] = lambda: None,
     ) -> asyncio.Future[tuple[int, int]]:
         """
         Close connections and end their handlers.
@@ -93,11 +107,13 @@ class CloseEngine:
             connections: Open ones; opening ones, whose handlers are ended only; or ones that
                 have left their handlers behind.
             close: What to tell the peers.
-            me: The connection whose handler calls. Neither the order waits for that handler,
-                which would wait for itself, nor is it cancelled.
+            current: Returns the connection whose handler calls. Neither the order waits for
+                that handler, which would wait for itself, nor is it cancelled.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        self._close_some(order, connections, 0, me, asyncio.current_task())
+        end = _write_frames(order, connections, 0)
+        caller = Caller(current(), asyncio.current_task())
+        self._follow(order, connections, 0, end, caller)
         return order.done
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
@@ -105,6 +121,7 @@ class CloseEngine:
         Close one connection without ending its handler; the result is there when it is removed.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
+        _ = _write_frames(order, (connection,), 0)
         closing = self._closing_of(connection)
         if not closing.removed:
             order.pending += 1
@@ -114,46 +131,52 @@ class CloseEngine:
             self._begin(closing, order)
             self._watch(closing)
         elif not closing.gone:
-            self._bound(order, closing)
+            order.bound(closing)
+        self._start_timer(order)
         order.settle()
         return order.done
 
-    def _close_some(
+    def _close_more(
         self,
         order: CloseOrder,
         connections: Sequence[TrackedConnection],
         start: int,
-        me: TrackedConnection | None,
-        caller: asyncio.Task[Any] | None,
+        caller: Caller,
     ) -> None:
         """
-        Write close frames from *start* on, for as long as a slice may take.
+        Go on with an order for which a slice was not enough.
         """
-        begun: list[Closing] = []
-        stop_at = time.thread_time() + SLICE
-        end = len(connections)
-        for number in range(start, end):
-            if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
-                end = number
-                break
-            connection = connections[number]
-            closing = self._closing_of(connection)
-            if closing.begun:
-                if not closing.gone:
-                    self._bound(order, closing)
-            elif not _is_handshake(connection):
-                self._begin(closing, order)  # before anything else: the client waits for it
-                begun.append(closing)
-            self._join(order, closing, me, caller)
+        end = _write_frames(order, connections, start)
+        self._follow(order, connections, start, end, caller)
+
+    def _follow(
+        self,
+        order: CloseOrder,
+        connections: Sequence[TrackedConnection],
+        start: int,
+        end: int,
+        caller: Caller,
+    ) -> None:
+        """
+        Do what follows the close frames, before anybody else has a turn.
+        """
         if end < len(connections):
             # Before the loop looks for answers again: so the next slice comes before these.
             loop = asyncio.get_running_loop()
-            args = order, connections, end, me, caller
-            _ = loop.call_soon(self._close_some, *args, context=self._context)
-        for closing in begun:  # before anybody else has a turn, or answers would be missed
-            self._watch(closing)
+            args = order, connections, end, caller
+            _ = loop.call_soon(self._close_more, *args, context=self._context)
+        for number in range(start, end):
+            connection = connections[number]
+            closing = self._closing_of(connection)
+            self._join(order, closing, caller)
+            if not closing.begun and not _is_handshake(connection):
+                self._begin(closing, order)
+                self._watch(closing)
+            elif closing.begun and not closing.gone:
+                order.bound(closing)
         if end == len(connections):
             order.writing = False
+            self._start_timer(order)
             self._close_answered(order)
             order.settle()
 
@@ -176,19 +199,13 @@ class CloseEngine:
             closing.begun = closing.gone = closing.removed = True
         return closing
 
-    def _join(
-        self,
-        order: CloseOrder,
-        closing: Closing,
-        me: TrackedConnection | None,
-        caller: asyncio.Task[Any] | None,
-    ) -> None:
+    def _join(self, order: CloseOrder, closing: Closing, caller: Caller) -> None:
         """
         Let *order* wait for a connection and for its handler.
         """
         connection = closing.connection
-        is_me = connection is me
-        if is_me and connection.task is caller:
+        is_me = connection is caller.connection
+        if is_me and connection.task is caller.task:
             return
         handshake = _is_handshake(connection)
         if not (closing.removed or handshake):
@@ -206,48 +223,28 @@ class CloseEngine:
 
     def _begin(self, closing: Closing, order: CloseOrder) -> None:
         """
-        Write the close frame.
+        Begin to close what was just told, or can't be told any more.
         """
-        connection = closing.connection
+        connection, ws = closing.connection, closing.connection.ws
         closing.begun = True
         closing.told = order
+        order.bound(closing)
+        if connection.state is CLOSING:
+            closing.brief = ws.receiving
+            return
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
-        transport, ws = connection.transport, connection.ws
-        if transport is None or transport.is_closing():
-            return
-        try:
-            if isinstance(ws, ServedWebSocket):
-                closing.aside = ws.closed
-                if not closing.aside:
-                    self._write_end(closing, ws, transport, order)
-            elif _is_ours(ws):  # a stream
-                transport.close()
-        except Exception:
-            log.warning("closing a websocket failed", exc_info=True)
-            closing.aborted = True
-            connection.abort()
+        if isinstance(ws, ServedWebSocket):
+            closing.aside = ws.closed
+        elif _is_ours(ws):  # a stream
+            closing.close_transport()
 
-    @staticmethod
-    def _write_end(
-        closing: Closing, ws: ServedWebSocket, transport: asyncio.Transport, order: CloseOrder
-    ) -> None:
+    def _start_timer(self, order: CloseOrder) -> None:
         """
-        Write the last words and the close frame.
+        Let the deadline of an order begin, now that all frames are written.
         """
-        connection = closing.connection
-        closing.brief = ws.receiving
-        if connection.last_words is not None and connection.close_order is not None:
-            write_last_words(connection, transport, connection.close_order)
-        ws.write_close(transport, order.close.code, order.frame)
-
-    def _bound(self, order: CloseOrder, closing: Closing) -> None:
-        """
-        Let a transport end before the deadline of an order, which begins with its first.
-        """
-        order.bound(closing)
-        if order.timer is None:
+        if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
             deadline = loop.time() + self.timeouts.close
@@ -257,11 +254,9 @@ class CloseEngine:
 
     def _watch(self, closing: Closing) -> None:
         """
-        Hear of the transport's end, and bound the time until then.
+        Hear of the transport's end.
         """
         connection = closing.connection
-        assert closing.told is not None
-        self._bound(closing.told, closing)
         transport = connection.transport
         if connection.request is None or not _is_ours(connection.ws):
             coro = self._close_object(closing)
@@ -444,6 +439,55 @@ class CloseEngine:
             self._grace_timer.cancel()
             self._grace_timer = None
         self._graces.clear()
+
+
+def _write_frames(order: CloseOrder, connections: Sequence[TrackedConnection], start: int) -> int:
+    """
+    Write close frames from *start* on, for as long as a slice may take.
+
+    Nothing else is done here, since everything before a frame delays it.
+
+    Returns:
+        Where to go on.
+    """
+    end = len(connections)
+    stop_at = time.thread_time() + SLICE if end - start > LOOK else math.inf
+    for number in range(start, end):
+        if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
+            return number
+        connection = connections[number]
+        transport, ws = connection.transport, connection.ws
+        if (
+            (connection.state is OPEN or connection.state is OPENING)
+            and transport is not None
+            and isinstance(ws, ServedWebSocket)
+            and ws.prepared
+            and not (ws.closed or transport.is_closing())
+        ):
+            _write_end(connection, ws, transport, order)
+    return end
+
+
+def _write_end(
+    connection: TrackedConnection,
+    ws: ServedWebSocket,
+    transport: asyncio.Transport,
+    order: CloseOrder,
+) -> None:
+    """
+    Write the last words and the close frame.
+    """
+    try:
+        if connection.send_queue is not None:
+            connection.send_queue.drop()
+        if connection.last_words is not None and connection.close_order is not None:
+            write_last_words(connection, transport, connection.close_order)
+        ws.write_close(transport, order.close.code, order.frame)
+    except Exception:
+        log.warning("closing a websocket failed", exc_info=True)
+        connection.abort()
+    else:
+        connection.set_closing()
 
 
 def _is_handshake(connection: TrackedConnection) -> bool:

@@ -264,7 +264,7 @@ class ConnectionManager(ConnectionIndex):
         for connection in chosen:
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
-        return self._engine.close(chosen, close, self._current())
+        return self._engine.close(chosen, close, self._current)
 
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
         """

@@ -721,8 +721,8 @@ class Core:
         if not here:
             raise WrongLoop(
                 "the registry belongs to the event loop of its application; from another thread"
-                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
-                " any of its coroutines and the loop of the application"
+                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+                " with any of its coroutines and the loop of the application"
             )
 
     async def start(self) -> None:

@@ -5,11 +5,15 @@ The facet of a registry for operators: figures, and a rolling restart.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import asdict
 from typing import Final
 
+from .._lineage import Subject
 from ..close_codes import RECONNECT, Close, as_close
+from ..connections.connection import OPEN
 from ..results import CloseReport, ClusterStats, Stats
+from ..sessions.encoding import decode, encode
 from .cluster import Effect
 from .core import Core
 from .questions import Body
@@ -70,6 +74,37 @@ class Operations:
             nodes_expected=1 + answers.expected, nodes_answered=1 + answers.answered
         )
 
+    async def recheck(self, identity: Hashable, *, wait: float = 0.0) -> CloseReport:
+        """
+        Check all sockets of an identity now, as the periodic check does: its rights have changed.
+
+        Each session is loaded once more, and ``identify``, ``labels`` and ``authorize`` are asked.
+        Waits until that is done on this process.
+
+        Args:
+            identity: Whose sockets.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+
+        Returns:
+            How many sockets are closed by that, and by how many processes it was said.
+
+        Raises:
+            NotSetUp: If the registry has no ``identify``.
+            InvalidIdentity: If *identity* is ``None`` or can't be hashed.
+        """
+        core = self._core
+        core.expect_loop()
+        core.identifier.expect()
+        identity = core.identifier.usable(identity)
+        body = {"identity": encode(identity)} if core.cluster.remote else {}
+        answers, here = await asyncio.gather(
+            core.cluster.ask("recheck", body, wait), recheck_here(core, identity)
+        )
+        there = sum(int(answer.get("sockets", 0)) for answer in answers.bodies)
+        return CloseReport(
+            here + there, nodes_expected=1 + answers.expected, nodes_answered=1 + answers.answered
+        )
+
     async def cluster_stats(self) -> ClusterStats:
         """
         Return the figures of all processes, which are asked at this moment.
@@ -112,6 +147,16 @@ async def close_here(core: Core, connection_id: str, close: Close) -> CloseRepor
     return CloseReport()
 
 
+async def recheck_here(core: Core, identity: Hashable) -> int:
+    """
+    Check the sockets of an identity on this process; return how many are closed by that.
+    """
+    found = [*core.connections.open_of(Subject("identity", identity))]
+    connections = [connection for connection in found if connection.state is OPEN]
+    await core.revalidator.check_now(connections)
+    return sum(connection.close_order is not None for connection in connections)
+
+
 def add_answers(core: Core) -> None:
     """
     Let a registry answer what others ask with these methods.
@@ -122,7 +167,13 @@ def add_answers(core: Core) -> None:
         report = await close_here(core, str(body["id"]), told)
         return {**asdict(report), "settles": bool(report.sockets)}
 
+    async def recheck(body: Body) -> Body:
+        if core.identifier.identify is None:
+            return {"unresolved": True}
+        return {"sockets": await recheck_here(core, decode(body["identity"]))}
+
     core.questions.add("close", close)
+    core.questions.add("recheck", recheck)
 
     async def stats(body: Body) -> Body:
         return stats_of(core).as_dict()

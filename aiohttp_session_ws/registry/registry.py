@@ -29,6 +29,7 @@ from .push import Pushes
 from .queries import Queries
 from .request_orders import RequestOrders
 from .single_process import SingleProcess
+from .threads import ThreadSafe
 
 __all__ = ["SessionWSRegistry"]
 
@@ -196,6 +197,13 @@ class SessionWSRegistry(
             close_all=own("close_all"),
             close_all_session=own("close_all_session"),
         )
+
+    @property
+    def threadsafe(self) -> ThreadSafe:
+        """
+        The same for other threads, where each call blocks, for 10 s at most.
+        """
+        return ThreadSafe(self._core, self)
 
     @property
     def state(self) -> Literal["connected", "degraded"]:

@@ -107,7 +107,7 @@ class Revalidator:
 
     def __init__(self, core: Sessions) -> None:
         self._core = core
-        self._running: set[Hashable] = set()  # ids that are being checked
+        self._running: dict[Hashable, asyncio.Task[None]] = {}  # by the id that is being checked
         self._failed_at: float | None = None  # when a check failed, until one works again
         self._offset = 0.0  # of the wall clock from ours
         self._stopped = True
@@ -190,11 +190,30 @@ class Revalidator:
             connection.check_at = min(connection.check_at, now + random.uniform(0, within))
 
     def _begin(self, connection: TrackedConnection) -> None:
-        session_ws_id = connection.session_ws_id
-        if session_ws_id in self._running:
-            return
-        self._running.add(session_ws_id)
-        _ = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
+        if connection.session_ws_id not in self._running:
+            _ = self._start_check(connection.session_ws_id)
+
+    def _start_check(self, session_ws_id: Hashable) -> asyncio.Task[None]:
+        task = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
+        if not task.done():  # an eager task, which never waited
+            self._running[session_ws_id] = task
+        return task
+
+    async def check_now(self, connections: Iterable[TrackedConnection]) -> None:
+        """
+        Check the sessions of some connections, each once; a few at a time.
+        """
+        ids = {c.session_ws_id for c in connections if c.request is not None}
+        turns = asyncio.Semaphore(CHECKS)
+
+        async def check(session_ws_id: Hashable) -> None:
+            async with turns:
+                # One under way may have asked before what has changed since.
+                while (running := self._running.get(session_ws_id)) is not None:
+                    await asyncio.wait({running})
+                await asyncio.wait({self._start_check(session_ws_id)})
+
+        await asyncio.gather(*map(check, ids))
 
     async def _check(self, session_ws_id: Hashable) -> None:
         """
@@ -208,7 +227,7 @@ class Revalidator:
             for connections in by_lineage.values():
                 await self._check_all(connections)
         finally:
-            self._running.discard(session_ws_id)
+            self._running.pop(session_ws_id, None)
 
     async def _check_all(self, connections: Sequence[TrackedConnection]) -> None:
         last = max(connections, key=lambda connection: connection.opened_at or 0.0)

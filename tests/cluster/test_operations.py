@@ -189,3 +189,33 @@ class TestOneConnection:
             assert await expect_close(other) == 4403
             await one.send_str("still there?")
             assert await one.receive_str(timeout=PATIENCE) == "still there?"
+
+
+class TestRecheck:
+    async def test_everywhere(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Whose rights have changed is checked on all nodes."""
+        refused = False
+        options = {"authorize": lambda request: not refused}
+        a = await start_node(redis_server.url, "a", **options)
+        b = await start_node(redis_server.url, "b", **options)
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        async with socket(a, cookie) as one, socket(b, cookie) as other:
+            before = await registry_of(a).recheck("ann", wait=PATIENCE)
+            refused = True
+            after = await registry_of(a).recheck("ann", wait=PATIENCE)
+            codes = [await expect_close(ws) for ws in (one, other)]
+
+        assert (before.sockets, before.complete) == (0, True)
+        assert (after.sockets, after.nodes_answered, codes) == (2, 2, [4403, 4403])
+
+    async def test_without_identify(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """A node that can't tell who somebody is makes the answer incomplete."""
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", identify=None)
+        await acquaint(a, b)
+        report = await registry_of(a).recheck("ann", wait=PATIENCE)
+
+        assert (report.nodes_answered, report.complete) == (2, False)

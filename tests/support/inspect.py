@@ -111,7 +111,7 @@ def tick(registry: SessionWSRegistry) -> None:
         manager._tick()
 
 
-def checks(registry: SessionWSRegistry) -> set[Hashable]:
+def checks(registry: SessionWSRegistry) -> dict[Hashable, asyncio.Task[None]]:
     """Return the ids whose sessions are being checked."""
     return inspect(registry).revalidator._running
 

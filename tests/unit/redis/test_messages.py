@@ -48,7 +48,7 @@ RECORDS: list[Record] = [
 
 
 class TestRecords:
-    @pytest.mark.parametrize("record", RECORDS, ids=repr)
+    @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
     def test_round_trip(self, record: Record) -> None:
         """What is written is what is read, to the last digit."""
         assert read_record(encode(record).text) == record

@@ -195,7 +195,9 @@ class TestTrouble:
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated, max_lifetime=1000.0)
         ws = await scene.connect()
-        checks(scene.registry).update(f"frozen {n}" for n in range(CHECKS))
+        me = asyncio.current_task()
+        assert me is not None
+        checks(scene.registry).update({f"frozen {n}": me for n in range(CHECKS)})
         scene.ring(1.2 * EVERY)
         stays = await scene.stays(ws)
         scene.ring(1000)
