@@ -17,6 +17,7 @@ __all__ = [
     "ConnectionInfo",
     "Count",
     "Delivery",
+    "Handle",
     "NodeInfo",
     "Nodes",
     "Snapshot",
@@ -71,6 +72,16 @@ class Delivery:
     sockets: int = 0
     nodes: int = 1
     complete: bool = True
+
+
+class Handle(str):
+    """
+    A name of a session that may be shown to a page, as ``registry.handle(id)`` returns it.
+
+    What comes back from the page is a text: ``Handle(text)``.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

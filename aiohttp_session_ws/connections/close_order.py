@@ -5,6 +5,7 @@ What the close engine knows of an order, and of each connection that is being cl
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 from collections.abc import Callable
 from typing import Any, Final
@@ -166,6 +167,11 @@ def ends_with_close(data: bytes) -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=64)  # most orders say what others have said
+def _close_frame(code: int, reason: str) -> bytes:
+    return encode_frame(_PACK_CODE(code) + reason.encode(), WSMsgType.CLOSE)
+
+
 class CloseOrder:
     """
     What one order waits for, and until when.
@@ -177,7 +183,6 @@ class CloseOrder:
     Attributes:
         close: What the peers are told.
         frame: The close frame, made once.
-        reason: The reason as bytes, made once.
         writing: Whether not all frames are written yet.
         answered: Those whose clients have answered before that.
         done: Has its result when nothing is left to wait for: how many sockets were aborted, and
@@ -199,7 +204,6 @@ class CloseOrder:
         "done",
         "frame",
         "pending",
-        "reason",
         "timer",
         "transports",
         "writing",
@@ -207,8 +211,7 @@ class CloseOrder:
 
     def __init__(self, close: Close, done: asyncio.Future[tuple[int, int]]) -> None:
         self.close = close
-        self.reason = close.reason.encode()
-        self.frame = encode_frame(_PACK_CODE(close.code) + self.reason, WSMsgType.CLOSE)
+        self.frame = _close_frame(close.code, close.reason)
         self.writing = True
         self.answered: list[Closing] = []
         self.done = done

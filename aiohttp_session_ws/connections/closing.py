@@ -47,8 +47,8 @@ __all__: list[str] = []
 
 SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
 LOOK: Final = 16  # frames between two looks at the clock
+ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
-_ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
 
 
@@ -184,9 +184,9 @@ class CloseEngine:
         """
         Close the transports of those who have answered while frames were written, some at a time.
         """
-        for closing in order.answered[:_ANSWERS]:
+        for closing in order.answered[:ANSWERS]:
             closing.close_transport()
-        del order.answered[:_ANSWERS]
+        del order.answered[:ANSWERS]
         if order.answered:
             loop = asyncio.get_running_loop()
             _ = loop.call_soon(self._close_answered, order, context=self._context)
@@ -292,7 +292,7 @@ class CloseEngine:
         assert order is not None
         try:
             async with asyncio.timeout(self.timeouts.close):
-                await call_close(connection.ws, order.close.code, order.reason)
+                await call_close(connection.ws, order.close)
                 while not connection.disconnected:
                     await asyncio.sleep(_POLL)
         except TimeoutError:
@@ -353,13 +353,13 @@ class CloseEngine:
         """
         Wait for an overridden ``unregister()``, for as long as for a peer.
         """
+        hook = self._tasks.spawn(_call(result), "unregister", contextvars.Context())
         try:
-            async with asyncio.timeout(self.timeouts.close):
-                await result
-        except TimeoutError:
-            log.warning("unregister() takes too long and was cancelled")
-        except Exception:
-            log.exception("unregister() failed")
+            # Not a timeout around it: it may not let itself be cancelled.
+            await asyncio.wait({hook}, timeout=self.timeouts.close)
+            if not hook.done():
+                log.warning("unregister() takes too long and is cancelled")
+                hook.cancel()
         finally:
             closing.removed = True
             self.settle(closing)
@@ -458,11 +458,10 @@ def _write_frames(order: CloseOrder, connections: Sequence[TrackedConnection], s
         connection = connections[number]
         transport, ws = connection.transport, connection.ws
         if (
-            (connection.state is OPEN or connection.state is OPENING)
+            (connection.state is OPEN or (connection.state is OPENING and ws.prepared))
             and transport is not None
             and isinstance(ws, ServedWebSocket)
-            and ws.prepared
-            and not (ws.closed or transport.is_closing())
+            and not (transport.is_closing() or ws.closed)
         ):
             _write_end(connection, ws, transport, order)
     return end
@@ -480,7 +479,7 @@ def _write_end(
     try:
         if connection.send_queue is not None:
             connection.send_queue.drop()
-        if connection.last_words is not None and connection.close_order is not None:
+        if connection.seldom is not None and connection.close_order is not None:
             write_last_words(connection, transport, connection.close_order)
         ws.write_close(transport, order.close.code, order.frame)
     except Exception:
@@ -514,3 +513,10 @@ def _log_stubborn(connection: TrackedConnection) -> None:
         fingerprint(connection.session_ws_id),
         connection.task.get_coro(),
     )
+
+
+async def _call(result: Awaitable[None]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("unregister() failed")

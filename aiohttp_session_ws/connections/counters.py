@@ -21,14 +21,12 @@ class Counters:
     Attributes:
         streams: How many streams there are.
         refusals: How many handshakes were refused, by the word for why.
-        given: How many orders this process has given.
-        heard: How many orders of others it has carried out.
     """
 
-    __slots__ = ("_closes", "given", "heard", "refusals", "streams")
+    __slots__ = ("_closes", "refusals", "streams")
 
     def __init__(self) -> None:
-        self.streams = self.given = self.heard = 0
+        self.streams = 0
         self.refusals: dict[str, int] = {}
         self._closes: dict[By, defaultdict[int, int]] = {by: defaultdict(int) for by in KINDS}
 

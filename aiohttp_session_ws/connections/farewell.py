@@ -26,9 +26,11 @@ def write_last_words(
     """
     Write what an endpoint has left to say, if nothing is in the way.
     """
-    assert connection.last_words is not None
+    last_words = connection.last_words
+    if last_words is None:
+        return
     try:
-        words = connection.last_words(close)
+        words = last_words(close)
         if not words or transport.get_write_buffer_size() or connection.ws.closed:
             return
         opcode = WSMsgType.TEXT if isinstance(words, str) else WSMsgType.BINARY
@@ -40,10 +42,11 @@ def write_last_words(
         log.exception("the last words of a websocket failed")
 
 
-async def call_close(ws: Any, code: int, reason: bytes) -> None:
+async def call_close(ws: Any, close: Close) -> None:
     """
     Call the ``close()`` of something that was registered by hand.
     """
+    code, reason = close.code, close.reason.encode()
     if isinstance(ws, web.WebSocketResponse):
         # Without drain: a peer that stopped reading would hold it for ever.
         await ws.close(code=code, message=reason, drain=False)

@@ -174,6 +174,8 @@ class ConnectionManager(ConnectionIndex):
         File something that was registered by hand; return ``None`` if it is there already.
         """
         connection = RegisteredObject(session_ws_id, ws, self)
+        if identity is None and lineage is NO_LINEAGE:
+            return connection if self.open.add_new(session_ws_id, connection) else None
         return connection if self.file_by_hand(connection, identity, lineage) else None
 
     def tracked(self, connection: Connection) -> TrackedConnection:
@@ -196,14 +198,19 @@ class ConnectionManager(ConnectionIndex):
         """
         Return the open connections of an id, and those whose handlers only are left.
         """
-        orphaned = self._orphaned(lambda c: c.session_ws_id == session_ws_id)
-        return self.open.of(session_ws_id) + orphaned
+        found = self.open.of(session_ws_id)
+        if self._orphaned_handlers:
+            found += self._orphaned(lambda c: c.session_ws_id == session_ws_id)
+        return found
 
     def of_lineage(self, token: str) -> list[TrackedConnection]:
         """
         Return all connections of a lineage: opening, open, and those whose handlers only are left.
         """
-        return self.lineages.of(token) + self._orphaned(lambda c: c.lineage.token == token)
+        found = self.lineages.of(token)
+        if self._orphaned_handlers:
+            found += self._orphaned(lambda c: c.lineage.token == token)
+        return found
 
     def of_subject(self, subject: Subject) -> list[TrackedConnection]:
         """
@@ -239,7 +246,7 @@ class ConnectionManager(ConnectionIndex):
         return list(self._orphaned_handlers)
 
     def _orphaned(self, wanted: Callable[[TrackedConnection], bool]) -> list[TrackedConnection]:
-        return [c for c in self._orphaned_handlers if wanted(c)] if self._orphaned_handlers else []
+        return [c for c in self._orphaned_handlers if wanted(c)]
 
     # The way out
 
@@ -376,7 +383,7 @@ class ConnectionManager(ConnectionIndex):
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            elif transport.is_closing() or (type(ws) is ServedWebSocket and ws.closed):
+            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and ws.closed):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)

@@ -67,7 +67,7 @@ class RedisCluster:
         prefix: What all keys and channels begin with.
         name: What this node is called.
         on_outage: What happens to handshakes while Redis is away.
-        identifies: Whether this node knows whom sessions belong to.
+        resolves: The kinds of subjects that this node knows of its sockets.
         journaled: Whether a journal keeps what Redis hasn't taken when the node stops.
         patience: Seconds that Redis has at the end to take what waits for it.
         grace: Seconds in which an older generation is replaced though the newer wasn't seen.
@@ -89,7 +89,7 @@ class RedisCluster:
         name: str,
         *,
         on_outage: OnOutage,
-        identifies: bool,
+        resolves: frozenset[str],
         journaled: bool,
         patience: float,
         grace: float,
@@ -101,7 +101,7 @@ class RedisCluster:
         self._make = make
         self._prefix = prefix
         self._on_outage: OnOutage = on_outage
-        self._identifies = identifies
+        self._resolves = resolves
         self._journaled = journaled
         self._patience = patience
         self._grace = grace
@@ -135,10 +135,14 @@ class RedisCluster:
             self._missed,
             self._lost,
         )
+        self._wire_what_is_missed(node)
+        self._wire_what_is_told(node)
+
+    def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance, self.commands, self.outbox, self.membership, self.recent
         )
         self.reconciler = Reconciler(
             node,
@@ -149,6 +153,9 @@ class RedisCluster:
             self.numbers,
             self.recent,
         )
+
+    def _wire_what_is_told(self, node: LocalNode) -> None:
+        instance, prefix = self.instance, self._prefix
         self.requests = Requests(
             instance,
             self.membership,
@@ -162,7 +169,7 @@ class RedisCluster:
             self.seen,
             self.clock,
             self.applier,
-            identifies=self._identifies,
+            resolves=self._resolves,
         )
         self.inbound = Inbound(
             instance,
@@ -179,7 +186,7 @@ class RedisCluster:
             self.name,
             self.requests,
             serves=self.serves,
-            identifies=self._identifies,
+            resolves=self._resolves,
         )
 
     # Its life
@@ -349,6 +356,10 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.inbound.unrecorded and self.membership.takes_writes:
+            # Whoever gave these orders writes them now, if it lives.
+            self.inbound.unrecorded = False
+            self.write_back.lost()
         self.outbox.flush()
 
     def _missed(self) -> None:

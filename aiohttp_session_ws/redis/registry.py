@@ -16,7 +16,7 @@ from ..registry.cluster import Cluster
 from ..registry.registry import SessionWSRegistry
 from ..results import Nodes
 from ..signals import Signal
-from ..typing import Authorize, Identify, IdFactory, Origins
+from ..typing import Authorize, Identify, IdFactory, Labels, Origins
 from .cluster import RedisCluster
 from .health import State
 from .io.connect import MakeClient, client_maker
@@ -32,6 +32,7 @@ class RegistryOptions(TypedDict, total=False):
     id_factory: IdFactory
     session_key: str
     identify: Identify | None
+    labels: Labels | None
     authorize: Authorize | None
     origins: Origins
     limits: Limits | None
@@ -39,6 +40,7 @@ class RegistryOptions(TypedDict, total=False):
     push_queue: PushQueue | None
     timeouts: Timeouts | None
     journal: str | Path | None
+    handle_key: str | bytes | None
 
 
 class RedisSessionWSRegistry(SessionWSRegistry):
@@ -102,7 +104,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             prefix,
             self.node,
             on_outage=on_outage,
-            identifies=options.get("identify") is not None,
+            resolves=_resolves(options),
             journaled=options.get("journal") is not None,
             patience=(options.get("timeouts") or Timeouts()).outbox,
             grace=(options.get("expiry") or Expiry()).renewal_grace,
@@ -172,3 +174,15 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         """
         self._redis.serves = serves
         self._core.identifier.optional = not serves
+
+
+def _resolves(options: RegistryOptions) -> frozenset[str]:
+    """
+    Return the kinds of subjects that a registry knows of its sockets.
+    """
+    kinds = {"id"}
+    if options.get("identify") is not None:
+        kinds.add("identity")
+    if options.get("labels") is not None:
+        kinds.add("label")
+    return frozenset(kinds)

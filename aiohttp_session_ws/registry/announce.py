@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from .._expiring import ExpiringDict
 from .._logging import log
 from .._tasks import BackgroundTasks
-from ..connections.counters import Counters
 from ..sessions.records import Change, LineageEnded, LineageRenewed, SubjectEnded
 from ..signals import OrderDetails, OrderKind, Signal, SubjectKind
 from .cluster import Effect, Order
@@ -51,16 +50,17 @@ class Announcer:
     Tells of each order, once on every node.
 
     Args:
-        counters: Where orders are counted.
         tasks: Where receivers run.
         signal: The signal.
         node: What this node is called.
+
+    Attributes:
+        orders_given: How many orders this node has given.
+        orders_heard: How many orders of others it has carried out.
     """
 
-    def __init__(
-        self, counters: Counters, tasks: BackgroundTasks, signal: Signal[OrderDetails], node: str
-    ) -> None:
-        self._counters = counters
+    def __init__(self, tasks: BackgroundTasks, signal: Signal[OrderDetails], node: str) -> None:
+        self.orders_given = self.orders_heard = 0
         self._tasks = tasks
         self._signal = signal
         self._node = node
@@ -71,7 +71,7 @@ class Announcer:
         Announce an order of this node.
         """
         if not _is_mark(order):
-            self._counters.given += 1
+            self.orders_given += 1
             self._announce(order, effect, self._node)
 
     def heard(self, order: Order, effect: Effect, node: str) -> None:
@@ -79,7 +79,7 @@ class Announcer:
         Announce an order of another node; its name is empty if that isn't known any more.
         """
         if not _is_mark(order):
-            self._counters.heard += 1
+            self.orders_heard += 1
             self._announce(order, effect, node)
 
     def found(self, change: Change) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
-from ..connections.connection import Connection, TrackedConnection
+from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
@@ -73,16 +73,6 @@ class Effect(NamedTuple):
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
-
-    def without(self, connection: Connection) -> Effect:
-        """
-        Return the same, but for one connection.
-        """
-        closing = [
-            (close, tuple(one for one in found if one is not connection))
-            for close, found in self.closing
-        ]
-        return self._replace(closing=tuple(closing))
 
 
 NO_EFFECT: Final = Effect()

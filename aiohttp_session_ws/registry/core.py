@@ -71,23 +71,23 @@ from ..connections.connection import (
 from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
-from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
-from ..sessions.context import current_connection, current_request
+from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
-from ..sessions.session import SessionKeys
 from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
-from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
+from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
+from .settings import Options
+from .traffic import Traffic
 
 __all__: list[str] = []
 
@@ -185,23 +185,6 @@ class Overrides(NamedTuple):
     close_all_session: bool
 
 
-class Options(NamedTuple):
-    """
-    The options of a registry, checked.
-    """
-
-    id_factory: IdFactory
-    keys: SessionKeys
-    identify: Identify | None
-    labels: Labels | None
-    authorize: Authorize | None
-    origins: Origins
-    limits: Limits
-    expiry: Expiry
-    push_queue: PushQueue
-    timeouts: Timeouts
-
-
 class Core:
     """
     The parts of a registry.
@@ -221,6 +204,7 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        traffic: What clients send.
         draining: Whether handshakes are refused since the process ends.
     """
 
@@ -245,6 +229,7 @@ class Core:
         self.limits = options.limits
         self.expiry = options.expiry
         self.timeouts = options.timeouts
+        self.handle_key = options.handle_key
         self.cluster = cluster
         self.clock: Clock = cluster.clock
         self.journal = journal
@@ -259,8 +244,7 @@ class Core:
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
         self.questions = Questions()
-        counters = self.connections.counters
-        self.announcer = Announcer(counters, self.tasks, signals.on_order, cluster.name)
+        self.announcer = Announcer(self.tasks, signals.on_order, cluster.name)
         self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
         self._begin()
@@ -269,6 +253,7 @@ class Core:
         """
         Set what is known once an application runs, or has been seen.
         """
+        self.traffic = Traffic(self, self.limits, self.expiry)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -408,9 +393,14 @@ class Core:
         if not concerned:
             return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
+        judged: dict[tuple[object, ...], Close | None] = {}  # many may be of one session
         handshakes = 0
         for connection, told in concerned:
-            close = self.close_for(self.status_of(connection))
+            c = connection
+            key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
+            if key not in judged:
+                judged[key] = self.close_for(self.status_of(connection))
+            close = judged[key]
             if close is not None:
                 close = order.close or close
             elif told:
@@ -507,7 +497,7 @@ class Core:
         """
         effect = self.apply(order)
         if except_ is not None:
-            effect = effect.without(except_)
+            effect = _without(except_, effect)
         pending = self.cluster.publish(order, wait=wait)
         closing = self.carry_out(effect)  # the close frames are written; now there is time
         self.announcer.given(order, effect)
@@ -515,6 +505,14 @@ class Core:
         if order.changes and not await self.committed():
             report = replace(report, stored=False)
         return report
+
+    def note_own_end(self, end: SubjectEnded) -> None:
+        """
+        Let what a request begins begin after what its own handler has ended.
+        """
+        context = current_request()
+        if context is not None and context.stage is HANDLING and context.connection is None:
+            context.ordering().own_ends[end.subject] = end.before
 
     def reject_handshakes(self, order: Order) -> None:
         """
@@ -630,7 +628,7 @@ class Core:
         File something that was registered by hand; tell whether its session lives.
         """
         lineage = NO_LINEAGE
-        if self.records.epoch:
+        if self.records.epoch and self.connections.open.get(session_ws_id, ws) is None:
             lineage = self._lineage_by_hand(session_ws_id)
             if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
                 return False
@@ -805,3 +803,14 @@ class Core:
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
+
+
+def _without(connection: Connection, effect: Effect) -> Effect:
+    """
+    Return what is left to do of an order if one connection is left alone.
+    """
+    closing = [
+        (close, tuple(one for one in found if one is not connection))
+        for close, found in effect.closing
+    ]
+    return Effect(tuple(closing), effect.handshakes)

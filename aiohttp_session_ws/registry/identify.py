@@ -75,7 +75,7 @@ class Identifier:
         self.optional = False
         self._check = check
         self.asks = identify is not None or labels is not None
-        self._known: ExpiringDict[str, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
+        self._known: ExpiringDict[Hashable, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
 
     def expect(self) -> None:
         """
@@ -164,18 +164,29 @@ class Identifier:
         """
         Return whom *request* belongs to; ``identify`` is asked once per lineage.
         """
-        known = self._known.get(token)
+        key = self._key(request, token)
+        known = self._known.get(key)
         if known is None:
             known = await self.of(request)
-            self._known.put(token, known)
+            self._known.put(key, known)
         return known
 
-    def remember(self, token: str, owner: Owner) -> None:
+    def remember(self, request: web.Request, token: str, owner: Owner) -> None:
         """
-        Note whom a lineage belongs to.
+        Note whom the lineage of *request* belongs to.
         """
         if self.asks and owner.subjects:  # a stale cookie makes a lineage each time
-            self._known.put(token, owner)
+            self._known.put(self._key(request, token), owner)
+
+    def _key(self, request: web.Request, token: str) -> Hashable:
+        """
+        Return what an owner is remembered by: a lineage has one identity, but its labels may
+        change with whatever its session holds.
+        """
+        if self.labels is None:
+            return token
+        session = loaded_session(request)
+        return token, None if session is None else hash(repr(dict(session)))
 
 
 def _is_time(value: object) -> bool:

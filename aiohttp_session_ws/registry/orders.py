@@ -10,10 +10,11 @@ from .._lineage import Subject
 from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
-from ..results import CloseReport
+from ..results import CloseReport, Handle
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .cluster import Order
 from .core import Core
+from .handles import resolve
 
 __all__: list[str] = []
 
@@ -146,7 +147,7 @@ class Orders:
 
     async def end_session(
         self,
-        session_ws_id: Hashable,
+        session_ws_id: Hashable | Handle,
         *,
         close: Close | int | None = None,
         reason: str | None = None,
@@ -162,7 +163,8 @@ class Orders:
         process are gone.
 
         Args:
-            session_ws_id: Which id.
+            session_ws_id: Which id; or its handle, which is known as long as a socket of it is
+                open: later nothing ends, and ``stored`` is false.
             close: The close code, 4401 by default.
             reason: The close reason.
             wait: Seconds to wait for the reports of other nodes, where there are any.
@@ -173,9 +175,14 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
+        if isinstance(session_ws_id, Handle):
+            session_ws_id = await resolve(core, session_ws_id)
+            if session_ws_id is None:
+                return CloseReport(stored=False)
         subject = Subject("id", core.usable_id(session_ws_id))
         before = core.clock.end_time()
         end = SubjectEnded(subject, before, core.ttl)
+        core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order(changes, close=told, by=by), wait)
@@ -261,5 +268,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
+        core.note_own_end(end)
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), close=told, by=by), wait)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from aiohttp import web
 
@@ -20,7 +20,8 @@ from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
 from .cluster import Cluster
-from .core import Core, Options, Overrides
+from .core import Core, Overrides
+from .handles import Handles, add_resolving
 from .ids import DEFAULT_ID_FACTORY, Ids
 from .operations import Operations, add_answers
 from .orders import Orders
@@ -28,12 +29,11 @@ from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
 from .request_orders import RequestOrders
+from .settings import Options, expect, expect_callable, expect_identify, expect_key, option
 from .single_process import SingleProcess
 from .threads import ThreadSafe
 
 __all__ = ["SessionWSRegistry"]
-
-T = TypeVar("T")
 
 
 class SessionWSRegistry(
@@ -44,6 +44,7 @@ class SessionWSRegistry(
     Pushes,
     Queries,
     Operations,
+    Handles,
     Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
@@ -73,6 +74,7 @@ class SessionWSRegistry(
         timeouts: How long peers, handlers and responses are waited for.
         journal: The path of a file that remembers what has ended when the process restarts;
             for a registry of one process.
+        handle_key: A secret that all processes share, for :meth:`handle`.
 
     Attributes:
         connection_ctx: Async generator functions with one ``yield``, like aiohttp's
@@ -115,21 +117,22 @@ class SessionWSRegistry(
         push_queue: PushQueue | None = None,
         timeouts: Timeouts | None = None,
         journal: str | Path | None = None,
+        handle_key: str | bytes | None = None,
     ) -> None:
         options = Options(
-            id_factory=_callable(id_factory, "id_factory"),
-            keys=SessionKeys(_expect(session_key, str, "session_key")),
-            identify=_callable(identify, "identify"),
-            labels=_callable(labels, "labels"),
-            authorize=_callable(authorize, "authorize"),
+            id_factory=expect_callable(id_factory, "id_factory"),
+            keys=SessionKeys(expect(session_key, str, "session_key")),
+            identify=expect_callable(identify, "identify"),
+            labels=expect_callable(labels, "labels"),
+            authorize=expect_callable(authorize, "authorize"),
             origins=origins,
-            limits=_option(limits, Limits, "limits"),
-            expiry=_option(expiry, Expiry, "expiry"),
-            push_queue=_option(push_queue, PushQueue, "push_queue"),
-            timeouts=_option(timeouts, Timeouts, "timeouts"),
+            limits=option(limits, Limits, "limits"),
+            expiry=option(expiry, Expiry, "expiry"),
+            push_queue=option(push_queue, PushQueue, "push_queue"),
+            timeouts=option(timeouts, Timeouts, "timeouts"),
+            handle_key=expect_key(handle_key, "handle_key"),
         )
-        if options.limits.per_identity is not None and identify is None:
-            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+        expect_identify(options)
         self._core = Core(
             ids=self,
             hooks=self,
@@ -139,10 +142,15 @@ class SessionWSRegistry(
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
-        add_answers(self._core)
-        self._show_signals(self._core.signals)
+        self._finish(self._core)
 
-    def _show_signals(self, signals: Signals) -> None:
+    def _finish(self, core: Core) -> None:
+        """
+        Answer what other nodes ask, and show the signals.
+        """
+        add_answers(core)
+        add_resolving(core)
+        signals = core.signals
         self.connection_ctx = signals.connection_ctx
         self.on_request = signals.on_request
         self.on_response = signals.on_response
@@ -256,12 +264,11 @@ class SessionWSRegistry(
         core = self._core
         core.expect_loop()
         hash(ws)
-        if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
-            if identity is not None:
-                core.identifier.expect()
-                core.identifier.usable(identity)
-            if not core.add_by_hand(session_ws_id, ws, identity):
-                raise SessionEnded("the session has ended: close what was to be registered")
+        if identity is not None:
+            core.identifier.expect()
+            core.identifier.usable(identity)
+        if not core.add_by_hand(core.usable_id(session_ws_id), ws, identity):
+            raise SessionEnded("the session has ended: close what was to be registered")
         return None
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
@@ -282,19 +289,3 @@ def core_of(registry: SessionWSRegistry) -> Core:
     Return the parts of a registry.
     """
     return registry._core
-
-
-def _callable(value: T, name: str) -> T:
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable with the request, not {value!r}")
-    return value
-
-
-def _expect(value: T, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, not a {type(value).__name__}")
-    return value
-
-
-def _option(value: T | None, kind: type[T], name: str) -> T:
-    return kind() if value is None else _expect(value, kind, name)

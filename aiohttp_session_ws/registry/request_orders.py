@@ -27,7 +27,7 @@ from ..sessions.session import (
 )
 from .cluster import Order
 from .core import Core
-from .deferred import context_for, settle, settle_when_sent
+from .deferred import close_later, context_for, settle, settle_when_sent
 
 __all__: list[str] = []
 
@@ -64,6 +64,8 @@ class RequestOrders:
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
             core.reject_handshakes(order)
+        if context.behind_middleware:
+            close_later(core, request, context)
         await self._settle_without_middleware(request, context, response, when_sent=True)
 
     async def schedule_end_session(
@@ -87,6 +89,7 @@ class RequestOrders:
             await self._end_open(context.connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
+        close_later(core, request, context)
         await self._shielded(self._begin_after(request, context), "begin after an end")
         await self._settle_without_middleware(request, context, response)
 
@@ -119,6 +122,7 @@ class RequestOrders:
             await self._end_open(connection.lineage, context.session_ws_id, *changes)
             return
         self._end_own(context)
+        close_later(core, request, context)
         await self._shielded(self._end_everywhere(request, context), "end an identity")
         await self._settle_without_middleware(request, context, response)
 
@@ -319,7 +323,8 @@ class RequestOrders:
         context.ordering().deferred = True
         core.warn_missing_middleware()
         if when_sent:
-            coro = settle_when_sent(core, request, context, response)
+            saved = will_be_saved(response)
+            coro = settle_when_sent(core, request, context, response, saved=saved)
             _ = core.tasks.spawn(coro, "settle when sent")
         else:
             await settle(core, request, context, response)

@@ -220,16 +220,25 @@ class Revalidator:
         Check the sessions of an id, each once for all of its sockets.
         """
         by_lineage: dict[str, list[TrackedConnection]] = {}
+        by_hand = []
         for connection in self._core.connections.open.of(session_ws_id):
-            if connection.request is not None:
+            if connection.request is None:
+                by_hand.append(connection)
+            else:
                 by_lineage.setdefault(connection.lineage.token, []).append(connection)
         try:
             for connections in by_lineage.values():
-                await self._check_all(connections)
+                close = await self._check_all(connections)
+                if close is not None and len(by_lineage) == 1:
+                    # What was registered by hand under this id has no other session.
+                    self._core.connections.close_soon(by_hand, close)
         finally:
             self._running.pop(session_ws_id, None)
 
-    async def _check_all(self, connections: Sequence[TrackedConnection]) -> None:
+    async def _check_all(self, connections: Sequence[TrackedConnection]) -> Close | None:
+        """
+        Check one session; return with what all of its sockets are closed, if they are.
+        """
         last = max(connections, key=lambda connection: connection.opened_at or 0.0)
         try:
             async with asyncio.timeout(CHECK_LIMIT):
@@ -242,7 +251,8 @@ class Revalidator:
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
-            self._apply(connections, found)
+            return self._apply(connections, found)
+        return None
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
         """
@@ -262,7 +272,9 @@ class Revalidator:
         server_side = session is not None and is_server_side(session)
         return SessionState(session_ws_id, lineage, owner, authorized, ends, server_side)
 
-    def _apply(self, connections: Sequence[TrackedConnection], found: SessionState) -> None:
+    def _apply(
+        self, connections: Sequence[TrackedConnection], found: SessionState
+    ) -> Close | None:
         """
         Close the sockets that the session doesn't stand for any more; check the others on.
         """
@@ -283,6 +295,9 @@ class Revalidator:
             connection.check_at = min(due, self._last(connection))
         for close, over in closing.items():
             self._core.connections.close_soon(over, close)
+            if len(over) == len(connections):
+                return close
+        return None
 
     def _close_for(self, connection: TrackedConnection, found: SessionState) -> Close | None:
         """

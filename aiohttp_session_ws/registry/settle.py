@@ -23,7 +23,6 @@ from ..sessions.session import (
     loaded_session,
     put_session,
     was_changed,
-    will_be_saved,
 )
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
@@ -43,6 +42,8 @@ class Settlement:
         request: The request.
         context: What it came with.
         response: What its handler returned or raised; ``None`` if there is no response.
+        saved: Whether aiohttp_session saves a changed session with it.
+        late: Whether it has done so by now: nothing can be written any more.
     """
 
     def __init__(
@@ -51,15 +52,17 @@ class Settlement:
         request: web.Request,
         context: RequestContext,
         response: web.StreamResponse | None,
+        *,
+        saved: bool,
+        late: bool = False,
     ) -> None:
         self._core = core
         self._request = request
         self._context = context
         self._orders = context.orders
-        self._saved = will_be_saved(response)
+        self._saved = saved
+        self._late = late
         self._refused = response is None or response.status >= 400
-        self._changes: list[Change] = []
-        self._refresh: Refresh | None = None
 
     async def settle(self) -> None:
         """
@@ -101,6 +104,8 @@ class Settlement:
         self._record_end(outcome, carries=carries and certain)
         if not saves:
             put_session(self._request, None)
+        elif self._late:
+            pass
         elif self._saved and session.empty:
             if cookie_of(self._request):
                 session.changed()  # its cookie goes
@@ -235,7 +240,7 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.owner)
+        core.identifier.remember(self._request, lineage.token, outcome.owner)
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
@@ -293,17 +298,4 @@ class Settlement:
         order = Order((change,))
         self._core.apply(order)
         self._core.cluster.record(order)
-        self._changes.append(change)
-
-    def order(self) -> Order | None:
-        """
-        Return what is to be told and closed when the response has been sent.
-        """
-        session_ws_id = self._context.session_ws_id
-        told = self._changes or self._orders.changes
-        if not told and not self._orders.close_requested:
-            return None
-        closes = () if session_ws_id is None else (Subject("id", session_ws_id),)
-        if self._refresh is not None:
-            return Order(tuple(self._changes), refresh=self._refresh)
-        return Order((*self._orders.changes, *self._changes), closes)
+        self._context.ordering().changes += (change,)

@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from .._lineage import Subject
+from .._lineage import Lineage, Subject
 from .._origin import is_websocket
 from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
 from ..connections.limits import expect_room, make_room
+from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
@@ -135,8 +136,9 @@ class Handshake:
         """
         Return the response that becomes the connection.
         """
+        kind = MeteredWebSocket if self._core.traffic.metered else ServedWebSocket
         options: dict[str, Any] = {"heartbeat": HEARTBEAT, **self._options}
-        return ServedWebSocket(**options)
+        return kind(**options)
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
@@ -152,9 +154,8 @@ class Handshake:
         Refuse a handshake before its session is loaded.
         """
         if not is_websocket(self._request):
-            raise web.HTTPBadRequest(
-                text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
-            )
+            text = "this address speaks websocket only: send GET with 'Upgrade: websocket'"
+            raise web.HTTPBadRequest(text=text)
         self._check_place()
 
     def _check_place(self) -> None:
@@ -173,10 +174,10 @@ class Handshake:
         Judge a handshake and file it as opening; no await stands between the two.
         """
         core, request = self._core, self._request
-        self._expect_alive(context)
+        lineage = self._expect_alive(context)
+        core.traffic.expect_rate(lineage.token)
         connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
-        assert context.lineage is not None
-        connection.lineage = context.lineage
+        connection.lineage = lineage
         connection.task, connection.started = asyncio.current_task(), context.started
         connection.registered = core.overrides.unregister
         if context.epoch == core.records.epoch:
@@ -190,7 +191,7 @@ class Handshake:
         self._connection = connection
         return connection
 
-    def _expect_alive(self, context: RequestContext) -> None:
+    def _expect_alive(self, context: RequestContext) -> Lineage:
         core = self._core
         if context.session_ws_id is None or context.lineage is None:
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
@@ -199,6 +200,7 @@ class Handshake:
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
             raise HandshakeRefused(close)
+        return context.lineage
 
     def _judge(self, connection: TrackedConnection) -> None:
         """
@@ -235,7 +237,7 @@ class Handshake:
         except (IdentifyFailed, InvalidIdentity) as exc:
             text = "websocket refused: the session can't be identified now"
             raise Unavailable("identify", text) from exc
-        core.identifier.remember(connection.lineage.token, owner)
+        core.identifier.remember(self._request, connection.lineage.token, owner)
         if owner.until <= time.time():
             raise HandshakeRefused(SESSION_EXPIRED)
         connection.until = owner.until
@@ -291,6 +293,7 @@ class Handshake:
         context.connection = connection
         context.content = None
         core.connections.open_connection(connection)
+        core.traffic.meter(connection)
         core.revalidator.watch(connection, loaded_session(self._request))
         if not core.cluster.remote:
             warn_workers(core, self._request)
@@ -303,6 +306,12 @@ class Handshake:
         if context is not None and not context.behind_middleware and context.given:
             put_session(self._request, None)  # the new id must not be saved with an error
         if connection is not None:
-            if connection.ws.prepared:
-                core.connections.close_soon([connection], INTERNAL_ERROR)
+            self._close_unopened(connection)
             core.connections.discard_handshake(connection)
+
+    def _close_unopened(self, connection: TrackedConnection) -> None:
+        """
+        Close the socket of a handshake that failed after it was answered.
+        """
+        if connection.ws.prepared:
+            self._core.connections.close_soon([connection], INTERNAL_ERROR)

@@ -93,7 +93,8 @@ class StreamHandshake(Handshake):
     __slots__ = ("_response",)
 
     def __init__(self, core: Core, request: web.Request, response: web.StreamResponse) -> None:
-        super().__init__(core, request, {})
+        # What is prepared can carry no cookie.
+        super().__init__(core, request, {}, save=not response.prepared)
         self._response = response
 
     def _check_request(self) -> None:
@@ -143,6 +144,11 @@ class AdoptingHandshake(StreamHandshake):
         It is open, and speaks a protocol of its own.
         """
         connection.takes_pushes = False
+
+    def _close_unopened(self, connection: TrackedConnection) -> None:
+        """
+        Leave it to who adopts it: the refusal is told by its close code.
+        """
 
 
 class _Tied(AbstractAsyncContextManager[Connection, None]):
@@ -197,16 +203,21 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        connections, connection = self._core.connections, self._connection
+        connections, connection, context = self._core.connections, self._connection, self._context
         connections.counters.streams -= self._is_stream
         connections.counters.closed(*self._end(exc))
         connections.handler_exited(connection)
-        self._context.connection = None  # what the handler orders next waits for its response
         if not isinstance(self._response, web.WebSocketResponse):
+            context.connection = None  # what the handler orders next waits for its response
             connections.discard_stream(connection)
             return
+        context.finish()
         close = connection.close_order or close_for_error(exc)
-        await connections.wait_closed(connection, close)
+        try:
+            await connections.wait_closed(connection, close)
+        finally:
+            if not context.behind_middleware:
+                context.release()
         if exc is not None and is_explained(connection, exc):
             raise SessionWSClosed(self._response) from exc
 

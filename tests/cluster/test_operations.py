@@ -219,3 +219,21 @@ class TestRecheck:
         report = await registry_of(a).recheck("ann", wait=PATIENCE)
 
         assert (report.nodes_answered, report.complete) == (2, False)
+
+
+class TestHandles:
+    async def test_elsewhere(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A session that has a socket on another node only is ended by its handle."""
+        key = "a secret of this test"
+        a = await start_node(redis_server.url, "a", handle_key=key)
+        b = await start_node(redis_server.url, "b", handle_key=key)
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            (info,) = await registry_of(a).connections()
+            handle = registry_of(b).handle(info.session_ws_id)
+            report = await registry_of(a).end_session(handle, wait=PATIENCE)
+
+            assert await expect_close(ws) == 4401
+        assert handle == registry_of(a).handle(info.session_ws_id)
+        assert (report.sockets, report.complete) == (1, True)

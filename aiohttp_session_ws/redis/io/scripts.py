@@ -2,7 +2,7 @@
 The Lua scripts: records are merged in Redis as :mod:`...sessions.records` merges them in memory.
 
 All keys of a registry have one hash tag, so that they are in one slot of a Redis Cluster: a script
-may use keys that it finds out itself.
+may use keys that it finds out itself. The module has more than 300 lines, most of them Lua.
 """
 
 from __future__ import annotations

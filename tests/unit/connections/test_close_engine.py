@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import ssl
 import weakref
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
@@ -88,7 +90,8 @@ class TestFrames:
             assert (frames, result) == ([[ENDED]] * 5, (0, 0))
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who answers while frames are written is closed when all are."""
+        """Who answers while frames are written is closed when all are, some at a time."""
+        monkeypatch.setattr(closing, "ANSWERS", 1)
         monkeypatch.setattr(closing, "SLICE", 0.0)
         monkeypatch.setattr(closing, "LOOK", 1)
         async with served() as s:
@@ -761,6 +764,30 @@ class TestLastWords:
 
             assert frame == 2 + len(ENDED[1])
             peer.close()
+
+    async def test_not_before_what_is_being_compressed(self) -> None:
+        """They are dropped if a sender is in the way that a thread works for."""
+
+        async def send(connection: TrackedConnection) -> None:
+            await connection.ws.receive()
+            sending = asyncio.create_task(connection.ws.send_bytes(os.urandom(5_000_000)))
+            for _ in range(3):  # until the thread is at it
+                await asyncio.sleep(0)
+            s.manager.close_soon([connection], SESSION_ENDED)
+            await asyncio.wait({sending})
+
+        async with (
+            served(options={"compress": True}, send=send) as s,
+            aiohttp.ClientSession() as session,
+            session.ws_connect(s.url / "send", compress=15) as ws,
+        ):
+            await until(lambda: s.manager.open.size)
+            (connection,) = s.manager.all()
+            connection.last_words = lambda close: "goodbye"
+            await ws.send_str("go")
+            message = await ws.receive()
+
+            assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
 
     async def test_a_bug_in_them(self, caplog: pytest.LogCaptureFixture) -> None:
         """It is logged, and the socket is closed all the same."""

@@ -48,9 +48,10 @@ RECORDS: list[Record] = [
 
 
 class TestRecords:
-    @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-    def test_round_trip(self, record: Record) -> None:
+    @pytest.mark.parametrize("number", range(len(RECORDS)))
+    def test_round_trip(self, number: int) -> None:
         """What is written is what is read, to the last digit."""
+        record = RECORDS[number]
         assert read_record(encode(record).text) == record
 
     def test_key(self) -> None:

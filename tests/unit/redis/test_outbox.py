@@ -61,7 +61,7 @@ class Box:
     def connect(self) -> None:
         """Give it a connection."""
         self.outbox.link.line = self.line  # type: ignore[assignment]
-        self.outbox._connected(self.line)  # type: ignore[arg-type]
+        self.outbox.connected(self.line)  # type: ignore[arg-type]
 
     def reconnect(self, why: str) -> None:
         """Give it another connection, as after trouble."""
@@ -139,7 +139,7 @@ class TestOutbox:
         box.connect()
         entries = box.put("a", "b", "c")
         box.line.answer = lambda keys: []
-        box.outbox._disconnected("cut")
+        box.outbox.disconnected("cut")
         box.reconnect("cut")
         assert await box.outbox.drain(20) == []
         assert all(entry.stored for entry in entries)

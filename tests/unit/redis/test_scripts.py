@@ -95,9 +95,12 @@ def change(rng: random.Random) -> Change:
 
 def essence(record: Record | None) -> Any:
     """Return a record without what Redis keeps by a TTL of the key."""
-    if isinstance(record, LineageEnded):
-        return record._replace(ttl=0.0, minor=False)
-    return None if record is None else record._replace(ttl=0.0)  # type: ignore[call-arg]
+    match record:
+        case LineageEnded(token, at, carries):
+            return token, at, carries
+        case LineageRenewed() | SubjectEnded() | IdNote():
+            return record[:-1]
+    return record
 
 
 class TestMerge:
