@@ -534,6 +534,17 @@ class RedisCluster:
             return Figures(outages=number, outage_seconds=seconds)
         return Figures(len(self.outbox), self.reconciler.found, number, seconds)
 
+    async def living(self) -> frozenset[str] | None:
+        """
+        Return the instances of the other nodes that live; ``None`` if that can't be found out.
+        """
+        if not self.connected:
+            return None
+        try:
+            return frozenset(await self.membership.living()) - {self.instance}
+        except TROUBLE:
+            return None
+
     async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
         """
         Ask all other nodes something that their registries answer.

@@ -57,7 +57,7 @@ class Pending:
         """
         entry, request = self._entry, self._request
         if request is None:
-            return replace(own, stored=entry.stored)
+            return own if own.stored is entry.stored else replace(own, stored=entry.stored)
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
         finally:

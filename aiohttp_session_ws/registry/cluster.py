@@ -177,11 +177,13 @@ class Cluster(Protocol):
     Attributes:
         remote: Whether there are other nodes at all.
         name: What this node is called.
+        instance: What it is called among the others: its name, and something random.
         serves: Whether this node holds sockets: an application, and not a script.
     """
 
     remote: bool
     name: str
+    instance: str
     serves: bool
 
     @property
@@ -299,8 +301,10 @@ class Cluster(Protocol):
         """
         Ask all other nodes something that their registries answer.
 
-        Args:
-            name: The name of the question.
-            body: What JSON can hold.
-            wait: Seconds to wait for their answers; with 0 they are only told.
+        With 0 seconds to *wait* they are only told.
+        """
+
+    async def living(self) -> frozenset[str] | None:
+        """
+        Return the instances of the other nodes that live; ``None`` if that can't be found out.
         """

@@ -33,7 +33,7 @@ from .deferred import close_later, context_for, settle, settle_when_sent
 __all__: list[str] = []
 
 
-class RequestOrders:
+class ScheduledOrders:
     """
     Orders about the session of the request that is being handled.
     """

@@ -1,5 +1,7 @@
 """
 One connection that takes many commands at once, and is made anew after every trouble.
+
+A little over 300 lines long: the line, and how a command is sent on it without a task.
 """
 
 from __future__ import annotations
@@ -18,6 +20,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError, ResponseEr
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
 from .connect import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
+
+pack: Callable[[Any], bytes] | None = None
+try:  # redis-py looks at each argument in Python
+    import hiredis
+except ImportError:
+    pass
+else:
+    pack = hiredis.pack_command
 
 __all__: list[str] = []
 
@@ -71,7 +81,8 @@ class Line:
         assert self._connection is not None, "not connected"
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        self._send(self._connection.pack_command(*args))
+        command = self._connection.pack_command(*args) if pack is None else [pack(args)]
+        self._send(command)
         return answer
 
     def _send(self, command: Sequence[bytes]) -> None:
