@@ -42,7 +42,7 @@ from .documents import DEVICES, blocks, run
 
 HEALTH, AUDIT = blocks("docs/operating.rst", python=True)
 LINE, COMMANDS = blocks("docs/operating.rst", python=False)
-PROMETHEUS, TELEMETRY = blocks("docs/works-with.rst", python=True)
+PROMETHEUS, TELEMETRY, *_ = blocks("docs/works-with.rst", python=True)
 
 
 @pytest.fixture
