@@ -43,6 +43,12 @@ class Pending:
         self._request = request
         self._wait = wait
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait until Redis has published it, for *timeout* seconds at most.
+        """
+        await self._entry.wait(timeout)
+
     async def report(self, own: CloseReport) -> CloseReport:
         """
         Wait for what the others report, and add it to what this node has done.
@@ -51,7 +57,7 @@ class Pending:
         """
         entry, request = self._entry, self._request
         if request is None:
-            return replace(own, stored=entry.stored)
+            return own if own.stored is entry.stored else replace(own, stored=entry.stored)
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
         finally:

@@ -28,7 +28,7 @@ from .orders import Orders
 from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
-from .request_orders import RequestOrders
+from .request_orders import ScheduledOrders
 from .settings import Options, expect, expect_callable, expect_identify, expect_key, option
 from .single_process import SingleProcess
 from .threads import ThreadSafe
@@ -39,7 +39,7 @@ __all__ = ["SessionWSRegistry"]
 class SessionWSRegistry(
     Ids,
     Orders,
-    RequestOrders,
+    ScheduledOrders,
     Proofs,
     Pushes,
     Queries,
@@ -286,7 +286,7 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
+        core.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
 

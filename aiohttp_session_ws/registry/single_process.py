@@ -30,6 +30,11 @@ class OwnReport:
         """
         return own
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait for nobody.
+        """
+
 
 class SingleProcess:
     """

@@ -12,7 +12,7 @@ from aiohttp_session import AbstractStorage
 
 from aiohttp_session_ws import Connection, renew_session_ws
 from tests.cluster.conftest import Sites
-from tests.promise.site import DEAD, Browser, Site
+from tests.promise.site import DEAD, Site
 from tests.support import PATIENCE, until
 from tests.support.inspect import connections
 
@@ -103,6 +103,3 @@ class TestRefresh:
         await browser.get("/renew")
 
         assert (await here.code(), await there.code()) == (4403, 4403)
-
-
-__all__ = ["Browser"]
