@@ -79,6 +79,18 @@ class OriginPolicy:
         self._accepted: set[tuple[str, str, bool]] = set()
         self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
 
+    def knows(self, request: web.Request) -> bool:
+        """
+        Tell whether a page is known to be none of others', so that nothing need be checked.
+        """
+        if not self._accepted:
+            return False
+        headers = request.headers
+        origin = headers.get(hdrs.ORIGIN)
+        if (origin, headers.get(hdrs.HOST, ""), request.secure) not in self._accepted:
+            return False
+        return len(headers.getall(hdrs.ORIGIN)) == 1
+
     async def check(self, request: web.Request) -> None:
         """
         Expect *request* to come from no foreign page.

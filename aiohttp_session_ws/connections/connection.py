@@ -104,14 +104,14 @@ class Seldom(Generic[V]):
         self._name = name
 
     def __get__(self, connection: Connection, owner: type) -> V:
-        seldom = connection.seldom
+        seldom = connection._seldom
         return self._default if seldom is None else seldom.get(self._name, self._default)
 
     def __set__(self, connection: Connection, value: V) -> None:
-        if connection.seldom is not None:
-            connection.seldom[self._name] = value
+        if connection._seldom is not None:
+            connection._seldom[self._name] = value
         elif value is not self._default:
-            connection.seldom = {self._name: value}
+            connection._seldom = {self._name: value}
 
 
 class Connection:
@@ -134,10 +134,10 @@ class Connection:
     """
 
     __slots__ = (
+        "_seldom",
         "identity",
         "opened_at",
         "request",
-        "seldom",
         "session_ws_id",
         "takes_pushes",
         "ws",
@@ -153,7 +153,7 @@ class Connection:
         self.opened_at: float | None = None
         self.ws = ws
         self.takes_pushes = True
-        self.seldom: dict[str, Any] | None = None
+        self._seldom: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -248,6 +248,9 @@ class TrackedConnection(Connection):
         "tls_socket",
         "transport",
     )
+
+    #: What differs from the defaults below; ``None`` if nothing does.
+    seldom = Connection._seldom  # type: ignore[misc]  # the slot, named for the neighbours
 
     cancelled = Seldom(False)
     first_id = Seldom[Hashable](None)
@@ -401,7 +404,7 @@ class RegisteredObject(TrackedConnection):
         self.closer = closer
         self.opened_at = _monotonic()
         self.state = OPEN
-        self.identity = self.send_queue = self.seldom = None
+        self.identity = self.send_queue = self._seldom = None
         self.lineage = NO_LINEAGE
 
     def __getattr__(self, name: str) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import OrderedDict
 from types import TracebackType
 from typing import Final
@@ -25,12 +26,16 @@ class Handshakes:
 
     Args:
         timeout: Seconds that a handshake may take.
+
+    Attributes:
+        entries: Those that are timed.
+        timer: Set while there are any.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._entries: OrderedDict[TimedHandshake, None] = OrderedDict()
-        self._timer: asyncio.TimerHandle | None = None
+        self.entries: OrderedDict[TimedHandshake, None] = OrderedDict()
+        self.timer: asyncio.TimerHandle | None = None
 
     def timed(self, request: web.Request) -> TimedHandshake:
         """
@@ -38,47 +43,36 @@ class Handshakes:
         """
         return TimedHandshake(self, request)
 
-    def add(self, entry: TimedHandshake) -> None:
+    def sleep(self) -> None:
         """
-        Time a handshake.
+        Set the timer for the next look.
         """
-        self._entries[entry] = None
-        if self._timer is None:
-            self._sleep()
-
-    def discard(self, entry: TimedHandshake) -> None:
-        """
-        Time a handshake no longer.
-        """
-        self._entries.pop(entry, None)
-
-    def _sleep(self) -> None:
         loop = asyncio.get_running_loop()
-        first = next(iter(self._entries))
+        first = next(iter(self.entries))
         due = min(first.started + self._timeout, loop.time() + LOOK)
         # In no request's context, or it would be kept until the timer rings.
-        self._timer = loop.call_at(due, self._wake, context=contextvars.Context())
+        self.timer = loop.call_at(due, self._wake, context=contextvars.Context())
 
     def _wake(self) -> None:
         """
         End the handshakes that are late, and those whose clients have hung up.
         """
-        self._timer = None
+        self.timer = None
         late = asyncio.get_running_loop().time() - self._timeout
-        for entry in tuple(self._entries):
+        for entry in tuple(self.entries):
             if entry.started <= late or entry.hung_up:
-                del self._entries[entry]
+                del self.entries[entry]
                 entry.cancel()
-        if self._entries:
-            self._sleep()
+        if self.entries:
+            self.sleep()
 
     def stop(self) -> None:
         """
         Stop the timer.
         """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class TimedHandshake:
@@ -95,10 +89,13 @@ class TimedHandshake:
         self._request = request
         self._task = task
         self._late = False
-        self.started = task.get_loop().time()
+        self.started = time.monotonic()  # as the event loop's clock, but quicker
 
     def __enter__(self) -> None:
-        self._handshakes.add(self)
+        handshakes = self._handshakes
+        handshakes.entries[self] = None
+        if handshakes.timer is None:
+            handshakes.sleep()
 
     def __exit__(
         self,
@@ -106,7 +103,7 @@ class TimedHandshake:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._handshakes.discard(self)
+        self._handshakes.entries.pop(self, None)
         if self._late and self._task.uncancel() == 0 and exc_type is asyncio.CancelledError:
             raise Unavailable("late", "websocket refused: the handshake took too long")
 

@@ -78,7 +78,7 @@ from ..sessions.close_orders import CloseOrders
 from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
-from ..sessions.status import State, Status, status
+from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
@@ -304,7 +304,11 @@ class Core:
 
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
-        if connection.proven is not None:
+        records = self.records
+        if connection.proven is None:
+            if not records.has_subjects and not records.knows(connection.lineage.token):
+                return ALIVE  # as the rest would find, but quicker
+        else:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:
@@ -358,7 +362,8 @@ class Core:
             before: When it was given, by the event loop's clock, if that was not right now:
                 who began a handshake later isn't told to reconnect.
         """
-        self.merge(order.changes)
+        if order.changes:
+            self.merge(order.changes)
         if order.refresh is not None:
             self._refresh(order.refresh)
         if order.closes:
@@ -420,8 +425,10 @@ class Core:
                 handshakes += 1
             else:
                 closing.setdefault(close, {})[connection] = None
-        found = tuple((close, tuple(some)) for close, some in closing.items())
-        return Effect(found, handshakes, tuple(replaced))
+        groups = []
+        for close, found in closing.items():
+            groups.append((close, tuple(found)))
+        return Effect(tuple(groups), handshakes, tuple(replaced))
 
     def _told(self, connection: TrackedConnection, order: Order) -> Close:
         """
@@ -466,8 +473,11 @@ class Core:
         """
         Close the sockets of an order; their close frames are written before this returns.
         """
-        sockets = sum(not c.removed for _, found in effect.closing for c in found)
-        waits = [self.connections.close_now(found, close) for close, found in effect.closing]
+        sockets, waits = 0, []
+        for close, found in effect.closing:
+            for connection in found:
+                sockets += not connection.removed
+            waits.append(self.connections.close_now(found, close))
         self._look_again(effect.replaced)
         return self._report(waits, sockets, effect.handshakes)
 
@@ -515,9 +525,10 @@ class Core:
         effect = self.apply(order)
         if except_ is not None:
             effect = _without(except_, effect)
-        self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
-        report = await pending.report(await self.carry_out(effect))
+        closing = self.carry_out(effect)  # the close frames are written; now there is time
+        self.announcer.given(order, effect)
+        report = await pending.report(await closing)
         if order.changes and not await self.committed():
             report = replace(report, stored=False)
         return report

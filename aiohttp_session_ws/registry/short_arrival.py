@@ -40,6 +40,7 @@ def arrive_at_once(
     context = RequestContext(request, arrived, started)
     context.lineage, context.session_ws_id = lineage, session_ws_id
     context.newest, context.carried = lineage.generation, True
+    context.epoch = core.records.epoch
     context.held_data = len(session) > OWN_KEYS
     context.session, context.stage = session, HANDLING
     if core.identifier.asks:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -32,7 +32,7 @@ from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
 from ..registry.deferred import context_for
-from ..sessions.context import RequestContext
+from ..sessions.context import RequestContext, context_of
 from ..sessions.session import (
     has_storage,
     loaded_session,
@@ -98,9 +98,14 @@ class Handshake:
 
     async def _steps(self) -> tuple[RequestContext, TrackedConnection]:
         core, request = self._core, self._request
-        await self._check_request()
+        self._check_request()
+        if not core.origin_policy.knows(request):
+            await core.origin_policy.check(request)
         expect_one_registry(core, request)
-        context = self._context = await context_for(core, request)
+        context = context_of(request)
+        if context is None:
+            context = await context_for(core, request)
+        self._context = context
         if not context.behind_middleware:
             core.warn_missing_middleware()
         context.handshake_failed = True  # until it is open
@@ -113,9 +118,11 @@ class Handshake:
         if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)
             self._judge(connection)
-        await self._authorize(connection)
+        if core.authorize is not None or core.signals.on_auth_success:
+            await self._authorize(connection)
         self._expect_welcome(connection)  # who is rejected takes nobody's place
-        await make_room(core.limits, core.connections, connection)
+        if core.limits.per_session is not None or core.limits.per_identity is not None:
+            await make_room(core.limits, core.connections, connection)
         if context.given and self._saves:
             await self._save(context, connection)
         connection.keeps_id = self._saves or not context.given
@@ -132,7 +139,8 @@ class Handshake:
         Return the response that becomes the connection.
         """
         kind = MeteredWebSocket if self._core.traffic.metered else ServedWebSocket
-        return kind(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
+        options: dict[str, Any] = {"heartbeat": HEARTBEAT, **self._options}
+        return kind(**options)
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
@@ -143,23 +151,21 @@ class Handshake:
             await self._core.connections.wait_closed(connection, connection.rejected_with)
             raise SessionWSClosed(connection.ws)
 
-    async def _check_request(self) -> None:
+    def _check_request(self) -> None:
         """
         Refuse a handshake before its session is loaded.
         """
         if not is_websocket(self._request):
             text = "this address speaks websocket only: send GET with 'Upgrade: websocket'"
             raise web.HTTPBadRequest(text=text)
-        await self._check_place()
+        self._check_place()
 
-    async def _check_place(self) -> None:
+    def _check_place(self) -> None:
         """
-        Refuse a connection that there is no room for, or that a foreign page asks for.
+        Refuse a connection that there is no room for.
         """
-        core = self._core
         self._expect_serving()
-        expect_room(core.limits, core.connections)
-        await core.origin_policy.check(self._request)
+        expect_room(self._core.limits, self._core.connections)
 
     def _expect_serving(self) -> None:
         if self._core.draining:
@@ -176,7 +182,12 @@ class Handshake:
         connection.lineage = lineage
         connection.task, connection.started = asyncio.current_task(), context.started
         connection.registered = core.overrides.unregister
-        self._judge(connection)
+        if context.epoch == core.records.epoch:
+            # It was alive on arrival, and no record has changed since then.
+            self._expect_serving()
+            self._expect_no_order(connection, Subject("id", connection.session_ws_id))
+        else:
+            self._judge(connection)
         expect_room(core.limits, core.connections)
         core.connections.add_handshake(connection)
         self._connection = connection

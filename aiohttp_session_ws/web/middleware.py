@@ -76,8 +76,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     try:
         response = await handler(request)
     except (SessionWSClosed, SessionEnded, web.HTTPException) as exc:
-        if isinstance(exc, web.HTTPException):
-            response = exc
+        response = exc if isinstance(exc, web.HTTPException) else None
         return await _response_for(core, context, request, exc)
     finally:
         connection = context.connection

@@ -97,10 +97,10 @@ class StreamHandshake(Handshake):
         super().__init__(core, request, {}, save=not response.prepared)
         self._response = response
 
-    async def _check_request(self) -> None:
+    def _check_request(self) -> None:
         if self._response.prepared:
             raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
-        await self._check_place()
+        self._check_place()
 
     def _make_response(self) -> web.StreamResponse:
         return self._response
@@ -134,10 +134,10 @@ class AdoptingHandshake(StreamHandshake):
 
     __slots__ = ()
 
-    async def _check_request(self) -> None:
+    def _check_request(self) -> None:
         if not self._response.prepared:
             raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
-        await self._check_place()
+        self._check_place()
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """

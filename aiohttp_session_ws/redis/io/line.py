@@ -1,5 +1,7 @@
 """
 One connection that takes many commands at once, and is made anew after every trouble.
+
+A little over 300 lines long: the line, and how a command is sent on it without a task.
 """
 
 from __future__ import annotations
