@@ -33,8 +33,10 @@ def write_last_words(
         words = last_words(close)
         if not words or transport.get_write_buffer_size() or connection.ws.closed:
             return
+        if not isinstance(words, str | bytes):
+            raise TypeError(f"last words are str or bytes, not {type(words).__name__}")
         opcode = WSMsgType.TEXT if isinstance(words, str) else WSMsgType.BINARY
-        payload = words.encode() if isinstance(words, str) else bytes(words)
+        payload = words.encode() if isinstance(words, str) else words
         if connection.ws.compress and len(payload) > _COMPRESSED_AT_ONCE:
             return
         step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way

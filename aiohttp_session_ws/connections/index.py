@@ -260,7 +260,8 @@ class ConnectionIndex:
         self._index_of(connection).discard(connection.session_ws_id, connection.ws)
         connection.set_closed()
         self._discard_lineage(connection)
-        self.discard_proven(connection)
+        if connection.proven is not None:
+            self.identities.discard(connection.proven[0], connection.ws)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection.ws)
         for label in connection.labels:

@@ -224,7 +224,7 @@ class ConnectionManager(ConnectionIndex):
                 return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
-            return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)
+            return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
 
     def all(self) -> list[TrackedConnection]:
@@ -416,6 +416,14 @@ class ConnectionManager(ConnectionIndex):
             self._ticker.cancel()
             self._ticker = None
         self._engine.stop()
+
+
+def _is_of(connection: TrackedConnection, identity: Hashable) -> bool:
+    """
+    Tell whether a connection belongs to an identity, or its client has proven it.
+    """
+    proven = connection.proven
+    return connection.identity == identity or (proven is not None and proven[0] == identity)
 
 
 def _is_closed(ws: object) -> bool:

@@ -11,6 +11,7 @@ from ..close_codes import SESSION_ENDED
 from ..connections.connection import Connection
 from ..exceptions import SessionEnded
 from .core import Core
+from .identify import Owner, subjects_of
 
 __all__: list[str] = []
 
@@ -42,16 +43,19 @@ class Proofs:
                 concerns it.
 
         Raises:
+            NotSetUp: If the registry has no ``identify``: nobody could end an identity.
             SessionEnded: If that identity was ended since. The connection is closed with 4401.
             InvalidIdentity: If *identity* can't be one.
         """
         core = self._core
         core.expect_loop()
+        core.identifier.expect()
         subject = Subject("identity", core.identifier.usable(identity))
         tracked = core.connections.tracked(connection)
         core.connections.file_proven(tracked, identity, since)  # first, so that orders find it
         if core.status_of(tracked).alive and core.cluster.remote:
-            await core.cluster.check_request(tracked.lineage.token, [subject])
+            own = subjects_of(tracked.session_ws_id, Owner(tracked.identity, tracked.labels))
+            await core.cluster.check_request(tracked.lineage.token, [*own, subject])
         if not core.status_of(tracked).alive:
             core.connections.close_soon([tracked], SESSION_ENDED)
             raise SessionEnded("the identity was ended while its client proved it")

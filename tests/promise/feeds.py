@@ -61,10 +61,12 @@ class Feed:
 
     async def gone(self, registry: SessionWSRegistry) -> None:
         """Wait until no handler runs, and the registry keeps nothing."""
-        core = inspect(registry)
-        await until(lambda: not (self.running or core.connections.open.size or not idle(registry)))
-        assert not core.connections.orphans()
-        assert not core.connections.lineages.size
+        held = inspect(registry).connections
+
+        def left() -> bool:
+            return bool(self.running or held.open.size or held.orphans() or held.lineages.size)
+
+        await until(lambda: idle(registry) and not left())
 
 
 async def flood(response: web.StreamResponse) -> None:

@@ -1,0 +1,184 @@
+"""
+Messages between the same endpoints of two nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from aiohttp_session_ws.results import Delivery
+from tests.cluster.conftest import Sites
+from tests.promise.site import Site
+from tests.support import Turnstile, until
+from tests.support.inspect import inspect
+from tests.support.redis_servers import RedisServer
+
+
+def listen(site: Site, name: str = "rates") -> list[bytes]:
+    """Return what a node hears."""
+    heard: list[bytes] = []
+
+    @site.registry.on_relay(name)
+    async def hear(data: bytes) -> None:
+        heard.append(data)
+
+    return heard
+
+
+class TestRelay:
+    async def test_in_order(self, sites: Sites) -> None:
+        """The other node hears all of it, in order, whatever it is; this one doesn't."""
+        a, b = await sites()
+        here, there, other = listen(a), listen(b), listen(b, "other")
+        messages = [b"%d\n\0\xff" % number for number in range(500)]
+        deliveries = [await a.registry.relay("rates", message) for message in messages]
+        await until(lambda: len(there) == len(messages))
+
+        assert there == messages
+        assert set(deliveries) == {Delivery(0, nodes=1)}
+        assert not here
+        assert not other
+
+    async def test_both_ways(self, sites: Sites) -> None:
+        """Each sender's are in order."""
+        a, b = await sites()
+        here, there = listen(a), listen(b)
+        for number in range(50):
+            await a.registry.relay("rates", b"a%d" % number)
+            await b.registry.relay("rates", b"b%d" % number)
+        await until(lambda: len(here) == len(there) == 50)
+
+        assert here == [b"b%d" % number for number in range(50)]
+
+    @pytest.mark.parametrize("size", [0, 65_536])
+    async def test_sizes(self, sites: Sites, size: int) -> None:
+        """From nothing to 64 KiB."""
+        a, b = await sites()
+        heard = listen(b)
+        await a.registry.relay("rates", b"x" * size)
+        await until(lambda: heard)
+
+        assert heard == [b"x" * size]
+
+    async def test_too_much(self, sites: Sites) -> None:
+        """Beyond that it is an error, and so is a text."""
+        a, _ = await sites()
+
+        with pytest.raises(ValueError, match="65536 bytes at most"):
+            await a.registry.relay("rates", b"x" * 65_537)
+        with pytest.raises(TypeError, match="bytes"):
+            await a.registry.relay("rates", "text")  # type: ignore[arg-type]
+
+    async def test_nobody_listens(self, sites: Sites) -> None:
+        """A name that nobody hears harms nobody."""
+        a, b = await sites()
+        heard = listen(b)
+        await a.registry.relay("nothing", b"1")
+        await a.registry.relay("rates", b"2")
+        await until(lambda: heard)
+
+        assert heard == [b"2"]
+
+    async def test_a_handler_that_fails(
+        self, sites: Sites, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The next message comes all the same."""
+        a, b = await sites()
+        heard: list[bytes] = []
+
+        @b.registry.on_relay("rates")
+        async def hear(data: bytes) -> None:
+            heard.append(data)
+            if len(heard) == 1:
+                raise RuntimeError("no")
+
+        await a.registry.relay("rates", b"1")
+        await a.registry.relay("rates", b"2")
+        await until(lambda: len(heard) == 2)
+
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    async def test_one_at_a_time(self, sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
+        """While one takes its time, 1,000 wait; then the oldest go, with one warning."""
+        caplog.set_level(logging.WARNING)
+        a, b = await sites()
+        gate, heard, running = Turnstile(), [], 0
+        others = listen(b, "others")
+
+        @b.registry.on_relay("rates")
+        async def hear(data: bytes) -> None:
+            nonlocal running
+            running += 1
+            assert running == 1
+            heard.append(data)
+            await gate()
+            running -= 1
+
+        gate.shut = True
+        await a.registry.relay("rates", b"first")
+        await until(lambda: heard)
+        for number in range(1100):
+            await a.registry.relay("rates", b"%d" % number)
+        await a.registry.relay("others", b"a slow one holds up no other")
+        await until(lambda: others)
+        gate.let()
+        await until(lambda: len(heard) == 1001)
+
+        assert heard == [b"first", *(b"%d" % number for number in range(100, 1100))]
+        assert [record.getMessage() for record in caplog.records] == [
+            "the relay handler 'rates' is too slow: messages are dropped"
+        ]
+
+    async def test_a_handler_at_the_end(self, sites: Sites) -> None:
+        """One that never ends doesn't keep the application from stopping."""
+        a, b = await sites()
+        began = asyncio.Event()
+
+        @b.registry.on_relay("rates")
+        async def hear(data: bytes) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        await a.registry.relay("rates", b"1")
+        await began.wait()
+        async with asyncio.timeout(10):
+            await b.stack.aclose()
+
+    async def test_redis_is_away(self, sites: Sites, redis_server: RedisServer) -> None:
+        """What can't be sent is incomplete, and never comes late."""
+        a, b = await sites()
+        heard = listen(b)
+        assert (await a.registry.relay("rates", b"before")).complete
+        await until(lambda: heard)
+        redis_server.kill()
+        await until(lambda: a.registry.state == "degraded")
+        delivery = await a.registry.relay("rates", b"meanwhile")
+        await redis_server.start()
+        await until(lambda: a.registry.state == b.registry.state == "connected")
+        async with asyncio.timeout(20):
+            while len(heard) < 2:  # until the data is heard, too
+                await a.registry.relay("rates", b"after")
+                await asyncio.sleep(0.05)
+
+        assert (delivery.nodes, delivery.complete) == (0, False)
+        assert heard[:2] == [b"before", b"after"]
+
+    async def test_two_handlers(self, sites: Sites) -> None:
+        """A name has one."""
+        a, _ = await sites()
+        listen(a)
+
+        with pytest.raises(ValueError, match="already"):
+            listen(a)
+
+    async def test_alone(self, sites: Sites) -> None:
+        """The only node sends to nobody."""
+        a, b = await sites()
+        await b.stack.aclose()
+        members = inspect(a.registry).cluster.membership  # type: ignore[attr-defined]
+        await until(lambda: len(members.members) == 1)
+
+        assert await a.registry.relay("rates", b"1") == Delivery(0, nodes=0)

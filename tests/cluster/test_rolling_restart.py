@@ -1,0 +1,143 @@
+"""
+A rolling restart of gunicorn's workers that drain: their clients come back little by little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientWebSocketResponse,
+    DummyCookieJar,
+    TCPConnector,
+    WSMsgType,
+)
+from yarl import URL
+
+from tests.support import PATIENCE
+from tests.support.processes import Process, free_port
+
+CLIENTS = int(os.environ.get("CLIENTS", "2000"))
+WINDOW = 4.0  # seconds
+WORKERS = 4
+
+APP = f"""
+import os
+
+import aiohttp_session
+from aiohttp import web
+
+from aiohttp_session_ws import SessionWSRegistry, Timeouts, setup
+from aiohttp_session_ws import session_ws, session_ws_middleware
+
+
+async def echo(request):
+    async with session_ws(request) as ws:
+        await ws.send_str(str(os.getpid()))
+        async for message in ws:
+            await ws.send_str(message.data)
+    return ws
+
+
+async def application():
+    sessions = aiohttp_session.session_middleware(aiohttp_session.SimpleCookieStorage())
+    app = web.Application(middlewares=[sessions, session_ws_middleware])
+    setup(app, SessionWSRegistry(timeouts=Timeouts(drain={WINDOW})))
+    app.router.add_get("/ws", echo)
+    return app
+"""
+
+
+class Page:
+    """
+    A page that reconnects at once, whenever its socket is closed.
+
+    Attributes:
+        pids: The workers that have served it, in this order.
+        codes: With what it was closed.
+        refused: How many times in a row it was refused, at most.
+        back: When it was served again.
+    """
+
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+        self.pids: list[str] = []
+        self.codes: list[int] = []
+        self.refused = 0
+        self.back: float | None = None
+
+    async def live(self) -> None:
+        """Be connected until cancelled."""
+        while True:
+            async with await self._connect() as ws:
+                self.pids.append(await ws.receive_str(timeout=PATIENCE))
+                if self.codes:
+                    self.back = time.monotonic()
+                message = await ws.receive()
+                assert message.type is WSMsgType.CLOSE, message
+                self.codes.append(message.data)
+
+    async def _connect(self) -> ClientWebSocketResponse:
+        refused = 0
+        while True:
+            try:
+                return await self._session.ws_connect("/ws")
+            except ClientError:
+                refused += 1
+                self.refused = max(self.refused, refused)
+                await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def gunicorn(tmp_path: Path) -> AsyncIterator[tuple[Process, URL]]:
+    """Workers that drain."""
+    (tmp_path / "rolling.py").write_text(APP)
+    url = URL(f"http://127.0.0.1:{free_port()}")
+    command = [sys.executable, "-m", "gunicorn", "--chdir", str(tmp_path), "-b", url.authority]
+    command += ["-k", "aiohttp.GunicornWebWorker", "-w", str(WORKERS), "--no-control-socket"]
+    command += ["--graceful-timeout", "30", "--timeout", "60", "rolling:application"]
+    process = Process("gunicorn", command)
+    process.launch()
+    try:
+        await process.said("Booting worker", times=WORKERS)
+        yield process, url
+    finally:
+        await process.stop()
+
+
+async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
+    """Nobody is refused twice, and no second brings more than twice its share."""
+    process, url = gunicorn
+    connector = TCPConnector(limit=0, force_close=True)
+    async with ClientSession(url, cookie_jar=DummyCookieJar(), connector=connector) as session:
+        pages = [Page(session) for _ in range(CLIENTS)]
+        lives = [asyncio.ensure_future(page.live()) for page in pages]
+        async with asyncio.timeout(3 * PATIENCE):
+            while not all(page.pids for page in pages):
+                await asyncio.sleep(0.05)
+        old = {page.pids[0] for page in pages}
+        os.kill(process.pid, signal.SIGHUP)  # new workers first, then the old ones go
+        async with asyncio.timeout(WINDOW + 2 * PATIENCE):
+            while not all(page.back for page in pages):
+                await asyncio.sleep(0.05)
+        for life in lives:
+            life.cancel()
+        ends = await asyncio.gather(*lives, return_exceptions=True)
+
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
+    assert {code for page in pages for code in page.codes} == {1012}
+    assert max(page.refused for page in pages) <= 1
+    assert not old & {page.pids[-1] for page in pages}
+    back = sorted(page.back for page in pages if page.back is not None)
+    most = max(bisect_left(back, at + 1.0) - number for number, at in enumerate(back))
+    assert most <= 2 / WINDOW * CLIENTS
