@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 
 from .connection import Connection
 from .records import fingerprint
@@ -188,6 +188,7 @@ async def _send_close(connection: Connection, close: Close) -> None:
         # To close a TLS transport twice makes asyncio lose the connection under it.
         return
     if isinstance(ws, web.WebSocketResponse):
+        _say_last_words(connection, close)
         # Without drain: a peer that stopped reading would hold it for ever.
         await ws.close(code=close.code, message=close.reason.encode(), drain=False)
         return
@@ -205,6 +206,23 @@ async def _send_close(connection: Connection, close: Close) -> None:
             await asyncio.shield(task)
         finally:
             task.cancel()
+
+
+def _say_last_words(connection: Connection, close: Close) -> None:
+    transport = connection.transport
+    if connection.last_words is None or transport is None or transport.get_write_buffer_size():
+        return
+    try:
+        words = connection.last_words(close)
+        if words is not None:
+            text = isinstance(words, str)
+            payload = words.encode() if isinstance(words, str) else words
+            opcode = WSMsgType.TEXT if text else WSMsgType.BINARY
+            connection.ws.send_frame(payload, opcode).send(None)
+    except StopIteration:
+        pass
+    except Exception:
+        log.exception("the last words of a websocket failed")
 
 
 async def end_handler(connection: Connection, grace: float) -> bool:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Coroutine, Hashable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import WSCloseCode, WSMessage, web
@@ -108,6 +108,7 @@ class Connection:
         "deadline",
         "gone",
         "identity",
+        "last_words",
         "left",
         "opened_at",
         "outbox",
@@ -117,6 +118,7 @@ class Connection:
         "seen",
         "session_ws_id",
         "started",
+        "takes_pushes",
         "task",
         "tls_socket",
         "transport",
@@ -150,6 +152,9 @@ class Connection:
         self.opened_at: float | None = None
         self.deadline: Deadline | None = None  # when to look whether its session lives
         self.outbox: Outbox | None = None  # what was pushed and is not sent yet
+        # What the endpoint says right before the close frame, and whether it takes pushes.
+        self.last_words: Callable[[Close], str | bytes | None] | None = None
+        self.takes_pushes = True
         self.seen: object = None  # the orders that its handshake found recorded
         self.registered = False  # the register() hook was called
         self.gone = False  # out of the index for good

@@ -24,16 +24,20 @@ WebSocketHook: TypeAlias = Callable[[WebSocket], Awaitable[object]]
 
 
 async def converse(
-    request: web.Request, handler: WebSocketHook, options: WebSocketOptions
+    request: web.Request,
+    handler: WebSocketHook,
+    options: WebSocketOptions,
+    *,
+    hooks: bool = True,
 ) -> web.StreamResponse:
     """
-    Serve a websocket from its request to its end.
+    Serve a websocket from its request to its end, with the registry's hooks or without.
     """
     registry, ws = registry_from(request), WebSocket(request, options)
     answer: object = None
     try:
         try:
-            answer = await _converse(registry, ws, handler)
+            answer = await _converse(registry, ws, handler, hooks)
         except BaseException as exc:
             if not is_disconnect(ws, exc):
                 await _leave(ws, exc)
@@ -50,19 +54,21 @@ async def converse(
     return response
 
 
-async def _converse(registry: SessionWSRegistry, ws: WebSocket, handler: WebSocketHook) -> object:
+async def _converse(
+    registry: SessionWSRegistry, ws: WebSocket, handler: WebSocketHook, hooks: bool
+) -> object:
     """
     Let the hooks and the handler have the socket; return what the handler does.
     """
     answer: object = None
     if not is_websocket(ws.request):
         await ws.connect()  # says what is wrong
-    for hook in registry.on_request:
+    for hook in registry.on_request if hooks else ():
         await hook(ws)
         if ws.closed:  # nothing is left to do for the handler
             break
     else:
-        for step in (handler, *reversed(registry.on_response)):
+        for step in (handler, *reversed(registry.on_response if hooks else ())):
             try:
                 result = await step(ws)
             except Exception as exc:

@@ -124,11 +124,21 @@ class SessionWSPushes(SessionWSVerdicts):
         """
         return await self.broadcast(dumps(data))
 
-    async def _push(self, connections: Iterable[Connection], data: Data) -> Delivery:
+    async def push(self, connections: Iterable[Connection], data: Data) -> Delivery:
+        """
+        Push *data* to connections of this process that the caller has got from elsewhere.
+        """
+        return await self._push(connections, data, own=True)
+
+    async def _push(
+        self, connections: Iterable[Connection], data: Data, *, own: bool = False
+    ) -> Delivery:
         payload, opcode = _frame(data)
         written = queued = missed = 0
         for connection in connections:
             if connection.close is not None or connection.closing is not None:
+                continue
+            if not (own or connection.takes_pushes):
                 continue
             if _writes_through(connection, len(payload)):
                 written += await _write_now(connection, payload, opcode)

@@ -8,10 +8,11 @@ import json
 from collections.abc import Coroutine, Hashable
 from typing import Any, Self
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from aiohttp.typedefs import JSONDecoder, JSONEncoder
 
 from .closing import NORMAL, Close
+from .connection import Connection
 from .exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
 from .handshake import WebSocketOptions
 from .opening import _SessionWS
@@ -76,6 +77,21 @@ class WebSocket:
     protocols = subprotocols
 
     @property
+    def subprotocol(self) -> str | None:
+        """
+        The subprotocol that was agreed on; ``None`` if none was.
+        """
+        protocol: str | None = self.connection.ws.ws_protocol
+        return protocol
+
+    @property
+    def connection(self) -> Connection:
+        """
+        What the registry knows of it.
+        """
+        return self._opened().connection
+
+    @property
     def session_ws_id(self) -> Hashable:
         """
         The id of the session that it belongs to.
@@ -99,7 +115,12 @@ class WebSocket:
         return key in self._opened().connection.data
 
     async def connect(
-        self, subprotocol: str | None = None, close: bool = False, close_code: int | Close = NORMAL
+        self,
+        subprotocol: str | None = None,
+        close: bool = False,
+        close_code: int | Close = NORMAL,
+        *,
+        save: bool = True,
     ) -> None:
         """
         Shake hands, as :func:`session_ws` does on entry, with all that it raises.
@@ -108,6 +129,7 @@ class WebSocket:
             subprotocol: Which one to speak; the client must have offered it.
             close: Whether to close at once, which tells a page's script of a refusal.
             close_code: The code for that.
+            save: Whether a client without a session is given one that is saved.
 
         Raises:
             WebSocketStateError: If it was connected or refused before.
@@ -184,6 +206,20 @@ class WebSocket:
                 await ws.send_bytes(data)
             else:
                 raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+        except ConnectionError:
+            raise reader.disconnect() from None
+
+    async def send_text(self, data: bytes) -> None:
+        """
+        Send a text that is encoded already, as UTF-8.
+
+        Raises:
+            WebSocketDisconnect: If the socket is closed.
+            WebSocketStateError: If it isn't connected yet.
+        """
+        reader = self._opened()
+        try:
+            await reader.connection.ws.send_frame(data, WSMsgType.TEXT)
         except ConnectionError:
             raise reader.disconnect() from None
 
