@@ -1,0 +1,211 @@
+"""
+Sending to one peer: in order, no faster than it reads, and for no longer than it is patient for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from ..closing import SLOW_CONSUMER
+from ..exceptions import WebSocketDisconnect
+from ..websocket import WebSocket
+from .errors import SessionGone
+from .limits import CallLimits
+
+__all__ = ["Sender"]
+
+_AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
+_POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
+
+
+class _Buffer(Protocol):
+    def get_write_buffer_size(self) -> int: ...
+
+
+class _Gone:
+    """
+    The transport of a client that hung up.
+    """
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Sender:
+    """
+    The one way out to a peer.
+
+    What the transport has room for is written at once. Everything else waits in a queue, and
+    there is a task only as long as it isn't empty.
+
+    Args:
+        ws: The socket.
+        binary: Whether frames are binary ones.
+        limits: How much may wait, and for how long.
+
+    Attributes:
+        on_room: Called when something has been sent that had to wait.
+        queued: How many bytes wait here.
+    """
+
+    __slots__ = (
+        "_binary",
+        "_closing",
+        "_limits",
+        "_patience",
+        "_queue",
+        "_sent",
+        "_task",
+        "_transport",
+        "_ws",
+        "on_room",
+        "queued",
+    )
+
+    def __init__(self, ws: WebSocket, binary: bool, limits: CallLimits) -> None:
+        self._ws = ws
+        self._binary = binary
+        self._limits = limits
+        self._transport: _Buffer = ws.request.transport or _Gone()
+        self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None  # runs while the task does
+        self._sent = 0  # how many had to wait
+        self.on_room: Callable[[], None] | None = None
+        self.queued = 0
+
+    @property
+    def outgoing(self) -> int:
+        """
+        How many bytes are not with the peer yet, or at least not with the system.
+        """
+        return self.queued + self._transport.get_write_buffer_size()
+
+    @property
+    def is_full(self) -> bool:
+        """
+        Whether more than allowed waits to be sent.
+        """
+        return self.outgoing > self._limits.outgoing
+
+    async def send(self, data: bytes) -> None:
+        """
+        Send a frame, and wait until the transport has it and has room again.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if self._queue or len(data) > _AT_ONCE or self._transport.get_write_buffer_size():
+            sent = asyncio.get_running_loop().create_future()
+            self._put(data, sent)
+            await sent
+            return
+        try:
+            await self._write(data)
+        except WebSocketDisconnect:
+            raise SessionGone("the socket is closed") from None
+
+    def post(self, data: bytes) -> None:
+        """
+        Send a frame, behind what waits; don't wait for it.
+        """
+        self._put(data, None)
+
+    async def room(self) -> None:
+        """
+        Wait until no more waits to be sent than is allowed; the peer has not much time.
+        """
+        while self.is_full and self._task is not None and not self._task.done():
+            await asyncio.wait({self._task}, timeout=_POLL)
+
+    def watch(self) -> None:
+        """
+        Call ``on_room`` as soon as no more waits to be sent than is allowed.
+        """
+        if self._task is None or self._task.done():
+            # In no call's context, or it would be kept as long as the peer is slow.
+            self._task = start(self._work(), "send", contextvars.Context())
+
+    async def stop(self) -> None:
+        """
+        Drop what waits.
+        """
+        self._drop()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _write(self, data: bytes) -> Coroutine[Any, Any, None]:
+        return self._ws.send(data) if self._binary else self._ws.send_text(data)
+
+    def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append((data, sent))
+        self.queued += len(data)
+        self.watch()
+
+    async def _work(self) -> None:
+        self._look_later()
+        try:
+            while self._queue or self.is_full:
+                if self._queue:
+                    await self._send_first(self._queue)
+                else:
+                    await asyncio.sleep(_POLL)
+                if self.on_room is not None:
+                    self.on_room()
+        except WebSocketDisconnect:
+            self._drop()
+        finally:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+    async def _send_first(self, queue: deque[tuple[bytes, asyncio.Future[None] | None]]) -> None:
+        data, sent = queue[0]
+        if sent is None or not sent.done():  # or its sender was cancelled meanwhile
+            await self._write(data)
+        self._sent += 1
+        if queue is self._queue:  # it was not dropped meanwhile
+            queue.popleft()
+            self.queued -= len(data)
+        if sent is not None and not sent.done():
+            sent.set_result(None)
+
+    def _look_later(self) -> None:
+        before = self._sent, self._transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(
+            self._limits.patience, self._look, *before, context=contextvars.Context()
+        )
+
+    def _look(self, sent: int, size: int) -> None:
+        """
+        Close a peer that has taken nothing since the last look.
+        """
+        if self._sent == sent and self._transport.get_write_buffer_size() >= size:
+            self._closing = start(self._ws.close(SLOW_CONSUMER), "close a slow peer")
+        else:
+            self._look_later()
+
+    def _drop(self) -> None:
+        for _, sent in self._queue or ():
+            if sent is not None and not sent.done():
+                sent.set_exception(SessionGone("the socket is closed"))
+        self._queue = None
+        self.queued = 0
+
+
+def start(
+    coro: Coroutine[Any, Any, None], name: str, context: contextvars.Context | None = None
+) -> asyncio.Task[None]:
+    """
+    Start a task.
+    """
+    return asyncio.get_running_loop().create_task(coro, name=name, context=context)
