@@ -112,9 +112,8 @@ class Signature:
             if is_injected(p, defaults):
                 continue
             remedy = f"give it by set_default_arg({p.name!r}, …)"
-            if injected_only and p.name not in self.parts and p.default is p.empty:
-                if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                    raise self._unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
+            if injected_only and p.name not in self.parts and is_required(p):
+                raise self._unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
             try:
                 msgspec.json.schema_components([type_of(p)])
             except TypeError as exc:
@@ -140,6 +139,14 @@ def type_of(parameter: inspect.Parameter) -> Any:
     Return what an argument is converted to.
     """
     return Any if parameter.annotation is parameter.empty else parameter.annotation
+
+
+def is_required(parameter: inspect.Parameter) -> bool:
+    """
+    Tell whether an argument must be given.
+    """
+    rest = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    return parameter.default is parameter.empty and not rest
 
 
 def is_injected(parameter: inspect.Parameter, defaults: Mapping[str, Any]) -> bool:
@@ -182,7 +189,9 @@ class Binder:
         self._positional = [
             p for p in given if p.kind in _POSITIONAL and p.name not in signature.parts
         ]
-        self._by_name = {p.name: p for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        self._by_name = {
+            p.name: p for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        }
         self._rest = next((p for p in given if p.kind is p.VAR_POSITIONAL), None)
         self._rest_named = next((p for p in given if p.kind is p.VAR_KEYWORD), None)
         self._whole = {} if signature.parts else self._shortcuts(injected)
@@ -272,8 +281,8 @@ class Binder:
                 raise RPCError(INVALID_ARGUMENT, f"{name}: not for a caller to give")
             if name in given or name in named:
                 raise RPCError(INVALID_ARGUMENT, f"{name}: given twice")
-            parameter = self._by_name.get(name)  # type: ignore[assignment]
-            if parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY:
+            own = self._by_name.get(name)
+            if own is not None and own.kind is not own.POSITIONAL_ONLY:
                 given[name] = value
             elif self._rest_named is not None:
                 named[name] = _convert(name, value, type_of(self._rest_named))
@@ -284,9 +293,7 @@ class Binder:
             rest = [_convert(f"*{self._rest.name}", value, kind) for value in rest]
         return given, rest, named
 
-    def _arrange(
-        self, given: dict[str, Any], rest: list[Any], named: dict[str, Any]
-    ) -> Arguments:
+    def _arrange(self, given: dict[str, Any], rest: list[Any], named: dict[str, Any]) -> Arguments:
         """
         Put the arguments where the function takes them.
         """

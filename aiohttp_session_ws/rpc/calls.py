@@ -37,7 +37,7 @@ from .scope import Scope, Target
 from .sending import Sender, start
 from .session import Session
 
-__all__ = ["CallDetails"]
+__all__ = ["CallDetails", "EventDetails"]
 
 log = logging.getLogger("aiohttp_session_ws")
 
@@ -71,17 +71,32 @@ class CallDetails:
     seconds: float = 0.0
 
 
-class CallSignals:
+@dataclass(frozen=True, slots=True)
+class EventDetails:
     """
-    The signals of an application's calls.
+    What a client has said that needs no answer: an event of wsrpc's.
+
+    Attributes:
+        session: Whose event.
+        data: The object.
     """
 
-    __slots__ = ("on_fail", "on_start", "on_success")
+    session: Session
+    data: Mapping[str, Any] = field(repr=False)
+
+
+class CallSignals:
+    """
+    The signals of an application.
+    """
+
+    __slots__ = ("on_event", "on_fail", "on_start", "on_success")
 
     def __init__(self, owner: object) -> None:
         self.on_start: Signal[CallDetails] = Signal(owner)
         self.on_success: Signal[CallDetails] = Signal(owner)
         self.on_fail: Signal[CallDetails] = Signal(owner)
+        self.on_event: Signal[EventDetails] = Signal(owner)
 
 
 class Dialect(Protocol):
@@ -252,22 +267,31 @@ class Calls:
             if mode != "skip":
                 self._interrupt(call)
 
-    async def stop(self, grace: float) -> None:
+    def interrupt(self) -> set[asyncio.Task[None]]:
         """
-        End all calls but the one that asks for this; they are not answered any more.
+        Cancel all calls but the one that asks for this; they are not answered any more.
 
-        Args:
-            grace: Seconds to wait for them.
+        Returns:
+            What runs them.
         """
         self._waiting = None
         self._unanswered.clear()
-        own = asyncio.current_task()
-        tasks = set()
+        own, tasks = asyncio.current_task(), set()
         for call in self._running:
             call.answered = True
             if call.task is not None and call.task is not own:
                 self._interrupt(call)
                 tasks.add(call.task)
+        return tasks
+
+    async def stop(self, grace: float) -> None:
+        """
+        End all calls.
+
+        Args:
+            grace: Seconds to wait for them.
+        """
+        tasks = self.interrupt()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
@@ -297,9 +321,7 @@ class Calls:
         Begin what waits, as far as there is room.
         """
         while (
-            self._waiting
-            and len(self._running) < self._limits.calls
-            and not self._sender.is_full
+            self._waiting and len(self._running) < self._limits.calls and not self._sender.is_full
         ):
             call = self._waiting.popleft()
             self._bytes -= call.size
@@ -384,7 +406,7 @@ class Calls:
                 raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
             call.answering = True
             data = self._dialect.result(call.number, value)
-        except (Exception, asyncio.CancelledError) as exc:
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is explained below
             call.answering = True
             failure = exc
         error = None if failure is None else self._explain(call, failure)
@@ -472,7 +494,8 @@ class Calls:
         uri = self._scope.uri_of(failure)
         if uri is not None:
             return RPCError(uri)
-        if not (self._session.closed and _is_gone(failure)):
+        gone = self._session.closed or self._sender.is_closed
+        if not (gone and _is_gone(failure)):
             log.error("a call failed: %s", call.name, exc_info=failure)
         return RPCError(RUNTIME_ERROR)
 

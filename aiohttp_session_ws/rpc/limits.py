@@ -58,4 +58,6 @@ class CallLimits:
                 raise ValueError(f"CallLimits({field.name}=) is at least {least}, not {value!r}")
 
 
-_MAY_BE_ZERO = frozenset({"waiting", "waiting_bytes", "outgoing", "subscriptions", "registrations"})
+_MAY_BE_ZERO = frozenset(
+    {"waiting", "waiting_bytes", "outgoing", "subscriptions", "registrations"}
+)

@@ -120,7 +120,9 @@ def expect_generator(signature: Signature, what: str) -> None:
     Raise a ``TypeError`` unless a function has two halves.
     """
     if signature.kind != "stream":
-        msg = f"{signature.name}() is {what}, an async function with one 'yield' between its halves"
+        msg = (
+            f"{signature.name}() is {what}, an async function with one 'yield' between its halves"
+        )
         raise TypeError(msg)
 
 

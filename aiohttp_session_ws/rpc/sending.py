@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from ..closing import SLOW_CONSUMER
+from ..closing import SLOW_CONSUMER, Close
 from ..exceptions import WebSocketDisconnect
 from ..websocket import WebSocket
 from .errors import SessionGone
@@ -93,6 +93,13 @@ class Sender:
         """
         return self.outgoing > self._limits.outgoing
 
+    @property
+    def is_closed(self) -> bool:
+        """
+        Whether nothing can be sent any more.
+        """
+        return self._ws.closed
+
     async def send(self, data: bytes) -> None:
         """
         Send a frame, and wait until the transport has it and has room again.
@@ -130,6 +137,13 @@ class Sender:
         if self._task is None or self._task.done():
             # In no call's context, or it would be kept as long as the peer is slow.
             self._task = start(self._work(), "send", contextvars.Context())
+
+    def close(self, close: Close) -> None:
+        """
+        Close the socket, without waiting for it.
+        """
+        if self._closing is None:
+            self._closing = start(self._ws.close(close), "close a websocket")
 
     async def stop(self) -> None:
         """
@@ -190,7 +204,7 @@ class Sender:
         Close a peer that has taken nothing since the last look.
         """
         if self._sent == sent and self._transport.get_write_buffer_size() >= size:
-            self._closing = start(self._ws.close(SLOW_CONSUMER), "close a slow peer")
+            self.close(SLOW_CONSUMER)
         else:
             self._look_later()
 

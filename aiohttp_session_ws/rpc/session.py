@@ -16,7 +16,9 @@ from .errors import AUTHENTICATION_FAILED
 
 __all__ = ["RPCRequest", "Session", "current_session"]
 
-_CURRENT: contextvars.ContextVar[Session] = contextvars.ContextVar("aiohttp_session_ws.rpc.session")
+_CURRENT: contextvars.ContextVar[Session] = contextvars.ContextVar(
+    "aiohttp_session_ws.rpc.session"
+)
 
 
 def current_session() -> Session:
@@ -147,15 +149,18 @@ class Session:
         return self._verdict
 
     def __getitem__(self, key: str) -> Any:
-        return {}[key] if self._data is None else self._data[key]
+        return self._stored()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         if self._data is None:
             self._data = {}
         self._data[key] = value
 
+    def _stored(self) -> dict[str, Any]:
+        return {} if self._data is None else self._data
+
     def __delitem__(self, key: str) -> None:
-        del ({} if self._data is None else self._data)[key]
+        del self._stored()[key]
 
     def __contains__(self, key: object) -> bool:
         return self._data is not None and key in self._data

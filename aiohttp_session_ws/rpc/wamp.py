@@ -359,9 +359,9 @@ class Codec:
             self._encode = msgspec.json.Encoder().encode
             self._decode = msgspec.json.Decoder(Message).decode
 
-    def decode(self, frame: str | bytes) -> Iterable[Message]:
+    def decode(self, frame: str | bytes) -> Iterable[tuple[Message, int]]:
         """
-        Return the messages of a frame, which may be decoded one by one.
+        Return the messages of a frame and their sizes; they may be decoded one by one.
 
         Raises:
             ProtocolViolation: Here or in the iteration, if it isn't one of this dialect.
@@ -369,8 +369,8 @@ class Codec:
         if isinstance(frame, str) is self.binary:
             raise ProtocolViolation("a text frame and a binary one are not the same dialect")
         if not self._batched:
-            return (self._message(frame),)
-        return map(self._message, _pieces(frame))
+            return ((self._message(frame), len(frame)),)
+        return ((self._message(piece), len(piece)) for piece in _pieces(frame))
 
     def encode(self, frame: Frame) -> bytes:
         """
@@ -393,7 +393,7 @@ class Codec:
     def _message(self, data: str | bytes) -> Message:
         try:
             message = self._decode(data)
-            if not self.binary and "\\u0000" in data:  # type: ignore[operator]  # it is a str
+            if not self.binary and "\\u0000" in data:
                 _restore_bytes(message)
         except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
             raise ProtocolViolation("malformed message") from None
@@ -446,11 +446,11 @@ def _restore_bytes(message: Message) -> None:
             _restore(values)
 
 
-def _restore(values: Args | Kwargs) -> None:
+def _restore(values: Any) -> None:
     for key, value in enumerate(values) if isinstance(values, list) else values.items():
         if isinstance(value, str):
             if value.startswith("\0"):
-                values[key] = base64.b64decode(value[1:], validate=True)  # type: ignore[index]
+                values[key] = base64.b64decode(value[1:], validate=True)
         elif isinstance(value, list | dict):
             _restore(value)
 
