@@ -16,7 +16,7 @@ def main() -> int:
     Run the command line; return its exit code.
     """
     try:
-        from .redis.command import main as command
+        from .cli.commands import main as command
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "redis":
             raise

@@ -5,9 +5,10 @@ What can go wrong, as one tree::
      +-- NotSetUp (RuntimeError)
      +-- InvalidSessionWSId (TypeError)
      +-- InvalidIdentity (TypeError)
+     +-- JournalError (RuntimeError)
      +-- IdFactoryFailed (RuntimeError)
      +-- IdentifyFailed (RuntimeError)
-     +-- RedisAway (ConnectionError)
+     +-- RedisUnavailable (ConnectionError)
      +-- WrongLoop (RuntimeError)
      +-- SessionEnded (RuntimeError)
      +-- SessionWSClosed
@@ -19,13 +20,9 @@ What can go wrong, as one tree::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
-if TYPE_CHECKING:
-    from .closing import Close
-    from .connection import Connection
+from .close_codes import PROTOCOL_ERROR, Close
 
 __all__ = [
     "HandshakeRefused",
@@ -33,8 +30,9 @@ __all__ = [
     "IdentifyFailed",
     "InvalidIdentity",
     "InvalidSessionWSId",
+    "JournalError",
     "NotSetUp",
-    "RedisAway",
+    "RedisUnavailable",
     "SessionEnded",
     "SessionWSClosed",
     "SessionWSError",
@@ -69,6 +67,12 @@ class InvalidIdentity(SessionWSError, TypeError):
     """
 
 
+class JournalError(SessionWSError, RuntimeError):
+    """
+    The registry's ``journal`` can't be used: another process has it, or it isn't a journal.
+    """
+
+
 class IdFactoryFailed(SessionWSError, RuntimeError):
     """
     The registry's ``id_factory`` raised; its own exception is the ``__cause__``.
@@ -81,7 +85,7 @@ class IdentifyFailed(SessionWSError, RuntimeError):
     """
 
 
-class RedisAway(SessionWSError, ConnectionError):
+class RedisUnavailable(SessionWSError, ConnectionError):
     """
     Redis can't be reached, or doesn't answer as it should.
     """
@@ -95,7 +99,7 @@ class WrongLoop(SessionWSError, RuntimeError):
 
 class SessionEnded(SessionWSError, RuntimeError):
     """
-    A new id was asked for a session that has been ended meanwhile.
+    Something was asked for a session that has been ended.
 
     ``session_ws_middleware`` answers it with 403 and saves nothing.
     """
@@ -143,8 +147,6 @@ class WebSocketProtocolError(HandshakeRefused):
     """
 
     def __init__(self, detail: str = "") -> None:
-        from .closing import PROTOCOL_ERROR
-
         self.detail = detail
         reason = detail.encode()[:123].decode(errors="ignore")
         super().__init__(PROTOCOL_ERROR.replace(None, reason or None))
@@ -164,10 +166,10 @@ class WebSocketDisconnect(SessionWSError):
         code: The close code that was sent first, by either side; 1005 if a client's close
             frame had none, 1006 if there was no close frame.
         reason: The reason that came with it.
-        connection: Whose socket.
+        connection: The :class:`Connection` whose socket it is.
     """
 
-    def __init__(self, code: int, reason: str = "", connection: Connection | None = None) -> None:
+    def __init__(self, code: int, reason: str = "", connection: object = None) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason

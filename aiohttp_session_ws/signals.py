@@ -4,7 +4,6 @@ Signals of a registry, and what their receivers are given.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -12,18 +11,21 @@ from typing import Any, Literal, TypeVar
 import aiosignal
 from aiohttp import web
 
+from ._logging import log
+from .typing import ConnectionContext, WebSocketHook
+
 __all__ = [
     "AuthDetails",
     "CloseDetails",
     "FailDetails",
     "HandshakeDetails",
+    "HookList",
     "OpenDetails",
     "Signal",
 ]
 
-log = logging.getLogger("aiohttp_session_ws")
-
 D = TypeVar("D")
+H = TypeVar("H")
 
 
 class Signal(aiosignal.Signal[D]):
@@ -114,3 +116,41 @@ class CloseDetails:
     code: int
     by: Literal["order", "handler", "client"]
     identity: Hashable | None = field(default=None, repr=False)
+
+
+class HookList(list[H]):
+    """
+    A list of callables that is a decorator, too: it gives the function back.
+    """
+
+    def __call__(self, hook: H) -> H:
+        """
+        Add *hook* to the list.
+
+        Raises:
+            TypeError: If it can't be called.
+        """
+        if not callable(hook):
+            raise TypeError(f"a hook must be callable, not {hook!r}")
+        self.append(hook)
+        return hook
+
+
+class Signals:
+    """
+    The signals and hooks of a registry.
+
+    Args:
+        owner: The registry.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.on_handshake: Signal[HandshakeDetails] = Signal(owner)
+        self.on_auth_success: Signal[AuthDetails] = Signal(owner)
+        self.on_auth_fail: Signal[AuthDetails] = Signal(owner)
+        self.on_fail: Signal[FailDetails] = Signal(owner)
+        self.on_open: Signal[OpenDetails] = Signal(owner)
+        self.on_close: Signal[CloseDetails] = Signal(owner)
+        self.connection_ctx: HookList[ConnectionContext[Any]] = HookList()
+        self.on_request: HookList[WebSocketHook[Any]] = HookList()
+        self.on_response: HookList[WebSocketHook[Any]] = HookList()

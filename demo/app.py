@@ -16,19 +16,19 @@ from cryptography.fernet import Fernet
 
 from aiohttp_session_ws import (
     SessionWSRegistry,
-    WebSocketOptions,
     WebSocketView,
     end_identity_ws,
+    end_other_sessions_ws,
     end_session_ws,
     get_session_ws_id,
-    new_session_ws_id,
     registry_from,
     renew_session_ws,
-    schedule_close_all_session_ws,
     session_ws,
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.close_codes import SESSION_ENDED, Close
+from aiohttp_session_ws.typing import WebSocketOptions
 
 HERE: Final = Path(__file__).parent
 
@@ -41,6 +41,16 @@ async def user_of(request: web.Request) -> str | None:
     """
     user: str | None = (await get_session(request)).get("user")
     return user
+
+
+async def may_connect(request: web.Request) -> bool | Close:
+    """
+    Let everybody connect but to the chat, whose page is told that it must log in.
+    """
+    if request.path != "/chat/ws" or await user_of(request) is not None:
+        return True
+    # A page's script sees this code and reason; of a 403 it would see nothing, and try again.
+    return SESSION_ENDED.replace(None, "log in first")
 
 
 async def describe(request: web.Request) -> dict[str, object]:
@@ -90,18 +100,20 @@ async def state(request: web.Request) -> web.Response:
 @routes.post("/reset")
 async def reset(request: web.Request) -> web.Response:
     """
-    Give the session a new id; its sockets close and come back.
+    Give the session a new id; its sockets close and reconnect.
     """
     response = web.Response(status=204)
-    await schedule_close_all_session_ws(request, response)
-    await new_session_ws_id(request)
+    await renew_session_ws(request, response)
     return response
 
 
 @routes.post("/login")
 async def log_in(request: web.Request) -> web.Response:
     """
-    Write the user into the session; sockets opened before know nothing of it and close.
+    Write the user into the session.
+
+    There is no more to do: the registry asks ``identify`` and sees that the session belongs to
+    somebody (else) now, so sockets that were opened before close and reconnect.
     """
     form = await request.post()
     name = str(form.get("name", "")).strip()[:40]
@@ -109,9 +121,7 @@ async def log_in(request: web.Request) -> web.Response:
         raise web.HTTPBadRequest(text="a name is needed")
     session = await get_session(request)
     session["user"] = name
-    response = web.Response(status=204)
-    await renew_session_ws(request, response)
-    return response
+    return web.Response(status=204)
 
 
 @routes.post("/logout")
@@ -131,6 +141,17 @@ async def log_out_everywhere(request: web.Request) -> web.Response:
     """
     response = web.Response(status=204)
     await end_identity_ws(request, response)
+    return response
+
+
+@routes.post("/logout-elsewhere")
+async def log_out_elsewhere(request: web.Request) -> web.Response:
+    """
+    End all other sessions of the user, and every copy of this one's cookie.
+    """
+    response = web.Response(status=204)
+    if not await end_other_sessions_ws(request, response):
+        raise web.HTTPConflict(text="this session has ended meanwhile")
     return response
 
 
@@ -174,8 +195,7 @@ class Chat(WebSocketView):
     async def tell(self, what: str, text: str = "") -> None:
         # A push, which a tab that reads too slowly holds up for nobody. It reaches the tabs
         # of other servers too, and other pages, which pass it over.
-        who = "Somebody" if self.ws.identity is None else self.ws.identity
-        message = {"type": "chat", "who": who, "what": what, "text": text}
+        message = {"type": "chat", "who": self.ws.identity, "what": what, "text": text}
         await registry_from(self.request).broadcast_json(message)
 
 
@@ -193,7 +213,7 @@ def make_app(
     fernet = Fernet(Fernet.generate_key() if key is None else key)
     storage = EncryptedCookieStorage(fernet, cookie_name="session_ws_demo", samesite="Lax")
     if registry is None:
-        registry = SessionWSRegistry(identify=user_of)
+        registry = SessionWSRegistry(identify=user_of, authorize=may_connect)
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
     setup(app, registry)
     app.add_routes(routes)

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 
-from .app import user_of
+from .app import may_connect, user_of
 
 KEY = "session_ws_demo:key"
 
@@ -39,4 +39,6 @@ def make_registry(url: str) -> RedisSessionWSRegistry:
     """
     Return a registry that knows the sockets of all demos with this Redis.
     """
-    return RedisSessionWSRegistry(url, prefix="session_ws_demo", identify=user_of)
+    return RedisSessionWSRegistry(
+        url, prefix="session_ws_demo", identify=user_of, authorize=may_connect
+    )

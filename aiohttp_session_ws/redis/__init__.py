@@ -1,17 +1,15 @@
 """
-The registry of many processes, which tell each other of orders through Redis.
+The registry of many processes, which publish orders to each other through Redis.
 
 Needs the extra ``redis``: ``pip install 'aiohttp-session-ws[redis]'``.
 """
 
-from .client import MakeClient
-from .looking import NodeInfo, Nodes
-from .registry import RedisSessionWSRegistry, RegistryOptions, State
+from .cluster import State
+from .io.connect import MakeClient
+from .registry import RedisSessionWSRegistry, RegistryOptions
 
 __all__ = [
     "MakeClient",
-    "NodeInfo",
-    "Nodes",
     "RedisSessionWSRegistry",
     "RegistryOptions",
     "State",

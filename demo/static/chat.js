@@ -1,27 +1,31 @@
 "use strict";
 
-const SESSION_ENDED = 4401;
-const TOO_MANY_CONNECTIONS = 4429;
-
 const $ = (id) => document.getElementById(id);
 
 let socket = null;
+let failures = 0; // connections in a row that did not live long
 
 function connect() {
   socket = new WebSocket(new URL("/chat/ws", location.href.replace(/^http/, "ws")));
+  let opened = null; // when
   socket.onmessage = (event) => {
+    opened ??= performance.now();
     const message = JSON.parse(event.data);
     if (message.type !== "chat") return; // what the first page says in the same session
     show("open", "Connected");
     record(message);
   };
   socket.onclose = ({ code, reason }) => {
-    if (code === SESSION_ENDED || code === TOO_MANY_CONNECTIONS) {
-      show("stopped", `Closed: ${reason}. Reload the page to come back.`);
+    if (opened !== null && performance.now() - opened >= LIVED * 1000) failures = 0;
+    const wait = reconnectAfter(code, failures);
+    failures += 1;
+    if (wait === null) {
+      const what = code === SESSION_ENDED ? "Log in on the first page, then reload" : "Reload";
+      show("stopped", `Closed: ${reason}. ${what} to return.`);
       return;
     }
-    show("waiting", "Coming back");
-    setTimeout(connect, 500 + Math.random() * 500); // at random, or all would come at once
+    show("waiting", "Reconnecting");
+    setTimeout(connect, wait * 1000);
   };
 }
 

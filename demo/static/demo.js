@@ -1,20 +1,12 @@
 "use strict";
 
-// The close codes of aiohttp_session_ws, and what a client makes of them.
-const SESSION_ENDED = 4401;
-const RECONNECT = 4403;
-const TOO_MANY_CONNECTIONS = 4429;
-
-const LIVED = 5; // seconds after which a connection counts as a good one
-const LONGEST_WAIT = 30; // seconds
-
 const $ = (id) => document.getElementById(id);
 const seconds = (number) => `${number.toFixed(1)}\u00a0s`;
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 let socket = null;
 let timer = null;
-let failures = 0; // connections in a row that did not live
+let failures = 0; // connections in a row that did not live long
 
 // ---- The connection
 
@@ -55,23 +47,16 @@ function comeBack(code, reason, lived) {
 // What to do about a close: seconds to wait (null for never), whether to ask for a fresh
 // session first, and how to say so.
 function plan(code, failures) {
-  if (code === TOO_MANY_CONNECTIONS) {
-    return { wait: null, refresh: false, text: "staying away until you connect" };
+  if (code === SESSION_ENDED) {
+    // Visitors may connect here, so the page asks for a fresh session and goes on with that.
+    if (failures === 0) return { wait: 0, refresh: true, text: "asking for a fresh session" };
+    const wait = backOff(failures);
+    return { wait, refresh: true, text: `asking for a fresh session in ${seconds(wait)}` };
   }
-  const first = failures === 0;
-  const refresh = code === SESSION_ENDED;
-  if (first && refresh) {
-    return { wait: 0, refresh, text: "asking for a fresh session" };
-  }
-  if (first && code === RECONNECT) {
-    // At random, or else all clients would be back at the same moment.
-    const wait = Math.random();
-    return { wait, refresh, text: `coming back in ${seconds(wait)}` };
-  }
-  const most = Math.min(LONGEST_WAIT, 0.5 * 2 ** failures);
-  const wait = most * (0.5 + Math.random() / 2);
-  const what = refresh ? "asking for a fresh session" : "trying again";
-  return { wait, refresh, text: `${what} in ${seconds(wait)}` };
+  const wait = reconnectAfter(code, failures);
+  if (wait === null) return { wait, refresh: false, text: "staying away until you connect" };
+  const what = code === RECONNECT && failures === 0 ? "reconnecting" : "trying again";
+  return { wait, refresh: false, text: `${what} in ${seconds(wait)}` };
 }
 
 // The answer sets a new cookie if ours is that of an ended session. Another tab may have
@@ -109,7 +94,7 @@ function receive(message) {
 const STATES = {
   connecting: "Connecting",
   open: "Connected",
-  waiting: "Coming back",
+  waiting: "Reconnecting",
   stopped: "Closed",
 };
 
@@ -172,6 +157,7 @@ $("say").addEventListener("submit", (event) => {
 
 $("log-out").addEventListener("click", () => post("/logout"));
 $("log-out-everywhere").addEventListener("click", () => post("/logout-everywhere"));
+$("log-out-elsewhere").addEventListener("click", () => post("/logout-elsewhere"));
 $("reset").addEventListener("click", () => post("/reset"));
 
 $("connect").addEventListener("click", () => {

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeAlias
 
-from redis_server import RedisServer
+from tests.support.redis_servers import RedisServer
 
 from . import flood, handshakes, hearing, latency, outbox, requests, stalls
 

@@ -1,0 +1,158 @@
+"""
+Origin check for websocket handshakes, against cross-site WebSocket hijacking.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final, TypeAlias
+
+from aiohttp import hdrs, web
+from yarl import URL
+
+from ._expiring import ExpiringDict
+from ._logging import log
+from ._tasks import maybe_await
+from .typing import Origins
+
+__all__: list[str] = []
+
+_ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s\\]+)", re.IGNORECASE)
+_REMEMBERED: Final = 1000  # origins, accepted or refused; clients can send any
+
+Origin: TypeAlias = tuple[str, str, int]  # scheme, host, port
+
+
+def parse_origin(text: str) -> Origin | None:
+    """
+    Return an origin's scheme, host and port (RFC 6454), ``None`` if it is not one.
+    """
+    match = _ORIGIN.fullmatch(text)
+    return None if match is None else _parse(match[1].lower(), match[2])
+
+
+def _parse(scheme: str, netloc: str) -> Origin | None:
+    try:
+        url = URL(f"{scheme}://{netloc}")
+        host, port = url.host, url.port  # decoded only here, which may fail as well
+    except ValueError:
+        return None
+    if not host or port is None or url.user is not None or url.path not in ("", "/"):
+        return None
+    return scheme, host.lower(), port
+
+
+def is_websocket(request: web.Request) -> bool:
+    """
+    Tell whether *request* asks for a websocket.
+    """
+    upgrade = request.headers.get(hdrs.UPGRADE)
+    return upgrade is not None and (
+        upgrade.lower().strip() == "websocket" and request.method == hdrs.METH_GET
+    )
+
+
+class OriginPolicy:
+    """
+    Refuses the handshakes of foreign pages.
+
+    A browser sends a page's cookies along with a websocket handshake to any host, so
+    without this check a foreign page could open a socket in the visitor's name (CSWSH).
+
+    Args:
+        origins: ``"same"`` compares host and port of ``Origin`` with the ``Host`` header,
+            and the scheme if the request came over TLS; a collection of origins, like
+            ``["https://example.org"]``, is compared in full; a callable, sync or async,
+            is given the request and decides; ``None`` lets everybody in.
+
+    Raises:
+        TypeError: If *origins* is something else.
+        ValueError: If an origin in the collection is not one.
+    """
+
+    def __init__(self, origins: Origins = "same") -> None:
+        self._origins = origins
+        self._allowed = _expect_origins(origins)
+        # Texts that were compared already, which spares parsing two URLs on each handshake.
+        self._accepted: set[tuple[str, str, bool]] = set()
+        self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
+
+    async def check(self, request: web.Request) -> None:
+        """
+        Expect *request* to come from no foreign page.
+
+        Raises:
+            aiohttp.web.HTTPForbidden: If it does. The first time it is logged, per origin.
+        """
+        if self._origins is None:
+            return
+        if callable(self._origins):
+            if not await maybe_await(self._origins(request)):
+                raise web.HTTPForbidden(text="websocket refused: the application's origins check")
+            return
+        headers = request.headers
+        origin = headers.get(hdrs.ORIGIN)
+        if origin is None:  # not a browser, so there is nobody whose cookies could be misused
+            return
+        host = headers.get(hdrs.HOST, "")
+        key = (origin, host, request.secure)
+        single = len(headers.getall(hdrs.ORIGIN)) == 1
+        if single and key in self._accepted:
+            return
+        if not (single and self._matches(*key)):
+            raise web.HTTPForbidden(text=self._refusal(headers.getall(hdrs.ORIGIN), host))
+        if len(self._accepted) >= _REMEMBERED:
+            self._accepted.clear()
+        self._accepted.add(key)
+
+    def _matches(self, text: str, host: str, secure: bool) -> bool:
+        origin = parse_origin(text)
+        if origin is None:
+            return False
+        if self._allowed is not None:
+            return origin in self._allowed
+        # Behind a proxy that ends TLS the request looks like http, so the scheme says
+        # something only if the request itself came over TLS.
+        if secure and origin[0] != "https":
+            return False
+        return origin == _parse(origin[0], host)
+
+    def _refusal(self, origins: list[str], host: str) -> str:
+        """
+        Return why a handshake is refused, and log it once per origin.
+        """
+        sent = ", ".join(origins)
+        text = (
+            f"websocket refused: the page's Origin {sent!r} is not the Host {host!r}. If a proxy"
+            " stands between, let it pass the Host header on; if the page is meant to come from"
+            " elsewhere, name its origin in SessionWSRegistry(origins=[...])."
+        )
+        if sent not in self._warned:
+            self._warned.put(sent, True)
+            log.warning("%s", text)
+        return text
+
+
+def _expect_origins(origins: object) -> frozenset[Origin] | None:
+    """
+    Return the origins of a collection, ``None`` if *origins* is none.
+    """
+    if origins is None or callable(origins) or origins == "same":
+        return None
+    if isinstance(origins, str):
+        msg = f"origins={origins!r}: did you mean origins=[{origins!r}]?"
+        raise ValueError(msg)  # noqa: TRY004  the type is right, an origin alone isn't
+    try:
+        texts = list(origins)  # type: ignore[call-overload]  # that it is one is checked here
+    except TypeError:
+        msg = f"origins is 'same', a collection of origins, a callable or None, not {origins!r}"
+        raise TypeError(msg) from None
+    return frozenset(map(_expect_origin, texts))
+
+
+def _expect_origin(text: object) -> Origin:
+    origin = parse_origin(text) if isinstance(text, str) else None
+    if origin is None:
+        raise ValueError(f"{text!r} is not an origin; write it like 'https://example.org'")
+    return origin

@@ -1,0 +1,3 @@
+"""
+The operator's command line. Internal: run ``python -m aiohttp_session_ws --help``.
+"""

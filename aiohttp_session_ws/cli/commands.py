@@ -1,0 +1,219 @@
+"""
+The operator's command line: it asks and orders as a job does, without an application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Final
+
+from .._logging import fingerprint
+from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisUnavailable
+from ..options import Expiry
+from ..redis import RedisSessionWSRegistry
+from ..results import CloseReport, ConnectionInfo, Nodes, Snapshot
+from .arguments import Options, parse
+from .output import Answer, of_connections, of_count, of_nodes, of_order
+
+__all__: list[str] = []
+
+DONE: Final = 0
+UNSURE: Final = 1
+USAGE: Final = 2
+AWAY: Final = 3
+INTERRUPTED: Final = 130  # what shells say of a process that SIGINT has ended
+
+HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
+NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Do what the command line says; return the exit code.
+    """
+    logging.basicConfig(format="aiohttp_session_ws: %(message)s", level=logging.ERROR)
+    options = parse(argv)
+    try:
+        answer = asyncio.run(run(options))
+    except RedisUnavailable as exc:
+        _complain(str(exc))
+        return AWAY
+    except (ValueError, InvalidSessionWSId, InvalidIdentity) as exc:  # or the URL
+        _complain(str(exc))
+        return USAGE
+    except KeyboardInterrupt:
+        _complain("interrupted; an order may or may not have been given")
+        return INTERRUPTED
+    for note in answer.notes:
+        _complain(note)
+    try:
+        print(answer.text(as_json=options.json), flush=True)  # noqa: T201  that's what it's for
+    except BrokenPipeError:
+        # Nobody reads on. Python would say so once more when it closes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNSURE if answer.notes else DONE
+
+
+def _complain(text: str) -> None:
+    print(f"aiohttp_session_ws: {text}", file=sys.stderr)  # noqa: T201  that's what it's for
+
+
+async def run(options: Options) -> Answer:
+    """
+    Do what is asked for.
+
+    Raises:
+        RedisUnavailable: If Redis can't be used.
+        ValueError: If the URL can't be understood, or no process can have such an id.
+        InvalidSessionWSId: If it is no session's.
+        InvalidIdentity: If it is nobody's.
+    """
+    expiry = Expiry(revocation_ttl=options.keep * 24 * 3600.0)
+    async with RedisSessionWSRegistry(
+        options.redis, prefix=options.prefix, expiry=expiry
+    ) as registry:
+        match options.command:
+            case "connections":
+                return await _connections(registry, options)
+            case "count":
+                count, nodes = await asyncio.gather(registry.count(), registry.nodes())
+                complete = count.complete and nodes.complete
+                return of_count(count, _asked(nodes, options, complete=complete))
+            case "nodes":
+                nodes = await registry.nodes()
+                return of_nodes(nodes, _asked(nodes, options, complete=nodes.complete))
+        return await _order(registry, options)
+
+
+async def _connections(registry: RedisSessionWSRegistry, options: Options) -> Answer:
+    whose = options.session is not None or options.identity is not None
+    nodes, everything = await asyncio.gather(registry.nodes(), registry.connections())
+    found = everything
+    if whose:
+        key, subjects, _ = _resolve(options, everything)
+        found = Snapshot(
+            (info for info in everything if getattr(info, key) in subjects),
+            complete=everything.complete,
+        )
+    complete = everything.complete and nodes.complete
+    notes = _asked(nodes, options, complete=complete)
+    return of_connections(found, notes, show_ids=options.show_ids)
+
+
+async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
+    key, subjects, known = await _whom(registry, options)
+    give = {
+        ("close", "session_ws_id"): registry.close_all_session,
+        ("close", "identity"): registry.close_all_identity,
+        ("end", "session_ws_id"): registry.end_session,
+        ("end", "identity"): registry.end_identity,
+    }[options.command, key]
+    orders = [give(subject, wait=options.wait) for subject in subjects]
+    report = _sum(await asyncio.gather(*orders))
+    notes = []
+    if not known:
+        notes.append(
+            "no open socket has this hash; it was taken as the id or identity itself, which"
+            " --json-ids says without a doubt"
+        )
+    if not report.stored:
+        notes.append("Redis hasn't confirmed the order; try again")
+    if not report.complete:
+        missing = report.nodes_expected - report.nodes_answered
+        notes.append(
+            f"{missing} of {report.nodes_expected} processes didn't answer within"
+            f" {options.wait:g} s; they see to it when they can, ask again with `connections`"
+        )
+    if not report.nodes_expected:
+        notes.append(_nobody(options))
+    return of_order(options.command, report, notes, known=known)
+
+
+def _sum(reports: Sequence[CloseReport]) -> CloseReport:
+    """
+    Make one report of several, without this process, which serves nobody.
+    """
+    return CloseReport(
+        sockets=sum(report.sockets for report in reports),
+        aborted=sum(report.aborted for report in reports),
+        cancelled=sum(report.cancelled for report in reports),
+        handshakes=sum(report.handshakes for report in reports),
+        nodes_expected=max(report.nodes_expected for report in reports) - 1,
+        nodes_answered=min(report.nodes_answered for report in reports) - 1,
+        stored=all(report.stored for report in reports),
+    )
+
+
+def _asked(nodes: Nodes, options: Options, *, complete: bool) -> list[str]:
+    if not complete:
+        return ["not all processes answered in time: there may be more"]
+    return [] if nodes else [_nobody(options)]
+
+
+def _nobody(options: Options) -> str:
+    return (
+        "no process has given a sign of life within 15 seconds: do they run, with this Redis"
+        f" and the prefix {options.prefix!r}?"
+    )
+
+
+# Who is meant
+
+
+async def _whom(
+    registry: RedisSessionWSRegistry, options: Options
+) -> tuple[str, list[Hashable], bool]:
+    text = options.session if options.session is not None else options.identity
+    live: Iterable[ConnectionInfo] = ()
+    if not options.json_ids and HASH.fullmatch(text or ""):
+        live = await registry.connections()
+    return _resolve(options, live)
+
+
+def _resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Hashable], bool]:
+    """
+    Tell who is meant.
+
+    Args:
+        options: The command line.
+        live: The open sockets, of which a hash may be the hash.
+
+    Returns:
+        The attribute of a ``ConnectionInfo``, what it may be, and whether we are sure.
+
+    Raises:
+        ValueError: If no process can have such an id or identity.
+    """
+    key = "identity" if options.session is None else "session_ws_id"
+    text = str(options.identity if options.session is None else options.session)
+    if options.json_ids:
+        return key, [_read(text)], True
+    literals: list[Hashable] = [text]
+    if NUMBER.fullmatch(text):
+        literals.append(int(text))
+    if not HASH.fullmatch(text):
+        return key, literals, True
+    there = {getattr(info, key) for info in live} - {None}
+    hashed = [subject for subject in there if fingerprint(subject) == text]
+    return key, hashed or literals, bool(hashed) or not there.isdisjoint(literals)
+
+
+def _read(text: str) -> Any:
+    try:
+        subject = _as_tuple(json.loads(text))
+    except (ValueError, RecursionError):
+        msg = """with --json-ids an id is JSON: 42, '"42"' or '["ann", 7]'; mind the shell"""
+        raise ValueError(msg) from None
+    return subject
+
+
+def _as_tuple(value: Any) -> Any:
+    if value is None or isinstance(value, dict):
+        raise ValueError("no id")
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

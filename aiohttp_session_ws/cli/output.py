@@ -1,0 +1,151 @@
+"""
+What the operator's command line prints: tables for people, JSON for scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from .._logging import fingerprint
+from ..results import CloseReport, ConnectionInfo, Count, Nodes, Snapshot
+
+__all__: list[str] = []
+
+WIDEST: Final = 60  # characters of one column
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    What came out.
+
+    Attributes:
+        lines: For people.
+        body: For scripts.
+        notes: What makes it doubtful, for both.
+    """
+
+    lines: Sequence[str]
+    body: dict[str, Any]
+    notes: Sequence[str] = field(default=())
+
+    def text(self, *, as_json: bool) -> str:
+        """
+        Return what is printed.
+        """
+        return json.dumps(self.body) if as_json else "\n".join(self.lines)
+
+
+def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: bool) -> Answer:
+    """
+    Tell what an order did.
+    """
+    done = {"close": "told to start anew", "end": "closed for good"}[command]
+    lines = [
+        f"{_number(report.sockets, 'socket')} {done},"
+        f" {_number(report.handshakes, 'handshake')} refused;"
+        f" {report.nodes_answered} of {_number(report.nodes_expected, 'process')} answered"
+    ]
+    body = {**asdict(report), "complete": report.complete, "known": known}
+    return Answer(lines, body, notes)
+
+
+def of_count(count: Count, notes: Sequence[str]) -> Answer:
+    """
+    Tell how many sockets are open.
+    """
+    return Answer([str(int(count))], {"sockets": int(count), "complete": not notes}, notes)
+
+
+def of_nodes(nodes: Nodes, notes: Sequence[str]) -> Answer:
+    """
+    Tell which processes there are.
+    """
+    infos = [asdict(node) for node in nodes]
+    rows = [[str(value) for value in info.values()] for info in infos]
+    lines = table(["NODE", "SOCKETS", "SESSIONS", "HANDSHAKES"], rows)
+    return Answer(lines, {"nodes": infos, "complete": not notes}, notes)
+
+
+def of_connections(found: Snapshot, notes: Sequence[str], *, show_ids: bool) -> Answer:
+    """
+    List sockets.
+    """
+    heads = ["SESSION", "IDENTITY", "NODE", "REMOTE", "PATH", "OPEN", "IDLE"]
+    heads += ["ID", "WHO"] if show_ids else []
+    now = time.time()
+    lines = table(heads, [_row(info, now, show_ids=show_ids) for info in found])
+    body = {
+        "connections": [_describe(info, show_ids=show_ids) for info in found],
+        "complete": not notes,
+    }
+    return Answer(lines, body, notes)
+
+
+def _row(info: ConnectionInfo, now: float, *, show_ids: bool) -> list[str]:
+    ids = [repr(info.session_ws_id), repr(info.identity)] if show_ids else []
+    return [
+        fingerprint(info.session_ws_id),
+        "-" if info.identity is None else fingerprint(info.identity),
+        info.node,
+        info.remote or "-",
+        info.path,
+        span(now - info.opened_at),
+        span(info.idle),
+        *ids,
+    ]
+
+
+def _describe(info: ConnectionInfo, *, show_ids: bool) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "socket": info.id,
+        "session_hash": fingerprint(info.session_ws_id),
+        "identity_hash": None if info.identity is None else fingerprint(info.identity),
+        "node": info.node,
+        "remote": info.remote,
+        "path": info.path,
+        "opened_at": info.opened_at,
+        "idle": info.idle,
+    }
+    if show_ids:
+        described |= {"session": info.session_ws_id, "identity": info.identity}
+    return described
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """
+    Return the lines of a table.
+    """
+    cells = [list(heads), *[[_cell(value) for value in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def _cell(text: str) -> str:
+    """
+    Return what a terminal may be shown: paths come from clients, who may be no friends.
+    """
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return safe if len(safe) <= WIDEST else safe[: WIDEST - 1] + "…"
+
+
+def span(seconds: float) -> str:
+    """
+    Return a duration, in the largest unit that it has at least two of.
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _number(number: int, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"

@@ -1,0 +1,513 @@
+"""
+One websocket, and what is known of it.
+
+A connection is ``OPENING`` while its handshake runs, ``OPEN`` from then on, ``CLOSING`` from the
+moment the engine has begun to close it, and ``CLOSED`` once nothing can reach its peer any more.
+Each step is one method of :class:`TrackedConnection`; there is no way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import math
+import socket
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from types import CoroutineType
+from typing import Any, Final, Protocol
+
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
+
+from .._lineage import Lineage, Subject
+from .._logging import fingerprint
+from ..close_codes import NORMAL, Close, as_close
+
+__all__ = ["Connection"]
+
+
+# aiohttp's own, without the detour of super(): they are called for each message.
+_send_str: Final = web.WebSocketResponse.send_str
+_send_bytes: Final = web.WebSocketResponse.send_bytes
+_send_frame: Final = web.WebSocketResponse.send_frame
+_receive: Final[Any] = web.WebSocketResponse.receive
+
+#: How often a websocket may be read that the server has closed. A handler that goes on for ever
+#: would stop the event loop, since nothing makes it wait; aiohttp's limit is the same.
+_LAST_READS: Final = 5
+
+
+class ServedWebSocket(web.WebSocketResponse):
+    """
+    A websocket response that the engine can close.
+
+    From the moment when the engine has written the close frame it takes nothing to send and
+    delivers nothing that the client has sent. aiohttp's own ``close()`` follows when the transport
+    has ended: before, it would write a frame of its own, and wait.
+
+    It uses four private names of aiohttp: ``_send_heartbeat``, ``_reset_heartbeat``, ``_req``
+    and ``_pong_response_cb``, all in :meth:`_send_heartbeat`. Without them a peer that is held up
+    would be taken for dead; nothing else depends on them.
+
+    Attributes:
+        closed_with: The code with which this side began to close it.
+        heard_at: When its handler last turned to its messages, by the event loop's clock.
+    """
+
+    # Not in its dictionary, which has no room for more without a table of its own.
+    __slots__ = ("_ended", "_last_receive", "closed_with", "heard_at")
+
+    _ended: int  # 0, or 1 and how often it was read since the engine closed it
+    _last_receive: CoroutineType[Any, Any, WSMessage] | None
+    closed_with: int | None
+    heard_at: float | None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._ended = 0
+        self._last_receive = None
+        self.closed_with = None
+        self.heard_at = None
+
+    # aiohttp's are the same, but written in Python; the index asks for them all the time.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def receiving(self) -> bool:
+        """
+        Whether somebody waits for a message.
+        """
+        return self._last_receive is not None and self._last_receive.cr_frame is not None
+
+    @property
+    def closed(self) -> bool:
+        """
+        Whether nothing can be sent or received any more.
+        """
+        return self._ended > 0 or super().closed
+
+    @property
+    def close_code(self) -> int | None:
+        """
+        The code that it was closed with; ``None`` while it is open.
+        """
+        return self.closed_with if self._ended else super().close_code
+
+    def write_close(self, transport: asyncio.Transport, code: int, frame: bytes) -> None:
+        """
+        Write a close frame now.
+        """
+        self._ended = 1
+        self.closed_with = code
+        transport.write(frame)
+
+    def release(self) -> None:
+        """
+        Let go of what aiohttp keeps for an open websocket, now that the transport has ended.
+        """
+        if self._ended:
+            # It stops the heartbeat, and can't write: nothing is left to wait for.
+            step_once(super().close())
+
+    def _send_heartbeat(self) -> None:
+        if self._ended:
+            return
+        super()._send_heartbeat()
+        transport = None if self._req is None else self._req.transport
+        if self._pong_response_cb is None or transport is None or transport.is_closing():
+            return
+        if not transport.is_reading():
+            # The pong of a peer that is held up can't be heard, so don't wait for it; aiohttp
+            # has nothing public for this. If the peer is dead, TCP finds out by the ping.
+            self._reset_heartbeat()
+
+    def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
+        """
+        Receive as aiohttp does.
+        """
+        # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
+        self.heard_at = time.monotonic()
+        if self._ended:
+            return self._receive_end()
+        self._last_receive = receive = _receive(self, timeout)
+        return receive  # type: ignore[no-any-return]
+
+    async def _receive_end(self) -> WSMessage:
+        self._ended += 1
+        if self._ended > _LAST_READS:
+            raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
+        return WSMessage(WSMsgType.CLOSED, None, None)
+
+    def send_str(self, data: str, compress: int | None = None) -> Coroutine[Any, Any, None]:
+        """
+        Send a text as aiohttp does.
+        """
+        return _refuse_to_send() if self._ended else _send_str(self, data, compress)
+
+    def send_bytes(self, data: bytes, compress: int | None = None) -> Coroutine[Any, Any, None]:
+        """
+        Send a binary message as aiohttp does.
+        """
+        return _refuse_to_send() if self._ended else _send_bytes(self, data, compress)
+
+    def send_frame(
+        self, message: bytes, opcode: WSMsgType, compress: int | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """
+        Send a frame as aiohttp does.
+        """
+        if self._ended:
+            return _refuse_to_send()
+        return _send_frame(self, message, opcode, compress)
+
+    def ping(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
+        """
+        Send a ping as aiohttp does.
+        """
+        return _refuse_to_send() if self._ended else super().ping(message)
+
+    def pong(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
+        """
+        Send a pong as aiohttp does.
+        """
+        return _refuse_to_send() if self._ended else super().pong(message)
+
+    def close(
+        self, *, code: int = 1000, message: bytes = b"", drain: bool = True
+    ) -> Coroutine[Any, Any, bool]:
+        """
+        Close as aiohttp does; nothing happens if the engine has closed it.
+        """
+        if self._ended:
+            return _no_close()
+        # receive() sets close_code before it answers the client's close, with 1000. No code
+        # yet, or another one, means that nobody but this side has asked.
+        if not self.closed and (self.close_code is None or code != WSCloseCode.OK):
+            self.closed_with = code
+        return super().close(code=code, message=message, drain=drain)
+
+
+async def _refuse_to_send() -> None:
+    raise ClientConnectionResetError("Cannot write to closing transport")
+
+
+async def _no_close() -> bool:
+    return False
+
+
+def step_once(coro: Coroutine[Any, Any, object]) -> bool:
+    """
+    Run a coroutine up to its first wait, without a task; tell whether it needed none.
+    """
+    try:
+        coro.send(None)
+    except StopIteration:
+        return True
+    coro.close()
+    return False
+
+
+class State(enum.Enum):
+    """
+    How far a connection is.
+    """
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+# An enum's members are looked up slowly, and these are asked for with each push.
+OPENING: Final = State.OPENING
+OPEN: Final = State.OPEN
+CLOSING: Final = State.CLOSING
+CLOSED: Final = State.CLOSED
+
+
+#: Of what belongs to none, like most of what is registered by hand.
+NO_LINEAGE: Final = Lineage("", 0, 0.0)
+
+
+class Queue(Protocol):
+    """
+    What was pushed to a connection and is not sent yet.
+    """
+
+    @property
+    def empty(self) -> bool:
+        """
+        Whether nothing waits, nor is being sent.
+        """
+
+    def put(self, payload: bytes, opcode: WSMsgType) -> bool:
+        """
+        Take a message; tell whether there was room.
+        """
+
+    def drop(self) -> None:
+        """
+        Forget what is not sent.
+        """
+
+
+class Closer(Protocol):
+    """
+    What closes a connection: the manager that it is filed with.
+    """
+
+    async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
+        """
+        Close *connection* and wait until it is gone.
+        """
+
+
+class Connection:
+    """
+    One open websocket, or whatever stands in its place, and what is known of it.
+
+    Attributes:
+        session_ws_id: The id of the session it belongs to.
+        identity: Whom the session belongs to, as ``identify`` said at the handshake;
+            ``None`` if it said nobody.
+        request: The request that was upgraded; ``None`` if registered by hand.
+        opened_at: When the handshake was over, by the event loop's clock, in seconds;
+            ``None`` until then.
+        ws: The websocket, the stream, or the object that was registered by hand.
+        last_words: Called with the close when an order, a limit, an expiry or the shutdown
+            closes the socket; a text or bytes that it returns is sent right before the close
+            frame, if nothing else waits to be sent. It must not wait.
+        takes_pushes: Whether what is pushed is sent to it; false for an endpoint that speaks
+            a protocol of its own.
+    """
+
+    __slots__ = (
+        "_data",
+        "identity",
+        "last_words",
+        "opened_at",
+        "request",
+        "session_ws_id",
+        "takes_pushes",
+        "ws",
+    )
+
+    def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
+        self.session_ws_id = session_ws_id
+        self.identity: Hashable | None = None
+        self.request = request
+        self.opened_at: float | None = None
+        self.ws = ws
+        self.last_words: Callable[[Close], str | bytes | None] | None = None
+        self.takes_pushes = True
+        self._data: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """
+        Its own id, unique in this process.
+        """
+        # No two are at one address at a time, and what comes there later is opened later.
+        return fingerprint((id(self), self.opened_at or 0.0))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """
+        What the application keeps with the connection.
+        """
+        if self._data is None:
+            self._data = {}
+        return self._data
+
+    async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
+        """
+        Close it, and wait until it is gone; at most for ``timeouts.close`` seconds.
+
+        Its handler learns of it as of any close, and is cancelled if it goes on for longer than
+        ``timeouts.handler_grace``, unless it is the one that calls. Nothing happens if it is
+        closed already. The session lives on.
+
+        Args:
+            close: What to tell the peer: a close, or its code alone.
+            reason: For the developer at the other end.
+
+        Raises:
+            ValueError: If a close frame cannot carry them.
+        """
+        told = as_close(close, reason, NORMAL)
+        if isinstance(self, TrackedConnection) and self.closer is not None:  # it is filed
+            await self.closer.close_connection(self, told)
+
+
+class TrackedConnection(Connection):
+    """
+    A connection, and what the manager and the engine keep of it.
+
+    Args:
+        session_ws_id: The id of its session.
+        ws: The websocket.
+        request: The request that is upgraded; ``None`` if registered by hand.
+        task: The task that runs the handler.
+        started: When the handshake began, by the event loop's clock, in seconds.
+
+    Attributes:
+        state: How far it is.
+        closer: The manager that it is filed with.
+        lineage: The lineage that its session belongs to.
+        labels: Further names that its session can be ended by.
+        started: When the handshake began.
+        task: The task that runs the handler.
+        transport: The transport.
+        rejected_with: The order that keeps its handshake from opening.
+        close_order: The order that closes it.
+        closing: The engine's part of it, once it has begun to close it.
+        send_queue: What was pushed and is not sent yet.
+        known_orders: The orders that its handshake found recorded.
+        admitted: When it took its place, as counted by the manager.
+        registered: Whether the ``register()`` hook was called.
+        cancelled: Whether the engine has cancelled the handler.
+        handler_left: Whether the handler has left ``session_ws``.
+        check_at: When to check its session, by the event loop's clock.
+        session_ends: When the session's time is over, by the wall clock, as far as is known.
+        server_side: Whether the session is known to be kept on the server.
+        tries: How many times in a row its session could not be checked.
+    """
+
+    __slots__ = (
+        "admitted",
+        "cancelled",
+        "check_at",
+        "close_order",
+        "closer",
+        "closing",
+        "handler_left",
+        "known_orders",
+        "labels",
+        "lineage",
+        "registered",
+        "rejected_with",
+        "send_queue",
+        "server_side",
+        "session_ends",
+        "started",
+        "state",
+        "task",
+        "tls_socket",
+        "transport",
+        "tries",
+    )
+
+    def __init__(
+        self,
+        session_ws_id: Hashable,
+        ws: Any,
+        request: web.Request | None = None,
+        task: asyncio.Task[Any] | None = None,
+        started: float = 0.0,
+    ) -> None:
+        # As Connection does; a call less for each object that is registered by hand.
+        self.session_ws_id = session_ws_id
+        self.identity = None
+        self.request = request
+        self.opened_at = None
+        self.ws = ws
+        self.last_words = None
+        self.takes_pushes = True
+        self._data = None
+        self.state = OPENING
+        self.closer: Closer | None = None
+        self.lineage = NO_LINEAGE
+        self.labels: tuple[Subject, ...] = ()
+        self.started = started
+        self.task = task
+        self.admitted = 0
+        self.rejected_with: Close | None = None
+        self.close_order: Close | None = None
+        self.closing: Any = None  # a closing.Closing; that module imports this one
+        self.send_queue: Queue | None = None
+        self.known_orders: object = None
+        self.registered = False
+        self.cancelled = False
+        self.handler_left = False
+        self.check_at = math.inf
+        self.session_ends = math.inf
+        self.server_side = False
+        self.tries = 0
+        self.transport: asyncio.Transport | None = None
+        self.tls_socket: Any = None
+        if request is not None:
+            # request.transport is None once aiohttp gave the connection up, which may be
+            # before the peer has taken what is in the transport's buffer.
+            self.transport = transport = request.transport
+            if transport is not None and transport.get_extra_info("sslcontext"):
+                self.tls_socket = transport.get_extra_info("socket")
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self.state.value} {fingerprint(self.session_ws_id)}>"
+
+    @property
+    def removed(self) -> bool:
+        """
+        Whether it is out of the index for good.
+        """
+        return self.state is CLOSED
+
+    def reject(self, close: Close) -> None:
+        """
+        Keep this handshake from opening; of several orders the gravest one is told.
+        """
+        if self.rejected_with is None or close.code == 4401:
+            self.rejected_with = close
+
+    def set_open(self) -> None:
+        """
+        Go from ``OPENING`` to ``OPEN``: the handshake is over.
+        """
+        assert self.state is OPENING, f"only what is opening can open, not {self.state}"
+        self.state = OPEN
+        self.opened_at = time.monotonic()  # as the event loop's clock, but quicker
+
+    def set_closing(self) -> None:
+        """
+        Go to ``CLOSING``: the engine has begun to close it.
+        """
+        assert self.state in (OPENING, OPEN), f"nothing is closed twice, and this is {self.state}"
+        self.state = CLOSING
+
+    def set_closed(self) -> None:
+        """
+        Go to ``CLOSED``: it is out of the index, or its handshake has come to nothing.
+        """
+        self.state = CLOSED
+
+    @property
+    def disconnected(self) -> bool:
+        """
+        Whether nothing can reach the peer any more, nor is left to be sent.
+        """
+        transport = self.transport
+        if transport is None:
+            return True
+        if not transport.is_closing():
+            return False
+        if self.tls_socket is None:
+            return not transport.get_write_buffer_size()
+        # A TLS transport doesn't count what its inner transport still has to send. It is
+        # done when its socket is closed, or when aiohttp hears of it (uvloop).
+        gone = self.request is not None and self.request.transport is None
+        return gone or self.tls_socket.fileno() == -1
+
+    def abort(self) -> None:
+        """
+        End the transport now; nothing happens to one that has ended by itself.
+        """
+        if self.transport is None:
+            return
+        done = self.disconnected
+        self.transport.abort()
+        if not done and self.tls_socket is not None:
+            # asyncio's abort() does nothing to a TLS transport that was closed twice.
+            with contextlib.suppress(OSError, TypeError):  # uvloop's has no shutdown()
+                self.tls_socket.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,44 @@
+"""
+Copies of connections that may be kept and logged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from ..results import ConnectionInfo, Snapshot
+from .connection import ServedWebSocket, TrackedConnection
+
+__all__: list[str] = []
+
+
+def snapshot(connections: Iterable[TrackedConnection], now: float, node: str = "") -> Snapshot:
+    """
+    Describe *connections*, the one opened first at the front.
+
+    Args:
+        connections: Which.
+        now: The event loop's time.
+        node: The process they are on.
+    """
+    epoch = time.time() - now
+    opened = sorted((c.opened_at or 0.0, n, c) for n, c in enumerate(connections))
+    return Snapshot(_describe(c, at, now, epoch, node) for at, _, c in opened)
+
+
+def _describe(
+    connection: TrackedConnection, at: float, now: float, epoch: float, node: str
+) -> ConnectionInfo:
+    request, ws = connection.request, connection.ws
+    heard = ws.heard_at if isinstance(ws, ServedWebSocket) else None
+    return ConnectionInfo(
+        id=connection.id,
+        session_ws_id=connection.session_ws_id,
+        identity=connection.identity,
+        remote=None if request is None else request.remote,
+        opened_at=at + epoch,
+        path="" if request is None else request.path,
+        idle=now - max(at, heard or at),
+        node=node,
+    )

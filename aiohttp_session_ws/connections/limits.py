@@ -1,0 +1,122 @@
+"""
+How many connections there may be: who is admitted, who is refused, and who has to make room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from ..close_codes import NORMAL, TOO_MANY_CONNECTIONS
+from ..exceptions import HandshakeRefused
+from ..options import Limits
+from .connection import OPEN, OPENING, TrackedConnection
+from .index import Index
+from .manager import ConnectionManager
+
+__all__: list[str] = []
+
+
+def expect_room(limits: Limits, manager: ConnectionManager) -> None:
+    """
+    Let a handshake pass that is not filed yet, if there may be one more connection.
+
+    Raises:
+        aiohttp.web.HTTPServiceUnavailable: If there may not.
+    """
+    if limits.total is not None and manager.total >= limits.total:
+        raise web.HTTPServiceUnavailable(
+            headers={"Retry-After": "1"}, text="websocket refused: too many connections"
+        )
+
+
+async def make_room(
+    limits: Limits, manager: ConnectionManager, connection: TrackedConnection
+) -> None:
+    """
+    Let a handshake that is authorized take its place in its session and with its identity.
+
+    The place is taken before the first await, so that a burst of handshakes is counted
+    exactly; then those who had to make room are waited for.
+
+    Raises:
+        HandshakeRefused: If there is no room.
+    """
+    groups = list(_groups(limits, manager, connection))
+    if not groups:
+        return
+    if limits.on_limit == "refuse":
+        if any(len(group.active()) >= group.limit for group in groups):
+            raise HandshakeRefused(TOO_MANY_CONNECTIONS)
+    else:
+        for group in groups:
+            active = sorted(group.active(), key=_started)
+            for oldest in active[: max(0, len(active) + 1 - group.limit)]:
+                manager.evict(oldest, TOO_MANY_CONNECTIONS)
+    connection.admitted = manager.admit()
+    for group in groups:
+        while connection.rejected_with is None and len(group.admitted_before()) >= group.limit:
+            # Who is closed for another reason is in the way as well.
+            leaving = {
+                manager.start_close(c, c.close_order or NORMAL)
+                for c in group.admitted_before()
+                if c.state is not OPENING and not _stays(c)
+            }
+            if not leaving:  # somebody came by another way, who stays
+                raise HandshakeRefused(TOO_MANY_CONNECTIONS)
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+
+
+@dataclass(frozen=True, slots=True)
+class _LimitGroup:
+    """
+    The connections that one limit is about.
+    """
+
+    limit: int
+    index: tuple[Index, ...]
+    key: Hashable
+    connection: TrackedConnection
+
+    def active(self) -> list[TrackedConnection]:
+        """
+        Return those that have a place, but not those that are about to leave it.
+        """
+        return [c for c in self._others() if _stays(c)]
+
+    def admitted_before(self) -> list[TrackedConnection]:
+        """
+        Return those that are still there, and those that will be before this one.
+        """
+        mine = self.connection.admitted
+        return [c for c in self._others() if c.state is not OPENING or c.admitted < mine]
+
+    def _others(self) -> Iterator[TrackedConnection]:
+        for index in self.index:
+            for c in index.of(self.key):
+                if c is not self.connection and (
+                    c.state is not OPENING or (c.admitted and c.rejected_with is None)
+                ):
+                    yield c
+
+
+def _groups(
+    limits: Limits, manager: ConnectionManager, connection: TrackedConnection
+) -> Iterator[_LimitGroup]:
+    if limits.per_session is not None:
+        index = (manager.open, manager.opening)
+        yield _LimitGroup(limits.per_session, index, connection.session_ws_id, connection)
+    if limits.per_identity is not None and connection.identity is not None:
+        identities = (manager.identities,)
+        yield _LimitGroup(limits.per_identity, identities, connection.identity, connection)
+
+
+def _stays(connection: TrackedConnection) -> bool:
+    return connection.close_order is None and connection.state in (OPENING, OPEN)
+
+
+def _started(connection: TrackedConnection) -> float:
+    return connection.started

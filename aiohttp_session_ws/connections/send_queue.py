@@ -1,0 +1,188 @@
+"""
+What waits to be sent to one peer: bounded in size and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import WSMsgType
+
+from .._logging import fingerprint, log
+from .._tasks import BackgroundTasks
+from ..options import PushQueue
+from .connection import TrackedConnection
+
+__all__: list[str] = []
+
+_POLL: Final = 0.05  # seconds between two looks at a transport's buffer, which has no event
+_BLIND: Final = 1.0  # seconds to wait where there is no transport to look at
+
+
+async def send_frame(connection: TrackedConnection, payload: bytes, opcode: WSMsgType) -> None:
+    """
+    Send a frame, and wait as long as the peer reads too slowly.
+
+    In aiohttp all who wait to send on a websocket share one future: whoever is cancelled cancels
+    it for all, and for those who come after. Here that is told from a cancellation of one's own.
+
+    Raises:
+        ConnectionError: If the websocket is closing.
+    """
+    task = asyncio.current_task()
+    requests = 0 if task is None else task.cancelling()
+    try:
+        await connection.ws.send_frame(payload, opcode)
+    except asyncio.CancelledError:
+        if task is None or task.cancelling() > requests:
+            raise
+        # Somebody else was cancelled. The frame is written: aiohttp waits afterwards.
+        await _wait_drained(connection)
+
+
+async def _wait_drained(connection: TrackedConnection) -> None:
+    """
+    Wait until the transport has room again, or has ended.
+    """
+    transport = connection.transport
+    if transport is None:
+        await asyncio.sleep(_BLIND)
+        return
+    low, _ = transport.get_write_buffer_limits()
+    while not transport.is_closing() and transport.get_write_buffer_size() > low:
+        await asyncio.sleep(_POLL)
+
+
+class SendQueue:
+    """
+    What was pushed to one connection and is not sent yet.
+
+    The first in the queue is the one that is being sent. So the queue is empty only when
+    nothing is on its way, and there is a task only as long as it is not.
+
+    Args:
+        connection: Where to.
+        limit: How much it holds.
+        tasks: Where its task runs.
+        give_up: Closes a connection whose queue has been full for too long.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_connection",
+        "_give_up",
+        "_limit",
+        "_overdue",
+        "_queue",
+        "_tasks",
+        "_warned",
+        "_writer",
+    )
+
+    def __init__(
+        self,
+        connection: TrackedConnection,
+        limit: PushQueue,
+        tasks: BackgroundTasks,
+        give_up: Callable[[TrackedConnection], None],
+    ) -> None:
+        self._queue: deque[tuple[bytes, WSMsgType]] = deque()
+        self._bytes = 0
+        self._connection = connection
+        self._give_up = give_up
+        self._limit = limit
+        self._overdue: asyncio.TimerHandle | None = None  # runs while the queue is full
+        self._tasks = tasks
+        self._warned = False
+        self._writer: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def empty(self) -> bool:
+        """
+        Whether nothing waits, nor is being sent.
+        """
+        return not self._queue
+
+    def put(self, payload: bytes, opcode: WSMsgType) -> bool:
+        """
+        Take a message, or drop it if there is no room; tell which.
+        """
+        size = self._bytes + len(payload)
+        if self._queue and (len(self._queue) >= self._limit.messages or size > self._limit.bytes):
+            self._drop_message()
+            return False
+        self._queue.append((payload, opcode))
+        self._bytes = size
+        if len(self._queue) == 1:
+            # In no request's context, or it would be kept as long as the peer is slow.
+            self._writer = self._tasks.spawn(self._write(), "push", contextvars.Context())
+        return True
+
+    def drop(self) -> None:
+        """
+        Forget what is not sent; do nothing more.
+        """
+        self._empty()
+        if self._connection.transport is None and self._writer is not None:
+            self._writer.cancel()
+        # Otherwise the engine ends the transport, which wakes the writer. To cancel it would
+        # cancel a handler that sends as well: in aiohttp all wait for the same future.
+
+    def _drop_message(self) -> None:
+        """
+        Set a deadline for the peer to catch up, the first time with a warning.
+        """
+        if self._overdue is not None:
+            return
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "a websocket of session %s misses what is pushed to it: its peer reads too"
+                " slowly, and will be closed if it doesn't catch up within %s s",
+                fingerprint(self._connection.session_ws_id),
+                self._limit.patience,
+            )
+        loop = asyncio.get_running_loop()
+        self._overdue = loop.call_later(
+            self._limit.patience,
+            self._give_up,
+            self._connection,
+            context=contextvars.Context(),
+        )
+
+    async def _write(self) -> None:
+        try:
+            while self._queue:
+                await send_frame(self._connection, *self._queue[0])
+                self._count_sent()
+        except ConnectionError:
+            pass  # the socket is going, and what waits for it goes along
+        except Exception:
+            log.warning("pushing to a websocket failed", exc_info=True)
+        finally:
+            self._empty()
+
+    def _count_sent(self) -> None:
+        if self._queue:  # it was not dropped meanwhile
+            payload, _ = self._queue.popleft()
+            self._bytes -= len(payload)
+        limit = self._limit
+        if 2 * len(self._queue) <= limit.messages and 2 * self._bytes <= limit.bytes:
+            self._stop_deadline()
+
+    def _stop_deadline(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def _empty(self) -> None:
+        self._queue.clear()
+        self._bytes = 0
+        self._stop_deadline()

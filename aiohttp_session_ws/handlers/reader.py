@@ -1,0 +1,176 @@
+"""
+Reading a socket for a handler, who may be busy with other things.
+
+A handler that only sends never learns from aiohttp that its client has closed: somebody has to
+read. A task that always does would cost each message a detour. So the handler reads itself
+while it waits, and a task reads ahead while it doesn't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Final
+
+from aiohttp import WSMessage, WSMsgType
+
+from ..close_codes import Close
+from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..exceptions import WebSocketDisconnect, WebSocketStateError
+from ..web.session_ws import end_of
+
+__all__: list[str] = []
+
+#: How much is read ahead: so many messages, or bytes and the message that goes beyond. What
+#: comes then stays in aiohttp's buffer, and at last with the client.
+AHEAD_MESSAGES: Final = 64
+AHEAD_BYTES: Final = 65_536
+BUSY: Final = 0.05  # seconds that a handler may be busy before somebody reads in its place
+
+_TEXT: Final = WSMsgType.TEXT
+_BINARY: Final = WSMsgType.BINARY
+_ENDS: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
+
+
+class Reader:
+    """
+    What reads one socket.
+
+    Args:
+        connection: The socket.
+        manager: Whose tasks it may run in.
+
+    Attributes:
+        reason: Why it was closed: as the client or the handler said, or what went wrong.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_busy",
+        "_manager",
+        "_queue",
+        "_receiving",
+        "_size",
+        "connection",
+        "reason",
+    )
+
+    def __init__(self, connection: TrackedConnection, manager: ConnectionManager) -> None:
+        self.connection = connection
+        self.reason = ""
+        self._manager = manager
+        self._queue: list[str | bytes] = []
+        self._size = 0  # of what is in the queue
+        self._receiving = False
+        self._ahead: asyncio.Task[None] | None = None
+        self._busy: asyncio.TimerHandle | None = None  # when to look whether the handler is
+        self._look_later()
+
+    async def receive(self) -> str | bytes:
+        """
+        Return the next message.
+
+        Raises:
+            WebSocketDisconnect: If there is none any more. Nothing that came before is
+                delivered after the server has closed: the session may have ended.
+            WebSocketStateError: If another task is waiting for it.
+        """
+        if self._receiving:
+            raise WebSocketStateError("another task is receiving: let one task read for all")
+        response: ServedWebSocket = self.connection.ws
+        self._receiving = True
+        try:
+            while True:
+                if (
+                    self._queue
+                    and self.connection.close_order is None
+                    and response.closed_with is None
+                ):
+                    return self._take()
+                if self._ahead is not None and not self._ahead.done():
+                    await asyncio.wait({self._ahead})  # it ends with the next message
+                    continue
+                if response.closed:
+                    raise self.disconnect()
+                message = await response.receive()
+                if message.type is _TEXT or message.type is _BINARY:
+                    data: str | bytes = message.data
+                    return data
+                if message.type in _ENDS:
+                    self._note(message)
+                    raise self.disconnect()
+        finally:
+            self._receiving = False
+            if self._busy is None and not response.closed:
+                self._look_later()
+
+    def disconnect(self) -> WebSocketDisconnect:
+        """
+        Return what to raise, now that the socket is closed.
+        """
+        close = self.connection.close_order
+        reason = self.reason if close is None else close.reason
+        return WebSocketDisconnect(end_of(self.connection)[1], reason, self.connection)
+
+    async def close(self, close: Close) -> None:
+        """
+        Close the socket and wait until it is gone.
+        """
+        self.reason = close.reason
+        await self.stop()
+        await self._manager.wait_closed(self.connection, close)
+
+    async def stop(self) -> None:
+        """
+        Stop reading ahead: what closes the socket reads itself.
+        """
+        if self._busy is not None:
+            self._busy.cancel()
+        if self._ahead is not None and not self._ahead.done():
+            self._ahead.cancel()
+            await asyncio.wait({self._ahead})
+
+    def _look_later(self) -> None:
+        self._busy = asyncio.get_running_loop().call_later(BUSY, self._look)
+
+    def _look(self) -> None:
+        self._busy = None
+        idle = self._ahead is None or self._ahead.done()
+        if idle and self._has_room() and not (self._receiving or self.connection.ws.closed):
+            # In no request's context, or it would be kept as long as the handler is busy.
+            context = contextvars.Context()
+            self._ahead = self._manager.tasks.spawn(self._read_ahead(), "read ahead", context)
+
+    def _has_room(self) -> bool:
+        return len(self._queue) < AHEAD_MESSAGES and self._size < AHEAD_BYTES
+
+    async def _read_ahead(self) -> None:
+        """
+        Read until there is no more room, or the handler waits and has got its message.
+        """
+        response: ServedWebSocket = self.connection.ws
+        while self._has_room():
+            try:
+                message = await response.receive()
+            except TimeoutError:  # receive_timeout is for a handler that waits
+                return
+            if message.type in _ENDS:
+                self._note(message)
+                return
+            if message.type is _TEXT or message.type is _BINARY:
+                self._queue.append(message.data)
+                self._size += len(message.data)
+                if self._receiving:
+                    return
+
+    def _take(self) -> str | bytes:
+        data = self._queue.pop(0)
+        self._size -= len(data)
+        return data
+
+    def _note(self, end: WSMessage) -> None:
+        if end.type is WSMsgType.CLOSE:
+            self.reason = end.extra or ""
+        elif end.type is WSMsgType.ERROR:
+            self.reason = str(end.data)

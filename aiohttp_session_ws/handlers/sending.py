@@ -1,0 +1,78 @@
+"""
+Sending a frame so that a sender who is cancelled harms no other.
+
+aiohttp lets all senders of one socket wait for the same future while its peer reads too slowly.
+Cancelling one of them cancels that future, and with it everybody's send. So a task that nobody
+else cancels waits in place of the sender; most sends need neither a wait nor a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Final
+
+from aiohttp import WSMsgType, web
+
+from .._tasks import BackgroundTasks
+from ..connections.connection import TrackedConnection
+
+__all__: list[str] = []
+
+_COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a wait
+
+
+async def send_message(
+    tasks: BackgroundTasks, connection: TrackedConnection, data: bytes, opcode: WSMsgType
+) -> None:
+    """
+    Send a message; wait if the client reads too slowly.
+
+    Args:
+        tasks: Where the wait runs, if there is one.
+        connection: Where to.
+        data: The payload.
+        opcode: Whether it is text or binary.
+
+    Raises:
+        ConnectionError: If the socket is closed.
+    """
+    ws: web.WebSocketResponse = connection.ws
+    if _is_sent_at_once(connection, len(data)):
+        await ws.send_frame(data, opcode)
+        return
+    # In no request's context, or it would be kept as long as the peer is slow.
+    sending = tasks.spawn(_send(ws, data, opcode), "send", contextvars.Context())
+    error = await asyncio.shield(sending)
+    if error is not None:
+        raise error
+
+
+def _is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
+    """
+    Tell whether the transport is sure to have room, so that nothing waits for it.
+    """
+    transport = connection.transport
+    if transport is None or transport.get_write_buffer_size():
+        return False
+    if connection.ws.compress and size > _COMPRESSED_AT_ONCE:
+        return False
+    return 2 * size < transport.get_write_buffer_limits()[1]  # with headers, and what TLS adds
+
+
+async def _send(
+    ws: web.WebSocketResponse, data: bytes, opcode: WSMsgType
+) -> ConnectionError | None:
+    """
+    Send a message for a sender who may not be there any more to hear of an error.
+    """
+    task = asyncio.current_task()
+    try:
+        await ws.send_frame(data, opcode)
+    except ConnectionError as exc:
+        return exc
+    except asyncio.CancelledError:
+        if task is None or task.cancelling():
+            raise
+        # Somebody who sends past us was cancelled. The frame is written: aiohttp waits after.
+    return None

@@ -1,0 +1,115 @@
+"""
+A handler and the hooks around it: from a request to the end of its conversation.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from aiohttp import web
+
+from .._origin import is_websocket
+from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
+from ..registry.core import Core
+from ..signals import FailDetails
+from ..typing import WebSocketHook, WebSocketOptions
+from ..web.session_ws import end_of
+from ..web.setup import core_from
+from .websocket import WebSocket, has_begun, leave, reader_of
+
+__all__: list[str] = []
+
+Hook: TypeAlias = WebSocketHook[WebSocket]
+
+
+async def converse(
+    request: web.Request, handler: Hook, options: WebSocketOptions
+) -> web.StreamResponse:
+    """
+    Serve a websocket from its request to its end.
+    """
+    core, ws = core_from(request), WebSocket(request, options)
+    answer: object = None
+    try:
+        try:
+            answer = await _converse(core, ws, handler)
+        except BaseException as exc:
+            if not is_disconnect(ws, exc):
+                await leave(ws, exc)
+                raise
+        await leave(ws, None)
+    except SessionWSClosed as closed:
+        return closed.response
+    except BaseException as exc:
+        if not has_begun(ws):
+            await _report_refusal(core, request, exc)
+        raise
+    reader = reader_of(ws)
+    response = answer if reader is None else reader.connection.ws
+    assert isinstance(response, web.StreamResponse)
+    return response
+
+
+async def _converse(core: Core, ws: WebSocket, handler: Hook) -> object:
+    """
+    Let the hooks and the handler have the socket; return what the handler does.
+    """
+    answer: object = None
+    if not is_websocket(ws.request):
+        await ws.connect()  # says what is wrong
+    for hook in core.signals.on_request:
+        await hook(ws)
+        if ws.closed:  # nothing is left to do for the handler
+            break
+    else:
+        for step in (handler, *reversed(core.signals.on_response)):
+            try:
+                result = await step(ws)
+            except Exception as exc:
+                if not is_disconnect(ws, exc):
+                    raise
+            else:
+                answer = result if step is handler else answer
+    if answer is not None and not isinstance(answer, web.StreamResponse):
+        raise TypeError(
+            f"the websocket handler {handler!r} returned {type(answer).__name__}: it returns None"
+            " or a response"
+        )
+    if reader_of(ws) is None and not isinstance(answer, web.StreamResponse):
+        raise web.HTTPForbidden(text="websocket refused: its handler didn't connect")
+    return answer
+
+
+def is_disconnect(ws: WebSocket, error: BaseException | None) -> bool:
+    """
+    Tell whether an error says no more than that this socket, and no other, is closed.
+    """
+    if isinstance(error, ExceptionGroup):
+        return all(is_disconnect(ws, one) for one in error.exceptions)
+    reader = reader_of(ws)
+    if reader is None or not isinstance(error, WebSocketDisconnect):
+        return False
+    return error.connection is reader.connection
+
+
+def code_after(ws: WebSocket, error: BaseException | None) -> int:
+    """
+    Return the code that a socket is closed with if *error* ends its handler.
+    """
+    reader = reader_of(ws)
+    assert reader is not None
+    return end_of(reader.connection, None if is_disconnect(ws, error) else error)[1]
+
+
+async def _report_refusal(core: Core, request: web.Request, error: BaseException) -> None:
+    """
+    Tell of a handshake that a hook or a handler has refused before it began.
+    """
+    try:
+        if isinstance(error, HandshakeRefused):
+            await core.origin_policy.check(request)  # a foreign page is told nothing
+    except web.HTTPException as exc:
+        error = exc
+        raise
+    finally:
+        await core.signals.on_fail.send(FailDetails(request, error))

@@ -1,0 +1,298 @@
+"""
+``WebSocket``: a conversation with a client, over a socket that belongs to its session.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from typing import Any, Self
+
+from aiohttp import WSMsgType, web
+from aiohttp.typedefs import JSONDecoder, JSONEncoder
+
+from .._tasks import BackgroundTasks
+from ..close_codes import NORMAL, Close, as_close
+from ..connections.connection import Connection
+from ..exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
+from ..typing import WebSocketOptions
+from ..web.session_ws import SessionWS
+from .reader import Reader
+from .sending import send_message
+
+__all__ = ["WebSocket"]
+
+
+class WebSocket:
+    """
+    A conversation with a client: connect, talk, and see it end.
+
+    Handlers and hooks are given one before its handshake. Once it is closed, whoever closed
+    it, what talks raises :class:`WebSocketDisconnect`, in a loop that only sends as well: while
+    the handler is busy, a task reads in its place, answers pings and closes, and keeps up to 64
+    messages or 64 KiB. Beyond that the client has to wait, and its close is seen when the
+    handler has read on, or when it hangs up.
+
+    One task at a time may receive; any may send. ``ws.request`` is the request for it. Item access
+    is for data of the connection: ``ws["name"] = "Ann"`` is in ``data`` of what ``connection_ctx``
+    is given.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_disconnected",
+        "_options",
+        "_reader",
+        "_session_ws",
+        "request",
+    )
+
+    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+        self.request = request
+        self._options = options
+        self._began = False  # to connect, or refused
+        self._session_ws: SessionWS | None = None
+        self._disconnected = False  # somebody was told
+        self._reader: Reader | None = None
+
+    @property
+    def connecting(self) -> bool:
+        """
+        Whether it waits for ``connect()``.
+        """
+        return not self._began
+
+    @property
+    def connected(self) -> bool:
+        """
+        Whether it is open.
+        """
+        if self._reader is None or self._disconnected:
+            return False
+        return not self._reader.connection.ws.closed
+
+    @property
+    def closed(self) -> bool:
+        """
+        Whether it was refused or closed, by either side.
+        """
+        return self._began and not self.connected
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """
+        The subprotocols that the client offers.
+        """
+        offered = self.request.headers.get("Sec-WebSocket-Protocol", "")
+        return [name.strip() for name in offered.split(",") if name.strip()]
+
+    protocols = subprotocols
+
+    @property
+    def subprotocol(self) -> str | None:
+        """
+        The subprotocol that is spoken.
+        """
+        ws: web.WebSocketResponse = self._opened().connection.ws
+        return ws.ws_protocol
+
+    @property
+    def connection(self) -> Connection:
+        """
+        The connection: whose it is, and what the application keeps with it.
+        """
+        return self._opened().connection
+
+    @property
+    def session_ws_id(self) -> Hashable:
+        """
+        The id of the session that it belongs to.
+        """
+        return self._opened().connection.session_ws_id
+
+    @property
+    def identity(self) -> Hashable | None:
+        """
+        Whom the session belongs to; ``None`` if nobody is known.
+        """
+        return self._opened().connection.identity
+
+    def __getitem__(self, key: str) -> Any:
+        return self._opened().connection.data[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._opened().connection.data[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._opened().connection.data
+
+    async def connect(
+        self,
+        subprotocol: str | None = None,
+        close: Close | int | bool = False,
+        reason: str | None = None,
+    ) -> None:
+        """
+        Shake hands, as :func:`session_ws` does on entry, with all that it raises.
+
+        Args:
+            subprotocol: Which one to speak; the client must have offered it.
+            close: With what to close at once, which tells a page's script of a refusal.
+            reason: The reason for that.
+
+        Raises:
+            WebSocketStateError: If it was connected or refused before.
+            WebSocketProtocolError: If the client hasn't offered *subprotocol*.
+        """
+        if self._began:
+            msg = "connected or refused already: where a hook may do so, ask ws.connecting first"
+            raise WebSocketStateError(msg)
+        options = self._options
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
+            options = options | WebSocketOptions(protocols=(subprotocol,))
+        self._began = True
+        self._session_ws = SessionWS(self.request, options)
+        await self._session_ws.__aenter__()
+        self._reader = Reader(self._session_ws.connection, self._session_ws.connections)
+        if close is not False:
+            await self.close(NORMAL if close is True else close, reason)
+
+    async def accept(self, subprotocol: str | None = None) -> None:
+        """
+        Same as :meth:`connect`.
+        """
+        await self.connect(subprotocol)
+
+    async def receive(self) -> str | bytes:
+        """
+        Wait for a message. Those that came before a client's close are delivered before it.
+
+        Raises:
+            WebSocketDisconnect: If the socket is closed.
+            WebSocketStateError: If it isn't connected yet, or another task is receiving.
+        """
+        try:
+            return await self._opened().receive()
+        except WebSocketDisconnect:
+            self._disconnected = True
+            raise
+
+    async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
+        """
+        Wait for a message and decode it; what *loads* raises is for the caller to handle.
+        """
+        return loads(await self.receive())  # type: ignore[arg-type]  # json takes bytes too
+
+    async def recv(self) -> str | bytes | None:
+        """
+        Wait for a message; return ``None`` if the socket is closed.
+        """
+        return await anext(self, None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        try:
+            return await self.receive()
+        except WebSocketDisconnect:
+            raise StopAsyncIteration from None
+
+    async def send(self, data: str | bytes) -> None:
+        """
+        Send a text, or bytes as a binary message; wait if the client reads too slowly.
+
+        Raises:
+            WebSocketDisconnect: If the socket is closed.
+            WebSocketStateError: If it isn't connected yet.
+            TypeError: If *data* is neither text nor bytes.
+        """
+        if isinstance(data, str):
+            await self.send_text(data.encode())
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            await self._send(bytes(data), WSMsgType.BINARY)
+        else:
+            raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+
+    async def send_text(self, data: bytes) -> None:
+        """
+        Send a text that is encoded in UTF-8 already; as :meth:`send` does.
+        """
+        await self._send(data, WSMsgType.TEXT)
+
+    async def _send(self, data: bytes, opcode: WSMsgType) -> None:
+        reader = self._opened()
+        ws: web.WebSocketResponse = reader.connection.ws
+        if self._disconnected or ws.closed:
+            raise self._disconnect(reader)
+        try:
+            await send_message(self._tasks, reader.connection, data, opcode)
+        except ConnectionError:
+            raise self._disconnect(reader) from None
+
+    def _disconnect(self, reader: Reader) -> WebSocketDisconnect:
+        self._disconnected = True
+        return reader.disconnect()
+
+    @property
+    def _tasks(self) -> BackgroundTasks:
+        assert self._session_ws is not None
+        return self._session_ws.tasks
+
+    async def send_json(self, data: Any, dumps: JSONEncoder = json.dumps) -> None:
+        """
+        Send *data* as JSON, in a text message.
+        """
+        await self.send(dumps(data))
+
+    async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
+        """
+        Close the socket and wait until it is gone; before ``connect()``, refuse it.
+
+        It takes ``timeouts.close`` seconds at most. Nothing happens if it is closed already.
+
+        Args:
+            close: What to tell the client: a close, or its code alone.
+            reason: For the developer at the other end.
+
+        Raises:
+            ValueError: If a close frame cannot carry them.
+        """
+        told = as_close(close, reason, NORMAL)
+        self._began = True
+        if self._reader is not None and self.connected:
+            await self._reader.close(told)
+
+    def _opened(self) -> Reader:
+        if self._reader is None:
+            raise WebSocketStateError("not connected: await ws.connect() first")
+        return self._reader
+
+
+def reader_of(ws: WebSocket) -> Reader | None:
+    """
+    Return what reads a websocket that is or was connected.
+    """
+    return ws._reader
+
+
+def has_begun(ws: WebSocket) -> bool:
+    """
+    Tell whether a websocket has tried to shake hands.
+    """
+    return ws._session_ws is not None
+
+
+async def leave(ws: WebSocket, error: BaseException | None) -> None:
+    """
+    Leave ``session_ws``, if it was entered.
+    """
+    reader, session_ws = ws._reader, ws._session_ws
+    if reader is not None and session_ws is not None:
+        try:
+            await reader.stop()
+        finally:
+            await session_ws.__aexit__(None, error, None)

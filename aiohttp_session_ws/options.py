@@ -1,0 +1,171 @@
+"""
+The options of a registry, in groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["Expiry", "Limits", "PushQueue", "Timeouts"]
+
+_POLICIES: Final = ("evict_oldest", "refuse")
+
+
+def _expect_number(name: str, value: object, kind: str = "a number of seconds") -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} is {kind}, not {value!r}")
+
+
+def _expect_seconds(name: str, value: float) -> None:
+    _expect_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is a number of seconds >= 0, not {value!r}")
+
+
+def _expect_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is a whole number > 0, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """
+    How long to wait for others, in seconds.
+
+    Args:
+        close: For a peer to take the close frame and what was sent before it, and to
+            answer; then the connection is aborted. At the application's shutdown it is
+            half a second at most.
+        handler_grace: For a handler to end once its socket is closed; then it is
+            cancelled.
+        response: For the response of a request that ends or renews a session to leave the
+            server; then the session's sockets are closed all the same.
+        handshake: For a handshake, from its first step to its answer; then it gets 503.
+        drain: Over which sockets are closed with 1012, in random order, when the
+            application shuts down; 0 closes all at once. It counts towards aiohttp's
+            ``shutdown_timeout``.
+        outbox: For Redis to take what a process that stops has not told yet.
+
+    Raises:
+        TypeError: If one of them is no number.
+        ValueError: If one of them is negative or infinite.
+    """
+
+    close: float = 2.0
+    handler_grace: float = 1.0
+    response: float = 2.0
+    handshake: float = 10.0
+    drain: float = 0.0
+    outbox: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("close", "handler_grace", "response", "handshake", "drain", "outbox"):
+            _expect_seconds(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    How many sockets there may be on this process; handshakes in flight count.
+
+    Args:
+        per_session: For one session; ``None`` for any number.
+        per_identity: For one identity, over all its sessions; ``None`` for any number.
+        total: For all; beyond it a handshake gets 503 with ``Retry-After``.
+        on_limit: What happens to one too many of a session or an identity:
+            ``"evict_oldest"`` closes the oldest with 4429 and lets the new one in when
+            that is gone; ``"refuse"`` refuses the new one.
+
+    Raises:
+        TypeError: If a limit is no whole number.
+        ValueError: If a limit is not > 0, or *on_limit* something else.
+    """
+
+    per_session: int | None = None
+    per_identity: int | None = None
+    total: int | None = None
+    on_limit: Literal["evict_oldest", "refuse"] = "evict_oldest"
+
+    def __post_init__(self) -> None:
+        for name in ("per_session", "per_identity", "total"):
+            number = getattr(self, name)
+            if number is not None:
+                _expect_count(name, number)
+        if self.on_limit not in _POLICIES:
+            raise ValueError(f"on_limit is 'evict_oldest' or 'refuse', not {self.on_limit!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """
+    How long things live, in seconds.
+
+    Args:
+        revalidate_every: Seconds, give or take a fifth, between two checks whether the
+            session of an open socket is still in its storage and still belongs to the
+            same identity; ``None`` to check only when the session's time is over.
+        max_lifetime: Seconds after which a socket is closed, whatever its session does;
+            ``None`` for no limit.
+        revocation_ttl: Seconds to remember an end, since it was last met, if the session
+            storage has no ``max_age``. With one, it is that plus an hour.
+        renewal_grace: Seconds for which a session that was renewed is still served under
+            its old id, so that parallel requests and a lost response log nobody out.
+
+    Raises:
+        TypeError: If one of them is no number.
+        ValueError: If one of them is not > 0, or infinite.
+    """
+
+    revalidate_every: float | None = 300.0
+    max_lifetime: float | None = None
+    revocation_ttl: float = 30 * 24 * 3600.0
+    renewal_grace: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("revalidate_every", "max_lifetime", "revocation_ttl", "renewal_grace"):
+            seconds = getattr(self, name)
+            if seconds is None and name in ("revalidate_every", "max_lifetime"):
+                continue
+            _expect_number(name, seconds)
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"{name} is a number of seconds > 0, not {seconds!r}")
+
+    def ttl(self, max_age: int | None) -> float:
+        """
+        Return for how many seconds the end of a session is remembered.
+
+        Args:
+            max_age: Seconds that the storage keeps a session; ``None`` if without end.
+        """
+        return self.revocation_ttl if max_age is None else max_age + 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PushQueue:
+    """
+    How much may wait for one peer, and for how long.
+
+    Args:
+        messages: How many messages.
+        bytes: How many bytes of payload. A message that is larger is taken by an empty
+            queue only.
+        patience: Seconds after which a peer is closed with 1013 whose queue is full. It
+            is full from the first message that finds no room until half of it is sent.
+
+    Raises:
+        TypeError: If one of them is no number.
+        ValueError: If there is no room for anything, or *patience* is negative.
+    """
+
+    messages: int = 256
+    bytes: int = 1_048_576
+    patience: float = 5.0
+
+    def __post_init__(self) -> None:
+        _expect_count("messages", self.messages)
+        _expect_count("bytes", self.bytes)
+        _expect_seconds("patience", self.patience)

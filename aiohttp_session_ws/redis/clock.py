@@ -1,0 +1,136 @@
+"""
+The one clock of all nodes: Redis' ``TIME``, as far as it could be measured. No I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ..sessions.clock import TICK, Clock
+
+__all__: list[str] = []
+
+SAMPLES: Final = 10
+LARGEST_ERROR: Final = 0.2  # seconds; beyond it an answer was late, and tells no time
+LATE: Final = 5  # answers; if all are late, the network is slow, and the best of them counts
+DRIFT: Final = 1e-4  # how much faster or slower one clock may be than another
+
+#: Times of ends that were ordered before the clock was known: later than all that is known, so
+#: that they concern everything there is. They get their time by :meth:`RedisClock.resolve`.
+PENDING: Final = 1e11
+
+
+class Sample(NamedTuple):
+    """
+    One measurement.
+
+    Attributes:
+        at: When, by this process's clock.
+        offset: How many seconds Redis' clock is before that.
+        error: How many seconds that may be wrong, either way.
+    """
+
+    at: float
+    offset: float
+    error: float
+
+
+class RedisClock(Clock):
+    """
+    Redis' clock, which every node measures with each heartbeat.
+
+    Ends are rounded up by the error of the measurement and beginnings down, so that nothing
+    that began before an end on another node is taken for later. Until the clock is known, an
+    end concerns all that there is, and what begins has begun at 0.
+
+    Args:
+        wall: Seconds since the epoch, until the clock is known.
+        monotonic: Seconds that never go back.
+    """
+
+    known = False
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(wall=wall, monotonic=monotonic)
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._late: deque[Sample] = deque(maxlen=LATE)
+        self._best = Sample(monotonic(), 0.0, 0.0)
+
+    @property
+    def error(self) -> float:
+        """
+        How many seconds the clock may be wrong, either way.
+        """
+        return self._error_of(self._best)
+
+    def _error_of(self, sample: Sample) -> float:
+        return sample.error + (self.monotonic() - sample.at) * DRIFT
+
+    def measure(self, server: float, sent: float, received: float) -> None:
+        """
+        Take Redis' time from an answer.
+
+        Args:
+            server: What it said.
+            sent: When the question was sent, by this process's clock.
+            received: When the answer came.
+        """
+        sample = Sample(received, server - (sent + received) / 2, (received - sent) / 2)
+        if sample.error > LARGEST_ERROR:
+            self._late.append(sample)
+            if self._samples or len(self._late) < LATE:
+                return
+            sample = min(self._late, key=self._error_of)
+        if abs(sample.offset - self._best.offset) > sample.error + self.error:
+            self._samples.clear()  # a clock was set
+        self._samples.append(sample)
+        self._best = min(self._samples, key=self._error_of)
+        self.known = True
+
+    def now(self) -> float:
+        """
+        Return the time, for ages.
+        """
+        return self.monotonic() + self._best.offset if self.known else super().now()
+
+    def begin_time(self) -> float:
+        """
+        Return the time for a lineage that begins now: after all that has ended here so far.
+        """
+        if not self.known:
+            return 0.0
+        return self._later(self.now() - self.error)
+
+    def end_time(self) -> float:
+        """
+        Return the time for an end that is ordered now: after all that has begun so far.
+        """
+        if not self.known:
+            return PENDING + self.monotonic()
+        return self._later(self.now() + self.error)
+
+    def _later(self, at: float) -> float:
+        self._last = max(at, self._last + TICK)
+        return self._last
+
+    def is_pending(self, at: float) -> bool:
+        """
+        Tell whether *at* was taken before the clock was known.
+        """
+        return at >= PENDING
+
+    def resolve(self, at: float) -> float:
+        """
+        Return the time of *at*, which may have been taken before the clock was known.
+        """
+        if not self.known or at < PENDING:
+            return at
+        return at - PENDING + self._best.offset + self.error

@@ -1,0 +1,210 @@
+"""
+Reading what comes from Redis: it may be of another version, or of somebody else. No I/O.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from .._lineage import LAST_GENERATION, Subject
+from ..close_codes import Close
+from ..sessions.records import Cause, Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
+from .messages import CAUSES, VERSION, CloseSession, Record, as_json
+
+__all__: list[str] = []
+
+#: What reading something foreign may raise.
+WRONG: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+
+_CAUSES: Final[dict[int, frozenset[Cause]]] = {
+    bits: frozenset(cause for cause, bit in CAUSES.items() if bits & bit)  # type: ignore[misc]
+    for bits in range(4)
+}
+
+
+class HeardOrder(NamedTuple):
+    """
+    An order of another node.
+
+    Attributes:
+        changes: What has ended or was renewed.
+        closes: Whose sockets are to reconnect besides.
+        close: With what sockets are closed; without one it depends on the changes.
+        by: Who gave it.
+        question: Under which number to report, if that is asked for.
+    """
+
+    changes: tuple[Change, ...]
+    closes: tuple[CloseSession, ...]
+    close: Close | None
+    by: str | None
+    question: str | None
+
+
+class Message(NamedTuple):
+    """
+    Orders that were published together.
+
+    Attributes:
+        sender: Which node has sent them; empty for what Redis' script has found.
+        orders: The orders.
+        readable: Whether all of it could be read.
+    """
+
+    sender: str
+    orders: list[HeardOrder]
+    readable: bool
+
+
+def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
+    """
+    Return the first and the last number of a message, and its body.
+
+    Both numbers are 0 if it has none since Redis refused to record it; ``None`` stands for
+    something that isn't ours.
+    """
+    head, line_feed, body = data.partition(b"\n")
+    last, colon, count = head.partition(b":")
+    if not (line_feed and colon and last.isdigit() and count.isdigit() and len(head) < 40):
+        return None
+    return int(last) - int(count) + 1 if int(count) else 0, int(last), body
+
+
+def read_message(body: bytes) -> Message:
+    """
+    Read the body of a message: what can't be read is left out.
+    """
+    try:
+        message = json.loads(body)
+        if message["v"] != VERSION:
+            return Message("", [], readable=False)
+        sender, texts = name(message["from"]), list(message["orders"])
+    except WRONG:
+        return Message("", [], readable=False)
+    orders = []
+    for text in texts:
+        try:
+            orders.append(_order(text))
+        except WRONG:
+            continue
+    return Message(sender, orders, readable=len(orders) == len(texts))
+
+
+def read_record(data: bytes | str) -> Record | None:
+    """
+    Return the record that a key holds, ``None`` if it can't be read.
+    """
+    try:
+        return _record(json.loads(data))
+    except WRONG:
+        return None
+
+
+def name(value: object) -> str:
+    """
+    Return the name of a node, which is to be part of a channel's.
+    """
+    text = str(value)
+    _ = text.encode()
+    return text
+
+
+def as_tuple(value: Any) -> Any:
+    """
+    Return *value* as it was before it was JSON, which makes a list of a tuple.
+    """
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+
+def _order(body: list[Any]) -> HeardOrder:
+    changes, closes, close, by, question = body
+    return HeardOrder(
+        tuple(map(_change, changes)),
+        tuple(map(_close_session, closes)),
+        None if close is None else _close(*close),
+        None if by is None else str(by),
+        None if question is None else str(question),
+    )
+
+
+def _record(body: list[Any]) -> Record:
+    return _close_session(body) if body[1] == "close" else _change(body)
+
+
+def _change(body: list[Any]) -> Change:
+    if body[0] != VERSION:
+        raise ValueError("another version")
+    match body[1:]:
+        case ["ended", at, carries, ttl, minor, str(token)]:
+            return LineageEnded(token, _time(at), bool(carries), _ttl(ttl), bool(minor))
+        case ["renewed", generation, after, at, by, seen, ttl, str(token)]:
+            return LineageRenewed(
+                token,
+                _generation(generation),
+                _generation(after),
+                _time(at),
+                _CAUSES[by],
+                bool(seen),
+                _ttl(ttl),
+            )
+        case ["before", before, ttl, subject]:
+            return SubjectEnded(_subject(subject), _time(before), _ttl(ttl))
+        case ["note", began, ttl, _, str(token), session_ws_id]:
+            return IdNote(_value(session_ws_id), token, _time(began), _ttl(ttl))
+    raise ValueError("another kind")
+
+
+def _close_session(body: list[Any]) -> CloseSession:
+    if body[0] != VERSION or body[1] != "close":
+        raise ValueError("another version or kind")
+    _, _, at, code, number, reason, subject = body
+    return CloseSession(_subject(subject), str(number), _time(at), _close(code, reason))
+
+
+@lru_cache(16)  # most are one of a few
+def _close(code: object, reason: object) -> Close:
+    if type(code) is not int:
+        raise ValueError("a close code is a number")
+    return Close(code, str(reason))
+
+
+def _generation(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= LAST_GENERATION:
+        raise ValueError("a generation is a number >= 0")
+    return value
+
+
+def _time(value: Any) -> float:
+    time = float(value)
+    if not math.isfinite(time):
+        raise ValueError("a time is a number of seconds")
+    return time
+
+
+def _ttl(value: Any) -> float:
+    ttl = float(value)
+    if not 0 < ttl < math.inf:
+        raise ValueError("a ttl is a number of seconds > 0")
+    return ttl
+
+
+def _subject(body: list[Any]) -> Subject:
+    kind, value = body
+    if kind not in ("id", "identity", "label"):
+        raise ValueError("another kind of subject")
+    return Subject(kind, _value(value))
+
+
+def _value(value: Any) -> Hashable:
+    if type(value) is str:
+        return value
+    subject: Hashable = as_tuple(value)
+    hash(subject)
+    if subject is None:
+        raise ValueError("nobody")
+    _ = as_json(subject)  # or what is told of it could not be told on
+    return subject

@@ -1,0 +1,105 @@
+"""
+What other nodes publish, on its way in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from .._logging import OncePerMinute, log
+from .apply import Applier
+from .decoding import HeardOrder, read_message, read_numbers
+from .messages import envelope_start
+from .recent import HeardNumbers, RecentOrders
+
+__all__: list[str] = []
+
+TURN: Final = 0.004  # seconds of orders that are carried out before others have their turn
+FEW: Final = 50  # orders that are carried out without looking at the time
+
+
+class Inbound:
+    """
+    Hears orders, and notices what it hasn't heard.
+
+    Args:
+        instance: The name of this node.
+        applier: Lets orders take effect.
+        numbers: What was heard.
+        recent: Keeps what was heard, in case Redis loses it.
+        report: Called with the sender and an order that a report is asked of.
+        doubt: Called when numbers don't follow each other.
+        unreadable: Called with the first and the last number, 0 if it has none, of a message
+            that can't be read.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        applier: Applier,
+        numbers: HeardNumbers,
+        recent: RecentOrders,
+        report: Callable[[str, HeardOrder], None],
+        doubt: Callable[[], None],
+        unreadable: Callable[[int, int], None],
+    ) -> None:
+        self._applier = applier
+        self._numbers = numbers
+        self._recent = recent
+        self._report = report
+        self._doubt = doubt
+        self._unreadable = unreadable
+        self._own = envelope_start(instance).encode()
+        self._logged = OncePerMinute()
+
+    def hear(self, data: bytes) -> Awaitable[None] | None:
+        """
+        Carry out the orders of a message.
+
+        Returns:
+            What to wait for, if there is so much that others must have their turn meanwhile.
+        """
+        head = read_numbers(data)
+        if head is None:
+            self._cannot_read(0, 0)
+            return None
+        first, last, body = head
+        if last and not self._numbers.hear(first, last):
+            self._doubt()
+        if body.startswith(self._own):
+            return None  # it has taken effect when it was given
+        sender, orders, readable = read_message(body)
+        if not readable:
+            self._cannot_read(first, last)
+        if orders:
+            self._recent.add(sender, body)
+        if len(orders) > FEW:
+            return self._carry_out_many(sender, orders)
+        for order in orders:
+            self._carry_out(sender, order)
+        return None
+
+    async def _carry_out_many(self, sender: str, orders: Sequence[HeardOrder]) -> None:
+        turn = time.monotonic() + TURN
+        for order in orders:
+            self._carry_out(sender, order)
+            if time.monotonic() > turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN
+
+    def _carry_out(self, sender: str, order: HeardOrder) -> None:
+        if order.question is None:
+            self._applier.carry_out_soon(order)
+        else:
+            self._report(sender, order)
+
+    def _cannot_read(self, first: int, last: int) -> None:
+        if self._logged.allows("unreadable"):
+            log.warning(
+                "a message on our channel can't be read, of another version or not ours: open"
+                " sockets are checked by what is recorded"
+            )
+        self._unreadable(first, last)

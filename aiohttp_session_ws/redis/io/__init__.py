@@ -1,0 +1,3 @@
+"""
+The connections to Redis: everything that waits for it. Internal.
+"""

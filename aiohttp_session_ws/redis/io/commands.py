@@ -1,0 +1,272 @@
+"""
+Commands to Redis that may be sent twice, and the one answer to "is Redis there?".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from ...exceptions import RedisUnavailable
+from ..entries import Argument
+from .connect import (
+    LIMIT,
+    MakeClient,
+    is_elsewhere,
+    is_unknown_script,
+    reason,
+)
+from .line import Line, Link
+from .scripts import Script
+
+__all__: list[str] = []
+
+CHUNK: Final = 1000  # keys in one MGET
+AT_ONCE: Final = 2  # MGETs on their way
+STALL: Final = 0.1  # seconds that a timer is late if this process itself stood still
+
+
+class _Command:
+    """
+    A command that waits for its answer, whatever becomes of the connection meanwhile.
+    """
+
+    __slots__ = ("answer", "args", "by_text", "repeat", "script", "since")
+
+    def __init__(
+        self, script: Script | None, args: Sequence[Argument], since: float, *, repeat: bool
+    ) -> None:
+        self.script = script
+        self.args = args
+        self.since = since
+        self.repeat = repeat
+        self.by_text = False
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def send(self, line: Line) -> asyncio.Future[Any]:
+        """
+        Send it.
+        """
+        if self.script is None:
+            return line.call(*self.args)
+        if self.by_text:
+            return line.call("EVAL", self.script.text, *self.args)
+        return line.call("EVALSHA", self.script.digest, *self.args)
+
+
+class Commands:
+    """
+    The connection for commands.
+
+    Redis is away when no command was answered for a second: an error is an answer, and so is
+    one that took long. Then every command fails at once, but the probe that finds it back.
+
+    Args:
+        make: Makes a client.
+        prefix: What all keys begin with.
+        changed: Called when Redis has gone away, and when it is back.
+
+    Attributes:
+        available: Whether Redis answers.
+        why: Why not, for messages.
+    """
+
+    def __init__(self, make: MakeClient, prefix: str, changed: Callable[[], None]) -> None:
+        self.link = Link(make, prefix, self._connected, self._disconnected)
+        self.prefix = f"{{{prefix}}}:"
+        self._changed = changed
+        self._pending: dict[_Command, None] = {}  # the oldest first
+        self._answered_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
+        self._reading = 0
+        self.available = False
+        self.why = "not connected yet"
+
+    def run_script(
+        self, script: Script, *args: Argument, probe: bool = False, repeat: bool = True
+    ) -> asyncio.Future[Any]:
+        """
+        Run a script; the future has its result.
+
+        Args:
+            script: The script.
+            *args: The number of keys, the keys, and the other arguments.
+            probe: Whether to try it also while Redis is away.
+            repeat: Whether to send it again if the connection breaks before the answer.
+        """
+        return self._start(script, args, probe=probe, repeat=repeat)
+
+    def call(self, *args: Argument) -> asyncio.Future[Any]:
+        """
+        Send a command; the future has its answer.
+        """
+        return self._start(None, args)
+
+    def read(self, keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+        """
+        Read the records of some keys, as many as :data:`CHUNK` at most.
+
+        What is asked for while two answers are on their way is asked for in one command.
+
+        Args:
+            keys: Without the prefix.
+        """
+        result: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        if not self.available:
+            return _failed(result, self.why)
+        self._reads.append((keys, result))
+        self._flush_reads()
+        return result
+
+    def stop(self) -> None:
+        """
+        Let nobody wait any more.
+        """
+        self._fail_all("it is being left")
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Sending
+
+    def _start(
+        self,
+        script: Script | None,
+        args: Sequence[Argument],
+        *,
+        probe: bool = False,
+        repeat: bool = True,
+    ) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        command = _Command(script, args, loop.time(), repeat=repeat)
+        if not (self.available or probe):
+            return _failed(command.answer, self.why)
+        self._pending[command] = None
+        if self.link.line is not None:
+            self._send(command, self.link.line)
+        if self._timer is None:
+            self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
+        return command.answer
+
+    def _send(self, command: _Command, line: Line) -> None:
+        command.send(line).add_done_callback(partial(self._answered, command))
+
+    def _answered(self, command: _Command, answer: asyncio.Future[Any]) -> None:
+        exc = answer.exception()
+        if isinstance(exc, RedisUnavailable):
+            if not command.repeat:
+                self._finish(command, exc)
+            return  # it is sent again with the next connection
+        if exc is not None and is_unknown_script(exc) and command.script and not command.by_text:
+            command.by_text = True
+            if self.link.line is not None:
+                self._send(command, self.link.line)
+            return
+        self._answered_at = asyncio.get_running_loop().time()
+        if exc is not None and is_elsewhere(exc):
+            self.link.drop(reason(exc))  # and what waits is sent to who is in charge
+            return
+        self._finish(command, exc, None if exc else answer.result())
+        if not self.available:
+            self.available, self.why = True, ""
+            self._changed()
+
+    def _finish(self, command: _Command, exc: BaseException | None, result: Any = None) -> None:
+        self._pending.pop(command, None)
+        if command.answer.done():
+            return
+        if exc is None:
+            command.answer.set_result(result)
+        else:
+            command.answer.set_exception(exc)
+            _ = command.answer.exception()  # nobody need wait for it
+
+    # Whether Redis is there
+
+    def _connected(self, line: Line) -> None:
+        for command in tuple(self._pending):
+            self._send(command, line)
+
+    def _disconnected(self, why: str) -> None:
+        self.why = why
+        if not self.available:
+            self._fail_all(why)  # nobody needs a second to find that out once more
+        elif not self._pending:
+            _ = self.call("PING")  # or nobody would find out before the next heartbeat
+
+    def _check(self, due: float) -> None:
+        """
+        See whether anything was answered within the limit.
+        """
+        loop = asyncio.get_running_loop()
+        now, self._timer = loop.time(), None
+        if not self._pending:
+            return
+        oldest = next(iter(self._pending)).since
+        late = max(oldest, self._answered_at) + LIMIT
+        if now - due > STALL:
+            late = max(late, now + STALL)  # the answers are perhaps there, and not read yet
+        if now < late:
+            self._timer = loop.call_at(late, self._check, late)
+            return
+        why = f"no answer within {LIMIT:g} s" if self.link.line is not None else self.why
+        self.link.drop(why)
+        self._go_away(why)
+
+    def _go_away(self, why: str) -> None:
+        was, self.available, self.why = self.available, False, why
+        self._fail_all(why)
+        if was:
+            self._changed()
+
+    def _fail_all(self, why: str) -> None:
+        pending, self._pending = tuple(self._pending), {}
+        for command in pending:
+            self._finish(command, RedisUnavailable(f"Redis is away: {why}"))
+        reads, self._reads = self._reads, deque()
+        for _, result in reads:
+            if not result.done():
+                _ = _failed(result, why)
+
+    # Looking up
+
+    def _flush_reads(self) -> None:
+        while self._reads and self._reading < AT_ONCE:
+            batch: list[tuple[int, asyncio.Future[list[bytes | None]]]] = []
+            keys: list[str] = []
+            while self._reads and (not keys or len(keys) + len(self._reads[0][0]) <= CHUNK):
+                some, result = self._reads.popleft()
+                if not result.done():
+                    batch.append((len(some), result))
+                    keys += [self.prefix + key for key in some]
+            if not batch:
+                continue
+            self._reading += 1
+            self.call("MGET", *keys).add_done_callback(partial(self._have_read, batch))
+
+    def _have_read(
+        self,
+        batch: Sequence[tuple[int, asyncio.Future[list[bytes | None]]]],
+        answer: asyncio.Future[list[bytes | None]],
+    ) -> None:
+        self._reading -= 1
+        exc = answer.exception()
+        start = 0
+        for size, result in batch:
+            if not result.done():
+                if exc is None:
+                    result.set_result(answer.result()[start : start + size])
+                else:
+                    result.set_exception(exc)
+                    _ = result.exception()
+            start += size
+        self._flush_reads()
+
+
+def _failed(answer: asyncio.Future[Any], why: str) -> asyncio.Future[Any]:
+    answer.set_exception(RedisUnavailable(f"Redis is away: {why}"))
+    _ = answer.exception()  # nobody need wait for it
+    return answer

@@ -1,0 +1,193 @@
+"""
+Clients of Redis: how they are made, and one connection that takes many commands at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Final, TypeAlias
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError as RedisConnectionError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
+
+from ..._logging import describe_error
+from ...exceptions import NotSetUp, RedisUnavailable
+
+__all__ = ["MakeClient"]
+
+Client: TypeAlias = "Redis | RedisCluster"
+MakeClient: TypeAlias = Callable[[], Client]
+
+TROUBLE: Final = (RedisError, OSError, TimeoutError)
+
+LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
+
+#: How Redis says that it takes no writes now; it is there all the same.
+REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
+
+
+def client_maker(redis: str | MakeClient) -> MakeClient:
+    """
+    Return what makes a client with short timeouts and without retries.
+
+    Raises:
+        ValueError: If *redis* is not a URL that redis-py understands.
+        TypeError: If it is something else.
+    """
+    if callable(redis):
+        return lambda: _usable(redis())
+    if not isinstance(redis, str):
+        raise TypeError(
+            f"redis is a URL or a callable that makes a client, not a {type(redis).__name__}:"
+            " pass 'redis://localhost:6379', or lambda: RedisCluster(...)"
+        )
+
+    def make() -> Client:
+        return Redis.from_url(
+            redis,
+            socket_timeout=LIMIT,
+            socket_connect_timeout=LIMIT,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=False,
+        )
+
+    try:
+        _ = _usable(make()).connection_pool.make_connection()  # it knows its options, we don't
+    except (ValueError, TypeError, AttributeError, NotSetUp):
+        # Not with its cause: that may quote the password.
+        msg = (
+            "not a URL for Redis: use redis://, rediss:// or unix://, as redis://localhost:6379/0"
+        )
+        raise ValueError(msg) from None
+    return make
+
+
+def channel_of(client: Client, prefix: str, name: str) -> str:
+    """
+    Return a channel of a database: Redis has the same for all of them.
+    """
+    db = (
+        0
+        if isinstance(client, RedisCluster)
+        else client.connection_pool.connection_kwargs.get("db")
+    )
+    return f"{{{prefix}}}@{db}:{name}" if db else f"{{{prefix}}}:{name}"
+
+
+def _usable(client: Any) -> Any:
+    """
+    Return *client* if it is one that speaks in bytes.
+
+    Raises:
+        NotSetUp: If not.
+    """
+    if not isinstance(client, Redis | RedisCluster):
+        if isinstance(client, Coroutine):
+            client.close()
+        raise NotSetUp(
+            f"redis= is a callable that returned a {type(client).__name__}: let it return a"
+            " redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
+        )
+    if client.get_encoder().decode_responses:
+        raise NotSetUp(
+            "redis= is a callable that made a client which decodes answers, but pushes may be"
+            " bytes: make it with decode_responses=False"
+        )
+    return client
+
+
+def reason(exc: BaseException) -> str:
+    """
+    Return what may be logged of an error of Redis: its code word, and nothing it quotes.
+    """
+    if isinstance(exc, RedisUnavailable):
+        return str(exc)
+    if isinstance(exc, RedisConnectionError | NoPermissionError | NotSetUp | OSError) and str(exc):
+        return f"{type(exc).__name__}: {exc}"
+    if isinstance(exc, RedisError):
+        return code_word(exc) or type(exc).__name__
+    return describe_error(exc)
+
+
+def code_word(exc: BaseException) -> str:
+    """
+    Return the word that an error of Redis begins with, "" if there is none.
+
+    Redis 6.2 puts it behind the place in the script.
+    """
+    for word in str(exc).replace("-", " ").replace(":", " ").split():
+        if len(word) > 2 and word.isalpha() and word.isupper() and word != "ERR":
+            return word
+    return ""
+
+
+def refusal(exc: BaseException) -> str:
+    """
+    Return the code word of an error if it says that Redis takes no writes now, else "".
+    """
+    if not isinstance(exc, ResponseError):
+        return ""
+    words = str(exc).replace("-", " ").split()
+    return next((word for word in REFUSALS if word in words), "") or _by_class(exc)
+
+
+def _by_class(exc: BaseException) -> str:
+    # redis-py drops the word of those it has classes for.
+    return {
+        "OutOfMemoryError": "OOM",
+        "ReadOnlyError": "READONLY",
+        "NoPermissionError": "NOPERM",
+    }.get(type(exc).__name__, "")
+
+
+async def close_client(client: Client) -> None:
+    """
+    Let go of all connections of a client, within :data:`LIMIT`.
+    """
+    sentinels = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    with contextlib.suppress(*TROUBLE):
+        async with asyncio.timeout(LIMIT):
+            await client.aclose()
+            for sentinel in getattr(sentinels, "sentinels", ()):
+                await sentinel.aclose()
+
+
+async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """
+    Cancel tasks until they end, for :data:`LIMIT` at most.
+    """
+    for _ in range(10):
+        pending = {task for task in tasks if not task.done()}
+        if not pending:
+            return
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=LIMIT / 10)
+
+
+def is_unknown_script(exc: BaseException) -> bool:
+    """
+    Tell whether Redis doesn't know a script's digest, or lets nobody use digests.
+    """
+    return isinstance(exc, NoScriptError | NoPermissionError)
+
+
+def is_elsewhere(exc: BaseException) -> bool:
+    """
+    Tell whether the server isn't the one in charge: a node of a cluster that has moved.
+    """
+    return isinstance(exc, AskError | MovedError | ClusterDownError | MasterDownError)

@@ -1,0 +1,319 @@
+"""
+The outbox of a node: orders that wait until Redis has recorded them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from ..._logging import OncePerMinute, log
+from ...exceptions import RedisUnavailable
+from ..entries import Argument, Encoder, Entry, body_of
+from .commands import STALL
+from .connect import (
+    LIMIT,
+    MakeClient,
+    channel_of,
+    is_elsewhere,
+    is_unknown_script,
+    reason,
+    refusal,
+)
+from .line import Line, Link
+from .scripts import WRITE
+
+__all__: list[str] = []
+
+ORDERS: Final = "orders"  # the channel
+DEPTH: Final = 1_000_000  # orders
+BATCH: Final = 500  # records in one script
+AT_ONCE: Final = 2  # batches on their way
+SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
+LONGEST: Final = 1.0  # the most of these
+
+
+class Batch(NamedTuple):
+    """
+    Entries that are sent together.
+
+    Attributes:
+        entries: The entries.
+        args: What the script gets.
+        sent: When, by the event loop's clock.
+    """
+
+    entries: list[Entry]
+    args: list[Argument]
+    sent: float
+
+
+class Outbox:
+    """
+    Writes orders to Redis until it has recorded them; to write one twice does no harm.
+
+    An order is written in the turn in which it is given, if nothing waits. No order waits for
+    another's: a batch that takes too long is halved until the order is found that does, and
+    that is set aside. So is what Redis refuses to write, after it was published all the same.
+
+    Args:
+        make: Makes a client.
+        prefix: What all keys begin with.
+        encoder: Makes of entries what the script gets.
+        known: Called with the records by which Redis knew more, as JSON.
+        published: Called with each message that was published.
+
+    Attributes:
+        channel: Where orders are published; it is known once there is a connection.
+        refused: The word by which Redis refuses to write, "" if it doesn't.
+    """
+
+    def __init__(
+        self,
+        make: MakeClient,
+        prefix: str,
+        encoder: Encoder,
+        known: Callable[[list[bytes]], None],
+        published: Callable[[bytes], None],
+    ) -> None:
+        self.link = Link(make, prefix, self._connected, self._disconnected)
+        self._prefix = prefix
+        self._encoder = encoder
+        self._known = known
+        self._published = published
+        self._queue: deque[Entry] = deque()
+        self._aside: deque[Entry] = deque()
+        self._in_flight: deque[Batch] = deque()
+        self._size = BATCH
+        self._delay = SOON
+        self._lost = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._waiting = OncePerMinute()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.channel = ""
+        self.refused = ""
+
+    def __len__(self) -> int:
+        flying = sum(len(batch.entries) for batch in self._in_flight)
+        return len(self._queue) + len(self._aside) + flying
+
+    def put(self, entry: Entry) -> Entry:
+        """
+        Write *entry*, now or as soon as that can be done.
+        """
+        if len(self._queue) + len(self._aside) >= DEPTH:
+            _ = (self._aside or self._queue).popleft()
+            if self._lost % 10_000 == 0:
+                log.error(
+                    "more than %d orders wait for Redis; the oldest are lost, and their sessions"
+                    " are ended on this node only",
+                    DEPTH,
+                )
+            self._lost += 1
+        self._queue.append(entry)
+        self._empty.clear()
+        if len(self._in_flight) < AT_ONCE:
+            self.flush()
+        return entry
+
+    def flush(self) -> None:
+        """
+        Send what waits, as far as it can be sent now.
+        """
+        line = self.link.line
+        while line is not None and self._queue and len(self._in_flight) < AT_ONCE:
+            entries = self._take(self._queue, self._size)
+            if not self._send(line, entries):
+                self._queue.extendleft(reversed(entries))
+                return
+
+    async def wait_empty(self) -> None:
+        """
+        Wait until nothing waits.
+        """
+        await self._empty.wait()
+
+    async def drain(self, timeout: float) -> list[Entry]:
+        """
+        Wait until all is written, for *timeout* seconds at most; return what is left.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+        flying = [entry for batch in self._in_flight for entry in batch.entries]
+        return [*flying, *self._queue, *self._aside]
+
+    def stop(self) -> None:
+        """
+        Stop trying.
+        """
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+
+    # Sending
+
+    def _take(self, queue: deque[Entry], most: int) -> list[Entry]:
+        """
+        Take entries with *most* records together, but one at least, from a queue.
+        """
+        entries = [queue.popleft()]
+        size = len(entries[0])
+        while queue and not entries[0].alone and not queue[0].alone:
+            size += max(1, len(queue[0]))
+            if size > most:
+                break
+            entries.append(queue.popleft())
+        return entries
+
+    def _send(self, line: Line, entries: list[Entry]) -> bool:
+        """
+        Send *entries*; tell whether the time is known that they need.
+        """
+        args = self._encoder.arguments(entries, self.channel)
+        if args is None:
+            return False
+        loop = asyncio.get_running_loop()
+        batch = Batch(entries, args, loop.time())
+        self._in_flight.append(batch)
+        answer = line.call("EVALSHA", WRITE.digest, *args)
+        answer.add_done_callback(partial(self._answered, batch, line))
+        if self._timer is None:
+            self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
+        return True
+
+    # What came of it
+
+    def _answered(self, batch: Batch, line: Line, answer: asyncio.Future[Any]) -> None:
+        if batch not in self._in_flight:
+            return  # it was given up
+        exc = answer.exception()
+        if exc is not None and is_unknown_script(exc):
+            again = line.call("EVAL", WRITE.text, *batch.args)
+            again.add_done_callback(partial(self._answered_text, batch))
+        else:
+            self._take_answer(batch, exc, answer)
+
+    def _answered_text(self, batch: Batch, answer: asyncio.Future[Any]) -> None:
+        if batch in self._in_flight:
+            self._take_answer(batch, answer.exception(), answer)
+
+    def _take_answer(
+        self, batch: Batch, exc: BaseException | None, answer: asyncio.Future[Any]
+    ) -> None:
+        if isinstance(exc, RedisUnavailable):
+            return  # what was on its way is put back when that is noticed
+        self._in_flight.remove(batch)
+        if exc is None:
+            self._recorded(batch, answer.result())
+        elif word := refusal(exc):
+            self._refuse(batch, word)
+        elif is_elsewhere(exc):
+            self._queue.extendleft(reversed(batch.entries))
+            self.link.drop(reason(exc))
+        else:
+            self._set_aside(batch, reason(exc))
+        self.flush()
+        if not len(self):
+            self._empty.set()
+
+    def _recorded(self, batch: Batch, known: list[bytes]) -> None:
+        self._size = min(BATCH, 2 * self._size)
+        if self.refused or not self._aside:
+            self._delay = SOON
+        self.refused = ""
+        if body := body_of(batch.args):
+            self._published(body)
+        for entry in batch.entries:
+            entry.finish()
+        if known:
+            self._known(known)
+
+    def _refuse(self, batch: Batch, word: str) -> None:
+        """
+        Keep what was published, and couldn't be recorded, to try again.
+        """
+        self.refused = word
+        if self._waiting.allows(word):
+            log.error(
+                "Redis refuses to write (%s): orders are published, and recorded when it can; %d"
+                " wait",
+                word,
+                len(self) + len(batch.entries),
+            )
+        for entry in batch.entries:
+            entry.published = word != "READONLY"  # whoever listens to the primary hasn't heard
+        self._aside.extend(batch.entries)
+        self._retry_later()
+        if word == "READONLY":
+            self.link.drop("the server is a replica")  # there may be another primary by now
+
+    def _set_aside(self, batch: Batch, why: str) -> None:
+        """
+        Put a batch back that failed: in halves, or the one order that fails behind the others.
+        """
+        if len(batch.entries) > 1:
+            self._size = max(1, sum(map(len, batch.entries)) // 2)
+            self._queue.extendleft(reversed(batch.entries))
+            return
+        self._size = BATCH
+        batch.entries[0].alone = True
+        self._aside.extend(batch.entries)
+        if self._waiting.allows(why):
+            log.error("an order could not be recorded (%s); it is tried again", why)
+        self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(self._delay, self._try_again)
+            self._delay = min(LONGEST, 2 * self._delay)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        line = self.link.line
+        if line is not None and self._aside and len(self._in_flight) < AT_ONCE:
+            entries = self._take(self._aside, self._size)
+            if not self._send(line, entries):
+                self._aside.extendleft(reversed(entries))
+        if self._aside:
+            self._retry_later()
+
+    # The connection
+
+    def _connected(self, line: Line) -> None:
+        self.channel = channel_of(line.client, self._prefix, ORDERS)
+        self._put_back()
+        self.flush()
+
+    def _disconnected(self, why: str) -> None:
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._in_flight:
+            self._queue.extendleft(reversed(self._in_flight.pop().entries))
+
+    def _check(self, due: float) -> None:
+        """
+        Give up a batch that wasn't answered in time.
+        """
+        loop = asyncio.get_running_loop()
+        now, self._timer = loop.time(), None
+        if not self._in_flight:
+            return
+        late = self._in_flight[0].sent + LIMIT
+        if now - due > STALL:
+            late = max(late, now + STALL)  # the answer is perhaps there, and not read yet
+        if now < late:
+            self._timer = loop.call_at(late, self._check, late)
+            return
+        first = self._in_flight.popleft()
+        self._put_back()
+        self._set_aside(first, f"no answer within {LIMIT:g} s")
+        self.link.drop(f"no answer within {LIMIT:g} s")

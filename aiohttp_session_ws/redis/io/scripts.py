@@ -1,0 +1,339 @@
+"""
+The Lua scripts: records are merged in Redis as :mod:`...sessions.records` merges them in memory.
+
+All keys of a registry have one hash tag, so that they are in one slot of a Redis Cluster: a script
+may use keys that it finds out itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, NamedTuple
+
+__all__: list[str] = []
+
+KEPT: Final = 600.0  # seconds that a record can be found by its number
+MOST: Final = 1_000_000  # records that can be found so
+
+
+class Script(NamedTuple):
+    """
+    A Lua script.
+
+    Attributes:
+        text: The script.
+        digest: Under which Redis knows it.
+    """
+
+    text: str
+    digest: str
+
+
+def _script(*parts: str) -> Script:
+    text = "".join(parts)
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+# KEYS: what all keys begin with, the tag in braces; from the second on the keys of the records.
+# ARGV: the channel, the message, whether it is published if writing is refused, how many records
+# are recorded only (the first ones), then the TTL and the text of each record.
+#
+# A write that is refused raises nothing: it is returned, and the message published without
+# numbers. What was written before it stays, and is written again with the rest.
+_WRITE: Final = """
+local prefix = KEYS[1]
+local refused
+local derived, known, dirty = {}, {}, {}
+
+local function call(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then
+        if string.find(answer.err, 'WRONGTYPE', 1, true) then return nil, true end
+        refused = refused or answer.err
+        return nil
+    end
+    return answer
+end
+
+local function put(key, text, ttl)
+    call('SET', key, text, 'PX', ttl)
+end
+
+-- The old value, which is replaced at once: most are the first of their key.
+local function swap(key, text, ttl)
+    local old, foreign = call('SET', key, text, 'PX', ttl, 'GET')
+    if foreign then put(key, text, ttl) end
+    return old or nil
+end
+
+local ENDED = '^%[1,"ended",([^,]*),([^,]*),([^,]*),([^,]*),(.*)$'
+local RENEWED = '^%[1,"renewed",([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),(.*)$'
+local BEFORE = '^%[1,"before",([^,]*),([^,]*),(.*)$'
+local NOTE = '^%[1,"note",([^,]*),([^,]*),([^,]*),(.*)$'
+
+local function max(a, b)
+    return math.max(tonumber(a), tonumber(b))
+end
+
+local function ended(key, ttl, text)
+    local old = swap(key, text, ttl)
+    if not old then return text end
+    local at, carries, seconds, minor, rest = string.match(old, ENDED)
+    if not at then return text end
+    local at2, carries2, seconds2, minor2 = string.match(text, ENDED)
+    local merged = string.format('[1,"ended",%.17g,%d,%.17g,%d,', max(at, at2),
+        max(carries, carries2), max(seconds, seconds2),
+        math.min(tonumber(minor), tonumber(minor2))) .. rest
+    if merged ~= text then put(key, merged, math.floor(max(seconds, seconds2) * 1000) + 1) end
+    return merged
+end
+
+local function renewed(key, ttl, text)
+    local old, foreign = call('GET', key)
+    if not old and not foreign then
+        put(key, text, ttl)
+        return text
+    end
+    local gen, after, at, by, seen, seconds = string.match(old or '', RENEWED)
+    if not gen then return old end -- it has ended, or is of another version
+    local gen2, after2, at2, by2, seen2, seconds2, rest = string.match(text, RENEWED)
+    if tonumber(gen) > tonumber(gen2) then return old end
+    local merged = text
+    if tonumber(gen) == tonumber(gen2) then
+        merged = string.format('[1,"renewed",%.0f,%.0f,%.17g,%d,%d,%.17g,', gen, max(after, after2),
+            max(at, at2), bit.bor(tonumber(by), tonumber(by2)), max(seen, seen2),
+            max(seconds, seconds2)) .. rest
+    end
+    put(key, merged, ttl)
+    return merged
+end
+
+-- Whichever comes second, an end of an id or the note of its lineage, ends the lineage.
+local function end_noted(note, before, seconds)
+    local began, _, length, rest = string.match(note or '', NOTE)
+    if not began or tonumber(began) > tonumber(before) then return end
+    local token = string.sub(rest, 1, tonumber(length))
+    local text = string.format('[1,"ended",%s,0,%s,0,%s]', before, seconds, token)
+    local key = prefix .. 'lineage:' .. token
+    local merged = ended(key, math.floor(tonumber(seconds) * 1000) + 1, text)
+    derived[#derived + 1] = merged
+    dirty[#dirty + 1] = key
+end
+
+local function before(key, ttl, text)
+    local old = swap(key, text, ttl)
+    local time, seconds = string.match(text, BEFORE)
+    if old then
+        local time2, seconds2 = string.match(old, BEFORE)
+        if time2 then
+            local rest = math.floor(max(seconds, seconds2) * 1000) + 1
+            if tonumber(time2) > tonumber(time) then
+                text, time, seconds = old, time2, seconds2
+                put(key, text, rest)
+            elseif tonumber(seconds2) > tonumber(seconds) then
+                call('PEXPIRE', key, rest)
+            end
+        end
+    end
+    local id = string.match(key, '^.-}:end:id:(.*)$')
+    if id then end_noted(call('GET', prefix .. 'of:' .. id), time, seconds) end
+    return text
+end
+
+local function note(key, ttl, text)
+    local old = call('GET', key)
+    local began, _, length, rest = string.match(text, NOTE)
+    local began2, _, length2, rest2 = string.match(old or '', NOTE)
+    if began2 then
+        local a, b = tonumber(began), tonumber(began2)
+        local token, token2 = string.sub(rest, 1, length), string.sub(rest2, 1, length2)
+        if b < a or b == a and token2 <= token then text = old end
+    end
+    if text ~= old then put(key, text, ttl) else call('PEXPIRE', key, ttl) end
+    local id = string.match(key, '^.-}:of:(.*)$')
+    local time, seconds = string.match(call('GET', prefix .. 'end:id:' .. id) or '', BEFORE)
+    if time then end_noted(text, time, seconds) end
+    return text
+end
+
+local function close(key, ttl, text)
+    put(key, text, ttl)
+    return text
+end
+
+local kinds = {ended = ended, renewed = renewed, before = before, note = note, close = close}
+
+-- Give numbers to the records of some keys, and publish them under these.
+local function publish(keys, first, last, body)
+    local count = last - first + 1
+    local number = count > 0 and call('INCRBY', prefix .. 'seq', count) or 0
+    if refused then return end
+    local recent = prefix .. 'recent'
+    for from = 1, count, 1000 do
+        local members = {}
+        for i = from, math.min(count, from + 999) do
+            members[#members + 1] = string.format('%.0f', number - count + i)
+            members[#members + 1] = keys[first + i - 1]
+        end
+        local _, foreign = call('ZADD', recent, unpack(members))
+        if foreign then
+            call('DEL', recent)
+            call('SET', prefix .. 'floor', string.format('%.0f', number - count))
+            call('ZADD', recent, unpack(members))
+        end
+    end
+    if count > 0 then
+        -- Now and then, for it costs as much as a record.
+        if number % MOST_CHECKED < count then
+            local size = call('ZCARD', recent) or 0
+            if size > MOST then
+                local oldest = call('ZRANGE', recent, size - MOST - 1, size - MOST - 1, 'WITHSCORES')
+                if oldest then call('SET', prefix .. 'floor', oldest[2]) end
+                call('ZREMRANGEBYRANK', recent, 0, size - MOST - 1)
+            end
+        end
+    end
+    if body ~= '' and not refused then
+        redis.call('PUBLISH', ARGV[1], string.format('%.0f:%d\\n', number, count) .. body)
+    end
+end
+
+local function write()
+    local count = #KEYS - 1
+    for i = 1, count do
+        local key, ttl, text = KEYS[i + 1], ARGV[2 * i + 3], ARGV[2 * i + 4]
+        local merged = kinds[string.match(text, '^%[1,"(%a+)"')](key, ttl, text)
+        if refused then break end
+        if merged ~= text then known[#known + 1] = merged end
+    end
+    if not refused then publish(KEYS, 2 + ARGV[4], count + 1, ARGV[2]) end
+    if refused then
+        if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[1], '0:0\\n' .. ARGV[2]) end
+        return {err = refused}
+    end
+    if #derived > 0 then
+        publish(dirty, 1, #dirty, '{"v":1,"from":"","orders":[[['
+            .. table.concat(derived, ',') .. '],[],null,null,null]]}')
+    end
+    return known
+end
+""".replace("MOST_CHECKED", "1000").replace("MOST", str(MOST))
+
+WRITE: Final = _script(_WRITE, "return write()\n")
+
+# ARGV from the back: of the session that goes on its generation and beginning, the seconds of the
+# grace, since when an end of the identity concerns it, and how many keys, which are the last of
+# KEYS, hold its lineage and its ends. What is before is what WRITE gets.
+#
+# It does not trust what this node remembers: the session must be alive by all that is recorded.
+END_OTHERS: Final = _script(
+    _WRITE,
+    """
+local function take() return tonumber(table.remove(ARGV)) end
+local count = take()
+local since, grace, began, generation = take(), take(), take(), take()
+local keys = {}
+for i = count, 1, -1 do keys[i] = table.remove(KEYS) end
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+if began > now + 5 then began = 0 end
+for i, key in ipairs(keys) do
+    local text = redis.pcall('GET', key)
+    if type(text) == 'table' then return 0 end
+    if text and i == 1 then
+        local gen, after, at, _, seen = string.match(text, RENEWED)
+        if not gen then return 0 end
+        gen, after, at = tonumber(gen), tonumber(after), tonumber(at)
+        if generation < gen then
+            if generation < after or seen == '1' or now - at < grace then return 0 end
+        end
+    elseif text then
+        local time = string.match(text, BEFORE)
+        if not time or tonumber(time) >= (string.find(key, '}:end:id:', 1, true) and began or since)
+        then return 0 end
+    end
+end
+local answer = write()
+if answer.err then return answer end
+return 1
+""",
+)
+
+# KEYS: the prefix. ARGV: the node, whether it holds sockets, and an epoch for a Redis without one.
+# Returns the time, the last number, the epoch, the server's run_id, which version the list of
+# members has, and up to which number records can't be found any more.
+HEARTBEAT: Final = _script(
+    """
+local prefix = KEYS[1]
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local nodes, marks = prefix .. 'nodes', prefix .. 'marks'
+local stamp = string.format('%.6f', now)
+local refused
+
+local function call(...)
+    local answer = redis.pcall(...)
+    if type(answer) == 'table' and answer.err then
+        if string.find(answer.err, 'WRONGTYPE', 1, true) then
+            redis.pcall('DEL', ({...})[2])
+        else
+            refused = answer.err
+        end
+        return false
+    end
+    return answer
+end
+
+local last = call('GET', prefix .. 'seq') or '0'
+call('SET', prefix .. 'epoch', ARGV[3], 'NX')
+if not refused then
+    local news = 0
+    if ARGV[2] == '1' then news = call('ZADD', nodes, stamp, ARGV[1]) or 0 end
+    news = news + (call('ZREMRANGEBYSCORE', nodes, '-inf', now - 3600) or 0)
+    if news > 0 then call('INCR', prefix .. 'members') end
+    -- When which number was reached: what is older is not kept to be found.
+    call('ZADD', marks, 'NX', stamp, last)
+    local old = call('ZREVRANGEBYSCORE', marks, now - KEPT, '-inf', 'LIMIT', 0, 1)
+    if old and old[1] then
+        call('ZREMRANGEBYSCORE', prefix .. 'recent', '-inf', old[1])
+        call('ZREMRANGEBYSCORE', marks, '-inf', now - KEPT)
+        if tonumber(old[1]) > tonumber(call('GET', prefix .. 'floor') or '0') then
+            call('SET', prefix .. 'floor', old[1])
+        end
+    end
+end
+local info = redis.pcall('INFO', 'server')
+local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
+    call('GET', prefix .. 'members') or '', call('GET', prefix .. 'floor') or '0', refused or ''}
+""".replace("KEPT", f"{KEPT:g}")
+)
+
+# KEYS: the prefix. ARGV: the node.
+LEAVE: Final = _script(
+    """
+redis.call('ZREM', KEYS[1] .. 'nodes', ARGV[1])
+redis.call('INCR', KEYS[1] .. 'members')
+"""
+)
+
+# KEYS: the prefix. ARGV: the first and the last number, and how many records at most.
+# Returns up to which number it got, and keys and records in turn.
+FIND: Final = _script(
+    """
+local prefix = KEYS[1]
+local found = redis.pcall('ZRANGEBYSCORE', prefix .. 'recent', ARGV[1], ARGV[2], 'WITHSCORES',
+    'LIMIT', 0, ARGV[3])
+if found.err then return {ARGV[2]} end
+local keys, last = {}, ARGV[2]
+for i = 1, #found, 2 do keys[#keys + 1] = found[i] end
+if #keys == tonumber(ARGV[3]) then last = found[#found] end
+local answer = {last}
+if #keys > 0 then
+    for i, text in ipairs(redis.call('MGET', unpack(keys))) do
+        answer[2 * i], answer[2 * i + 1] = keys[i], text
+    end
+end
+return answer
+"""
+)

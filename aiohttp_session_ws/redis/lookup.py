@@ -1,0 +1,183 @@
+"""
+What is recorded of a session, when a request or a handshake comes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from aiohttp import web
+
+from .._expiring import ExpiringDict
+from .._lineage import Subject
+from .._logging import OncePerMinute, describe_error, log
+from ..connections.connection import TrackedConnection
+from ..exceptions import RedisUnavailable
+from ..registry.cluster import LocalNode
+from ..sessions.records import Change, LineageEnded
+from .apply import Applier
+from .decoding import read_record
+from .io.commands import Commands
+from .io.connect import TROUBLE
+from .messages import CloseSession, keys_of_lookup
+
+__all__: list[str] = []
+
+ONCE: Final = 60.0  # seconds between two questions about the session of HTTP requests
+PATIENCE: Final = 0.25  # seconds that an HTTP request waits for the answer
+MOST: Final = 100_000  # lineages that were asked about lately
+
+OnOutage = Literal["refuse", "accept"]
+
+
+class Found:
+    """
+    Records that were read.
+
+    Attributes:
+        changes: Ends, renewals and notes.
+        closes: Close orders.
+        unreadable: Whether there is something that can't be read: it was put there for a reason.
+    """
+
+    def __init__(self, values: Sequence[bytes | None]) -> None:
+        self.changes: list[Change] = []
+        self.closes: list[CloseSession] = []
+        self.unreadable = False
+        for value in values:
+            if value is None:
+                continue
+            record = read_record(value)
+            if record is None:
+                self.unreadable = True
+            elif isinstance(record, CloseSession):
+                self.closes.append(record)
+            else:
+                self.changes.append(record)
+
+
+class Lookup:
+    """
+    Asks Redis what is recorded of sessions.
+
+    Args:
+        node: This node.
+        commands: Redis.
+        applier: Lets what is found take effect.
+        meet: Called with an end that was met again, so that its time begins anew in Redis too.
+        on_outage: What happens to handshakes while Redis is away.
+
+    Attributes:
+        unchecked: What was opened while Redis was away, to be checked when it is back.
+    """
+
+    def __init__(
+        self,
+        node: LocalNode,
+        commands: Commands,
+        applier: Applier,
+        meet: Callable[[LineageEnded], None],
+        on_outage: OnOutage,
+    ) -> None:
+        self._node = node
+        self._commands = commands
+        self._applier = applier
+        self._meet = meet
+        self._on_outage = on_outage
+        self._asked: ExpiringDict[str, bool] = ExpiringDict(MOST, ONCE)
+        self._logged = OncePerMinute()
+        self.unchecked: set[TrackedConnection] = set()
+
+    def check_due(self, token: str) -> bool:
+        """
+        Tell whether it is time to ask about a lineage.
+        """
+        return self._commands.available and self._asked.peek(token) is None
+
+    def forget(self) -> None:
+        """
+        Forget which lineages were asked about: they may have ended unheard.
+        """
+        self._asked.clear()
+
+    async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
+        """
+        Learn what is recorded of the session of an HTTP request.
+
+        It waits for :data:`PATIENCE`; a later answer takes effect all the same.
+
+        Returns:
+            Whether that is known.
+        """
+        if not self._commands.available:
+            return False
+        self._asked.put(token, True)
+        answer = self._commands.read(keys_of_lookup(token, subjects, closes=False))
+        answer.add_done_callback(lambda answer: self._learn(token, answer))
+        done, _ = await asyncio.wait({answer}, timeout=PATIENCE)
+        return bool(done) and answer.exception() is None
+
+    def _learn(self, token: str, answer: asyncio.Future[list[bytes | None]]) -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            self._asked.pop(token)  # the next request asks again
+            return
+        found = Found(answer.result())
+        if found.unreadable and self._logged.allows("unreadable"):
+            log.warning("a record can't be read: it is of another version, or not ours")
+        try:
+            self._node.learn(found.changes)
+        except Exception as exc:  # noqa: BLE001  nobody else would hear of it
+            log.error("what is recorded could not be carried out: %s", describe_error(exc))
+        for change in found.changes:
+            if isinstance(change, LineageEnded) and change.token == token:
+                self._meet(change)
+
+    async def check_handshake(self, connection: TrackedConnection) -> None:
+        """
+        Learn what is recorded of a handshake.
+
+        Raises:
+            aiohttp.web.HTTPServiceUnavailable: If Redis is away, and handshakes are refused
+                then.
+        """
+        try:
+            values = await self._commands.read(keys_of_connection(connection))
+        except TROUBLE as exc:
+            if self._on_outage == "accept":
+                self.unchecked.add(connection)  # it is checked when Redis is back
+                return
+            if not isinstance(exc, RedisUnavailable):
+                log.error("a handshake could not be checked: %s", describe_error(exc))
+            raise web.HTTPServiceUnavailable(
+                headers={"Retry-After": "1"},
+                text="websocket refused: the session can't be checked now",
+            ) from None
+        self.take(connection, values)
+
+    def take(self, connection: TrackedConnection, values: Sequence[bytes | None]) -> None:
+        """
+        Let what was read about *connection* take effect.
+        """
+        if not any(values):
+            return
+        found = Found(values)
+        self._applier.judge(connection, found.changes, found.closes)
+        if found.unreadable:
+            if self._logged.allows("unreadable"):
+                log.warning(
+                    "a record can't be read, of another version or not ours: sockets of its"
+                    " session are told to reconnect"
+                )
+            self._applier.refuse(connection)
+
+
+def keys_of_connection(connection: TrackedConnection) -> list[str]:
+    """
+    Return the keys of all that is recorded of a connection.
+    """
+    subjects = [Subject("id", connection.session_ws_id), *connection.labels]
+    if connection.identity is not None:
+        subjects.append(Subject("identity", connection.identity))
+    return keys_of_lookup(connection.lineage.token, subjects, closes=True)

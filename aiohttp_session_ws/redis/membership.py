@@ -1,0 +1,236 @@
+"""
+This node among the others: heartbeats, the clock, who else lives, and what was missed or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from .._logging import log
+from .clock import RedisClock
+from .io.commands import Commands
+from .io.connect import TROUBLE, reason
+from .io.scripts import HEARTBEAT, LEAVE
+from .recent import HeardNumbers
+
+__all__: list[str] = []
+
+PULSE: Final = 3.0  # seconds between two heartbeats
+PROBE: Final = 0.5  # seconds between two while Redis is away
+SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
+LIVING: Final = 15.0  # seconds that a heartbeat counts
+REWIND: Final = 60.0  # seconds of numbers that are read again from a server that has started
+ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
+
+
+class Beat(NamedTuple):
+    """
+    What Redis answers to a heartbeat.
+
+    Attributes:
+        time: Its time.
+        last: The last number that it gave.
+        epoch: A random name, new if it has lost its data.
+        run_id: The server's own name, new whenever it starts.
+        members: The version of the list of members.
+        floor: Up to which number records can't be found any more.
+        refused: Why it takes no writes, "" if it does.
+    """
+
+    time: float
+    last: int
+    epoch: str
+    run_id: str
+    members: str
+    floor: int
+    refused: str
+
+
+class Membership:
+    """
+    The heartbeats of a node, and what they tell.
+
+    Args:
+        commands: Redis.
+        instance: The node's own name.
+        clock: Measured with each heartbeat.
+        numbers: What was heard.
+        answered: Called after each heartbeat that was answered.
+        missed: Called when numbers are missing.
+        lost: Called when Redis has lost data, or may have.
+
+    Attributes:
+        serves: Whether the node holds sockets, so that the others ask it.
+        members: Who has given a sign of life within an hour, and hasn't stopped.
+        known: Whether the members are known.
+        beaten: Set after the first heartbeat, or the first that failed.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        instance: str,
+        clock: RedisClock,
+        numbers: HeardNumbers,
+        answered: Callable[[], None],
+        missed: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.serves = False
+        self.members: frozenset[str] = frozenset()
+        self.known = False
+        self.beaten = asyncio.Event()
+        self._commands = commands
+        self._instance = instance
+        self._clock = clock
+        self._numbers = numbers
+        self._answered = answered
+        self._missed = missed
+        self._lost = lost
+        self._due = asyncio.Event()
+        self._behind = False
+        self._last: Beat | None = None
+        self._version = ""
+        self._marks: deque[tuple[float, int]] = deque(maxlen=int(REWIND / PULSE) + 1)
+
+    def subscribed(self) -> None:
+        """
+        Note that what was published before this moment has perhaps not been heard.
+        """
+        self._behind = True
+        self._due.set()
+
+    def hurry(self) -> None:
+        """
+        Let the next heartbeat be at once.
+        """
+        self._due.set()
+
+    async def run(self) -> None:
+        """
+        Give signs of life until cancelled.
+        """
+        while True:
+            self._due.clear()
+            pause = PULSE
+            try:
+                await self._beat()
+            except TROUBLE as exc:
+                pause = PROBE
+                if self._commands.available:
+                    log.debug("a heartbeat failed: %s", reason(exc))
+            else:
+                if not self._clock.known:
+                    pause = PROBE  # the answer was too late to tell the time
+            self.beaten.set()
+            try:
+                async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+
+    async def leave(self) -> None:
+        """
+        Tell that this node stops, so that nobody waits for it.
+        """
+        if self.serves and self._commands.available:
+            try:
+                await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
+            except TROUBLE as exc:
+                log.debug("Redis could not be told that this node stops: %s", reason(exc))
+
+    async def living(self) -> list[str]:
+        """
+        Return who has given a sign of life lately, in an order that is the same for all.
+
+        Raises:
+            RedisUnavailable: If that can't be found out.
+        """
+        since = self._clock.now() - LIVING
+        nodes = self._commands.prefix + "nodes"
+        found = await self._commands.call("ZRANGEBYSCORE", nodes, f"{since:.6f}", "+inf")
+        return sorted(name.decode() for name in found)
+
+    async def _beat(self) -> None:
+        heard, behind, self._behind = self._numbers.last, self._behind, False
+        sent = time.monotonic()
+        answer = await self._commands.run_script(
+            HEARTBEAT,
+            1,
+            self._commands.prefix,
+            self._instance,
+            "1" if self.serves else "0",
+            secrets.token_hex(8),
+            probe=True,
+            repeat=False,
+        )
+        received = time.monotonic()
+        at, last, epoch, run_id, members, floor, refused = (part.decode() for part in answer)
+        beat = Beat(float(at), int(last), epoch, run_id, members, int(float(floor)), refused)
+        self._clock.measure(beat.time, sent, received)
+        if self._version != beat.members or not self.known:
+            await self._learn_members(beat.members)
+        self._answered()
+        self._compare(beat, heard, behind)
+
+    async def _learn_members(self, version: str) -> None:
+        nodes = self._commands.prefix + "nodes"
+        found = await self._commands.call("ZRANGE", nodes, 0, -1)
+        self.members = frozenset(name.decode() for name in found)
+        self._version, self.known = version, True
+
+    def _compare(self, beat: Beat, heard: int, behind: bool) -> None:
+        """
+        Compare what Redis says with what was heard.
+
+        Args:
+            beat: What it says.
+            heard: The greatest number that was heard when it was asked.
+            behind: Whether something was perhaps missed before.
+        """
+        known, self._last = self._last, beat
+        now = time.monotonic()
+        self._marks.append((now, beat.last))
+        if known is not None and (beat.last < heard or _changed(known.epoch, beat.epoch)):
+            log.warning("Redis has lost data; what was ordered lately is written again")
+            self._numbers.restart(beat.last)
+            self._marks.clear()
+            self._lost()
+        elif known is not None and _changed(known.run_id, beat.run_id):
+            # Another server, or the same one restarted: what it got last is perhaps lost, and
+            # its numbers may stand for other records by now.
+            early = next((last for at, last in self._marks if at >= now - REWIND), 0)
+            self._numbers.rewind(min(early, beat.last), beat.last)
+            self._lost()
+        elif known is None or behind:
+            self._numbers.reach(beat.last)
+        elif self._numbers.last < beat.last:
+            # Perhaps it is on its way.
+            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat)
+        if self._numbers.missing:
+            self._missed()
+
+    def _reach(self, beat: Beat) -> None:
+        if self._last is None or self._last.epoch != beat.epoch:
+            return
+        self._numbers.reach(beat.last)
+        if self._numbers.missing:
+            self._missed()
+
+    @property
+    def floor(self) -> int:
+        """
+        Up to which number records can't be found any more.
+        """
+        return 0 if self._last is None else self._last.floor
+
+
+def _changed(known: str, now: str) -> bool:
+    # Redis may refuse to tell, or have been unable to write its epoch.
+    return bool(known and now and known != now)

@@ -1,0 +1,236 @@
+"""
+What goes to Redis: records, and the messages that carry orders. No I/O.
+
+A record is a JSON array that begins with the version and its kind; what Redis' script merges
+stands next, in fixed places, and what it only copies at the end. The same text is the value of a
+key and a part of a message. A message is ``<last number>:<how many>``, written by the script, a
+line feed, and a JSON object with a version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from .._lineage import Subject
+from ..close_codes import Close
+from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
+
+__all__: list[str] = []
+
+VERSION: Final = 1
+#: For how many seconds a close order is recorded: longer than any node misses messages
+#: without losing its sockets.
+CLOSE_TTL: Final = 3600.0
+LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis takes no TTL without end
+
+CAUSES: Final = {"renewal": 1, "login": 2}  # bits, which Redis' script adds up
+
+
+class CloseSession(NamedTuple):
+    """
+    The sockets of an id, an identity or a label are to reconnect.
+
+    Attributes:
+        subject: Whose sockets.
+        number: The order's own, so that nobody carries it out twice.
+        at: When it was given, by the one clock.
+        close: With what they are closed.
+    """
+
+    subject: Subject
+    number: str
+    at: float
+    close: Close
+
+    def moved_to(self, at: float) -> CloseSession:
+        """
+        Return the same with another time.
+        """
+        return self._replace(at=at)
+
+
+Record: TypeAlias = Change | CloseSession
+
+
+def time_of(record: Record) -> float:
+    """
+    Return when what *record* tells was ordered; 0 if it tells of no order.
+    """
+    match record:
+        case SubjectEnded(before=at):
+            return at
+        case LineageEnded(at=at) | LineageRenewed(at=at) | CloseSession(at=at):
+            return at
+    return 0.0
+
+
+def with_time(record: Record, at: float) -> Record:
+    """
+    Return *record* as one that was ordered *at* that time.
+    """
+    match record:
+        case SubjectEnded():
+            return record.moved_to(at)
+        case LineageEnded() | LineageRenewed() | CloseSession():
+            return record.moved_to(at)
+    return record
+
+
+class Stored(NamedTuple):
+    """
+    A record as Redis gets it.
+
+    Attributes:
+        key: Its key, without the prefix.
+        ttl: How many milliseconds it lives.
+        text: The record as JSON.
+    """
+
+    key: str
+    ttl: int
+    text: str
+
+
+def encode(record: Record) -> Stored:
+    """
+    Return a record as Redis gets it.
+
+    Raises:
+        TypeError: If other nodes couldn't read its subject.
+    """
+    match record:
+        case LineageEnded(token, at, carries, ttl, minor):
+            name = quote(token)
+            head = f'[1,"ended",{at!r},{carries:d},{ttl!r},{minor:d},'
+            return Stored("lineage:" + name, _milliseconds(ttl), f"{head}{name}]")
+        case LineageRenewed(token, generation, after, at, by, seen, ttl):
+            name, causes = quote(token), sum(CAUSES[cause] for cause in by)
+            head = f'[1,"renewed",{generation},{after},{at!r},{causes},{seen:d},{ttl!r},'
+            return Stored("lineage:" + name, _milliseconds(ttl), f"{head}{name}]")
+        case SubjectEnded(subject, before, ttl):
+            text = f'[1,"before",{before!r},{ttl!r},{subject_text(subject)}]'
+            return Stored("end:" + subject_key(subject), _milliseconds(ttl), text)
+        case IdNote(session_ws_id, token, began, ttl):
+            name, session = quote(token), as_json(session_ws_id)
+            text = f'[1,"note",{began!r},{ttl!r},{len(name)},{name},{session}]'
+            return Stored("of:" + session, _milliseconds(ttl), text)
+        case CloseSession(subject, number, at, close):
+            text = (
+                f'[1,"close",{at!r},{close.code},{quote(number)},{quote(close.reason)}'
+                f",{subject_text(subject)}]"
+            )
+            return Stored("close:" + subject_key(subject), _milliseconds(CLOSE_TTL), text)
+
+
+def _milliseconds(ttl: float) -> int:
+    return int(min(ttl, LONGEST) * 1000) + 1
+
+
+def subject_key(subject: Subject) -> str:
+    """
+    Return the part of a key that names *subject*.
+    """
+    return f"{subject.kind}:{as_json(subject.value)}"
+
+
+def subject_text(subject: Subject) -> str:
+    """
+    Return *subject* as JSON.
+    """
+    return f'["{subject.kind}",{as_json(subject.value)}]'
+
+
+def as_json(value: Hashable) -> str:
+    """
+    Return an id, an identity or a label as JSON: the same for what is equal in Python.
+
+    Raises:
+        TypeError: If other nodes couldn't read it.
+    """
+    return quote(value) if type(value) is str else json.dumps(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    if value is None or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    raise TypeError(
+        f"other nodes can't be told of a {type(value).__name__}: let ids, identities and labels"
+        " be str, int or tuples of such"
+    )
+
+
+def order_text(
+    changes: Iterable[str],
+    closes: Iterable[str] = (),
+    close: Close | None = None,
+    by: str | None = None,
+    question: str | None = None,
+) -> str:
+    """
+    Return an order as JSON, of records that are JSON already.
+
+    Args:
+        changes: What has ended or was renewed.
+        closes: Whose sockets are to reconnect besides.
+        close: With what sockets are closed; without one it depends on the changes.
+        by: Who gave the order.
+        question: Under which number to report, if that is asked for.
+    """
+    how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
+    rest = f"{_optional(by)},{_optional(question)}"
+    return f"[[{','.join(changes)}],[{','.join(closes)}],{how},{rest}]"
+
+
+def _optional(text: str | None) -> str:
+    return "null" if text is None else quote(text)
+
+
+def envelope(sender: str, orders: Iterable[str]) -> str:
+    """
+    Return a message that carries orders.
+    """
+    return f'{envelope_start(sender)},"orders":[{",".join(orders)}]}}'
+
+
+def envelope_start(sender: str) -> str:
+    """
+    Return what all messages of *sender* begin with, behind the numbers.
+    """
+    return f'{{"v":{VERSION},"from":{quote(sender)}'
+
+
+def question_text(sender: str, number: str, body: dict[str, Any]) -> str:
+    """
+    Return a question to other nodes, or the answer to one.
+    """
+    return json.dumps({"v": VERSION, "from": sender, "q": number, **body})
+
+
+def keys_of_lookup(token: str, subjects: Sequence[Subject], *, closes: bool) -> list[str]:
+    """
+    Return the keys of all that is recorded of a session.
+
+    Args:
+        token: Its lineage.
+        subjects: Its id, and its identity and labels as far as they are known.
+        closes: Whether to ask for close orders too.
+    """
+    keys = ["lineage:" + quote(token)]
+    for subject in subjects:
+        name = subject_key(subject)
+        keys.append("end:" + name)
+        if closes:
+            keys.append("close:" + name)
+        if subject.kind == "id":
+            keys.append("of:" + name[len("id:") :])
+    return keys

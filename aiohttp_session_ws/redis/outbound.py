@@ -1,0 +1,167 @@
+"""
+Orders on their way from this node to the others, and reports on their way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from ..close_codes import RECONNECT
+from ..registry.cluster import Effect, LocalNode, Order
+from ..results import CloseReport
+from .apply import Applier
+from .clock import RedisClock
+from .decoding import HeardOrder
+from .entries import Entry
+from .io.outbox import Outbox
+from .messages import CloseSession
+from .recent import SeenOrders
+from .requests import REPORTS, PendingRequest, Requests
+
+__all__: list[str] = []
+
+FORGOTTEN: Final = 60.0  # seconds after which nobody waits for a report any more
+COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
+
+
+class Pending:
+    """
+    An order that is on its way, as a :class:`~..registry.cluster.PendingReport`.
+    """
+
+    __slots__ = ("_entry", "_request", "_requests", "_wait")
+
+    def __init__(
+        self, entry: Entry, requests: Requests, request: PendingRequest | None, wait: float
+    ) -> None:
+        self._entry = entry
+        self._requests = requests
+        self._request = request
+        self._wait = wait
+
+    async def report(self, own: CloseReport) -> CloseReport:
+        """
+        Wait for what the others report, and add it to what this node has done.
+
+        It is complete only if the order was published, all members are known and have answered.
+        """
+        entry, request = self._entry, self._request
+        if request is None:
+            return replace(own, stored=entry.stored)
+        try:
+            await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
+        finally:
+            self._requests.close(request)
+        answered = 1 + len(request.answered)
+        expected = 1 + len(request.expected | request.answered)
+        if not (entry.published and request.known):
+            expected = max(expected, answered + 1)  # there may be others
+        sums = {
+            name: getattr(own, name) + sum(int(answer.get(name, 0)) for answer in request.answers)
+            for name in COUNTED
+        }
+        return replace(
+            own,
+            **sums,
+            nodes_expected=expected,
+            nodes_answered=answered,
+            stored=entry.stored,
+        )
+
+
+class Outbound:
+    """
+    Publishes orders, and reports to those who have asked for it.
+
+    Args:
+        node: This node.
+        outbox: Where orders wait.
+        requests: Who answers.
+        seen: The close orders that were carried out here.
+        clock: The one clock of all nodes.
+        applier: Lets the orders of others take effect.
+        identifies: Whether this node knows whom sessions belong to.
+    """
+
+    def __init__(
+        self,
+        node: LocalNode,
+        outbox: Outbox,
+        requests: Requests,
+        seen: SeenOrders,
+        clock: RedisClock,
+        applier: Applier,
+        *,
+        identifies: bool,
+    ) -> None:
+        self._node = node
+        self._outbox = outbox
+        self._requests = requests
+        self._seen = seen
+        self._clock = clock
+        self._applier = applier
+        self._identifies = identifies
+
+    def record(self, order: Order) -> None:
+        """
+        Record an order now, and tell nobody.
+        """
+        if order.changes:
+            _ = self._outbox.put(Entry(order.changes, quiet=True))
+
+    def publish(self, order: Order, wait: float) -> Pending:
+        """
+        Record an order and tell the other nodes.
+
+        Args:
+            order: The order.
+            wait: Seconds to wait for what they report.
+        """
+        request = None
+        if wait > 0:
+            request = self._requests.open()
+            # Whoever waits may be cancelled before he comes to it.
+            loop = asyncio.get_running_loop()
+            _ = loop.call_later(wait + FORGOTTEN, self._requests.close, request)
+        entry = self.entry_of(order, None if request is None else request.number)
+        if len(entry):
+            _ = self._outbox.put(entry)
+        else:
+            entry.finish()
+        return Pending(entry, self._requests, request, wait)
+
+    def entry_of(self, order: Order, question: str | None = None) -> Entry:
+        """
+        Return an order as the outbox takes it.
+        """
+        closes: Sequence[CloseSession] = ()
+        if order.closes:
+            at, close = self._clock.end_time(), order.close or RECONNECT
+            closes = [
+                CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
+            ]
+        return Entry(order.changes, closes, order.close, order.by, question)
+
+    def report_to(self, sender: str, order: HeardOrder) -> None:
+        """
+        Carry out an order of another node, and report to it.
+        """
+        effect = self._applier.apply(order)
+        _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
+
+    async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:
+        report = await self._node.carry_out(effect)
+        body = {name: getattr(report, name) for name in COUNTED}
+        if not self._identifies and _is_about_identities(order):
+            body["unresolved"] = True
+        assert order.question is not None
+        _ = self._requests.answer(sender, order.question, REPORTS, body)
+
+
+def _is_about_identities(order: HeardOrder) -> bool:
+    subjects = [getattr(change, "subject", None) for change in order.changes]
+    subjects += [close.subject for close in order.closes]
+    return any(subject is not None and subject.kind != "id" for subject in subjects)

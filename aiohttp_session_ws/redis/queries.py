@@ -1,0 +1,172 @@
+"""
+Questions about the sockets of all nodes, and pushes to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any, Final
+
+from .._lineage import Subject
+from .._logging import OncePerMinute, log
+from ..registry.cluster import LocalNode
+from ..results import ConnectionInfo, Count, Delivery, NodeInfo, Nodes, Snapshot
+from ..typing import Data
+from .decoding import WRONG, as_tuple, name
+from .messages import VERSION, subject_text
+from .requests import DATA, Requests
+
+__all__: list[str] = []
+
+PART: Final = 500  # connections in one message
+
+
+class Queries:
+    """
+    Asks the other nodes about their sockets, and answers them.
+
+    Args:
+        node: This node.
+        instance: Its own name.
+        label: What it is called.
+        requests: Who asks and answers.
+        serves: Whether it holds sockets.
+        identifies: Whether it knows whom sessions belong to.
+    """
+
+    def __init__(
+        self,
+        node: LocalNode,
+        instance: str,
+        label: str,
+        requests: Requests,
+        *,
+        serves: bool,
+        identifies: bool,
+    ) -> None:
+        self._node = node
+        self._instance = instance
+        self._label = label
+        self._requests = requests
+        self._serves = serves
+        self._identifies = identifies
+        self._logged = OncePerMinute()
+
+    async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
+        """
+        Return the connections of all nodes; *here* are this one's.
+        """
+        request = await self._requests.ask({"do": "connections", "of": _as_list(subject)})
+        there = [
+            ConnectionInfo(**{key: as_tuple(value) for key, value in info.items()})
+            for answer in request.answers
+            for info in answer.get("infos", ())
+        ]
+        infos = sorted([*here, *there], key=lambda info: info.opened_at)
+        return Snapshot(infos, complete=here.complete and request.complete)
+
+    async def count(self, here: int) -> Count:
+        """
+        Return how many sockets all nodes have; *here* are this one's.
+        """
+        request = await self._requests.ask({"do": "count"})
+        there = sum(int(answer.get("sockets", 0)) for answer in request.answers)
+        return Count(here + there, complete=request.complete)
+
+    async def nodes(self) -> Nodes:
+        """
+        Return the nodes that hold sockets.
+        """
+        request = await self._requests.ask({"do": "nodes"})
+        nodes = [NodeInfo(**answer["node"]) for answer in request.answers]
+        if self._serves:
+            nodes.append(self._myself())
+        return Nodes(sorted(nodes, key=lambda node: node.name), complete=request.complete)
+
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, wait: bool
+    ) -> Delivery:
+        """
+        Push to the sockets of the other nodes.
+
+        Args:
+            subject: Whose sockets; all if it is ``None``.
+            data: What.
+            here: What became of it on this node.
+            wait: Whether to ask the others what became of it.
+        """
+        text = isinstance(data, str)
+        payload = data.encode() if isinstance(data, str) else bytes(data)
+        body = {"do": "push", "of": _as_list(subject), "text": text}
+        if not wait:
+            told = self._requests.tell(body, payload)
+            complete = here.complete and told and self._requests.alone
+            return Delivery(here.sockets, here.nodes, complete)
+        request = await self._requests.ask(body, payload)
+        answers = request.answers
+        return Delivery(
+            here.sockets + sum(int(answer.get("sockets", 0)) for answer in answers),
+            here.nodes + len(request.answered),
+            here.complete and request.complete and all(a.get("complete") for a in answers),
+        )
+
+    async def hear(self, data: bytes) -> None:
+        """
+        Answer a question of another node, or take a push.
+        """
+        head, _, payload = data.partition(b"\n")
+        try:
+            body = json.loads(head)
+            if body["v"] != VERSION:
+                return
+            asker, number = name(body["from"]), str(body["q"])
+            if asker == self._instance:
+                return
+            async for answer in self._answers(body, payload):
+                if number and not self._requests.answer(asker, number, DATA, answer):
+                    return  # without its last part it doesn't count as complete
+        except WRONG:
+            if self._logged.allows("question"):
+                log.warning("a message that isn't ours is on our channel")
+
+    async def _answers(
+        self, body: dict[str, Any], payload: bytes
+    ) -> AsyncIterator[dict[str, Any]]:
+        match body["do"]:
+            case "count":
+                yield {"sockets": self._node.connections.open.size}
+            case "nodes":
+                yield {"node": asdict(self._myself())}
+            case "connections":
+                subject = _as_subject(body["of"])
+                unresolved = subject is not None and subject.kind != "id" and not self._identifies
+                found = self._node.snapshot(subject)
+                for start in range(0, max(1, len(found)), PART):
+                    infos = [asdict(info) for info in found[start : start + PART]]
+                    last = start + PART >= len(found)
+                    yield {"infos": infos, "last": last, "unresolved": unresolved}
+                    await asyncio.sleep(0)  # the next part may take as long
+            case "push":
+                data = payload.decode() if body["text"] else payload
+                delivery = await self._node.push_here(_as_subject(body["of"]), data)
+                yield {"sockets": delivery.sockets, "complete": delivery.complete}
+
+    def _myself(self) -> NodeInfo:
+        connections = self._node.connections
+        return NodeInfo(
+            self._label,
+            connections.open.size,
+            len(connections.open),
+            connections.opening.size,
+        )
+
+
+def _as_list(subject: Subject | None) -> Any:
+    return None if subject is None else json.loads(subject_text(subject))
+
+
+def _as_subject(body: Any) -> Subject | None:
+    return None if body is None else Subject(body[0], as_tuple(body[1]))

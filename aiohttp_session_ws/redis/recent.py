@@ -1,0 +1,193 @@
+"""
+What was published lately: which numbers were heard, and what to write again after a loss. No I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Final, NamedTuple
+
+__all__: list[str] = []
+
+KEPT: Final = 3600.0  # seconds
+LARGEST: Final = 64 << 20  # bytes of messages
+MOST: Final = 100_000  # close orders
+
+
+class HeardNumbers:
+    """
+    Which numbers of the sequence in Redis this node has heard.
+
+    Redis numbers each record and publishes it in the same step, so that a number that is left
+    out stands for a message that was missed.
+
+    Attributes:
+        last: The greatest number that was heard or is missing.
+        missing: First and last of what is missing, in ascending order.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.missing: list[tuple[int, int]] = []
+
+    def hear(self, first: int, last: int) -> bool:
+        """
+        Note the numbers of a message; tell whether they go on from what was heard.
+
+        If not, some are missing, or Redis has lost the sequence and counts from another start.
+        """
+        if first == self.last + 1:
+            self.last = last
+            return True
+        if last <= self.last:
+            return self.find(first, last)
+        if first > self.last + 1:
+            self.missing.append((self.last + 1, first - 1))
+        self.last = last
+        return False
+
+    def reach(self, last: int) -> None:
+        """
+        Note that Redis has counted up to *last*: what wasn't heard of that is missing.
+        """
+        if last > self.last:
+            self.missing.append((self.last + 1, last))
+            self.last = last
+
+    def find(self, first: int, last: int) -> bool:
+        """
+        Note that what was missing of these numbers was found; tell whether any was missing.
+        """
+        found = False
+        rest: list[tuple[int, int]] = []
+        for low, high in self.missing:
+            if high < first or low > last:
+                rest.append((low, high))
+                continue
+            found = True
+            if low < first:
+                rest.append((low, first - 1))
+            if high > last:
+                rest.append((last + 1, high))
+        self.missing = rest
+        return found
+
+    def lose(self, first: int, last: int) -> None:
+        """
+        Note that what was heard under these numbers is missing all the same.
+        """
+        self.missing = sorted([*self.missing, (first, last)])
+
+    def restart(self, last: int) -> None:
+        """
+        Begin anew with a sequence that has counted up to *last*, of which nothing was heard.
+        """
+        self.last, self.missing = 0, []
+        self.reach(last)
+
+    def rewind(self, first: int, last: int) -> None:
+        """
+        Take what lies behind *first* for missing, up to *last*, which Redis has counted up to.
+        """
+        self.missing = [(low, min(high, first)) for low, high in self.missing if low <= first]
+        self.last = first
+        self.reach(last)
+
+
+class Heard(NamedTuple):
+    """
+    A message that was published lately.
+
+    Attributes:
+        at: When it was heard, by the clock of :class:`RecentOrders`.
+        sender: Which node has sent it.
+        body: The message without its numbers.
+    """
+
+    at: float
+    sender: str
+    body: bytes
+
+
+class RecentOrders:
+    """
+    The messages of the last hour, to be written again if Redis loses its data.
+
+    They are kept as bytes: the garbage collector would look at each object in them.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._messages: deque[Heard] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def add(self, sender: str, body: bytes) -> None:
+        """
+        Keep a message.
+        """
+        now = self._clock()
+        self._messages.append(Heard(now, sender, body))
+        self._size += len(body)
+        oldest = now - KEPT
+        while self._size > LARGEST or self._messages[0].at < oldest:
+            self._size -= len(self._messages.popleft().body)
+
+    def of(self, is_meant: Callable[[str], bool]) -> Iterator[bytes]:
+        """
+        Return the messages of the senders that are meant, the oldest first.
+        """
+        oldest = self._clock() - KEPT
+        for message in tuple(self._messages):
+            if message.at >= oldest and is_meant(message.sender):
+                yield message.body
+
+
+class SeenOrders:
+    """
+    The close orders that were carried out here, by their numbers.
+
+    Args:
+        instance: The name that is this node's own.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._instance = instance
+        self._clock = clock
+        self._count = count(1)
+        self._seen: OrderedDict[str, float] = OrderedDict()  # the oldest first
+
+    def new(self) -> str:
+        """
+        Return a number for an order that is being carried out here.
+        """
+        number = f"{self._instance}/{next(self._count)}"
+        _ = self.add(number)
+        return number
+
+    def add(self, number: str) -> bool:
+        """
+        Note that an order has come; tell whether it is the first time.
+        """
+        if number in self._seen:
+            return False
+        now = self._clock()
+        self._seen[number] = now
+        while len(self._seen) > MOST or self._seen[next(iter(self._seen))] < now - KEPT:
+            self._seen.popitem(last=False)
+        return True
+
+    def first_seen(self, number: str) -> float | None:
+        """
+        Return when an order has come, ``None`` if it hasn't.
+        """
+        return self._seen.get(number)

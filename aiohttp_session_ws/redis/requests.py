@@ -1,0 +1,169 @@
+"""
+Requests to other nodes, and their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, Final, TypeAlias
+
+from .._logging import OncePerMinute, log
+from .decoding import WRONG
+from .io.publisher import Publisher
+from .membership import Membership
+from .messages import VERSION, question_text
+
+__all__: list[str] = []
+
+Answer: TypeAlias = dict[str, Any]
+
+DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
+REPORTS: Final = "answers"  # the channel of reports, to which the name of a node is added
+PATIENCE: Final = 1.0  # seconds to wait for the answers to a question
+
+
+class PendingRequest:
+    """
+    What was asked, and who has answered.
+
+    Attributes:
+        number: What the answers refer to.
+        expected: Who was asked.
+        answered: Who has answered in full.
+        answers: What they said.
+        known: Whether it is known who had to be asked.
+    """
+
+    def __init__(self, number: str, expected: Iterable[str], *, known: bool) -> None:
+        self.number = number
+        self.expected = set(expected)
+        self.answered: set[str] = set()
+        self.answers: list[Answer] = []
+        self.known = known
+        self._all = asyncio.get_running_loop().create_future()
+
+    @property
+    def complete(self) -> bool:
+        """
+        Whether all have answered, and could.
+        """
+        return self.known and self.expected <= self.answered
+
+    def take(self, sender: str, answer: Answer) -> None:
+        """
+        Take an answer, or a part of one.
+        """
+        self.answers.append(answer)
+        if answer.get("unresolved"):
+            self.known = False  # it doesn't know identities, so there may be more
+        if answer.get("last", True):
+            self.answered.add(sender)
+        if self.expected <= self.answered and not self._all.done():
+            self._all.set_result(None)
+
+    async def wait(self, timeout: float) -> None:
+        """
+        Wait until all have answered, for *timeout* seconds at most.
+        """
+        if not self.expected <= self.answered:
+            await asyncio.wait({self._all}, timeout=timeout)
+
+
+class Requests:
+    """
+    The requests of a node that are open.
+
+    Args:
+        instance: The node's own name.
+        membership: Who else lives.
+        reports: Publishes reports of orders.
+        data: Publishes all else.
+    """
+
+    def __init__(
+        self, instance: str, membership: Membership, reports: Publisher, data: Publisher
+    ) -> None:
+        self._instance = instance
+        self._membership = membership
+        self._publishers = {REPORTS: reports, DATA: data}
+        self._numbers = count(1)
+        self._open: dict[str, PendingRequest] = {}
+        self._logged = OncePerMinute()
+
+    def open(self) -> PendingRequest:
+        """
+        Open a request to all others; :meth:`close` it.
+        """
+        others = self._membership.members - {self._instance}
+        request = PendingRequest(str(next(self._numbers)), others, known=self._membership.known)
+        self._open[request.number] = request
+        return request
+
+    def close(self, request: PendingRequest) -> None:
+        """
+        Take no more answers.
+        """
+        self._open.pop(request.number, None)
+
+    @property
+    def alone(self) -> bool:
+        """
+        Whether there is certainly no other node.
+        """
+        return self._membership.known and self._membership.members <= {self._instance}
+
+    async def ask(self, body: Answer, payload: bytes = b"") -> PendingRequest:
+        """
+        Ask all others, and wait until they have answered or :data:`PATIENCE` is over.
+
+        Args:
+            body: The question.
+            payload: What goes with it.
+        """
+        request = self.open()
+        try:
+            text = question_text(self._instance, request.number, body)
+            published = self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
+            if published is None:
+                request.known = False
+                return request
+            await request.wait(PATIENCE)
+            if not published.done() or published.exception() is not None:
+                request.known = False
+        finally:
+            self.close(request)
+        return request
+
+    def tell(self, body: Answer, payload: bytes) -> bool:
+        """
+        Tell all others something that they don't answer; tell whether that could be done.
+        """
+        text = question_text(self._instance, "", body)
+        return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload) is not None
+
+    def take(self, data: bytes) -> None:
+        """
+        Take an answer that was published to this node.
+        """
+        try:
+            body = json.loads(data)
+            if body["v"] != VERSION:
+                return
+            sender, number = str(body["from"]), str(body["q"])
+            request = self._open.get(number)
+        except WRONG:
+            if self._logged.allows("answer"):
+                log.warning("a message that isn't ours is on our channel of answers")
+            return
+        if request is not None:
+            request.take(sender, body)
+
+    def answer(self, asker: str, number: str, channel: str, body: Answer) -> bool:
+        """
+        Answer a request of another node; tell whether that could be done.
+        """
+        text = question_text(self._instance, number, body)
+        return self._publishers[channel].put(f"{channel}:{asker}", text.encode()) is not None

@@ -1,0 +1,290 @@
+"""
+Arrival: every request is judged before any handler sees its session.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Hashable
+from typing import Final
+
+from aiohttp import web
+from aiohttp_session import Session
+
+from .._lineage import LAST_GENERATION, Lineage, Subject
+from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
+from ..sessions.context import RequestContext, Stage, set_current
+from ..sessions.records import LineageRenewed
+from ..sessions.session import (
+    begin_session,
+    created_at,
+    digest_of_cookie,
+    has_storage,
+    id_in,
+    is_server_side,
+    load_session,
+    max_age_of,
+)
+from ..sessions.status import State, Status, effective_began
+from .cluster import Order
+from .core import Core
+from .identify import subjects_of
+
+__all__: list[str] = []
+
+#: Seconds after an end in which another response may be on its way with the right cookie.
+SETTLED: Final = 10.0
+
+
+def arrive_at_once(core: Core, request: web.Request, session: Session) -> RequestContext | None:
+    """
+    Judge a request whose session is loaded, carries all it needs, and is of no interest to
+    any record; ``None`` if there is more to do.
+    """
+    keys = core.keys
+    lineage = keys.read_lineage(session)
+    session_ws_id = session.get(keys.id)
+    if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
+        return None
+    if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
+        return None
+    context = RequestContext(request, core.clock.begin_time())
+    context.lineage, context.session_ws_id, context.session = lineage, session_ws_id, session
+    context.newest, context.content = lineage.generation, dict(session)
+    context.stage = Stage.HANDLING
+    return context
+
+
+def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
+    """
+    Tell whether no record but that of its own newest generation may concern a session.
+    """
+    records = core.records
+    record = records.lineage(lineage.token)
+    if record is None:
+        if lineage.generation:
+            return False
+    elif (
+        not isinstance(record, LineageRenewed)
+        or record.generation != lineage.generation
+        or not record.seen
+    ):
+        return False
+    if not records.has_subjects:
+        return True
+    if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
+        return False
+    return core.identifier.identify is None or records.latest_owner_end < lineage.began
+
+
+class Arrival:
+    """
+    One request that is being judged.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+    """
+
+    def __init__(self, core: Core, request: web.Request) -> None:
+        self._core = core
+        self._request = request
+        self._context = RequestContext(request, core.clock.begin_time())
+        set_current(self._context)
+
+    async def judge(self) -> RequestContext:
+        """
+        Load the session, see to it that it has an id and a lineage, and judge it.
+
+        Raises:
+            NotSetUp: If aiohttp_session's middleware is missing or comes later.
+            aiohttp.web.HTTPServiceUnavailable: If ``identify`` is needed and fails.
+        """
+        core, context = self._core, self._context
+        core.saw_storage(max_age_of(self._request))
+        session = context.session = await self._load()
+        if session is None:
+            await self._meet_id()
+        else:
+            await self._meet(session)
+        if context.lineage is not None:
+            context.status = await self._status(context.lineage)
+            context.newest = core.records.newest(context.lineage.token)
+        if session is not None:
+            await self._act_on(session)
+        if context.status.alive and context.lineage is not None:
+            self._mark_seen(context.lineage)
+        if context.session is not None:
+            context.content = dict(context.session)
+        context.stage = Stage.HANDLING
+        return context
+
+    async def _load(self) -> Session | None:
+        if has_storage(self._request):
+            return await load_session(self._request)
+        if self._core.overrides.ids:
+            return None  # the application keeps ids outside of any session
+        raise NotSetUp(
+            "no session: put session_ws_middleware inside aiohttp_session's, as in"
+            " web.Application(middlewares=[aiohttp_session.session_middleware(storage),"
+            " session_ws_middleware])"
+        )
+
+    async def _meet_id(self) -> None:
+        """
+        Meet an id that is kept outside of any session: it stands for its own lineage.
+        """
+        core, context = self._core, self._context
+        context.session_ws_id = await self._current_id()
+        if context.session_ws_id is None:
+            await core.ids.ensure_id(self._request)
+            context.session_ws_id = await self._current_id()
+        if context.session_ws_id is not None:
+            context.lineage = Lineage(f"id {context.session_ws_id!r}", 0, 0.0)
+
+    async def _meet(self, session: Session) -> None:
+        """
+        See to it that a session has an id and a lineage.
+        """
+        core, context, keys = self._core, self._context, self._core.keys
+        lineage = keys.read_lineage(session)
+        context.session_ws_id = await self._current_id()
+        if lineage is None:
+            # Before anything is written, which would change what it is made of.
+            lineage = self._first_lineage(session, context.session_ws_id)
+        written = keys.lineage in session
+        if context.session_ws_id is None:
+            await core.ids.ensure_id(self._request)
+            context.session_ws_id = await self._current_id()
+            context.given = context.session_ws_id is not None
+        if not written and context.session_ws_id is None and session.empty:
+            return  # an anonymous visitor to whom the application gives no id
+        if not written and context.session_ws_id is not None:
+            keys.write_lineage(session, lineage)
+            context.given = True
+        context.lineage = lineage
+
+    async def _current_id(self) -> Hashable | None:
+        """
+        Return the id that the request has now; one that can't be used is none.
+        """
+        core = self._core
+        if not core.overrides.ids and self._context.session is not None:
+            session_ws_id = id_in(self._context.session, core.keys.id)
+        else:
+            session_ws_id = await core.ids.get_id(self._request)
+        if session_ws_id is None:
+            return None
+        try:
+            return core.usable_id(session_ws_id)
+        except InvalidSessionWSId:
+            if core.overrides.ids:
+                raise
+            return None  # a cookie that is forged or broken
+
+    def _first_lineage(self, session: Session, session_ws_id: Hashable | None) -> Lineage:
+        """
+        Return the lineage of a session that carries none.
+        """
+        core = self._core
+        if not session.empty:
+            created = created_at(session)
+            if session_ws_id is not None and core.overrides.random_ids:
+                return Lineage(str(session_ws_id), 0, created)
+            # The same for parallel requests and every replay, with nothing to remember.
+            token = digest_of_cookie(self._request, "lineage")
+            if token is not None:
+                return Lineage(token, 0, created)
+        return new_lineage(self._context.arrived)
+
+    async def _status(self, lineage: Lineage) -> Status:
+        """
+        Judge the session by what is known; ask for what is not known as seldom as possible.
+        """
+        core, context = self._core, self._context
+        identity: Hashable | None = None
+        due = core.cluster.check_due(lineage.token)
+        if due:
+            identity = await self._identity(lineage)
+            subjects = subjects_of(context.session_ws_id, identity)
+            context.checked = await core.cluster.check_request(lineage.token, subjects)
+        found = core.judge(lineage, context.session_ws_id, identity)
+        if not found.alive or due or core.identifier.identify is None:
+            return found
+        if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
+            return found
+        return core.judge(lineage, context.session_ws_id, await self._identity(lineage))
+
+    async def _identity(self, lineage: Lineage) -> Hashable | None:
+        try:
+            return await self._core.identifier.of_lineage(self._request, lineage.token)
+        except (IdentifyFailed, InvalidIdentity) as exc:
+            raise web.HTTPServiceUnavailable(
+                headers={"Retry-After": "1"}, text="the session can't be identified now"
+            ) from exc
+
+    async def _act_on(self, session: Session) -> None:
+        """
+        Take a session that is over away from the request, or repair the trace of a lost race.
+        """
+        core, context, lineage = self._core, self._context, self._context.lineage
+        state, age, _ = context.status
+        if state is State.ALIVE or lineage is None:
+            return
+        if state is State.ENDED or age >= core.expiry.renewal_grace:
+            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
+            return
+        record = core.records.lineage(lineage.token)
+        if not is_server_side(session) or not isinstance(record, LineageRenewed):
+            return
+        if "login" not in record.by:
+            context.lineage = lineage.renewed(record.generation)
+            core.keys.write_lineage(session, context.lineage)
+            context.status = core.judge(context.lineage, context.session_ws_id)
+            context.newest, context.given = record.generation, True
+
+    async def _begin_anew(self, *, mint: bool) -> None:
+        """
+        Give the request a new, empty session.
+
+        Args:
+            mint: Whether to give it an id; not while another response may be on its way with
+                the right cookie.
+        """
+        core, context = self._core, self._context
+        context.session = await begin_session(self._request)
+        context.fresh = True
+        if mint:
+            await core.ids.ensure_id(self._request)
+            if not context.session.empty:
+                core.keys.write_lineage(context.session, new_lineage(context.arrived))
+                context.given = True
+
+    def _mark_seen(self, lineage: Lineage) -> None:
+        """
+        Note that a request has come with the newest generation.
+        """
+        core, generation = self._core, lineage.generation
+        if not 0 < generation < LAST_GENERATION:
+            return
+        known = core.records.lineage(lineage.token)
+        if isinstance(known, LineageRenewed) and known.generation == generation:
+            change = known.as_seen()
+        else:
+            newest = known.generation if isinstance(known, LineageRenewed) else 0
+            if generation < newest:
+                return
+            change = LineageRenewed(
+                lineage.token, generation, 0, core.clock.now(), frozenset(), True, core.ttl
+            )
+        if change != known:
+            core.give_soon(Order((change,)))
+            self._context.newest = generation
+
+
+def new_lineage(began: float) -> Lineage:
+    """
+    Return a lineage with a random token.
+    """
+    return Lineage(secrets.token_hex(16), 0, began)

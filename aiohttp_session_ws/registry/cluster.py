@@ -1,0 +1,325 @@
+"""
+What a registry needs from a cluster of processes, and the cluster of one.
+
+Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things must hold: records
+merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
+before it is published, and what was published while a node couldn't hear is found by it later; and
+a question about a session is answered from the records, not from what this process remembers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Hashable, Sequence
+from typing import NamedTuple, Protocol
+
+from .._lineage import Lineage, Subject
+from .._tasks import BackgroundTasks
+from ..close_codes import Close
+from ..connections.connection import TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..results import CloseReport, Count, Delivery, Snapshot
+from ..sessions.clock import Clock
+from ..sessions.records import Change, Records
+from ..sessions.status import Status
+from ..typing import Data
+
+__all__: list[str] = []
+
+
+class Order(NamedTuple):
+    """
+    What is ordered at one time.
+
+    Attributes:
+        changes: What has ended or was renewed.
+        closes: Whose sockets are to reconnect besides.
+        close: With what sockets are closed; without one it depends on what became of each.
+        by: Who gave the order, for operators.
+    """
+
+    changes: tuple[Change, ...] = ()
+    closes: tuple[Subject, ...] = ()
+    close: Close | None = None
+    by: str | None = None
+
+
+class Effect(NamedTuple):
+    """
+    What is left to do of an order on this node.
+
+    Attributes:
+        closing: The open sockets to close, and with what.
+        handshakes: How many handshakes it has rejected.
+    """
+
+    closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
+    handshakes: int = 0
+
+
+class LocalNode(Protocol):
+    """
+    What a cluster needs of this node.
+    """
+
+    records: Records
+    connections: ConnectionManager
+    tasks: BackgroundTasks
+
+    def apply(self, order: Order) -> Effect:
+        """
+        Let an order take effect: merge its records, reject handshakes, find open sockets.
+        """
+
+    def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
+        """
+        Close the sockets of an order; their close frames are written before this returns.
+        """
+
+    def carry_out_soon(self, effect: Effect) -> None:
+        """
+        Write the close frames now; wait for the rest in the background.
+        """
+
+    def learn(self, changes: Sequence[Change]) -> None:
+        """
+        Let records take effect that were found; close what they end in the background.
+        """
+
+    def status_of(self, connection: TrackedConnection) -> Status:
+        """
+        Judge the session of a connection by what is known here.
+        """
+
+    def snapshot(self, subject: Subject | None) -> Snapshot:
+        """
+        Describe the open connections of this node.
+        """
+
+    async def push_here(self, subject: Subject | None, data: Data) -> Delivery:
+        """
+        Push to the sockets of this node.
+        """
+
+
+class PendingReport(Protocol):
+    """
+    An order that is on its way to other nodes.
+    """
+
+    async def report(self, own: CloseReport) -> CloseReport:
+        """
+        Wait for what the others report, and add it to what this node has done.
+        """
+
+
+class Cluster(Protocol):
+    """
+    The other nodes, and what they have recorded.
+
+    Attributes:
+        remote: Whether there are other nodes at all.
+        name: What this node is called.
+    """
+
+    remote: bool
+    name: str
+
+    @property
+    def clock(self) -> Clock:
+        """
+        The one clock of all nodes.
+        """
+
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now, so that a handshake has to ask right before it opens.
+        """
+
+    def check_subject(self, value: Hashable) -> None:
+        """
+        Expect an id, an identity or a label's value to be one that other nodes can be told of.
+
+        Raises:
+            TypeError: If it isn't.
+        """
+
+    def record(self, order: Order) -> None:
+        """
+        Record an order now, and tell nobody: the response that goes with it is on its way.
+        """
+
+    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+        """
+        Record an order, unless :meth:`record` has, and tell the other nodes.
+
+        Args:
+            order: The order.
+            wait: Seconds to wait for what they report.
+            recorded: Whether it is recorded already.
+        """
+
+    def check_due(self, token: str) -> bool:
+        """
+        Tell whether it is time to ask what is recorded of a lineage.
+        """
+
+    async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
+        """
+        Learn what is recorded of the session of an HTTP request; tell whether that is known.
+
+        Bounded, and never raises.
+        """
+
+    async def check_handshake(self, connection: TrackedConnection) -> None:
+        """
+        Learn what is recorded of a handshake.
+
+        Raises:
+            aiohttp.web.HTTPServiceUnavailable: If that can't be found out.
+        """
+
+    async def end_others(
+        self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
+    ) -> bool:
+        """
+        Record and publish an order if its own session is alive by all that is recorded.
+
+        Args:
+            order: The end of an identity and of the lineage that ends the others.
+            lineage: That lineage.
+            subjects: Its id, and its identity and labels.
+            since: Up to when an end of the identity would concern the session that goes on.
+        """
+
+    async def start(self, node: LocalNode) -> None:
+        """
+        Come to know the other nodes, before the first request.
+        """
+
+    async def stop(self) -> None:
+        """
+        Leave them, after the last request.
+        """
+
+    async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
+        """
+        Return the connections of all nodes; *here* are this one's.
+        """
+
+    async def count(self, here: int) -> Count:
+        """
+        Return how many sockets all nodes have; *here* are this one's.
+        """
+
+    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+        """
+        Push to the sockets of the other nodes; *here* is what became of it on this one.
+        """
+
+
+class OwnReport:
+    """
+    The report of an order that no other node was told of.
+    """
+
+    async def report(self, own: CloseReport) -> CloseReport:
+        """
+        Return what this node has done.
+        """
+        return own
+
+
+class SingleProcess:
+    """
+    The cluster of one process.
+    """
+
+    remote = False
+    name = ""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = Clock() if clock is None else clock
+
+    @property
+    def clock(self) -> Clock:
+        """
+        The clock of this process.
+        """
+        return self._clock
+
+    @property
+    def deaf(self) -> bool:
+        """
+        Whether orders may be missed now: there are none.
+        """
+        return False
+
+    def check_subject(self, value: Hashable) -> None:
+        """
+        Expect nothing: nobody else is told.
+        """
+
+    def record(self, order: Order) -> None:
+        """
+        Do nothing: the memory of this process is all there is.
+        """
+
+    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+        """
+        Tell nobody.
+        """
+        return OwnReport()
+
+    def check_due(self, token: str) -> bool:
+        """
+        Tell that there is nothing to ask.
+        """
+        return False
+
+    async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
+        """
+        Learn nothing: the memory of this process is all there is.
+        """
+        return True
+
+    async def check_handshake(self, connection: TrackedConnection) -> None:
+        """
+        Learn nothing.
+        """
+
+    async def end_others(
+        self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
+    ) -> bool:
+        """
+        Agree: the memory of this process was asked.
+        """
+        return True
+
+    async def start(self, node: LocalNode) -> None:
+        """
+        Do nothing.
+        """
+
+    async def stop(self) -> None:
+        """
+        Do nothing.
+        """
+
+    async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
+        """
+        Return the connections of this process.
+        """
+        return here
+
+    async def count(self, here: int) -> Count:
+        """
+        Return how many sockets this process has.
+        """
+        return Count(here)
+
+    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+        """
+        Return what became of the push on this process.
+        """
+        return here

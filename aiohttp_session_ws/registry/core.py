@@ -1,0 +1,684 @@
+"""
+The parts of a registry, wired together.
+
+Theory of operation
+===================
+
+*State decides, messages hurry, revalidation is the net.*
+
+Every session carries its id and a *lineage*: a random token, a generation and the time it began.
+What ended or was renewed is a *record* (``sessions/records.py``), and one function answers whether
+a session is over (``sessions/status.py``). Everybody asks it: the middleware when a request
+arrives, the handshake, the settling of a request, the periodic check, and a node that learns what
+it has missed.
+
+*A request* is judged on arrival, before a handler sees its session (``arrival.py``). One whose
+session has ended is given an empty one. When the handler is done it is settled exactly once, and
+before the response leaves (``settle.py``): what became of id, lineage and identity is compared
+with what came, records are made, and what would bring an ended session back isn't saved.
+
+*An order* (``cluster.py``) is records, and subjects whose sockets are to reconnect. There is one
+way in which it takes effect, whoever gave it, on any node: :meth:`Core.apply` merges the
+records, then judges every connection that they may concern. Handshakes are rejected at once.
+Open sockets are closed by :meth:`Core.carry_out`; for an order that a request gives about its own
+session that comes when the response has been sent (``deferred.py``).
+
+*A handshake* (``web/handshake.py``) is filed in the index before its last judgement, with no await
+in between. So each order finds it there, or is found by it. ``sessions/close_orders.py`` is for
+those that are still loading their session when they are told to reconnect.
+
+*Closing* (``connections/closing.py``) never waits for a peer without a bound: all close frames are
+written first, then everything is waited for under one deadline, then what is left is cut.
+
+*Other nodes* are behind :class:`~.cluster.Cluster`. An order is recorded there before it is
+published; a handshake asks it once; what it finds comes in by :meth:`Core.learn`.
+
+What may not be awaited where
+-----------------------------
+
+- nothing between the last judgement of a handshake and its entry into the index, nor between the
+  judgement of an identity and the entry under it;
+- no other node before the sockets of this one are closed;
+- nothing of the application's or the storage's in the request's own task once its handler is done:
+  a client that vanishes would cancel it, and the log-out with it. Such things run in
+  ``tasks``, which live as long as the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, Protocol
+
+from aiohttp import web
+
+from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._logging import fingerprint, log
+from .._origin import OriginPolicy
+from .._tasks import BackgroundTasks
+from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
+from ..connections.connection import NO_LINEAGE, OPENING, Connection, TrackedConnection
+from ..connections.handshakes import Handshakes
+from ..connections.manager import ConnectionManager
+from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
+from ..options import Expiry, Limits, PushQueue, Timeouts
+from ..results import CloseReport, Delivery, Snapshot
+from ..sessions.clock import Clock
+from ..sessions.close_orders import CloseOrders
+from ..sessions.context import current_connection, current_request
+from ..sessions.journal import Journal
+from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
+from ..sessions.session import SessionKeys
+from ..sessions.status import State, Status, status
+from ..signals import Signals
+from ..typing import Authorize, Data, Identify, IdFactory, Origins
+from .cluster import Cluster, Effect, Order
+from .identify import Identifier, subjects_of
+from .revalidation import Revalidator
+
+__all__: list[str] = []
+
+SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
+COMMIT: Final = 0.25  # seconds that a response waits for the journal
+
+
+class Ids(Protocol):
+    """
+    Where the ids of sessions live. An application may override each of these.
+    """
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """
+        Return the id of the session of *request*.
+        """
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """
+        Give the session of *request* this id.
+        """
+
+    async def new_id(self, request: web.Request) -> Any:
+        """
+        Give the session of *request* a new id.
+        """
+
+    async def delete_id(self, request: web.Request) -> Any:
+        """
+        Take the id out of the session of *request*.
+        """
+
+    async def ensure_id(self, request: web.Request) -> Any:
+        """
+        Give the session of *request* an id if it has none.
+        """
+
+    async def generate_id(self, request: web.Request) -> Hashable:
+        """
+        Return a new id.
+        """
+
+
+class Hooks(Protocol):
+    """
+    What else an application may override, as in 1.1.1.
+    """
+
+    def register(self, session_ws_id: Hashable, ws: Any) -> Any:
+        """
+        Called when a socket is open.
+        """
+
+    def unregister(self, session_ws_id: Hashable, ws: Any) -> Any:
+        """
+        Called when a socket is gone.
+        """
+
+    async def close_all_session(self, session_ws_id: Hashable) -> Any:
+        """
+        Called when the response of a request that asked for it has been sent.
+        """
+
+    async def close_all(self) -> Any:
+        """
+        Called at the application's shutdown.
+        """
+
+
+class Overrides(NamedTuple):
+    """
+    What an application has overridden, so that the rest needn't be called.
+
+    Attributes:
+        ids: Where ids live: they may be derived, or kept elsewhere.
+        random_ids: Whether ids are ours: random, and one per session.
+        register: ``register``.
+        unregister: ``unregister``.
+        close_all: ``close_all``.
+        close_all_session: ``close_all_session``.
+    """
+
+    ids: bool
+    random_ids: bool
+    register: bool
+    unregister: bool
+    close_all: bool
+    close_all_session: bool
+
+
+class Core:
+    """
+    The parts of a registry.
+
+    Attributes:
+        ids: Where session ws ids live.
+        hooks: What the application may have overridden.
+        overrides: What it has.
+        keys: Our keys in a session.
+        records: What has ended or was renewed.
+        close_orders: What a handshake may have missed.
+        connections: The sockets of this process.
+        cluster: The other nodes.
+        identifier: Whom a request belongs to.
+        revalidator: Whether the sessions of open sockets live.
+        tasks: Tasks that no request can cancel.
+        draining: Whether handshakes are refused since the process ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        ids: Ids,
+        hooks: Hooks,
+        overrides: Overrides,
+        id_factory: IdFactory,
+        keys: SessionKeys,
+        cluster: Cluster,
+        identify: Identify | None,
+        authorize: Authorize | None,
+        origins: Origins,
+        limits: Limits,
+        expiry: Expiry,
+        push_queue: PushQueue,
+        timeouts: Timeouts,
+        journal: Journal | None,
+        signals: Signals,
+    ) -> None:
+        self.ids = ids
+        self.hooks = hooks
+        self.overrides = overrides
+        self.id_factory = id_factory
+        self.keys = keys
+        self.cluster = cluster
+        self.authorize = authorize
+        self.origin_policy = OriginPolicy(origins)
+        self.limits = limits
+        self.expiry = expiry
+        self.timeouts = timeouts
+        self.journal = journal
+        self.signals = signals
+        self.identifier = Identifier(identify, cluster.check_subject)
+        self.records = Records()
+        self.close_orders = CloseOrders()
+        self.tasks = BackgroundTasks()
+        self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
+        self.connections.on_removed = self._call_unregister
+        self.handshakes = Handshakes(timeouts.handshake)
+        self.revalidator = Revalidator(self)
+        self.known_apps: set[int] = set()  # applications in which this registry is the only one
+        self.draining = False
+        self.first_socket = True  # none was opened yet
+        self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
+        self._max_ages: set[int | None] = set()  # of the storages that were seen
+        self._commit: asyncio.Future[bool] | None = None  # the journal's latest
+        self._warned: set[str] = set()  # what was warned about once
+
+    # Time
+
+    @property
+    def clock(self) -> Clock:
+        """
+        The one clock by which lineages begin and end.
+        """
+        return self.cluster.clock
+
+    def saw_storage(self, max_age: int | None) -> None:
+        """
+        Note for how long a storage keeps sessions.
+        """
+        self._max_ages.add(max_age)
+
+    @property
+    def ttl(self) -> float:
+        """
+        For how many seconds an end is kept after it was last met.
+        """
+        return max(map(self.expiry.ttl, self._max_ages or {None}))
+
+    # The question
+
+    def judge(
+        self,
+        lineage: Lineage,
+        session_ws_id: Hashable | None,
+        identity: Hashable | None = None,
+        labels: Sequence[Subject] = (),
+    ) -> Status:
+        """
+        Judge a session by what is known on this node.
+        """
+        subjects = (*subjects_of(session_ws_id, identity), *labels)
+        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
+
+    def status_of(self, connection: TrackedConnection) -> Status:
+        """
+        Judge the session of a connection.
+
+        One that was registered by hand has no lineage that we know; any end concerns it.
+        """
+        return self.judge(
+            connection.lineage,
+            connection.session_ws_id,
+            connection.identity,
+            connection.labels,
+        )
+
+    def close_for(self, found: Status) -> Close | None:
+        """
+        Return what a socket of a session is told that was judged so; ``None`` if it may live.
+        """
+        if found.state is State.ALIVE:
+            return None
+        if found.state is State.REPLACED:
+            return RECONNECT
+        may_reconnect = found.carries and found.age < self.expiry.renewal_grace
+        return RECONNECT if may_reconnect else SESSION_ENDED
+
+    # Orders
+
+    def merge(self, changes: Iterable[Change]) -> list[Change]:
+        """
+        Merge records, and return those that were news.
+        """
+        news = [change for change in changes if self.records.merge(change)]
+        if news and self.journal is not None:
+            self._commit = self.journal.append(news)
+        return news
+
+    async def committed(self) -> bool:
+        """
+        Wait until the journal has what was merged so far, :data:`COMMIT` seconds at most.
+
+        Returns:
+            Whether it has; true without a journal.
+        """
+        commit = self._commit
+        if commit is None:
+            return True
+        done, _ = await asyncio.wait({commit}, timeout=COMMIT)
+        if not done:
+            log.warning("the journal is late: what has ended lately isn't on disk yet")
+        return bool(done) and commit.result()
+
+    def apply(self, order: Order) -> Effect:
+        """
+        Let an order take effect: merge its records, reject handshakes, find open sockets.
+        """
+        self.merge(order.changes)
+        if order.closes:
+            now = asyncio.get_running_loop().time()
+            for subject in order.closes:
+                self.close_orders.add(subject, now)
+        return self.effect_of(order)
+
+    def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
+        """
+        Judge every connection that an order may concern.
+
+        Args:
+            order: An order whose records are merged.
+            before: Leave alone what is only told to reconnect, and began its handshake later.
+        """
+        closing: dict[Close, dict[TrackedConnection, None]] = {}
+        handshakes = 0
+        for connection, told in self._concerned(order, before):
+            close = self.close_for(self.status_of(connection))
+            if close is not None:
+                close = order.close or close
+            elif told:
+                close = order.close or self._told(connection, order)
+            else:
+                continue
+            if connection.state is OPENING:
+                connection.reject(close)
+                handshakes += 1
+            else:
+                closing.setdefault(close, {})[connection] = None
+        return Effect(tuple((c, tuple(found)) for c, found in closing.items()), handshakes)
+
+    def _told(self, connection: TrackedConnection, order: Order) -> Close:
+        """
+        Return what a connection is told that shares an id with the lineage of an order.
+        """
+        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
+            for change in order.changes:
+                if isinstance(change, LineageEnded):
+                    return RECONNECT if change.carries else SESSION_ENDED
+        return RECONNECT
+
+    def _concerned(
+        self, order: Order, before: float | None
+    ) -> Iterable[tuple[TrackedConnection, bool]]:
+        """
+        Find the connections that an order may be about, each once; and whether it is told to
+        reconnect in any case.
+        """
+        found: dict[TrackedConnection, bool] = {}
+        for change in order.changes:
+            for connection in self._connections_of(change):
+                found[connection] = False
+        for subject in order.closes:
+            for connection in self.connections.of_subject(subject):
+                if before is None or connection.started <= before:
+                    found[connection] = True
+                else:
+                    found.setdefault(connection, False)
+        return found.items()
+
+    def _connections_of(self, change: Change) -> list[TrackedConnection]:
+        if not isinstance(change, SubjectEnded):
+            return self.connections.of_lineage(change.token)
+        connections = self.connections.of_subject(change.subject)
+        if change.subject.kind == "id":
+            note = self.records.note_of(change.subject.value)
+            if note is not None:  # its lineage may have ended with it
+                connections += self.connections.of_lineage(note.token)
+        return connections
+
+    def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
+        """
+        Close the sockets of an order; their close frames are written before this returns.
+        """
+        sockets = sum(not c.removed for _, found in effect.closing for c in found)
+        waits = [self.connections.close_now(found, close) for close, found in effect.closing]
+        return self._report(waits, sockets, effect.handshakes)
+
+    async def _report(
+        self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, handshakes: int
+    ) -> CloseReport:
+        aborted = cancelled = 0
+        for wait in waits:
+            some_aborted, some_cancelled = await wait
+            aborted += some_aborted
+            cancelled += some_cancelled
+        return CloseReport(sockets, aborted, cancelled, handshakes)
+
+    def carry_out_soon(self, effect: Effect) -> None:
+        """
+        Write the close frames of an order now; wait for the rest in the background.
+        """
+        for close, found in effect.closing:
+            self.connections.close_soon(found, close)
+
+    async def give(self, order: Order, wait: float = 0.0) -> CloseReport:
+        """
+        Let an order take effect here and everywhere, and wait until its sockets are gone.
+
+        Args:
+            order: The order.
+            wait: Seconds to wait for what other nodes report.
+        """
+        effect = self.apply(order)
+        self.log_order(order)
+        pending = self.cluster.publish(order, wait=wait)
+        report = await pending.report(await self.carry_out(effect))
+        if order.changes and not await self.committed():
+            report = replace(report, stored=False)
+        return report
+
+    def reject_handshakes(self, order: Order) -> None:
+        """
+        Let an order count for handshakes; its open sockets close when a response was sent.
+        """
+        self.apply(order)
+
+    async def close_everything(self, close: Close) -> CloseReport:
+        """
+        Close all sockets of this process and reject all handshakes in flight.
+        """
+        opening = self.connections.handshakes()
+        for connection in opening:
+            connection.reject(close)
+        self.close_orders.add_all(asyncio.get_running_loop().time())
+        effect = Effect(((close, tuple(self.connections.all())),), len(opening))
+        return await self.carry_out(effect)
+
+    def give_soon(self, order: Order) -> None:
+        """
+        Let an order take effect here and everywhere, and wait for nothing.
+        """
+        self.carry_out_soon(self.apply(order))
+        self.cluster.publish(order)
+
+    def learn(self, changes: Sequence[Change]) -> None:
+        """
+        Let records take effect that were found; close what they end in the background.
+        """
+        news = self.merge(changes)
+        if news:
+            self.carry_out_soon(self.effect_of(Order(tuple(news))))
+
+    def log_order(self, order: Order) -> None:
+        """
+        Log who has ended what.
+        """
+        if order.by is not None:
+            subjects = [c.subject for c in order.changes if isinstance(c, SubjectEnded)]
+            what = ", ".join(f"{s.kind} {fingerprint(s.value)}" for s in subjects)
+            log.info("%s was ended by %s", what or "a session", order.by)
+
+    def warn_once(self, what: str, message: str, *args: object) -> None:
+        """
+        Log a warning, the first time only.
+        """
+        if what not in self._warned:
+            self._warned.add(what)
+            log.warning(message, *args)
+
+    def warn_loaded_early(self) -> None:
+        """
+        Warn that a session is loaded before our middleware sees the request.
+        """
+        self.warn_once(
+            "loaded early",
+            "a session was loaded before session_ws_middleware came: put it directly inside"
+            " aiohttp_session's middleware, or an order may miss a handshake in flight",
+        )
+
+    def warn_foreign_websocket(self, request: web.Request) -> None:
+        """
+        Warn of a websocket that its session's end doesn't close.
+        """
+        self.warn_once(
+            "foreign websocket",
+            "the websocket at %s was opened without session_ws: the end of its session doesn't"
+            " close it; wrap its handler in session_ws, or register() it",
+            request.path,
+        )
+
+    def warn_missing_middleware(self) -> None:
+        """
+        Warn that a request isn't settled before its session is saved.
+        """
+        self.warn_once(
+            "middleware",
+            "session_ws_middleware is missing: put it directly inside aiohttp_session's, or a"
+            " session that has ended could be saved by a request in flight",
+        )
+
+    def usable_id(self, session_ws_id: Hashable) -> Hashable:
+        """
+        Return *session_ws_id* if it can be one.
+
+        Raises:
+            InvalidSessionWSId: If it is ``None``, can't be hashed, or other nodes couldn't be
+                told.
+        """
+        if session_ws_id is None:
+            raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
+        try:
+            hash(session_ws_id)
+        except TypeError:
+            msg = "a session ws id must be hashable: return a str, an int or a tuple of such"
+            raise InvalidSessionWSId(msg) from None
+        try:
+            self.cluster.check_subject(session_ws_id)
+        except TypeError as exc:
+            raise InvalidSessionWSId(str(exc)) from None
+        return session_ws_id
+
+    def note(self, session_ws_id: Hashable, lineage: Lineage) -> IdNote:
+        """
+        Return the record of which lineage an id belongs to.
+        """
+        return IdNote(session_ws_id, lineage.token, lineage.began, self.ttl)
+
+    # Sockets
+
+    async def current_id(self, request: web.Request) -> Hashable | None:
+        """
+        Return the id of the session of *request*.
+        """
+        return await self.ids.get_id(request)
+
+    def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
+        """
+        File something that was registered by hand; tell whether its session lives.
+        """
+        lineage = NO_LINEAGE
+        if self.records.epoch:
+            lineage = self._lineage_by_hand(session_ws_id)
+            if not self.judge(lineage, session_ws_id, identity).alive:
+                return False
+        _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
+        return True
+
+    def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
+        """
+        Return the lineage that an id belongs to, as far as can be found out.
+        """
+        context = current_request()
+        if context is not None and context.session_ws_id == session_ws_id and context.lineage:
+            return context.lineage
+        note = self.records.note_of(session_ws_id)
+        if note is not None:
+            return Lineage(note.token, LAST_GENERATION, note.began)
+        # An id that was derived may have been ended, and live again.
+        return NO_LINEAGE if self.overrides.random_ids else Lineage("", 0, self.clock.now())
+
+    def _call_unregister(self, connection: TrackedConnection) -> Any:
+        if not self.overrides.unregister:
+            return None
+        return self.hooks.unregister(connection.session_ws_id, connection.ws)
+
+    def snapshot(self, subject: Subject | None) -> Snapshot:
+        """
+        Describe the open connections of this node.
+        """
+        return self.connections.snapshot(subject, self.cluster.name)
+
+    async def push_here(
+        self, subject: Subject | None, data: Data, except_: Connection | None = None
+    ) -> Delivery:
+        """
+        Push to the sockets of this node.
+        """
+        found = self.connections.open_of(subject)
+        if except_ is not None:
+            found = [connection for connection in found if connection is not except_]
+        sockets, missed = self.connections.push(found, data)
+        # A caller that pushes in a loop would keep the queues from being sent.
+        await asyncio.sleep(0)
+        return Delivery(sockets, complete=not missed)
+
+    # The application's life
+
+    def expect_loop(self) -> None:
+        """
+        Raise an error unless called in the event loop of the running application.
+
+        Raises:
+            NotSetUp: If no application has started this registry.
+            WrongLoop: In another thread or event loop.
+        """
+        if self.loop is None:
+            raise NotSetUp(
+                "the registry isn't started: call aiohttp_session_ws.setup(app, registry) and use"
+                " it while the application runs"
+            )
+        try:
+            here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            here = False
+        if not here:
+            raise WrongLoop(
+                "the registry belongs to the event loop of its application; from another thread"
+                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
+                " any of its coroutines and the loop of the application"
+            )
+
+    async def start(self) -> None:
+        """
+        Begin to serve an application.
+
+        Raises:
+            NotSetUp: If another application is being served.
+        """
+        if self.loop is not None:
+            raise NotSetUp(
+                "this registry is in use by another application that runs: create a registry for"
+                " each application"
+            )
+        self.loop = asyncio.get_running_loop()
+        self.draining = False
+        try:
+            self.connections.start(self.timeouts)
+            self.revalidator.start()
+            if self.journal is not None:
+                for change in await self.journal.start():
+                    self.records.merge(change)
+                self.clock.start_after(self.journal.last_time)
+            await self.cluster.start(self)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def shut_down(self) -> None:
+        """
+        Refuse handshakes and close all sockets with 1001; never raise.
+        """
+        self.draining = True
+        opening = self.connections.handshakes()
+        for connection in opening:
+            connection.reject(GOING_AWAY)
+        close = min(SHUTDOWN_CLOSE, self.timeouts.close)
+        self.connections.timeouts = replace(self.timeouts, close=close)
+        try:
+            await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
+            if self.overrides.close_all:
+                await self.hooks.close_all()
+        except Exception:
+            log.exception("closing the websockets at shutdown failed")
+
+    async def stop(self) -> None:
+        """
+        Let go of tasks, other nodes and the journal, once no handler runs any more.
+        """
+        self.revalidator.stop()
+        self.handshakes.stop()
+        await self.connections.stop()
+        await self.tasks.stop(self.timeouts.handler_grace)
+        await self.cluster.stop()
+        if self.journal is not None:
+            await self.journal.stop()
+        self.loop = None

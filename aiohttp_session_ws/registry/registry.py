@@ -1,0 +1,232 @@
+"""
+The registry that an application holds: which sockets belong to which session, and the orders
+that close them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from aiohttp import web
+
+from ..exceptions import SessionEnded
+from ..options import Expiry, Limits, PushQueue, Timeouts
+from ..sessions.journal import Journal
+from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
+from ..signals import Signals
+from ..typing import Authorize, Identify, IdFactory, Origins, SupportsClose
+from .cluster import Cluster, SingleProcess
+from .core import Core, Overrides
+from .ids import DEFAULT_ID_FACTORY, Ids
+from .orders import Orders
+from .push import Pushes
+from .queries import Queries
+
+__all__ = ["SessionWSRegistry"]
+
+T = TypeVar("T")
+
+
+class SessionWSRegistry(
+    Ids, Orders, Pushes, Queries, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]
+):
+    """
+    The sockets of this process by the id of their session, and the orders to close them.
+
+    As a mapping it shows for each id the open sockets, as a snapshot. All methods belong
+    to the event loop that the application runs in.
+
+    Args:
+        id_factory: Called with the request, sync or async; returns a new hashable id.
+        session_key: The key of the id in the session.
+        identify: Called with the request, sync or async; returns whom its session belongs
+            to, as something hashable, or ``None`` if it is anonymous. It reads the session that
+            the request carries; ``aiohttp_security.authorized_userid`` fits. With it a log-in
+            and a log-out are seen without a word from the application.
+        authorize: Called with the request before the upgrade, sync or async. A handshake for
+            which it returns something false gets 403; one for which it returns a
+            :class:`~aiohttp_session_ws.Close` is accepted and closed with it, which a page's
+            script can see.
+        origins: Which pages may connect: ``"same"``, a collection of origins, a callable, or
+            ``None`` for all.
+        limits: How many sockets there may be; by default, any number.
+        expiry: When sockets end with their sessions, and how long ends are remembered.
+        push_queue: How much of what is pushed may wait for a slow peer, and for how long.
+        timeouts: How long peers, handlers and responses are waited for.
+        journal: The path of a file that remembers what has ended when the process restarts;
+            for a registry of one process.
+
+    Attributes:
+        connection_ctx: Async generator functions with one ``yield``, like aiohttp's
+            ``cleanup_ctx``. Each is called with every
+            :class:`~aiohttp_session_ws.Connection` that opens; what follows the ``yield`` runs
+            however the connection ends. May be used as a decorator.
+        on_request: Async callables that are given each
+            :class:`~aiohttp_session_ws.WebSocket` before its handler is, to connect on the
+            handler's behalf or to refuse. May be used as a decorator.
+        on_response: Async callables that are given it once its handler has returned; it may
+            be open still. They nest with those of ``on_request`` as middlewares do: the
+            first comes first there and last here. May be used as a decorator.
+        on_handshake: Signal; the origin was checked.
+        on_auth_success: Signal; ``authorize`` agreed.
+        on_auth_fail: Signal; ``authorize`` did not.
+        on_fail: Signal; a handshake failed, for whatever reason.
+        on_open: Signal; the contexts and the handler run next.
+        on_close: Signal; the socket is let go next.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If an option has a value that can't work.
+    """
+
+    def __init__(
+        self,
+        *,
+        id_factory: IdFactory = DEFAULT_ID_FACTORY,
+        session_key: str = DEFAULT_SESSION_KEY,
+        identify: Identify | None = None,
+        authorize: Authorize | None = None,
+        origins: Origins = "same",
+        limits: Limits | None = None,
+        expiry: Expiry | None = None,
+        push_queue: PushQueue | None = None,
+        timeouts: Timeouts | None = None,
+        journal: str | Path | None = None,
+    ) -> None:
+        _expect_callables(id_factory=id_factory, identify=identify, authorize=authorize)
+        self._core = Core(
+            ids=self,
+            hooks=self,
+            overrides=self._overrides(id_factory),
+            id_factory=id_factory,
+            keys=SessionKeys(_expect(session_key, str, "session_key")),
+            cluster=self._make_cluster(),
+            identify=identify,
+            authorize=authorize,
+            origins=origins,
+            limits=_option(limits, Limits, "limits"),
+            expiry=_option(expiry, Expiry, "expiry"),
+            push_queue=_option(push_queue, PushQueue, "push_queue"),
+            timeouts=_option(timeouts, Timeouts, "timeouts"),
+            journal=None if journal is None else Journal(journal),
+            signals=Signals(self),
+        )
+        if self._core.limits.per_identity is not None and identify is None:
+            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+        signals = self._core.signals
+        self.connection_ctx = signals.connection_ctx
+        self.on_request = signals.on_request
+        self.on_response = signals.on_response
+        self.on_handshake = signals.on_handshake
+        self.on_auth_success = signals.on_auth_success
+        self.on_auth_fail = signals.on_auth_fail
+        self.on_fail = signals.on_fail
+        self.on_open = signals.on_open
+        self.on_close = signals.on_close
+
+    def _make_cluster(self) -> Cluster:
+        return SingleProcess()
+
+    @classmethod
+    def _overrides(cls, id_factory: IdFactory) -> Overrides:
+        base = SessionWSRegistry
+
+        def own(*names: str) -> bool:
+            return any(getattr(cls, name) is not getattr(base, name) for name in names)
+
+        ids = own("get_id", "set_id", "delete_id")
+        made_by_us = id_factory is DEFAULT_ID_FACTORY and not own("generate_id", "new_id")
+        return Overrides(
+            ids=ids,
+            random_ids=made_by_us and not ids,
+            register=own("register"),
+            unregister=own("unregister"),
+            close_all=own("close_all"),
+            close_all_session=own("close_all_session"),
+        )
+
+    def __bool__(self) -> bool:
+        """
+        Return true, also while nobody is connected: ``registry or default`` isn't a trap.
+        """
+        return True
+
+    def __getitem__(self, session_ws_id: Hashable) -> frozenset[web.WebSocketResponse]:
+        connections = self._core.connections.open.of(session_ws_id)
+        if not connections:
+            raise KeyError(session_ws_id)
+        return frozenset(connection.ws for connection in connections)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._core.connections.open.keys())
+
+    def __len__(self) -> int:
+        return len(self._core.connections.open)
+
+    def register(
+        self, session_ws_id: Hashable, ws: SupportsClose, *, identity: Hashable | None = None
+    ) -> Awaitable[None] | None:
+        """
+        Add *ws* to the sockets of a session.
+
+        ``session_ws`` calls an override of this when a socket is open, sync or async.
+        Whatever that does, the socket is in the registry before and as long as its transport
+        lives. Called by hand, it takes any object that has a ``close()``; an order calls it
+        with ``code=`` and ``message=`` if it takes them.
+
+        Args:
+            session_ws_id: The id of the session.
+            ws: What is to be closed with it.
+            identity: Whom it belongs to, so that an end of that identity closes it.
+
+        Raises:
+            SessionEnded: If the session has ended. Nothing is registered.
+            InvalidSessionWSId: If *session_ws_id* can't be an id.
+            TypeError: If *ws* can't be hashed.
+        """
+        core = self._core
+        core.expect_loop()
+        hash(ws)
+        if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
+            if identity is not None:
+                core.identifier.usable(identity)
+            if not core.add_by_hand(session_ws_id, ws, identity):
+                raise SessionEnded("the session has ended: close what was to be registered")
+        return None
+
+    def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
+        """
+        Take out what was registered by hand; nothing happens if it isn't there.
+
+        ``session_ws`` calls an override of this when a socket is gone. It can't take out a
+        socket that ``session_ws`` still serves.
+        """
+        core = self._core
+        core.expect_loop()
+        core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
+        return None
+
+
+def core_of(registry: SessionWSRegistry) -> Core:
+    """
+    Return the parts of a registry.
+    """
+    return registry._core
+
+
+def _expect_callables(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be callable with the request, not {value!r}")
+
+
+def _expect(value: T, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not a {type(value).__name__}")
+    return value
+
+
+def _option(value: T | None, kind: type[T], name: str) -> T:
+    return kind() if value is None else _expect(value, kind, name)

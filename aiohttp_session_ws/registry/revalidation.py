@@ -1,0 +1,348 @@
+"""
+The periodic check: does the session of an open socket still live?
+
+It asks as arrival does, on a copy of the request that was upgraded, and it saves nothing, gives
+no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
+deleted from its storage, or came to belong to somebody else without our middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from aiohttp import hdrs, web
+from aiohttp_session import Session
+
+from .._lineage import Lineage
+from .._logging import describe_error, log
+from .._tasks import BackgroundTasks, maybe_await
+from ..close_codes import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
+from ..connections.connection import TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..options import Expiry
+from ..sessions.session import (
+    SessionKeys,
+    created_at,
+    expires_at,
+    is_server_side,
+    loaded_session,
+    put_session,
+)
+from ..sessions.status import Status
+from ..typing import Authorize
+from .identify import Identifier
+
+__all__: list[str] = []
+
+CHECKS: Final = 32  # at once
+CHECK_LIMIT: Final = 10.0  # seconds that one may take
+SOONEST: Final = 1.0  # seconds between two of one session; doubled each time that one fails
+LONGEST: Final = 60.0  # seconds between two tries while the storage fails
+DRIFT: Final = 1.0  # seconds that the wall clock may go apart from ours between two ticks
+SPREAD: Final = 1000  # checks in a second, when all are due at once
+
+
+class Sessions(Protocol):
+    """
+    What the check needs of a registry.
+    """
+
+    authorize: Authorize | None
+    connections: ConnectionManager
+    expiry: Expiry
+    identifier: Identifier
+    keys: SessionKeys
+    tasks: BackgroundTasks
+
+    def status_of(self, connection: TrackedConnection) -> Status:
+        """
+        Judge the session of a connection by what is known.
+        """
+
+    def close_for(self, found: Status) -> Close | None:
+        """
+        Return what a socket of a session is told that was judged so.
+        """
+
+    def current_id(self, request: web.Request) -> Awaitable[Hashable | None]:
+        """
+        Return the id of the session of *request*.
+        """
+
+
+class SessionState(NamedTuple):
+    """
+    What a check has found.
+
+    Attributes:
+        session_ws_id: The id that the session has now.
+        lineage: The lineage it carries, if any.
+        identity: Whom it belongs to.
+        authorized: What ``authorize`` says.
+        ends: When its time is over, by the wall clock.
+        server_side: Whether the storage keeps it on the server.
+    """
+
+    session_ws_id: Hashable | None
+    lineage: Lineage | None
+    identity: Hashable | None
+    authorized: object
+    ends: float
+    server_side: bool
+
+
+class Revalidator:
+    """
+    Closes the sockets of sessions that are over, gone, or somebody else's.
+
+    Args:
+        core: The registry's parts.
+    """
+
+    def __init__(self, core: Sessions) -> None:
+        self._core = core
+        self._running: set[Hashable] = set()  # ids that are being checked
+        self._failed_at: float | None = None  # when a check failed, until one works again
+        self._offset = 0.0  # of the wall clock from ours
+        self._stopped = True
+        core.connections.on_tick.append(self.tick)
+
+    def start(self) -> None:
+        """
+        Begin to check.
+        """
+        self._stopped = False
+        self._offset = time.time() - time.monotonic()
+        self._running.clear()
+
+    def stop(self) -> None:
+        """
+        Check nothing any more.
+        """
+        self._stopped = True
+
+    def watch(self, connection: TrackedConnection, session: Session | None) -> None:
+        """
+        Check a connection that is open from now on; its handshake has loaded *session*.
+        """
+        connection.session_ends = ends = expires_at(session)
+        connection.server_side = session is not None and is_server_side(session)
+        due = self._next(ends)
+        if session is not None and ends < math.inf and _was_touched(connection, session):
+            # What the handshake has changed counts anew from now on, but only here: nobody
+            # saves it with a websocket.
+            due = min(due, time.monotonic() + SOONEST)
+        connection.check_at = min(due, self._last(connection))
+
+    def _next(self, ends: float) -> float:
+        """
+        Return when to check a session whose time is over at *ends*.
+        """
+        now = time.monotonic()
+        due = now + ends - time.time()
+        every = self._core.expiry.revalidate_every
+        return due if every is None else min(due, now + max(SOONEST, _jitter(every)))
+
+    def _last(self, connection: TrackedConnection) -> float:
+        """
+        Return when *connection* is closed in any case.
+        """
+        lifetime = self._core.expiry.max_lifetime
+        if lifetime is None or connection.opened_at is None:
+            return math.inf
+        return connection.opened_at + lifetime
+
+    def tick(self, due: Sequence[TrackedConnection]) -> None:
+        """
+        Check the connections that are due, as many as may run at once.
+        """
+        if self._stopped:
+            return
+        now = time.monotonic()
+        self._mind_the_clock(now)
+        outlived = []
+        for connection in due:
+            if self._last(connection) <= now:
+                outlived.append(connection)
+            elif len(self._running) < CHECKS:
+                self._begin(connection)
+        if outlived:
+            self._core.connections.close_soon(outlived, RECONNECT)
+
+    def _mind_the_clock(self, now: float) -> None:
+        """
+        Make all checks due, a few at a time, if the machine slept or its clock was set.
+        """
+        offset = time.time() - now
+        if abs(offset - self._offset) <= DRIFT:
+            return
+        self._offset = offset
+        within = min(LONGEST, self._core.connections.open.size / SPREAD)
+        for connection in self._core.connections.open:
+            connection.check_at = min(connection.check_at, now + random.uniform(0, within))
+
+    def _begin(self, connection: TrackedConnection) -> None:
+        session_ws_id = connection.session_ws_id
+        if session_ws_id in self._running:
+            return
+        self._running.add(session_ws_id)
+        _ = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
+
+    async def _check(self, session_ws_id: Hashable) -> None:
+        """
+        Check the sessions of an id, each once for all of its sockets.
+        """
+        by_lineage: dict[str, list[TrackedConnection]] = {}
+        for connection in self._core.connections.open.of(session_ws_id):
+            if connection.request is not None:
+                by_lineage.setdefault(connection.lineage.token, []).append(connection)
+        try:
+            for connections in by_lineage.values():
+                await self._check_all(connections)
+        finally:
+            self._running.discard(session_ws_id)
+
+    async def _check_all(self, connections: Sequence[TrackedConnection]) -> None:
+        last = max(connections, key=lambda connection: connection.opened_at or 0.0)
+        try:
+            async with asyncio.timeout(CHECK_LIMIT):
+                found = await self._fetch(last)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the application ends
+            self._retry(connections, exc)  # the storage's own
+        except Exception as exc:  # noqa: BLE001  it is logged, once for all
+            self._retry(connections, exc)
+        else:
+            self._apply(connections, found)
+
+    async def _fetch(self, connection: TrackedConnection) -> SessionState:
+        """
+        Find out what the request of a connection would be told if it came now.
+        """
+        core, request = self._core, _request_again(connection)
+        session_ws_id = await core.current_id(request)
+        session = loaded_session(request)
+        ends = expires_at(session)  # before identify() may touch it
+        lineage = None if session is None else core.keys.read_lineage(session)
+        identity: Hashable | None = None
+        authorized: object = None
+        if session_ws_id == connection.session_ws_id:
+            identity = await core.identifier.of(request)
+            authorized = True if core.authorize is None else core.authorize(request)
+            authorized = await maybe_await(authorized)
+        server_side = session is not None and is_server_side(session)
+        return SessionState(session_ws_id, lineage, identity, authorized, ends, server_side)
+
+    def _apply(self, connections: Sequence[TrackedConnection], found: SessionState) -> None:
+        """
+        Close the sockets that the session doesn't stand for any more; check the others on.
+        """
+        self._succeeded(connections)
+        # What outlives its time isn't bound by it: the registry's get_id() decides.
+        ends = found.ends if found.ends > time.time() else math.inf
+        due = self._next(ends)
+        closing: dict[Close, list[TrackedConnection]] = {}
+        for connection in connections:
+            close = self._close_for(connection, found)
+            if close is not None:
+                closing.setdefault(close, []).append(connection)
+                continue
+            connection.session_ends, connection.tries = ends, 0
+            connection.server_side = connection.server_side or found.server_side
+            connection.check_at = min(due, self._last(connection))
+        for close, over in closing.items():
+            self._core.connections.close_soon(over, close)
+
+    def _close_for(self, connection: TrackedConnection, found: SessionState) -> Close | None:
+        """
+        Return what a socket is told if it may not live on.
+        """
+        close = self._core.close_for(self._core.status_of(connection))
+        if close is not None:
+            return close
+        was, now = connection.lineage, found.lineage
+        another = now is not None and now.token != was.token
+        if another or found.session_ws_id != connection.session_ws_id:
+            return self._close_for_gone(connection, found)
+        if found.identity != connection.identity:
+            # The session lives, and is somebody else's now; or nobody's any more.
+            if found.identity is not None or not found.server_side:
+                return RECONNECT
+            return self._close_for_gone(connection, found)
+        if isinstance(found.authorized, Close):
+            return found.authorized
+        return None if found.authorized else RECONNECT
+
+    def _close_for_gone(self, connection: TrackedConnection, found: SessionState) -> Close:
+        if not found.server_side and not connection.server_side:
+            return RECONNECT  # the client may have a newer cookie, which nobody else knows
+        ends = found.ends if found.server_side else connection.session_ends
+        return SESSION_EXPIRED if ends <= time.time() else SESSION_ENDED
+
+    def _succeeded(self, connections: Iterable[TrackedConnection]) -> None:
+        if self._failed_at is None:
+            return
+        # What works for others says nothing of a session that is broken by itself.
+        long_ago = time.monotonic() - self._failed_at > 2 * LONGEST
+        if long_ago or any(connection.tries for connection in connections):
+            self._failed_at = None
+            log.info("sessions can be checked again")
+
+    def _retry(self, connections: Sequence[TrackedConnection], exc: BaseException) -> None:
+        """
+        Keep the sockets of a session that can't be checked, and try again with back-off.
+        """
+        now = time.monotonic()
+        if self._failed_at is None:
+            log.warning(
+                "sessions can't be checked, their sockets stay open: %s", describe_error(exc)
+            )
+        self._failed_at = now
+        tries = max(connection.tries for connection in connections)
+        due = now + _jitter(min(LONGEST, SOONEST * 2**tries))
+        for connection in connections:
+            connection.tries = min(tries + 1, 10)
+            connection.check_at = min(due, self._last(connection))
+
+
+def _jitter(seconds: float) -> float:
+    """
+    Return *seconds*, give or take a fifth.
+    """
+    return seconds * random.uniform(0.8, 1.2)
+
+
+def _was_touched(connection: TrackedConnection, session: Session) -> bool:
+    """
+    Tell whether the handshake may have changed its session, which is not saved.
+    """
+    opened = connection.opened_at or time.monotonic()
+    began = time.time() - (opened - connection.started)
+    return created_at(session) >= int(began) and hdrs.SET_COOKIE not in connection.ws.headers
+
+
+def _request_again(connection: TrackedConnection) -> web.Request:
+    """
+    Return the request of a connection as it would come now, with no session loaded.
+    """
+    request, ws = connection.request, connection.ws
+    assert request is not None
+    if hdrs.SET_COOKIE not in ws.headers:
+        request = request.clone()
+    else:
+        cookies = [*request.headers.getall(hdrs.COOKIE, [])[:1]]
+        cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
+        headers = [(k, v) for k, v in request.headers.items() if k.lower() != "cookie"]
+        headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts
+        # aiohttp reads any bytes as text, but can't write them again.
+        legible = [(name, value.encode(errors="replace").decode()) for name, value in headers]
+        request = request.clone(headers=legible)
+    put_session(request, None)
+    return request

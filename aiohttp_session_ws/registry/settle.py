@@ -1,0 +1,364 @@
+"""
+Settling: what became of the session that a request came with, decided exactly once.
+
+It comes when the handler is done and before the response leaves, however the handler ended. Two
+questions are answered apart from each other: what has *ended* or was renewed, which makes records
+whatever becomes of the response, and what is *saved*. What is saved is judged, not what came: a
+session that would bring an ended one back, or overwrite a newer cookie, is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from aiohttp import web
+from aiohttp_session import Session
+
+from .._lineage import Lineage, Subject
+from ..sessions.clock import TICK
+from ..sessions.context import RequestContext, Stage
+from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
+from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.status import State
+from .arrival import SETTLED, new_lineage
+from .cluster import Order
+from .core import Core
+
+__all__: list[str] = []
+
+
+class Outcome(NamedTuple):
+    """
+    What a handler did to the session that its request came with.
+
+    Attributes:
+        anew: It was replaced or emptied, or its derived id went away or changed.
+        identity: Whom the session belongs to now.
+        was: Whom it belonged to.
+        renewed: It goes on under another id.
+        removed: Its id was taken away, and nothing tells whether somebody has logged out.
+    """
+
+    anew: bool
+    identity: Hashable | None
+    was: Hashable | None
+    renewed: bool
+    removed: bool
+
+    @property
+    def changed_hands(self) -> bool:
+        """
+        Whether the session belongs to somebody else, or to nobody any more.
+        """
+        return not self.anew and self.identity != self.was
+
+    @property
+    def logged_in(self) -> bool:
+        """
+        Whether an anonymous visitor has logged in.
+        """
+        return self.changed_hands and self.was is None
+
+
+class Settlement:
+    """
+    One request that is being settled.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+        context: What it came with.
+        response: What its handler returned or raised; ``None`` if there is no response.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        request: web.Request,
+        context: RequestContext,
+        response: web.StreamResponse | None,
+    ) -> None:
+        self._core = core
+        self._request = request
+        self._context = context
+        self._saved = will_be_saved(response)
+        self._refused = response is None or response.status >= 400
+        self._changes: list[Change] = []
+
+    async def settle(self) -> Order | None:
+        """
+        Make the records, and see to it that only what may be is saved.
+
+        Returns:
+            What is left to do when the response has been sent.
+
+        Raises:
+            IdentifyFailed: If ``identify`` failed. Nothing of the session is saved.
+        """
+        context, session = self._context, loaded_session(self._request)
+        context.stage = Stage.SETTLED
+        if context.session is None:
+            await self._settle_id()
+        elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
+            put_session(self._request, None)
+        elif session is not context.session or was_changed(session) or context.begins:
+            try:
+                await self._settle_session(session)
+            except BaseException:
+                put_session(self._request, None)
+                raise
+        return self._order(context.session_ws_id)
+
+    def _is_refused_handshake(self) -> bool:
+        return self._context.handshake_failed and not self._context.ordered
+
+    def _is_refused_newcomer(self, session: Session) -> bool:
+        """
+        Tell whether a new visitor gets an error and nothing else.
+        """
+        if not self._refused or not self._context.given or self._context.ordered:
+            return False
+        holds_data = self._core.keys.holds_data
+        return not holds_data(session) and not holds_data(self._context.content or {})
+
+    async def _settle_session(self, session: Session) -> None:
+        outcome = await self._compare(session)
+        saves = await self._may_save(session, outcome)
+        self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
+        if not saves:
+            put_session(self._request, None)
+        elif self._saved and session.empty:
+            session.changed()  # its cookie goes
+        elif self._saved:
+            await self._write(session, outcome)
+
+    async def _compare(self, session: Session) -> Outcome:
+        """
+        Classify how the handler changed the session.
+        """
+        core, context, keys = self._core, self._context, self._core.keys
+        came = context.session_ws_id
+        if context.fresh:  # it was given another session, with an id of its own or none
+            came = (context.content or {}).get(keys.id)
+        anew = session is not context.session or self._was_emptied(session)
+        identity = was = None
+        if core.overrides.ids:
+            now = await core.ids.get_id(self._request)
+            if now != came and not context.renewed:
+                # A derived id tells whose session it is, where nothing else does.
+                identity, was = now, came
+                anew = anew or (core.identifier.identify is not None and came is not None)
+        else:
+            now = session.get(keys.id)
+        renewed = context.renewed or (not core.overrides.ids and now not in (None, came))
+        removed = not core.overrides.ids and now is None and came is not None
+        if core.identifier.identify is not None:
+            identity = await core.identifier.of(self._request)
+            was = await self._previous_identity()
+            renewed, removed = renewed or removed, False
+        return Outcome(anew, identity, was, renewed and not anew, removed and not anew)
+
+    def _was_emptied(self, session: Session) -> bool:
+        context, lineage = self._context, self._core.keys.lineage
+        if lineage in (context.content or {}):
+            return lineage not in session
+        return bool(context.content) and session.empty
+
+    async def _previous_identity(self) -> Hashable | None:
+        context = self._context
+        if context.fresh or context.session is None or not context.content:
+            return None
+        return await self._core.identifier.of_content(
+            self._request, context.session, context.content
+        )
+
+    async def _may_save(self, session: Session, outcome: Outcome) -> bool:
+        """
+        Tell whether what the handler made of the session may be saved.
+        """
+        core, context, lineage = self._core, self._context, self._context.lineage
+        if context.ended is not None:
+            return True  # what is there now was begun after the end
+        if context.begins and lineage is not None:
+            return await self._may_begin(lineage)
+        if context.fresh:
+            if context.status.state is State.REPLACED or context.status.age > SETTLED:
+                return True
+            somebody = outcome.identity is not None or session is not context.session
+            return somebody or (context.renewed and core.identifier.identify is None)
+        if outcome.anew or outcome.changed_hands or lineage is None:
+            return True
+        now = core.judge(lineage, context.session_ws_id, outcome.was)
+        if not context.status.alive:
+            return False
+        if outcome.renewed:
+            return now.state is not State.ENDED and not self._overtaken(lineage, "login")
+        return now.alive and not self._overtaken(lineage)
+
+    async def _may_begin(self, lineage: Lineage) -> bool:
+        """
+        Tell whether the lineage that ``end_other_sessions_ws`` begins may be saved: nobody else
+        has ended the old one meanwhile.
+        """
+        core, context = self._core, self._context
+        ends = context.own_ends or {}
+        subjects = [Subject("id", context.session_ws_id), *ends]
+        if core.cluster.remote:
+            await core.cluster.check_request(lineage.token, subjects)
+        record = core.records.lineage(lineage.token)
+        if isinstance(record, LineageEnded) and record.at not in ends.values():
+            return False
+        if core.records.ended_before(subjects[0]) >= lineage.began:
+            return False
+        if any(core.records.ended_before(who) > at for who, at in ends.items()):
+            return False
+        return not self._overtaken(lineage, "login")
+
+    def _overtaken(self, lineage: Lineage, by: str | None = None) -> bool:
+        """
+        Tell whether another request gave the lineage its next generation meanwhile.
+        """
+        record = self._core.records.lineage(lineage.token)
+        if not isinstance(record, LineageRenewed):
+            return False
+        if record.generation == self._context.newest:
+            return False
+        return by is None or by in record.by
+
+    def _record_end(self, session: Session, outcome: Outcome, *, carries: bool) -> None:
+        """
+        Record what the handler has ended, whether its response is saved or not.
+        """
+        context, lineage = self._context, self._context.lineage
+        if lineage is None:
+            return
+        if context.ended is not None:
+            if carries:
+                self._end(lineage, outcome, at=context.ended, carries=True)
+        elif context.fresh or context.begins or outcome.logged_in:
+            pass  # it has ended by itself, or by the order; a visitor's lineage is replaced
+        elif outcome.anew or outcome.changed_hands:
+            self._end(lineage, outcome, carries=carries)
+        elif outcome.removed and self._saved and context.status.alive:
+            self._end(lineage, outcome, carries=True)
+
+    def _is_somebodys(self, session: Session, outcome: Outcome) -> bool:
+        """
+        Tell whether the response carries a session that may reconnect.
+        """
+        core, context = self._core, self._context
+        if session.empty or not self._saved:
+            return False
+        if outcome.anew and context.ended is None and session.get(core.keys.id) is not None:
+            return True  # the handler has given an id to what it put in the place
+        if core.identifier.identify is not None:
+            return outcome.identity is not None
+        return core.keys.holds_data(session)
+
+    def _end(
+        self, lineage: Lineage, outcome: Outcome, *, carries: bool, at: float | None = None
+    ) -> None:
+        core = self._core
+        at = core.clock.end_time() if at is None else at
+        held_data = core.keys.holds_data(self._context.content or {})
+        minor = not held_data and outcome.was is None
+        self._change(LineageEnded(lineage.token, at, carries, core.ttl, minor))
+
+    async def _write(self, session: Session, outcome: Outcome) -> None:
+        """
+        Give what is saved its lineage and its id.
+        """
+        core, context, lineage = self._core, self._context, self._context.lineage
+        begins = context.begins or outcome.anew or outcome.changed_hands or outcome.removed
+        if begins or context.fresh or lineage is None:
+            if outcome.logged_in and not context.begins and lineage is not None:
+                self._give_next(lineage, "login")
+            if core.keys.lineage not in session or begins:
+                await self._begin(session, outcome)
+        elif outcome.renewed:
+            if not self._overtaken(lineage):
+                self._give_next(lineage, "renewal")
+            await self._renew(session, lineage)
+        elif core.keys.lineage not in session:
+            await core.ids.ensure_id(self._request)
+            core.keys.write_lineage(session, lineage)
+
+    async def _begin(self, session: Session, outcome: Outcome) -> None:
+        """
+        Let the session begin a lineage of its own.
+        """
+        core, context = self._core, self._context
+        own_ends = [at + TICK for at in (context.own_ends or {}).values()]
+        lineage = new_lineage(max([context.arrived, *own_ends]))
+        if session is context.session and not context.renewed and not context.fresh:
+            session.pop(core.keys.id, None)  # the id of the old lineage
+        await core.ids.ensure_id(self._request)
+        core.keys.write_lineage(session, lineage)
+        core.identifier.remember(lineage.token, outcome.identity)
+
+    async def _renew(self, session: Session, lineage: Lineage) -> None:
+        """
+        Let the lineage go on under the id that the handler has given it.
+        """
+        core, context = self._core, self._context
+        await core.ids.ensure_id(self._request)  # it may have taken the old one away
+        newest = core.records.newest(lineage.token)
+        core.keys.write_lineage(session, lineage.renewed(newest))
+        if not core.overrides.ids:
+            for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
+                if session_ws_id is not None:
+                    self._change(core.note(session_ws_id, lineage))
+
+    def _give_next(self, lineage: Lineage, by: str) -> None:
+        """
+        Give a lineage its next generation.
+        """
+        core = self._core
+        newest = max(core.records.newest(lineage.token), lineage.generation)
+        self._change(
+            LineageRenewed(
+                lineage.token,
+                newest + 1,
+                lineage.generation,
+                core.clock.end_time(),
+                frozenset({"login" if by == "login" else "renewal"}),
+                seen=False,
+                ttl=LOGIN_TTL if by == "login" else core.ttl,
+            )
+        )
+
+    async def _settle_id(self) -> Order | None:
+        """
+        Settle a request whose id is kept outside of any session.
+        """
+        core, context = self._core, self._context
+        came, lineage = context.session_ws_id, context.lineage
+        if came is None or lineage is None or context.ended is not None:
+            return self._order(came)
+        now = await core.ids.get_id(self._request)
+        if now is None:
+            self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
+        elif now != came:
+            self._change(LineageEnded(lineage.token, core.clock.end_time(), True, core.ttl))
+        return self._order(came)
+
+    def _change(self, change: Change) -> None:
+        """
+        Let a record take effect for handshakes, here and everywhere, before anything else.
+        """
+        order = Order((change,))
+        self._core.apply(order)
+        self._core.cluster.record(order)
+        self._changes.append(change)
+
+    def _order(self, session_ws_id: Hashable | None) -> Order | None:
+        """
+        Return what is to be told and closed when the response has been sent.
+        """
+        context = self._context
+        told = self._changes or context.orders
+        if not told and not context.close_requested:
+            return None
+        closes = () if session_ws_id is None else (Subject("id", session_ws_id),)
+        return Order((*context.orders, *self._changes), closes)

@@ -1,0 +1,3 @@
+"""
+What is known of sessions: who may still open a socket. Internal.
+"""

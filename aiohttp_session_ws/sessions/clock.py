@@ -1,0 +1,67 @@
+"""
+The one clock by which lineages begin and end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__: list[str] = []
+
+TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
+
+
+class Clock:
+    """
+    The wall clock, which never runs back while the process lives.
+
+    Args:
+        wall: Seconds since the epoch.
+        monotonic: Seconds that never go back.
+
+    Attributes:
+        known: Whether the time can be compared with what other processes say.
+    """
+
+    known = True
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.wall = wall
+        self.monotonic = monotonic
+        self._offset = wall() - monotonic()
+        self._last = 0.0
+
+    def now(self) -> float:
+        """
+        Return the time, for ages: two calls may return the same.
+        """
+        monotonic = self.monotonic()
+        # It follows a wall clock that is set forward, and goes on from one that is set back.
+        self._offset = max(self._offset, self.wall() - monotonic)
+        return max(self._last, monotonic + self._offset)
+
+    def begin_time(self) -> float:
+        """
+        Return the time for a lineage that begins now: after all that has ended so far.
+        """
+        self._last = max(self.now(), self._last + TICK)
+        return self._last
+
+    def end_time(self) -> float:
+        """
+        Return the time for an end that is ordered now: after all that has begun so far.
+        """
+        return self.begin_time()
+
+    def start_after(self, last: float) -> None:
+        """
+        Go on from *last*, which an earlier process has seen.
+        """
+        self._last = max(self._last, last)

@@ -1,0 +1,273 @@
+"""
+The SQLite file of the journal: opened, read, written and kept small, by one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from .._logging import log
+from ..exceptions import JournalError
+from .journal_rows import APPLICATION_ID, MERGE, POOLS, READ, SCHEMA, VERSION, Pool, Row
+from .records import Change
+
+__all__: list[str] = []
+
+SLICE: Final = 2_000  # rows, or pages, given back in one transaction: an end may be waiting
+SPARE: Final = 256  # free pages, of 4 KiB, that are not worth giving back
+LOCK_WAIT: Final = 1.0  # seconds for a predecessor that is about to exit
+
+DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+NO_ACCESS: Final = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH}
+)
+
+
+class JournalFile:
+    """
+    The file. Each method may raise :class:`sqlite3.Error` when the disk fails.
+
+    Args:
+        path: Where it is.
+        clock: Seconds since the epoch, by the clock of the records.
+        pools: The limits.
+    """
+
+    def __init__(
+        self, path: Path, clock: Callable[[], float], pools: Mapping[str, Pool] = POOLS
+    ) -> None:
+        self.path = path
+        self._clock = clock
+        self._pools = pools
+        self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> sqlite3.Connection:
+        """
+        Open the file, or make it, unless it is open; until :meth:`close` it is ours alone.
+
+        A damaged file is renamed, with an error in the log, and a new one begun.
+
+        Raises:
+            JournalError: If another process has it open, it can't be opened, or isn't ours.
+        """
+        if self._connection is None:
+            try:
+                self._connection = self._connect()
+            except sqlite3.Error as exc:
+                if not is_damage(exc):
+                    raise self._explain(exc) from exc
+                self.set_aside(exc)
+                self._connection = self._connect()
+        return self._connection
+
+    def _explain(self, exc: sqlite3.Error) -> Exception:
+        """
+        Return what is raised when the file can't be opened.
+        """
+        code = primary_code(exc)
+        if code == sqlite3.SQLITE_BUSY:
+            return JournalError(
+                f"the journal {self.path} is in use by another process: give each worker a path"
+                " of its own, or use RedisSessionWSRegistry"
+            )
+        if code in NO_ACCESS:
+            return JournalError(f"the journal {self.path} can't be opened or created: {exc}")
+        return exc  # the disk fails
+
+    def _connect(self) -> sqlite3.Connection:
+        with suppress(OSError):  # it names users: for our own account alone
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        connection = sqlite3.connect(self.path, timeout=LOCK_WAIT, isolation_level=None)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """
+        Lock, check and set up the file.
+        """
+        execute = connection.execute
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        new = self._is_new(connection)
+        if new:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")  # before there is a table
+        execute("PRAGMA journal_mode = WAL").fetchall()
+        execute("PRAGMA synchronous = FULL")  # an end survives a power cut, too
+        execute("PRAGMA journal_size_limit = 4194304")  # bytes
+        execute("BEGIN EXCLUSIVE")
+        execute("COMMIT")
+        (result,) = execute("PRAGMA quick_check(1)").fetchone()
+        if result != "ok":
+            raise damaged(str(result).splitlines()[-1])
+        if new:
+            connection.executescript(SCHEMA)
+        self._sizes = {
+            name: execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()[0]
+            for name, (table, where, _) in self._pools.items()
+        }
+
+    def _is_new(self, connection: sqlite3.Connection) -> bool:
+        """
+        Tell whether the file is empty; raise if it is neither that nor a journal.
+        """
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not application and not version and not tables:
+            return True
+        if application != APPLICATION_ID or version != VERSION:
+            raise JournalError(
+                f"{self.path} is no journal, or one of another version: choose another path"
+            )
+        return False
+
+    def set_aside(self, exc: sqlite3.Error) -> None:
+        """
+        Rename a damaged file, and say so in the log.
+        """
+        self.close()
+        aside = f"{self.path}.damaged-{time.time_ns()}"
+        # The log of its last transactions goes along: it would damage the new file.
+        for suffix in ("-wal", ""):
+            with suppress(FileNotFoundError):
+                os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+        log.error(
+            "the journal %s is damaged (%s) and was renamed to %s: sessions that ended before are"
+            " forgotten here when the process restarts, and their cookies could be used again",
+            self.path,
+            exc,
+            aside,
+        )
+
+    def load(self) -> tuple[list[Change], float]:
+        """
+        Return the records that have not expired, of each kind the first to expire first, and
+        the last time of the clock.
+        """
+        execute, now = self.open().execute, self._clock()
+        changes: list[Change] = []
+        for table, where, limit in self._pools.values():
+            newest = f"SELECT * FROM {table} WHERE {where} AND expires > ? ORDER BY expires DESC"
+            rows = execute(f"SELECT * FROM ({newest} LIMIT ?) ORDER BY expires", (now, limit))
+            changes += [READ[table](*row[:-1]) for row in rows]
+        row = execute("SELECT last_time FROM clock").fetchone()
+        return changes, 0.0 if row is None else row[0]
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """
+        Write *rows*, and the time, in one transaction: all of them or none.
+        """
+        pools: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        for row in rows:
+            pools[row.pool].append(row.values)
+        with transaction(self.open()) as connection:
+            for pool, values in pools.items():
+                table = self._pools[pool].table
+                connection.executemany(MERGE[table], values)
+                if table == "ended":
+                    keys = [(value[0],) for value in values]
+                    connection.executemany("DELETE FROM renewed WHERE key = ?", keys)
+            connection.execute(
+                "INSERT INTO clock VALUES (1, ?)"
+                " ON CONFLICT (id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
+                (self._clock(),),
+            )
+        for pool, values in pools.items():
+            self._sizes[pool] += len(values)
+
+    def tidy(self) -> bool:
+        """
+        Delete a slice of what has expired or is too much, or give free pages back.
+
+        Returns:
+            Whether there is more to do.
+        """
+        now = self._clock()
+        deleted = sum([self._tidy_pool(name, now) for name in self._pools])
+        return bool(deleted) or self._shrink()
+
+    def _tidy_pool(self, name: str, now: float) -> int:
+        table, where, limit = self._pools[name]
+        with transaction(self.open()) as connection:
+            delete = (
+                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {where} AND"
+                " expires <= ? ORDER BY expires LIMIT ?)"
+            )
+            deleted = connection.execute(delete, (now, SLICE)).rowcount
+            if not deleted and self._sizes[name] > limit:
+                # A hundredth more than is too much, or each new row would be counted for.
+                count = f"SELECT count(*) FROM {table} WHERE {where}"
+                size = self._sizes[name] = connection.execute(count).fetchone()[0]
+                excess = size - limit + limit // 100 if size > limit else 0
+                deleted = connection.execute(delete, (float("inf"), min(excess, SLICE))).rowcount
+        self._sizes[name] -= deleted
+        return deleted
+
+    def _shrink(self) -> bool:
+        """
+        Give free pages back to the file system, a slice of them, while a quarter is free.
+        """
+        execute = self.open().execute
+        (free,) = execute("PRAGMA freelist_count").fetchone()
+        (pages,) = execute("PRAGMA page_count").fetchone()
+        if free < SPARE or free * 4 < pages:
+            return False
+        execute(f"PRAGMA incremental_vacuum({SLICE})").fetchall()
+        return True
+
+    def close(self) -> None:
+        """
+        Close the file, if it is open; others may have it then.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """
+    Commit what the block does, or undo it if the block, or the commit, fails.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite has rolled some errors back by itself
+            connection.execute("ROLLBACK")
+        raise
+
+
+def primary_code(exc: sqlite3.Error) -> int:
+    """
+    Return the kind of an error, without the extended code that says what was being done.
+    """
+    return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def is_damage(exc: BaseException) -> bool:
+    """
+    Tell whether the file itself is broken, rather than the disk full or away.
+    """
+    return isinstance(exc, sqlite3.Error) and primary_code(exc) in DAMAGE
+
+
+def damaged(text: str) -> sqlite3.DatabaseError:
+    """
+    Return the error of a check that found damage without an error of SQLite.
+    """
+    exc = sqlite3.DatabaseError(text)
+    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return exc

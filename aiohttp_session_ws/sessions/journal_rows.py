@@ -1,0 +1,182 @@
+"""
+The rows of the journal: its tables, how a change becomes a row, and how SQL merges rows.
+
+There is one row for each record. Rows are merged as :class:`~.records.Records` merges changes in
+memory, so the order in which they are written doesn't matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Final, NamedTuple, cast
+
+from .._lineage import Subject
+from .encoding import decode, encode
+from .records import (
+    MINOR,
+    MINOR_TTL,
+    RECORDS,
+    Cause,
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    SubjectEnded,
+)
+
+__all__: list[str] = []
+
+APPLICATION_ID: Final = 0x61735753  # "asWS", so that nobody else's database is taken for ours
+VERSION: Final = 1
+CAUSES: Final[dict[Cause, int]] = {"renewal": 1, "login": 2}
+
+SCHEMA: Final = f"""
+BEGIN;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+CREATE TABLE clock (id INTEGER PRIMARY KEY, last_time REAL NOT NULL);
+CREATE TABLE ended (
+    key TEXT PRIMARY KEY, at REAL NOT NULL, carries INTEGER NOT NULL, minor INTEGER NOT NULL,
+    ttl REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE subjects (
+    key TEXT PRIMARY KEY, before REAL NOT NULL,
+    ttl REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE renewed (
+    key TEXT PRIMARY KEY, generation INTEGER NOT NULL, given_to INTEGER NOT NULL,
+    at REAL NOT NULL, causes INTEGER NOT NULL, seen INTEGER NOT NULL,
+    ttl REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE notes (
+    key TEXT PRIMARY KEY, token TEXT NOT NULL, began REAL NOT NULL,
+    ttl REAL NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX ended_expires ON ended (minor, expires);
+CREATE INDEX subjects_expires ON subjects (expires);
+CREATE INDEX renewed_expires ON renewed (expires);
+CREATE INDEX notes_expires ON notes (expires);
+COMMIT;
+"""
+
+_KEPT = "ttl = max(ttl, excluded.ttl), expires = max(expires, excluded.expires)"
+#: How a row is merged into each table. Ended beats all; else the greater generation, and what
+#: two of the same say adds up; the later end; and of two lineages the one that began first.
+MERGE: Final[dict[str, str]] = {
+    "ended": f"""
+        INSERT INTO ended VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+        at = max(at, excluded.at), carries = max(carries, excluded.carries),
+        minor = min(minor, excluded.minor), {_KEPT}""",
+    "subjects": f"""
+        INSERT INTO subjects VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+        before = max(before, excluded.before), {_KEPT}""",
+    "renewed": f"""
+        INSERT INTO renewed SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
+        WHERE NOT EXISTS (SELECT 1 FROM ended WHERE key = ?1)
+        ON CONFLICT (key) DO UPDATE SET
+        given_to = max(excluded.given_to, given_to * (excluded.generation = generation)),
+        at = max(excluded.at, at * (excluded.generation = generation)),
+        causes = excluded.causes | (causes * (excluded.generation = generation)),
+        seen = max(excluded.seen, seen * (excluded.generation = generation)),
+        generation = excluded.generation, {_KEPT}
+        WHERE excluded.generation >= generation""",
+    "notes": f"""
+        INSERT INTO notes VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+        token = iif((excluded.began, excluded.token) < (began, token), excluded.token, token),
+        began = min(began, excluded.began), {_KEPT}""",
+}
+
+
+class Pool(NamedTuple):
+    """
+    Rows that share a limit, so that no other kind of record pushes them out.
+
+    Attributes:
+        table: Where they are.
+        where: Which rows of the table they are, as SQL.
+        limit: The largest number of them.
+    """
+
+    table: str
+    where: str
+    limit: int
+
+
+POOLS: Final[dict[str, Pool]] = {
+    "ended": Pool("ended", "minor = 0", RECORDS),
+    "minor": Pool("ended", "minor = 1", MINOR),
+    "subjects": Pool("subjects", "true", RECORDS),
+    "renewed": Pool("renewed", "true", RECORDS),
+    "notes": Pool("notes", "true", RECORDS),
+}
+
+
+class Row(NamedTuple):
+    """
+    A change as it is written.
+
+    Attributes:
+        pool: Which limit it counts for.
+        values: Of the table's columns, the key first.
+    """
+
+    pool: str
+    values: tuple[Any, ...]
+
+
+def as_row(change: Change, now: float) -> Row:
+    """
+    Return *change* as a row that expires when its time is over.
+
+    Raises:
+        TypeError: If its id, identity or label can't be stored; it names the type.
+    """
+    match change:
+        case LineageEnded(token, at, carries, ttl, minor):
+            expires = now + (min(ttl, MINOR_TTL) if minor else ttl)
+            values = encode(token), at, carries, minor, ttl, expires
+            return Row("minor" if minor else "ended", values)
+        case SubjectEnded(subject, before, ttl):
+            return Row("subjects", (encode(subject), before, ttl, now + ttl))
+        case LineageRenewed(token, generation, after, at, by, seen, ttl):
+            causes = sum(CAUSES[cause] for cause in by)
+            key = encode(token)
+            return Row("renewed", (key, generation, after, at, causes, seen, ttl, now + ttl))
+        case IdNote(session_ws_id, token, began, ttl):
+            return Row("notes", (encode(session_ws_id), encode(token), began, ttl, now + ttl))
+
+
+def read_ended(key: str, at: float, carries: int, minor: int, ttl: float) -> Change:
+    """
+    Return what a row of ``ended`` says.
+    """
+    return LineageEnded(str(decode(key)), at, bool(carries), ttl, bool(minor))
+
+
+def read_subject(key: str, before: float, ttl: float) -> Change:
+    """
+    Return what a row of ``subjects`` says.
+    """
+    kind, value = cast("tuple[Any, Hashable]", decode(key))
+    return SubjectEnded(Subject(kind, value), before, ttl)
+
+
+def read_renewed(
+    key: str, generation: int, given_to: int, at: float, causes: int, seen: int, ttl: float
+) -> Change:
+    """
+    Return what a row of ``renewed`` says.
+    """
+    by = frozenset(cause for cause, bit in CAUSES.items() if causes & bit)
+    return LineageRenewed(str(decode(key)), generation, given_to, at, by, bool(seen), ttl)
+
+
+def read_note(key: str, token: str, began: float, ttl: float) -> Change:
+    """
+    Return what a row of ``notes`` says.
+    """
+    return IdNote(decode(key), str(decode(token)), began, ttl)
+
+
+READ: Final[dict[str, Callable[..., Change]]] = {
+    "ended": read_ended,
+    "subjects": read_subject,
+    "renewed": read_renewed,
+    "notes": read_note,
+}

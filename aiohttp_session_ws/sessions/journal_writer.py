@@ -1,0 +1,236 @@
+"""
+The thread that writes the journal, and goes on when the disk fails.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from .._logging import log
+from ..exceptions import JournalError
+from .journal_file import JournalFile, is_damage, primary_code
+from .journal_rows import Row
+from .records import Change
+
+__all__: list[str] = []
+
+BATCH: Final = 10_000  # rows in one transaction, about
+BACKLOG: Final = 1_000_000  # rows kept for a disk that fails or hangs
+RETRY: Final = 1.0  # seconds between the first two attempts at a failing disk
+LONGEST_RETRY: Final = 10.0  # seconds between two attempts, in the end
+TIDY: Final = 60.0  # seconds between two looks at what has expired
+COMPLAINT: Final = 60.0  # seconds between two lines in the log
+
+#: What SQLite raises because of a row, not because of the disk.
+REFUSED: Final = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+)
+
+#: What is read at the start: the records, and the last time of the clock.
+Loaded: TypeAlias = tuple[list[Change], float]
+
+
+class JournalWriter:
+    """
+    One commit for all that gathered during the last one.
+
+    Args:
+        file: The file, which only the thread uses.
+        written: Called in the thread: so many of the oldest puts are on disk, or are not.
+
+    Attributes:
+        failed: Whether the disk has refused something that it has not taken since.
+        commits: How many transactions have been committed.
+    """
+
+    def __init__(self, file: JournalFile, written: Callable[[int, bool], None]) -> None:
+        self.failed = False
+        self.commits = 0
+        self._file = file
+        self._written = written
+        self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
+        self._backlog: deque[Row] = deque()  # what a failing disk has not taken
+        self._dropped = 0
+        self._retry_at = self._tidy_at = self._complain_at = 0.0
+        self._retry_wait = RETRY
+
+    def start(
+        self,
+        loaded: Callable[[Loaded | BaseException], None],
+        finished: Callable[[], None],
+    ) -> None:
+        """
+        Start the thread, which calls *loaded* once and, if that went well, *finished* once.
+        """
+        threading.Thread(
+            target=self._run, args=(loaded, finished), name="session-ws-journal", daemon=True
+        ).start()
+
+    def put(self, rows: list[Row] | None) -> None:
+        """
+        Have rows written, or with ``None`` finish when all before it is written.
+        """
+        self._queue.put(rows)
+
+    def _run(
+        self,
+        loaded: Callable[[Loaded | BaseException], None],
+        finished: Callable[[], None],
+    ) -> None:
+        try:
+            result = self._load()
+        except BaseException as exc:  # noqa: BLE001 - whoever has started us raises it
+            self._file.close()
+            loaded(exc)
+            return
+        loaded(result)
+        more = True
+        while more:
+            puts, more = self._take()
+            if puts:
+                self._write(puts, hurry=not more)
+            elif self.failed:
+                self._retry()
+            elif more:
+                self._tidy()
+        self._finish()
+        finished()
+
+    def _load(self) -> Loaded:
+        try:
+            return self._file.load()
+        except sqlite3.Error as exc:
+            self._note_failure(exc)
+            if is_damage(exc):  # in a place that the check doesn't look at; now it is aside
+                return self._file.load()
+            return [], 0.0
+
+    def _take(self) -> tuple[list[list[Row]], bool]:
+        """
+        Wait for rows, or until something else is due; tell whether more may come.
+        """
+        due = self._retry_at if self.failed else self._tidy_at
+        puts: list[list[Row]] = []
+        size = 0
+        try:
+            rows = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            while rows is not None:
+                puts.append(rows)
+                size += len(rows)
+                if size >= BATCH:
+                    return puts, True
+                rows = self._queue.get_nowait()
+        except queue.Empty:
+            return puts, True
+        return puts, False
+
+    def _write(self, puts: list[list[Row]], hurry: bool) -> None:
+        """
+        Write what was put and say so; while the disk fails, try only now and then.
+        """
+        rows = [row for put in puts for row in put]
+        if self.failed and not hurry and time.monotonic() < self._retry_at:
+            self._keep(rows)
+            written = False
+        else:
+            written = self._commit(rows)
+        self._written(len(puts), written)
+
+    def _retry(self) -> None:
+        """
+        Write what the disk has not taken, until it fails again; at least the time.
+        """
+        backlog = self._backlog
+        more = True
+        while more:
+            rows = [backlog.popleft() for _ in range(min(BATCH, len(backlog)))]
+            more = self._commit(rows) and bool(backlog)
+
+    def _commit(self, rows: list[Row]) -> bool:
+        try:
+            self._file.write(rows)
+        except REFUSED as exc:
+            return self._commit_each(rows, exc)
+        except (sqlite3.Error, OSError, JournalError) as exc:
+            self._keep(rows)
+            self._note_failure(exc)
+            return False
+        self.commits += 1
+        self._retry_wait = RETRY
+        if self.failed and not self._backlog:
+            self.failed = False
+            log.warning("the journal %s is written again", self._file.path)
+        return True
+
+    def _commit_each(self, rows: list[Row], exc: Exception) -> bool:
+        """
+        Write rows one by one, if SQLite refuses what one says: no end waits for another.
+        """
+        if len(rows) > 1:
+            written = [self._commit([row]) for row in rows]
+            return all(written)
+        log.error("the journal %s can't hold a record: %s", self._file.path, type(exc).__name__)
+        return False
+
+    def _keep(self, rows: list[Row]) -> None:
+        self._backlog.extend(rows)
+        while len(self._backlog) > BACKLOG:
+            self._backlog.popleft()
+            self._dropped += 1
+
+    def _note_failure(self, exc: Exception) -> None:
+        """
+        Log a failure, once a minute, and decide when to try again.
+        """
+        now = time.monotonic()
+        self.failed = True
+        if isinstance(exc, sqlite3.Error) and is_damage(exc):
+            self._file.set_aside(exc)
+        elif not isinstance(exc, sqlite3.Error) or primary_code(exc) != sqlite3.SQLITE_FULL:
+            self._file.close()  # a volume that was away is back only for who opens it again
+        self._retry_at = now + self._retry_wait
+        self._retry_wait = min(2 * self._retry_wait, LONGEST_RETRY)
+        if now >= self._complain_at:
+            self._complain_at = now + COMPLAINT
+            log.error(
+                "the journal %s can't be written (%s): ends are kept in memory only, and a restart"
+                " would forget %d of them; it is tried again",
+                self._file.path,
+                exc,
+                len(self._backlog) + self._dropped,
+            )
+
+    def _tidy(self) -> None:
+        """
+        Delete what has expired, a slice of it so that an end needn't wait; then write the time.
+        """
+        more = False
+        try:
+            more = self._file.tidy()
+            if not more:
+                self._file.write(())
+        except (sqlite3.Error, OSError) as exc:
+            self._note_failure(exc)
+        self._tidy_at = time.monotonic() + (0.0 if more else TIDY)
+
+    def _finish(self) -> None:
+        """
+        Write the time, and once more what is left; close the file.
+        """
+        self._retry()
+        try:
+            self._file.close()
+        except sqlite3.Error as exc:
+            self._note_failure(exc)
+        if lost := len(self._backlog) + self._dropped:
+            log.error("the journal %s: %d records could not be written", self._file.path, lost)

@@ -1,0 +1,223 @@
+"""
+The only module that touches ``aiohttp_session``: a request's session, and our keys in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Hashable, Mapping
+from typing import Any, Final
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp_session import AbstractStorage, Session
+
+from .._lineage import Lineage
+from .._logging import describe_error, log
+
+__all__: list[str] = []
+
+DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
+
+
+class SessionKeys:
+    """
+    Our keys in a session.
+
+    Args:
+        session_key: The key of the session ws id.
+    """
+
+    __slots__ = ("id", "lineage", "own")
+
+    def __init__(self, session_key: str = DEFAULT_SESSION_KEY) -> None:
+        self.id = session_key
+        self.lineage = f"{session_key}_lineage"
+        # The last is what sessions hold from before there were lineages.
+        self.own = frozenset({self.id, self.lineage, f"{session_key}_at"})
+
+    def read_lineage(self, session: Mapping[str, Any]) -> Lineage | None:
+        """
+        Return the lineage that *session* carries, if it carries one.
+        """
+        return Lineage.parse(session.get(self.lineage))
+
+    def write_lineage(self, session: Session, lineage: Lineage) -> None:
+        """
+        Make *session* one of *lineage*.
+        """
+        session[self.lineage] = list(lineage)
+
+    def holds_data(self, session: Mapping[str, Any]) -> bool:
+        """
+        Tell whether *session* holds anything of the application's.
+        """
+        return any(key not in self.own for key in session)
+
+
+def has_storage(request: web.Request) -> bool:
+    """
+    Tell whether aiohttp_session's middleware stands before us.
+    """
+    return aiohttp_session.STORAGE_KEY in request
+
+
+def storage_of(request: web.Request) -> AbstractStorage:
+    """
+    Return the storage of the session of *request*.
+    """
+    storage: AbstractStorage = request[aiohttp_session.STORAGE_KEY]
+    return storage
+
+
+def max_age_of(request: web.Request) -> int | None:
+    """
+    Return the seconds that the storage keeps a session, ``None`` if it doesn't say.
+    """
+    return storage_of(request).max_age if has_storage(request) else None
+
+
+async def load_session(request: web.Request) -> Session:
+    """
+    Return the session of *request*; it is loaded once.
+    """
+    return await aiohttp_session.get_session(request)
+
+
+async def begin_session(request: web.Request) -> Session:
+    """
+    Give *request* a new, empty session, under a new key where the storage keeps it.
+
+    Never ``invalidate()``: the session would live on under the key that a thief has.
+    """
+    return await aiohttp_session.new_session(request)
+
+
+def loaded_session(request: web.Request) -> Session | None:
+    """
+    Return the session that *request* has loaded so far.
+    """
+    session: Session | None = request.get(aiohttp_session.SESSION_KEY)
+    return session
+
+
+def put_session(request: web.Request, session: Session | None) -> None:
+    """
+    Make *session* the one that *request* has loaded; without one nothing is saved.
+    """
+    if session is None:
+        request.pop(aiohttp_session.SESSION_KEY, None)
+        return
+    with warnings.catch_warnings():
+        # aiohttp_session keeps it under a str key, which aiohttp doesn't like.
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        request[aiohttp_session.SESSION_KEY] = session
+
+
+def was_changed(session: Session) -> bool:
+    """
+    Tell whether aiohttp_session will save *session*; it has nothing public that tells.
+    """
+    return session._changed
+
+
+def is_server_side(session: Session) -> bool:
+    """
+    Tell whether the storage keeps *session* on the server: it has a key there.
+    """
+    return session.identity is not None
+
+
+def created_at(session: Session) -> float:
+    """
+    Return when *session* was last changed, in seconds since the epoch.
+
+    By the clock of the server that saved it; a cookie that is forged or broken may hold
+    anything, which counts as the epoch.
+    """
+    created: object = session.created
+    if type(created) not in (int, float) or not 0 <= created < LAST_SECOND:  # type: ignore[operator]
+        return 0.0
+    return float(created)  # type: ignore[arg-type]
+
+
+def expires_at(session: Session | None) -> float:
+    """
+    Return the first second at which aiohttp_session calls *session* expired.
+    """
+    if session is None or session.max_age is None:
+        return math.inf
+    return created_at(session) + session.max_age + 1
+
+
+def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
+    """
+    Return a session like *session* that holds *content*, as ``identify`` may read it.
+    """
+    data: Any = {"created": int(time.time()), "session": dict(content)}
+    return Session(session.identity, data=data, new=session.new, max_age=session.max_age)
+
+
+def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
+    """
+    Return a digest of the cookie that the session of *request* came with.
+
+    The same for all requests with it, and another for each *purpose*. ``None`` without a
+    cookie.
+    """
+    if not has_storage(request):
+        return None
+    cookie = request.cookies.get(storage_of(request).cookie_name)
+    if not cookie:
+        return None
+    key = f"aiohttp_session_ws {purpose}".encode()
+    return hashlib.blake2b(cookie.encode(errors="replace"), digest_size=16, key=key).hexdigest()
+
+
+def will_be_saved(response: object) -> bool:
+    """
+    Tell whether aiohttp_session saves a changed session with this response.
+    """
+    return isinstance(response, web.Response) and not response.prepared
+
+
+async def empty_in_storage(request: web.Request, session: Session | None) -> None:
+    """
+    Empty what the storage keeps of *session* on the server, lest a stale cookie find it there.
+    """
+    if session is None or not is_server_side(session):
+        return
+    session.invalidate()
+    try:
+        await storage_of(request).save_session(request, web.Response(), session)
+    except Exception as exc:  # noqa: BLE001  the storage's
+        # No traceback, which may hold the storage's key.
+        log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
+
+
+def as_tuple(value: Any) -> Any:
+    """
+    Return *value* as it was before it was JSON, which makes a list of a tuple.
+    """
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+
+def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
+    """
+    Return the session ws id that *session* holds; one that can't be used is none.
+
+    A cookie that is forged or broken may hold anything.
+    """
+    value = session.get(key)
+    if type(value) is list:
+        value = as_tuple(value)
+    try:
+        hash(value)
+    except TypeError:
+        return None
+    session_ws_id: Hashable | None = value
+    return session_ws_id

@@ -1,0 +1,77 @@
+"""
+Aliases and protocols to annotate an application with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+
+from aiohttp import web
+
+__all__ = [
+    "Authorize",
+    "ConnectionContext",
+    "Data",
+    "IdFactory",
+    "Identify",
+    "Origins",
+    "SupportsClose",
+    "WebSocketHook",
+    "WebSocketOptions",
+]
+
+C = TypeVar("C")
+
+#: What can be pushed: a text, or bytes for a binary message.
+Data: TypeAlias = str | bytes | bytearray | memoryview
+
+#: Returns a new session ws id; sync or async.
+IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
+
+#: Returns whom a request's session belongs to, ``None`` for nobody; sync or async.
+Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
+
+#: Tells whether a handshake may open a socket, sync or async; a ``Close`` tells a page why not.
+Authorize: TypeAlias = Callable[[web.Request], object]
+
+#: Which pages may connect: those of this host, of these origins, those that a callable
+#: accepts, or all.
+Origins: TypeAlias = (
+    Literal["same"] | Collection[str] | Callable[[web.Request], bool | Awaitable[bool]] | None
+)
+
+#: An async generator function with one ``yield``: ``ConnectionContext[Connection]``.
+ConnectionContext: TypeAlias = Callable[[C], AsyncIterator[None]]
+
+#: An async callable that is given each websocket: ``WebSocketHook[WebSocket]``.
+WebSocketHook: TypeAlias = Callable[[C], Awaitable[object]]
+
+
+class SupportsClose(Protocol):
+    """
+    What may be registered by hand: anything that can be closed.
+    """
+
+    @property
+    def close(self) -> Any:
+        """
+        Called with ``code=`` and ``message=`` where it takes them; may be async.
+        """
+
+
+class WebSocketOptions(TypedDict, total=False):
+    """
+    The options of :class:`aiohttp.web.WebSocketResponse`.
+    """
+
+    timeout: float
+    receive_timeout: float | None
+    autoclose: bool
+    autoping: bool
+    heartbeat: float | None
+    protocols: Iterable[str]
+    compress: bool
+    max_msg_size: int
+    writer_limit: int
+    decode_text: bool

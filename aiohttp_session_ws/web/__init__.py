@@ -1,0 +1,3 @@
+"""
+Where aiohttp enters: setup, the middleware, and the opening of sockets. Internal.
+"""

@@ -1,0 +1,265 @@
+"""
+The handshake: from a request to a socket that is open and filed, in one order of steps.
+
+1. Is there room, and is the page one of ours?
+2. Arrival, unless the middleware has judged the request.
+3. Into the index as *opening*: from here on orders see it.
+4. Whose is it? Other nodes' records are read once, then it is judged again.
+5. ``authorize``, then the limits.
+6. An order that came meanwhile rejects it; then the upgrade.
+7. Open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import web
+
+from .._lineage import Subject
+from .._origin import is_websocket
+from .._tasks import maybe_await
+from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, Close
+from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.limits import expect_room, make_room
+from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
+from ..registry.core import Core
+from ..registry.deferred import context_for
+from ..sessions.context import RequestContext
+from ..sessions.session import (
+    has_storage,
+    loaded_session,
+    put_session,
+    storage_of,
+    was_changed,
+)
+from ..signals import AuthDetails, FailDetails, HandshakeDetails
+from ..typing import WebSocketOptions
+from .workers import warn_workers
+
+__all__: list[str] = []
+
+#: Seconds between two pings, and half of them for the pong: so long a dead peer is believed.
+HEARTBEAT: Final = 30.0
+
+
+class Handshake:
+    """
+    One request on its way to an open socket.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+        options: Those of the websocket response.
+    """
+
+    __slots__ = ("_connection", "_context", "_core", "_options", "_request")
+
+    def __init__(self, core: Core, request: web.Request, options: WebSocketOptions) -> None:
+        self._core = core
+        self._request = request
+        self._options = options
+        self._context: RequestContext | None = None
+        self._connection: TrackedConnection | None = None
+
+    async def open(self) -> tuple[RequestContext, TrackedConnection]:
+        """
+        Go through the steps.
+
+        Raises:
+            HandshakeRefused: If the session may not open a socket.
+            aiohttp.web.HTTPException: If the handshake is refused for another reason.
+            SessionWSClosed: If an order came while the upgrade was written.
+        """
+        core = self._core
+        try:
+            with core.handshakes.timed(self._request):
+                context, connection = await self._steps()
+        except BaseException as exc:
+            self._discard()
+            await core.signals.on_fail.send(FailDetails(self._request, exc))
+            raise
+        return context, connection
+
+    async def _steps(self) -> tuple[RequestContext, TrackedConnection]:
+        core, request = self._core, self._request
+        await self._check_request()
+        context = self._context = await context_for(core, request)
+        if not context.behind_middleware:
+            core.warn_missing_middleware()
+        context.handshake_failed = True  # until it is open
+        connection = self._file(context)
+        if core.signals.on_handshake:
+            details = HandshakeDetails(request, connection.session_ws_id)
+            await core.signals.on_handshake.send(details)
+        if core.identifier.identify is not None:
+            await self._identify(connection)
+        if core.cluster.remote and (not context.checked or core.cluster.deaf):
+            await core.cluster.check_handshake(connection)
+            self._judge(connection)
+        await self._authorize(connection)
+        self._expect_welcome(connection)  # who is rejected takes nobody's place
+        await make_room(core.limits, core.connections, connection)
+        if context.given:
+            await self._save(context, connection)
+        if core.cluster.deaf:  # an order of another node would not have been heard
+            await core.cluster.check_handshake(connection)
+            self._judge(connection)
+        self._expect_welcome(connection)
+        await connection.ws.prepare(request)
+        if connection.rejected_with is not None:
+            await core.connections.wait_closed(connection, connection.rejected_with)
+            raise SessionWSClosed(connection.ws)
+        self._open(context, connection)
+        return context, connection
+
+    async def _check_request(self) -> None:
+        """
+        Refuse a handshake before its session is loaded.
+        """
+        core, request = self._core, self._request
+        if not is_websocket(request):
+            raise web.HTTPBadRequest(
+                text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
+            )
+        self._expect_serving()
+        expect_room(core.limits, core.connections)
+        await core.origin_policy.check(request)
+
+    def _expect_serving(self) -> None:
+        if self._core.draining:
+            raise web.HTTPServiceUnavailable(
+                headers={"Retry-After": "1"}, text="websocket refused: the server is stopping"
+            )
+
+    def _file(self, context: RequestContext) -> TrackedConnection:
+        """
+        Judge a handshake and file it as opening; no await stands between the two.
+        """
+        core, request = self._core, self._request
+        self._expect_alive(context)
+        ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
+        connection = TrackedConnection(context.session_ws_id, ws, request)
+        assert context.lineage is not None
+        connection.lineage = context.lineage
+        connection.task, connection.started = asyncio.current_task(), context.started
+        connection.registered = core.overrides.unregister
+        self._judge(connection)
+        expect_room(core.limits, core.connections)
+        core.connections.add_handshake(connection)
+        self._connection = connection
+        return connection
+
+    def _expect_alive(self, context: RequestContext) -> None:
+        core = self._core
+        if context.session_ws_id is None or context.lineage is None:
+            raise web.HTTPForbidden(text="websocket refused: the session has no session ws id")
+        close = core.close_for(context.status)
+        if context.ended is not None or (context.fresh and not context.status.carries):
+            close = SESSION_ENDED  # a session that was given up long ago has ended, too
+        if close is not None:
+            raise HandshakeRefused(close)
+
+    def _judge(self, connection: TrackedConnection) -> None:
+        """
+        Refuse a handshake that has ended, was replaced, or may have missed an order.
+        """
+        core = self._core
+        self._expect_serving()
+        close = core.close_for(core.status_of(connection))
+        if close is not None:
+            raise HandshakeRefused(close)
+        self._expect_no_order(connection, Subject("id", connection.session_ws_id))
+        self._expect_welcome(connection)
+
+    def _expect_no_order(self, connection: TrackedConnection, subject: Subject) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._core.close_orders.missed(subject, connection.started, now):
+            raise HandshakeRefused(RECONNECT)
+
+    def _expect_welcome(self, connection: TrackedConnection) -> None:
+        """
+        Refuse a handshake that an order has rejected meanwhile.
+        """
+        self._expect_serving()
+        if connection.rejected_with is not None:
+            raise HandshakeRefused(connection.rejected_with)
+
+    async def _identify(self, connection: TrackedConnection) -> None:
+        """
+        Find out whose the socket is, and file it there; no await between judgement and entry.
+        """
+        core = self._core
+        try:
+            identity = await core.identifier.of(self._request)
+        except (IdentifyFailed, InvalidIdentity) as exc:
+            raise web.HTTPServiceUnavailable(
+                headers={"Retry-After": "1"},
+                text="websocket refused: the session can't be identified now",
+            ) from exc
+        core.identifier.remember(connection.lineage.token, identity)
+        if identity is None:
+            return
+        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, identity))
+        if close is not None:
+            raise HandshakeRefused(close)
+        self._expect_no_order(connection, Subject("identity", identity))
+        core.connections.file_identity(connection, identity)
+
+    async def _authorize(self, connection: TrackedConnection) -> None:
+        core, request = self._core, self._request
+        details = AuthDetails(request, connection.session_ws_id, connection.identity)
+        if core.authorize is not None:
+            allowed = await maybe_await(core.authorize(request))
+            if isinstance(allowed, Close) or not allowed:
+                await core.signals.on_auth_fail.send(details)
+                if isinstance(allowed, Close):
+                    raise HandshakeRefused(allowed)
+                raise web.HTTPForbidden(text="websocket refused: not authorized")
+        if core.signals.on_auth_success:
+            await core.signals.on_auth_success.send(details)
+
+    async def _save(self, context: RequestContext, connection: TrackedConnection) -> None:
+        """
+        Save a session that was given its id by this handshake.
+
+        aiohttp_session doesn't save the session of a websocket: by then the handshake is on
+        the wire. One that holds data is loaded again right before: to write an older copy back
+        could undo a log-out.
+        """
+        request = self._request
+        session = context.session
+        if session is None or not has_storage(request) or not was_changed(session):
+            return
+        storage = storage_of(request)
+        own = self._core.keys.own
+        held = {key: value for key, value in session.items() if key not in own}
+        if held:
+            stored = await storage.load_session(request)
+            if {key: value for key, value in stored.items() if key not in own} != held:
+                raise HandshakeRefused(RECONNECT)
+        self._expect_welcome(connection)
+        await storage.save_session(request, connection.ws, session)
+
+    def _open(self, context: RequestContext, connection: TrackedConnection) -> None:
+        core = self._core
+        context.handshake_failed = False
+        context.connection = connection
+        context.content = None
+        core.connections.open_connection(connection)
+        core.revalidator.watch(connection, loaded_session(self._request))
+        if not core.cluster.remote:
+            warn_workers(core, self._request)
+
+    def _discard(self) -> None:
+        """
+        Leave nothing behind of a handshake that failed.
+        """
+        core, context, connection = self._core, self._context, self._connection
+        if context is not None and not context.behind_middleware and context.given:
+            put_session(self._request, None)  # the new id must not be saved with an error
+        if connection is not None:
+            if connection.ws.prepared:
+                core.connections.close_soon([connection], INTERNAL_ERROR)
+            core.connections.discard_handshake(connection)

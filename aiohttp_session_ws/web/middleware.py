@@ -1,0 +1,130 @@
+"""
+The middleware: every request is judged when it arrives, and settled before its response leaves.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ..exceptions import (
+    HandshakeRefused,
+    IdentifyFailed,
+    InvalidIdentity,
+    SessionEnded,
+    SessionWSClosed,
+)
+from ..registry.arrival import Arrival, arrive_at_once
+from ..registry.core import Core
+from ..registry.deferred import settle
+from ..sessions.context import RequestContext, context_of, set_current
+from ..sessions.session import has_storage, load_session, loaded_session, put_session
+from .refusal import accept_and_close
+from .setup import core_from
+
+__all__ = ["session_ws_middleware"]
+
+
+@web.middleware
+async def session_ws_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """
+    Give every session an id that its websockets are filed under, and see where it goes.
+
+    Must stand directly inside aiohttp_session's middleware. It
+
+    - gives a session that has none an id and a lineage before the handler runs, which sets a
+      cookie on a visitor's first request. A response with status >= 400 to a new visitor saves
+      nothing;
+    - gives a request whose session has ended a new, empty one, before any handler sees it;
+    - compares the session with what came when the handler is done: a log-out, a log-in or a
+      renewal closes its sockets when the response has been sent, and what would bring an ended
+      session back isn't saved;
+    - answers a handshake that is refused because of its session with a close code that a
+      page's script can see.
+
+    It loads the session of every request, and costs a few microseconds.
+
+    Raises:
+        NotSetUp: If ``setup()`` was not called, or aiohttp_session's middleware is missing
+            or comes later.
+        aiohttp.web.HTTPServiceUnavailable: If ``identify`` was needed and failed.
+    """
+    core = core_from(request)
+    if context_of(request) is not None:
+        return await handler(request)  # installed twice, in a sub-application as well
+    session = loaded_session(request)
+    if session is not None:
+        core.warn_loaded_early()
+    elif has_storage(request):
+        session = await load_session(request)
+    context = None if session is None else arrive_at_once(core, request, session)
+    if context is None:
+        context = await _arrive(core, request)
+    else:
+        set_current(context)
+    context.behind_middleware = True
+    response: web.StreamResponse | None = None
+    try:
+        response = await handler(request)
+    except (SessionWSClosed, SessionEnded, web.HTTPException) as exc:
+        if isinstance(exc, web.HTTPException):
+            response = exc
+        return await _response_for(core, context, request, exc)
+    finally:
+        connection = context.connection
+        if connection is not None:
+            context.release()
+        elif not context.is_untouched(request):
+            await _settle(core, request, context, response)
+        context.finish()
+    if connection is not None:
+        ws: web.WebSocketResponse = connection.ws
+        return ws  # an open socket takes no HTTP
+    if isinstance(response, web.WebSocketResponse):
+        core.warn_foreign_websocket(request)
+    return response
+
+
+async def _arrive(core: Core, request: web.Request) -> RequestContext:
+    try:
+        return await Arrival(core, request).judge()
+    except BaseException:
+        put_session(request, None)  # nothing is saved
+        raise
+
+
+async def _settle(
+    core: Core,
+    request: web.Request,
+    context: RequestContext,
+    response: web.StreamResponse | None,
+) -> None:
+    try:
+        await settle(core, request, context, response)
+    except (IdentifyFailed, InvalidIdentity) as exc:
+        # A log-out that can't be judged must not look done.
+        raise web.HTTPServiceUnavailable(
+            headers={"Retry-After": "1"}, text="the session can't be identified now"
+        ) from exc
+
+
+async def _response_for(
+    core: Core,
+    context: RequestContext,
+    request: web.Request,
+    exc: SessionWSClosed | SessionEnded | web.HTTPException,
+) -> web.StreamResponse:
+    """
+    Return the response to a request whose handler raised, or raise it.
+    """
+    if isinstance(exc, SessionWSClosed):
+        return exc.response
+    if context.connection is not None:
+        ws: web.WebSocketResponse = context.connection.ws
+        return ws
+    if isinstance(exc, HandshakeRefused):
+        context.handshake_failed = True
+        return await accept_and_close(core, request, exc.close)
+    if isinstance(exc, SessionEnded):
+        raise web.HTTPForbidden(text="the session has ended") from exc
+    raise exc

@@ -1,0 +1,287 @@
+"""
+``session_ws``: the one path by which a socket opens and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final, Literal, Unpack
+
+from aiohttp import web
+
+from .._logging import log
+from .._tasks import BackgroundTasks, maybe_await
+from ..close_codes import GOING_AWAY, INTERNAL_ERROR, NORMAL, POLICY_VIOLATION, Close
+from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..exceptions import HandshakeRefused, SessionWSClosed
+from ..registry.core import Core
+from ..sessions.context import RequestContext
+from ..sessions.session import loaded_session, was_changed
+from ..signals import CloseDetails, OpenDetails
+from ..typing import WebSocketOptions
+from .handshake import Handshake
+from .setup import core_from
+
+__all__ = ["session_ws"]
+
+_OVER: Final = object()  # what an iterator that has ended is taken to return
+
+
+def session_ws(
+    request: web.Request, **options: Unpack[WebSocketOptions]
+) -> AbstractAsyncContextManager[web.WebSocketResponse, None]:
+    """
+    Upgrade *request* to a websocket that belongs to its session.
+
+    On entry, judge the session, perform the handshake and file the websocket under its
+    session's id. What you get is a prepared websocket response. On exit, however the
+    block ends, close it, wait until its transport has ended, and take it out::
+
+        async def handler(request):
+            async with session_ws(request) as ws:
+                async for message in ws:
+                    await ws.send_str(message.data)
+            return ws
+
+    When the session ends, or another order closes the socket, ``receive()`` reports the
+    close; a handler that doesn't leave the block within ``timeouts.handler_grace`` seconds
+    is cancelled. Changes to the session aren't saved: the handshake has been answered.
+
+    Args:
+        request: The request to upgrade.
+        **options: Those of :class:`aiohttp.web.WebSocketResponse`; ``heartbeat`` is 30 s if
+            it isn't given.
+
+    Raises:
+        NotSetUp: If :func:`setup` was not called.
+        HandshakeRefused: If the session may not open a socket. Behind the middleware the
+            client is told by a close code. Nothing is registered in that case.
+        aiohttp.web.HTTPException: 400 if *request* is no websocket handshake, 403 if it comes
+            from a foreign page or isn't authorized, 503 if there is no room, no time or no way
+            to find out whether the session lives. Nothing is registered in that case.
+        SessionWSClosed: On exit, if an order closed the socket while the handler ran and
+            the handler raised because of that; or if the handler raised an HTTP exception,
+            which an open socket can't answer. Nothing stays registered in any of these cases.
+    """
+    return SessionWS(request, options)
+
+
+class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
+    """
+    What :func:`session_ws` returns.
+
+    A class with slots and not a generator: it lives as long as its socket, and takes a
+    third of a generator's memory.
+    """
+
+    __slots__ = ("_context", "_contexts", "_core", "_options", "_request", "connection")
+
+    _core: Core
+    _context: RequestContext
+    connection: TrackedConnection
+
+    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+        self._request = request
+        self._options: WebSocketOptions | None = options
+        self._contexts: list[AsyncIterator[None]] | None = None
+
+    async def __aenter__(self) -> web.WebSocketResponse:
+        options = self._options
+        assert options is not None, "a session_ws() is entered once"
+        self._options = None
+        self._core = core = core_from(self._request)
+        handshake = Handshake(core, self._request, options)
+        self._context, self.connection = await handshake.open()
+        try:
+            await self._welcome()
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+        ws: web.WebSocketResponse = self.connection.ws
+        return ws
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        error = await self._leave_contexts(exc)
+        await self._leave(error)
+        if error is not exc and error is not None:
+            raise error
+
+    @property
+    def connections(self) -> ConnectionManager:
+        """
+        The sockets of this process.
+        """
+        return self._core.connections
+
+    @property
+    def tasks(self) -> BackgroundTasks:
+        """
+        Where background work runs.
+        """
+        return self._core.tasks
+
+    async def _welcome(self) -> None:
+        """
+        Tell everybody of a socket that is open, as long as it is.
+        """
+        core, connection = self._core, self.connection
+        if core.overrides.register:
+            result = core.hooks.register(connection.session_ws_id, connection.ws)
+            await maybe_await(result)
+            _expect_open(connection)
+        signals = core.signals
+        if signals.on_open:
+            details = OpenDetails(
+                self._request, connection.session_ws_id, connection.ws, connection.identity
+            )
+            await signals.on_open.send(details)
+        if signals.connection_ctx:
+            self._contexts = []
+            for context in signals.connection_ctx:
+                _expect_open(connection)
+                iterator = aiter(context(connection))
+                await anext(iterator)
+                self._contexts.append(iterator)
+        _expect_open(connection)
+
+    async def _leave_contexts(self, error: BaseException | None) -> BaseException | None:
+        """
+        Run what follows the ``yield`` of each context, whatever became of the others.
+
+        Returns:
+            *error*, or without one what a context raised.
+        """
+        for context in reversed(self._contexts or ()):
+            try:
+                if await anext(context, _OVER) is not _OVER:
+                    raise RuntimeError(f"more than one 'yield' in {context!r}")
+            except Exception as exc:
+                if error is None:
+                    error = exc
+                else:
+                    log.exception("a connection context failed")
+            except asyncio.CancelledError as exc:
+                self._log_overtaken(error)
+                error = exc
+        return error
+
+    def _log_overtaken(self, error: BaseException | None) -> None:
+        """
+        Log an error that nobody else will hear of, since its task has been cancelled.
+        """
+        if isinstance(error, Exception) and not is_explained(self.connection, error):
+            log.error("a websocket handler failed", exc_info=error)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """
+        End the connection, and stay until it is gone.
+
+        Raises:
+            SessionWSClosed: If *error* needs no other answer than the closed socket.
+        """
+        core, connection = self._core, self.connection
+        close = connection.close_order or close_for_error(error)
+        self._warn_unsaved()
+        try:
+            await self._send_on_close(error)
+        finally:
+            core.connections.handler_exited(connection)
+            self._context.finish()
+            try:
+                await core.connections.wait_closed(connection, close)
+            except asyncio.CancelledError:
+                self._log_overtaken(error)
+                raise  # the server cancels the handlers of clients that have gone
+            finally:
+                if not self._context.behind_middleware:
+                    self._context.release()
+        if error is not None and is_explained(connection, error):
+            raise SessionWSClosed(connection.ws) from error
+
+    async def _send_on_close(self, error: BaseException | None) -> None:
+        signal, connection = self._core.signals.on_close, self.connection
+        if signal:
+            by, code = end_of(connection, error)
+            details = CloseDetails(
+                self._request,
+                connection.session_ws_id,
+                connection.ws,
+                code,
+                by,
+                connection.identity,
+            )
+            await signal.send(details)
+
+    def _warn_unsaved(self) -> None:
+        """
+        Warn of a session that was changed in a websocket handler: nobody saves it.
+        """
+        session = loaded_session(self._request)
+        if session is not None and was_changed(session) and not self._context.given:
+            self._core.warn_once(
+                "unsaved",
+                "a session was changed in a websocket handler and is not saved: its response has"
+                " been sent; change it in an HTTP request",
+            )
+
+
+def _expect_open(connection: TrackedConnection) -> None:
+    if connection.close_order is not None:
+        raise SessionWSClosed(connection.ws)
+
+
+def end_of(
+    connection: TrackedConnection, error: BaseException | None = None
+) -> tuple[Literal["order", "handler", "client"], int]:
+    """
+    Tell who began to end a connection, and with which code.
+
+    Args:
+        connection: One that has ended, or whose handler ends.
+        error: What the handler raised.
+    """
+    ws: ServedWebSocket = connection.ws
+    if connection.close_order is not None:
+        return "order", connection.close_order.code
+    if ws.closed_with is not None:
+        return "handler", ws.closed_with
+    if ws.close_code is not None:
+        return "client", ws.close_code or 1005  # a close frame needn't have a code
+    if connection.disconnected:
+        return "client", 1006
+    return "handler", close_for_error(error).code
+
+
+def close_for_error(error: BaseException | None) -> Close:
+    """
+    Return what the peer is told when a handler ends.
+    """
+    if error is None:
+        return NORMAL
+    if isinstance(error, asyncio.CancelledError):
+        return GOING_AWAY
+    if isinstance(error, HandshakeRefused):
+        return error.close
+    if not isinstance(error, web.HTTPException) or error.status >= 500:
+        return INTERNAL_ERROR
+    return NORMAL if error.status < 400 else POLICY_VIOLATION
+
+
+def is_explained(connection: TrackedConnection, error: BaseException) -> bool:
+    """
+    Tell whether *error* needs no other answer than the closed socket.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_explained(connection, one) for one in error.exceptions)
+    if isinstance(error, web.HTTPException):
+        return True  # an open socket takes no HTTP answer
+    return connection.close_order is not None and isinstance(error, ConnectionError)

@@ -1,0 +1,177 @@
+"""
+``setup()``, and what a handler calls: each finds the registry of its request.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Hashable
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..exceptions import NotSetUp
+from ..registry.core import Core
+from ..registry.registry import SessionWSRegistry, core_of
+
+__all__ = [
+    "REGISTRY_KEY",
+    "delete_session_ws_id",
+    "end_identity_ws",
+    "end_other_sessions_ws",
+    "end_session_ws",
+    "ensure_session_ws_id",
+    "get_session_ws_id",
+    "new_session_ws_id",
+    "registry_from",
+    "renew_session_ws",
+    "schedule_close_all_session_ws",
+    "setup",
+]
+
+REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
+_STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
+
+
+def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> SessionWSRegistry:
+    """
+    Give *app*, and its sub-applications, a registry.
+
+    All its sockets are closed with 1001 when the application shuts down. The registry is
+    found as ``app[REGISTRY_KEY]``, and as ``app["aiohttp_session_ws_registry"]``.
+
+    Args:
+        app: The application; the root if there are sub-applications.
+        registry: A new one if ``None``.
+
+    Returns:
+        The registry.
+
+    Raises:
+        NotSetUp: If *app* has a registry already.
+        TypeError: If *registry* isn't one.
+    """
+    if registry is None:
+        registry = SessionWSRegistry()
+    if not isinstance(registry, SessionWSRegistry):
+        raise TypeError(f"setup(app, registry) takes a SessionWSRegistry, not {registry!r}")
+    if REGISTRY_KEY in app:
+        raise NotSetUp("setup() was called twice for one application: call it once, for the root")
+    core = core_of(registry)
+    app[REGISTRY_KEY] = registry
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", web.NotAppKeyWarning)
+        app[_STRING_KEY] = registry
+
+    async def shut_down(app: web.Application) -> None:
+        await core.shut_down()
+
+    async def lifetime(app: web.Application) -> AsyncIterator[None]:
+        await core.start()
+        yield
+        await core.stop()
+
+    app.on_shutdown.append(shut_down)  # handlers still run
+    app.cleanup_ctx.append(lifetime)  # after them
+    return registry
+
+
+def registry_from(request: web.Request) -> SessionWSRegistry:
+    """
+    Return the registry of the application that *request* came to, or of its parent.
+
+    Raises:
+        NotSetUp: If none of them has one, or two have one each.
+    """
+    registry = request.app.get(REGISTRY_KEY)
+    if registry is None:
+        registry = request.config_dict.get(REGISTRY_KEY)
+        if registry is None:
+            raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
+    core = core_of(registry)
+    if id(request.app) not in core.known_apps:
+        _expect_one_registry(request, registry)
+        core.known_apps.add(id(request.app))
+    return registry
+
+
+def _expect_one_registry(request: web.Request, registry: SessionWSRegistry) -> None:
+    for app in request.match_info.apps:
+        if app.get(REGISTRY_KEY, registry) is not registry:
+            raise NotSetUp(
+                "two registries in one tree of applications: a log-out in the one would leave the"
+                " sockets of the other open; call setup() for the root application only"
+            )
+
+
+def core_from(request: web.Request) -> Core:
+    """
+    Return the parts of the registry of *request*.
+    """
+    return core_of(registry_from(request))
+
+
+async def get_session_ws_id(request: web.Request) -> Hashable | None:
+    """
+    Same as :meth:`SessionWSRegistry.get_id`, but uses the registry of *request*.
+    """
+    return await registry_from(request).get_id(request)
+
+
+async def new_session_ws_id(request: web.Request) -> Any:
+    """
+    Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
+    """
+    return await registry_from(request).new_id(request)
+
+
+async def delete_session_ws_id(request: web.Request) -> Any:
+    """
+    Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
+    """
+    return await registry_from(request).delete_id(request)
+
+
+async def ensure_session_ws_id(request: web.Request) -> Any:
+    """
+    Same as :meth:`SessionWSRegistry.ensure_id`, but uses the registry of *request*.
+    """
+    return await registry_from(request).ensure_id(request)
+
+
+async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
+    *request*.
+    """
+    return await registry_from(request).schedule_close_all_session(request, response)
+
+
+async def end_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_end_session`, but uses the registry of
+    *request*.
+    """
+    await registry_from(request).schedule_end_session(request, response)
+
+
+async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_end_identity`, but uses the registry of
+    *request*.
+    """
+    await registry_from(request).schedule_end_identity(request, response)
+
+
+async def end_other_sessions_ws(request: web.Request, response: web.StreamResponse) -> bool:
+    """
+    Same as :meth:`SessionWSRegistry.schedule_end_others`, but uses the registry of *request*.
+    """
+    return await registry_from(request).schedule_end_others(request, response)
+
+
+async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+    """
+    Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
+    """
+    await registry_from(request).renew_session(request, response)

@@ -1,0 +1,3 @@
+"""
+The tests; ``support`` is what they share.
+"""

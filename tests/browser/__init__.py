@@ -1,0 +1,3 @@
+"""
+What real browsers see.
+"""

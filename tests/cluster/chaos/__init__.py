@@ -1,0 +1,3 @@
+"""
+Log-outs in the middle of every trouble.
+"""

@@ -1,0 +1,101 @@
+"""
+Zero survivors: log-outs while Redis and nodes are killed, frozen and cut off, at random.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from itertools import pairwise
+
+import pytest
+
+from tests.cluster.chaos.faults import NODE, OF_REDIS, schedule
+from tests.cluster.chaos.world import Chaos, Report, running
+from tests.support.redis_servers import RedisServer
+
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+NODES = int(os.environ.get("CHAOS_NODES", "3"))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RedisServer]:
+    """A Redis that syncs as most do: every second, whatever it has answered meanwhile."""
+    async with RedisServer("--appendfsync", "everysec") as server:
+        yield server
+
+
+async def test_no_survivors(server: RedisServer) -> None:
+    """After any faults, what was ended is gone everywhere, and nothing else is."""
+    choose = random.Random(SEED)
+    policies = [["--on-outage", choose.choice(["refuse", "accept"])] for _ in range(NODES)]
+    faults = schedule(SEED, SECONDS, NODES)
+    say = print  # shown when the test fails, and with -s
+    say(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} CHAOS_NODES={NODES}", *policies)
+    say(*faults, sep="\n")
+    async with running(server, policies) as nodes:
+        report = await Chaos(nodes, server, choose, say).run(SECONDS, faults)
+        say(report)
+        for node in nodes:
+            say(node.tail(100))
+
+    assert not report.failures()
+    assert report.log_outs > len(report.apart)
+
+
+class TestSchedule:
+    def test_same_seed(self) -> None:
+        """A seed gives the same schedule again."""
+        assert schedule(5, 60, 3) == schedule(5, 60, 3) != schedule(6, 60, 3)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_everything_happens(self, seed: int) -> None:
+        """A minute has faults of every kind, and Redis is put right before the next one."""
+        faults = schedule(seed, 60, 3)
+
+        assert {fault.kind for fault in faults} == {*OF_REDIS, NODE}
+        of_redis = [fault for fault in faults if fault.kind != NODE]
+        for fault, following in pairwise(of_redis):
+            assert fault.at + fault.seconds < following.at
+
+
+class Meddler(Chaos):
+    """It ends one session behind its own back, and closes the sockets of another."""
+
+    async def _log_outs(self, seconds: float) -> None:
+        ended, closed = self._living()[:2]
+        await ended.get(self.nodes[0], f"/end?id={ended.id}")
+        await closed.get(self.nodes[0], f"/close?id={closed.id}")
+
+
+class TestDriver:
+    """The driver itself: it is content with what works, and sees what does not."""
+
+    async def run(self, nodes: int, kind: type[Chaos] = Chaos) -> Report:
+        """Run it without Redis: nodes in memory, which know nothing of each other."""
+        async with running(None, [[]] * nodes) as processes:
+            return await kind(processes, None, random.Random(1), print).run(2.0)
+
+    async def test_content(self) -> None:
+        """One node needs nobody to know what is ended."""
+        report = await self.run(1)
+
+        assert not report.failures()
+        assert report.log_outs
+
+    async def test_sees_survivors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two nodes that don't know each other leave survivors, and take stale cookies."""
+        monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 1.0)
+        report = await self.run(2)
+
+        assert report.failures().keys() == {"survivors", "revived"}
+
+    async def test_sees_what_nobody_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It sees when a session that should live is ended, or told to come back."""
+        monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 3.0)
+        report = await self.run(1, Meddler)
+
+        assert report.failures().keys() == {"wrong", "unasked", "absent"}
+        assert [len(found) for found in report.failures().values()] == [1, 1, 1]

@@ -1,0 +1,339 @@
+"""
+Log-outs in the middle of every trouble: at the end no socket of an ended session may be open.
+
+A real Redis, nodes that are processes, browsers that come back, and two hands: one logs out at
+a steady rate, the other (``faults.py``) kills and freezes. ``test_chaos.py`` runs it for half a
+minute; for longer: ``CHAOS_SECONDS=600 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to
+have the same schedule again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector
+
+from tests.cluster.chaos.faults import Fault, Hand
+from tests.cluster.chaos.orders import Order, Recorder
+from tests.support.browsers import CUT, RECONNECT, STRANGER, Browser, Failure, Tab, Visit
+from tests.support.node_process import NodeProcess
+from tests.support.redis_servers import RedisServer
+
+USERS: Final = 25  # at any time; every third has two browsers
+RATE: Final = 4.0  # log-outs per second
+SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
+AT_ONCE: Final = 20  # stale cookies
+BRIEF: Final = 1.0  # seconds in which others may not have learned of a record
+
+
+@dataclass
+class Report:
+    """
+    What came of it. All that must be empty is listed by :meth:`failures`.
+    """
+
+    log_outs: int = 0
+    figures: dict[str, object] = field(default_factory=dict)
+    survivors: list[str] = field(default_factory=list)  # open, though the session is ended
+    revived: list[str] = field(default_factory=list)  # a stale cookie was good for something
+    wrong: list[str] = field(default_factory=list)  # a living session was told that it ended
+    unasked: list[str] = field(default_factory=list)  # or to come back, for no reason
+    absent: list[str] = field(default_factory=list)  # or did not come back in the end
+    degraded: list[str] = field(default_factory=list)  # nodes without their Redis in the end
+    unrecorded: list[str] = field(default_factory=list)  # no record in Redis in the end
+    apart: list[str] = field(default_factory=list)  # the node died before Redis took the order
+
+    def failures(self) -> dict[str, list[str]]:
+        """Return what must not be, by its name."""
+        names = ["survivors", "revived", "wrong", "unasked", "absent", "degraded", "unrecorded"]
+        return {name: found for name in names if (found := getattr(self, name))}
+
+    def __str__(self) -> str:
+        lines = [f"{name:>42}: {figure}" for name, figure in self.figures.items()]
+        for name, found in (self.failures() | {"counted apart": self.apart}).items():
+            lines.append(f"{name:>42}: {len(found)}")
+            lines += [f"{'':>42}  {one}" for one in found[:10]]
+        return "\n".join(lines)
+
+
+class Chaos:
+    """
+    Everybody who takes part, and what is to be seen of them.
+
+    Args:
+        nodes: Where the sockets are.
+        redis: Their Redis; ``None`` if they have none.
+        random: What decides who logs out when, where and how.
+        prefix: Of the records in Redis.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeProcess],
+        redis: RedisServer | None,
+        random: Random,
+        say: Callable[[str], object],
+        prefix: str = "aiohttp_session_ws",
+    ) -> None:
+        self.nodes = nodes
+        self.random = random
+        self.say = say
+        self.hand = None if redis is None else Hand(redis, nodes, say)
+        self.recorder = None if redis is None else Recorder(redis, prefix)
+        self.users: list[list[Browser]] = []  # the browsers of each
+        self.ended: list[Browser] = []
+        self.orders: list[Order] = []
+        self.visits: list[Visit] = []
+        self.requests = 0  # log-outs that were asked for again, since a node had died
+        self.start = 0.0  # by the event loop's clock, when the faults began
+        self.slowest = 0.0  # seconds until a log-out was answered
+        self._client: ClientSession | None = None
+        self._number = 0
+
+    # What happens
+
+    async def run(self, seconds: float, faults: Sequence[Fault] = ()) -> Report:
+        """Let it all happen for some time, let it settle, and look."""
+        connector, jar = TCPConnector(limit=0), DummyCookieJar()
+        async with contextlib.AsyncExitStack() as stack:
+            self._client = ClientSession(connector=connector, cookie_jar=jar)
+            await stack.enter_async_context(self._client)
+            stack.push_async_callback(self._leave)
+            if self.recorder is not None:
+                await stack.enter_async_context(self.recorder.watching(self.orders))
+            await asyncio.gather(*[self.arrive() for _ in range(USERS)])
+            await self.until(lambda: self._all_open())
+            self.start = asyncio.get_running_loop().time()
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._log_outs(seconds))
+                if self.hand is not None:
+                    both.create_task(self.hand.carry_out(faults))
+            return await self._look()
+
+    async def arrive(self) -> list[Browser]:
+        """Let a user log in, some in two browsers, and open tabs."""
+        assert self._client is not None
+        self._number += 1
+        count = 2 if self._number % 3 == 0 else 1
+        browsers = [Browser(self._client, f"user{self._number}") for _ in range(count)]
+        for browser in browsers:
+            await browser.log_in(self.nodes, self.random)
+            browser.open_tabs(self.nodes, self.random, self.visits)
+        self.users.append(browsers)
+        return browsers
+
+    async def _log_outs(self, seconds: float) -> None:
+        """Log out at a steady rate, whatever happens, and let others come instead."""
+        start = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as requests:
+            for number in range(int(seconds * RATE)):
+                await asyncio.sleep(
+                    max(0.0, start + number / RATE - asyncio.get_running_loop().time())
+                )
+                if self.users:
+                    user = self.users.pop(self.random.randrange(len(self.users)))
+                    requests.create_task(self.log_out(user))
+                    requests.create_task(self.arrive())
+
+    async def log_out(self, browsers: list[Browser]) -> None:
+        """End all sessions of a user, in one of three ways."""
+        way = self.random.choice(["/logout", "/logout-everywhere", "/end"])
+        if way == "/logout-everywhere":
+            await self.end(way, browsers[0], browsers)
+            return
+        for browser in browsers:
+            path = f"/end?id={browser.id}" if way == "/end" else way
+            await self.end(path, browser, [browser])
+
+    async def end(self, path: str, whose: Browser, all_: list[Browser]) -> None:
+        """Ask until somebody answers: only then is a user sure."""
+        loop = asyncio.get_running_loop()
+        for browser in all_:
+            browser.ending = True
+        while True:
+            node = self.random.choice(self.nodes)
+            pid, start = node.pid, loop.time()
+            with contextlib.suppress(*Failure):
+                await whose.get(node, path)
+                break
+            self.requests += 1
+            if path == "/logout-everywhere":
+                # Half done, perhaps: the cookie may no longer say whose it is.
+                path = f"/end-identity?user={whose.user}"
+            await asyncio.sleep(self.random.uniform(0.05, 0.2))
+        self.slowest = max(self.slowest, loop.time() - start)
+        identity = whose.user if "identity" in path or "everywhere" in path else None
+        self.orders.append(Order(path, node, pid, all_, loop.time(), identity))
+        for browser in all_:
+            browser.ended = True
+        self.ended += all_
+
+    async def _leave(self) -> None:
+        browsers = [*self.ended, *self._living()]
+        tasks = [task for browser in browsers for task in browser.close_tabs()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # What is seen
+
+    async def _look(self) -> Report:
+        """Wait until all is as it should be, or too late; try stale cookies; report."""
+        loop = asyncio.get_running_loop()
+        start, report = loop.time(), Report(len(self.orders))
+        await self.until(self._connected)
+        await self.until(self._settled)
+        settled = loop.time() - start
+        report.revived = await self._replay()
+        for order, places in (await self._survivors()).items():
+            found = report.apart if self._excused(order) else report.survivors
+            found.append(f"{self._tell(order)}: {', '.join(places)}")
+        report.degraded = await self._degraded()
+        report.absent = [str(b) for b in self._living() if not b.all_open]
+        if self.recorder is not None:
+            for order in self.orders:
+                if not (self._excused(order) or await self.recorder.has(order)):
+                    report.unrecorded.append(self._tell(order))
+        self._judge(report)
+        self._count(report, settled)
+        return report
+
+    def _judge(self, report: Report) -> None:
+        """Sort out what living sessions were told."""
+        harmless = {CUT, 1001, 503}
+        for visit in self.visits:
+            if visit.code == STRANGER or (visit.living and visit.code not in harmless):
+                (report.unasked if visit.code == RECONNECT else report.wrong).append(str(visit))
+
+    def _count(self, report: Report, settled: float) -> None:
+        closes = Counter(visit.code for visit in self.visits if visit.opened)
+        cut = [v for v in self.visits if v.opened and v.code == CUT and v.living and not v.died]
+        report.figures = {
+            "log-outs": report.log_outs,
+            "sessions ended": len(self.ended),
+            "log-outs asked for again": self.requests,
+            "slowest answer to a log-out (s)": f"{self.slowest:.2f}",
+            **({} if self.hand is None else self.hand.done),
+            "sockets opened": sum(visit.opened for visit in self.visits),
+            "closed, by code": dict(sorted(closes.items())),
+            "cut, of living sessions on living nodes": len(cut),
+            "refused while Redis was away (503)": sum(v.code == 503 for v in self.visits),
+            "log-out to last socket closed (s)": f"{self._longest():.2f}",
+            "settled after (s)": f"{settled:.2f}",
+            "orders whose node died too early": sum(map(self._excused, self.orders)),
+            "of these gone with Redis' data": sum(
+                self._excused(order) for order in self.orders if order.stored is not None
+            ),
+        }
+
+    def _longest(self) -> float:
+        """Return how long it took at most until an ended session had no socket any more."""
+        orders = [order for order in self.orders if not self._excused(order)]
+        return max(
+            (t.closed_at - o.at for o in orders for b in o.browsers for t in b.tabs), default=0.0
+        )
+
+    def _living(self) -> list[Browser]:
+        return [browser for user in self.users for browser in user]
+
+    def _tell(self, order: Order) -> str:
+        """Return what is known of an order, with times as the schedule has them."""
+        told = f"{order.at - self.start:.2f} s {order}"
+        if self.hand is None or order.pid not in self.hand.deaths:
+            return told
+        return f"{told}, node died at {self.hand.deaths[order.pid] - self.start:.2f} s"
+
+    def _excused(self, order: Order) -> bool:
+        """
+        Whether no living node and no Redis can know of an order.
+
+        Its node was killed, nobody saw it in Redis or it was gone with Redis' data within a
+        second, and Redis was never there long enough before. These are counted apart.
+        """
+        if self.hand is None or order.pid not in self.hand.deaths:
+            return False
+        died = self.hand.deaths[order.pid]
+        if order.stored is not None:
+            lost = self.hand.lost_data(order.stored)
+            if lost - order.stored > BRIEF:
+                return False
+            died = max(died, lost)
+        return not self.hand.had_time(order.at, died)
+
+    def _all_open(self) -> bool:
+        return all(browser.all_open for browser in self._living())
+
+    async def _degraded(self) -> list[str]:
+        states = [await node.state() for node in self.nodes]
+        return [state["node"] for state in states if state["state"] != "connected"]
+
+    async def _connected(self) -> bool:
+        return not await self._degraded()
+
+    async def _settled(self) -> bool:
+        """Whether the living have all their sockets, and the others none but excused ones."""
+        left = [order for order in await self._survivors() if not self._excused(order)]
+        return self._all_open() and not left
+
+    async def _survivors(self) -> dict[Order, list[str]]:
+        """Return the orders of which a socket is left, and where: seen from both ends."""
+        states = [(node, await node.state()) for node in self.nodes]
+        found: dict[Order, list[str]] = {}
+        for order in self.orders:
+            ids = {browser.id for browser in order.browsers}
+            tabs = [tab for browser in order.browsers for tab in browser.tabs]
+            places = [f"{tab} has it open" for tab in tabs if tab.socket is not None]
+            for node, state in states:
+                here = ids & {*state["served"].values(), *state["open"]}
+                places += [f"{node.name} lists {id_[:8]}" for id_ in here]
+            if places:
+                found[order] = places
+        return found
+
+    async def _replay(self) -> list[str]:
+        """Try the cookie of every ended session on every node; return where it was good."""
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def attempt(browser: Browser, node: NodeProcess) -> list[str]:
+            async with places:
+                # The socket first: its handshake may not be let in on a guess, as a page may
+                # be whose node did not hear from Redis in time.
+                seen: list[Visit] = []
+                tab = Tab(browser, node, self.random, seen, once=True)
+                await tab.task
+                told, _ = await browser.get(node, "/whoami")
+                good = [f"{tab}: a socket" for visit in seen if visit.opened]
+                return good + ([f"{tab}: a page"] if told and told["user"] else [])
+
+        orders = [order for order in self.orders if not self._excused(order)]
+        browsers = [browser for order in orders for browser in order.browsers]
+        attempts = [attempt(browser, node) for browser in browsers for node in self.nodes]
+        return [place for found in await asyncio.gather(*attempts) for place in found]
+
+    async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
+        """Wait until something holds, or for as long as things may take to settle."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE):
+                while True:
+                    holds = condition()
+                    if holds if isinstance(holds, bool) else await holds:
+                        return
+                    await asyncio.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    redis: RedisServer | None, options: Iterable[Sequence[str]]
+) -> AsyncIterator[list[NodeProcess]]:
+    """Run a node for each set of options."""
+    url: Any = None if redis is None else redis.url
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = []
+        for name, more in zip("abcdefgh", options, strict=False):
+            node = NodeProcess(name, *more, redis=url, connected=False)
+            nodes.append(await stack.enter_async_context(node))
+        yield nodes

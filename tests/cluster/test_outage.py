@@ -1,0 +1,485 @@
+"""
+Redis away, deaf nodes, lost data: no log-out is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from aiohttp import WSServerHandshakeError
+from aiohttp.test_utils import TestServer
+from aiohttp_session import SimpleCookieStorage
+from redis.asyncio import Redis
+
+from aiohttp_session_ws import NotSetUp
+from aiohttp_session_ws.exceptions import RedisUnavailable
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.node import Node
+from tests.support import (
+    PATIENCE,
+    AiohttpClient,
+    Client,
+    GatedStorage,
+    Turnstile,
+    expect_close,
+    make_app,
+    until,
+)
+from tests.support.nodes import (
+    Nodes,
+    StartNode,
+    acquaint,
+    app_of,
+    becomes,
+    log_in,
+    node_app,
+    nowhere,
+    refused,
+    registry_in,
+    registry_of,
+    settled,
+    socket,
+    visit,
+)
+from tests.support.processes import free_port
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+
+async def unavailable(client: Client, cookie: str) -> None:
+    """Try to open a socket, and be told to come back later."""
+    with pytest.raises(WSServerHandshakeError) as caught:
+        await client.ws_connect("/ws", headers={"Cookie": cookie})
+    assert caught.value.status == 503
+    assert caught.value.headers is not None
+    assert caught.value.headers["Retry-After"] == "1"
+
+
+class TestStart:
+    async def test_without_redis(self, start_node: StartNode, caplog: Any) -> None:
+        """An application starts without its Redis, serves pages and refuses sockets."""
+        a = await start_node(nowhere(), "a")
+        assert registry_of(a).state == "degraded"
+        cookie = await log_in(a)
+        await unavailable(a, cookie)
+        assert "starts without it" in caplog.text
+
+    async def test_later(self, start_node: StartNode) -> None:
+        """It connects when Redis comes, and says so."""
+        port = free_port()
+        a = await start_node(f"redis://127.0.0.1:{port}", "a")
+        states: list[str] = []
+
+        async def note(state: str) -> None:
+            states.append(state)
+
+        registry_of(a).on_state_change.append(note)
+        async with RedisServer(port=port):
+            await becomes(a, "connected")
+            cookie = await log_in(a)
+            async with socket(a, cookie):
+                pass
+            await until(lambda: states == ["connected"])
+        await becomes(a, "degraded")
+        await until(lambda: states == ["connected", "degraded"])
+
+    @pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", "redis://:pw@host:x/"])
+    def test_wrong_url(self, url: str) -> None:
+        """A URL that can't be one is refused at once, without being quoted."""
+        with pytest.raises(ValueError, match="redis://") as caught:
+            RedisSessionWSRegistry(url)
+        assert "pw" not in str(caught.value)
+
+    @pytest.mark.parametrize("wrong", [None, 6379, b"redis://localhost"])
+    def test_wrong_type(self, wrong: Any) -> None:
+        """So is what is no URL and makes no client."""
+        with pytest.raises(TypeError, match="callable"):
+            RedisSessionWSRegistry(wrong)
+
+    def test_wrong_policy(self) -> None:
+        """A policy that is not known is refused."""
+        with pytest.raises(ValueError, match="refuse"):
+            RedisSessionWSRegistry(nowhere(), on_outage="hope")  # type: ignore[arg-type]
+
+    async def test_wrong_password(self, start_node: StartNode, caplog: Any) -> None:
+        """A wrong password is logged as such, and not shown."""
+        async with RedisServer(password="right") as server:
+            await start_node(server.url.replace("right", "secret!"), "a")
+            assert "AuthenticationError" in caplog.text
+            assert "secret!" not in caplog.text
+
+    async def test_script(self) -> None:
+        """A script is told that Redis isn't there."""
+        with pytest.raises(RedisUnavailable, match="is it running"):
+            async with RedisSessionWSRegistry(nowhere()):
+                pass
+
+    async def test_may_not_subscribe(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A node that Redis doesn't let subscribe says so."""
+        await redis_server.cli("ACL", "SETUSER", "default", "resetchannels")
+        a = await start_node(redis_server.url, "a")
+        assert registry_of(a).state == "degraded"
+        assert "can't be subscribed to: NoPermissionError" in caplog.text
+        assert "channel" in caplog.text
+
+    async def test_cancelled(self, redis_server: RedisServer) -> None:
+        """A start that is given up leaves nothing behind, and can be tried again."""
+        before = asyncio.all_tasks()
+        registry = RedisSessionWSRegistry(redis_server.url)
+        redis_server.freeze()
+        starting = asyncio.create_task(registry.__aenter__())
+        await until(lambda: registry._node.running)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not registry._node.running
+        await until(lambda: asyncio.all_tasks() <= before)
+        redis_server.thaw()
+        async with registry:
+            assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+    async def test_two_apps(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A registry that is in use is refused to another application, and goes on."""
+        a = await start_node(redis_server.url, "a")
+        app = app_of(registry_of(a))
+        app.freeze()
+        with pytest.raises(NotSetUp, match="in use"):
+            await app.startup()
+        async with socket(a, await log_in(a)) as ws:
+            await registry_of(a).broadcast("still there")
+            assert await ws.receive_str() == "still there"
+        assert registry_of(a).state == "connected"
+
+    async def test_entered_twice(self, redis_server: RedisServer) -> None:
+        """So it is to a script that has entered it already."""
+        async with RedisSessionWSRegistry(redis_server.url) as registry:
+            with pytest.raises(NotSetUp, match="in use"):
+                await registry.__aenter__()
+            assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+    async def test_log_once(self, start_node: StartNode, caplog: Any) -> None:
+        """An outage is told once, not with each attempt."""
+        caplog.set_level(logging.WARNING)
+        a = await start_node(nowhere(), "a")
+        store = registry_of(a)._node.store
+        for _ in range(20):
+            with pytest.raises(RedisUnavailable):
+                await store.read(["x"])
+        assert len(caplog.records) < 5
+
+
+class TestAway:
+    async def test_log_out(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A log-out doesn't wait for Redis here, and reaches the others when it is back."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie) as here, socket(b, cookie) as there:
+            redis_server.kill()
+            await visit(a, "/out/end_session_ws", cookie)
+            assert await expect_close(here) == 4401
+            await redis_server.start()
+            assert await expect_close(there) == 4401
+        await becomes(b, "connected")
+        assert await refused(b, cookie) == 4401
+
+    async def test_stored(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """The report says whether Redis has taken it."""
+        a, b = nodes
+        redis_server.kill()
+        assert not (await registry_of(a).end_session("x", wait=0.1)).stored
+        await becomes(b, "degraded")
+        await redis_server.start()
+        await becomes(a, "connected")
+        await becomes(b, "connected")
+        assert (await registry_of(a).end_session("y", wait=PATIENCE)).stored
+
+    async def test_frozen(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A Redis that doesn't answer holds up no log-out, and a handshake only once."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie) as here, socket(b, cookie) as there:
+            redis_server.freeze()
+            await visit(a, "/out/end_session_ws", cookie)
+            assert await expect_close(here) == 4401
+            await unavailable(b, cookie)
+            await unavailable(b, cookie)
+            redis_server.thaw()
+            assert await expect_close(there) == 4401
+
+    async def test_patient_client(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Nor does a client of the application's that would wait for ever."""
+        a = await start_node(lambda: Redis.from_url(redis_server.url, socket_timeout=None), "a")
+        store = registry_of(a)._node.store
+        await store.read(["x"])
+        redis_server.freeze()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(RedisUnavailable):
+                await store.read(["x"])
+        redis_server.thaw()
+
+    async def test_refuse(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Sockets stay open, new ones are refused, and pages are served."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie) as ws:
+            redis_server.kill()
+            await becomes(a, "degraded")
+            await unavailable(a, cookie)
+            await ws.send_str("still there")
+            assert await ws.receive_str() == "still there"
+            await log_in(a)
+            await redis_server.start()
+            await becomes(a, "connected")
+            async with socket(a, cookie):
+                pass
+
+    async def test_accept(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """With "accept" they open, and close when it turns out that they should not have."""
+        a = await start_node(redis_server.url, "a", on_outage="accept")
+        b = await start_node(redis_server.url, "b", on_outage="accept")
+        ann, bob = await log_in(a), await log_in(b, "bob")
+        redis_server.kill()
+        await becomes(a, "degraded")
+        await becomes(b, "degraded")
+        await visit(a, "/out/end_session_ws", ann)
+        async with socket(b, ann) as stale, socket(b, bob) as living:
+            await redis_server.start()
+            assert await expect_close(stale) == 4401
+            await living.send_str("still there")
+            assert await living.receive_str() == "still there"
+
+    async def test_full(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A Redis that answers and takes no order doesn't make more and more of them wait."""
+        a = await start_node(redis_server.url, "a")
+        writer = registry_of(a)._node.writer
+        for n in range(50):
+            await registry_of(a).end_session(f"session {n}")
+        await settled(a)
+        await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(10):
+            with pytest.raises(RedisUnavailable):
+                await registry_of(a)._node.beat()
+            cookie = await log_in(a)
+            await visit(a, "/whoami", cookie)
+            await unavailable(a, cookie)
+        assert sum(len(job.orders) for job in [*writer._jobs, *writer._batch]) <= 50
+        await redis_server.cli("CONFIG", "SET", "maxmemory", "0")
+        await becomes(a, "connected")
+        await settled(a)
+
+    async def test_shut_down(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """An application that ends waits until Redis has taken its orders."""
+        server = TestServer(node_app(redis_server.url, "a"))
+        await server.start_server()
+        redis_server.freeze()
+        registry = registry_in(server)
+        await registry.end_session("x")
+        closing = asyncio.create_task(server.close())
+        await until(lambda: registry._draining)
+        redis_server.thaw()
+        await closing
+        assert await redis_server.cli("EXISTS", 'aiohttp_session_ws:rev:"x"')
+
+    async def test_lost(self, start_node: StartNode, caplog: Any, monkeypatch: Any) -> None:
+        """What Redis didn't take before the end is lost, and that is said."""
+        monkeypatch.setattr("aiohttp_session_ws.redis.registry.DRAIN", 0.1)
+        server = TestServer(node_app(nowhere(), "a"))
+        await server.start_server()
+        registry = registry_in(server)
+        await registry.end_session("x")
+        await server.close()
+        assert "1 orders are lost" in caplog.text
+
+
+class TestHandshake:
+    @pytest.mark.parametrize("where", ["identify", "authorize"])
+    @pytest.mark.parametrize(
+        ("path", "code"), [("/out/end_session_ws", 4401), ("/renew", 4403), ("/close", 4403)]
+    )
+    async def test_in_flight(
+        self, redis_server: RedisServer, start_node: StartNode, where: str, path: str, code: int
+    ) -> None:
+        """An order from another node in the middle of a handshake refuses it."""
+        turnstile = Turnstile()
+
+        async def wait(request: Any) -> str:
+            if request.path == "/ws":
+                await turnstile()
+            return "ann"
+
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", **{where: wait})
+        cookie = await log_in(a)
+        turnstile.shut = True
+        opening = asyncio.create_task(refused(b, cookie))
+        await turnstile.arrived.wait()
+        await visit(a, path, cookie)
+        await settled(a)
+        (connection,) = registry_of(b)._sockets.opening
+        await until(lambda: connection.refusal)
+        turnstile.let()
+        assert await opening == code
+
+    async def test_deaf(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Though the node has missed it: the session was loaded before."""
+        turnstile = Turnstile()
+
+        async def wait(request: Any) -> str:
+            await turnstile()
+            return "ann"
+
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b", identify=wait)
+            cookie = await log_in(a)
+            turnstile.shut = True
+            opening = asyncio.create_task(refused(b, cookie))
+            await turnstile.arrived.wait()
+            await proxy.stop()
+            await becomes(b, "degraded")
+            await visit(a, "/close", cookie)
+            await settled(a)
+            await proxy.start()
+            await becomes(b, "connected")
+            turnstile.let()
+            assert await opening == 4403
+
+    async def test_deaf_while_loading(
+        self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Also if nobody knew by then whose handshake it was."""
+        storage = GatedStorage(SimpleCookieStorage())
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            registry = RedisSessionWSRegistry(proxy.url(), node="b")
+            b = await aiohttp_client(make_app(registry, storage))
+            cookie = await log_in(a)
+            storage.loading.shut = True
+            opening = asyncio.create_task(refused(b, cookie))
+            await storage.loading.arrived.wait()
+            await proxy.stop()
+            await becomes(b, "degraded")
+            await visit(a, "/close", cookie)
+            await settled(a)
+            await proxy.start()
+            await becomes(b, "connected")
+            await registry._learning.reconcile()
+            storage.loading.let()
+            assert await opening == 4403
+            async with socket(b, cookie):
+                pass
+
+    async def test_round_trips(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A handshake asks Redis once."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        node = registry_of(a)._node
+        await until(lambda: not node.unheard and not node.missed.is_set())
+        await registry_of(a)._learning.reconcile()
+        asked: list[Any] = []
+        read = node.store.read
+
+        async def count(keys: Any) -> Any:
+            asked.append(keys)
+            return await read(keys)
+
+        node.store.read = count  # type: ignore[method-assign]
+        async with socket(a, cookie):
+            pass
+        assert len(asked) == 1
+        assert len(asked[0]) == 4
+
+
+class TestConnections:
+    async def test_unix(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Redis may be on a Unix socket."""
+        a = await start_node(redis_server.unix_url, "a")
+        assert registry_of(a).state == "connected"
+
+    async def test_tls(self, redis_server: RedisServer, start_node: StartNode, tls: Any) -> None:
+        """And behind TLS."""
+        async with Proxy(redis_server.port, tls=tls) as proxy:
+            url = proxy.url("rediss") + "?ssl_cert_reqs=none&ssl_check_hostname=false"
+            a = await start_node(url, "a")
+            b = await start_node(redis_server.url, "b")
+            cookie = await log_in(a)
+            async with socket(a, cookie) as ws:
+                await visit(b, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+
+    async def test_all_closed(self, redis_server: RedisServer) -> None:
+        """It lets go of all its connections, those of a callable's clients too."""
+        made: list[Redis] = []
+
+        def make() -> Redis:
+            made.append(Redis.from_url(redis_server.url))
+            return made[-1]
+
+        async with redis_server.client() as observer:
+            before = len(await observer.client_list())
+            async with RedisSessionWSRegistry(make) as registry:
+                await registry.end_session("x", wait=PATIENCE)
+                assert len(await observer.client_list()) >= before + 3
+            async with asyncio.timeout(PATIENCE):
+                while len(await observer.client_list()) > before:
+                    await asyncio.sleep(0.01)
+        assert len(made) >= 3
+
+    async def test_restart(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A registry may serve one application after another."""
+        registry = RedisSessionWSRegistry(redis_server.url)
+        for _ in range(2):
+            async with registry:
+                assert registry.state == "connected"
+                await registry.end_session("x", wait=PATIENCE)
+            assert str(registry.state) == "degraded"
+
+    async def test_prefixes(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Those with different prefixes don't hear each other."""
+        a = await start_node(redis_server.url, "a", prefix="one")
+        b = await start_node(redis_server.url, "b", prefix="two")
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            await visit(a, "/out/end_session_ws", cookie)
+            await settled(a)
+            await registry_of(b).broadcast("mine")
+            assert await ws.receive_str() == "mine"
+
+    async def test_databases(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Nor do those with different databases of the same Redis."""
+        zero, one = (f"redis://127.0.0.1:{redis_server.port}/{db}" for db in (0, 1))
+        a = await start_node(zero, "a")
+        b, c = await start_node(one, "b"), await start_node(one, "c")
+        ann, bob = await log_in(b), await log_in(b, "bob")
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            await registry_of(a).broadcast("for others")
+            await until(lambda: not registry_of(a)._node.mailbox._messages)
+            assert (await registry_of(a).end_identity("ann", wait=PATIENCE)).stored
+            await registry_of(c).end_identity("bob")
+            assert await expect_close(his) == 4401
+            await registry_of(c).broadcast("mine")
+            assert await hers.receive_str() == "mine"
+        async with socket(b, ann):
+            pass
+
+    async def test_members(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A node that leaves in order is no longer expected to answer."""
+        a, _ = nodes
+        server = TestServer(node_app(redis_server.url, "c"))
+        await server.start_server()
+        await acquaint(a)
+        await until(lambda: len(registry_of(a)._node.members) == 3)
+        await server.close()
+        await registry_of(a)._node.beat()
+        assert len(registry_of(a)._node.members) == 2
+
+    def test_names(self) -> None:
+        """Each node has a name that is its own, also after a restart."""
+        made = [Node(lambda: Redis(), "p", "n", print, print).instance for _ in range(2)]
+        assert made[0] != made[1]
+        assert all(name.startswith("n/") for name in made)

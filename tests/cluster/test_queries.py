@@ -1,0 +1,250 @@
+"""
+Looking at the sockets of all nodes, and pushing to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry, looking
+from aiohttp_session_ws.results import Count, Delivery
+from tests.support import PATIENCE, expect_close, until
+from tests.support.nodes import (
+    Nodes,
+    acquaint,
+    id_of,
+    log_in,
+    registry_of,
+    socket,
+    visit,
+)
+from tests.support.redis_servers import RedisServer
+
+
+class TestLooking:
+    async def test_connections(self, nodes: Nodes) -> None:
+        """What is open anywhere is told, with its node."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(b, "bob")
+        anns = await id_of(a, ann)
+        async with socket(a, ann), socket(b, ann), socket(b, bob):
+            everything = await registry_of(a).connections()
+            of_ann = await registry_of(b).connections(identity="ann")
+            of_session = await registry_of(a).connections(session=anns)
+            of_nobody = await registry_of(a).connections(identity=None)
+        assert [(info.node, info.identity) for info in everything] == [
+            ("a", "ann"),
+            ("b", "ann"),
+            ("b", "bob"),
+        ]
+        assert {info.session_ws_id for info in of_ann} == {anns}
+        assert len(of_ann) == len(of_session) == 2
+        assert len({info.id for info in everything}) == 3
+        assert everything.complete
+        assert of_nobody == ()
+
+    async def test_many(self, nodes: Nodes) -> None:
+        """More than fit into one message are told in several."""
+        a, b = nodes
+        for n in range(1234):
+            await noted(registry_of(b), n)
+        found = await registry_of(a).connections()
+        assert len(found) == 1234
+        assert found.complete
+
+    async def test_part_lost(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If one of them finds no room on its way the answer isn't complete."""
+        a, b = nodes
+        monkeypatch.setattr(looking, "PART", 1)
+        for n in range(3):
+            await noted(registry_of(b), n)
+        mailbox, room = registry_of(b)._node.mailbox, iter([True, False, True])
+        put = mailbox.put
+        monkeypatch.setattr(mailbox, "put", lambda *message: next(room) and put(*message))
+        found = await registry_of(a).connections()
+        assert len(found) == 1
+        assert not found.complete
+
+    async def test_count(self, nodes: Nodes) -> None:
+        """They are counted."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie), socket(b, cookie), socket(b, cookie):
+            count = await registry_of(a).count()
+        assert count == 3
+        assert count.complete
+
+    async def test_nodes(self, nodes: Nodes) -> None:
+        """The nodes tell of themselves."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie), socket(b, cookie):
+            found = await registry_of(a).nodes()
+        assert found.complete
+        assert list(found) == [NodeInfo("a", 0, 0, 0), NodeInfo("b", 2, 1, 0)]
+
+    async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A script sees all and is not one of them."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie), RedisSessionWSRegistry(redis_server.url) as script:
+            assert await script.count() == 1
+            assert [node.name for node in await script.nodes()] == ["a", "b"]
+            (info,) = await script.connections()
+            assert info.path == "/ws"
+            delivery = await script.broadcast("x")
+        assert delivery == Delivery(1, 2, complete=True)
+
+    async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Whoever doesn't answer makes it incomplete."""
+        a, _ = nodes
+        await redis_server.cli("ZADD", "aiohttp_session_ws:nodes", "+inf", "ghost/1")
+        await registry_of(a)._node.beat()
+        registry = registry_of(a)
+        found = await asyncio.gather(
+            registry.connections(), registry.count(), registry.nodes(), registry.broadcast("x")
+        )
+        assert not any(answer.complete for answer in found)
+
+    async def test_away(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Without Redis what is here is told at once, and that it isn't all."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        async with socket(a, cookie) as ws:
+            redis_server.kill()
+            await until(lambda: registry_of(a)._node.store.away)
+            count = await registry_of(a).count()
+            delivery = await registry_of(a).broadcast("still")
+            assert await ws.receive_str() == "still"
+        assert count == 1
+        assert not count.complete
+        assert delivery == Delivery(1, 1, complete=False)
+
+    async def test_one_process(self) -> None:
+        """The registry of one process counts the same way, and always knows all."""
+        count = await SessionWSRegistry().count()
+        assert isinstance(count, Count)
+        assert count.complete
+
+
+async def noted(registry: RedisSessionWSRegistry, n: int) -> None:
+    """Register something by hand."""
+
+    class Closable:
+        async def close(self) -> None:
+            pass
+
+    registry.register(f"session {n}", Closable())
+
+
+class TestPushing:
+    @pytest.mark.parametrize("data", ["text \N{SNOWMAN}\n", b"\x00bytes\n\xff", bytearray(b"a")])
+    async def test_everywhere(self, nodes: Nodes, data: Any) -> None:
+        """A push reaches the sockets of all nodes, and nobody else's."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(b, "bob")
+        registry = registry_of(a)
+        async with socket(a, ann) as one, socket(b, ann) as two, socket(b, bob) as three:
+            session = await registry.send_session(await id_of(a, ann), data)
+            identity = await registry.send_identity("ann", data)
+            everybody = await registry.broadcast(data)
+            got = [(await ws.receive()).data for ws in (one, one, one, two, two, two, three)]
+        expected = data if isinstance(data, str) else bytes(data)
+        assert got == [expected] * 7
+        assert session == identity == Delivery(2, 2, complete=True)
+        assert everybody == Delivery(3, 2, complete=True)
+
+    async def test_json(self, nodes: Nodes) -> None:
+        """The twins that push JSON do so everywhere."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            await registry_of(a).send_identity_json("ann", {"a": 1})
+            assert await ws.receive_json() == {"a": 1}
+
+    async def test_order(self, nodes: Nodes) -> None:
+        """Pushes come in the order of the calls."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            pushes = [registry_of(a).broadcast(str(n)) for n in range(300)]
+            deliveries = await asyncio.gather(*pushes)
+            got = [await ws.receive_str() for _ in range(300)]
+        assert got == [str(n) for n in range(300)]
+        assert all(delivery.complete for delivery in deliveries)
+
+    async def test_nobody(self, nodes: Nodes) -> None:
+        """A push to nobody reaches nobody."""
+        delivery = await registry_of(nodes[0]).send_identity(None, "x")
+        assert delivery.sockets == 0
+
+    async def test_too_much(self, nodes: Nodes) -> None:
+        """What is too large to wait for Redis is not sent, and that is said."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            delivery = await registry_of(a).broadcast(b"x" * (17 << 20))
+            assert delivery == Delivery(0, 1, complete=False)
+            await registry_of(a).broadcast("small")
+            assert await ws.receive_str() == "small"
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            {"do": "push", "to": ["session"], "text": True},
+            {"do": "push", "to": ["identity", ["a", {}]], "text": True},
+            {"do": "push", "to": 7, "text": True},
+            {"do": "push"},
+            {"do": "recent"},
+            {"do": "recent", "age": "x", "after": 0},
+            {"do": "connections", "identity": {}},
+            {"do": "dance"},
+            {"do": ["count"]},
+        ],
+    )
+    async def test_foreign(self, redis_server: RedisServer, nodes: Nodes, head: Any) -> None:
+        """A question that makes no sense has no answer, and the node goes on."""
+        a, b = nodes
+        for payload in (b"", b"\xff\xfe"):
+            message = json.dumps({"v": 1, "from": "x", "q": "1"} | head).encode() + b"\n" + payload
+            await redis_server.cli("PUBLISH", "aiohttp_session_ws:data", message)
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            assert (await registry_of(a).broadcast("after it")).complete
+            assert await ws.receive_str() == "after it"
+
+
+class TestFlood:
+    async def test_order(self, nodes: Nodes) -> None:
+        """A flood of pushes doesn't hold up an order: it comes before their end."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(b, "bob")
+        over = asyncio.Event()
+
+        async def flood() -> None:
+            while not over.is_set():
+                await asyncio.gather(
+                    *[registry_of(a).send_identity("nobody", "x" * 1000) for _ in range(200)]
+                )
+
+        async with socket(b, ann) as ws, socket(b, bob):
+            flooding = asyncio.create_task(flood())
+            await visit(a, "/out/end_session_ws", ann)
+            assert await expect_close(ws) == 4401
+            over.set()
+            async with asyncio.timeout(PATIENCE):
+                await flooding
+
+    async def test_two_connections(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Orders have a connection of their own."""
+        async with redis_server.client() as observer:
+            subscribed = [
+                int(client["sub"]) for client in await observer.client_list() if int(client["sub"])
+            ]
+        assert subscribed == [2, 2, 2, 2]
+        await acquaint(*nodes)

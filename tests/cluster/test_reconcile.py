@@ -1,0 +1,246 @@
+"""
+What a node does about what it has not heard, and about what Redis has lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp.test_utils import TestServer
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from tests.support import (
+    PATIENCE,
+    expect_close,
+    until,
+)
+from tests.support.nodes import (
+    Nodes,
+    StartNode,
+    becomes,
+    becomes_nobody,
+    id_of,
+    log_in,
+    node_app,
+    registry_in,
+    registry_of,
+    settled,
+    socket,
+    visit,
+    write_back,
+)
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+
+class TestDeaf:
+    """A node that is cut off from a Redis that the others have."""
+
+    async def test_missed(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """What it missed it finds: ends, moves and close orders."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            ends, moves, closes = await log_in(a), await log_in(a), await log_in(a)
+            async with socket(b, ends) as one, socket(b, moves) as two, socket(b, closes) as three:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", ends)
+                await visit(a, "/renew", moves)
+                await visit(a, "/close", closes)
+                await settled(a)
+                await proxy.start()
+                codes = [await expect_close(ws) for ws in (one, two, three)]
+            assert codes == [4401, 4403, 4403]
+            await becomes(b, "connected")
+            async with socket(b, closes):
+                pass
+
+    async def test_identities(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """And log-outs everywhere, but for the session that was left out."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            mine, other, bob = await log_in(a), await log_in(a), await log_in(a, "bob")
+            my_id = await id_of(a, mine)
+            async with socket(b, mine) as one, socket(b, other) as two, socket(b, bob) as three:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await registry_of(a).end_identity("ann", except_session=my_id)
+                await registry_of(a).close_all_identity("bob")
+                await settled(a)
+                await proxy.start()
+                assert [await expect_close(two), await expect_close(three)] == [4401, 4403]
+                await one.send_str("still there")
+                assert await one.receive_str() == "still there"
+
+    async def test_logged_in_since(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Who logged in after the log-out everywhere is not taken for one of before."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b", on_outage="accept")
+            old = await log_in(a)
+            async with socket(b, old) as before:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/out/everywhere", old)
+                new = await log_in(a)
+                await settled(a)
+                async with socket(b, new) as after:
+                    await proxy.start()
+                    assert await expect_close(before) == 4401
+                    await after.send_str("still there")
+                    assert await after.receive_str() == "still there"
+
+    async def test_black_hole(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A connection that lies dead is noticed, though nobody says so."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(a)
+            async with socket(b, cookie) as ws:
+                proxy.black_hole()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                proxy.heal()
+                assert await expect_close(ws) == 4401
+
+    async def test_pages(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """It asks again about sessions that it has asked about before."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(b)
+            id_ = await id_of(b, cookie)
+            async with asyncio.timeout(PATIENCE):
+                while id_ not in registry_of(b)._learning._asked:
+                    await visit(b, "/whoami", cookie)
+            await proxy.stop()
+            await becomes(b, "degraded")
+            await visit(a, "/out/end_session_ws", cookie)
+            await settled(a)
+            await redis_server.cli("DEL", "aiohttp_session_ws:recent")  # so it must ask
+            await proxy.start()
+            await becomes_nobody(b, cookie)
+
+    async def test_only_pubsub(
+        self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any
+    ) -> None:
+        """A read that fails like a time-out of redis-py's own is no silence (redis-py 8)."""
+        a, b = nodes
+        cookie = await log_in(a)
+        failing, real = [0], PubSub.get_message
+
+        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
+            if failing[0]:
+                failing[0] += 1
+                return None  # at once, and for ever
+            return await real(self, *args, **kwargs)
+
+        monkeypatch.setattr(PubSub, "get_message", get_message)
+        failing[0] = 1
+        await redis_server.kill_pubsub()
+        await becomes(b, "degraded")
+        async with asyncio.timeout(PATIENCE):
+            while failing[0] < 10:
+                await asyncio.sleep(0.01)
+        assert failing[0] < 1000
+        async with Redis.from_url(redis_server.url) as redis:
+            assert await redis.ping()
+        failing[0] = 0
+        await becomes(b, "connected")
+        async with socket(b, cookie) as ws:
+            await visit(a, "/out/end_session_ws", cookie)
+            assert await expect_close(ws) == 4401
+
+    async def test_silent(self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any) -> None:
+        """A subscription that lies dead by itself is noticed, and made anew."""
+        _, b = nodes
+        silent, real = [False], PubSub.get_message
+
+        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
+            if not silent[0]:
+                return await real(self, *args, **kwargs)
+            await asyncio.sleep(kwargs["timeout"])
+            return None
+
+        monkeypatch.setattr(PubSub, "get_message", get_message)
+        silent[0] = True
+        await becomes(b, "degraded")
+        assert not registry_of(b)._node.store.away
+        silent[0] = False
+        await becomes(b, "connected")
+
+    async def test_kill_pubsub(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Cut subscriptions lose nothing."""
+        a, b = nodes
+        for _ in range(5):
+            cookie = await log_in(a)
+            async with socket(b, cookie) as ws:
+                await redis_server.kill_pubsub()
+                await visit(a, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+
+
+class TestLostData:
+    async def test_written_back(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A Redis that lost its data is told what was ordered lately."""
+        a, b = nodes
+        cookie, other = await log_in(a), await log_in(a, "bob")
+        await visit(a, "/out/end_session_ws", cookie)
+        await visit(a, "/out/everywhere", other)
+        await settled(a)
+        await redis_server.restart(keep_data=False)
+        await becomes(a, "connected")
+        await becomes(b, "connected")
+        async with asyncio.timeout(PATIENCE):
+            while len(await redis_server.cli("KEYS", "*:rev:*")) < 2:
+                await asyncio.sleep(0.01)
+            while not await redis_server.cli("EXISTS", 'aiohttp_session_ws:identity:"bob"'):
+                await asyncio.sleep(0.01)
+
+    async def test_told_on(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A node that was not there remembers it too, when all who were have gone."""
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        registry = registry_in(first)
+        await registry.end_session("x", wait=PATIENCE)
+        second = await start_node(redis_server.url, "second")
+        await until(lambda: len(registry_of(second)._node.memory))
+        await first.close()
+        await redis_server.restart(keep_data=False)
+        await becomes(second, "connected")
+        key = 'aiohttp_session_ws:rev:"x"'
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", key):
+                await asyncio.sleep(0.01)
+
+    async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Also if nothing broke: by the sign of life that is gone."""
+        a, _ = nodes
+        await registry_of(a).end_session("x", wait=PATIENCE)
+        await redis_server.cli("FLUSHALL")
+        registry_of(a)._node._hurry.set()
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", 'aiohttp_session_ws:rev:"x"'):
+                await asyncio.sleep(0.01)
+
+    async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Records go by themselves."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        await visit(a, "/out/end_session_ws", cookie)
+        await visit(a, "/out/everywhere", await log_in(a, "bob"))
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        await settled(a)
+        keys = await redis_server.cli("KEYS", "*")
+        ttls = {key: await redis_server.cli("TTL", key) for key in keys}
+        assert len(ttls) >= 4
+        assert [key for key, ttl in ttls.items() if ttl <= 0] == ["aiohttp_session_ws:nodes"]
+
+    async def test_many(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Many orders are written back a few at a time."""
+        await write_back(registry_of(await start_node(redis_server.url, "a")), 5000)

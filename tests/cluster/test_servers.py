@@ -1,0 +1,163 @@
+"""
+Redis as production has it: with Sentinels, as a Cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis, RedisCluster as ClusterClient, Sentinel
+
+from tests.support import PATIENCE, expect_close
+from tests.support.nodes import (
+    StartNode,
+    acquaint,
+    becomes,
+    leaky,
+    log_in,
+    refused,
+    registry_of,
+    settled,
+    socket,
+    visit,
+    write_back,
+)
+from tests.support.redis_servers import MASTER_NAME, RedisCluster, SentinelSetup
+
+
+class TestSentinel:
+    @pytest.fixture
+    def make(self, redis_sentinel: SentinelSetup) -> Callable[[], Redis]:
+        """Make clients as an application does."""
+        addresses = redis_sentinel.addresses
+        return lambda: Sentinel(addresses).master_for(MASTER_NAME)  # type: ignore[no-untyped-call]
+
+    @pytest.mark.parametrize("how", ["fail_over", "kill_primary"])
+    async def test_fail_over(
+        self,
+        redis_sentinel: SentinelSetup,
+        make: Callable[[], Redis],
+        start_node: StartNode,
+        how: str,
+    ) -> None:
+        """Another primary is found, and no log-out is lost on the way."""
+        a = await start_node(make, "a")
+        b = await start_node(make, "b")
+        before, during, after = [await log_in(a) for _ in range(3)]
+        async with (
+            socket(b, before) as one,
+            socket(b, during) as two,
+            socket(b, after) as three,
+        ):
+            await visit(a, "/out/end_session_ws", before)
+            assert await expect_close(one) == 4401
+            failing = asyncio.create_task(getattr(redis_sentinel, how)())
+            await visit(a, "/out/end_session_ws", during)
+            assert await expect_close(two) == 4401
+            await failing
+            await visit(a, "/out/end_session_ws", after)
+            assert await expect_close(three) == 4401
+        await settled(a)
+        for cookie in (before, during, after):
+            assert await refused(b, cookie) == 4401
+        async with redis_sentinel.primary.client() as client:
+            async with asyncio.timeout(PATIENCE):
+                while len(await client.keys("*:rev:*")) < 3:
+                    await asyncio.sleep(0.01)
+
+
+@leaky
+class TestCluster:
+    @pytest.fixture
+    def make(self, redis_cluster: RedisCluster) -> Callable[[], ClusterClient]:
+        """Make clients as an application does."""
+        return lambda: ClusterClient.from_url(redis_cluster.url)
+
+    async def test_orders(self, make: Callable[[], ClusterClient], start_node: StartNode) -> None:
+        """All that one Redis does a Cluster does as well."""
+        a = await start_node(make, "a")
+        b = await start_node(make, "b")
+        await acquaint(a, b)
+        out, moved, closed = [await log_in(a) for _ in range(3)]
+        everywhere = await log_in(a, "bob")
+        async with (
+            socket(b, out) as one,
+            socket(b, moved) as two,
+            socket(b, closed) as three,
+            socket(b, everywhere) as four,
+        ):
+            await visit(a, "/out/end_session_ws", out)
+            await visit(a, "/renew", moved)
+            await visit(a, "/close", closed)
+            await visit(a, "/out/everywhere", everywhere)
+            codes = [await expect_close(ws) for ws in (one, two, three, four)]
+        assert codes == [4401, 4403, 4403, 4401]
+        await settled(a)
+        c = await start_node(make, "c")
+        assert [await refused(c, cookie) for cookie in (out, moved, everywhere)] == [
+            4401,
+            4403,
+            4401,
+        ]
+        async with socket(c, closed) as ws:
+            await acquaint(a, b, c)
+            assert await registry_of(a).count() == 1
+            delivery = await registry_of(a).broadcast("to all")
+            assert await ws.receive_str() == "to all"
+            assert delivery.complete
+            report = await registry_of(a).end_identity("ann", wait=PATIENCE)
+            assert await expect_close(ws) == 4401
+        assert report.sockets == 1
+        assert report.complete
+
+    async def test_write_back(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
+        """What was ordered in an hour is written back a little at a time; more comes behind."""
+        running, most = 0, 0
+
+        class Counting(ClusterClient):
+            async def eval(self, *args: Any) -> Any:
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                try:
+                    return await super().eval(*args)
+                finally:
+                    running -= 1
+
+        a = await start_node(lambda: Counting.from_url(redis_cluster.url), "a")
+        await becomes(a, "connected")
+        await write_back(registry_of(a), 1000)
+        assert most < 100  # each needs a connection
+
+    async def test_master_killed(
+        self,
+        redis_cluster: RedisCluster,
+        make: Callable[[], ClusterClient],
+        start_node: StartNode,
+    ) -> None:
+        """A master that goes and comes back loses no log-out, wherever its keys are."""
+        a = await start_node(make, "a")
+        b = await start_node(make, "b")
+        cookies = [await log_in(a) for _ in range(9)]  # on all masters
+        killed = redis_cluster.masters[1]
+        for cookie in cookies[:3]:
+            async with socket(b, cookie) as ws:
+                await visit(a, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+        opened = []
+        for cookie in cookies[3:]:
+            context = socket(b, cookie)
+            opened.append((context, await context.__aenter__()))
+        killed.kill()
+        for cookie in cookies[3:]:
+            await visit(a, "/out/end_session_ws", cookie)
+        await redis_cluster.restart(killed)
+        for context, ws in opened:
+            assert await expect_close(ws) == 4401
+            await context.__aexit__(None, None, None)
+        await settled(a)
+        for cookie in cookies:
+            assert await refused(b, cookie) == 4401

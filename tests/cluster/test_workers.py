@@ -1,0 +1,131 @@
+"""
+The README's recipe for many workers: one log-out closes the sockets of all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, CookieJar, DummyCookieJar, TCPConnector
+from yarl import URL
+
+from aiohttp_session_ws.redis import Nodes, RedisSessionWSRegistry
+from tests.docs.documents import PROGRAM, RECIPE, WORKERS
+from tests.support import PATIENCE, expect_close
+from tests.support.processes import Process, free_port
+from tests.support.redis_servers import RedisServer
+
+NUMBER = 4
+
+
+class Gunicorn(Process):
+    """
+    The README's commands, in a folder with its programs.
+
+    Args:
+        folder: The folder.
+        redis: The URL of its Redis.
+    """
+
+    def __init__(self, folder: Path, redis: str) -> None:
+        self.url = URL(f"http://127.0.0.1:{free_port()}")
+        (folder / "app.py").write_text(PROGRAM)
+        (folder / "workers.py").write_text(WORKERS)
+        script = RECIPE.replace("redis://localhost", shlex.quote(redis))
+        # In the shell's place, so that it gets our signals; and whichever is installed here.
+        here = f"exec {shlex.quote(sys.executable)} -m gunicorn -b {self.url.authority}"
+        script = script.replace("\ngunicorn", f"\n{here}")
+        assert here in script
+        home = shlex.quote(str(folder))  # where it puts its control socket
+        super().__init__("gunicorn", ["bash", "-ec", f"cd {home}\nexport HOME={home}\n{script}"])
+
+
+@pytest.fixture
+async def gunicorn(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Gunicorn]:
+    """Four workers."""
+    process = Gunicorn(tmp_path, redis_server.url)
+    process.launch()
+    try:
+        yield process
+    finally:
+        await process.stop()
+
+
+@pytest.fixture
+async def operator(
+    gunicorn: Gunicorn, redis_server: RedisServer
+) -> AsyncIterator[RedisSessionWSRegistry]:
+    """Somebody who sees all workers."""
+    async with RedisSessionWSRegistry(redis_server.url) as operator:
+        yield operator
+
+
+async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
+    """Wait until all workers are seen, with so many open sockets; return them."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            nodes = await operator.nodes()
+            if len(nodes) == NUMBER and sum(node.sockets for node in nodes) == sockets:
+                return nodes
+            operator._node._hurry.set()  # or it looks for others every 3 s only
+            await asyncio.sleep(0.05)
+
+
+def frozen(pid: int) -> bool:
+    """Tell whether a process does nothing."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@contextlib.contextmanager
+def alone(pid: int, pids: list[int]) -> Iterator[None]:
+    """Let only one worker take connections: which of them does is a matter of luck."""
+    others = [other for other in pids if other != pid]
+    try:
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        while not all(map(frozen, others)):  # a signal takes effect when its process runs
+            time.sleep(0.001)
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+async def test_recipe(gunicorn: Gunicorn, operator: RedisSessionWSRegistry) -> None:
+    """Every worker has sockets; one log-out closes all, and no worker takes the cookie."""
+    pids = [int(node.name.rpartition(":")[2]) for node in await all_with(operator, 0)]
+    codes = []
+    # A connection that is kept alive would lead to the same worker again.
+    browser = ClientSession(
+        gunicorn.url, cookie_jar=CookieJar(unsafe=True), connector=TCPConnector(force_close=True)
+    )
+    async with browser:
+        await browser.post("/log-in?name=ann")
+        cookie = browser.cookie_jar.filter_cookies(gunicorn.url).output(header="", sep=";")
+        sockets = []
+        for pid in pids:
+            with alone(pid, pids):
+                sockets += [await browser.ws_connect("/ws") for _ in range(2)]
+        nodes = await all_with(operator, len(sockets))
+        async with browser.post("/log-out") as response:
+            assert response.status == 200
+        closed = [await expect_close(ws) for ws in sockets]
+    async with ClientSession(gunicorn.url, cookie_jar=DummyCookieJar()) as thief:
+        for pid in pids:
+            with alone(pid, pids):
+                ws = await thief.ws_connect("/ws", headers={"Cookie": cookie.strip()})
+                codes.append(await expect_close(ws))
+
+    assert [node.sockets for node in nodes] == [2] * NUMBER
+    assert (closed, codes) == ([4401] * 2 * NUMBER, [4401] * NUMBER)
+    assert len(set(pids)) == NUMBER

@@ -1,0 +1,3 @@
+"""
+What the documents and the demo say is so.
+"""

@@ -1,0 +1,148 @@
+"""
+The guide's chapter on many processes: its programs, its Redis user, its keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from tests.support import PATIENCE, Client, expect_close, until
+from tests.support.nodes import (
+    StartNode,
+    acquaint,
+    becomes,
+    leaky,
+    log_in,
+    refused,
+    registry_of,
+    socket,
+)
+from tests.support.processes import ROOT
+from tests.support.redis_servers import RedisCluster, RedisServer, SentinelSetup
+
+from .documents import PROCESSES, blocks, run
+
+OPTIONS, SCRIPT, MAKERS = PROCESSES
+COMMANDS, ACL = blocks("docs/guide.rst", python=False)
+
+
+async def log_out(client: Client, other: Client) -> int:
+    """Log out on one node; return the code that closes a socket of the other."""
+    await acquaint(client, other)
+    cookie = await log_in(client)
+    async with socket(other, cookie) as ws:
+        registry = registry_of(client)
+        report = await registry.end_identity("ann", wait=PATIENCE)
+        code = await expect_close(ws)
+    assert (report.sockets, report.nodes_answered, report.stored) == (1, 2, True)
+    assert await refused(other, cookie) == code
+    return code
+
+
+class TestPrograms:
+    async def test_options(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """The receiver hears when Redis goes and comes."""
+        names = run(OPTIONS.replace("redis://localhost:6379/0", redis_server.url))
+        registry = names["registry"]
+        assert isinstance(registry, RedisSessionWSRegistry)
+        async with registry:
+            redis_server.kill()
+            await until(lambda: registry.state == "degraded")
+            await redis_server.restart()
+            await until(lambda: len(names["outages"]) == 3)
+
+        assert names["outages"] == ["connected", "degraded", "connected"]
+        assert registry.node == "web-1"
+
+    async def test_script(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A script locks somebody out."""
+        client = await start_node(redis_server.url)
+        cookie = await log_in(client)
+        async with socket(client, cookie) as ws:
+            done = await run(SCRIPT)["lock_out"](redis_server.url, "ann")
+
+            assert (done, await expect_close(ws)) == (True, 4401)
+
+    async def test_sentinel(self, redis_sentinel: SentinelSetup, start_node: StartNode) -> None:
+        """A log-out finds its way through a Sentinel's primary."""
+        names = run(MAKERS)
+        names["SENTINELS"] = redis_sentinel.addresses
+        nodes = [await start_node(names["primary"], name) for name in "ab"]
+
+        assert await log_out(*nodes) == 4401
+
+    @leaky
+    async def test_cluster(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
+        """A log-out finds its way through a Redis Cluster."""
+        names = run(MAKERS)
+        names["CLUSTER"] = ("127.0.0.1", redis_cluster.masters[0].port)
+        nodes = [await start_node(names["cluster"], name) for name in "ab"]
+
+        assert await log_out(*nodes) == 4401
+
+    def test_commands(self) -> None:
+        """The command line understands what the guide says; there is no Redis for it."""
+        lines = COMMANDS.splitlines()
+        environ = os.environ | {"AIOHTTP_SESSION_WS_REDIS": "redis://127.0.0.1:1"}
+        codes = [
+            subprocess.run(
+                [sys.executable, *line.split()[1:]], cwd=ROOT, env=environ, capture_output=True
+            ).returncode
+            for line in lines[1:]
+        ]
+
+        assert lines[0].startswith("export AIOHTTP_SESSION_WS_REDIS=redis://")
+        assert codes == [3, 3, 3]
+
+
+class TestRedis:
+    @pytest.fixture
+    async def nodes(self, redis_server: RedisServer, start_node: StartNode) -> list[Client]:
+        """Two nodes that come as the guide's user."""
+        await redis_server.cli(*ACL.split())
+        url = redis_server.url.replace("//", "//ws:PASSWORD@")
+        return [await start_node(url, name, prefix="shop:ws") for name in "ab"]
+
+    async def test_user(self, nodes: list[Client], redis_server: RedisServer) -> None:
+        """The user may do all that is needed: nothing was denied."""
+        code = await log_out(*nodes)
+        delivery = await registry_of(nodes[0]).broadcast("hello")
+        await redis_server.kill_pubsub()
+        for state in ("degraded", "connected"):
+            for node in nodes:
+                await becomes(node, state)
+
+        assert (code, delivery.complete) == (4401, True)
+        assert await redis_server.cli("ACL", "LOG") == []
+
+    @pytest.mark.parametrize(
+        "command", [["GET", "other"], ["FLUSHALL"], ["KEYS", "*"], ["PUBLISH", "other", "x"]]
+    )
+    async def test_user_sees_no_more(
+        self, nodes: list[Client], redis_server: RedisServer, command: list[Any]
+    ) -> None:
+        """The user may do nothing else."""
+        async with redis_server.client(username="ws", password="PASSWORD") as client:
+            with pytest.raises(Exception, match=r"permissions|NOPERM"):
+                await client.execute_command(*command)  # type: ignore[no-untyped-call]  # theirs
+
+    async def test_keys(self, nodes: list[Client], redis_server: RedisServer) -> None:
+        """Keys and channels are those that the guide names."""
+        text = (ROOT / "docs/guide.rst").read_text()
+        await log_out(*nodes)
+        await registry_of(nodes[0]).close_all_identity("ann")
+        await registry_of(nodes[0]).close_all_session("x", wait=PATIENCE)
+        keys = await redis_server.cli("KEYS", "*")
+        channels = await redis_server.cli("PUBSUB", "CHANNELS")
+        sorts = {re.sub(r"^shop:ws:([a-z-]+).*", r"\1", name, flags=re.DOTALL) for name in keys}
+
+        assert sorts == {"rev", "close", "identity", "close-identity", "nodes", "recent"}
+        assert {name.split(":")[2] for name in channels} == {"orders", "data", "answers"}
+        assert all(re.search(rf"[`:]{sort}[:`]", text) for sort in sorts)

@@ -1,0 +1,301 @@
+"""
+The README's programs run and do what the text around them says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import aiohttp_session
+import pytest
+from aiohttp import WSServerHandshakeError, web
+from aiohttp_session import SimpleCookieStorage
+
+from aiohttp_session_ws import SessionWSRegistry
+from tests.support import AiohttpClient, expect_close, make_app, until
+from tests.support.people import outcome, session_of
+from tests.support.processes import ROOT
+
+from .documents import (
+    AUTHORIZE,
+    CONVERSATIONS,
+    DOCUMENTS,
+    HANDLERS,
+    IDENTITY,
+    JOURNAL,
+    LOOKING,
+    NAIVE,
+    OPTIONS,
+    ORDERS,
+    PROGRAM,
+    PUSHING,
+    RECIPE,
+    SIGNALS,
+    START,
+    TEST,
+    TESTING,
+    THREADS,
+    TIME,
+    blocks,
+    parse,
+    program,
+    run,
+)
+
+
+class TestDocuments:
+    @pytest.mark.parametrize("name", DOCUMENTS)
+    def test_is_valid(self, name: str) -> None:
+        """It is well-formed reStructuredText."""
+        assert parse(name).children
+
+    def test_stays_short(self) -> None:
+        """A README that nobody reads to its end is too long."""
+        assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 250
+        assert len(PROGRAM.splitlines()) <= 75  # the page is a quarter of it
+
+    def test_commands(self) -> None:
+        """The other blocks are commands; tests run the second, and CI the third, from the text."""
+        assert blocks(python=False) == [START, RECIPE, TEST]
+        assert "README.rst" in (ROOT / ".ci/run").read_text("utf-8")
+
+    def test_names_no_machine(self) -> None:
+        """No document carries a path or a host of the machine that it was written on."""
+        for name in DOCUMENTS:
+            assert not re.search(r"/(work|root|home|tmp)/", (ROOT / name).read_text("utf-8"))
+
+
+class TestPrograms:
+    async def test_the_complete_one(self) -> None:
+        """The guide's own test passes with the README's program."""
+        await run(TESTING)["log_out_closes_the_socket"](run(PROGRAM)["make_app"]())
+
+    async def test_handlers(self, aiohttp_client: AiohttpClient) -> None:
+        """The ticker ticks, and the echo echoes."""
+        app = make_app()
+        app.add_routes(run(HANDLERS)["routes"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ticker") as ws:
+            numbers = [(await ws.receive_json())["number"] for _ in range(10)]
+            assert await expect_close(ws) == 1000
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("x")
+
+            assert await ws.receive_str() == "x"
+        assert numbers == list(range(10))
+
+    async def test_page_is_told(self, aiohttp_client: AiohttpClient) -> None:
+        """A page that isn't logged in learns so; a log-in moves its sockets to the new user."""
+        client = await aiohttp_client(run(PROGRAM)["make_app"]())
+        assert "<!doctype html>" in await (await client.get("/")).text()
+        async with client.ws_connect("/ws") as ws:
+            message = await ws.receive()
+            assert (message.data, message.extra) == (4401, "log in first")
+        said = []
+        for name in ("ann", "bob"):
+            await client.post(f"/log-in?name={name}")
+            ws = await client.ws_connect("/ws")
+            said.append(await ws.receive_str())
+        await client.post("/log-in?name=eve")
+
+        assert said == ["hello, ann", "hello, bob"]
+        assert await expect_close(ws) == 4403
+
+    async def test_options(
+        self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Users of the listed origin get in; the journal is where it was said to be."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(sys.modules, "app", program())
+        client = await aiohttp_client(make_app(run(OPTIONS)["registry"]))
+        statuses = []
+        for headers in ({"Origin": "https://evil.example"}, {}):
+            with pytest.raises(WSServerHandshakeError) as refused:
+                await client.ws_connect("/ws", headers=headers)
+            statuses.append(refused.value.status)
+        await client.get("/login")
+        async with client.ws_connect("/ws", origin="https://example.org") as ws:
+            assert (await ws.receive()).json()[1] == "ann"
+        assert statuses == [403, 403]
+        assert (tmp_path / "ends.db").exists()
+
+    async def test_program_starts(self, unused_tcp_port: int) -> None:
+        """It runs as a script does."""
+        namespace = run(PROGRAM)
+        runner = web.AppRunner(namespace["make_app"]())
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", unused_tcp_port)
+        await site.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+        writer.write(b"GET /ws HTTP/1.0\r\n\r\n")
+        answer = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        await runner.cleanup()
+
+        assert answer.startswith(b"HTTP/1.0 400")
+
+
+class TestGuide:
+    async def test_naive(self, aiohttp_client: AiohttpClient) -> None:
+        """The first idea works in a demonstration."""
+
+        async def log_in(request: web.Request) -> web.Response:
+            (await aiohttp_session.get_session(request))["user"] = "ann"
+            return web.Response()
+
+        names = run(NAIVE)
+        app = web.Application(
+            middlewares=[aiohttp_session.session_middleware(SimpleCookieStorage())]
+        )
+        app.router.add_get("/login", log_in)
+        app.router.add_get("/ws", names["websocket"])
+        app.router.add_get("/logout", names["log_out"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.send_str("x")
+            assert await ws.receive_str() == "x"
+            await client.get("/logout")
+            assert await expect_close(ws) == 1000
+
+    async def test_authorize(self, aiohttp_client: AiohttpClient) -> None:
+        """Who isn't logged in is told so, who is may connect."""
+        client = await aiohttp_client(make_app(run(AUTHORIZE)["registry"]))
+        await client.get("/whoami")
+        async with client.ws_connect("/ws") as ws:
+            message = await ws.receive()
+            assert (message.data, message.extra) == (4401, "log in first")
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            assert (await ws.receive()).json()[1] == "ann"
+
+    async def test_journal(
+        self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A cookie that has ended opens nothing after a restart either."""
+        monkeypatch.chdir(tmp_path)
+        client = await aiohttp_client(make_app(run(JOURNAL)["registry"]))
+        cookie = await session_of(client)
+        codes = [await outcome(client, cookie)]
+        await client.get("/out/end_session_ws", headers={"Cookie": cookie})
+        await client.close()
+        client = await aiohttp_client(make_app(run(JOURNAL)["registry"]))
+        codes.append(await outcome(client, cookie))
+
+        assert codes == ["ann", 4401]
+
+    async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
+        """Renewed sockets are told to come back; those locked out are not."""
+        names = run(ORDERS)
+        app = make_app()
+        app.router.add_get("/rights", names["change_rights"])
+        app.router.add_get("/lock/{id}", names["lock_out"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await client.get("/rights")
+            renewed = await expect_close(ws)
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            text = await (await client.get(f"/lock/{id_}")).text()
+
+            assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
+
+    async def test_conversations(self, aiohttp_client: AiohttpClient) -> None:
+        """Who speaks chat is welcome."""
+        names = run(CONVERSATIONS)
+        app = make_app(names["registry"])
+        app.router.add_get("/chat", names["chat"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/chat") as ws:
+            assert await expect_close(ws) == 1002
+        async with client.ws_connect("/chat", protocols=["chat"]) as ws:
+            await ws.send_str("Ann")
+            texts = [await ws.receive_str() for _ in range(2)]
+
+            assert (texts, await expect_close(ws)) == (["welcome, Ann", "goodbye"], 1000)
+
+    async def test_identity(self, aiohttp_client: AiohttpClient) -> None:
+        """One may log out here, everywhere, or everywhere else."""
+        names = run(IDENTITY)
+        app = make_app(names["registry"])
+        app.router.add_get("/enter", names["log_in"])
+        app.router.add_get("/everywhere", names["log_out_everywhere"])
+        app.router.add_get("/elsewhere", names["log_out_elsewhere"])
+        client = await aiohttp_client(app)
+        sockets = []
+        for _ in range(3):
+            client.session.cookie_jar.clear()
+            await client.get("/enter?name=ann")
+            sockets.append(await client.ws_connect("/ws"))
+            await sockets[-1].receive()
+        await client.get("/elsewhere")
+        codes = [await expect_close(ws) for ws in sockets]
+        async with client.ws_connect("/ws") as ws:
+            user = (await ws.receive_json())[1]
+            await client.get("/everywhere")
+
+            assert (codes, user, await expect_close(ws)) == ([4401, 4401, 4403], "ann", 4401)
+
+    async def test_log_in_and_out(self, aiohttp_client: AiohttpClient) -> None:
+        """A log-in and a log-out need no call: identify sees the user come and go."""
+        names = run(IDENTITY)
+        app = make_app(names["registry"])
+        app.router.add_get("/in", names["log_in"])
+        app.router.add_get("/exit", names["log_out"])
+        client = await aiohttp_client(app)
+        await client.get("/whoami")
+        codes = []
+        for path in ("/in?name=ann", "/exit"):
+            ws = await client.ws_connect("/ws")
+            await client.get(path)
+            codes.append(await expect_close(ws))
+
+        assert codes == [4403, 4401]
+
+    async def test_pushing_and_looking(self, aiohttp_client: AiohttpClient) -> None:
+        """A user is told, everybody is, and the user's tabs are listed."""
+        app = make_app(SessionWSRegistry(identify=lambda request: "ann"))
+        app.router.add_get("/notify/{user}", run(PUSHING)["notify"])
+        app.router.add_get("/tabs/{user}", run(LOOKING)["mine"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/notify/ann")
+            told = [await ws.receive_json(), await ws.receive_str()]
+            tabs = await (await client.get("/tabs/ann")).json()
+
+        assert told == [{"type": "mail"}, "somebody has mail"]
+        assert tabs == {"tabs": ["127.0.0.1 /ws, idle for 0 s"], "all": 1}
+
+    def test_options(self) -> None:
+        """They make a registry."""
+        assert isinstance(run(TIME)["registry"], SessionWSRegistry)
+
+    async def test_signals(self, aiohttp_client: AiohttpClient) -> None:
+        """Sockets are seen to come and to go."""
+        names = run(SIGNALS)
+        client = await aiohttp_client(make_app(names["registry"]))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            online = len(names["online"])
+        await until(lambda: names["codes"] and not names["online"])
+
+        assert (online, names["codes"]) == (1, [1000])
+
+    async def test_threads(self, aiohttp_client: AiohttpClient) -> None:
+        """A thread gives an order."""
+        registry = SessionWSRegistry(identify=lambda request: "ann")
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            loop = asyncio.get_running_loop()
+            lock_out = run(THREADS)["lock_out"]
+            report = await asyncio.to_thread(lock_out, registry, "ann", loop)
+
+            assert await expect_close(ws) == 4401
+        assert report.sockets == 1

@@ -1,0 +1,3 @@
+"""
+What may never break.
+"""

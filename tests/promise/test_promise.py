@@ -1,0 +1,423 @@
+"""
+Ways around the promise that were open once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Hashable
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session_ws.revocation import Revocations
+
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    delete_session_ws_id,
+    end_session_ws,
+    ensure_session_ws_id,
+    get_session_ws_id,
+    new_session_ws_id,
+    renew_session_ws,
+    schedule_close_all_session_ws,
+    session_ws,
+    session_ws_middleware,
+)
+from aiohttp_session_ws.signals import OpenDetails
+from tests.support import (
+    QUICK,
+    AiohttpClient,
+    RawPeer,
+    Turnstile,
+    cookie_of,
+    expect_close,
+    make_app,
+    until,
+)
+from tests.support.inspect import quiet, records
+from tests.support.people import seen_as
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=QUICK)
+
+
+class TestOneSessionManyIds:
+    async def test_two_renewals_at_once(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The id of the one that was overwritten ends with the other."""
+        renewing = Turnstile()
+
+        async def slow(request: web.Request) -> web.Response:
+            response = web.Response()
+            await renew_session_ws(request, response)
+            await renewing()
+            return response
+
+        app = make_app(registry)
+        app.router.add_get("/slow", slow)
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        renewing.shut = True
+        second = asyncio.ensure_future(client.get("/slow"))
+        await renewing.arrived.wait()
+        await client.get("/renew")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            renewing.let()
+            await second
+            await client.get("/out/end_session_ws")
+
+            assert await expect_close(ws) == 4401
+
+    async def test_a_cookie_from_before_a_renewal(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """It ends with the session, and no HTTP request brings it back, ever so late."""
+        now = [0.0]
+        registry._revocations = Revocations(clock=lambda: now[0])
+        client = await aiohttp_client(make_app(registry))
+        await client.get("/login")
+        stale = cookie_of(client)
+        await client.get("/renew")
+        await client.get("/out/end_session_ws")
+        now[0] = 3600.0
+
+        assert await seen_as(client, stale) is None
+
+    async def test_an_id_that_was_minted_for_an_old_cookie(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """It is one more id of the same session."""
+        now = [0.0]
+        registry._revocations = Revocations(clock=lambda: now[0])
+        client = await aiohttp_client(make_app(registry))
+        id_ = await (await client.get("/login")).text()
+        stale = cookie_of(client)
+        await client.get("/renew")
+        now[0] = 3600.0
+        await seen_as(client, stale)
+        async with client.ws_connect("/ws") as ws:
+            minted = (await ws.receive()).json()[0]
+            await registry.end_session(id_)
+
+            assert await expect_close(ws) == 4401
+        assert minted != id_
+
+    async def test_requests_at_once_to_an_old_session(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A session that is older than the installation is given one id by all of them."""
+        held = Turnstile()
+
+        async def slow(request: web.Request) -> web.Response:
+            await held()
+            return web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/slow", slow)
+        client = await aiohttp_client(app)
+        data = {"created": 9999999999, "session": {"user": "ann"}}
+        client.session.cookie_jar.update_cookies({"AIOHTTP_SESSION": json.dumps(data)})
+        held.shut = True
+        slowly = asyncio.ensure_future(client.get("/slow"))
+        await held.arrived.wait()
+        async with client.get("/whoami") as response:
+            first = (await response.json())["id"]
+        held.let()
+        await slowly
+        async with client.get("/whoami") as response:
+            assert (await response.json())["id"] == first
+
+    @pytest.mark.parametrize("make", [new_session_ws_id, ensure_session_ws_id])
+    async def test_an_id_that_is_saved_nowhere(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        make: Callable[[web.Request], Awaitable[None]],
+    ) -> None:
+        """A handler that makes an id before its handshake files the socket where it belongs."""
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            await make(request)
+            async with session_ws(request) as ws:
+                await ws.send_str(str(await get_session_ws_id(request)))
+                await ws.receive()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/making", handler)
+        client = await aiohttp_client(app)
+        id_ = await (await client.get("/login")).text()
+        async with client.ws_connect("/making") as ws:
+            filed = (await ws.receive()).data
+            await client.get("/out/end_session_ws")
+
+            assert (filed, await expect_close(ws)) == (id_, 4401)
+
+
+class TestInFlight:
+    async def test_a_save_brings_nothing_back(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
+    ) -> None:
+        """A request that took the id away saves nothing if the session ends meanwhile."""
+        held = Turnstile()
+
+        async def slow(request: web.Request) -> web.Response:
+            await delete_session_ws_id(request)
+            await held()
+            return web.Response()
+
+        app = make_app(registry, storage)
+        app.router.add_get("/slow", slow)
+        client = await aiohttp_client(app)
+        id_ = await (await client.get("/login")).text()
+        held.shut = True
+        request = asyncio.ensure_future(client.get("/slow"))
+        await held.arrived.wait()
+        await registry.end_session(id_)
+        held.let()
+        response = await request
+
+        assert "Set-Cookie" not in response.headers
+        assert await seen_as(client, cookie_of(client)) is None
+
+    @pytest.mark.parametrize("path", ["/out/invalidate", "/close"])
+    async def test_the_client_vanishes_while_get_id_waits(
+        self, aiohttp_client: AiohttpClient, path: str
+    ) -> None:
+        """An overridden get_id() that is slow loses no order."""
+        looking = Turnstile()
+
+        class Registry(SessionWSRegistry):
+            async def get_id(self, request: web.Request) -> Hashable | None:
+                session_ws_id = await super().get_id(request)
+                if request.path == path:
+                    await looking()
+                return session_ws_id
+
+        registry = Registry(timeouts=QUICK)
+        app = make_app(registry)
+        client = await aiohttp_client(app, handler_cancellation=True)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            looking.shut = True
+            peer = await RawPeer.connect(client.make_url(path), cookie_of(client))
+            await looking.arrived.wait()
+            looking.let()
+            looking.shut = True
+            await looking.arrived.wait()
+            peer.vanish()
+            looking.let()
+            code = await expect_close(ws)
+        await quiet(registry)
+
+        assert code == (4403 if path == "/close" else 4401)
+        assert not registry._orders._held
+
+    async def test_a_child_that_is_late(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """An order that comes when the handler is done holds nothing for ever."""
+        held = Turnstile()
+        children: list[asyncio.Task[None]] = []
+
+        async def late(request: web.Request) -> None:
+            await held()
+            await schedule_close_all_session_ws(request, web.Response())
+
+        async def parent(request: web.Request) -> web.Response:
+            children.append(asyncio.ensure_future(late(request)))
+            return web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/parent", parent)
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        held.shut = True
+        await client.get("/parent")
+        held.let()
+        await asyncio.wait(children)
+        await quiet(registry)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+
+        assert not registry._orders._held
+
+
+class TestWhoIsMeant:
+    async def test_the_request_of_somebody_else(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A helper is about the request that it is given, not the one that is handled."""
+        requests: list[web.Request] = []
+
+        @registry.on_open
+        async def note(details: OpenDetails) -> None:
+            requests.append(details.request)
+
+        async def kick(request: web.Request) -> web.Response:
+            await end_session_ws(requests[0], web.Response())
+            return web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/kick", kick)
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            client.session.cookie_jar.clear()
+            mine = await (await client.get("/login?user=admin")).text()
+            await client.get("/kick")
+            code = await expect_close(ws)
+        async with client.get("/whoami") as response:
+            seen = await response.json()
+
+        assert (code, seen["user"], seen["id"]) == (4401, "admin", mine)
+
+    async def test_strangers_leave_no_records(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Requests without a cookie can't push out the records of others."""
+        client = await aiohttp_client(make_app(registry))
+        for _ in range(3):
+            client.session.cookie_jar.clear()
+            await client.get("/out/end_session_ws")
+
+        assert records(registry) == 0
+
+    async def test_the_storage_that_lives_longest_counts(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The short sessions of a sub-application don't shorten the records of others."""
+        sub = web.Application(
+            middlewares=[
+                aiohttp_session.session_middleware(
+                    SimpleCookieStorage(cookie_name="OTHER", max_age=60)
+                ),
+                session_ws_middleware,
+            ]
+        )
+
+        async def page(request: web.Request) -> web.Response:
+            return web.Response()
+
+        sub.router.add_get("/", page)
+        app = make_app(registry, SimpleCookieStorage(max_age=100_000))
+        app.add_subapp("/sub", sub)
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        await client.get("/sub/")
+
+        assert registry._ttl() == 103_600
+
+
+class TestHandlersThatStay:
+    @pytest.mark.parametrize("how", ["order", "shutdown"])
+    async def test_when_the_tab_was_closed(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, how: str
+    ) -> None:
+        """A handler that waits for something else is found by orders and the shutdown."""
+        left = asyncio.Event()
+
+        async def chat(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                reader = asyncio.ensure_future(ws.receive())
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    reader.cancel()
+                    left.set()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/chat", chat)
+        client = await aiohttp_client(app)
+        id_ = await (await client.get("/login")).text()
+        async with client.ws_connect("/chat"):
+            await until(lambda: registry)
+        await until(lambda: not registry)
+        assert not left.is_set()
+        if how == "order":
+            report = await registry.end_session(id_)
+            assert (report.sockets, report.cancelled) == (0, 1)
+        else:
+            await client.server.close()
+        await left.wait()
+
+    async def test_when_a_ping_fails(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A handler that doesn't read doesn't know that the heartbeat found nobody."""
+        left = asyncio.Event()
+
+        async def beating(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request, heartbeat=0.05) as ws:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    left.set()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/beating", beating)
+        client = await aiohttp_client(app)
+        peer = await RawPeer.open(client.make_url("/beating"))
+        peer.vanish()
+        await left.wait()
+
+        assert not registry
+
+    async def test_a_hook_that_refuses_to_end(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An unregister() that swallows its cancellation holds up neither order nor end."""
+        released = asyncio.Event()
+
+        class Registry(SessionWSRegistry):
+            async def unregister(self, session_ws_id: object, ws: object) -> None:
+                while not released.is_set():
+                    try:
+                        await released.wait()
+                    except asyncio.CancelledError:
+                        continue
+
+        registry = Registry(timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await registry.close_all()
+        await client.server.close()
+        released.set()
+
+        assert "goes on though it was cancelled" in caplog.text
+
+    async def test_a_child_of_the_handler(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """An order from a child task waits for the socket, not for its own parent."""
+        ended: list[bool] = []
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.receive()
+                id_ = await get_session_ws_id(request)
+                await asyncio.gather(registry.end_session(id_))
+                ended.append(id_ in registry)
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/parent", handler)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/parent") as ws:
+            await ws.send_str("now")
+            code = await expect_close(ws)
+        await until(lambda: ended)
+
+        assert (code, ended) == (4401, [False])

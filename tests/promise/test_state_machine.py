@@ -1,0 +1,429 @@
+"""
+Every step may hang half-way and go on later: in the end the promise holds.
+
+Browsers open sockets, log out in every way and everywhere, reset, renew, vanish and come with
+stale cookies; any of these requests may be held while it loads its session, before its upgrade,
+when its handler is done, or before its answer is sent. When all have been let go, no
+socket of an ended session is open and no other has been closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+import aiohttp_session
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
+from aiohttp_session_ws.visit import visit_of
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    Timeouts,
+    end_identity_ws,
+    get_session_ws_id,
+    renew_session_ws,
+)
+from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
+from tests.support.inspect import connections, idle, opening, quiet
+
+T = TypeVar("T")
+
+POINTS = ["", "load", "prepare", "handler", "answer"]
+ENDINGS = [f"/out/{way}" for way in WAYS]
+RENEWALS = ["/enter", "/reset", "/renew"]
+ORDERS = [*ENDINGS, *RENEWALS, "/close", "/everywhere"]
+BROWSERS = 3
+USERS = ["ann", "bob", "ann"]  # of each browser
+
+
+class ServerSide(AbstractStorage):
+    """Keeps sessions on the server, as RedisStorage does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, str] = {}
+
+    async def load_session(self, request: web.Request) -> Session:
+        key = self.load_cookie(request)
+        if key is None or key not in self.kept:
+            return Session(None, data=None, new=True)
+        return Session(key, data=json.loads(self.kept[key]), new=False)
+
+    async def save_session(
+        self, request: web.Request, response: web.StreamResponse, session: Session
+    ) -> None:
+        key = session.identity or f"key{len(self.kept)}"
+        self.save_cookie(response, "" if session.empty and session.identity else key)
+        self.kept[key] = json.dumps(self._get_session_data(session))
+
+
+@dataclass
+class Order:
+    """An HTTP request that did something to its session."""
+
+    number: int
+    path: str
+    came_with: Any
+    user: str | None
+    mattered: bool = False  # the session held something, or had sockets
+    left_with: Any = None
+    decided: float = math.inf  # the number of the last request that began before
+
+
+@dataclass
+class Held:
+    """A request that hangs at a point."""
+
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    there: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def enter(request: web.Request) -> web.Response:
+    """Log in as one should."""
+    (await aiohttp_session.get_session(request))["user"] = request.query["user"]
+    response = web.Response()
+    await renew_session_ws(request, response)
+    return response
+
+
+async def everywhere(request: web.Request) -> web.Response:
+    """Log out everywhere."""
+    response = web.Response()
+    await end_identity_ws(request, response)
+    return response
+
+
+class World:
+    """A server, its log of what really happened, and the clients."""
+
+    def __init__(self, storage: AbstractStorage, *, handler_cancellation: bool) -> None:
+        timeouts = Timeouts(close=0.2, handler_grace=0.1, response=0.05)
+        self.registry = SessionWSRegistry(identify=user_of, timeouts=timeouts)
+        self.orders: list[Order] = []
+        self.held: dict[str, Held] = {}
+        self.cookies: list[dict[str, str]] = [{} for _ in range(BROWSERS)]
+        self.seen: list[str] = []
+        self.users: dict[Any, str] = {}  # by id
+        self.peers: dict[RawPeer, tuple[str, int]] = {}  # those that opened: id and number
+        self.gone: set[RawPeer] = set()  # those that left by themselves
+        self.running: list[asyncio.Task[None]] = []
+        self.numbers = 0
+        load = storage.load_session
+
+        async def held_load(request: web.Request) -> Session:
+            session = await load(request)
+            await self.pass_point(request, "load")
+            return session
+
+        storage.load_session = held_load  # type: ignore[method-assign]  # to hold it up
+        app = make_app(self.registry, storage, self.inside)
+        app.router.add_get("/enter", enter)
+        app.router.add_get("/everywhere", everywhere)
+        app.middlewares.insert(0, self.outside)
+        app.on_response_prepare.append(self.on_prepare)
+        self.server = Server(app, handler_cancellation=handler_cancellation)
+
+    async def pass_point(self, request: web.Request, point: str) -> None:
+        """Hold the request if it is to hang here."""
+        held = self.held.get(request.query.get("n", ""))
+        if held is not None and request.query.get("hold") == point and not held.go.is_set():
+            held.there.set()
+            await held.go.wait()
+
+    async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        if isinstance(response, web.WebSocketResponse):
+            await self.pass_point(request, "prepare")
+
+    @web.middleware
+    async def outside(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        await self.pass_point(request, "answer")
+        return response
+
+    @web.middleware
+    async def inside(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/ws":
+            return await handler(request)
+        visit = visit_of(request)
+        others = visit.held_others(self.registry._own_keys)
+        user = await user_of(request)
+        order = Order(int(request.query["n"]), request.path, visit.session_ws_id, user)
+        order.mattered = others or self.has_sockets(order.came_with)
+        if order.path == "/everywhere" and user is not None:
+            self.end_user(order, user)
+        try:
+            return await handler(request)
+        finally:
+            order.left_with = await get_session_ws_id(request)
+            self.orders.append(order)
+            if (user := await user_of(request)) is not None:
+                self.users[order.left_with] = user
+            await self.pass_point(request, "handler")
+            # Most is decided now: nothing runs between this and the middleware.
+            if request.path not in ("/out/end_session_ws", "/everywhere"):
+                order.mattered = others or self.has_sockets(order.came_with)
+            order.decided = self.numbers
+
+    def end_user(self, order: Order, user: str) -> None:
+        """Note that all sessions of a user end now."""
+        for id_ in [id_ for id_, name in self.users.items() if name == user]:
+            others = Order(order.number, order.path, id_, user, mattered=True)
+            others.decided = self.numbers
+            self.orders.append(others)
+
+    def has_sockets(self, id_: Any) -> bool:
+        """Tell whether a session has sockets, or will have if nothing is done."""
+        sockets = self.registry._sockets
+        return bool(sockets.open.of(id_) or sockets.opening.of(id_))
+
+    def ended(self, *, everywhere: bool) -> set[Any]:
+        """Tell which ids have ended: all that a session ever had end together.
+
+        With those of a session that ended everywhere it is so once it has come back.
+        """
+        known = [order for order in self.orders if order.came_with and order.mattered]
+        endings = [*ENDINGS, "/everywhere"] if everywhere else ENDINGS
+        ended = {order.came_with for order in known if order.path in endings}
+        renewals = [order for order in known if order.path in RENEWALS]
+        moves = [{order.came_with, order.left_with} for order in renewals]
+        while more := [move for move in moves if move & ended and move - ended]:
+            ended.update(*more)
+        return ended
+
+    def told_to_close(self, id_: str, number: int) -> bool | None:
+        """Tell whether an order came after a handshake; ``None`` if it came about then."""
+        orders = [o for o in self.orders if o.came_with == id_ and o.decided >= number]
+        orders = [o for o in orders if o.path != "/whoami"]
+        if any(order.number > number for order in orders):
+            return True
+        return None if orders else False
+
+    def begin(self, point: str) -> tuple[str, Held]:
+        self.numbers += 1
+        number = str(self.numbers)
+        self.held[number] = held = Held()
+        if not point:
+            held.go.set()
+            held.there.set()
+        return f"n={number}&hold={point}", held
+
+    async def visit(self, browser: int, path: str, point: str) -> None:
+        """Send a request; come back when it is answered or hangs."""
+        query, held = self.begin(point)
+        query += f"&user={USERS[browser]}"
+        task = asyncio.ensure_future(self.fetch(browser, f"{path}?{query}"))
+        await self.settled(task, held)
+
+    async def settled(self, task: asyncio.Task[None], held: Held) -> None:
+        there = asyncio.ensure_future(held.there.wait())
+        self.running.append(task)
+        waits = {task} if held.go.is_set() else {task, there}
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        there.cancel()
+
+    async def fetch(self, browser: int, path: str) -> None:
+        jar = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(cookies=None, cookie_jar=jar) as session:
+            cookies = dict(self.cookies[browser])
+            try:
+                async with session.get(
+                    self.server.make_url(path), cookies=cookies, allow_redirects=False
+                ) as response:
+                    for name, morsel in response.cookies.items():
+                        self.cookies[browser][name] = morsel.value
+                        self.seen.append(morsel.value)
+            except aiohttp.ClientError:
+                return
+
+    async def connect(self, cookie: str, point: str) -> None:
+        """Open a socket; come back when it is open, closed, or hangs."""
+        query, held = self.begin(point)
+        url = self.server.make_url(f"/ws?{query}")
+        peer = await RawPeer.connect(url, f"{COOKIE}={cookie}" if cookie else "")
+        await self.settled(asyncio.ensure_future(self.hello(peer, self.numbers)), held)
+
+    async def hello(self, peer: RawPeer, number: int) -> None:
+        head = await peer.read_head()
+        frame = await peer.frame() if head.startswith(b"HTTP/1.1 101") else None
+        if frame is not None and frame[0] == 1:
+            self.peers[peer] = json.loads(frame[1])[0], number
+        else:
+            peer.close()
+
+    async def let_all_go(self) -> None:
+        for held in self.held.values():
+            held.go.set()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*self.running)
+        await quiet(self.registry)
+
+    async def is_open(self, peer: RawPeer) -> bool:
+        """Tell whether the server still answers."""
+        try:
+            await peer.say(1, b"ping")
+            return await peer.frame() == (1, b"ping")
+        except ConnectionError:
+            return False
+
+
+class SessionsAndSockets(RuleBasedStateMachine):
+    """The rules; each runs in the machine's own event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.over = False
+
+    def run_(self, coro: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coro)
+
+    @initialize(server_side=st.booleans(), handler_cancellation=st.booleans())
+    def start(self, *, server_side: bool, handler_cancellation: bool) -> None:
+        """Start a server, and let every browser log in."""
+
+        async def start() -> None:
+            storage = ServerSide() if server_side else SimpleCookieStorage()
+            self.world = World(storage, handler_cancellation=handler_cancellation)
+            await self.world.server.start_server()
+            for browser in range(BROWSERS):
+                await self.world.visit(browser, "/enter", "")
+
+        self.run_(start())
+
+    # One rule and not three: hypothesis leaves whole rules out of an example.
+    @precondition(lambda self: not self.over)
+    @rule(
+        browser=st.integers(0, BROWSERS - 1),
+        path=st.sampled_from(["/ws"] * 6 + ["stale"] * 2 + ORDERS + ["/whoami"]),
+        point=st.sampled_from(POINTS),
+        data=st.data(),
+    )
+    def step(self, browser: int, path: str, point: str, data: st.DataObject) -> None:
+        """A page opens a websocket or sends a request, or a stale cookie is tried."""
+        world = self.world
+        if path == "stale":
+            self.run_(world.connect(data.draw(st.sampled_from(world.seen)), point))
+        elif path == "/ws":
+            self.run_(world.connect(world.cookies[browser].get(COOKIE, ""), point))
+        else:
+            self.run_(world.visit(browser, path, point))
+
+    @precondition(lambda self: not self.over and self.world.peers)
+    @rule(data=st.data())
+    def vanish(self, data: st.DataObject) -> None:
+        """A client goes without a word."""
+        peer = list(self.world.peers)[data.draw(st.integers(0, len(self.world.peers) - 1))]
+        if peer not in self.world.gone:
+            self.world.gone.add(peer)
+            peer.vanish()
+
+    @precondition(lambda self: not self.over and self.world.held)
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        """A request that hangs goes on."""
+        number = data.draw(st.sampled_from(sorted(self.world.held)))
+
+        async def go() -> None:
+            self.world.held[number].go.set()
+            await asyncio.sleep(0)
+
+        self.run_(go())
+
+    @precondition(lambda self: not self.over)
+    @rule(now=st.integers(0, 9))
+    def shut_down(self, now: int) -> None:
+        """The server stops, now and then, while requests hang."""
+        if now:
+            return
+        self.over = True
+
+        async def stop() -> None:
+            stopping = asyncio.ensure_future(self.world.server.close())
+            await until(lambda: self.world.registry._draining)
+            await self.world.let_all_go()
+            await stopping
+
+        self.run_(stop())
+        self.run_(self.nothing_is_left())
+
+    @precondition(lambda self: self.over)
+    @rule()
+    def rest(self) -> None:
+        """Nothing happens any more."""
+
+    @invariant()
+    def no_ended_session_is_served_for_long(self) -> None:
+        """What is in the registry under a dead id is being closed."""
+        if hasattr(self, "world"):
+            ids = set(self.world.registry)
+            revoked = {i for i in ids if self.world.registry._revocations.get(i) is not None}
+            for connection in connections(self.world.registry):
+                if connection.session_ws_id in revoked:
+                    assert connection.closing or self.world.registry._sockets._tasks
+
+    async def promise(self) -> None:
+        world = self.world
+        await world.let_all_go()
+        ended = world.ended(everywhere=False)
+        mattered = [order for order in world.orders if order.came_with and order.mattered]
+        ended |= {order.came_with for order in mattered if order.path == "/everywhere"}
+        perhaps = world.ended(everywhere=True) - ended
+
+        assert not ended & set(world.registry)
+        for peer, (id_, number) in world.peers.items():
+            if id_ in perhaps:
+                continue
+            told = world.told_to_close(id_, number)
+            if peer not in world.gone and (id_ in ended or told is not None):
+                assert await world.is_open(peer) is not (id_ in ended or told)
+        await self.stale_cookies_open_nothing(ended)
+
+    async def stale_cookies_open_nothing(self, ended: set[Any]) -> None:
+        before = set(self.world.peers)
+        for cookie in set(self.world.seen):
+            await self.world.connect(cookie, "")
+        for peer in set(self.world.peers) - before:
+            assert self.world.peers[peer][0] not in ended
+
+    async def nothing_is_left(self) -> None:
+        registry = self.world.registry
+        for peer in self.world.peers:
+            if peer not in self.world.gone:
+                await peer.closed()
+                peer.close()
+        assert not registry
+        assert not opening(registry)
+        assert idle(registry)
+
+    def teardown(self) -> None:
+        """Let all go, see whether the promise holds, and stop."""
+        if not self.over and hasattr(self, "world"):
+            self.run_(self.promise())
+            self.run_(self.world.server.close())
+            self.run_(self.nothing_is_left())
+        self.runner.close()
+
+
+TestSessionsAndSockets = SessionsAndSockets.TestCase
+TestSessionsAndSockets.settings = settings(
+    max_examples=200,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,54 @@
+"""
+Clients and servers of tests, and what is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from aiohttp import WSMsgType, web
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web_runner import BaseRunner
+
+COOKIE = "AIOHTTP_SESSION"
+PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
+
+Client: TypeAlias = TestClient[web.Request, web.Application]
+AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]
+
+
+class Server(TestServer):
+    """A test server that treats handlers as a real one does by default."""
+
+    def __init__(self, app: web.Application, *, handler_cancellation: bool = False) -> None:
+        super().__init__(app)
+        self._handler_cancellation = handler_cancellation
+
+    async def _make_runner(self, **kwargs: Any) -> BaseRunner:
+        # aiohttp's test server cancels the handlers of vanished clients; run_app() doesn't.
+        kwargs["handler_cancellation"] = self._handler_cancellation
+        return await super()._make_runner(**kwargs)
+
+
+def cookie_of(client: Client) -> str:
+    """Return the session cookie that *client* has, as a header's value."""
+    cookies = client.session.cookie_jar.filter_cookies(client.make_url("/"))
+    return f"{COOKIE}={cookies[COOKIE].coded_value}"
+
+
+async def expect_close(ws: Any) -> int:
+    """Read on until the server closes; return its code."""
+    while True:
+        message = await ws.receive(timeout=PATIENCE)
+        if message.type is WSMsgType.CLOSE:
+            return int(message.data)
+        assert message.type in (WSMsgType.TEXT, WSMsgType.BINARY), message
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop run until *condition* holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)

@@ -1,0 +1,241 @@
+"""
+A node: a process with an application whose sockets belong to sessions.
+
+``python -m tests.support.node_app --port 8080`` serves until told to stop. On its standard
+output it says ``connected`` or ``degraded``, at first and whenever that changes, and
+``listening``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Hashable
+from typing import Any, Final
+from uuid import uuid4
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from aiohttp_session.redis_storage import RedisStorage
+from redis.asyncio import Redis
+
+from aiohttp_session_ws import (
+    REGISTRY_KEY,
+    SessionWSRegistry,
+    end_identity_ws,
+    end_session_ws,
+    get_session_ws_id,
+    registry_from,
+    renew_session_ws,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+
+COOKIE_KEY: Final = b"k" * 32  # the same for all, as behind one load balancer
+SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # sockets that handlers serve
+NAME: Final = web.AppKey("NAME", str)
+
+routes = web.RouteTableDef()
+
+
+async def user_of(request: web.Request) -> str | None:
+    """Return whom the session of a request belongs to."""
+    user: str | None = (await aiohttp_session.get_session(request)).get("user")
+    return user
+
+
+async def describe(request: web.Request) -> dict[str, Any]:
+    """Return whose session it is, and on which node."""
+    session_ws_id = await get_session_ws_id(request)
+    return {"node": request.app[NAME], "id": session_ws_id, "user": await user_of(request)}
+
+
+@routes.get("/whoami")
+async def whoami(request: web.Request) -> web.Response:
+    """Tell the user and the id of the session."""
+    return web.json_response(await describe(request))
+
+
+@routes.get("/login")
+async def log_in(request: web.Request) -> web.Response:
+    """Write the user into the session, under a new id."""
+    session = await aiohttp_session.get_session(request)
+    session["user"] = request.query["user"]
+    response = web.Response()
+    await renew_session_ws(request, response)
+    response.text = json.dumps(await describe(request))
+    return response
+
+
+@routes.get("/renew")
+async def renew(request: web.Request) -> web.Response:
+    """Give the session another id."""
+    response = web.Response()
+    await renew_session_ws(request, response)
+    response.text = json.dumps(await describe(request))
+    return response
+
+
+@routes.get("/logout")
+async def log_out(request: web.Request) -> web.Response:
+    """End the session."""
+    response = web.Response()
+    await end_session_ws(request, response)
+    return response
+
+
+@routes.get("/logout-everywhere")
+async def log_out_everywhere(request: web.Request) -> web.Response:
+    """End all sessions of the user."""
+    response = web.Response()
+    await end_identity_ws(request, response)
+    return response
+
+
+@routes.get("/end")
+async def end(request: web.Request) -> web.Response:
+    """End a session by its id, as an operator does; tell what the report says."""
+    report = await registry_from(request).end_session(request.query["id"])
+    return web.json_response({"sockets": report.sockets})
+
+
+@routes.get("/end-identity")
+async def end_identity(request: web.Request) -> web.Response:
+    """End all sessions of a user by the name."""
+    report = await registry_from(request).end_identity(request.query["user"])
+    return web.json_response({"sockets": report.sockets})
+
+
+@routes.get("/close")
+async def close(request: web.Request) -> web.Response:
+    """Close the sockets of a session that goes on."""
+    report = await registry_from(request).close_all_session(request.query["id"])
+    return web.json_response({"sockets": report.sockets})
+
+
+@routes.get("/ws")
+async def echo(request: web.Request) -> web.WebSocketResponse:
+    """Say whose socket it is, then echo."""
+    socket_id = uuid4().hex
+    async with session_ws(request) as ws:
+        described = await describe(request)
+        request.app[SERVED][socket_id] = described["id"]
+        try:
+            await ws.send_json({"socket": socket_id, **described})
+            async for message in ws:
+                await ws.send_str(message.data)
+        finally:
+            del request.app[SERVED][socket_id]
+    return ws
+
+
+@routes.get("/state")
+async def state(request: web.Request) -> web.Response:
+    """
+    Tell of this process: who it is, whether it has its Redis, and what is open in it.
+
+    ``served`` are the sockets in handlers, ``open`` the number of sockets that the registry
+    has for each id; the two agree whenever nothing is just opening or closing.
+    """
+    registry = request.app[REGISTRY_KEY]
+    return web.json_response(
+        {
+            "node": request.app[NAME],
+            "pid": os.getpid(),
+            "state": state_of(registry),
+            "served": request.app[SERVED],
+            "open": {str(key): len(sockets) for key, sockets in registry.items()},
+        }
+    )
+
+
+def state_of(registry: SessionWSRegistry) -> str:
+    """Return whether a registry has its Redis; one that needs none is connected."""
+    return str(getattr(registry, "state", "connected"))
+
+
+def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
+    """Return a registry in Redis; without a URL one in memory, which knows no other node."""
+    if args.redis is None:
+        return SessionWSRegistry(identify=user_of)
+    from aiohttp_session_ws.redis import RedisSessionWSRegistry
+
+    return RedisSessionWSRegistry(
+        args.redis,
+        prefix=args.prefix,
+        node=args.name,
+        on_outage=args.on_outage,
+        identify=user_of,
+    )
+
+
+def make_storage(args: argparse.Namespace) -> AbstractStorage:
+    """Return where sessions are kept."""
+    if args.storage == "simple":
+        return SimpleCookieStorage()
+    if args.storage == "redis":
+        return RedisStorage(Redis.from_url(args.redis))
+    return EncryptedCookieStorage(COOKIE_KEY)
+
+
+def make_app(
+    registry: SessionWSRegistry, storage: AbstractStorage, name: str = "node"
+) -> web.Application:
+    """Return the application of a node."""
+    middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware]
+    app = web.Application(middlewares=middlewares)
+    app[NAME] = name
+    app[SERVED] = {}
+    setup(app, registry)
+    app.add_routes(routes)
+    return app
+
+
+def tell_state(registry: SessionWSRegistry) -> Callable[[web.Application], AsyncIterator[None]]:
+    """Return a context that prints the state of the registry, now and whenever it changes."""
+
+    async def changed(state: object) -> None:
+        print(state, flush=True)  # noqa: T201  # this is how a test hears of it
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        signal = getattr(registry, "on_state_change", None)
+        if signal is not None:
+            signal.append(changed)
+        await changed(state_of(registry))
+        yield
+
+    return context
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--name", default="node")
+    parser.add_argument("--redis", help="URL; without one it knows no other node")
+    parser.add_argument("--prefix", default="aiohttp_session_ws")
+    parser.add_argument("--storage", choices=["encrypted", "simple", "redis"], default="encrypted")
+    parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
+    args = parser.parse_args()
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    registry = make_registry(args)
+    app = make_app(registry, make_storage(args), args.name)
+    app.cleanup_ctx.append(tell_state(registry))
+    web.run_app(
+        app,
+        host="127.0.0.1",
+        port=args.port,
+        print=lambda *_: print("listening", flush=True),  # noqa: T201  # as above
+        access_log=None,
+        shutdown_timeout=2.0,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""
+The fixtures of tests with several nodes, as a plugin of pytest.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .clients import AiohttpClient, Client
+from .nodes import StartNode, acquaint, node_app
+from .redis_servers import RedisServer
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let what is forgotten be found within the test, and take no slow machine for an outage."""
+    for module in ("store", "listener"):
+        monkeypatch.setattr(f"aiohttp_session_ws.redis.{module}.LIMIT", 5.0)
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def start_node(aiohttp_client: AiohttpClient) -> StartNode:
+    """Nodes on request, each with a client of its own."""
+
+    async def start(redis: Any, name: str = "node", **options: Any) -> Client:
+        client = await aiohttp_client(node_app(redis, name, **options))
+        client.session.cookie_jar.clear()
+        return client
+
+    return start
+
+
+@pytest.fixture
+async def nodes(redis_server: RedisServer, start_node: StartNode) -> tuple[Client, Client]:
+    """Two nodes that know each other."""
+    a = await start_node(redis_server.url, "a")
+    b = await start_node(redis_server.url, "b")
+    await acquaint(a, b)
+    return a, b

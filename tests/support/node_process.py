@@ -1,0 +1,74 @@
+"""
+Start nodes (``tests.support.node_app``) as processes of their own, ask them, kill them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Self
+
+from aiohttp import ClientSession, DummyCookieJar
+
+from .processes import Process, free_port
+
+
+class NodeProcess(Process):
+    """
+    A node on a port of its own, which it keeps through ``kill()`` and ``start()``.
+
+    ``async with NodeProcess("a", redis=server.url) as node:`` starts it and kills it at the end.
+
+    Args:
+        name: The node's name.
+        redis: The URL of its Redis; without one it knows no other node.
+        options: More of the command line: ``"--on-outage", "accept"``.
+        connected: Whether to wait for its Redis too when it starts.
+    """
+
+    def __init__(
+        self, name: str, *options: str, redis: str | None = None, connected: bool = True
+    ) -> None:
+        self.port = free_port()
+        self.connected = connected
+        command = [sys.executable, "-m", "tests.support.node_app", "--name", name]
+        command += ["--port", str(self.port)]
+        if redis is not None:
+            command += ["--redis", redis]
+        super().__init__(name, [*command, *options])
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> Self:
+        """Start it, and wait until it listens, and unless told otherwise has its Redis."""
+        self.launch()
+        if self.connected:
+            await self.said("connected")
+        await self.said("listening")
+        return self
+
+    async def get(self, path: str, cookie: str | None = None) -> Any:
+        """Ask it something; return the JSON that it answers, if any."""
+        headers = {} if cookie is None else {"Cookie": cookie}
+        async with (
+            ClientSession(self.url, cookie_jar=DummyCookieJar(), raise_for_status=True) as client,
+            client.get(path, headers=headers) as response,
+        ):
+            return await response.json(content_type=None)
+
+    async def state(self) -> dict[str, Any]:
+        """Return what it knows of itself: ``state``, ``served``, ``open``."""
+        state: dict[str, Any] = await self.get("/state")
+        return state
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except BaseException:
+            self.kill()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()

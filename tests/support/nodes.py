@@ -1,0 +1,174 @@
+"""
+Nodes in one process, for tests of what they do to each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import pytest
+from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
+from aiohttp.test_utils import TestServer
+
+from aiohttp_session_ws import REGISTRY_KEY
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.memory import KEPT
+from aiohttp_session_ws.redis.wire import Ended, Order
+from tests.support import PATIENCE, Client, cookie_of, make_app, until, user_of
+
+from .processes import free_port
+
+T = TypeVar("T")
+
+StartNode: TypeAlias = Callable[..., Awaitable[Client]]
+Nodes: TypeAlias = tuple[Client, Client]
+
+
+def leaky(test: T) -> T:
+    """Mark a test of redis-py's RedisCluster, which doesn't close what it replaces."""
+    for mark in (
+        pytest.mark.usefixtures("collected"),
+        pytest.mark.filterwarnings("ignore::ResourceWarning"),
+        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ):
+        mark(test)
+    return test
+
+
+def registry_of(client: Client) -> RedisSessionWSRegistry:
+    """Return the registry of the app that *client* talks to."""
+    assert client.app is not None
+    registry = client.app[REGISTRY_KEY]
+    assert isinstance(registry, RedisSessionWSRegistry)
+    return registry
+
+
+def registry_in(server: TestServer) -> RedisSessionWSRegistry:
+    """Return the registry of a server's app."""
+    registry = server.app[REGISTRY_KEY]
+    assert isinstance(registry, RedisSessionWSRegistry)
+    return registry
+
+
+def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
+    """Build the app of a node."""
+    options.setdefault("identify", user_of)
+    return app_of(RedisSessionWSRegistry(redis, node=name, **options))
+
+
+def app_of(registry: RedisSessionWSRegistry) -> web.Application:
+    """Build the app of a node with a registry of one's own."""
+    return make_app(registry)
+
+
+async def acquaint(*clients: Client) -> None:
+    """Let nodes know who lives, without waiting for their next sign of life."""
+    for client in clients:
+        node = registry_of(client)._node
+        node._hurry.set()
+        await until(lambda node=node: len(node.members) >= len(clients))  # type: ignore[misc]
+
+
+async def log_in(client: Client, user: str = "ann") -> str:
+    """Log in as a new browser; return its cookie."""
+    client.session.cookie_jar.clear()
+    async with client.get("/login", params={"user": user}) as response:
+        assert response.status == 200
+    cookie = cookie_of(client)
+    client.session.cookie_jar.clear()
+    return cookie
+
+
+async def visit(client: Client, path: str, cookie: str) -> str:
+    """Go to a page as a browser; return the cookie that it has then."""
+    client.session.cookie_jar.clear()
+    async with client.get(path, headers={"Cookie": cookie}, allow_redirects=False) as response:
+        assert response.status < 400, await response.text()
+        new = response.cookies.get("AIOHTTP_SESSION")
+    client.session.cookie_jar.clear()
+    return cookie if new is None else f"AIOHTTP_SESSION={new.coded_value}"
+
+
+async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
+    """Open a socket as a browser, which tries again when it is told to: a Redis may be slow."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(WSServerHandshakeError):
+                return await client.ws_connect("/ws", headers={"Cookie": cookie})
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def socket(client: Client, cookie: str) -> AsyncIterator[ClientWebSocketResponse]:
+    """Open a socket, and read its greeting."""
+    async with await connect(client, cookie) as ws:
+        await ws.receive_json(timeout=PATIENCE)
+        yield ws
+
+
+async def refused(client: Client, cookie: str) -> int:
+    """Try to open a socket; return the close code that refuses it."""
+    async with await connect(client, cookie) as ws:
+        message = await ws.receive(timeout=PATIENCE)
+        assert message.type is WSMsgType.CLOSE, message
+        return int(message.data)
+
+
+async def becomes_nobody(client: Client, cookie: str) -> None:
+    """Ask for a page until it is that of nobody: a Redis may be too slow to be waited for."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            client.session.cookie_jar.clear()
+            async with client.get("/whoami", headers={"Cookie": cookie}) as response:
+                if (await response.json())["user"] is None:
+                    return
+
+
+async def id_of(client: Client, cookie: str) -> str:
+    """Find out which session ws id a browser has."""
+    client.session.cookie_jar.clear()
+    async with client.get("/whoami", headers={"Cookie": cookie}) as response:
+        return str((await response.json())["id"])
+
+
+async def settled(*clients: Client) -> None:
+    """Let Redis take what the nodes have to tell."""
+    for client in clients:
+        assert not await registry_of(client)._node.writer.drain(PATIENCE)
+
+
+async def write_back(registry: RedisSessionWSRegistry, count: int) -> None:
+    """Have a node write back so many orders, a few at a time, and another one behind them."""
+    node = registry._node
+    write = node.store.write
+    sizes: list[int] = []
+    keys: set[str] = set()
+
+    async def note(orders: Sequence[Order], *args: Any) -> Any:
+        sizes.append(len(orders))
+        olds = await write(orders, *args)
+        keys.update(order.key() for order in orders)
+        return olds
+
+    node.store.write = note  # type: ignore[method-assign, assignment]
+    for n in range(count):
+        node.memory.add(Ended(f"session {n}", node.latest(), 3600.0))
+    node._write_back(KEPT)
+    assert (await registry.end_session("the last", wait=PATIENCE)).stored
+    assert len(keys) == count + 1
+    assert max(sizes) < 1000
+
+
+async def becomes(client: Client, state: str) -> None:
+    """Wait until a node is connected, or degraded."""
+    async with asyncio.timeout(PATIENCE):
+        while registry_of(client).state != state:
+            await asyncio.sleep(0.01)
+
+
+def nowhere() -> str:
+    """Return the URL of a Redis that isn't there."""
+    return f"redis://127.0.0.1:{free_port()}"

@@ -1,0 +1,114 @@
+"""
+The fixtures of all tests, as a plugin of pytest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import signal
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import TCPConnector, web
+from aiohttp.test_utils import BaseTestServer
+from aiohttp_session import AbstractStorage
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from .clients import AiohttpClient, Client, Server
+from .processes import free_port
+from .redis_servers import RedisCluster, RedisServer, SentinelSetup, redis_executable
+from .storages import STORAGES, storage_named
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Run a Redis server of our own."""
+    port = free_port()
+    folder: Path = tmp_path_factory.mktemp("redis")
+    command = [redis_executable(), "--port", str(port), "--dir", str(folder), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            # It says so when it is ready; without a word it ends and so does its output.
+            assert any(b"eady to accept" in line for line in server.stdout), "no Redis server"
+            yield port
+        finally:
+            os.kill(server.pid, signal.SIGTERM)
+
+
+@pytest.fixture(params=STORAGES)
+async def storage(request: pytest.FixtureRequest) -> AsyncIterator[AbstractStorage]:
+    """Every storage that aiohttp_session has and that runs without more servers."""
+    async with storage_named(
+        request.param, lambda: request.getfixturevalue("redis_port")
+    ) as storage:
+        yield storage
+
+
+@pytest.fixture
+def aiohttp_client(aiohttp_client: AiohttpClient) -> AiohttpClient:
+    """Start clients, as pytest-aiohttp's fixture does, of servers with aiohttp's defaults."""
+
+    async def start(
+        app: web.Application | BaseTestServer,
+        *,
+        handler_cancellation: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> Client:
+        if isinstance(app, web.Application):
+            app = Server(app, handler_cancellation=handler_cancellation)
+        if tls is None:
+            return await aiohttp_client(app)
+        await app.start_server(ssl=tls)
+        return await aiohttp_client(app, connector=TCPConnector(ssl=False))
+
+    return start
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """What a server needs to be served over TLS; its certificate is its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    san = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(san, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path / "server.pem"
+    path.write_bytes(private + certificate.public_bytes(pem))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(path)
+    return context
+
+
+@pytest.fixture
+async def redis_server() -> AsyncIterator[RedisServer]:
+    """A Redis server for one test, which may do to it what it likes."""
+    async with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis_cluster() -> AsyncIterator[RedisCluster]:
+    """A Redis Cluster of three masters for one test."""
+    async with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def redis_sentinel() -> AsyncIterator[SentinelSetup]:
+    """A primary, a replica and a sentinel for one test."""
+    async with SentinelSetup() as setup:
+        yield setup

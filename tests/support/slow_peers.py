@@ -1,0 +1,129 @@
+"""
+Peers that take what is pushed slowly or not at all, and a look at what waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+
+from aiohttp_session_ws import Connection, SessionWSRegistry, session_ws
+from aiohttp_session_ws.results import Delivery
+from tests.support import (
+    PATIENCE,
+    AiohttpClient,
+    Client,
+    RawPeer,
+    make_app,
+    until,
+)
+
+from .inspect import connections, idle
+
+BLOCK = b"x" * 500_000  # more than aiohttp writes before it looks whether the peer takes it
+
+
+LINE = "x" * 1024
+
+
+async def listen(request: web.Request) -> web.WebSocketResponse:
+    """Say nothing."""
+    async with session_ws(request) as ws:
+        async for _ in ws:
+            pass
+    return ws
+
+
+async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
+    """Serve ``listen``; return a client that has a session."""
+    app = make_app(registry)
+    app.router.add_get("/listen", listen)
+    client = await aiohttp_client(app)
+    await client.get("/login")
+    return client
+
+
+async def stopped(client: Client, registry: SessionWSRegistry) -> tuple[RawPeer, Connection]:
+    """Open a websocket of a session of its own to a peer that doesn't read."""
+    others = set(connections(registry))
+    peer = await RawPeer.open(client.make_url("/listen"), receive_buffer=4096)
+    (connection,) = set(connections(registry)) - others
+    narrow(connection)
+    return peer, connection
+
+
+def narrow(connection: Connection) -> None:
+    """Let the system keep little of what is sent."""
+    assert connection.transport is not None
+    sock = connection.transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+async def choke(connection: Connection, registry: SessionWSRegistry) -> None:
+    """Push so much that the writer has to wait."""
+    assert await registry.send_session(connection.session_ws_id, BLOCK) == Delivery(1)
+    await until(lambda: unsent(connection) > 100_000)
+
+
+def unsent(connection: Connection) -> int:
+    """Return how much is in the transport."""
+    assert connection.transport is not None
+    return connection.transport.get_write_buffer_size()
+
+
+def queued(connection: Connection) -> list[bytes]:
+    """Return the messages in the queue."""
+    box = connection.outbox
+    return [] if box is None else [payload for payload, _ in box.queue]
+
+
+def own(registry: SessionWSRegistry) -> Any:
+    """Return the only id."""
+    (session_ws_id,) = registry
+    return session_ws_id
+
+
+def drained(registry: SessionWSRegistry, *connections: Connection) -> bool:
+    """Tell whether no task and no timer is left."""
+    boxes = [c.outbox for c in connections if c.outbox is not None]
+    return idle(registry) and not any(b.queue or b._overdue for b in boxes)
+
+
+async def texts(ws: ClientWebSocketResponse, count: int) -> list[str]:
+    """Read *count* messages."""
+    return [await ws.receive_str(timeout=PATIENCE) for _ in range(count)]
+
+
+class SlowSocket:
+    """Registered by hand: takes a message when it is told to."""
+
+    def __init__(self) -> None:
+        self.turns = asyncio.Semaphore(0)
+        self.took: list[bytes] = []
+        self.code: int | None = None
+
+    async def send_frame(self, payload: bytes, opcode: WSMsgType) -> None:
+        await self.turns.acquire()
+        self.took.append(payload)
+
+    async def close(self, *, code: int, message: bytes) -> None:
+        self.code = code
+
+    async def take(self, count: int) -> None:
+        """Take *count* messages."""
+        wanted = len(self.took) + count
+        for _ in range(count):
+            self.turns.release()
+        await until(lambda: len(self.took) == wanted)
+        await asyncio.sleep(0)
+
+
+async def slow(registry: SessionWSRegistry) -> tuple[SlowSocket, Connection]:
+    """Register a slow socket as "slow"."""
+    ws = SlowSocket()
+    registry.register("slow", ws)
+    (connection,) = registry._sockets.open.of("slow")
+    return ws, connection

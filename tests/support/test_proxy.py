@@ -1,0 +1,103 @@
+"""
+The proxy that spoils connections to Redis: it does what its methods say.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NoConnection, TimeoutError as TooLate
+
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+
+@pytest.fixture
+async def proxy(redis_port: int) -> AsyncIterator[Proxy]:
+    """A proxy in front of Redis."""
+    async with Proxy(redis_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def client(proxy: Proxy) -> AsyncIterator[Redis]:
+    """A client that has connected through it, and neither waits long nor tries again."""
+    retry = Retry(NoBackoff(), 0)
+    async with Redis.from_url(proxy.url(), socket_timeout=0.2, retry=retry) as client:
+        assert await client.ping()
+        yield client
+
+
+class TestProxy:
+    async def test_passes(self, proxy: Proxy, client: Redis) -> None:
+        """What is written comes to the server and what it says comes back, counted."""
+        await client.set("key", b"x" * 100_000)
+
+        assert await client.get("key") == b"x" * 100_000
+        assert (proxy.connections, proxy.open) == (1, 1)
+        assert proxy.bytes_up > 100_000 < proxy.bytes_down
+
+    @pytest.mark.parametrize(("up", "down"), [(True, True), (True, False), (False, True)])
+    async def test_black_hole(self, proxy: Proxy, client: Redis, up: bool, down: bool) -> None:
+        """Nothing comes back, connections open and nothing ends, until it is healed."""
+        proxy.black_hole(up=up, down=down)
+        with pytest.raises(TooLate):
+            await client.ping()
+        with pytest.raises(TooLate):
+            await client.ping()
+        assert proxy.connections == 2
+        proxy.heal()
+
+        assert await client.ping()
+
+    async def test_late(self, proxy: Proxy, client: Redis, redis_server: RedisServer) -> None:
+        """What was sent into a black hole of one direction has been done."""
+        before = proxy.bytes_up
+        proxy.black_hole(up=False)
+        with pytest.raises(TooLate):
+            await client.set("late", "done")
+
+        async with Redis(port=proxy._target[1]) as direct:
+            assert await direct.get("late") == b"done"
+        assert proxy.bytes_up > before
+
+    async def test_cut(self, proxy: Proxy, client: Redis) -> None:
+        """A connection that was cut is noticed, and the next one works."""
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe("channel")
+            assert await pubsub.get_message(timeout=5)
+            assert proxy.cut() == proxy.connections
+            with pytest.raises(NoConnection):
+                await pubsub.get_message(timeout=5)
+
+        assert await client.ping()
+
+    async def test_refuse(self, proxy: Proxy, client: Redis) -> None:
+        """Stopped, it refuses; started, it is where it was."""
+        await proxy.stop()
+        with pytest.raises(NoConnection):
+            await client.ping()
+        await proxy.start()
+
+        assert await client.ping()
+
+    async def test_delay(self, proxy: Proxy, client: Redis) -> None:
+        """A delay counts in both directions."""
+        proxy.delay = 0.05
+        start = time.monotonic()
+        await client.ping()
+
+        assert time.monotonic() - start >= 0.1
+
+    async def test_tls(self, redis_port: int, tls: ssl.SSLContext) -> None:
+        """It can speak TLS, so that any server can be had behind ``rediss://``."""
+        async with Proxy(redis_port, tls=tls) as proxy:
+            url = proxy.url("rediss") + "?ssl_cert_reqs=none"
+            async with Redis.from_url(url) as client:
+                assert await client.ping()

@@ -1,0 +1,3 @@
+"""
+What each part does by itself; mirrors the package.
+"""

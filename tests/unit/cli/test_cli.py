@@ -1,0 +1,411 @@
+"""
+The operator's command line: what it does to nodes, what it prints, and how it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple, TypeAlias
+
+import pytest
+from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
+
+from aiohttp_session_ws._logging import fingerprint
+from aiohttp_session_ws.redis import command
+from aiohttp_session_ws.redis.options import URL
+from aiohttp_session_ws.redis.printing import span
+from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
+from tests.support.node_process import NodeProcess
+from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket
+from tests.support.processes import ROOT
+from tests.support.redis_servers import RedisServer
+
+MODULE = [sys.executable, "-W", "error", "-m", "aiohttp_session_ws"]
+
+
+class Done(NamedTuple):
+    """How a command has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Its JSON."""
+        body: dict[str, Any] = json.loads(self.out)
+        return body
+
+
+Run: TypeAlias = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line as a process would, with the URL in the environment."""
+
+    async def run(url: str, *argv: str) -> Done:
+        monkeypatch.setenv(URL, url)
+        try:
+            code = await asyncio.to_thread(command.main, argv)
+        except SystemExit as exc:
+            code = int(str(exc.code))
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+class Cluster(NamedTuple):
+    """Two processes with sockets: Ann's on both, in one session, and Bob's on the second."""
+
+    redis: RedisServer
+    nodes: list[NodeProcess]
+    sockets: list[ClientWebSocketResponse]
+    hellos: list[dict[str, Any]]
+    ann: ClientSession
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    """Two nodes, as processes of their own, and a Redis with a password."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        redis = await enter(RedisServer(password="s3cret"))
+        nodes = [NodeProcess(name, redis=redis.url) for name in ("a", "b")]
+        await asyncio.gather(*[enter(node) for node in nodes])
+        jars = CookieJar(unsafe=True), CookieJar(unsafe=True)
+        ann, bob = [await enter(ClientSession(cookie_jar=jar)) for jar in jars]
+        sockets = []
+        for browser, user, node in ((ann, "ann", 0), (ann, None, 1), (bob, "bob", 1)):
+            url = nodes[node].url
+            if user is not None:
+                await browser.get(f"{url}/login?user={user}")
+            sockets.append(await enter(browser.ws_connect(f"{url}/ws")))
+        hellos = [await ws.receive_json(timeout=PATIENCE) for ws in sockets]
+        yield Cluster(redis, nodes, sockets, hellos, ann)
+
+
+async def open_again(cluster: Cluster, node: int) -> int | None:
+    """Let Ann connect once more; return the code that refuses her."""
+    async with cluster.ann.ws_connect(f"{cluster.nodes[node].url}/ws") as ws:
+        message = await ws.receive(timeout=PATIENCE)
+        return int(message.data) if message.type is WSMsgType.CLOSE else None
+
+
+class TestProcesses:
+    async def test_look(self, cluster: Cluster, run: Run) -> None:
+        """It lists processes and sockets, by hashes; ids are shown if asked for."""
+        url, id_ = cluster.redis.url, cluster.hellos[0]["id"]
+        nodes, count = await run(url, "nodes"), await run(url, "count")
+        found = await run(url, "connections", "--identity", "ann")
+        shown = await run(url, "--json", "connections", "--show-ids", "--session", id_)
+
+        assert [re.split(" +", line) for line in nodes.out.splitlines()] == [
+            ["NODE", "SOCKETS", "SESSIONS", "HANDSHAKES"],
+            ["a", "1", "1", "0"],
+            ["b", "2", "2", "0"],
+        ]
+        assert count == (0, "3\n", "")
+        assert found.out.count(f"{fingerprint(id_)}  {fingerprint('ann')}  ") == 2
+        assert id_ not in found.out
+        assert [(c["node"], c["session"], c["identity"]) for c in shown.body["connections"]] == [
+            ("a", id_, "ann"),
+            ("b", id_, "ann"),
+        ]
+        assert {nodes.code, count.code, found.code, shown.code} == {0}
+
+    async def test_look_as_json(self, cluster: Cluster, run: Run) -> None:
+        """Scripts are told the same."""
+        url = cluster.redis.url
+        bodies = [
+            (await run(url, *argv)).body
+            for argv in (["count", "--json"], ["--json", "nodes"], ["connections", "--json"])
+        ]
+
+        assert bodies[0] == {"sockets": 3, "complete": True}
+        assert [node["sockets"] for node in bodies[1]["nodes"]] == [1, 2]
+        assert [c["identity_hash"] for c in bodies[2]["connections"]] == [
+            fingerprint(user) for user in ("ann", "ann", "bob")
+        ]
+        assert "session" not in bodies[2]["connections"][0]
+
+    async def test_end_by_hash(self, cluster: Cluster, run: Run) -> None:
+        """A session is ended by what the table shows: everywhere, and its cookie is stale."""
+        shown = await run(cluster.redis.url, "connections", "--identity", fingerprint("ann"))
+        hash_ = shown.out.splitlines()[1].split()[0]
+        done = await run(cluster.redis.url, "end", "--session", hash_, "--json")
+        codes = [await expect_close(ws) for ws in cluster.sockets[:2]]
+
+        assert (done.code, codes) == (0, [4401, 4401])
+        assert done.body["sockets"] == done.body["nodes_answered"] == 2
+        assert done.body["stored"]
+        assert [await open_again(cluster, node) for node in (0, 1)] == [4401, 4401]
+        await cluster.sockets[2].send_str("still here")
+        assert await cluster.sockets[2].receive_str(timeout=PATIENCE) == "still here"
+
+    @pytest.mark.parametrize(
+        ("verb", "close", "then"), [("end", 4401, 4401), ("close", 4403, None)]
+    )
+    async def test_identity(
+        self, cluster: Cluster, run: Run, verb: str, close: int, then: int | None
+    ) -> None:
+        """All sockets of a user are closed; whether the user comes back is the verb's affair."""
+        done = await run(cluster.redis.url, verb, "--identity", "ann", "--wait", "20")
+        codes = [await expect_close(ws) for ws in cluster.sockets[:2]]
+
+        assert (done.code, codes) == (0, [close, close])
+        assert done.out.startswith("2 sockets ")
+        assert done.out.endswith("2 of 2 processes answered\n")
+        assert [await open_again(cluster, node) for node in (0, 1)] == [then, then]
+        assert not cluster.sockets[2].closed
+
+    async def test_silent_process(self, cluster: Cluster, run: Run) -> None:
+        """A process that doesn't answer makes it unsure; it obeys when it can."""
+        cluster.nodes[1].freeze()
+        ended = await run(cluster.redis.url, "--wait", "0.5", "end", "--identity", "bob")
+        count = await run(cluster.redis.url, "count", "--json")
+        cluster.nodes[1].thaw()
+
+        assert (ended.code, count.code) == (1, 1)
+        assert "1 of 2 processes didn't answer within 0.5 s" in ended.err
+        assert count.body["complete"] is False
+        assert await expect_close(cluster.sockets[2]) == 4401
+
+    async def test_as_a_program(self, cluster: Cluster) -> None:
+        """It runs as its help says; a reader that has gone is no error."""
+        environ = {URL: cluster.redis.url, "PYTHONPATH": str(ROOT)}
+        done = await asyncio.to_thread(
+            subprocess.run, [*MODULE, "count"], capture_output=True, env=environ, timeout=PATIENCE
+        )
+        program = await asyncio.create_subprocess_exec(
+            *MODULE, "nodes", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+        )
+        program._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # no API
+        _, err = await program.communicate()
+
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"3\n", b"")
+        assert (program.returncode, err) == (0, b"")
+
+
+class TestWhom:
+    async def test_number(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run
+    ) -> None:
+        """What is typed means the number too, and JSON means itself."""
+        client = await start_node(redis_server.url, identify=lambda request: 42)
+        cookie = await log_in(client)
+        whose = [["42"], ["42", "--json-ids"], ['"42"', "--json-ids"], ["null", "--json-ids"]]
+        async with socket(client, cookie) as ws:
+            found = [
+                len(
+                    (await run(redis_server.url, "connections", "--json", "--identity", *w)).body[
+                        "connections"
+                    ]
+                )
+                for w in whose
+            ]
+            done = await run(redis_server.url, "end", "--identity", "42")
+
+            assert await expect_close(ws) == 4401
+        assert (done.code, found) == (0, [1, 1, 0, 0])
+        assert await refused(client, cookie) == 4401
+
+    async def test_text_that_is_a_number(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run
+    ) -> None:
+        """A text is found by the same digits."""
+        client = await start_node(redis_server.url)
+        cookie = await log_in(client, "42")
+        async with socket(client, cookie) as ws:
+            await run(redis_server.url, "end", "--identity", "42")
+
+            assert await expect_close(ws) == 4401
+
+    async def test_hash_of_nobody(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run
+    ) -> None:
+        """What looks like a hash and is nobody's is taken as it stands, and that is said."""
+        client = await start_node(redis_server.url)
+        cookie = await log_in(client, "123456789012")
+        unsure = await run(redis_server.url, "end", "--identity", "123456789012", "--json")
+        sure = await run(redis_server.url, "end", "--json-ids", "--identity", '"123456789012"')
+
+        assert (unsure.code, unsure.body["known"], sure.code) == (1, False, 0)
+        assert "no open socket has this hash" in unsure.err
+        assert await refused(client, cookie) == 4401
+
+    async def test_id_like_a_hash(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run
+    ) -> None:
+        """An id that looks like a hash and has a socket is no doubtful case."""
+        client = await start_node(redis_server.url)
+        cookie = await log_in(client, "123456789012")
+        async with socket(client, cookie) as ws:
+            done = await run(redis_server.url, "close", "--identity", "123456789012")
+
+            assert (done.code, await expect_close(ws)) == (0, 4403)
+
+    async def test_nobody_there(self, redis_server: RedisServer, run: Run) -> None:
+        """Where no process lives, the prefix may be wrong."""
+        for argv in (["count"], ["nodes"], ["connections"], ["end", "--session", "x"]):
+            done = await run(redis_server.url, *argv, "--prefix", "wrong")
+
+            assert done.code == 1
+            assert "the prefix 'wrong'?" in done.err
+
+    async def test_remembered_for(self, redis_server: RedisServer, run: Run) -> None:
+        """The end is kept for as long as one says."""
+        await run(redis_server.url, "end", "--session", "x", "--keep", "400")
+
+        ttl = await redis_server.cli("TTL", 'aiohttp_session_ws:rev:"x"')
+        assert 399 * 86400 < ttl <= 400 * 86400
+
+
+class TestTrouble:
+    async def test_no_redis(self, run: Run) -> None:
+        """It says that Redis isn't there, and not with which password it tried."""
+        done = await run(nowhere().replace("//", "//:s3cret@"), "count")
+
+        assert done.code == 3
+        assert "is it running, and is the URL right?" in done.err
+        assert "s3cret" not in done.err
+
+    async def test_wrong_password(self, run: Run) -> None:
+        """It says what Redis says."""
+        async with RedisServer(password="s3cret") as server:
+            done = await run(server.url.replace("s3cret", "t0psecret"), "end", "--session", "x")
+
+        assert done.code == 3
+        assert "password" in done.err
+        assert "t0psecret" not in done.err
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            ["--redis", "http://:s3cret@localhost", "count"],
+            ["--redis", "s3cret", "count"],
+            ["redis://:s3cret@localhost", "count"],
+            ["count", "redis://:s3cret@localhost"],
+        ],
+    )
+    async def test_wrong_url(self, run: Run, argv: list[str]) -> None:
+        """What isn't the URL of a Redis, or stands elsewhere, isn't repeated."""
+        done = await run("", *argv)
+
+        assert (done.code, done.out) == (2, "")
+        if "--redis" in argv:
+            assert "use redis://, rediss:// or unix://" in done.err
+        assert "s3cret" not in done.err
+
+    async def test_no_url(self, run: Run) -> None:
+        """It doesn't guess where Redis is."""
+        done = await run("", "count")
+
+        assert done.code == 2
+        assert f"put its URL into {URL}" in done.err
+
+    @pytest.mark.parametrize(
+        ("argv", "why"),
+        [
+            (["end"], "required"),
+            (["end", "--session", ""], "is a variable of your script not set?"),
+            (["end", "--session", "x", "--identity", "y"], "not allowed with"),
+            (["end", "--session", "x", "--wait", "0"], "a number > 0"),
+            (["end", "--session", "x", "--keep", "long"], "a number > 0"),
+            (["end", "--session", "{}", "--json-ids"], "with --json-ids an id is JSON"),
+            (["end", "--identity", "ann", "--json-ids"], "with --json-ids an id is JSON"),
+            (["end", "--identity", "null", "--json-ids"], "None is no identity"),
+        ],
+    )
+    async def test_wrong_options(
+        self, redis_server: RedisServer, run: Run, argv: list[str], why: str
+    ) -> None:
+        """It says what is wrong and orders nothing."""
+        done = await run(redis_server.url, *argv)
+
+        assert (done.code, done.out) == (2, "")
+        assert why in done.err
+        assert await redis_server.cli("KEYS", "*:rev:*") == []
+
+    def test_without_the_extra(self) -> None:
+        """Without redis-py it says what to install."""
+        code = (
+            "import sys; sys.modules['redis'] = None;"
+            "from aiohttp_session_ws.__main__ import main; sys.exit(main())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+        assert done.returncode == 2
+        assert "pip install 'aiohttp-session-ws[redis]'" in done.stderr
+
+    async def test_redis_goes(
+        self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An order that Redis hasn't confirmed is no success."""
+        resolve = command._resolve
+
+        def kill_first(*args: Any) -> Any:
+            redis_server.kill()
+            return resolve(*args)
+
+        monkeypatch.setattr(command, "_resolve", kill_first)
+        done = await run(redis_server.url, "end", "--session", "x", "--wait", "0.5")
+
+        assert done.code == 1
+        assert "Redis hasn't confirmed the order" in done.err
+
+    async def test_interrupted(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl+C leaves no traceback."""
+
+        async def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(command, "run", interrupt)
+
+        assert (await run(nowhere(), "count")).code == 130
+
+
+class TestPrinting:
+    async def test_hostile_path(
+        self, redis_server: RedisServer, aiohttp_client: AiohttpClient, run: Run
+    ) -> None:
+        """What a client puts into a path moves no cursor, and no column far."""
+        app = node_app(redis_server.url)
+        app.router.add_get("/any/{path}", converse)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/any/%1b[2J%0a" + "x" * 100):
+            registry = app["aiohttp_session_ws_registry"]
+            await until(lambda: registry)
+            done = await run(redis_server.url, "connections")
+
+        assert "/any/\\x1b[2J\\nxxx" in done.out
+        assert len(done.out.splitlines()) == 2
+        assert max(map(len, done.out.splitlines())) < 200
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d")],
+    )
+    def test_span(self, seconds: float, text: str) -> None:
+        """A duration is short to read."""
+        assert span(seconds) == text
+
+    async def test_help(self, run: Run) -> None:
+        """The help tells where the URL comes from, and each exit code."""
+        done = await run("", "--help")
+
+        assert done.code == 0
+        assert URL in done.out
+        assert all(re.search(rf"^  {code}  ", done.out, re.MULTILINE) for code in range(4))

@@ -1,0 +1,103 @@
+"""
+Connections by a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aiohttp_session_ws.connections.connection import TrackedConnection
+from aiohttp_session_ws.connections.index import Index
+
+
+class Nothing:
+    """What no connection of these tests needs: somebody who closes it."""
+
+    async def close_connection(self, connection: Any, close: Any) -> None:
+        """Close nothing."""
+
+
+def connection(session_ws_id: Hashable) -> TrackedConnection:
+    """Return a connection of a socket of its own."""
+    return TrackedConnection(session_ws_id, object(), Nothing())
+
+
+class Model(RuleBasedStateMachine):
+    """
+    Compare an index with a plain list.
+    """
+
+    keys = st.sampled_from(["a", "b", 1, (1,)])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = Index()
+        self.there: list[tuple[Hashable, TrackedConnection]] = []
+
+    @rule(key=keys)
+    def add(self, key: Hashable) -> None:
+        """File a new connection."""
+        new = connection(key)
+        self.index.add(key, new)
+        self.there.append((key, new))
+
+    @rule(key=keys)
+    def add_new(self, key: Hashable) -> None:
+        """File a connection unless it is there."""
+        new = connection(key)
+
+        again = TrackedConnection(key, new.ws, Nothing())
+
+        assert self.index.add_new(key, new)
+        assert not self.index.add_new(key, again)
+        self.there.append((key, new))
+
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        """Take one out, twice."""
+        if self.there:
+            key, gone = self.there.pop(data.draw(st.integers(0, len(self.there) - 1)))
+            self.index.discard(key, gone.ws)
+            self.index.discard(key, gone.ws)
+
+    @rule(key=keys)
+    def discard_unknown(self, key: Hashable) -> None:
+        """Take out what isn't there."""
+        self.index.discard(key, object())
+
+    @invariant()
+    def same(self) -> None:
+        """Both know the same, by each key and in all."""
+        keys = {key for key, _ in self.there}
+        assert set(self.index.keys()) == keys
+        assert len(self.index) == len(keys)
+        assert self.index.size == len(self.there)
+        assert set(self.index) == {one for _, one in self.there}
+        for key in ["a", "b", 1, (1,)]:
+            assert (key in self.index) is (key in keys)
+            assert self.index.of(key) == [one for there, one in self.there if there == key]
+        for key, one in self.there:
+            assert self.index.get(key, one.ws) is one
+            assert self.index.get("nowhere", one.ws) is None
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_may_change_meanwhile() -> None:
+    """Whoever goes through it sees what was there when it began."""
+    index = Index()
+    for number in range(3):
+        index.add("a", connection(number))
+    seen = []
+    for one in index:
+        index.discard("a", one.ws)
+        seen.append(one)
+
+    assert len(seen) == 3
+    assert not index.size

@@ -1,0 +1,480 @@
+"""
+How many sockets there may be, however many come at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Literal
+
+import pytest
+from aiohttp import (
+    ClientConnectionResetError,
+    ClientWebSocketResponse,
+    WSMsgType,
+    WSServerHandshakeError,
+    web,
+)
+from aiohttp_session_ws.connection import Connection
+from aiohttp_session_ws.limits import make_room
+from aiohttp_session_ws.sockets import Sockets
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from aiohttp_session_ws import Limits, SessionWSRegistry, Timeouts
+from aiohttp_session_ws.close_codes import NORMAL
+from aiohttp_session_ws.signals import OpenDetails
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    Client,
+    RawPeer,
+    Turnstile,
+    cookie_of,
+    expect_close,
+    make_app,
+    until,
+    user_of,
+)
+from tests.support.inspect import connections, opening
+
+
+def make(limits: Limits, **options: Any) -> SessionWSRegistry:
+    """Return a registry whose identities are users."""
+    return SessionWSRegistry(identify=user_of, limits=limits, timeouts=QUICK, **options)
+
+
+async def connect(client: Client, cookie: str) -> ClientWebSocketResponse:
+    """Open a socket and hear that one is in."""
+    ws = await client.ws_connect("/ws", headers={"Cookie": cookie})
+    message = await ws.receive(timeout=PATIENCE)
+    assert message.type is WSMsgType.TEXT, message
+    return ws
+
+
+async def log_in(client: Client, user: str = "ann") -> str:
+    """Return the cookie of a new session."""
+    client.session.cookie_jar.clear()
+    await client.get("/login", params={"user": user})
+    cookie = cookie_of(client)
+    client.session.cookie_jar.clear()
+    return cookie
+
+
+async def is_open(ws: ClientWebSocketResponse) -> bool:
+    """Tell whether the server still answers."""
+    with contextlib.suppress(ClientConnectionResetError):
+        await ws.send_str("still there?")
+        return (await ws.receive(timeout=PATIENCE)).type is WSMsgType.TEXT
+    return False
+
+
+class TestEvict:
+    async def test_per_session(self, aiohttp_client: AiohttpClient) -> None:
+        """The oldest of a session goes; another session has its own limit."""
+        client = await aiohttp_client(make_app(make(Limits(per_session=2))))
+        ann, bob = await log_in(client), await log_in(client, "bob")
+        theirs = await connect(client, bob)
+        first, second = await connect(client, ann), await connect(client, ann)
+        third = await connect(client, ann)
+
+        assert await expect_close(first) == 4429
+        fourth = await connect(client, ann)
+        assert await expect_close(second) == 4429
+        for ws in (theirs, third, fourth):
+            assert await is_open(ws)
+
+    async def test_per_identity(self, aiohttp_client: AiohttpClient) -> None:
+        """The oldest of a user goes, from whatever session; nobody has no limit."""
+        client = await aiohttp_client(make_app(make(Limits(per_identity=2))))
+        one, two, bob = await log_in(client), await log_in(client), await log_in(client, "bob")
+        theirs = await connect(client, bob)
+        first, second = await connect(client, one), await connect(client, two)
+        third = await connect(client, two)
+
+        assert await expect_close(first) == 4429
+        await client.get("/whoami")
+        nobody = [await connect(client, cookie_of(client)) for _ in range(3)]
+        for ws in (theirs, second, third, *nobody):
+            assert await is_open(ws)
+
+    async def test_both(self, aiohttp_client: AiohttpClient) -> None:
+        """One that makes room in its session makes room with its identity too."""
+        registry = make(Limits(per_session=1, per_identity=2))
+        client = await aiohttp_client(make_app(registry))
+        one, two = await log_in(client), await log_in(client)
+        first, second = await connect(client, one), await connect(client, two)
+        third = await connect(client, two)
+
+        assert await expect_close(second) == 4429
+        assert await is_open(first)
+        assert await is_open(third)
+
+    async def test_mute(self, aiohttp_client: AiohttpClient) -> None:
+        """One that doesn't answer the close is cut, and only then the new one is let in."""
+        registry = make(Limits(per_session=1))
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        peer = await RawPeer.open(client.make_url("/ws"), ann)
+        await peer.frame()
+        opened: list[int] = []
+
+        @registry.on_open
+        async def count(details: OpenDetails) -> None:
+            opened.append(await registry.count())
+
+        ws = await connect(client, ann)
+        assert opened == [1]
+        assert await is_open(ws)
+        assert await peer.closed() == 4429
+        peer.close()
+
+    async def test_unauthorized(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that is not authorized evicts nobody."""
+        allow = [True]
+        registry = make(Limits(per_session=1), authorize=lambda request: allow[0])
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        ws = await connect(client, ann)
+        allow[0] = False
+        with pytest.raises(WSServerHandshakeError, match="403"):
+            await client.ws_connect("/ws", headers={"Cookie": ann})
+
+        assert await is_open(ws)
+
+    async def test_by_hand(self, aiohttp_client: AiohttpClient) -> None:
+        """What was registered by hand counts, and is closed like the others."""
+        codes: list[int] = []
+
+        class Thing:
+            def close(self, *, code: int, message: bytes) -> None:
+                codes.append(code)
+
+        registry = make(Limits(per_session=1))
+        client = await aiohttp_client(make_app(registry))
+        cookie = await log_in(client)
+        id_ = (await (await client.get("/whoami", headers={"Cookie": cookie})).json())["id"]
+        registry.register(id_, Thing())
+        await connect(client, cookie)
+
+        assert codes == [4429]
+
+    async def test_already_refused(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that an order has refused takes nobody's place."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        registry = make(Limits(per_identity=1), authorize=authorize)
+        client = await aiohttp_client(make_app(registry))
+        one, two = await log_in(client), await log_in(client)
+        ws = await connect(client, one)
+        authorizing.shut = True
+        refused = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
+        await authorizing.arrived.wait()
+        (connection,) = opening(registry)
+        await registry.end_session(connection.session_ws_id)
+        authorizing.let()
+
+        assert await expect_close(await refused) == 4401
+        assert await is_open(ws)
+
+    async def test_just_ordered_to_close(self, aiohttp_client: AiohttpClient) -> None:
+        """One whose close was ordered a moment ago is waited for like all others."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        registry = make(Limits(per_identity=1), authorize=authorize)
+        client = await aiohttp_client(make_app(registry))
+        one, two = await log_in(client), await log_in(client)
+        ws = await connect(client, one)
+        (connection,) = connections(registry)
+        authorizing.shut = True
+        waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": two}))
+        await authorizing.arrived.wait()
+        closing = asyncio.ensure_future(registry.close_all_session(connection.session_ws_id))
+        authorizing.let()
+
+        assert await is_open(await waiting)
+        assert await expect_close(ws) == 4403
+        await closing
+
+    async def test_in_flight(self, aiohttp_client: AiohttpClient) -> None:
+        """The oldest may be a handshake that waits for its own place."""
+        registry = make(Limits(per_session=1))
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        peer = await RawPeer.open(client.make_url("/ws"), ann)  # mute: its place is free late
+        await until(lambda: connections(registry))
+        waiting = asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": ann}))
+        await until(lambda: opening(registry))
+        last = await connect(client, ann)
+
+        assert await expect_close(await waiting) == 4429
+        assert await is_open(last)
+        assert await peer.closed() == 4429
+        peer.close()
+
+
+class TestRefuse:
+    @pytest.mark.parametrize("limit", ["per_session", "per_identity"])
+    async def test_refuse(self, aiohttp_client: AiohttpClient, limit: str) -> None:
+        """The new one is told by a close code; a place that was left is free again."""
+        registry = make(Limits(**{limit: 2}, on_limit="refuse"))
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        first, second = await connect(client, ann), await connect(client, ann)
+        refused = await client.ws_connect("/ws", headers={"Cookie": ann})
+
+        assert await expect_close(refused) == 4429
+        assert await is_open(first)
+        assert await is_open(second)
+        await first.close()
+        await until(lambda: len(connections(registry)) == 1)
+        assert await is_open(await connect(client, ann))
+
+
+class TestTotal:
+    @pytest.mark.parametrize("on_limit", ["evict_oldest", "refuse"])
+    async def test_total(
+        self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
+    ) -> None:
+        """Beyond it a handshake gets 503 and is told when to try again."""
+        client = await aiohttp_client(make_app(make(Limits(total=2, on_limit=on_limit))))
+        sockets = [await connect(client, await log_in(client)) for _ in range(2)]
+        cookie = await log_in(client)
+        with pytest.raises(WSServerHandshakeError) as caught:
+            await client.ws_connect("/ws", headers={"Cookie": cookie})
+
+        assert caught.value.status == 503
+        assert caught.value.headers is not None
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        for ws in sockets:
+            assert await is_open(ws)
+
+
+@pytest.mark.parametrize("on_limit", ["evict_oldest", "refuse"])
+class TestBurst:
+    async def test_session(
+        self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
+    ) -> None:
+        """Of many handshakes at once exactly as many get in as may, and never more."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        limits = Limits(per_session=3, on_limit=on_limit)
+        registry = make(limits, authorize=authorize)
+        most = [0]
+
+        @registry.on_open
+        async def count(details: OpenDetails) -> None:
+            most[0] = max(most[0], len(registry[details.session_ws_id]))
+
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        for _ in range(2):
+            await connect(client, ann)
+        authorizing.shut = True
+        burst = [
+            asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": ann}))
+            for _ in range(20)
+        ]
+        await until(lambda: len(authorizing.waiting) == 20)
+        authorizing.let()
+        sockets = await asyncio.gather(*burst)
+        first = await asyncio.gather(*(ws.receive(timeout=PATIENCE) for ws in sockets))
+        await until(lambda: not opening(registry))
+
+        assert most[0] == 3
+        assert await registry.count() == 3
+        refused = [m for m in first if m.type is WSMsgType.CLOSE]
+        assert {m.data for m in refused} <= {4429}
+        if on_limit == "refuse":
+            assert len(refused) == 19
+
+    async def test_total(
+        self, aiohttp_client: AiohttpClient, on_limit: Literal["evict_oldest", "refuse"]
+    ) -> None:
+        """The limit on all counts handshakes in flight."""
+        authorizing = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await authorizing()
+            return True
+
+        registry = make(Limits(total=5, on_limit=on_limit), authorize=authorize)
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        authorizing.shut = True
+        burst = [
+            asyncio.ensure_future(client.ws_connect("/ws", headers={"Cookie": ann}))
+            for _ in range(20)
+        ]
+        await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda: sum(task.done() for task in burst) == 15)
+        authorizing.let()
+        results = await asyncio.gather(*burst, return_exceptions=True)
+
+        refused = [r for r in results if isinstance(r, WSServerHandshakeError)]
+        assert len(refused) == 15
+        assert {r.status for r in refused} == {503}
+        await until(lambda: len(connections(registry)) == 5)
+
+
+class TestOptions:
+    @pytest.mark.parametrize("number", [0, -1, 1.5, "3"])
+    @pytest.mark.parametrize("name", ["per_session", "per_identity", "total"])
+    def test_number(self, name: str, number: Any) -> None:
+        """A limit that is none says what it should be."""
+        with pytest.raises(ValueError, match=f"{name} is a number > 0 or None"):
+            Limits(**{name: number})
+
+    def test_on_limit(self) -> None:
+        """What happens at the limit is one of two."""
+        with pytest.raises(ValueError, match="'evict_oldest' or 'refuse'"):
+            Limits(on_limit="evict")  # type: ignore[arg-type]  # that's the test
+
+    def test_whose(self) -> None:
+        """A limit for each identity needs to know them."""
+        with pytest.raises(ValueError, match="identify="):
+            SessionWSRegistry(limits=Limits(per_identity=1))
+
+    async def test_none(self, aiohttp_client: AiohttpClient) -> None:
+        """There is no limit unless one is set."""
+        registry = SessionWSRegistry(timeouts=Timeouts(close=0.2, handler_grace=0.1))
+        client = await aiohttp_client(make_app(registry))
+        ann = await log_in(client)
+        sockets = [await connect(client, ann) for _ in range(30)]
+
+        for ws in sockets:
+            assert await is_open(ws)
+
+
+class Thing:
+    """A socket that closes when it is told to, a step later."""
+
+    async def close(self) -> None:
+        """Close."""
+        await asyncio.sleep(0)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["come", "come", "come", "go", "refuse", "turn"]),
+        st.integers(0, 2),  # whose session
+        st.integers(0, 1),  # whose identity
+    ),
+    max_size=40,
+)
+
+
+class TestMakeRoom:
+    async def test_one_place_at_a_time(self) -> None:
+        """Two that wait for a place each get in one after the other, as places are left."""
+        limits, sockets = Limits(per_session=2), Sockets(Timeouts(close=PATIENCE))
+        sockets.on_gone = lambda connection: None
+        leaving = [asyncio.Event(), asyncio.Event()]
+
+        class Slow:
+            def __init__(self, gone: asyncio.Event) -> None:
+                self.close = gone.wait
+
+        old = [Connection("s", Slow(gone), started=float(n)) for n, gone in enumerate(leaving)]
+        for connection in old:
+            sockets.opened(connection)
+        new = [Connection("s", Thing(), started=2.0 + n) for n in range(2)]
+        entered: list[int] = []
+
+        async def come(n: int) -> None:
+            sockets.enter(new[n])
+            await make_room(limits, sockets, new[n])
+            entered.append(n)
+
+        tasks = [asyncio.ensure_future(come(n)) for n in range(2)]
+        await until(lambda: all(connection.closing for connection in old))
+        leaving[0].set()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert entered == [0]
+        leaving[1].set()
+        await asyncio.gather(*tasks)
+        assert entered == [0, 1]
+        await sockets.stop()
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(steps=steps, per_session=st.integers(1, 3), per_identity=st.integers(1, 4))
+    def test_never_more(
+        self, steps: list[tuple[str, int, int]], per_session: int, per_identity: int
+    ) -> None:
+        """Whatever comes and goes in between: never more, and the oldest goes."""
+        asyncio.run(self._run(steps, per_session, per_identity))
+
+    async def _run(
+        self, steps: list[tuple[str, int, int]], per_session: int, per_identity: int
+    ) -> None:
+        limits = Limits(per_session=per_session, per_identity=per_identity)
+        sockets = Sockets(QUICK)
+        sockets.on_gone = lambda connection: None
+        everybody: list[Connection] = []
+
+        def check() -> None:
+            for index, limit in ((sockets.open, per_session), (sockets.identities, per_identity)):
+                for key in index.keys():  # noqa: SIM118  an index is no mapping
+                    there = [c for c in index.of(key) if c.opened and not c.gone]
+                    assert len(there) <= limit
+                    going = [c.started for c in everybody if _is(c, key) and _evicted(c)]
+                    staying = [c.started for c in index.of(key) if _has_place(c)]
+                    if index is sockets.open and per_identity >= 3 * per_session:
+                        assert not going or not staying or max(going) < min(staying)
+
+        async def come(connection: Connection, identity: int) -> None:
+            sockets.enter(connection)
+            sockets.identified(connection, f"user {identity}")
+            await make_room(limits, sockets, connection)
+            if connection.refusal is not None:
+                sockets.drop(connection)
+                return
+            sockets.opened(connection)
+            check()
+
+        tasks: list[asyncio.Task[None]] = []
+        for number, (what, session, identity) in enumerate(steps):
+            if what == "come":
+                connection = Connection(f"session {session}", Thing(), None, None, float(number))
+                everybody.append(connection)
+                tasks.append(asyncio.ensure_future(come(connection, identity)))
+            elif what == "go":
+                for connection in sockets.open.of(f"session {session}")[:1]:
+                    _ = sockets.begin_close(connection, connection.close or NORMAL)
+            elif what == "refuse":
+                for connection in sockets.opening.of(f"session {session}")[:1]:
+                    connection.refuse(NORMAL)
+            await asyncio.sleep(0)
+            check()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*tasks)
+        check()
+        assert sockets.opening.size == 0
+        await sockets.stop()
+
+
+def _is(connection: Connection, key: object) -> bool:
+    return key in (connection.session_ws_id, connection.identity)
+
+
+def _evicted(connection: Connection) -> bool:
+    return connection.refusal is not None and connection.refusal.code == 4429
+
+
+def _has_place(connection: Connection) -> bool:
+    return connection.opened and connection.close is None and connection.closing is None

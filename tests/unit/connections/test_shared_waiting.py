@@ -1,0 +1,257 @@
+"""
+Pushing beside a handler that sends, and to objects registered by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import WSMsgType, web
+
+from aiohttp_session_ws import (
+    Connection,
+    PushQueue,
+    SessionWSRegistry,
+    Timeouts,
+    outbox,
+    session_ws,
+)
+from aiohttp_session_ws.results import Delivery
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    RawPeer,
+    Turnstile,
+    make_app,
+    until,
+)
+from tests.support.inspect import connections, quiet
+from tests.support.slow_peers import (
+    BLOCK,
+    LINE,
+    SlowSocket,
+    choke,
+    drained,
+    queued,
+    slow,
+    stopped,
+    texts,
+    unsent,
+)
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=QUICK)
+
+
+class TestSharedWaiting:
+    """In aiohttp, all who wait to send on a socket wait for the same future."""
+
+    async def senders(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        send: Callable[[web.WebSocketResponse], Awaitable[None]],
+    ) -> tuple[RawPeer, Connection]:
+        """Let a handler send to a peer for whom the writer waits already."""
+        go = asyncio.Event()
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await go.wait()
+                await send(ws)
+                await ws.receive()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/listen", handler)
+        client = await aiohttp_client(app)
+        peer, connection = await stopped(client, registry)
+        await choke(connection, registry)
+        go.set()
+        await until(lambda: unsent(connection) > len(BLOCK))
+        return peer, connection
+
+    async def test_log_out_does_not_cancel_the_handler(
+        self, aiohttp_client: AiohttpClient
+    ) -> None:
+        """A handler that sends when its queue is dropped gets no CancelledError."""
+        registry = SessionWSRegistry(timeouts=Timeouts(close=0.1, handler_grace=PATIENCE))
+        raised: list[BaseException] = []
+
+        async def send(ws: web.WebSocketResponse) -> None:
+            try:
+                while True:
+                    await ws.send_bytes(BLOCK)
+            except BaseException as exc:
+                raised.append(exc)
+                raise
+
+        peer, _ = await self.senders(aiohttp_client, registry, send)
+        report = await registry.close_all()
+        peer.close()
+
+        assert [isinstance(exc, ConnectionError) for exc in raised] == [True]
+        assert (report.aborted, report.cancelled) == (1, 0)
+
+    async def test_cancelled_handler_does_not_cancel_the_writer(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The writer goes on when there is room again; until then it writes no more."""
+        spoilt = asyncio.Event()
+
+        async def send(ws: web.WebSocketResponse) -> None:
+            sending = asyncio.ensure_future(ws.send_bytes(BLOCK))
+            await asyncio.sleep(0)
+            sending.cancel()
+            await asyncio.wait({sending})
+            spoilt.set()
+
+        registry.push_queue = PushQueue(messages=1000, bytes=10**9)
+        peer, connection = await self.senders(aiohttp_client, registry, send)
+        await spoilt.wait()
+        before = unsent(connection)
+        for number in range(20):
+            await registry.broadcast(b"%d" % number + BLOCK)
+            assert unsent(connection) <= before + len(BLOCK) * 2
+        frames = [await peer.frame() for _ in range(22)]
+
+        assert [len(f[1]) for f in frames[:2] if f is not None] == [len(BLOCK)] * 2
+        assert [int(f[1].split(b"x")[0]) for f in frames[2:] if f is not None] == list(range(20))
+        peer.close()
+
+    async def test_without_a_transport_to_look_at(
+        self, registry: SessionWSRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The writer for what was registered by hand goes on after a while."""
+        monkeypatch.setattr(outbox, "_BLIND", 0)
+        waiter = asyncio.get_running_loop().create_future()
+
+        class Shared(SlowSocket):
+            async def send_frame(self, payload: bytes, opcode: WSMsgType) -> None:
+                self.took.append(payload)
+                await waiter
+
+        ws = Shared()
+        registry.register("shared", ws)
+        await registry.broadcast("one")
+        await registry.broadcast("two")
+        waiter.cancel()
+        await quiet(registry)
+
+        assert ws.took == [b"one", b"two"]
+
+
+class TestByHand:
+    async def test_websocket(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A websocket response that was registered by hand is pushed to while it is open."""
+        held = Turnstile()
+        held.shut = True
+
+        async def bare(request: web.Request) -> web.WebSocketResponse:
+            ws = web.WebSocketResponse()
+            registry.register("bare", ws)
+            unprepared = await registry.broadcast("early")
+            await ws.prepare(request)
+            opened = await registry.broadcast("open")
+            await ws.receive()
+            closed = await registry.broadcast("late")
+            registry.unregister("bare", ws)
+            deliveries.extend([unprepared, opened, closed])
+            return ws
+
+        deliveries: list[Delivery] = []
+        app = make_app(registry)
+        app.router.add_get("/bare", bare)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/bare") as ws:
+            assert await texts(ws, 1) == ["open"]
+        await until(lambda: deliveries)
+
+        assert deliveries == [Delivery(0), Delivery(1), Delivery(0)]
+
+    async def test_something_to_close(self, registry: SessionWSRegistry) -> None:
+        """What can only be closed is no receiver."""
+
+        class Door:
+            def close(self) -> None:
+                """Shut."""
+
+        registry.register("door", Door())
+
+        assert await registry.broadcast("knock") == Delivery(0)
+
+    async def test_taken_out(self, registry: SessionWSRegistry) -> None:
+        """Taken out by hand, it gets nothing more; no task and no timer is left."""
+        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        ws, connection = await slow(registry)
+        for _ in range(3):
+            await registry.broadcast(LINE)
+        registry.unregister("slow", ws)
+        await until(lambda: drained(registry, connection))
+
+        assert ws.took == []
+
+    async def test_let_go(self, registry: SessionWSRegistry) -> None:
+        """Out of the index, nothing is kept for it."""
+        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        ws, connection = await slow(registry)
+        for _ in range(3):
+            await registry.broadcast(LINE)
+        await registry._sockets.let_go(connection)
+        await until(lambda: drained(registry, connection))
+
+        assert ws.took == []
+
+    async def test_closed(self, registry: SessionWSRegistry) -> None:
+        """When its own close() is called, what waited for it has been dropped."""
+        left: list[list[bytes]] = []
+
+        class Closing(SlowSocket):
+            async def close(self, *, code: int, message: bytes) -> None:
+                left.append(queued(connection))
+
+        registry.register("closing", Closing())
+        (connection,) = connections(registry)
+        await registry.broadcast(LINE)
+        assert queued(connection)
+        await registry.close_all()
+
+        assert left == [[]]
+
+    async def test_too_slow(self, registry: SessionWSRegistry) -> None:
+        """It gets its own close() with 1013."""
+        registry.push_queue = PushQueue(messages=1, patience=0)
+        ws, connection = await slow(registry)
+        await registry.broadcast(LINE)
+        await registry.broadcast(LINE)
+        await until(lambda: connection.gone and drained(registry, connection))
+
+        assert ws.code == 1013
+        assert not registry
+
+    async def test_fails(
+        self, registry: SessionWSRegistry, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One that raises stops no other; the log tells."""
+
+        class Broken(SlowSocket):
+            async def send_frame(self, payload: bytes, opcode: WSMsgType) -> None:
+                raise LookupError("a bug")
+
+        registry.register("broken", Broken())
+        ws, _ = await slow(registry)
+        await registry.broadcast("one")
+        await registry.broadcast("two")
+        await ws.take(2)
+
+        assert ws.took == [b"one", b"two"]
+        assert caplog.text.count("LookupError: a bug") == 2
+        assert {record.levelno for record in caplog.records} == {logging.ERROR}

@@ -1,0 +1,53 @@
+"""
+Conversations to serve, and what they leave behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect, websocket_handler
+from tests.support import (
+    PATIENT,
+    make_app,
+    until,
+)
+
+Talk = Callable[[WebSocket], Awaitable[object]]
+
+
+def serving(talk: Talk, registry: SessionWSRegistry | None = None, **options: Any) -> Any:
+    """Return an app that serves *talk* as ``/talk``."""
+    app = make_app(SessionWSRegistry(timeouts=PATIENT) if registry is None else registry)
+    app.router.add_get("/talk", websocket_handler(talk, **options))
+    return app
+
+
+def is_quiet(caplog: pytest.LogCaptureFixture) -> bool:
+    """Tell whether nothing was logged that somebody should look at."""
+    return not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Ended:
+    """What a handler found at the end of its conversation."""
+
+    def __init__(self) -> None:
+        self.found: asyncio.Queue[Any] = asyncio.Queue()
+
+    def note(self, error: WebSocketDisconnect) -> None:
+        """Keep the error."""
+        self.found.put_nowait((error.code, error.reason))
+
+    async def __call__(self) -> Any:
+        """Wait for what was found."""
+        return await asyncio.wait_for(self.found.get(), 10)
+
+
+async def neither(ws: WebSocket) -> None:
+    await until(lambda: ws.closed)
+    await ws.send("x")

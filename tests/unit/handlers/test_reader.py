@@ -1,0 +1,305 @@
+"""
+Reading ahead: what is read while nobody receives, and how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+from aiohttp_session_ws.reader import AHEAD_BYTES, AHEAD_MESSAGES
+
+from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect
+from aiohttp_session_ws.exceptions import WebSocketStateError
+from tests.support import (
+    NORMAL_CLOSE,
+    PATIENT,
+    AiohttpClient,
+    RawPeer,
+    expect_close,
+    until,
+)
+from tests.support.inspect import connections, quiet
+from tests.unit.handlers.talks import Ended, is_quiet, neither, serving
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """Return a frame of any size, masked with zeros."""
+    return struct.pack("!BBQI", 128 | opcode, 255, len(payload), 0) + payload
+
+
+class TestReading:
+    async def test_what_came_before_the_close(self, aiohttp_client: AiohttpClient) -> None:
+        """It is delivered first, though the close is known; but no more is sent."""
+        heard: asyncio.Queue[list[str | bytes]] = asyncio.Queue()
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await until(lambda: ws.closed)
+            with pytest.raises(WebSocketDisconnect):
+                await ws.send("x")
+            heard.put_nowait([message async for message in ws])
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            for number in range(9):
+                await ws.send_str(str(number))
+
+        assert await heard.get() == list("012345678")
+
+    async def test_what_came_before_an_order(self, aiohttp_client: AiohttpClient) -> None:
+        """It is not: the session has ended."""
+        heard: asyncio.Queue[list[str | bytes]] = asyncio.Queue()
+        registry = SessionWSRegistry(timeouts=PATIENT)
+        sockets: list[WebSocket] = []
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            sockets.append(ws)
+            await until(lambda: ws.closed)
+            heard.put_nowait([message async for message in ws])
+
+        client = await aiohttp_client(serving(talk, registry))
+        async with client.ws_connect("/talk") as ws:
+            await ws.send_str("transfer all")
+            await until(lambda: sockets and sockets[0]._opened()._queue)
+            await registry.close_all()
+
+        assert await heard.get() == []
+
+    async def test_two_at_a_time(self, aiohttp_client: AiohttpClient) -> None:
+        """The second task that wants to receive is told so; the first is not disturbed."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            first = asyncio.ensure_future(ws.receive())
+            await asyncio.sleep(0)
+            for attempt in (ws.receive, ws.recv, lambda: anext(ws)):
+                with pytest.raises(WebSocketStateError, match="another task is receiving"):
+                    await attempt()
+            await ws.send("say something")
+            await ws.send(await first)
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            await ws.receive_str()
+            await ws.send_str("something")
+
+            assert await ws.receive_str() == "something"
+
+    async def test_a_handler_that_is_slow_now_and_then(
+        self, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Whoever reads, all comes in order and once, and nobody reads any more at the end."""
+        registry = SessionWSRegistry(timeouts=PATIENT)
+        readers: list[Any] = []
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            reader = ws._opened()
+            readers.append(reader)
+            for number in range(300):
+                if number % 30 == 0:
+                    await until(lambda: reader._queue)  # it is read ahead
+                await ws.send(await ws.receive())
+            assert reader._ahead is None or reader._ahead.done()
+
+        client = await aiohttp_client(serving(talk, registry))
+        async with client.ws_connect("/talk") as ws:
+            for number in range(10):
+                for more in range(30):
+                    await ws.send_str(str(30 * number + more))
+                for more in range(30):
+                    assert await ws.receive_str() == str(30 * number + more)
+            await expect_close(ws)
+
+        assert readers[0]._busy is None or readers[0]._busy.cancelled()
+        await quiet(registry)
+
+    async def test_the_last_word(self, aiohttp_client: AiohttpClient) -> None:
+        """Who has read ahead leaves the client's answer to the close to who waits for it."""
+        registry = SessionWSRegistry(timeouts=PATIENT)
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await until(lambda: ws._opened()._ahead)
+
+        client = await aiohttp_client(serving(talk, registry))
+        peer = await RawPeer.open(client.make_url("/talk"))
+        (connection,) = connections(registry)
+        frame = await peer.frame()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+        assert frame == (8, NORMAL_CLOSE)
+        assert connection.transport is not None
+        assert not connection.transport.is_closing()
+        await peer.say(8, NORMAL_CLOSE)
+        assert await peer.closed() is None
+        peer.close()
+
+    async def test_a_receive_that_is_cancelled(self, aiohttp_client: AiohttpClient) -> None:
+        """It loses no message, whoever was reading."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            for ahead in (False, True):
+                if ahead:
+                    await until(lambda: ws._opened()._ahead)
+                task = asyncio.ensure_future(ws.receive())
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await ws.send("go on")
+                await ws.send(await ws.receive())
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            for text in "ab":
+                assert await ws.receive_str() == "go on"
+                await ws.send_str(text)
+
+                assert await ws.receive_str() == text
+
+    async def test_pings_are_answered(self, aiohttp_client: AiohttpClient) -> None:
+        """A client may ask a busy handler whether it is there."""
+        done = asyncio.Event()
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await done.wait()
+
+        client = await aiohttp_client(serving(talk))
+        peer = await RawPeer.open(client.make_url("/talk"))
+        await peer.say(9, b"there?")
+
+        assert await peer.frame() == (10, b"there?")
+        done.set()
+        peer.close()
+
+    async def test_a_receive_timeout(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Aiohttp's option is for a handler that waits, not for who reads in its place."""
+        busy = 0
+
+        async def talk(ws: WebSocket) -> None:
+            nonlocal busy
+            await ws.connect()
+            reader = ws._opened()
+            for _ in range(3):
+                await until(lambda: reader._ahead is not None and reader._ahead.done())
+                busy += 1
+                with pytest.raises(TimeoutError):
+                    await ws.receive()
+            await ws.send("still there")
+            assert await ws.receive() == "so am I"
+
+        client = await aiohttp_client(serving(talk, receive_timeout=0.01))
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_str() == "still there"
+            await ws.send_str("so am I")
+            await expect_close(ws)
+
+        assert busy == 3
+        assert is_quiet(caplog)
+
+    async def test_pings_for_the_handler(self, aiohttp_client: AiohttpClient) -> None:
+        """Without ``autoping`` they are not taken for messages."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await ws.send(await ws.receive())
+            await until(lambda: ws._opened()._queue)
+            await ws.send(await ws.receive())
+
+        client = await aiohttp_client(serving(talk, autoping=False))
+        async with client.ws_connect("/talk") as ws:
+            for text in ("one", "two"):
+                await ws.ping()
+                await ws.send_str(text)
+
+                assert await ws.receive_str() == text
+
+
+class TestFlood:
+    """A client that sends more than its handler reads."""
+
+    SIZE = 60_000
+
+    async def test_is_held_up(self, aiohttp_client: AiohttpClient) -> None:
+        """It can send no more, nothing is lost, and its connection lives on."""
+        registry = SessionWSRegistry(timeouts=PATIENT)
+        go, held = asyncio.Event(), asyncio.Event()
+        messages = 400
+        got: list[int] = []
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            reader = ws._opened()
+            transport = reader.connection.transport
+            await until(lambda: transport is not None and not transport.is_reading())
+            await until(lambda: reader._ahead is not None and reader._ahead.done())
+            assert 0 < len(reader._queue) <= AHEAD_MESSAGES
+            assert reader._size < AHEAD_BYTES + self.SIZE
+            held.set()
+            await go.wait()
+            for _ in range(messages):
+                got.append(len(await ws.receive()))
+            await ws.send("all")
+
+        client = await aiohttp_client(serving(talk, registry, heartbeat=0.2))
+        peer = await RawPeer.open(client.make_url("/talk"))
+        flood = masked(2, bytes(self.SIZE)) * messages
+        flooding = asyncio.ensure_future(peer.send(flood))
+        await held.wait()
+        # It is pinged all the same; before, the first ping without an answer was the end.
+        for _ in range(4):
+            assert await peer.frame() == (9, b"")
+        assert not flooding.done()
+        go.set()
+        frame: tuple[int, bytes] | None = (9, b"")
+        while frame == (9, b""):
+            frame = await peer.frame()
+
+        assert frame == (1, b"all")
+        assert got == [self.SIZE] * messages
+        await flooding
+        peer.close()
+
+    async def test_many_small_messages(self, aiohttp_client: AiohttpClient) -> None:
+        """Their number is bounded too."""
+        client = await aiohttp_client(serving(self.busy))
+        peer = await RawPeer.open(client.make_url("/talk"))
+        await peer.send(b"\x81\x80\0\0\0\0" * 10 * AHEAD_MESSAGES)
+
+        assert await peer.frame() == (1, str(AHEAD_MESSAGES).encode())
+        peer.close()
+
+    async def busy(self, ws: WebSocket) -> None:
+        await ws.connect()
+        reader = ws._opened()
+        await until(lambda: reader._ahead is not None and reader._ahead.done())
+        await ws.send(str(len(reader._queue)))
+        for _ in range(10 * AHEAD_MESSAGES):
+            assert await ws.receive() == ""
+
+    async def test_a_dead_peer(self, aiohttp_client: AiohttpClient) -> None:
+        """One that is silent, not held up, is found dead as before."""
+        ended = Ended()
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            try:
+                await neither(ws)
+            except WebSocketDisconnect as exc:
+                ended.note(exc)
+
+        client = await aiohttp_client(serving(talk, heartbeat=0.2))
+        peer = await RawPeer.open(client.make_url("/talk"))
+
+        assert (await ended())[0] == 1006
+        peer.close()

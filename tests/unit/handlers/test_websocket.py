@@ -1,0 +1,316 @@
+"""
+The conversation object: connecting, talking, and every way in which it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError, web
+
+from aiohttp_session_ws import (
+    Connection,
+    SessionWSRegistry,
+    WebSocket,
+    WebSocketDisconnect,
+    session_ws_middleware,
+)
+from aiohttp_session_ws.exceptions import WebSocketStateError
+from aiohttp_session_ws.signals import FailDetails
+from tests.support import (
+    AiohttpClient,
+    Client,
+    expect_close,
+    until,
+)
+from tests.unit.handlers.talks import is_quiet, serving
+
+
+async def status_of(client: Client, **options: Any) -> int:
+    """Return the status that a handshake is refused with."""
+    with pytest.raises(WSServerHandshakeError) as refused:
+        await client.ws_connect("/talk", **options)
+    return refused.value.status
+
+
+class TestConnect:
+    async def test_states(self, aiohttp_client: AiohttpClient) -> None:
+        """It is connecting, then connected, then closed, and always one of the three."""
+        states: list[tuple[bool, bool, bool]] = []
+
+        async def talk(ws: WebSocket) -> None:
+            def look() -> None:
+                states.append((ws.connecting, ws.connected, ws.closed))
+
+            look()
+            await ws.connect()
+            look()
+            await ws.close()
+            look()
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            await expect_close(ws)
+        await until(lambda: len(states) == 3)
+
+        assert states == [(True, False, False), (False, True, False), (False, False, True)]
+
+    async def test_too_early(self, aiohttp_client: AiohttpClient) -> None:
+        """What needs a socket says that there is none yet, and how to get one."""
+
+        async def talk(ws: WebSocket) -> None:
+            tries: list[Callable[[], Any]] = [
+                lambda: ws.send("x"),
+                lambda: ws.receive(),
+                lambda: ws.recv(),
+                lambda: anext(ws),
+                lambda: ws.session_ws_id,
+                lambda: ws.identity,
+                lambda: ws["name"],
+                lambda: "name" in ws,
+            ]
+            for attempt in tries:
+                with pytest.raises(WebSocketStateError, match=r"await ws\.connect\(\) first"):
+                    await attempt()
+            await ws.accept()
+            await ws.send("good")
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_str() == "good"
+
+    async def test_twice(self, aiohttp_client: AiohttpClient) -> None:
+        """It is connected once; a failed try counts."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            with pytest.raises(WebSocketStateError, match=r"ask ws\.connecting first"):
+                await ws.connect()
+            await ws.send("good")
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_str() == "good"
+
+    @pytest.mark.parametrize("way", ["return", "close"])
+    async def test_never(self, aiohttp_client: AiohttpClient, way: str) -> None:
+        """Who doesn't connect refuses with 403, and ``on_fail`` is told."""
+        failed: list[FailDetails] = []
+
+        async def talk(ws: WebSocket) -> None:
+            if way == "close":
+                await ws.close(4000)
+                assert ws.closed
+
+        registry = SessionWSRegistry()
+        registry.on_fail.append(lambda details: note(details))
+
+        async def note(details: FailDetails) -> None:
+            failed.append(details)
+
+        client = await aiohttp_client(serving(talk, registry))
+
+        assert await status_of(client) == 403
+        assert [type(details.exception) for details in failed] == [web.HTTPForbidden]
+
+    async def test_another_answer(self, aiohttp_client: AiohttpClient) -> None:
+        """A response that is returned in place of a connection is the answer."""
+
+        async def talk(ws: WebSocket) -> web.Response:
+            return web.Response(status=418)
+
+        client = await aiohttp_client(serving(talk))
+
+        assert await status_of(client) == 418
+
+    async def test_http_exception(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One that is raised before is the answer, and no error."""
+
+        async def talk(ws: WebSocket) -> None:
+            raise web.HTTPNotFound
+
+        client = await aiohttp_client(serving(talk))
+
+        assert await status_of(client) == 404
+        assert is_quiet(caplog)
+
+    async def test_a_disconnect_without_a_connection(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who raises it by hand has crashed: it ends no conversation of its own."""
+
+        async def talk(ws: WebSocket) -> None:
+            raise WebSocketDisconnect(1000)
+
+        client = await aiohttp_client(serving(talk))
+
+        assert await status_of(client) == 500
+        assert not is_quiet(caplog)
+
+    async def test_and_close(self, aiohttp_client: AiohttpClient) -> None:
+        """To connect and close at once tells a page's script why."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect(close=True, close_code=4000)
+            assert ws.closed
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            assert await expect_close(ws) == 4000
+
+    async def test_a_subprotocol(self, aiohttp_client: AiohttpClient) -> None:
+        """The one that is chosen is answered, whatever the client likes better."""
+
+        async def talk(ws: WebSocket) -> None:
+            assert ws.subprotocols == ws.protocols == ["first", "second"]
+            await ws.connect(subprotocol="second")
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk", protocols=["first", "second"]) as ws:
+            assert ws.protocol == "second"
+
+    @pytest.mark.parametrize("offered", [(), ("other",)])
+    async def test_a_subprotocol_that_was_not_offered(
+        self,
+        aiohttp_client: AiohttpClient,
+        offered: tuple[str, ...],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """It can't be chosen, and the client is told so."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect(subprotocol="mine")
+
+        registry = SessionWSRegistry()
+        client = await aiohttp_client(serving(talk, registry))
+        async with client.ws_connect("/talk", protocols=offered) as ws:
+            message = await ws.receive()
+
+        assert (message.data, message.extra) == (1002, "subprotocol mine is required")
+        assert not [r for r in caplog.records if r.name == "aiohttp_session_ws"]
+
+    async def test_no_websocket(self, aiohttp_client: AiohttpClient) -> None:
+        """A plain GET reaches neither hooks nor handler."""
+        reached: list[WebSocket] = []
+
+        async def note(ws: WebSocket) -> None:
+            reached.append(ws)
+
+        registry = SessionWSRegistry()
+        registry.on_request.append(note)
+        client = await aiohttp_client(serving(note, registry))
+        async with client.get("/talk") as response:
+            assert response.status == 400
+
+        assert reached == []
+
+    async def test_an_ended_session(self, aiohttp_client: AiohttpClient) -> None:
+        """The core decides who gets in."""
+        after: list[str] = []
+
+        async def talk(ws: WebSocket) -> None:
+            try:
+                await ws.connect()
+            finally:
+                after.append("closed" if ws.closed else "open")
+            await ws.send("secret")
+
+        registry = SessionWSRegistry()
+        failed: asyncio.Queue[FailDetails] = asyncio.Queue()
+        registry.on_fail.append(failed.put)
+        client = await aiohttp_client(serving(talk, registry))
+        id_ = await (await client.get("/login")).text()
+        await registry.end_session(id_)
+        async with client.ws_connect("/talk") as ws:
+            message = await ws.receive()
+
+        assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
+        assert after == ["closed"]
+        assert failed.qsize() == 1
+
+    async def test_without_the_middleware(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No middleware is needed for an HTTP exception in an open socket to be no error."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            raise web.HTTPForbidden
+
+        app = serving(talk)
+        app.middlewares.remove(session_ws_middleware)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/talk") as ws:
+            assert await expect_close(ws) == 1008
+        await client.close()
+
+        assert is_quiet(caplog)
+
+
+class TestTalk:
+    async def test_texts_bytes_and_json(self, aiohttp_client: AiohttpClient) -> None:
+        """A message comes back as it went; JSON goes as text."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            for _ in range(2):
+                await ws.send(await ws.receive())
+            await ws.send_json(await ws.receive_json())
+            await ws.send_json(await ws.receive_json(loads=len), dumps=lambda data: f"<{data}>")
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            await ws.send_str("text")
+            await ws.send_bytes(b"bytes")
+            await ws.send_json({"a": [1]})
+            await ws.send_str("four")
+
+            assert await ws.receive_str() == "text"
+            assert await ws.receive_bytes() == b"bytes"
+            assert json.loads(await ws.receive_str()) == {"a": [1]}
+            assert await ws.receive_str() == "<4>"
+
+    async def test_anything_else(self, aiohttp_client: AiohttpClient) -> None:
+        """What is neither text nor bytes can't be sent, and the remedy is named."""
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            with pytest.raises(TypeError, match=r"dict can't be sent: take send_json\(\)"):
+                await ws.send({})  # type: ignore[arg-type]  # that's the point
+            await ws.send(b"good")
+
+        client = await aiohttp_client(serving(talk))
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_bytes() == b"good"
+
+    async def test_whose_it_is(self, aiohttp_client: AiohttpClient) -> None:
+        """It knows its session and whom that belongs to, and keeps what it is given."""
+        seen: list[object] = []
+
+        async def context(connection: Connection) -> AsyncIterator[None]:
+            connection.data["rights"] = "all"
+            yield
+            seen.append(connection.data["name"])
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            ws["name"] = "Ann"
+            assert "name" in ws
+            assert "rank" not in ws
+            await ws.send_json([ws.session_ws_id, ws.identity, ws["rights"], ws.request.path])
+
+        registry = SessionWSRegistry(identify=lambda request: "ann")
+        registry.connection_ctx.append(context)
+        client = await aiohttp_client(serving(talk, registry))
+        id_ = await (await client.get("/login")).text()
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_json() == [id_, "ann", "all", "/talk"]
+            await expect_close(ws)
+
+        assert seen == ["Ann"]

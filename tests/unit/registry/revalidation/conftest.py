@@ -1,0 +1,83 @@
+"""
+Scenes for tests of what ends in time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from aiohttp_session.nacl_storage import NaClCookieStorage
+from aiohttp_session.redis_storage import RedisStorage
+from redis.asyncio import Redis
+
+from aiohttp_session_ws import Expiry, SessionWSRegistry
+from tests.support import (
+    QUICK,
+    AiohttpClient,
+    make_app,
+)
+
+from .scene import MAX_AGE, STORAGES, Clocks, Scene, Start
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """Stop the wall clock, for us and for aiohttp_session."""
+    clocks = Clocks()
+    monkeypatch.setattr(time, "time", lambda: clocks.wall)
+    return clocks
+
+
+@pytest.fixture
+async def redis(redis_port: int) -> AsyncIterator[Redis]:
+    async with Redis(host="127.0.0.1", port=redis_port) as redis:
+        yield redis
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest) -> AbstractStorage:
+    """Every storage, with sessions that end."""
+    if request.param == "simple":
+        return SimpleCookieStorage(max_age=MAX_AGE)
+    if request.param == "encrypted":
+        return EncryptedCookieStorage(b"k" * 32, max_age=MAX_AGE)
+    if request.param == "nacl":
+        return NaClCookieStorage(b"k" * 32, max_age=MAX_AGE)
+    return RedisStorage(request.getfixturevalue("redis"), max_age=MAX_AGE)
+
+
+@pytest.fixture
+def redis_storage(redis: Redis) -> RedisStorage:
+    return RedisStorage(redis, max_age=MAX_AGE)
+
+
+@pytest.fixture
+async def start(aiohttp_client: AiohttpClient, clocks: Clocks) -> AsyncIterator[Start]:
+    """Set the scene; all that is open is closed in the end."""
+    scenes: list[Scene] = []
+
+    async def begin(
+        storage: AbstractStorage,
+        *extra: Any,
+        log_in: bool = True,
+        identify: Any = None,
+        **options: Any,
+    ) -> Scene:
+        registry = SessionWSRegistry(identify=identify, expiry=Expiry(**options), timeouts=QUICK)
+        registry._checker._alarm.clock = lambda: clocks.loop
+        client = await aiohttp_client(make_app(registry, storage, *extra))
+        scenes.append(Scene(client, registry, clocks))
+        if log_in:
+            await client.get("/login")
+            clocks.tick(10)
+        return scenes[-1]
+
+    yield begin
+    for scene in scenes:
+        for ws in scene.sockets:
+            await ws.close()

@@ -1,0 +1,89 @@
+"""
+A clock that jumps ends nobody too early and keeps nobody for good.
+"""
+
+from __future__ import annotations
+
+import pytest
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.redis_storage import RedisStorage
+
+from aiohttp_session_ws.deadlines import LONGEST
+from tests.support import (
+    until,
+)
+
+from .scene import (
+    EXPIRED,
+    MAX_AGE,
+    RECONNECT,
+    Faulty,
+    Start,
+    closed,
+)
+
+
+class TestClocks:
+    async def test_forward(self, start: Start, storage: AbstractStorage) -> None:
+        """After a night of sleep, sessions that are over end soon."""
+        scene = await start(storage, revalidate_every=None)
+        ws = await scene.connect()
+        scene.clocks.wall += 8 * 3600
+        scene.ring(LONGEST)
+        await scene.wait(1)
+
+        assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
+
+    @pytest.mark.parametrize("storage", ["simple", "nacl", "redis"], indirect=True)
+    async def test_backward(self, start: Start, storage: AbstractStorage) -> None:
+        """If the clock is set back sessions live longer, and so do their sockets."""
+        scene = await start(storage, revalidate_every=None)
+        ws = await scene.connect()
+        scene.clocks.wall -= 7200
+        scene.ring(LONGEST)
+        await scene.wait(1)
+        dues = scene.dues
+        await scene.wait(dues[0] - 1)
+        stays = await scene.stays(ws)
+        await scene.wait(1)
+
+        assert dues == [pytest.approx(MAX_AGE + 7200 - 70)]
+        assert stays
+        assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
+
+    @pytest.mark.parametrize("storage", ["encrypted"], indirect=True)
+    async def test_backward_with_a_stamp(self, start: Start, storage: AbstractStorage) -> None:
+        """Unless the storage doesn't take a cookie from the future."""
+        scene = await start(storage)
+        ws = await scene.connect()
+        scene.clocks.wall -= 7200
+        scene.ring(LONGEST)
+        await scene.wait(1)
+
+        assert await closed(ws) == RECONNECT
+
+    async def test_a_little(self, start: Start) -> None:
+        """Clocks that agree well enough cause no checks."""
+        faulty = Faulty(SimpleCookieStorage(max_age=MAX_AGE))
+        scene = await start(faulty)
+        await scene.connect()
+        before = faulty.loads
+        scene.clocks.wall += 0.9
+        scene.ring(LONGEST)
+        await scene.wait(1)
+
+        assert faulty.loads == before
+
+    async def test_the_timer(self, start: Start) -> None:
+        """It never sleeps for more than a minute, as long as there is a socket."""
+        scene = await start(SimpleCookieStorage())
+        ws = await scene.connect()
+        first = scene.checker._alarm._at - scene.clocks.loop
+        await scene.wait(LONGEST)
+        second = scene.checker._alarm._at - scene.clocks.loop
+        await ws.close()
+        await until(lambda: not scene.connections)
+        scene.ring(LONGEST)
+
+        assert (first, second) == (LONGEST, LONGEST)
+        assert scene.checker._alarm._timer is None

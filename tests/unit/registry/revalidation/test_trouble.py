@@ -1,0 +1,325 @@
+"""
+Looking when the storage fails, is slow, or is asked by thousands at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session.redis_storage import RedisStorage
+from redis.asyncio import Redis
+
+from aiohttp_session_ws import expiry
+from aiohttp_session_ws.deadlines import LONGEST
+from aiohttp_session_ws.expiry import CHECKS
+from tests.support import (
+    AiohttpClient,
+    GatedStorage,
+    cookie_of,
+    make_app,
+    until,
+)
+from tests.support.inspect import idle
+
+from .scene import (
+    ENDED,
+    EVERY,
+    EXPIRED,
+    MAX_AGE,
+    RECONNECT,
+    Faulty,
+    Start,
+    closed,
+)
+
+
+def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what we have logged."""
+    return [record for record in caplog.records if record.name == "aiohttp_session_ws"]
+
+
+class TestTrouble:
+    async def test_away_and_back(
+        self, start: Start, storage: AbstractStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Sockets stay as long as the storage is away; the log says so, once for all."""
+        caplog.set_level(logging.INFO, "aiohttp_session_ws")
+        faulty = Faulty(storage)
+        scene = await start(faulty)
+        sockets = [await scene.connect()]
+        await scene.log_in_anew()
+        sockets.append(await scene.connect())
+        ids = set(scene.registry)
+        faulty.error = ConnectionError(f"no {ids}")
+        waits = []
+        await scene.wait(1.2 * EVERY)
+        for _ in range(10):
+            waits += [(min(scene.dues), max(scene.dues))]
+            await scene.wait(1.2 * LONGEST)
+        faulty.error = None
+        stay = [await scene.stays(ws) for ws in sockets]
+        await scene.wait(1.2 * LONGEST)
+        messages = [(record.levelname, record.getMessage()) for record in ours(caplog)]
+
+        assert stay == [True, True]
+        assert [level for level, _ in messages] == ["WARNING", "INFO"]
+        assert "ConnectionError" in messages[0][1]
+        assert not any(str(id_) in text for id_ in ids for _, text in messages)
+        for n, (first, last) in enumerate(waits):
+            assert 0.8 * min(60, 2**n) <= first <= last <= 1.2 * min(60, 2**n)
+
+    async def test_ended_meanwhile(self, start: Start, redis_storage: RedisStorage) -> None:
+        """The sockets of a session that is over are closed when the storage is back."""
+        faulty = Faulty(redis_storage)
+        scene = await start(faulty)
+        ws = await scene.connect()
+        faulty.error = OSError()
+        await scene.wait(MAX_AGE + 1)
+        stays = await scene.stays(ws)
+        faulty.error = None
+        await scene.wait(1.2)
+
+        assert stays
+        assert await closed(ws) == EXPIRED
+
+    async def test_one_broken_session(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is told of once, not each time that others can be checked."""
+        caplog.set_level(logging.INFO, "aiohttp_session_ws")
+        faulty = Faulty(SimpleCookieStorage())
+        scene = await start(faulty)
+        await scene.connect()
+        await scene.log_in_anew("eve")
+        await scene.connect()
+        faulty.broken = "eve"
+        for _ in range(30):
+            await scene.wait(LONGEST)
+
+        assert [record.levelname for record in ours(caplog)] == ["WARNING"]
+        assert len(scene.connections) == 2
+
+    async def test_one_broken_session_that_goes(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """When it is gone and others could be checked, the trouble is over."""
+        caplog.set_level(logging.INFO, "aiohttp_session_ws")
+        faulty = Faulty(SimpleCookieStorage())
+        scene = await start(faulty)
+        ws = await scene.connect()
+        faulty.error = OSError()
+        await scene.wait(1.2 * EVERY)
+        faulty.error = None
+        await ws.close()
+        await until(lambda: not scene.connections)
+        await scene.connect()
+        await scene.wait(1.2 * EVERY)
+
+        assert [record.levelname for record in ours(caplog)] == ["WARNING", "INFO"]
+
+    async def test_frozen(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A storage that doesn't answer is not waited for longer than the limit."""
+        gated = GatedStorage(SimpleCookieStorage())
+        scene = await start(gated)
+        ws = await scene.connect()
+        monkeypatch.setattr(expiry, "CHECK_LIMIT", 0.001)
+        gated.loading.shut = True
+        await scene.wait(1.2 * EVERY)
+        gated.loading.let()
+
+        assert await scene.stays(ws)
+        assert 0.8 <= scene.dues[0] <= 1.2
+        assert "TimeoutError" in caplog.text
+
+    @pytest.mark.parametrize(
+        "error", [web.HTTPBadGateway(), asyncio.CancelledError(), LookupError("no such user")]
+    )
+    async def test_identify_fails(self, start: Start, error: BaseException) -> None:
+        """Whatever it raises is no answer."""
+        errors: list[BaseException] = []
+
+        async def identify(request: web.Request) -> str:
+            if errors:
+                raise errors.pop()
+            return "ann"
+
+        scene = await start(SimpleCookieStorage(), identify=identify)
+        ws = await scene.connect()
+        for _ in range(2):
+            errors.append(error)
+            await scene.wait(1.2 * EVERY)
+            waits = scene.dues
+            await scene.wait(1.2)
+
+            assert await scene.stays(ws)
+            assert 0.8 <= waits[0] <= 1.2
+            assert scene.dues[0] >= 0.8 * EVERY
+
+    @pytest.mark.parametrize("error", [web.HTTPForbidden(), web.HTTPUnauthorized()])
+    async def test_identify_refuses(self, start: Start, error: web.HTTPException) -> None:
+        """One that refuses has answered: the session is nobody's."""
+        errors: list[web.HTTPException] = []
+
+        async def identify(request: web.Request) -> str:
+            for refusal in errors:
+                raise refusal
+            return "ann"
+
+        scene = await start(SimpleCookieStorage(), identify=identify)
+        ws = await scene.connect()
+        errors.append(error)
+        await scene.wait(1.2 * EVERY)
+
+        assert await closed(ws) == RECONNECT
+
+    async def test_ended_by_a_lost_order(self, start: Start) -> None:
+        """A check sees that the id was revoked, whatever became of the order to close."""
+        scene = await start(SimpleCookieStorage())
+        ws = await scene.connect()
+        (connection,) = scene.connections
+        scene.registry._revocations.end(connection.session_ws_id, 3600.0)
+        await scene.wait(1.2 * EVERY)
+
+        assert await closed(ws) == ENDED
+
+    async def test_max_lifetime(self, start: Start) -> None:
+        """It ends even those that wait for their turn with a frozen storage."""
+        gated = GatedStorage(SimpleCookieStorage())
+        scene = await start(gated, max_lifetime=1000.0)
+        ws = await scene.connect()
+        scene.checker._running.update(f"frozen {n}" for n in range(CHECKS))
+        scene.ring(1.2 * EVERY)
+        stays = await scene.stays(ws)
+        scene.ring(1000)
+
+        assert stays
+        assert await closed(ws) == RECONNECT
+        assert gated.loads == 2  # the log-in and the handshake
+
+
+class TestChecks:
+    async def test_once_per_session(self, start: Start, storage: AbstractStorage) -> None:
+        """Sockets of one session are checked together, however they came."""
+        faulty = Faulty(storage)
+        scene = await start(faulty)
+        for _ in range(5):
+            await scene.connect()
+            scene.clocks.tick(EVERY / 10)
+        before = faulty.loads
+        for n in range(1, 11):
+            await scene.wait(1.2 * EVERY)
+            await scene.wait(0)
+
+            assert faulty.loads == before + n
+
+    async def test_so_many_at_once(self, start: Start) -> None:
+        """Checks are bounded in number; the others wait in the heap."""
+        gated = GatedStorage(SimpleCookieStorage())
+        scene = await start(gated)
+        for n in range(CHECKS + 8):
+            await scene.log_in_anew(f"user {n}")
+            await scene.connect()
+        before = gated.loads
+        gated.loading.shut = True
+        scene.ring(1.2 * EVERY)
+        await until(lambda: len(gated.loading.waiting) == CHECKS)
+        scene.ring(1)
+        waiting = len(scene.checker._deadlines)
+        wakes = scene.checker._alarm._at - scene.clocks.loop
+        at_once = gated.loads - before
+        gated.loading.let()
+        await until(lambda: gated.loads == before + CHECKS + 8)
+        await scene.wait()
+
+        assert (at_once, waiting, wakes) == (CHECKS, 8, LONGEST)
+        assert len(scene.checker._deadlines) == CHECKS + 8
+
+    async def test_closed_meanwhile(self, start: Start, redis_storage: RedisStorage) -> None:
+        """A socket that goes while it is checked leaves nothing behind."""
+        gated = GatedStorage(redis_storage)
+        scene = await start(gated)
+        ws = await scene.connect()
+        gated.loading.shut = True
+        scene.ring(1.2 * EVERY)
+        await gated.loading.arrived.wait()
+        await ws.close()
+        await until(lambda: not scene.connections)
+        gated.loading.let()
+        await until(lambda: not scene.checker._running)
+
+        assert not scene.checker._deadlines
+
+    async def test_closed_before(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+        """Nor does one that is gone when its check begins."""
+        scene = await start(SimpleCookieStorage())
+        await scene.connect()
+        (connection,) = scene.connections
+        scene.ring(1.2 * EVERY)
+        await scene.registry._sockets.let_go(connection)
+        await until(lambda: not scene.checker._running and idle(scene.registry))
+
+        assert not scene.checker._deadlines
+        assert not ours(caplog)
+
+    async def test_opened_meanwhile(
+        self, start: Start, redis_storage: RedisStorage, redis: Redis
+    ) -> None:
+        """A socket is not closed for what was seen before it came."""
+        gated = GatedStorage(redis_storage)
+        scene = await start(gated)
+        old = await scene.connect()
+        key = cookie_of(scene.client).replace("=", "_")
+        record = await redis.get(key) or ""
+        await redis.delete(key)
+        gated.loading.shut = True
+        scene.ring(1.2 * EVERY)
+        await gated.loading.arrived.wait()
+        gated.loading.shut = False
+        await redis.set(key, record)
+        new = await scene.connect()
+        scene.ring(1.2 * EVERY)  # its own check is due while the other one runs
+        gated.loading.let()
+
+        assert await closed(old) == ENDED
+        await scene.wait(1)
+        assert await scene.stays(new)
+        assert scene.dues[0] >= 0.8 * EVERY
+
+    async def test_the_application_ends(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nothing is left of checks, timers and deadlines, and nothing is said."""
+        gated = GatedStorage(SimpleCookieStorage())
+        scene = await start(gated)
+        await scene.connect()
+        gated.loading.shut = True
+        scene.ring(1.2 * EVERY)
+        await gated.loading.arrived.wait()
+        await scene.client.server.close()
+        checker = scene.checker
+
+        assert checker._alarm._timer is None
+        assert not checker._deadlines
+        assert not checker._running
+        assert not ours(caplog)
+
+    async def test_the_application_begins_anew(
+        self, aiohttp_client: AiohttpClient, start: Start
+    ) -> None:
+        """A registry that has been stopped watches again in the next application."""
+        scene = await start(SimpleCookieStorage(max_age=MAX_AGE))
+        await scene.connect()
+        await scene.client.server.close()
+        scene.client = await aiohttp_client(
+            make_app(scene.registry, SimpleCookieStorage(max_age=MAX_AGE))
+        )
+        ws = await scene.connect()
+        await scene.wait(MAX_AGE + 1)
+
+        assert await closed(ws) == RECONNECT

@@ -1,0 +1,619 @@
+"""
+Orders that a request gives, and when its sockets close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.revocation import Kind
+
+from aiohttp_session_ws import (
+    SessionWSError,
+    SessionWSRegistry,
+    Timeouts,
+    delete_session_ws_id,
+    end_session_ws,
+    get_session_ws_id,
+    new_session_ws_id,
+    renew_session_ws,
+    schedule_close_all_session_ws,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+from tests.support import (
+    QUICK,
+    AiohttpClient,
+    Client,
+    GatedStorage,
+    RawPeer,
+    Turnstile,
+    cookie_of,
+    expect_close,
+    make_app,
+    until,
+)
+from tests.support.inspect import quiet, records
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=QUICK)
+
+
+async def logged_in(
+    aiohttp_client: AiohttpClient, app: web.Application, *, handler_cancellation: bool = False
+) -> tuple[Client, str]:
+    """Return a client with a session that holds a user, and the session's id."""
+    client = await aiohttp_client(app, handler_cancellation=handler_cancellation)
+    async with client.get("/login") as response:
+        return client, await response.text()
+
+
+def kind_of(registry: SessionWSRegistry, session_ws_id: str) -> Kind | None:
+    record = registry._revocations.get(session_ws_id)
+    return None if record is None else record.kind
+
+
+class TestDecision:
+    """What became of the id is decided when the handler is done."""
+
+    @pytest.mark.parametrize(
+        ("path", "kind", "code"),
+        [
+            ("/close", None, 4403),
+            ("/reset", Kind.MOVED, 4403),
+            ("/renew", Kind.MOVED, 4403),
+            ("/out/pattern", Kind.ENDED, 4403),
+            ("/out/end_session_ws", Kind.ENDED, 4401),
+            ("/out/invalidate", Kind.ENDED, 4401),
+            ("/out/new_session", Kind.ENDED, 4401),
+        ],
+    )
+    async def test_table_of_orders(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        path: str,
+        kind: Kind | None,
+        code: int,
+    ) -> None:
+        """Each way to end, renew or close leaves its record and its close code."""
+        client, id_ = await logged_in(aiohttp_client, make_app(registry))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get(path, allow_redirects=False)
+
+            assert await expect_close(ws) == code
+        assert kind_of(registry, id_) is kind
+
+    @pytest.mark.parametrize(
+        ("change", "kind", "code"),
+        [
+            ("delete", Kind.ENDED, 4401),
+            ("new", Kind.MOVED, 4403),
+            ("invalidate and new", Kind.ENDED, 4403),
+            ("invalidate and farewell", Kind.ENDED, 4401),
+            ("new and fail", None, 4403),
+            ("delete and fail", None, 4403),
+            ("invalidate and fail", Kind.ENDED, 4401),
+            ("new and stream", None, 4403),
+        ],
+    )
+    async def test_no_orphans(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        change: str,
+        kind: Kind | None,
+        code: int,
+    ) -> None:
+        """An id that leaves the session unasked takes its sockets along."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            if "delete" in change:
+                await delete_session_ws_id(request)
+            if "invalidate" in change:
+                (await aiohttp_session.get_session(request)).invalidate()
+            if "farewell" in change:
+                (await aiohttp_session.get_session(request))["flash"] = "bye"
+            if "new" in change:
+                await new_session_ws_id(request)
+            if "fail" in change:
+                raise ZeroDivisionError
+            return web.StreamResponse() if "stream" in change else web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/change", handler)
+        client, id_ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/change")
+
+            assert await expect_close(ws) == code
+        assert kind_of(registry, id_) is kind
+
+    async def test_renewed_in_vain(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A renewal whose handler fails leaves the old id alive."""
+
+        async def handler(request: web.Request) -> web.Response:
+            await renew_session_ws(request, web.Response())
+            raise ZeroDivisionError
+
+        app = make_app(registry)
+        app.router.add_get("/fail", handler)
+        client, id_ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/ws") as ws:
+            await client.get("/fail")
+            code = await expect_close(ws)
+        async with client.ws_connect("/ws") as ws:
+            back = await ws.receive()
+
+        assert (code, back.json()[0]) == (4403, id_)
+
+    async def test_an_unnoticed_visitor_is_not_recorded(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A session that holds only our id, and has no socket, costs no memory."""
+        client = await aiohttp_client(make_app(registry))
+        await client.get("/whoami")
+        await client.get("/out/new_session")
+
+        assert records(registry) == 0
+
+    async def test_successors_end_too(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Whoever ends a session by an old id of it ends it all the same."""
+        client, id_ = await logged_in(aiohttp_client, make_app(registry))
+        await client.get("/renew")
+        await client.get("/reset")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            report = await registry.end_session(id_)
+
+            assert (report.sockets, await expect_close(ws)) == (1, 4401)
+
+    async def test_ended_beats_moved(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A renewal that was under way when the session ended brings nothing back."""
+        renewing = Turnstile()
+
+        async def slow_renewal(request: web.Request) -> web.Response:
+            response = web.Response()
+            await renew_session_ws(request, response)
+            await renewing()
+            return response
+
+        app = make_app(registry)
+        app.router.add_get("/slow", slow_renewal)
+        client, id_ = await logged_in(aiohttp_client, app)
+        renewing.shut = True
+        request = asyncio.ensure_future(client.get("/slow"))
+        await renewing.arrived.wait()
+        await registry.end_session(id_)
+        renewing.let()
+        await request
+        async with client.ws_connect("/ws") as ws:
+            code = await expect_close(ws)
+
+        assert code == 4401
+
+    async def test_renewed_after_the_end(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """It is too late for a new id: 403, and nothing is saved."""
+        arrived = Turnstile()
+
+        async def late(request: web.Request) -> web.Response:
+            (await aiohttp_session.get_session(request))["gain"] = "nothing"
+            await arrived()
+            await new_session_ws_id(request)
+            return web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/late", late)
+        client, id_ = await logged_in(aiohttp_client, app)
+        arrived.shut = True
+        request = asyncio.ensure_future(client.get("/late"))
+        await arrived.arrived.wait()
+        await registry.end_session(id_)
+        arrived.let()
+        response = await request
+
+        assert response.status == 403
+        assert "Set-Cookie" not in response.headers
+
+
+class TestWhen:
+    """The sockets close when the answer has left, and at the latest after a while."""
+
+    async def order(self, request: web.Request) -> web.Response:
+        """Give an order in the way of 1.1.1, with a large answer."""
+        response = web.Response(body=b"x" * 20_000_000 if request.query else b"")
+        await schedule_close_all_session_ws(request, response)
+        return response
+
+    async def test_after_the_answer(self, aiohttp_client: AiohttpClient) -> None:
+        """The client has its answer before the close frame comes."""
+        registry = SessionWSRegistry(timeouts=Timeouts(response=60))
+        answering = Turnstile()
+
+        @web.middleware
+        async def slow(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            if request.path == "/order":
+                await answering()
+            return response
+
+        app = make_app(registry, None, slow)
+        app.router.add_get("/order", self.order)
+        client, _ = await logged_in(aiohttp_client, app)
+        answering.shut = True
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            request = asyncio.ensure_future(client.get("/order"))
+            await answering.arrived.wait()
+            await ws.send_str("before")
+            echo = await ws.receive()
+            answering.let()
+            await request
+            code = await expect_close(ws)
+
+        assert (echo.data, code) == ("before", 4403)
+
+    @pytest.mark.parametrize("handler_cancellation", [False, True])
+    async def test_the_client_vanishes(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        *,
+        handler_cancellation: bool,
+    ) -> None:
+        """An order that was given is carried out, whoever waits for the answer."""
+        given, over = asyncio.Event(), asyncio.Event()
+
+        async def order(request: web.Request) -> web.Response:
+            await schedule_close_all_session_ws(request, web.Response())
+            given.set()
+            await over.wait()
+            return web.Response()
+
+        app = make_app(registry)
+        app.router.add_get("/order", order)
+        client, _ = await logged_in(aiohttp_client, app, handler_cancellation=handler_cancellation)
+        async with client.ws_connect("/ws") as ws:
+            peer = await RawPeer.connect(client.make_url("/order"), cookie_of(client))
+            await given.wait()
+            peer.vanish()
+            code = await expect_close(ws)
+        over.set()
+
+        assert code == 4403
+
+    async def test_the_answer_is_never_read(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A client that doesn't take its answer doesn't keep the sockets."""
+        app = make_app(registry)
+        app.router.add_get("/order", self.order)
+        client, _ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/ws") as ws:
+            url = client.make_url("/order?large")
+            peer = await RawPeer.connect(url, cookie_of(client), receive_buffer=4096)
+
+            assert await expect_close(ws) == 4403
+        peer.vanish()
+
+    @pytest.mark.parametrize("how", ["redirect", "rewrap", "crash", "keep alive"])
+    async def test_another_answer_is_sent(self, aiohttp_client: AiohttpClient, how: str) -> None:
+        """The order doesn't hang on the response object that it was given."""
+        registry = SessionWSRegistry(timeouts=Timeouts(response=60))
+
+        async def order(request: web.Request) -> web.Response:
+            await schedule_close_all_session_ws(request, web.Response())
+            if how == "redirect":
+                raise web.HTTPFound("/whoami")
+            if how == "crash":
+                raise ZeroDivisionError
+            return web.Response()
+
+        @web.middleware
+        async def rewrap(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            return web.Response(text="other") if how == "rewrap" else response
+
+        app = make_app(registry)
+        app.router.add_get("/order", order)
+        app.middlewares.insert(0, rewrap)
+        client, _ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/ws") as ws:
+            await client.get("/order", allow_redirects=False)
+
+            assert await expect_close(ws) == 4403
+
+    async def test_pipelined_requests_are_answered(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Our log-out doesn't need the connection to end, so what comes behind is served."""
+        client, _ = await logged_in(aiohttp_client, make_app(registry))
+        peer = await RawPeer.connect(client.make_url("/whoami"), cookie_of(client))
+        await peer.read_head()
+        host = client.make_url("/").authority
+        for path in ["/out/end_session_ws", "/whoami"]:
+            line = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie_of(client)}\r\n\r\n"
+            await peer.send(line.encode())
+        await peer.read_head()
+        first = peer.head
+        await peer.read_head()
+
+        assert b"200 OK" in first
+        assert b"200 OK" in peer.head
+        peer.close()
+
+
+class TestHeldHandshakes:
+    async def test_in_flight(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A handshake that loaded the session before the log-out opens nothing after it."""
+        storage = GatedStorage(SimpleCookieStorage())
+        client, _ = await logged_in(aiohttp_client, make_app(registry, storage))
+        storage.loading.shut = True
+        peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
+        await storage.loading.arrived.wait()
+        storage.loading.shut = False
+        await client.get("/out/end_session_ws")
+        storage.loading.let()
+
+        assert await peer.read_head()
+        assert await peer.frame() == (8, b"\x11\x31session ended")
+        peer.close()
+
+    async def test_in_flight_while_only_closed(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """An order that revokes nothing concerns the handshakes before it, too."""
+        storage = GatedStorage(SimpleCookieStorage())
+        client, id_ = await logged_in(aiohttp_client, make_app(registry, storage))
+        storage.loading.shut = True
+        peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
+        await storage.loading.arrived.wait()
+        await registry.close_all_session(id_)
+        storage.loading.let()
+
+        assert await peer.read_head()
+        assert await peer.frame() == (8, b"\x11\x33reconnect")
+        peer.close()
+
+    async def test_until_it_is_decided(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Between the order and the end of its handler nobody gets in; then the id does."""
+        deciding = Turnstile()
+
+        async def order(request: web.Request) -> web.Response:
+            response = web.Response()
+            await schedule_close_all_session_ws(request, response)
+            await deciding()
+            return response
+
+        app = make_app(registry)
+        app.router.add_get("/order", order)
+        client, id_ = await logged_in(aiohttp_client, app)
+        deciding.shut = True
+        request = asyncio.ensure_future(client.get("/order"))
+        await deciding.arrived.wait()
+        async with client.ws_connect("/ws") as ws:
+            early = await expect_close(ws)
+        deciding.let()
+        await request
+        async with client.ws_connect("/ws") as ws:
+            late = await ws.receive()
+
+        assert (early, late.json()[0]) == (4403, id_)
+
+    async def test_those_that_came_after_the_decision(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A socket that opens while the answer is on its way is not meant by the order."""
+        answering = Turnstile()
+
+        @web.middleware
+        async def slow(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            if request.path == "/close":
+                await answering()
+            return response
+
+        app = make_app(registry)
+        app.middlewares.insert(0, slow)
+        client, _ = await logged_in(aiohttp_client, app)
+        answering.shut = True
+        async with client.ws_connect("/ws") as before:
+            request = asyncio.ensure_future(client.get("/close"))
+            await answering.arrived.wait()
+            async with client.ws_connect("/ws") as after:
+                await after.receive()
+                answering.let()
+                await request
+                code = await expect_close(before)
+                await quiet(registry)
+                await after.send_str("still here")
+
+                assert (code, (await after.receive()).data) == (4403, "still here")
+
+
+class TestInAnOpenSocket:
+    async def test_end(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
+        """A handler of a websocket may end its session; it is done when the call returns."""
+        done = asyncio.Event()
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.receive()
+                await end_session_ws(request, ws)
+                done.set()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/quit", handler)
+        client, id_ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/quit") as ws, client.ws_connect("/ws") as other:
+            await ws.send_str("quit")
+            codes = await expect_close(ws), await expect_close(other)
+        await done.wait()
+
+        assert codes == (4401, 4401)
+        assert kind_of(registry, id_) is Kind.ENDED
+
+    async def test_renew(self, aiohttp_client: AiohttpClient) -> None:
+        """The session of an open websocket can't be saved, and the error says so."""
+        errors: list[SessionWSError] = []
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                try:
+                    await renew_session_ws(request, ws)
+                except SessionWSError as exc:
+                    errors.append(exc)
+            return ws
+
+        app = make_app()
+        app.router.add_get("/renewing", handler)
+        client, _ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/renewing") as ws:
+            await expect_close(ws)
+
+        assert "web.Response" in str(errors[0])
+
+
+class TestWithoutTheMiddleware:
+    """1.1.1 could be used with aiohttp_session's middleware alone."""
+
+    def app(self, registry: SessionWSRegistry) -> web.Application:
+        app = make_app(registry)
+        app.middlewares.remove(session_ws_middleware)
+        return app
+
+    @pytest.mark.parametrize(
+        ("path", "kind", "code"),
+        [
+            ("/close", None, 4403),
+            ("/reset", Kind.MOVED, 4403),
+            ("/renew", Kind.MOVED, 4403),
+            ("/out/pattern", Kind.ENDED, 4403),
+            ("/out/end_session_ws", Kind.ENDED, 4401),
+        ],
+    )
+    async def test_orders(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        path: str,
+        kind: Kind | None,
+        code: int,
+    ) -> None:
+        """What was asked for is decided when the answer has left."""
+        client = await aiohttp_client(self.app(registry))
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            await client.get(path, allow_redirects=False)
+
+            assert await expect_close(ws) == code
+        assert kind_of(registry, id_) is kind
+
+    async def test_the_id_that_the_request_came_with(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The order is about that one, though the session was replaced before."""
+
+        async def backwards(request: web.Request) -> web.Response:
+            response = web.Response()
+            await aiohttp_session.get_session(request)
+            await aiohttp_session.new_session(request)
+            await new_session_ws_id(request)
+            await schedule_close_all_session_ws(request, response)
+            return response
+
+        app = self.app(registry)
+        app.router.add_get("/backwards", backwards)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            await client.get("/backwards")
+
+            assert await expect_close(ws) == 4403
+        assert kind_of(registry, id_) is Kind.ENDED
+
+    async def test_no_id_at_all(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A visitor without an id may log out; there is nothing to close."""
+        client = await aiohttp_client(self.app(registry))
+        async with client.get("/out/end_session_ws") as response:
+            status = response.status
+
+        assert status == 200
+        assert records(registry) == 0
+
+    async def test_refusals_are_http(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Nobody turns the 403 of a dead session into a close code."""
+        client = await aiohttp_client(self.app(registry))
+        async with client.ws_connect("/ws") as ws:
+            id_ = (await ws.receive()).json()[0]
+            cookie = cookie_of(client)
+            await registry.end_session(id_)
+        peer = await RawPeer.connect(client.make_url("/ws"), cookie)
+
+        assert (await peer.read_head()).startswith(b"HTTP/1.1 403")
+        peer.close()
+
+
+class TestSubApplications:
+    async def test_the_parents_registry(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """The root's setup() and middleware serve its sub-applications."""
+        root = web.Application(
+            middlewares=[
+                aiohttp_session.session_middleware(SimpleCookieStorage()),
+                session_ws_middleware,
+            ]
+        )
+        setup(root, registry)
+        sub = web.Application()
+        sub.router.add_get("/id", _text)
+
+        async def socket(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.receive()
+            return ws
+
+        sub.router.add_get("/ws", socket)
+        root.add_subapp("/sub", sub)
+        client = await aiohttp_client(root)
+        async with client.get("/sub/id") as response:
+            id_ = await response.text()
+        async with client.ws_connect("/sub/ws") as ws:
+            await until(lambda: registry)
+            ids = list(registry)
+            await registry.close_all_session(id_)
+
+            assert await expect_close(ws) == 4403
+        assert ids == [id_]
+
+
+async def _text(request: web.Request) -> web.Response:
+    return web.Response(text=str(await get_session_ws_id(request)))

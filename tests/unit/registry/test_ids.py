@@ -1,0 +1,588 @@
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError, web
+from aiohttp.typedefs import Handler
+
+from aiohttp_session_ws import (
+    DEFAULT_ID_FACTORY,
+    DEFAULT_SESSION_KEY,
+    NotSetUp,
+    SessionWSRegistry,
+    delete_session_ws_id,
+    end_session_ws,
+    ensure_session_ws_id,
+    get_session_ws_id,
+    new_session_ws_id,
+    schedule_close_all_session_ws,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+from aiohttp_session_ws.exceptions import IdFactoryFailed, InvalidSessionWSId
+from aiohttp_session_ws.typing import IdFactory
+from tests.support import AiohttpClient, Client
+from tests.support.inspect import opening
+
+
+@dataclass(frozen=True)
+class Id:
+    """An id that only Python knows."""
+
+    number: int
+
+
+class MemoryStorage(aiohttp_session.AbstractStorage):
+    """Keeps sessions as they are: any value may be in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sessions: dict[str, dict[str, Any]] = {}
+
+    async def load_session(self, request: web.Request) -> aiohttp_session.Session:
+        """Find the session by the key in the cookie."""
+        key = self.load_cookie(request)
+        if key is None or key not in self.sessions:
+            return aiohttp_session.Session(None, data=None, new=True)
+        data: Any = {"session": self.sessions[key], "created": 0}
+        return aiohttp_session.Session(key, data=data, new=False)
+
+    async def save_session(
+        self, request: web.Request, response: web.StreamResponse, session: aiohttp_session.Session
+    ) -> None:
+        """Put a copy away."""
+        key = session.identity or uuid.uuid4().hex
+        self.sessions[key] = dict(session)
+        self.save_cookie(response, key)
+
+
+async def whoami(request: web.Request) -> web.Response:
+    """Tell the id."""
+    return web.Response(text=repr(await get_session_ws_id(request)))
+
+
+async def renew(request: web.Request) -> web.Response:
+    """Take another id."""
+    await new_session_ws_id(request)
+    return web.Response(text=repr(await get_session_ws_id(request)))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Give the id up."""
+    await delete_session_ws_id(request)
+    return web.Response(text=repr(await get_session_ws_id(request)))
+
+
+async def end(request: web.Request) -> web.Response:
+    """Log out."""
+    response = web.Response()
+    await end_session_ws(request, response)
+    return response
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """Log out as 1.1.1 says."""
+    response = web.Response()
+    await schedule_close_all_session_ws(request, response)
+    await aiohttp_session.new_session(request)
+    await new_session_ws_id(request)
+    return response
+
+
+async def echo(request: web.Request) -> web.WebSocketResponse:
+    """Send everything back."""
+    async with session_ws(request) as ws:
+        async for message in ws:
+            await ws.send_str(message.data)
+    return ws
+
+
+def make_app(
+    registry: SessionWSRegistry | None = None,
+    storage: aiohttp_session.AbstractStorage | None = None,
+    middlewares: list[Any] | None = None,
+) -> web.Application:
+    """Return an app with all of the above."""
+    if middlewares is None:
+        storage = storage or aiohttp_session.SimpleCookieStorage()
+        middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware]
+    app = web.Application(middlewares=middlewares)
+    setup(app, registry)
+    for handler in (whoami, renew, delete, end, log_out, echo):
+        app.router.add_get(f"/{handler.__name__}", handler)
+    return app
+
+
+async def fetch(client: Client, path: str, **options: Any) -> str:
+    """Return the text of a page that is there."""
+    async with client.get(path, **options) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+async def expect_close(ws: Any, code: int) -> None:
+    """Wait for the server to close."""
+    message = await ws.receive(timeout=5)
+    assert message.type is WSMsgType.CLOSE
+    assert message.data == code
+
+
+class TestIdFactory:
+    async def test_default(self, aiohttp_client: AiohttpClient) -> None:
+        """An id is a random UUID4 in hex, the same for the whole session."""
+        client = await aiohttp_client(make_app())
+        session_ws_id = (await fetch(client, "/whoami")).strip("'")
+
+        assert uuid.UUID(session_ws_id).version == 4
+        assert uuid.UUID(session_ws_id).hex == session_ws_id
+        assert (await fetch(client, "/whoami")).strip("'") == session_ws_id
+
+    async def test_default_is_random(self, aiohttp_client: AiohttpClient) -> None:
+        """Every session has an id of its own."""
+        one, other = await aiohttp_client(make_app()), await aiohttp_client(make_app())
+
+        assert SessionWSRegistry().id_factory is DEFAULT_ID_FACTORY
+        assert await fetch(one, "/whoami") != await fetch(other, "/whoami")
+
+    @pytest.mark.parametrize("session_ws_id", ["anna", 7, (7, "anna"), Id(7)])
+    async def test_any_hashable(
+        self, aiohttp_client: AiohttpClient, session_ws_id: Hashable
+    ) -> None:
+        """A factory may return anything that can be the key of a dictionary."""
+        registry = SessionWSRegistry(id_factory=lambda request: session_ws_id)
+        client = await aiohttp_client(make_app(registry, MemoryStorage()))
+
+        assert await fetch(client, "/whoami") == repr(session_ws_id)
+        async with client.ws_connect("/echo") as ws:
+            assert list(registry) == [session_ws_id]
+            await registry.end_session(session_ws_id)
+            await expect_close(ws, 4401)
+
+    async def test_tuple_in_a_cookie(self, aiohttp_client: AiohttpClient) -> None:
+        """A tuple is an id even where the storage makes JSON, so a list, of it."""
+        registry = SessionWSRegistry(id_factory=lambda request: (7, "anna"))
+        client = await aiohttp_client(make_app(registry))
+
+        assert await fetch(client, "/whoami") == repr((7, "anna"))
+        assert await fetch(client, "/whoami") == repr((7, "anna"))
+        async with client.ws_connect("/echo"):
+            assert list(registry) == [(7, "anna")]
+
+    async def test_is_given_the_request(self, aiohttp_client: AiohttpClient) -> None:
+        """The factory may look at the request."""
+        registry = SessionWSRegistry(id_factory=lambda request: request.headers["X-Id"])
+        client = await aiohttp_client(make_app(registry))
+
+        assert await fetch(client, "/whoami", headers={"X-Id": "anna"}) == "'anna'"
+
+    async def test_async(self, aiohttp_client: AiohttpClient) -> None:
+        """The factory may be async."""
+
+        async def id_factory(request: web.Request) -> Hashable:
+            return request.path
+
+        client = await aiohttp_client(make_app(SessionWSRegistry(id_factory=id_factory)))
+
+        assert await fetch(client, "/whoami") == "'/whoami'"
+
+    async def test_session_key(self, aiohttp_client: AiohttpClient) -> None:
+        """The id stands in the session under the key that was chosen, and when it was made."""
+        for registry, key in [
+            (SessionWSRegistry(), DEFAULT_SESSION_KEY),
+            (SessionWSRegistry(session_key="mine"), "mine"),
+        ]:
+            storage = MemoryStorage()
+            client = await aiohttp_client(make_app(registry, storage))
+            session_ws_id = (await fetch(client, "/whoami")).strip("'")
+
+            (session,) = storage.sessions.values()
+            assert session.pop(f"{key}_at") == pytest.approx(time.time(), abs=60)
+            assert session == {key: session_ws_id}
+        assert DEFAULT_SESSION_KEY == "aiohttp_session_ws_id"
+
+
+async def test_fails_for_a_new_session(aiohttp_client: AiohttpClient) -> None:
+    """A factory that fails when the handler is done holds up no order."""
+    ids = ["first"]
+    registry = SessionWSRegistry(id_factory=lambda request: ids.pop())
+
+    async def enter(request: web.Request) -> web.Response:
+        (await aiohttp_session.new_session(request))["user"] = "bob"
+        return web.Response()
+
+    app = make_app(registry)
+    app.router.add_get("/enter", enter)
+    client = await aiohttp_client(app)
+    await fetch(client, "/whoami")
+    async with client.ws_connect("/echo") as ws:
+        await client.get("/enter")
+
+        await expect_close(ws, 4401)
+
+
+def fail(request: web.Request) -> Hashable:
+    """Fail to make an id."""
+    raise LookupError("out of ids")
+
+
+async def fail_later(request: web.Request) -> Hashable:
+    """Fail to make an id, async."""
+    raise LookupError("out of ids")
+
+
+class TestBadIdFactory:
+    @pytest.mark.parametrize("id_factory", [fail, fail_later])
+    async def test_raises(
+        self,
+        aiohttp_client: AiohttpClient,
+        id_factory: IdFactory,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The request gets 500 and no session; the log names the factory."""
+        registry = SessionWSRegistry(id_factory=id_factory)
+        storage = MemoryStorage()
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.get("/whoami") as response:
+            text = await response.text()
+
+        assert response.status == 500
+        assert "out of ids" not in text
+        assert not storage.sessions
+        assert id_factory.__name__ in caplog.text
+
+    @pytest.mark.parametrize("id_factory", [fail, fail_later, lambda request: None])
+    async def test_handshake(self, aiohttp_client: AiohttpClient, id_factory: IdFactory) -> None:
+        """A handshake that can't be given an id gets 500 and leaves nothing behind."""
+        registry = SessionWSRegistry(id_factory=id_factory)
+        storage = MemoryStorage()
+        client = await aiohttp_client(make_app(registry, storage))
+        with pytest.raises(WSServerHandshakeError) as caught:
+            await client.ws_connect("/echo")
+
+        assert caught.value.status == 500
+        assert not registry
+        assert not storage.sessions
+        assert not opening(registry)
+
+    @pytest.mark.parametrize("id_factory", [fail, fail_later])
+    async def test_cause(self, aiohttp_client: AiohttpClient, id_factory: IdFactory) -> None:
+        """The error says what a factory must do; its own error is the cause."""
+        registry = SessionWSRegistry(id_factory=id_factory)
+        caught: list[IdFactoryFailed] = []
+
+        async def handler(request: web.Request) -> web.Response:
+            with pytest.raises(IdFactoryFailed, match="must return a hashable id") as info:
+                await registry.generate_id(request)
+            caught.append(info.value)
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+        await fetch(await aiohttp_client(app), "/")
+
+        assert isinstance(caught[0].__cause__, LookupError)
+        assert isinstance(caught[0], RuntimeError)
+
+    @pytest.mark.parametrize(
+        ("result", "match"), [(None, "can't be None"), ([1], "hashable"), ({}, "hashable")]
+    )
+    async def test_unusable(self, aiohttp_client: AiohttpClient, result: Any, match: str) -> None:
+        """``None`` and what can't be hashed are no ids."""
+        registry = SessionWSRegistry(id_factory=lambda request: result)
+        session_ws_id = "unset"
+
+        async def handler(request: web.Request) -> web.Response:
+            nonlocal session_ws_id
+            with pytest.raises(InvalidSessionWSId, match=match):
+                await registry.new_id(request)
+            session_ws_id = str(await registry.get_id(request))
+            return web.Response()
+
+        app = make_app(middlewares=[aiohttp_session.session_middleware(MemoryStorage())])
+        app.router.add_get("/", handler)
+        await fetch(await aiohttp_client(app), "/")
+
+        assert session_ws_id == "None"
+        assert issubclass(InvalidSessionWSId, TypeError)
+
+
+class TestHelpers:
+    async def test_ensure(self, aiohttp_client: AiohttpClient) -> None:
+        """``ensure_session_ws_id`` gives an id only to a session that has none."""
+
+        async def handler(request: web.Request) -> web.Response:
+            ids = [await get_session_ws_id(request)]
+            for _ in range(2):
+                await ensure_session_ws_id(request)
+                ids.append(await get_session_ws_id(request))
+            return web.json_response(ids)
+
+        app = make_app(middlewares=[aiohttp_session.session_middleware(MemoryStorage())])
+        app.router.add_get("/", handler)
+        client = await aiohttp_client(app)
+        async with client.get("/") as response:
+            none, first, second = await response.json()
+
+        assert none is None
+        assert first == second is not None
+
+    async def test_delete(self, aiohttp_client: AiohttpClient) -> None:
+        """A deleted id is gone, and deleting none is no error."""
+        client = await aiohttp_client(make_app())
+        before = await fetch(client, "/whoami")
+
+        assert await fetch(client, "/delete") == "None"
+        assert await fetch(client, "/delete") == "None"
+        assert await fetch(client, "/whoami") != before
+
+    async def test_new(self, aiohttp_client: AiohttpClient) -> None:
+        """A new id takes the place of the old one for good."""
+        client = await aiohttp_client(make_app())
+        before = await fetch(client, "/whoami")
+        renewed = await fetch(client, "/renew")
+
+        assert renewed != before
+        assert await fetch(client, "/whoami") == renewed
+
+    async def test_set_id_is_called(self, aiohttp_client: AiohttpClient) -> None:
+        """``new_id`` writes by way of ``set_id``, so that it can be overridden."""
+        written: list[Hashable] = []
+
+        class Registry(SessionWSRegistry):
+            async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+                written.append(session_ws_id)
+                await super().set_id(request, session_ws_id)
+
+        client = await aiohttp_client(make_app(Registry()))
+        session_ws_id = (await fetch(client, "/whoami")).strip("'")
+
+        assert written == [session_ws_id]
+
+
+class NestedRegistry(SessionWSRegistry):
+    """Keeps the id inside a dictionary in the session."""
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Look into the dictionary."""
+        session = await aiohttp_session.get_session(request)
+        session_ws_id: Hashable | None = session.get("user", {}).get("socket")
+        return session_ws_id
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Write into the dictionary."""
+        session = await aiohttp_session.get_session(request)
+        session["user"] = {**session.get("user", {}), "socket": session_ws_id}
+
+    async def delete_id(self, request: web.Request) -> None:
+        """Take it out of the dictionary."""
+        session = await aiohttp_session.get_session(request)
+        session["user"] = {k: v for k, v in session.get("user", {}).items() if k != "socket"}
+
+
+class HeaderRegistry(SessionWSRegistry):
+    """Derives the id from a header: no session at all."""
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Read the header."""
+        return request.headers.get("X-User")
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Nothing to write: the header is the client's."""
+
+    async def delete_id(self, request: web.Request) -> None:
+        """Nothing to delete."""
+
+
+class TestIdElsewhere:
+    @pytest.mark.parametrize(("path", "code"), [("/renew", 4403), ("/end", 4401)])
+    async def test_nested(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
+        """An id kept elsewhere in the session is minded like any other."""
+        registry = NestedRegistry()
+        client = await aiohttp_client(make_app(registry))
+        before = await fetch(client, "/whoami")
+        async with client.ws_connect("/echo") as ws:
+            assert [repr(session_ws_id) for session_ws_id in registry] == [before]
+            await fetch(client, path)
+            await expect_close(ws, code)
+
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("back")
+            assert await ws.receive_str(timeout=5) == "back"
+            assert before not in map(repr, registry)
+
+    async def test_nested_delete(self, aiohttp_client: AiohttpClient) -> None:
+        """Deleting it by the helper closes the sockets, too."""
+        client = await aiohttp_client(make_app(NestedRegistry()))
+        await fetch(client, "/whoami")
+        async with client.ws_connect("/echo") as ws:
+            assert await fetch(client, "/delete") == "None"
+            message = await ws.receive(timeout=5)
+
+        assert message.type is WSMsgType.CLOSE
+        assert message.data in {4401, 4403}
+
+    @pytest.mark.parametrize("middlewares", [[], [session_ws_middleware]])
+    async def test_without_sessions(
+        self, aiohttp_client: AiohttpClient, middlewares: list[Any]
+    ) -> None:
+        """An id derived from the request needs no aiohttp_session."""
+        registry = HeaderRegistry()
+        client = await aiohttp_client(make_app(registry, middlewares=middlewares))
+        headers = {"X-User": "anna"}
+        async with client.ws_connect("/echo", headers=headers) as ws:
+            await ws.send_str("hello")
+            assert await ws.receive_str(timeout=5) == "hello"
+            assert list(registry) == ["anna"]
+            assert await fetch(client, "/whoami", headers=headers) == "'anna'"
+
+            await registry.close_all_session("anna")
+            await expect_close(ws, 4403)
+
+    @pytest.mark.parametrize("middlewares", [[], [session_ws_middleware]])
+    async def test_end_without_sessions(
+        self, aiohttp_client: AiohttpClient, middlewares: list[Any]
+    ) -> None:
+        """A log-out needs no aiohttp_session either."""
+        client = await aiohttp_client(make_app(HeaderRegistry(), middlewares=middlewares))
+        headers = {"X-User": "anna"}
+        async with client.ws_connect("/echo", headers=headers) as ws:
+            await fetch(client, "/end", headers=headers)
+            await expect_close(ws, 4401)
+
+    @pytest.mark.parametrize("middlewares", [[], [session_ws_middleware]])
+    async def test_no_id_after_all(
+        self, aiohttp_client: AiohttpClient, middlewares: list[Any]
+    ) -> None:
+        """A socket whose id can't be derived is filed under nothing, so not opened."""
+        registry = HeaderRegistry()
+        client = await aiohttp_client(make_app(registry, middlewares=middlewares))
+        with pytest.raises(WSServerHandshakeError):
+            await client.ws_connect("/echo")
+
+        assert not registry
+
+
+class TestSharedIds:
+    @pytest.mark.parametrize(("path", "code"), [("/end", 4401), ("/log_out", 4403)])
+    async def test_log_out(self, aiohttp_client: AiohttpClient, path: str, code: int) -> None:
+        """A user's id can be closed at log-out, and used again at the next log-in."""
+        registry = SessionWSRegistry(id_factory=lambda request: "anna")
+        client = await aiohttp_client(make_app(registry))
+        await fetch(client, "/whoami")
+        async with client.ws_connect("/echo") as ws:
+            await fetch(client, path)
+            await expect_close(ws, code)
+
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("back")
+            assert await ws.receive_str(timeout=5) == "back"
+
+    @pytest.mark.parametrize("path", ["/end", "/delete"])
+    async def test_warning(
+        self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The log says that such ids can't be ended."""
+        client = await aiohttp_client(make_app(SessionWSRegistry(id_factory=lambda r: "anna")))
+        await fetch(client, "/whoami")
+        async with client.ws_connect("/echo"):
+            await fetch(client, path)
+        await fetch(client, "/whoami")
+
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(warnings) == 1
+        assert "can be closed, but not ended" in warnings[0]
+
+
+class TestMisplaced:
+    async def test_helper_without_setup(self, aiohttp_client: AiohttpClient) -> None:
+        """A helper without a registry names the remedy."""
+
+        async def handler(request: web.Request) -> web.Response:
+            with pytest.raises(NotSetUp) as caught:
+                await get_session_ws_id(request)
+            return web.Response(text=str(caught.value))
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+
+        assert "call aiohttp_session_ws.setup(" in await fetch(await aiohttp_client(app), "/")
+        assert issubclass(NotSetUp, RuntimeError)
+
+    @pytest.mark.parametrize("path", ["/whoami", "/echo"])
+    async def test_middleware_without_setup(
+        self, aiohttp_client: AiohttpClient, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The middleware without a registry names the remedy."""
+        app = web.Application(middlewares=[session_ws_middleware])
+        app.router.add_get("/whoami", whoami)
+        app.router.add_get("/echo", echo)
+        client = await aiohttp_client(app)
+        async with client.get(path) as response:
+            status = response.status
+
+        assert status == 500
+        assert "NotSetUp: no registry: call aiohttp_session_ws.setup(" in caplog.text
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    async def test_order_of_middlewares(
+        self, aiohttp_client: AiohttpClient, reverse: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Our middleware without, or around, aiohttp_session's names the right order."""
+        sessions = aiohttp_session.session_middleware(aiohttp_session.SimpleCookieStorage())
+        middlewares = [session_ws_middleware, sessions] if reverse else [session_ws_middleware]
+        client = await aiohttp_client(make_app(middlewares=middlewares))
+        async with client.get("/whoami") as response:
+            status = response.status
+
+        assert status == 500
+        assert "NotSetUp: no session: put session_ws_middleware inside" in caplog.text
+        assert "[aiohttp_session.session_middleware(storage), session_ws_mid" in caplog.text
+
+    async def test_handshake_without_sessions(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handshake without aiohttp_session says the same."""
+        client = await aiohttp_client(make_app(middlewares=[session_ws_middleware]))
+        with pytest.raises(WSServerHandshakeError):
+            await client.ws_connect("/echo")
+
+        assert "NotSetUp: no session: put session_ws_middleware inside" in caplog.text
+
+    async def test_session_loaded_before(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A session that was loaded before our middleware gets one warning, not many."""
+
+        @web.middleware
+        async def early(request: web.Request, handler: Handler) -> web.StreamResponse:
+            await aiohttp_session.get_session(request)
+            return await handler(request)
+
+        sessions = aiohttp_session.session_middleware(aiohttp_session.SimpleCookieStorage())
+        app = make_app(middlewares=[sessions, early, session_ws_middleware])
+        client = await aiohttp_client(app)
+        for _ in range(3):
+            await fetch(client, "/whoami")
+
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert len(warnings) == 1
+        assert "directly inside aiohttp_session's middleware" in warnings[0]
+
+    async def test_right_order_is_silent(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In its right place the middleware has nothing to say."""
+        client = await aiohttp_client(make_app())
+        await fetch(client, "/whoami")
+        async with client.ws_connect("/echo"):
+            await fetch(client, "/whoami")
+
+        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

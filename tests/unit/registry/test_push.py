@@ -1,0 +1,390 @@
+"""
+Pushing to peers that read, to peers that don't, and to peers that go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, session_ws
+from aiohttp_session_ws.exceptions import InvalidSessionWSId
+from aiohttp_session_ws.results import Delivery
+from aiohttp_session_ws.signals import OpenDetails
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    RawPeer,
+    Turnstile,
+    make_app,
+    until,
+)
+from tests.support.inspect import connections
+from tests.support.slow_peers import (
+    LINE,
+    listen,
+    narrow,
+    own,
+    queued,
+    slow,
+    start,
+    stopped,
+    texts,
+    unsent,
+)
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=QUICK)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"messages": 0}, "at least 1 message"),
+            ({"bytes": 0}, "at least 1 message and 1 byte"),
+            ({"patience": -1}, "seconds >= 0"),
+        ],
+    )
+    def test_senseless(self, options: dict[str, int], message: str) -> None:
+        """A queue has room for something, and patience has an end."""
+        with pytest.raises(ValueError, match=message):
+            PushQueue(**options)
+
+    def test_defaults(self) -> None:
+        """A registry has a queue that is right for most, and its own if given one."""
+        mine = PushQueue(messages=1)
+
+        assert SessionWSRegistry().push_queue == PushQueue(256, 1_048_576, 5.0)
+        assert SessionWSRegistry(push_queue=mine).push_queue is mine
+
+
+class TestReceivers:
+    async def test_session(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """All tabs of a session get it, and nobody else does."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as one, client.ws_connect("/listen") as two:
+            session_ws_id = own(registry)
+            other, connection = await stopped(client, registry)
+            delivery = await registry.send_session(session_ws_id, "both")
+            await registry.send_session(connection.session_ws_id, "other")
+
+            assert delivery == Delivery(sockets=2, nodes=1, complete=True)
+            assert await texts(one, 1) == await texts(two, 1) == ["both"]
+            assert await other.frame() == (1, b"other")
+        other.close()
+
+    async def test_identity(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """All sessions of an identity get it; who has none is not an identity."""
+        client = await start(aiohttp_client, registry)
+        opened = [await stopped(client, registry) for _ in range(3)]
+        for _, connection in opened[:2]:
+            registry._sockets.identified(connection, "ann")
+        delivery = await registry.send_identity("ann", "hello ann")
+        nobody = await registry.send_identity(None, "hello?")
+        await registry.broadcast("all")
+
+        assert (delivery, nobody) == (Delivery(2), Delivery(0))
+        assert [await peer.frame() for peer, _ in opened] == [
+            (1, b"hello ann"),
+            (1, b"hello ann"),
+            (1, b"all"),
+        ]
+        for peer, _ in opened:
+            peer.close()
+
+    async def test_nobody(self, registry: SessionWSRegistry) -> None:
+        """A push to nobody reaches nobody."""
+        assert await registry.send_session("nobody", "?") == Delivery(0)
+        assert await registry.send_identity("nobody", "?") == Delivery(0)
+        assert await registry.broadcast("?") == Delivery(0)
+
+    async def test_handshake_in_flight(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A socket that isn't open yet gets nothing."""
+        held = Turnstile()
+        held.shut = True
+
+        async def authorize(request: web.Request) -> bool:
+            await held()
+            return True
+
+        registry.authorize = authorize
+        client = await start(aiohttp_client, registry)
+        peer = await RawPeer.connect(client.make_url("/listen"))
+        await held.arrived.wait()
+        delivery = await registry.broadcast("early")
+        held.let()
+        await peer.read_head()
+        await registry.broadcast("late")
+
+        assert delivery == Delivery(0)
+        assert await peer.frame() == (1, b"late")
+        peer.close()
+
+    async def test_from_on_open(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A receiver of on_open may push to the socket that has just opened."""
+
+        async def greet(details: OpenDetails) -> None:
+            await registry.send_session(details.session_ws_id, "welcome")
+
+        registry.on_open.append(greet)
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            assert await texts(ws, 1) == ["welcome"]
+
+    async def test_from_a_handler(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A handler may push to everybody, itself included."""
+
+        async def chat(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                async for message in ws:
+                    await registry.broadcast(message.data)
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/chat", chat)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/chat") as one, client.ws_connect("/chat") as two:
+            await one.send_str("hi")
+
+            assert await texts(one, 1) == await texts(two, 1) == ["hi"]
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        ("data", "frame"),
+        [
+            ("grün", (1, "grün".encode())),
+            ("", (1, b"")),
+            (b"\0\xff", (2, b"\0\xff")),
+            (bytearray(b"ab"), (2, b"ab")),
+            (memoryview(b"abcd")[::2], (2, b"ac")),
+        ],
+    )
+    async def test_text_and_bytes(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        data: Any,
+        frame: tuple[int, bytes],
+    ) -> None:
+        """Text comes as text, bytes of any kind as bytes, and large as small."""
+        client = await start(aiohttp_client, registry)
+        peer, connection = await stopped(client, registry)
+        await registry.broadcast(data)
+        await registry.send_session(connection.session_ws_id, data)
+
+        assert [await peer.frame(), await peer.frame()] == [frame, frame]
+        peer.close()
+
+    async def test_json(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
+        """The twins send JSON, by another encoder if wanted."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            registry._sockets.identified(next(iter(connections(registry))), "ann")
+            deliveries = [
+                await registry.broadcast_json({"a": [1]}),
+                await registry.send_session_json(own(registry), None),
+                await registry.send_identity_json("ann", 1, dumps=lambda data: f"<{data}>"),
+            ]
+
+            assert deliveries == [Delivery(1)] * 3
+            assert await texts(ws, 3) == ['{"a": [1]}', "null", "<1>"]
+
+    @pytest.mark.parametrize("data", [None, 5, ["a"], {"a": 1}, web.Response])
+    async def test_anything_else(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, data: Any
+    ) -> None:
+        """Other data raises an error that tells what to do, and harms no socket."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            with pytest.raises(TypeError, match=r"send_session_json\(\)"):
+                await registry.broadcast(data)
+            with pytest.raises(TypeError, match="only str or bytes"):
+                await registry.send_session("nobody", data)
+            await registry.broadcast("fine")
+
+            assert await texts(ws, 1) == ["fine"]
+
+    async def test_what_cannot_be_encoded(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """It raises before anything is sent."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            with pytest.raises(UnicodeEncodeError):
+                await registry.broadcast("\ud800")
+            with pytest.raises(TypeError, match="not JSON serializable"):
+                await registry.broadcast_json(object())
+            await registry.broadcast("fine")
+
+            assert await texts(ws, 1) == ["fine"]
+
+    async def test_what_cannot_be_a_key(self, registry: SessionWSRegistry) -> None:
+        """An id or identity that can't be hashed belongs to nobody, and is a mistake."""
+        with pytest.raises(InvalidSessionWSId, match="hashable"):
+            await registry.send_session([], "?")  # type: ignore[arg-type]  # that's the point
+        with pytest.raises(InvalidSessionWSId, match="None"):
+            await registry.send_session(None, "?")
+        with pytest.raises(TypeError, match="hashable"):
+            await registry.send_identity([], "?")  # type: ignore[arg-type]  # that's the point
+
+    async def test_changed_while_it_waits(self, registry: SessionWSRegistry) -> None:
+        """What the caller does to a bytearray later doesn't matter."""
+        ws, _ = await slow(registry)
+        data = bytearray(b"before")
+        await registry.broadcast(data)
+        data[:] = b"after!"
+        await ws.take(1)
+
+        assert ws.took == [b"before"]
+
+
+class TestOrder:
+    async def test_of_a_peer_that_stops_and_goes_on(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Thousands arrive in the order of the calls, whichever way each went."""
+        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        client = await start(aiohttp_client, registry)
+        peer, connection = await stopped(client, registry)
+        received: list[bytes] = []
+
+        async def push(first: int, last: int) -> None:
+            for number in range(first, last):
+                size = 100_000 if number % 500 == 499 else number % 2000
+                await registry.broadcast(b"%d " % number + bytes(size))
+
+        async def read(count: int) -> None:
+            for _ in range(count):
+                frame = await peer.frame()
+                assert frame is not None
+                received.append(frame[1])
+
+        await push(0, 1000)
+        assert len(queued(connection)) > 100
+        await asyncio.gather(push(1000, 2000), read(1500))
+        await read(500)
+        await until(lambda: not unsent(connection))
+        await push(2000, 2020)
+        await read(20)
+
+        assert [int(data.split()[0]) for data in received] == list(range(2020))
+        peer.close()
+
+    async def test_of_two_at_once(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A small one doesn't overtake a large one whose writer has not begun yet."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            await asyncio.gather(registry.broadcast(LINE * 100), registry.broadcast("small"))
+
+            assert await texts(ws, 2) == [LINE * 100, "small"]
+
+    async def test_of_sockets_that_compress(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Compressed ones go through the queue, small ones and those in a thread."""
+        client = await start(aiohttp_client, registry)
+        sent = [LINE * (40 if n % 10 == 5 else 1) + str(n) for n in range(100)]
+        async with client.ws_connect("/listen", compress=15) as ws:
+            (connection,) = connections(registry)
+            deliveries = [await registry.broadcast(text) for text in sent]
+
+            assert connection.ws.compress
+            assert deliveries == [Delivery(1)] * 100
+            assert await texts(ws, 100) == sent
+
+    async def test_while_the_handler_compresses(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A push doesn't wait for the thread that compresses what a handler sends."""
+        free = threading.Event()
+
+        async def talk(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.send_str(LINE * 100)
+                await ws.receive()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/talk", talk)
+        client = await aiohttp_client(app)
+        with ThreadPoolExecutor(1) as executor:
+            asyncio.get_running_loop().set_default_executor(executor)
+            executor.submit(free.wait)
+            async with client.ws_connect("/talk", compress=15) as ws:
+                push = asyncio.ensure_future(registry.broadcast("pushed"))
+                await asyncio.wait({push}, timeout=PATIENCE)
+                waited = not push.done()
+                free.set()
+
+                assert not waited
+                assert await push == Delivery(1)
+                assert await texts(ws, 2) == [LINE * 100, "pushed"]
+
+    async def test_beside_the_handler(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """What a handler sends at the same time mixes with it and breaks nothing."""
+
+        async def talk(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                for number in range(300):
+                    await ws.send_str(f"{LINE} sent {number}")
+                    await asyncio.sleep(0)
+                await ws.receive()
+            return ws
+
+        app = make_app(registry)
+        app.router.add_get("/talk", talk)
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/talk") as ws:
+            for number in range(300):
+                await registry.broadcast(f"{LINE} pushed {number}")
+                await asyncio.sleep(0)
+            words = [text.split() for text in await texts(ws, 600)]
+
+        for kind in ("sent", "pushed"):
+            assert [int(n) for _, k, n in words if k == kind] == list(range(300))
+
+    async def test_over_tls(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
+    ) -> None:
+        """It is the same over TLS, whose transport has a buffer before another's."""
+        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        app = make_app(registry)
+        app.router.add_get("/listen", listen)
+        client = await aiohttp_client(app, tls=tls)
+        async with client.ws_connect("/listen", ssl=False) as ws:
+            (connection,) = connections(registry)
+            narrow(connection)
+            sent = 0
+            while not queued(connection):  # the client takes some before it stops to read
+                await registry.broadcast(f"{LINE * 64} {sent}")
+                sent += 1
+            for number in range(sent, sent + 100):
+                await registry.broadcast(f"{LINE * (number % 90)} {number}")
+            numbers = [int(text.split()[-1]) for text in await texts(ws, sent + 100)]
+
+        assert numbers == list(range(sent + 100))

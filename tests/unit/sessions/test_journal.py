@@ -1,0 +1,377 @@
+"""
+The journal: what was answered is on disk, whatever becomes of the process or of the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws._lineage import Subject
+from aiohttp_session_ws.exceptions import JournalError
+from aiohttp_session_ws.sessions import journal as journal_module, journal_writer
+from aiohttp_session_ws.sessions.journal import Journal
+from aiohttp_session_ws.sessions.journal_file import JournalFile
+from aiohttp_session_ws.sessions.journal_rows import Row
+from aiohttp_session_ws.sessions.records import (
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    SubjectEnded,
+)
+
+ROOT = Path(__file__).parents[3]
+DAY = 86_400.0
+PATIENCE = 20.0  # seconds
+
+#: What processes have in common.
+CHILD = """
+import asyncio, resource, sys
+from aiohttp_session_ws.sessions.journal import Journal
+from aiohttp_session_ws.sessions.records import LineageEnded
+
+def ended(number):
+    return LineageEnded(f"token-{number}", 1.8e9, False, 86400.0)
+
+async def main(path):
+    journal = Journal(path)
+    await journal.start()
+    print("started", flush=True)
+"""
+#: Write for ever, and say what is on disk.
+WRITER = """
+    number = 0
+    while await journal.append([ended(number)]):
+        print(number, flush=True)
+        number += 1
+"""
+#: Write until the disk is full; make room; write on.
+FULL = """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    number = 0
+    while await journal.append([ended(number + n) for n in range(100)]):
+        number += 100
+    print("full", number, journal.failing, flush=True)
+    print(await journal.append([ended(-1)]), flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    while journal.failing:
+        await asyncio.sleep(0.05)
+    print(await journal.append([ended(-2)]), journal.failing, flush=True)
+    await journal.stop()
+"""
+RUN = "\nasyncio.run(main(sys.argv[1]))\n"
+
+
+def ended(number: int) -> LineageEnded:
+    """Return the end of a lineage."""
+    return LineageEnded(f"token-{number}", 1.8e9, carries=False, ttl=DAY)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is."""
+    return tmp_path / "ends.db"
+
+
+def spawn(path: Path, program: str) -> subprocess.Popen[str]:
+    """Start a process with a journal of its own, and wait until it has it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD + program + RUN, str(path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def overwrite(path: Path) -> None:
+    """Damage a file that SQLite has open."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+
+
+@asynccontextmanager
+async def running(path: Path, **options: Any) -> AsyncIterator[tuple[Journal, list[Change]]]:
+    """Run a journal; give what it has loaded, too."""
+    journal = Journal(path, **options)
+    changes = await journal.start()
+    try:
+        yield journal, changes
+    finally:
+        await journal.stop()
+
+
+async def read(path: Path) -> set[Change]:
+    """Return what a journal holds."""
+    async with running(path) as (_, changes):
+        return set(changes)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A disk that hangs until the event is set."""
+    free, write = threading.Event(), JournalFile.write
+
+    def wait_and_write(self: JournalFile, rows: list[Row]) -> None:
+        free.wait(PATIENCE)
+        write(self, rows)
+
+    monkeypatch.setattr(JournalFile, "write", wait_and_write)
+    return free
+
+
+class TestReload:
+    async def test_every_change(self, path: Path) -> None:
+        """What was written is there when the next process starts."""
+        changes: list[Change] = [
+            ended(1),
+            LineageEnded("visitor", 5.0, carries=True, ttl=DAY, minor=True),
+            LineageRenewed("b", 3, 2, 7.5, frozenset({"renewal", "login"}), True, DAY),
+            SubjectEnded(Subject("identity", ("shop", 7)), 8.0, DAY),
+            SubjectEnded(Subject("label", ("sid", "x")), 8.5, DAY),
+            IdNote("id", "b", 1.0, DAY),
+        ]
+        async with running(path) as (journal, loaded):
+            assert (loaded, journal.last_time) == ([], 0.0)
+            assert await journal.append(changes) is True
+
+        assert await read(path) == set(changes)
+
+    async def test_kill(self, path: Path) -> None:
+        """An end whose answer was given survives ``kill -9``."""
+        process = await asyncio.to_thread(spawn, path, WRITER)
+        assert process.stdout is not None
+        for _ in range(50):
+            await asyncio.to_thread(process.stdout.readline)
+        process.kill()
+        output, _ = process.communicate()
+        answered = [int(line) for line in output.splitlines(keepends=True) if line[-1] == "\n"]
+
+        assert {ended(number) for number in range(max(answered, default=49) + 1)} <= await read(
+            path
+        )
+
+    async def test_stop_writes_what_is_left(self, path: Path) -> None:
+        """Nobody has to wait before the journal is stopped; nothing is taken afterwards."""
+        async with running(path) as (journal, _):
+            futures = [journal.append([ended(number)]) for number in range(100)]
+        await journal.stop()
+
+        assert all([await future for future in futures])
+        assert await journal.append([ended(-1)]) is False
+        assert await read(path) == {ended(number) for number in range(100)}
+
+    async def test_time(self, path: Path) -> None:
+        """The next process learns the last time, also when the clock was set back since."""
+        async with running(path, clock=lambda: 2e9) as (journal, _):
+            await journal.append([ended(1)])
+        async with running(path, clock=lambda: 1e9) as (journal, _):
+            assert journal.last_time == 2e9
+
+
+class TestGroupCommit:
+    async def test_few_commits(self, path: Path) -> None:
+        """A thousand ends that come together are written together."""
+        async with running(path) as (journal, _):
+            futures = [journal.append([ended(number)]) for number in range(1000)]
+            assert all(await asyncio.gather(*futures))
+            assert journal.commits <= 20
+
+    async def test_more_than_a_batch(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A transaction has a size, so that what comes next needn't wait for long."""
+        monkeypatch.setattr(journal_writer, "BATCH", 10)
+        async with running(path) as (journal, _):
+            futures = [journal.append([ended(number)]) for number in range(1000)]
+            assert all(await asyncio.gather(*futures))
+            assert journal.commits >= 50
+
+        assert len(await read(path)) == 1000
+
+    async def test_nothing(self, path: Path) -> None:
+        """Nothing is written at once."""
+        async with running(path) as (journal, _):
+            assert journal.append([]).done()
+
+    async def test_cancelled(self, path: Path) -> None:
+        """Who no longer waits harms nobody, and it is written all the same."""
+        async with running(path) as (journal, _):
+            future = journal.append([ended(1)])
+            assert future.cancel()
+            assert await journal.append([ended(2)])
+
+        assert await read(path) == {ended(1), ended(2)}
+
+    async def test_loop_is_free(
+        self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The event loop goes on while the disk hangs; the journal says so."""
+        async with running(path) as (journal, _):
+            future = journal.append([ended(1)])
+            failing = [journal.failing]
+            monkeypatch.setattr(journal_module, "SLOW", 0.0)  # seconds
+            failing.append(journal.failing)
+            stuck.set()
+            assert await future
+            failing.append(journal.failing)
+
+        assert failing == [False, True, False]
+
+
+class TestArguments:
+    async def test_type_of_id(self, path: Path) -> None:
+        """What can't be stored is an error at once, and nothing of that call is written."""
+        async with running(path) as (journal, _):
+            with pytest.raises(TypeError, match="a float can't be stored"):
+                await journal.append([ended(1), IdNote(1.5, "a", 0.0, DAY)])
+            assert await journal.append([ended(2)])
+
+        assert await read(path) == {ended(2)}
+
+    @pytest.mark.parametrize("path", [7, None, b"ends.db"])
+    def test_type_of_path(self, path: Any) -> None:
+        """A wrong type is an error that names the option."""
+        with pytest.raises(TypeError, match="journal: a str or Path"):
+            Journal(path)
+
+    def test_no_path(self) -> None:
+        """An empty path is an error that names the option."""
+        with pytest.raises(ValueError, match="journal: the path of a file"):
+            Journal("")
+
+
+class TestAnotherProcess:
+    async def test_refused(self, path: Path) -> None:
+        """A file has one process; its death frees it."""
+        process = await asyncio.to_thread(spawn, path, "    await asyncio.Event().wait()")
+        with process:
+            with pytest.raises(JournalError, match="in use by another process: give each worker"):
+                await Journal(path).start()
+            process.kill()
+        async with running(path) as (journal, _):
+            assert await journal.append([ended(1)])
+
+    async def test_start_again(self, path: Path) -> None:
+        """What was refused, or stopped, may be started later."""
+        journal = Journal(path)
+        async with running(path):
+            with pytest.raises(JournalError):
+                await journal.start()
+        for number in range(2):
+            assert len(await journal.start()) == number
+            assert await journal.append([ended(number)])
+            await journal.stop()
+
+    async def test_start_cancelled(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A start that is given up leaves the file to others."""
+        load, free = JournalFile.load, threading.Event()
+
+        def wait_and_load(self: JournalFile) -> tuple[list[Change], float]:
+            free.wait(PATIENCE)
+            return load(self)
+
+        monkeypatch.setattr(JournalFile, "load", wait_and_load)
+        task = asyncio.create_task(Journal(path).start())
+        await asyncio.sleep(0)
+        task.cancel()
+        free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: "session-ws-journal" not in {t.name for t in threading.enumerate()})
+
+        assert await read(path) == set()
+
+
+class TestFailingDisk:
+    async def test_full(self, path: Path) -> None:
+        """A full disk is an error in the log, once; what it didn't take is written later."""
+        process = await asyncio.to_thread(spawn, path, FULL)
+        output, errors = await asyncio.to_thread(process.communicate)
+        full, refused, again = output.splitlines()
+        _, number, failing = full.split()
+        wanted = {ended(n) for n in range(-2, int(number) + 100)}
+
+        assert (failing, refused, again) == ("True", "False", "True False")
+        assert int(number) >= 100
+        assert errors.count("can't be written (") == 1
+        assert await read(path) == wanted
+
+    async def test_full_at_start(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The process starts without its journal, and has it as soon as the disk works."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+
+        def fail(self: JournalFile) -> None:
+            exc = sqlite3.OperationalError("disk I/O error")
+            exc.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise exc
+
+        with monkeypatch.context() as broken:
+            broken.setattr(JournalFile, "load", fail)
+            journal = Journal(path)
+            assert await journal.start() == []
+        await until(lambda: not journal.failing)
+        assert await journal.append([ended(1)])
+        await journal.stop()
+
+        assert await read(path) == {ended(1)}
+        assert [r.levelname for r in caplog.records] == ["ERROR", "WARNING"]
+
+    async def test_refused_record(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """A record that SQLite refuses keeps no other from the disk."""
+        broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
+        async with running(path) as (journal, _):
+            futures = [journal.append([change]) for change in (ended(1), broken, ended(2))]
+            await asyncio.gather(*futures)
+            assert not journal.failing
+
+        assert await read(path) == {ended(1), ended(2)}
+        assert "can't hold a record: IntegrityError" in caplog.text
+
+    async def test_damaged_while_open(
+        self, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that is damaged by another program is set aside, and a new one begun."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        async with running(path) as (journal, _):
+            await journal.append([ended(number) for number in range(2000)])
+            await journal.stop()
+        async with running(path) as (journal, _):
+            await asyncio.to_thread(overwrite, path)
+            await journal.append([ended(number) for number in range(2000, 2100)])
+            await until(lambda: not journal.failing)
+
+        assert await read(path) == {ended(number) for number in range(2000, 2100)}
+        assert "was renamed to" in caplog.text
+
+    async def test_bounded_backlog(
+        self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A disk that hangs for long doesn't fill the memory."""
+        monkeypatch.setattr(journal_writer, "BACKLOG", 10)
+        async with running(path) as (journal, _):
+            futures = [journal.append([ended(number)]) for number in range(20)]
+            assert [future.done() for future in futures] == [False] * 10 + [True] * 10
+            stuck.set()
+            assert (await asyncio.gather(*futures)) == [True] * 10 + [False] * 10

@@ -1,0 +1,294 @@
+"""
+The journal's file: merged as memory is, bounded, private, and ours alone.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from aiohttp_session_ws._lineage import Subject
+from aiohttp_session_ws.exceptions import JournalError
+from aiohttp_session_ws.sessions import journal_file
+from aiohttp_session_ws.sessions.journal_file import JournalFile
+from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, as_row
+from aiohttp_session_ws.sessions.records import (
+    Cause,
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
+
+NOW = 1_800_000_000.0
+DAY = 86_400.0
+ANN = Subject("identity", "ann")
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the file."""
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is."""
+    return tmp_path / "ends.db"
+
+
+@pytest.fixture
+def file(path: Path, clock: Clock) -> Iterator[JournalFile]:
+    """An open file that holds nothing."""
+    file = JournalFile(path, clock)
+    file.open()
+    yield file
+    file.close()
+
+
+def write(file: JournalFile, *changes: Change, now: float = NOW) -> None:
+    """Write changes in one transaction."""
+    file.write([as_row(change, now) for change in changes])
+
+
+def tidy(file: JournalFile) -> None:
+    """Delete all that is to be deleted."""
+    while file.tidy():
+        pass
+
+
+def count(path: Path, table: str) -> int:
+    """Count the rows of a file that nobody has open."""
+    with closing(sqlite3.connect(path)) as connection:
+        number: int = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    return number
+
+
+def ended(number: int, ttl: float = DAY, *, minor: bool = False) -> LineageEnded:
+    """Return the end of a lineage."""
+    return LineageEnded(f"token-{number}", NOW, carries=False, ttl=ttl, minor=minor)
+
+
+def some_change(choose: random.Random) -> Change:
+    """Return any change about few lineages and subjects."""
+    token, time = choose.choice("ab"), float(choose.randrange(5))
+    causes: list[frozenset[Cause]] = [frozenset({"renewal"}), frozenset({"login"})]
+    match choose.randrange(4):
+        case 0:
+            return LineageEnded(token, time, choose.random() < 0.5, DAY, choose.random() < 0.5)
+        case 1 | 2:
+            after = choose.randrange(3)
+            seen, by = choose.random() < 0.5, choose.choice(causes)
+            return LineageRenewed(token, choose.randrange(1, 4), after, time, by, seen, DAY)
+    if choose.random() < 0.5:
+        return SubjectEnded(Subject("identity", choose.randrange(2)), time, DAY)
+    return IdNote(choose.randrange(2), token, time, DAY)
+
+
+class TestMerge:
+    @pytest.mark.parametrize("seed", range(40))
+    def test_as_memory_does(self, path: Path, seed: int) -> None:
+        """Whatever is written, in whatever order and portions, reads as memory has merged it."""
+        choose = random.Random(seed)
+        changes = [some_change(choose) for _ in range(choose.randrange(1, 25))]
+        records, file = Records(), JournalFile(path, lambda: NOW)
+        for change in changes:
+            records.merge(change)
+        choose.shuffle(changes)
+        while changes:
+            portion = choose.randrange(1, 6)
+            write(file, *changes[:portion])
+            del changes[:portion]
+        read, _ = file.load()
+        file.close()
+
+        assert set(read) == set(records)
+        assert len(read) == len(records)
+
+    def test_round_trip_of_ids(self, file: JournalFile) -> None:
+        """Ids keep their types, and whatever characters they are made of."""
+        notes = [IdNote(id_, "\ud800", NOW, DAY) for id_ in (7, "7", ("shop", 7), "\x00é\ud800")]
+        write(file, *notes)
+
+        assert set(file.load()[0]) == set(notes)
+
+    def test_all_or_none(self, file: JournalFile) -> None:
+        """A transaction that fails has written nothing, and harms no later one."""
+        broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
+        with pytest.raises(sqlite3.IntegrityError):
+            write(file, ended(1), broken)
+        assert file.load()[0] == []
+        write(file, ended(2))
+
+        assert file.load()[0] == [ended(2)]
+
+
+class TestBounds:
+    def test_expired(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """What has expired is not read, and deleted when the file is tidied."""
+        write(file, ended(1, 10.0), ended(2, DAY), SubjectEnded(ANN, NOW, 10.0))
+        clock.now += 10.0
+        assert file.load()[0] == [ended(2)]
+        tidy(file)
+        file.close()
+
+        assert (count(path, "ended"), count(path, "subjects")) == (1, 0)
+
+    def test_written_again(self, file: JournalFile, clock: Clock) -> None:
+        """A record that is written again lives from then on."""
+        write(file, ended(1, 10.0))
+        write(file, ended(1, 10.0), now=NOW + 9)
+        clock.now += 15
+
+        assert file.load()[0] == [ended(1, 10.0)]
+
+    def test_minor_end_is_short(self, file: JournalFile, clock: Clock) -> None:
+        """The end of a session that held nothing is kept for an hour."""
+        write(file, ended(1, minor=True))
+        clock.now += 3600.0
+
+        assert file.load()[0] == []
+
+    def test_pools(self, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each kind keeps its newest, and pushes out nothing of another kind."""
+        monkeypatch.setattr(journal_file, "SLICE", 7)
+        pools = {name: pool._replace(limit=100) for name, pool in POOLS.items()}
+        file = JournalFile(path, clock, pools)
+        write(file, ended(1, 10.0), SubjectEnded(ANN, NOW, 5.0), IdNote(1, "a", NOW, 5.0))
+        write(file, *[ended(n, minor=True) for n in range(1000, 1300)])
+        for number in range(2, 302):
+            write(file, ended(number, 10.0 + number))
+        read = file.load()[0]
+        tidy(file)
+        file.close()
+
+        assert len(read) == 100 + 100 + 2
+        assert read[99] == ended(301, 311.0)
+        assert 99 * 2 <= count(path, "ended") <= 100 * 2
+        assert (count(path, "subjects"), count(path, "notes")) == (1, 1)
+
+    def test_shrinks(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """The disk gets back what is no longer used."""
+        write(file, *[ended(number, 10.0) for number in range(60_000)])
+        file.close()
+        full = path.stat().st_size
+        clock.now += 10
+        tidy(file)
+        file.close()
+
+        assert path.stat().st_size < full / 2
+
+
+class TestOpening:
+    def test_private(self, file: JournalFile, path: Path) -> None:
+        """It names users, so nobody else may read it."""
+        write(file, ended(1))
+
+        for name in (path, f"{path}-wal"):
+            assert stat.S_IMODE(Path(name).stat().st_mode) == 0o600
+
+    def test_time(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """The latest time that was written is kept, whatever the clock does then."""
+        write(file, ended(1))
+        clock.now -= 3600
+        write(file, ended(2))
+
+        assert file.load()[1] == NOW
+
+    def test_in_use(self, file: JournalFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody else may open it, and the error says what to do; when it is closed they may."""
+        monkeypatch.setattr(journal_file, "LOCK_WAIT", 0.0)
+        other = JournalFile(path, lambda: NOW)
+        with pytest.raises(JournalError, match="a path of its own, or use RedisSessionWSRegistry"):
+            other.open()
+        write(file, ended(1))
+        file.close()
+
+        assert other.load()[0] == [ended(1)]
+        other.close()
+
+    def test_no_directory(self, tmp_path: Path) -> None:
+        """A path that can't be is an error that names it."""
+        with pytest.raises(JournalError, match=r"nowhere.ends\.db can't be opened"):
+            JournalFile(tmp_path / "nowhere/ends.db", lambda: NOW).open()
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE TABLE customers (name TEXT)",
+            f"PRAGMA user_version = {VERSION + 1}",
+        ],
+    )
+    def test_not_ours(self, path: Path, statement: str) -> None:
+        """Somebody else's database, or a later version's journal, is left as it is."""
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(statement)
+        before = path.read_bytes()
+        with pytest.raises(JournalError, match="choose another path"):
+            JournalFile(path, lambda: NOW).open()
+
+        assert path.read_bytes() == before
+
+
+class TestDamage:
+    def check(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """It is set aside with an error, and a new one works."""
+        file = JournalFile(path, lambda: NOW)
+        damaged = path.read_bytes()
+        file.open()
+        write(file, ended(1))
+        assert file.load()[0] == [ended(1)]
+        file.close()
+        (aside,) = path.parent.glob("ends.db.damaged-*[0-9]")
+
+        assert aside.read_bytes() == damaged
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert f"was renamed to {aside}" in caplog.text
+
+    def test_garbage(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """A file that is no database is set aside."""
+        path.write_bytes(b"garbage " * 1000)
+
+        self.check(path, caplog)
+
+    @pytest.mark.parametrize("page", [2, 5, -2])
+    def test_page(
+        self, file: JournalFile, path: Path, page: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file with a broken page is set aside."""
+        write(file, *[ended(number) for number in range(500)])
+        file.close()
+        content = bytearray(path.read_bytes())
+        place = page * 4096 % len(content)
+        content[place : place + 4096] = b"\xa5" * 4096
+        path.write_bytes(content)
+
+        self.check(path, caplog)
+
+    def test_truncated(
+        self, file: JournalFile, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file that has lost its end is set aside."""
+        write(file, *[ended(number) for number in range(500)])
+        file.close()
+        path.write_bytes(path.read_bytes()[: 3 * 4096])
+
+        self.check(path, caplog)

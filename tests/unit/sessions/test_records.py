@@ -1,0 +1,296 @@
+"""
+The records of what has ended or was renewed: merged in any order, kept for their time, bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from aiohttp_session_ws._lineage import Subject
+from aiohttp_session_ws.sessions.records import (
+    MINOR_TTL,
+    Cause,
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
+from tests.support.seconds import Seconds
+
+TTL = 86_400.0
+
+
+@pytest.fixture
+def clock() -> Seconds:
+    return Seconds()
+
+
+@pytest.fixture
+def records(clock: Seconds) -> Records:
+    return Records(clock=clock)
+
+
+def ended(
+    token: str = "a", at: float = 10.0, *, carries: bool = False, minor: bool = False
+) -> LineageEnded:
+    """Return the end of a lineage."""
+    return LineageEnded(token, at, carries, TTL, minor)
+
+
+def renewed(
+    generation: int, *, token: str = "a", after: int = 0, at: float = 10.0, seen: bool = False
+) -> LineageRenewed:
+    """Return a generation of a lineage."""
+    return LineageRenewed(token, generation, after, at, frozenset({"renewal"}), seen, TTL)
+
+
+def end_of(session_ws_id: Hashable, before: float = 10.0) -> SubjectEnded:
+    """Return the end of an id."""
+    return SubjectEnded(Subject("id", session_ws_id), before, TTL)
+
+
+def merged(changes: Sequence[Change]) -> set[Change]:
+    """Return all that is kept of some changes."""
+    records = Records(clock=Seconds())
+    for change in changes:
+        records.merge(change)
+    return set(records)
+
+
+tokens = st.sampled_from("abc")
+times = st.sampled_from([1.0, 2.0, 3.0])
+ends = st.builds(LineageEnded, tokens, times, st.booleans(), st.just(TTL), st.booleans())
+causes = st.frozensets(st.sampled_from(["renewal", "login"]))
+renewals = st.builds(
+    LineageRenewed, tokens, st.integers(1, 3), st.integers(0, 2), times, causes, st.booleans(),
+    st.just(TTL),
+)  # fmt: skip
+subjects = st.builds(Subject, st.sampled_from(["id", "identity", "label"]), st.sampled_from("xyz"))
+subject_ends = st.builds(SubjectEnded, subjects, times, st.just(TTL))
+# One lineage for each id: of several the first that began counts, which has a test of its own.
+TOKENS = {"x": "a", "y": "b", "z": "c"}
+notes = st.tuples(st.sampled_from("xyz"), times).map(
+    lambda drawn: IdNote(drawn[0], TOKENS[drawn[0]], drawn[1], TTL)
+)
+changes = st.lists(st.one_of(ends, renewals, subject_ends, notes), max_size=12)
+
+
+class TestMerge:
+    @settings(max_examples=400)
+    @given(changes.flatmap(lambda some: st.tuples(st.just(some), st.permutations(some))))
+    def test_order(self, orders: tuple[list[Change], list[Change]]) -> None:
+        """In whichever order changes come, they come to the same."""
+        one, other = orders
+
+        assert merged(one) == merged(other)
+
+    @given(changes)
+    def test_twice(self, some: list[Change]) -> None:
+        """What is merged again says nothing new."""
+        records = Records(clock=Seconds())
+        for change in some:
+            records.merge(change)
+        epoch, kept = records.epoch, set(records)
+
+        assert not any(records.merge(change) for change in [*some, *kept])
+        assert records.epoch == epoch
+        assert set(records) == kept
+
+    @given(changes, changes)
+    def test_records_are_changes(self, one: list[Change], other: list[Change]) -> None:
+        """Two nodes that exchange what they keep know the same."""
+        assert merged([*merged(one), *merged(other)]) == merged([*one, *other])
+
+    def test_ended_beats_all(self, records: Records) -> None:
+        """A lineage that has ended can't be renewed any more."""
+        assert records.merge(renewed(1))
+        assert records.merge(ended())
+        assert not records.merge(renewed(2))
+
+        assert records.lineage("a") == ended()
+        assert records.newest("a") == 0
+
+    def test_the_later_end_counts(self, records: Records) -> None:
+        """Of two ends of a lineage the later time counts, and what one carries stays."""
+        records.merge(ended(at=20.0, carries=True))
+        records.merge(ended(at=10.0))
+        records.merge(ended(at=30.0))
+
+        assert records.lineage("a") == ended(at=30.0, carries=True)
+
+    def test_the_greater_generation_counts(self, records: Records) -> None:
+        """Of two generations the newer one counts alone."""
+        records.merge(renewed(2, at=20.0, seen=True))
+        assert records.merge(renewed(3, at=15.0))
+        assert not records.merge(renewed(1, at=50.0))
+
+        assert records.lineage("a") == renewed(3, at=15.0)
+        assert records.newest("a") == 3
+
+    def test_the_same_generation_adds_up(self, records: Records) -> None:
+        """What two changes say of one generation adds up."""
+        records.merge(renewed(2, after=1, at=20.0))
+        login = LineageRenewed("a", 2, 0, 30.0, frozenset({"login"}), True, TTL)
+        assert records.merge(login)
+
+        both: frozenset[Cause] = frozenset({"renewal", "login"})
+        assert records.lineage("a") == LineageRenewed("a", 2, 1, 30.0, both, True, TTL)
+
+    def test_the_later_before_counts(self, records: Records) -> None:
+        """Of two ends of an id the later one counts."""
+        assert records.merge(end_of("x", 20.0))
+        assert not records.merge(end_of("x", 10.0))
+
+        assert records.ended_before(Subject("id", "x")) == 20.0
+        assert records.ended_before(Subject("identity", "x")) == -math.inf
+
+    def test_epoch(self, records: Records) -> None:
+        """The epoch tells that something new was learned."""
+        epoch = records.epoch
+        records.merge(ended())
+        assert records.epoch > epoch
+
+        epoch = records.epoch
+        records.merge(ended(at=5.0))
+        assert records.epoch == epoch
+
+
+class TestNotes:
+    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize(("before", "ends"), [(4.9, False), (5.0, True), (9.0, True)])
+    def test_end_of_an_id(
+        self, records: Records, before: float, ends: bool, reverse: bool
+    ) -> None:
+        """An id's end ends the lineage it was noted for, whichever is learned first."""
+        both: list[Change] = [IdNote("x", "a", 5.0, TTL), end_of("x", before)]
+        for change in reversed(both) if reverse else both:
+            records.merge(change)
+
+        assert (records.lineage("a") == ended(at=before)) is ends
+
+    def test_the_first_lineage(self, records: Records) -> None:
+        """Of several lineages under one id the one that began first is noted."""
+        records.merge(IdNote("x", "b", 5.0, TTL))
+        records.merge(IdNote("x", "a", 3.0, TTL))
+        assert not records.merge(IdNote("x", "c", 4.0, TTL))
+
+        note = records.note_of("x")
+        assert note is not None
+        assert note.token == "a"
+
+    @pytest.mark.parametrize("session_ws_id", [1, 2.5, (1, "a"), frozenset({1}), "", "\ud800"])
+    def test_any_hashable(self, records: Records, session_ws_id: Hashable) -> None:
+        """Any hashable may be an id, a str with surrogates too."""
+        records.merge(end_of(session_ws_id))
+
+        assert records.ended_before(Subject("id", session_ws_id)) == 10.0
+        assert records.ended_before(Subject("id", "a")) == -math.inf
+
+    @pytest.mark.parametrize("other", ["1", (1,), b"one", 2], ids=repr)
+    def test_different_ids(self, records: Records, other: Hashable) -> None:
+        """Ids that only look alike are two."""
+        records.merge(end_of(1))
+
+        assert records.ended_before(Subject("id", True)) == 10.0
+        assert records.ended_before(Subject("id", other)) == -math.inf
+
+
+class TestLifetime:
+    def test_ttl(self, records: Records, clock: Seconds) -> None:
+        """An end is kept for its time after it was last met."""
+        records.merge(ended())
+        for _ in range(3):
+            clock.now += TTL - 1
+            assert records.lineage("a") is not None
+        clock.now += TTL
+
+        assert records.lineage("a") is None
+
+    def test_subject(self, records: Records, clock: Seconds) -> None:
+        """The end of an identity is forgotten, and with the last one that there is any."""
+        records.merge(SubjectEnded(Subject("identity", "ann"), 10.0, TTL))
+        assert records.has_subjects
+        clock.now += TTL
+
+        assert records.ended_before(Subject("identity", "ann")) == -math.inf
+        assert not records.has_subjects
+
+    def test_minor(self, records: Records, clock: Seconds) -> None:
+        """The end of a session that held nothing is kept for an hour at most."""
+        records.merge(ended(minor=True))
+        clock.now += MINOR_TTL
+
+        assert records.lineage("a") is None
+
+    def test_minor_that_belonged_to_somebody(self, records: Records, clock: Seconds) -> None:
+        """An end turns out to be somebody's, and is kept as long as any."""
+        records.merge(ended(minor=True))
+        assert records.merge(ended())
+        assert not records.merge(ended(minor=True))
+        clock.now += MINOR_TTL
+
+        assert records.lineage("a") == ended()
+
+
+Make = Callable[[int], Change]
+KINDS: dict[str, Make] = {
+    "lineage": lambda n: ended(f"token {n}"),
+    "minor": lambda n: ended(f"token {n}", minor=True),
+    "generation": lambda n: renewed(1, token=f"token {n}"),
+    "subject": lambda n: end_of(n),
+    "note": lambda n: IdNote(n, f"token {n}", 5.0, TTL),
+}
+
+
+class TestBound:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_bounded(self, kind: str) -> None:
+        """Of no kind are more kept than its limit."""
+        records = Records(limit=10, minor=10, clock=Seconds())
+        for number in range(100):
+            records.merge(KINDS[kind](number))
+
+        assert len(records) == 10
+
+    @pytest.mark.parametrize("kind", ["minor", "generation", "note"])
+    def test_pushes_out_no_end(self, kind: str) -> None:
+        """What anybody can make any number of pushes nobody's end out."""
+        records = Records(limit=10, minor=10, clock=Seconds())
+        records.merge(ended("ann's"))
+        records.merge(SubjectEnded(Subject("identity", "ann"), 10.0, TTL))
+        for number in range(100):
+            records.merge(KINDS[kind](number))
+
+        assert records.lineage("ann's") is not None
+        assert records.ended_before(Subject("identity", "ann")) == 10.0
+
+    @pytest.mark.parametrize("kind", ["lineage", "subject"])
+    def test_warning(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+        """An end that had to go is worth one warning for many, which names nobody."""
+        records = Records(limit=10, minor=10, clock=Seconds())
+        for number in range(10):
+            records.merge(KINDS[kind](number))
+        assert not caplog.records
+        for number in range(10, 100):
+            records.merge(KINDS[kind](number))
+
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert "more than 10 ended sessions" in caplog.text
+        assert "token" not in caplog.text
+
+    def test_one_order_one_record(self, records: Records) -> None:
+        """However often a lineage was renewed or ended, it has one record."""
+        for generation in range(1, 1000):
+            records.merge(renewed(generation))
+        assert len(records) == 1
+        for at in range(1000):
+            records.merge(ended(at=float(at)))
+
+        assert len(records) == 1
