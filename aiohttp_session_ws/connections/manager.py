@@ -413,7 +413,11 @@ class ConnectionManager:
     # Pushing
 
     def push(
-        self, connections: Iterable[TrackedConnection], data: str | bytes | bytearray | memoryview
+        self,
+        connections: Iterable[TrackedConnection],
+        data: str | bytes | bytearray | memoryview,
+        *,
+        by_endpoint: bool = False,
     ) -> Pushed:
         """
         Send a message to connections that take it, without waiting for any of them.
@@ -424,6 +428,8 @@ class ConnectionManager:
         Args:
             connections: Where to; what is opening or closing is left out.
             data: A text, or bytes for a binary message.
+            by_endpoint: Whether it is the connections' own endpoint that sends, so that those
+                which take no pushes get it too.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
@@ -432,7 +438,9 @@ class ConnectionManager:
         small = len(frame) < _SMALL
         sockets = missed = 0
         for c in connections:
-            if c.state is not OPEN or c.close_order is not None or not c.takes_pushes:
+            if c.state is not OPEN or c.close_order is not None:
+                continue
+            if not (c.takes_pushes or by_endpoint):
                 continue
             transport = c.transport
             if (
