@@ -13,11 +13,11 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..handshake import WebSocketOptions
-from ..push import Delivery
-from ..registry import SessionWSRegistry
+from ..handlers.websocket import WebSocket
+from ..registry.registry import SessionWSRegistry
+from ..results import Delivery
 from ..signals import Signal
-from ..websocket import WebSocket
+from ..typing import WebSocketOptions
 from . import ground
 from .binding import Signature
 from .calls import CallDetails, EventDetails
@@ -268,7 +268,7 @@ class Application:
                 allowed = await allowed
             if not allowed:
                 raise web.HTTPForbidden(text="not authorized")
-        await ws.connect(protocol, save=False)
+        await ws.connect(protocol)
         if protocol is None:
             await WsrpcConversation(self._host, registry, ws).run()
         else:

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from ..connection import Connection
+from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
-from ..registry import SessionWSRegistry
-from ..websocket import WebSocket
+from ..handlers.websocket import WebSocket
+from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
 from .authentication import Challenge
@@ -161,7 +161,7 @@ class Conversation:
         if self._asking is not None:
             self._asking.stop()
             self._asking = None
-        grace = self._registry.timeouts.handler_grace
+        grace = ground.timeouts(self._registry).handler_grace
         deadline = asyncio.get_running_loop().time() + grace
         await run_all(self._endings(deadline), deadline)
 
@@ -169,7 +169,11 @@ class Conversation:
         """
         Return what is to be done at the end of a session, in this order.
         """
-        calls, halves, grace = self._calls, self._halves, self._registry.timeouts.handler_grace
+        calls, halves, grace = (
+            self._calls,
+            self._halves,
+            ground.timeouts(self._registry).handler_grace,
+        )
         if calls is not None:
             self._calls = None
             yield lambda: calls.stop(grace / 2)

@@ -1,26 +1,37 @@
 """
-What calls stand on, of the layers below: one place that knows how it is to be had.
+What calls stand on, of the layers below: the one place that knows how it is to be had.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
-from ..connection import Connection
-from ..handshake import WebSocketOptions
-from ..helpers import registry_from
-from ..hooks import WebSocketHook, converse
-from ..push import Delivery
-from ..registry import SessionWSRegistry
+from ..connections.connection import Connection, TrackedConnection
+from ..handlers.serve import Hook, converse
+from ..options import Timeouts
+from ..registry.registry import SessionWSRegistry, core_of
+from ..results import Delivery
+from ..typing import WebSocketOptions
+from ..web.setup import registry_from
 
-__all__ = ["disprove", "on_relay", "prove", "push", "registry_from", "relay", "serve"]
+__all__ = [
+    "disprove",
+    "now",
+    "on_relay",
+    "prove",
+    "push",
+    "registry_from",
+    "relay",
+    "serve",
+    "timeouts",
+]
 
 
 async def serve(
-    request: web.Request, handler: WebSocketHook, options: WebSocketOptions
+    request: web.Request, handler: Hook, options: WebSocketOptions
 ) -> web.StreamResponse:
     """
     Serve a websocket, without the hooks of endpoints that talk text.
@@ -28,13 +39,22 @@ async def serve(
     return await converse(request, handler, options, hooks=False)
 
 
-async def push(
+def push(
     registry: SessionWSRegistry, connections: Iterable[Connection], data: str | bytes
 ) -> Delivery:
     """
     Push to connections of this process, through their queues.
     """
-    return await registry.push(connections, data)
+    tracked = cast("Iterable[TrackedConnection]", connections)  # there are no others
+    sockets, missed = core_of(registry).connections.push(tracked, data, by_endpoint=True)
+    return Delivery(sockets, complete=not missed)
+
+
+def timeouts(registry: SessionWSRegistry) -> Timeouts:
+    """
+    Return how long peers and handlers are waited for.
+    """
+    return core_of(registry).timeouts
 
 
 def now(registry: SessionWSRegistry) -> Any:

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from ..closing import SLOW_CONSUMER, Close
+from ..close_codes import SLOW_CONSUMER, Close
 from ..exceptions import WebSocketDisconnect
-from ..websocket import WebSocket
+from ..handlers.websocket import WebSocket
 from .errors import SessionGone
 from .limits import CallLimits
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ..connection import Connection
+from ..connections.connection import Connection
 from .errors import AUTHENTICATION_FAILED
 
 __all__ = ["RPCRequest", "Session", "current_session"]

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from ..connection import Connection
-from ..push import Delivery
-from ..registry import SessionWSRegistry
+from ..connections.connection import Connection
+from ..registry.registry import SessionWSRegistry
+from ..results import Delivery
 from . import ground, wamp
 from .errors import NO_SUCH_SUBSCRIPTION, RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
 from .halves import first_half, run_all, second_half
@@ -145,7 +145,7 @@ class Topics:
                 complete = complete and all_held
             if ready:
                 frame = data if codec.binary else data.decode()
-                delivery = await ground.push(registry, ready, frame)
+                delivery = ground.push(registry, ready, frame)
                 sockets += delivery.sockets
                 complete = complete and delivery.complete
         return Delivery(sockets, complete=complete)
@@ -281,7 +281,7 @@ class Subscriptions:
         self._queue.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait({self._task}, timeout=self._registry.timeouts.handler_grace)
+            await asyncio.wait({self._task}, timeout=ground.timeouts(self._registry).handler_grace)
         ended = list(reversed(self._by_id.values()))
         self._by_id.clear()
         await run_all((lambda one=one: self._end(one) for one in ended), deadline)  # type: ignore[misc]  # bound by default
@@ -352,7 +352,7 @@ class Subscriptions:
         self.requests.discard(message.request)
         # Behind the events that are in the queue of its connection, which wait for a slow peer.
         frame = data if self._codec.binary else data.decode()
-        while not (await ground.push(self._registry, [self._connection], frame)).sockets:
+        while not ground.push(self._registry, [self._connection], frame).sockets:
             if self._sender.is_closed:
                 break
             await asyncio.sleep(_RETRY)

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..closing import NORMAL, PROTOCOL_ERROR, Close
+from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
 from ..exceptions import SessionEnded
-from ..registry import SessionWSRegistry
-from ..websocket import WebSocket
+from ..handlers.websocket import WebSocket
+from ..registry.registry import SessionWSRegistry
 from . import ground, wamp
 from .calls import Call
 from .conversation import Conversation, Step
@@ -377,7 +377,7 @@ class WampConversation(Conversation):
         if self._asking is not None:
             self._asking.stop()
         loop = asyncio.get_running_loop()
-        loop.call_later(self._registry.timeouts.close, self._sender.close, NORMAL)
+        loop.call_later(ground.timeouts(self._registry).close, self._sender.close, NORMAL)
         await self._send(wamp.goodbye(uri, message))
 
     def _endings(self, deadline: float) -> Iterator[Step]:

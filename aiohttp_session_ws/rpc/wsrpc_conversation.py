@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..closing import GOING_AWAY, NORMAL, POLICY_VIOLATION
+from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
-from ..registry import SessionWSRegistry
-from ..websocket import WebSocket
+from ..handlers.websocket import WebSocket
+from ..registry.registry import SessionWSRegistry
 from . import ground, wsrpc
 from .calls import Call, EventDetails
 from .conversation import Conversation, Step
