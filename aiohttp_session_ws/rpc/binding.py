@@ -117,7 +117,7 @@ class Signature:
             try:
                 msgspec.json.schema_components([type_of(p)])
             except TypeError as exc:
-                msg = f"takes {p.name!r} of a type that msgspec can't read ({exc}): {remedy}"
+                msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
                 raise self._unfit(msg) from exc
 
 

@@ -1,4 +1,4 @@
-"""What the tests of calls need: a server, and clients written by hand, where nothing is forgiven."""
+"""A server for the tests of calls, and clients written by hand, where nothing is forgiven."""
 
 from __future__ import annotations
 
