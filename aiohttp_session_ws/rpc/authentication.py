@@ -18,7 +18,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from .errors import AUTHENTICATION_FAILED, RPCError
+from ..exceptions import WebSocketDisconnect
+from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
 from .session import Session
 
 __all__ = ["Authentication", "CRASecret", "session_identity"]
@@ -101,7 +102,7 @@ class Authentication:
         """
         try:
             return await self._identify(session, challenge)
-        except RPCError:
+        except (RPCError, ProtocolViolation, SessionGone, WebSocketDisconnect):
             raise
         except Exception as exc:
             log.exception("authentication failed by an error")

@@ -192,7 +192,7 @@ class WampConversation(Conversation):
         await self._send(wamp.challenge(method, extra))
         message, _ = await self._next()
         if isinstance(message, wamp.Abort):
-            raise RPCError(message.reason)
+            raise SessionGone("the client has changed its mind")
         if not isinstance(message, wamp.Authenticate):
             raise ProtocolViolation("the answer to CHALLENGE is AUTHENTICATE")
         return message.signature
@@ -213,7 +213,12 @@ class WampConversation(Conversation):
         Take what the client says until it leaves; tell whether it may come again.
         """
         while True:
-            message, size = await self._next()
+            try:
+                message, size = await self._next()
+            except ProtocolViolation:
+                if self._closing:  # everything but the client's GOODBYE is ignored
+                    continue
+                raise
             if isinstance(message, wamp.Goodbye | wamp.Abort):
                 return isinstance(message, wamp.Goodbye) and not self._closing
             if self._closing:
