@@ -152,7 +152,7 @@ class TestSubscribing:
 
         @routes.topic("t")
         async def topic() -> AsyncIterator[None]:
-            if False:
+            for _ in ():
                 yield
 
         server = await serve(routes)
@@ -291,7 +291,7 @@ class TestPublishing:
         async with server.wamp() as peer, server.wamp() as slow:
             await subscribe(peer)
             await subscribe(slow)
-            transport = slow.ws._response.connection.transport  # type: ignore[union-attr]
+            transport: Any = slow.ws.get_extra_info("transport")
             transport.pause_reading()
             async with asyncio.timeout(5):
                 for n in range(300):
