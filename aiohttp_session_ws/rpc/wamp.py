@@ -37,6 +37,8 @@ class HelloDetails(msgspec.Struct, frozen=True):
     authid: str | None = None
     authmethods: list[str] | None = None
     authextra: Kwargs | None = None
+    #: Whether each value is to come as it is, as one argument; our own client asks for it.
+    whole_values: bool | None = msgspec.field(default=None, name="_whole_values")
 
 
 class CallOptions(msgspec.Struct, frozen=True):

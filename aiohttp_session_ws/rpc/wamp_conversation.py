@@ -62,24 +62,30 @@ class WampDialect:
     """
     What a value becomes in WAMP: ``None`` is no argument, a list or tuple are arguments, a
     mapping is arguments by name, and everything else is one argument.
+
+    Args:
+        codec: How frames are encoded.
+        whole: Whether everything is one argument, so that a client can tell a list of one from
+            what is in it. A client asks for it in its HELLO, by ``_whole_values``.
     """
 
-    __slots__ = ("_codec",)
+    __slots__ = ("_codec", "_payload")
 
-    def __init__(self, codec: wamp.Codec) -> None:
+    def __init__(self, codec: wamp.Codec, *, whole: bool = False) -> None:
         self._codec = codec
+        self._payload = whole_payload if whole else payload
 
     def result(self, number: int, value: Any) -> bytes:
         """
         Encode a result.
         """
-        return self._codec.encode(wamp.result(number, *payload(value)))
+        return self._codec.encode(wamp.result(number, *self._payload(value)))
 
     def progress(self, number: int, value: Any) -> bytes:
         """
         Encode a part of a result.
         """
-        return self._codec.encode(wamp.result(number, *payload(value), progress=True))
+        return self._codec.encode(wamp.result(number, *self._payload(value), progress=True))
 
     def error(self, number: int, error: RPCError) -> bytes:
         """
@@ -103,6 +109,15 @@ def payload(value: Any) -> Payload:
         return value, None
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return (), value
+    return (value,), None
+
+
+def whole_payload(value: Any) -> Payload:
+    """
+    Return the arguments that a value is for a client that wants it as it is.
+    """
+    if isinstance(value, RPCResult | RPCProgressReport):
+        return payload(value)
     return (value,), None
 
 
@@ -185,7 +200,8 @@ class WampConversation(Conversation):
         session.auth_methods = tuple(hello.details.authmethods or ())
         session.auth_extra = hello.details.authextra
         realm = self._host.realm(hello.realm)
-        await self._begin(session, realm, WampDialect(self._codec), self._challenge, since)
+        dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
+        await self._begin(session, realm, dialect, self._challenge, since)
         return session
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, rpc
 
@@ -24,12 +25,15 @@ async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
     async def start(
         calls: rpc.Application | rpc.Routes | None = None,
         registry: SessionWSRegistry | None = None,
+        *,
+        routes: Iterable[web.AbstractRouteDef] = (),
         **options: Any,
     ) -> Server:
         if isinstance(calls, rpc.Routes):
-            routes, calls = calls, rpc.Application(**options)
-            calls.default.add_rpc_routes(routes)
+            own, calls = calls, rpc.Application(**options)
+            calls.default.add_rpc_routes(own)
         server = Server(rpc.Application(**options) if calls is None else calls, registry)
+        server.app.add_routes(routes)
         server.client = await aiohttp_client(server.app)
         servers.append(server)
         return server
