@@ -9,7 +9,7 @@ from typing import Final
 
 from .application import Application
 from .authentication import CRASecret, session_identity
-from .calls import CallDetails, EventDetails
+from .call import CallDetails, EventDetails
 from .errors import (
     NotRegistered,
     RemoteError,

@@ -20,7 +20,7 @@ from ..signals import Signal
 from ..typing import WebSocketOptions
 from . import ground
 from .binding import Signature
-from .calls import CallDetails, EventDetails
+from .call import CallDetails, EventDetails
 from .errors import RPCResult
 from .host import Host
 from .limits import CallLimits

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
@@ -17,10 +17,12 @@ from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
 from .authentication import Challenge
-from .calls import Calls, Dialect
+from .call import Dialect
+from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
 from .halves import Halves, run_all
 from .host import Host
+from .performing import Performer
 from .realm import Realm
 from .scope import Scope
 from .sending import Sender
@@ -30,7 +32,7 @@ __all__ = ["Conversation"]
 
 log = logging.getLogger("aiohttp_session_ws")
 
-Step = Callable[[], Awaitable[object]]
+Step: TypeAlias = Callable[[], Awaitable[object]]
 
 
 class Conversation:
@@ -45,33 +47,18 @@ class Conversation:
         numbers: The first number of a request of ours, and the step to the next.
 
     Attributes:
-        codec: What its frames are encoded by; ``None`` for wsrpc's.
+        connection: The socket, as the registry knows it.
     """
 
     __slots__ = (
-        "_asking",
-        "_calls",
-        "_halves",
-        "_host",
-        "_numbers",
-        "_proven",
-        "_registry",
-        "_scope",
-        "_sender",
-        "_session",
-        "_ws",
-        "connection",
-    )
+        "_asking", "_calls", "_halves", "_host", "_numbers", "_proven", "_registry", "_scope",
+        "_sender", "_session", "_ws", "connection",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        host: Host,
-        registry: SessionWSRegistry,
-        ws: WebSocket,
-        *,
-        binary: bool,
+        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool,
         numbers: tuple[int, int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._host = host
         self._registry = registry
         self._ws = ws
@@ -87,27 +74,25 @@ class Conversation:
         self.connection.takes_pushes = False
 
     async def _begin(
-        self,
-        session: Session,
-        realm: Realm,
-        dialect: Dialect,
-        challenge: Challenge | None = None,
-        since: Any = None,
-    ) -> None:
+        self, session: Session, realm: Realm, dialect: Dialect,
+        challenge: Challenge | None = None, since: Any = None,
+    ) -> None:  # fmt: skip
         """
         Let a session begin, if its realm lets it.
 
         Raises:
             RPCError: If not.
         """
+        host, sender = self._host, self._sender
         scope = self._scope = self._scope_of(realm)
         session.identity, proven = await realm.authentication.identify(session, challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
         self._session = session
-        self._calls = Calls(session, scope, self._host.signals, self._sender, dialect)
+        performer = Performer(session, scope, host.signals, sender, dialect)
+        self._calls = Calls(performer, sender, host.limits)
         enter(session)
-        self._host.sessions.add(session)
+        host.sessions.add(session)
         try:
             await self._enter(session, scope, realm)
         except (RPCError, SessionGone):
@@ -137,17 +122,26 @@ class Conversation:
         """
         Let log-outs of an identity find this connection.
         """
-        if not is_identity(identity):
-            if identity is not None:
-                log.warning("no log-out will find an identity that can't be hashed")
+        if identity is None:
             return
         with contextlib.suppress(NotSetUp):  # without identify, nobody can be logged out by it
             try:
+                if not is_identity(identity):
+                    raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
                 await ground.prove(self._registry, self.connection, identity, since)
-            except (InvalidIdentity, TypeError):
-                log.warning("no log-out will find an identity that is none", exc_info=True)
-            else:
                 self._proven = True
+            except (InvalidIdentity, TypeError) as exc:
+                log.warning("no log-out will find the identity of a session: %s", exc)
+
+    def _interrupt_all(self, session: Session) -> None:
+        """
+        Cancel what a session is doing, at once; the rest follows when its client has answered.
+        """
+        session.closed = True
+        if self._calls is not None:
+            self._calls.interrupt()
+        if self._asking is not None:
+            self._asking.stop()
 
     async def _leave(self) -> None:
         """
@@ -169,17 +163,13 @@ class Conversation:
         """
         Return what is to be done at the end of a session, in this order.
         """
-        calls, halves, grace = (
-            self._calls,
-            self._halves,
-            ground.timeouts(self._registry).handler_grace,
-        )
+        calls, halves = self._calls, self._halves
+        self._calls = self._halves = None
+        grace = ground.timeouts(self._registry).handler_grace
         if calls is not None:
-            self._calls = None
             yield lambda: calls.stop(grace / 2)
-            yield calls.close_objects
+            yield calls.performer.close_objects
         if halves is not None:
-            self._halves = None
             yield lambda: halves.leave(deadline)
         if self._proven:
             self._proven = False

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .binding import Signature
-from .calls import CallSignals
+from .call import CallSignals
 from .errors import NO_SUCH_REALM, RPCError
 from .limits import CallLimits
 from .realm import Realm
 from .scope import Scope
 from .session import Session
-from .subscriptions import Topics
+from .topics import Topics
 
 __all__ = ["Host"]
 

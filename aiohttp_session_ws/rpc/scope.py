@@ -100,13 +100,6 @@ class Scope:
         self._targets: dict[str, Target] = {}
         self._binders: dict[Signature, Binder] = {}
 
-    @property
-    def guarded(self) -> bool:
-        """
-        Whether there is a guard.
-        """
-        return self.guard is not None
-
     def check(self, state_handlers: Sequence[Signature]) -> None:
         """
         Check that every parameter is filled by somebody.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 __all__ = ["typescript_of"]
@@ -22,86 +23,9 @@ _SIMPLE: Final = {
     "array": "unknown[]",
     "object": "Record<string, unknown>",
 }
-_HEAD: Final = """\
-// Made by: python -m aiohttp_session_ws.rpc typescript. The types of session-ws.js, and of what
-// the server's application serves.
-
-export declare const SESSION_ENDED: 4401;
-export declare const RECONNECT: 4403;
-export declare const TOO_MANY_CONNECTIONS: 4429;
-export declare function reconnectAfter(code: number, failures: number): number | null;
-
-export type SocketState = "connecting" | "open" | "waiting" | "closed";
-
-export interface StateDetail<S> {
-  state: S;
-  code?: number;
-  reason?: string;
-  wait?: number | null;
-}
-
-export declare class SessionSocket extends EventTarget {
-  constructor(url: string | URL | (() => string | URL), protocols?: string | string[]);
-  readonly state: SocketState;
-  connect(): void;
-  send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
-  close(code?: number, reason?: string): void;
-}
-
-export declare class CallError extends Error {
-  constructor(uri: string, args?: unknown[], kwargs?: Record<string, unknown>);
-  uri: string;
-  args: unknown[];
-  kwargs: Record<string, unknown>;
-}
-
-export interface CallOptions<Progress = unknown> {
-  signal?: AbortSignal;
-  /** In milliseconds. */
-  timeout?: number;
-  onProgress?: (part: Progress) => void;
-}
-
-export interface Procedure {
-  args: unknown[];
-  named: object;
-  result: unknown;
-  progress: unknown;
-}
-
-export interface ClientOptions {
-  realm?: string;
-  authenticate?: () => Promise<{ authid?: string; ticket?: string }>;
-}
-
-export declare class Client extends EventTarget {
-  constructor(url: string | URL | (() => string | URL), options?: ClientOptions);
-  readonly state: SocketState | "joined";
-  connect(): void;
-  close(): void;
-  call<N extends keyof Procedures & string>(
-    name: N,
-    ...rest: [] extends Procedures[N]["args"]
-      ? [args?: Procedures[N]["args"] | Procedures[N]["named"], options?: CallOptions<Procedures[N]["progress"]>]
-      : [args: Procedures[N]["args"] | Procedures[N]["named"], options?: CallOptions<Procedures[N]["progress"]>]
-  ): Promise<Procedures[N]["result"]>;
-  stream<N extends keyof Procedures & string>(
-    name: N,
-    args?: Procedures[N]["args"] | Procedures[N]["named"],
-    options?: Omit<CallOptions, "onProgress">,
-  ): AsyncGenerator<Procedures[N]["progress"], Procedures[N]["result"], void>;
-  subscribe(
-    topic: Topic | (() => Topic),
-    fn: (...args: any[]) => void,
-  ): Promise<() => Promise<void>>;
-  register(name: string, fn: (...args: any[]) => unknown): Promise<() => Promise<void>>;
-}
-
-export declare function connect(
-  url: string | URL | (() => string | URL),
-  options?: ClientOptions,
-): Client;
-"""
+#: The types that are the same for all; what is served takes the place of its last lines.
+_BASE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
+_MARK: Final = "// What is served\n"
 
 
 def typescript_of(schema: Mapping[str, Any]) -> str:
@@ -109,7 +33,8 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     Return the declarations for what :meth:`Application.schema` returns.
     """
     definitions = schema["$defs"]
-    lines = [_HEAD, "// What is served", ""]
+    head, mark, _ = _BASE.read_text().partition(_MARK)
+    lines = [head + mark]
     for name, definition in sorted(definitions.items()):
         lines.append(_comment(definition, ""))
         lines.append(f"export type {_identifier(name)} = {_type(definition)};\n")
@@ -122,7 +47,7 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     for name, procedure in sorted(procedures.items(), key=lambda item: ("{" in item[0], item)):
         lines.append(_procedure(name, procedure))
     lines += ["}", "", f"export type Topic = {' | '.join(sorted(topics)) or 'never'};", ""]
-    return "\n".join(line for line in lines if line is not None)
+    return "\n".join(lines)
 
 
 def _procedure(name: str, procedure: Mapping[str, Any]) -> str:

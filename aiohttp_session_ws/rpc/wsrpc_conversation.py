@@ -15,7 +15,7 @@ from ..exceptions import SessionEnded
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import ground, wsrpc
-from .calls import Call, EventDetails
+from .call import Call, EventDetails
 from .conversation import Conversation, Step
 from .errors import (
     ProtocolViolation,
@@ -225,11 +225,7 @@ class WsrpcConversation(Conversation):
         Close the socket.
         """
         if self._session is not None:
-            self._session.closed = True
-            if self._calls is not None:
-                self._calls.interrupt()
-            if self._asking is not None:
-                self._asking.stop()
+            self._interrupt_all(self._session)
             reason = (message or uri).encode()[:123].decode(errors="ignore")
             self._sender.close(NORMAL.replace(None, reason))
 

@@ -183,7 +183,8 @@ class TestCalls:
             return [
                 await call.catch((e) => e.message),
                 await client.call("shop.wait", [], { timeout: 20 }).catch((e) => e.uri),
-                await client.call("shop.wait", [], { signal: AbortSignal.abort() }).catch((e) => e.name),
+                await client.call("shop.wait", [], { signal: AbortSignal.abort() })
+                    .catch((e) => e.name),
             ];
         }""")
         await until(lambda: world.cancelled)
@@ -245,7 +246,7 @@ class TestTopics:
 
 class TestReconnecting:
     async def test_kept(self, page: Page, server: Server, world: World) -> None:
-        """It reconnects at once after 4403, subscribes and registers again, and calls nothing twice."""
+        """After 4403 it reconnects, subscribes and registers again, and calls nothing twice."""
         await page.evaluate(START, {})
         await page.evaluate("""async () => {
             window.seen = [];
@@ -305,7 +306,10 @@ class TestReconnecting:
         assert failed == "wamp.error.authentication_failed"
         joined = await page.evaluate("""async () => {
             const asked = [];
-            const authenticate = async () => { asked.push(1); return { authid: "a", ticket: "sesame" }; };
+            const authenticate = async () => {
+                asked.push(1);
+                return { authid: "a", ticket: "sesame" };
+            };
             const client = connect("/rpc", { realm: "club", authenticate });
             await until(() => client.state === "joined");
             return asked.length;

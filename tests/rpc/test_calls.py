@@ -78,7 +78,11 @@ class TestResults:
             ({}, [], {}),
             ({1: 2}, [[{"1": 2}]], {"1": 2}),
             (Order(7), [[{"id": 7}]], {"id": 7}),
-            (rpc.RPCResult((1, 2), {"a": 3}), [[1, 2], {"a": 3}], {"args": [1, 2], "kwargs": {"a": 3}}),
+            (
+                rpc.RPCResult((1, 2), {"a": 3}),
+                [[1, 2], {"a": 3}],
+                {"args": [1, 2], "kwargs": {"a": 3}},
+            ),
             (rpc.RPCResult("text"), [["text"]], "text"),
             (rpc.RPCResult(), [], None),
             (rpc.RPCResult((), {"a": 3}), [[], {"a": 3}], {"a": 3}),
@@ -367,7 +371,7 @@ class TestStreams:
         assert seen == ["closed"]
 
     async def test_unasked_and_endless(self, serve: Serve) -> None:
-        """One that never waits, for a caller who hears nothing of it, lets others have their turn."""
+        """One that never waits, for a caller who didn't ask, lets others have their turn."""
         server = await serve(self.streaming([]))
         async with server.wamp() as peer:
             await peer.say([48, 1, {}, "forever"])

@@ -134,7 +134,7 @@ class TestWamp:
         """What the client has not registered can't be called."""
         server = await serve()
         async with server.wamp() as peer:
-            with pytest.raises(rpc.NotRegistered, match="'add'.*REGISTER"):
+            with pytest.raises(rpc.NotRegistered, match=r"'add'.*REGISTER"):
                 await only(server).call("add")
             number = await register(peer)
             assert (await peer.ask([64, 2, {}, "add"]))[4] == "wamp.error.procedure_already_exists"

@@ -346,12 +346,12 @@ async def test_text_socket_beside_it(
     server.app.router.add_route("*", "/again", calls.handler)
     server.client = await aiohttp_client(server.app)
     await server.client.get("/login")
-    async with server.wamp() as peer, server.client.ws_connect("/echo") as ws:
-        async with server.client.ws_connect("/again", protocols=["wamp.2.json"]) as third:
-            await server.client.get("/logout")
-            assert (await peer.hear())[0] == 6
-            assert await peer.closed() == 4401
-            assert (await ws.receive()).data == 4401
-            assert (await third.receive()).data == 4401
+    again = server.client.ws_connect("/again", protocols=["wamp.2.json"])
+    async with server.wamp() as peer, server.client.ws_connect("/echo") as ws, again as third:
+        await server.client.get("/logout")
+        assert (await peer.hear())[0] == 6
+        assert await peer.closed() == 4401
+        assert (await ws.receive()).data == 4401
+        assert (await third.receive()).data == 4401
     await until(lambda: not calls.sessions)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

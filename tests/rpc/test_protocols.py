@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from aiohttp_session_ws.rpc import wamp, wsrpc
+from aiohttp_session_ws.rpc import wamp, wamp_messages as messages_of, wsrpc
 from aiohttp_session_ws.rpc.errors import ProtocolViolation
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors.json").read_text())
@@ -60,18 +60,18 @@ class TestVectors:
     @pytest.mark.parametrize(
         ("name", "frame"),
         [
-            ("WELCOME", wamp.welcome(9129137332, {"roles": {"broker": {}, "dealer": {}}})),
-            ("ABORT", wamp.abort("wamp.error.system_shutdown")),
-            ("CHALLENGE", wamp.challenge("wampcra", {})),
-            ("GOODBYE", wamp.goodbye("wamp.close.normal")),
-            ("ERROR", wamp.error(48, 7814135, "com.myapp.error")),
-            ("SUBSCRIBED", wamp.subscribed(713845233, 5512315355)),
-            ("UNSUBSCRIBED", wamp.unsubscribed(85346237)),
-            ("EVENT", wamp.event(9823526, 112233445566, ["Hello, event!"], None)),
-            ("RESULT", wamp.result(7814135, ["Hello, world!"])),
-            ("REGISTERED", wamp.registered(25349185, 2103333224)),
-            ("UNREGISTERED", wamp.unregistered(788923562)),
-            ("INVOCATION", wamp.invocation(6131533, 9823526, (), None)),
+            ("WELCOME", messages_of.welcome(9129137332, {"roles": {"broker": {}, "dealer": {}}})),
+            ("ABORT", messages_of.abort("wamp.error.system_shutdown")),
+            ("CHALLENGE", messages_of.challenge("wampcra", {})),
+            ("GOODBYE", messages_of.goodbye("wamp.close.normal")),
+            ("ERROR", messages_of.error(48, 7814135, "com.myapp.error")),
+            ("SUBSCRIBED", messages_of.subscribed(713845233, 5512315355)),
+            ("UNSUBSCRIBED", messages_of.unsubscribed(85346237)),
+            ("EVENT", messages_of.event(9823526, 112233445566, ["Hello, event!"], None)),
+            ("RESULT", messages_of.result(7814135, ["Hello, world!"])),
+            ("REGISTERED", messages_of.registered(25349185, 2103333224)),
+            ("UNREGISTERED", messages_of.unregistered(788923562)),
+            ("INVOCATION", messages_of.invocation(6131533, 9823526, (), None)),
         ],
     )
     def test_said(self, name: str, frame: list[Any]) -> None:
@@ -87,7 +87,8 @@ class TestWamp:
         [
             "", "x", "5", "{}", "[]", '["48"]', "[48]", '[48, 1, {}]', '[48, 0, {}, "a"]',
             '[48, 9007199254740993, {}, "a"]', '[48, true, {}, "a"]', '[48, "1", {}, "a"]',
-            '[48, 1, [], "a"]', '[48, 1, {}, 5]', '[48, 1, {}, "a", {}]', '[48, 1, {}, "a", [], []]',
+            '[48, 1, [], "a"]', '[48, 1, {}, 5]', '[48, 1, {}, "a", {}]',
+            '[48, 1, {}, "a", [], []]',
             '[48, 1, {"timeout": -1}, "a"]', '[48, 1, {"timeout": "1"}, "a"]', "[99, 1]",
             '[1, 5, {}]', '[48, 1, {}, "a", ["\\u0000!"]]', "[" * 100_000, '[2, 1, {}]',
             '[48, 1, {}, "a", [' + "[" * 100_000 + "]",
@@ -147,7 +148,7 @@ class TestWamp:
     )
     def test_bytes_in_json(self, value: Any) -> None:
         """Bytes come through JSON and back, however deep they are."""
-        text = JSON.encode(wamp.result(1, [value])).decode()
+        text = JSON.encode(messages_of.result(1, [value])).decode()
         (call,) = messages(JSON, text.replace("[50,1,{}", '[48,1,{},"a"', 1))
 
         assert call.args == [value]
@@ -158,7 +159,9 @@ class TestWamp:
         class Blob(msgspec.Struct):
             data: bytes
 
-        assert json.loads(JSON.encode(wamp.result(1, [Blob(b"a")])))[3] == [{"data": "\0YQ=="}]
+        assert json.loads(JSON.encode(messages_of.result(1, [Blob(b"a")])))[3] == [
+            {"data": "\0YQ=="}
+        ]
 
     @given(st.text())
     def test_any_text(self, text: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -135,11 +136,11 @@ async def test_wsrpc_python(serve: Serve) -> None:
 async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> None:
     """autobahn-python: a ticket, calls, progress, a registration, events."""
     pytest.importorskip("autobahn")
-    from autobahn.asyncio.wamp import ApplicationSession
-    from autobahn.asyncio.websocket import WampWebSocketClientFactory
-    from autobahn.wamp import serializer as serializers
-    from autobahn.wamp.exception import ApplicationError
-    from autobahn.wamp.types import CallOptions, ComponentConfig
+    wamp: Any = importlib.import_module("autobahn.asyncio.wamp")
+    websocket: Any = importlib.import_module("autobahn.asyncio.websocket")
+    serializers: Any = importlib.import_module("autobahn.wamp.serializer")
+    exceptions: Any = importlib.import_module("autobahn.wamp.exception")
+    types: Any = importlib.import_module("autobahn.wamp.types")
 
     if batched and serializer == "JsonSerializer":
         pytest.skip("its batches of JSON are not those of the specification")
@@ -147,7 +148,7 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
     seen: dict[str, Any] = {"progress": []}
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    class Client(ApplicationSession):  # type: ignore[misc]  # autobahn has no types
+    class Client(wamp.ApplicationSession):  # type: ignore[misc]  # autobahn is imported late
         def onConnect(self) -> None:
             self.join("realm", ["ticket"], "ali")
 
@@ -157,7 +158,7 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
         async def onJoin(self, details: Any) -> None:
             try:
                 await self.use(details)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # it is raised by the test
                 over.set_exception(exc)
             self.leave()
 
@@ -167,10 +168,10 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
             seen["named"] = await self.call("calc.add", a=1, b=4)
             try:
                 await self.call("calc.add", "x", 3)
-            except ApplicationError as exc:
+            except exceptions.ApplicationError as exc:
                 seen["error"] = exc.error
             await self.call(
-                "calc.count", 3, options=CallOptions(on_progress=seen["progress"].append)
+                "calc.count", 3, options=types.CallOptions(on_progress=seen["progress"].append)
             )
             await self.call("calc.count", 3)  # nobody asked for progress
             await self.register(lambda question: f"{question}!", "allow")
@@ -186,8 +187,8 @@ async def test_autobahn_python(serve: Serve, serializer: str, batched: bool) -> 
                 over.set_result(None)
 
     url = str(server.client.make_url("/rpc")).replace("http", "ws")
-    factory = WampWebSocketClientFactory(
-        lambda: Client(ComponentConfig("realm")),
+    factory = websocket.WampWebSocketClientFactory(
+        lambda: Client(types.ComponentConfig("realm")),
         url=url,
         serializers=[getattr(serializers, serializer)(batched=batched)],
     )

@@ -419,7 +419,7 @@ class TestStateHandlers:
 
         @club.add_session_state_handler
         async def inner() -> AsyncIterator[None]:
-            if calls:
+            if True in (True,):
                 raise rpc.RPCError("club.error.full", "full")
             yield
 
@@ -433,7 +433,7 @@ class TestStateHandlers:
 
         @club.add_session_state_handler
         async def broken() -> AsyncIterator[None]:
-            if calls:
+            if True in (True,):
                 raise ValueError("secret")
             yield
 

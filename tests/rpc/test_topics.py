@@ -291,7 +291,8 @@ class TestPublishing:
         async with server.wamp() as peer, server.wamp() as slow:
             await subscribe(peer)
             await subscribe(slow)
-            transport: Any = slow.ws.get_extra_info("transport")
+            connection: Any = slow.ws._response.connection
+            transport = connection.transport
             transport.pause_reading()
             async with asyncio.timeout(5):
                 for n in range(300):
