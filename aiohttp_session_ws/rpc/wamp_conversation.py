@@ -8,6 +8,7 @@ for a call that runs: each has its own task, and what must be done in order has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -320,10 +321,9 @@ class WampConversation(Conversation):
         End the connection, saying why.
         """
         self._closing = True
-        try:
+        with contextlib.suppress(SessionGone):
             await self._send(wamp.abort(reason, message))
-        finally:
-            await self._ws.close(close)
+        await self._ws.close(close)
 
     async def _send(self, frame: wamp.Frame) -> None:
         await self._sender.send(self._codec.encode(frame))
