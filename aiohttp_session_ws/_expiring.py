@@ -24,9 +24,13 @@ class ExpiringDict(Generic[K, V]):
         ttl: Seconds an entry lives unless :meth:`put` says otherwise.
         clock: Seconds that never go back.
         on_evict: Called when a living entry had to go because there were too many.
+
+    Attributes:
+        entries: By key the value, how long it lives, and until when; expired ones may be among
+            them. For who must know quickly whether a key may be there.
     """
 
-    __slots__ = ("_clock", "_entries", "_limit", "_on_evict", "_ttl")
+    __slots__ = ("_clock", "_limit", "_on_evict", "_ttl", "entries")
 
     def __init__(
         self,
@@ -42,47 +46,47 @@ class ExpiringDict(Generic[K, V]):
         self._on_evict = on_evict
         # The one not met for longest first. A plain dict would look for its first item through
         # the places of all that were deleted before it.
-        self._entries: OrderedDict[K, tuple[V, float, float]] = OrderedDict()  # value, ttl, end
+        self.entries: OrderedDict[K, tuple[V, float, float]] = OrderedDict()  # value, ttl, end
 
     def __len__(self) -> int:
-        if self._entries:
+        if self.entries:
             self._prune(self._clock())
-        return len(self._entries)
+        return len(self.entries)
 
     def __contains__(self, key: K) -> bool:
         return self.peek(key) is not None
 
     def __iter__(self) -> Iterator[K]:
-        return iter(tuple(self._entries))
+        return iter(tuple(self.entries))
 
     def values(self) -> Iterator[V]:
         """
         Return the values, the one not met for longest first; expired ones may be among them.
         """
-        return (value for value, _, _ in tuple(self._entries.values()))
+        return (value for value, _, _ in tuple(self.entries.values()))
 
     def get(self, key: K) -> V | None:
         """
         Return the value of *key*, and restart its time.
         """
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if entry is None:
             return None
         value, ttl, end = entry
         now = self._clock()
         if end <= now:
-            del self._entries[key]
+            del self.entries[key]
             return None
         if end - now < 0.99 * ttl:  # or each request of a busy session would move it
-            self._entries[key] = value, ttl, now + ttl
-            self._entries.move_to_end(key)
+            self.entries[key] = value, ttl, now + ttl
+            self.entries.move_to_end(key)
         return value
 
     def peek(self, key: K) -> V | None:
         """
         Return the value of *key*, without restarting its time.
         """
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         return None if entry is None or entry[2] <= self._clock() else entry[0]
 
     def put(self, key: K, value: V, ttl: float | None = None) -> None:
@@ -91,28 +95,28 @@ class ExpiringDict(Generic[K, V]):
         """
         now = self._clock()
         ttl = self._ttl if ttl is None else ttl
-        self._entries[key] = value, ttl, now + ttl
-        self._entries.move_to_end(key)
+        self.entries[key] = value, ttl, now + ttl
+        self.entries.move_to_end(key)
         self._prune(now)
 
     def pop(self, key: K) -> V | None:
         """
         Remove *key* and return its value.
         """
-        entry = self._entries.pop(key, None)
+        entry = self.entries.pop(key, None)
         return None if entry is None else entry[0]
 
     def clear(self) -> None:
         """
         Remove everything.
         """
-        self._entries.clear()
+        self.entries.clear()
 
     def _prune(self, now: float) -> None:
         """
         Remove what has expired, as far as it stands in front, and what is too much.
         """
-        entries = self._entries
+        entries = self.entries
         while entries:
             key = next(iter(entries))
             if entries[key][2] > now:

@@ -44,11 +44,15 @@ class Lineage(NamedTuple):
         if type(value) is not list or len(value) != 3:
             return None
         token, generation, began = value
-        if type(token) is not str or type(generation) is not int or type(began) not in NUMBERS:
-            return None
-        if not 0 <= generation <= LAST_GENERATION or not 0 <= began < math.inf:
-            return None
-        return cls(token, generation, began)
+        if (
+            type(token) is str
+            and type(generation) is int
+            and type(began) in NUMBERS
+            and 0 <= generation <= LAST_GENERATION
+            and 0 <= began < math.inf
+        ):
+            return cls(token, generation, began)
+        return None
 
 
 NUMBERS: Final = frozenset({int, float})

@@ -9,7 +9,7 @@ import contextvars
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from ._logging import describe_error, log
 
@@ -21,12 +21,12 @@ _FIRST_PAUSE: Final = 0.1  # seconds before what failed is started again
 _LONGEST_PAUSE: Final = 30.0
 
 
-async def maybe_await(value: Awaitable[T] | T) -> T:
+async def maybe_await(value: Any) -> Any:
     """
     Return *value*, or what it gives if it is an awaitable: for callables, sync or async.
     """
     if inspect.isawaitable(value):
-        return await cast("Awaitable[T]", value)
+        return await value
     return value
 
 

@@ -24,11 +24,11 @@ def _expect_seconds(name: str, value: float) -> None:
         raise ValueError(f"{name} is a number of seconds >= 0, not {value!r}")
 
 
-def _expect_count(name: str, value: object) -> None:
+def _expect_count(name: str, value: object, kind: str = "a number > 0") -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
+        raise TypeError(f"{name} is {kind}, not {value!r}")
     if value < 1:
-        raise ValueError(f"{name} is a whole number > 0, not {value!r}")
+        raise ValueError(f"{name} is {kind}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Timeouts:
 
     Raises:
         TypeError: If one of them is no number.
-        ValueError: If one of them is negative or infinite.
+        ValueError: If one of them is negative or infinite, or *handshake* is 0.
     """
 
     close: float = 2.0
@@ -65,6 +65,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("close", "handler_grace", "response", "handshake", "drain", "outbox"):
             _expect_seconds(name, getattr(self, name))
+        if not self.handshake:
+            raise ValueError("handshake is a number of seconds > 0: no handshake takes no time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Limits:
         for name in ("per_session", "per_identity", "total"):
             number = getattr(self, name)
             if number is not None:
-                _expect_count(name, number)
+                _expect_count(name, number, "a number > 0 or None")
         if self.on_limit not in _POLICIES:
             raise ValueError(f"on_limit is 'evict_oldest' or 'refuse', not {self.on_limit!r}")
 

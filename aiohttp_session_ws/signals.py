@@ -151,6 +151,7 @@ class Signals:
         self.on_fail: Signal[FailDetails] = Signal(owner)
         self.on_open: Signal[OpenDetails] = Signal(owner)
         self.on_close: Signal[CloseDetails] = Signal(owner)
+        self.on_refresh: Signal[Any] = Signal(owner)  # of connections
         self.connection_ctx: HookList[ConnectionContext[Any]] = HookList()
         self.on_request: HookList[WebSocketHook[Any]] = HookList()
         self.on_response: HookList[WebSocketHook[Any]] = HookList()

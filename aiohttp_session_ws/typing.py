@@ -4,7 +4,15 @@ Aliases and protocols to annotate an application with.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+)
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 from aiohttp import web
@@ -15,6 +23,7 @@ __all__ = [
     "Data",
     "IdFactory",
     "Identify",
+    "Labels",
     "Origins",
     "SupportsClose",
     "WebSocketHook",
@@ -31,6 +40,9 @@ IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
 
 #: Returns whom a request's session belongs to, ``None`` for nobody; sync or async.
 Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
+
+#: Returns further names that a request's session can be ended by, as a dict; sync or async.
+Labels: TypeAlias = Callable[[web.Request], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
 #: Tells whether a handshake may open a socket, sync or async; a ``Close`` tells a page why not.
 Authorize: TypeAlias = Callable[[web.Request], object]

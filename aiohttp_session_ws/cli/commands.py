@@ -96,7 +96,7 @@ async def _connections(registry: RedisSessionWSRegistry, options: Options) -> An
     nodes, everything = await asyncio.gather(registry.nodes(), registry.connections())
     found = everything
     if whose:
-        key, subjects, _ = _resolve(options, everything)
+        key, subjects, _ = resolve(options, everything)
         found = Snapshot(
             (info for info in everything if getattr(info, key) in subjects),
             complete=everything.complete,
@@ -173,10 +173,10 @@ async def _whom(
     live: Iterable[ConnectionInfo] = ()
     if not options.json_ids and HASH.fullmatch(text or ""):
         live = await registry.connections()
-    return _resolve(options, live)
+    return resolve(options, live)
 
 
-def _resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Hashable], bool]:
+def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Hashable], bool]:
     """
     Tell who is meant.
 
@@ -214,6 +214,6 @@ def _read(text: str) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-    if value is None or isinstance(value, dict):
+    if isinstance(value, dict):
         raise ValueError("no id")
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

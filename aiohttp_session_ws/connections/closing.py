@@ -27,7 +27,7 @@ import contextvars
 import inspect
 import struct
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -305,8 +305,9 @@ class CloseEngine:
         self._remove = remove
         # Timers run in no request's context, or it would be kept for as long as they wait.
         self._context = contextvars.Context()
-        # Handlers whose sockets are gone, and when their grace is over: the first is due first.
-        self._graces: deque[tuple[float, Closing]] = deque()
+        # Handlers whose sockets are gone, and when their grace is over: the first is due first. A
+        # dict would look for its first item through the places of all that were deleted before.
+        self._graces: OrderedDict[Closing, float] = OrderedDict()
         self._grace_timer: asyncio.TimerHandle | None = None
 
     def close(
@@ -608,6 +609,8 @@ class CloseEngine:
                 order.aborted += closing.aborted
                 order.settle()
             closing.after_removal.clear()
+        if closing.connection.handler_left:
+            self._graces.pop(closing, None)
         if closing.handler_ended:
             for order in closing.after_handler:
                 order.cancelled += closing.connection.cancelled
@@ -625,14 +628,13 @@ class CloseEngine:
         if stream or not self.timeouts.handler_grace:
             self._cancel(closing)  # it has nothing to read, so nothing tells it of the end
             return
-        self._graces.append((loop.time() + self.timeouts.handler_grace, closing))
+        self._graces[closing] = loop.time() + self.timeouts.handler_grace
         self._set_grace_timer(loop)
 
     def _set_grace_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._grace_timer is None and self._graces:
-            self._grace_timer = loop.call_at(
-                self._graces[0][0], self._end_graces, context=self._context
-            )
+            due = next(iter(self._graces.values()))
+            self._grace_timer = loop.call_at(due, self._end_graces, context=self._context)
 
     def _end_graces(self) -> None:
         """
@@ -642,8 +644,8 @@ class CloseEngine:
         loop = asyncio.get_running_loop()
         # A timer may be early by the clock's resolution.
         now = loop.time() + 0.001
-        while self._graces and self._graces[0][0] <= now:
-            _, closing = self._graces.popleft()
+        while self._graces and next(iter(self._graces.values())) <= now:
+            closing, _ = self._graces.popitem(last=False)
             if closing.connection.handler_left:
                 continue
             if closing.connection.cancelled:
@@ -661,7 +663,7 @@ class CloseEngine:
         connection.cancelled = True
         connection.task.cancel("its websocket was closed")
         loop = asyncio.get_running_loop()
-        self._graces.append((loop.time() + self.timeouts.handler_grace, closing))
+        self._graces[closing] = loop.time() + self.timeouts.handler_grace
         self._set_grace_timer(loop)
         self.settle(closing)
 

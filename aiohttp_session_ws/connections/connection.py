@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from types import CoroutineType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
 
@@ -26,6 +26,10 @@ from ..close_codes import NORMAL, Close, as_close
 
 __all__ = ["Connection"]
 
+
+V = TypeVar("V")
+
+_monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 # aiohttp's own, without the detour of super(): they are called for each message.
 _send_str: Final = web.WebSocketResponse.send_str
@@ -110,6 +114,9 @@ class ServedWebSocket(web.WebSocketResponse):
         if self._ended:
             # It stops the heartbeat, and can't write: nothing is left to wait for.
             step_once(super().close())
+            error = self.exception()
+            if error is not None:  # that it can't write; with its frames it would be a circle
+                error.__traceback__ = None
 
     def _send_heartbeat(self) -> None:
         if self._ended:
@@ -128,7 +135,7 @@ class ServedWebSocket(web.WebSocketResponse):
         Receive as aiohttp does.
         """
         # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
-        self.heard_at = time.monotonic()
+        self.heard_at = _monotonic()
         if self._ended:
             return self._receive_end()
         self._last_receive = receive = _receive(self, timeout)
@@ -264,6 +271,34 @@ class Closer(Protocol):
         """
 
 
+class Seldom(Generic[V]):
+    """
+    An attribute that few connections have: it takes no room in the others.
+
+    Args:
+        default: What it is as long as nobody has set it.
+    """
+
+    __slots__ = ("_default", "_name")
+
+    def __init__(self, default: V) -> None:
+        self._default = default
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, connection: Connection, owner: type) -> V:
+        seldom = connection.seldom
+        return self._default if seldom is None else seldom.get(self._name, self._default)
+
+    def __set__(self, connection: Connection, value: V) -> None:
+        if connection.seldom is not None:
+            connection.seldom[self._name] = value
+        elif value is not self._default:
+            connection.seldom = {self._name: value}
+
+
 class Connection:
     """
     One open websocket, or whatever stands in its place, and what is known of it.
@@ -284,15 +319,17 @@ class Connection:
     """
 
     __slots__ = (
-        "_data",
         "identity",
-        "last_words",
         "opened_at",
         "request",
+        "seldom",
         "session_ws_id",
         "takes_pushes",
         "ws",
     )
+
+    last_words = Seldom[Callable[[Close], str | bytes | None] | None](None)
+    _data = Seldom[dict[str, Any] | None](None)
 
     def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
         self.session_ws_id = session_ws_id
@@ -300,9 +337,8 @@ class Connection:
         self.request = request
         self.opened_at: float | None = None
         self.ws = ws
-        self.last_words: Callable[[Close], str | bytes | None] | None = None
         self.takes_pushes = True
-        self._data: dict[str, Any] | None = None
+        self.seldom: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -317,9 +353,10 @@ class Connection:
         """
         What the application keeps with the connection.
         """
-        if self._data is None:
-            self._data = {}
-        return self._data
+        data = self._data
+        if data is None:
+            data = self._data = {}
+        return data
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
@@ -373,21 +410,19 @@ class TrackedConnection(Connection):
         session_ends: When the session's time is over, by the wall clock, as far as is known.
         server_side: Whether the session is known to be kept on the server.
         tries: How many times in a row its session could not be checked.
+        until: When its session no longer belongs to its identity, by the wall clock.
+        proven: An identity that its client has proven over the socket, and since when.
+        keeps_id: Whether its session was saved with the id; else the id lives with it.
     """
 
     __slots__ = (
         "admitted",
-        "cancelled",
         "check_at",
         "close_order",
         "closer",
         "closing",
         "handler_left",
-        "known_orders",
-        "labels",
         "lineage",
-        "registered",
-        "rejected_with",
         "send_queue",
         "server_side",
         "session_ends",
@@ -396,8 +431,17 @@ class TrackedConnection(Connection):
         "task",
         "tls_socket",
         "transport",
-        "tries",
     )
+
+    cancelled = Seldom(False)
+    keeps_id = Seldom(True)
+    known_orders = Seldom[object](None)
+    labels = Seldom[tuple[Subject, ...]](())
+    proven = Seldom[tuple[Hashable, float] | None](None)
+    registered = Seldom(False)
+    rejected_with = Seldom[Close | None](None)
+    tries = Seldom(0)
+    until = Seldom(math.inf)
 
     def __init__(
         self,
@@ -407,34 +451,20 @@ class TrackedConnection(Connection):
         task: asyncio.Task[Any] | None = None,
         started: float = 0.0,
     ) -> None:
-        # As Connection does; a call less for each object that is registered by hand.
-        self.session_ws_id = session_ws_id
-        self.identity = None
-        self.request = request
-        self.opened_at = None
-        self.ws = ws
-        self.last_words = None
-        self.takes_pushes = True
-        self._data = None
+        super().__init__(session_ws_id, ws, request)
         self.state = OPENING
         self.closer: Closer | None = None
         self.lineage = NO_LINEAGE
-        self.labels: tuple[Subject, ...] = ()
         self.started = started
         self.task = task
         self.admitted = 0
-        self.rejected_with: Close | None = None
         self.close_order: Close | None = None
         self.closing: Any = None  # a closing.Closing; that module imports this one
         self.send_queue: Queue | None = None
-        self.known_orders: object = None
-        self.registered = False
-        self.cancelled = False
         self.handler_left = False
         self.check_at = math.inf
         self.session_ends = math.inf
         self.server_side = False
-        self.tries = 0
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:
@@ -446,6 +476,13 @@ class TrackedConnection(Connection):
 
     def __repr__(self) -> str:
         return f"<Connection {self.id} {self.state.value} {fingerprint(self.session_ws_id)}>"
+
+    @property
+    def is_stream(self) -> bool:
+        """
+        Whether it is a streamed response, and no websocket.
+        """
+        return self.request is not None and not isinstance(self.ws, web.WebSocketResponse)
 
     @property
     def removed(self) -> bool:
@@ -467,7 +504,7 @@ class TrackedConnection(Connection):
         """
         assert self.state is OPENING, f"only what is opening can open, not {self.state}"
         self.state = OPEN
-        self.opened_at = time.monotonic()  # as the event loop's clock, but quicker
+        self.opened_at = _monotonic()
 
     def set_closing(self) -> None:
         """
@@ -511,3 +548,47 @@ class TrackedConnection(Connection):
             # asyncio's abort() does nothing to a TLS transport that was closed twice.
             with contextlib.suppress(OSError, TypeError):  # uvloop's has no shutdown()
                 self.tls_socket.shutdown(socket.SHUT_RDWR)
+
+
+#: What an object has of a connection that was registered by hand, until somebody sets it.
+_BY_HAND: Final[dict[str, Any]] = {
+    "admitted": 0,
+    "check_at": math.inf,
+    "close_order": None,
+    "closing": None,
+    "handler_left": False,
+    "request": None,
+    "server_side": False,
+    "session_ends": math.inf,
+    "started": 0.0,
+    "takes_pushes": True,
+    "task": None,
+    "tls_socket": None,
+    "transport": None,
+}
+
+
+class RegisteredObject(TrackedConnection):
+    """
+    What was registered by hand; it is open from the beginning.
+
+    Nothing more is set than most of them need: registering a thousand objects should cost
+    little more than putting them into a dictionary.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, session_ws_id: Hashable, ws: Any, closer: Closer) -> None:
+        self.session_ws_id = session_ws_id
+        self.ws = ws
+        self.closer = closer
+        self.opened_at = _monotonic()
+        self.state = OPEN
+        self.identity = self.send_queue = self.seldom = None
+        self.lineage = NO_LINEAGE
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return _BY_HAND[name]
+        except KeyError:
+            raise AttributeError(name) from None

@@ -8,10 +8,13 @@ import asyncio
 import contextvars
 from collections import OrderedDict
 from types import TracebackType
+from typing import Final
 
 from aiohttp import web
 
 __all__: list[str] = []
+
+LOOK: Final = 1.0  # seconds between two looks for clients that have hung up
 
 
 class Handshakes:
@@ -47,31 +50,25 @@ class Handshakes:
         """
         self._entries.pop(entry, None)
 
-    def tick(self) -> None:
-        """
-        End the handshakes of clients that have hung up.
-        """
-        for entry in tuple(self._entries):
-            entry.cancel_if_hung_up()
-
     def _sleep(self) -> None:
         loop = asyncio.get_running_loop()
         first = next(iter(self._entries))
+        due = min(first.started + self._timeout, loop.time() + LOOK)
         # In no request's context, or it would be kept until the timer rings.
-        self._timer = loop.call_at(
-            first.started + self._timeout, self._wake, context=contextvars.Context()
-        )
+        self._timer = loop.call_at(due, self._wake, context=contextvars.Context())
 
     def _wake(self) -> None:
+        """
+        End the handshakes that are late, and those whose clients have hung up.
+        """
         self._timer = None
-        now = asyncio.get_running_loop().time()
-        while self._entries:
-            first = next(iter(self._entries))
-            if first.started + self._timeout > now:
-                self._sleep()
-                return
-            del self._entries[first]
-            first.cancel()
+        late = asyncio.get_running_loop().time() - self._timeout
+        for entry in tuple(self._entries):
+            if entry.started <= late or entry.hung_up:
+                del self._entries[entry]
+                entry.cancel()
+        if self._entries:
+            self._sleep()
 
     def stop(self) -> None:
         """
@@ -120,10 +117,10 @@ class TimedHandshake:
         self._late = True
         self._task.cancel("the websocket handshake took too long")
 
-    def cancel_if_hung_up(self) -> None:
+    @property
+    def hung_up(self) -> bool:
         """
-        End it if its client has gone.
+        Whether its client has gone.
         """
         transport = self._request.transport
-        if not self._late and (transport is None or transport.is_closing()):
-            self.cancel()
+        return transport is None or transport.is_closing()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from .connection import TrackedConnection
+from .connection import CLOSED, NO_LINEAGE, OPEN, RegisteredObject, TrackedConnection
 
 __all__: list[str] = []
 
@@ -44,13 +44,12 @@ class Index:
         """
         File *connection* unless its websocket is there; tell whether it was filed.
         """
-        group = self._groups.setdefault(key, connection)
-        if group is not connection:
-            if self.get(key, connection.ws) is not None:
-                return False
-            self.add(key, connection)
-        else:
+        if self._groups.setdefault(key, connection) is connection:
             self.size += 1
+            return True
+        if self.get(key, connection.ws) is not None:
+            return False
+        self.add(key, connection)
         return True
 
     def discard(self, key: Hashable, ws: object) -> None:
@@ -65,6 +64,27 @@ class Index:
         elif group is not None and group.ws is ws:
             self.size -= 1
             del self._groups[key]
+
+    def discard_bare(self, key: Hashable, ws: object) -> bool:
+        """
+        Take out an object that was registered by hand and is filed nowhere else; tell whether
+        it was there.
+        """
+        found = self._groups.get(key)
+        if (
+            type(found) is RegisteredObject
+            and found.ws is ws
+            and found.identity is None
+            and found.lineage is NO_LINEAGE
+            and found.send_queue is None
+            and found.seldom is None
+            and found.state is OPEN
+        ):
+            del self._groups[key]
+            self.size -= 1
+            found.state = CLOSED
+            return True
+        return False
 
     def get(self, key: Hashable, ws: object) -> TrackedConnection | None:
         """

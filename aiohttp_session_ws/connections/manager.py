@@ -24,6 +24,8 @@ from .connection import (
     NO_LINEAGE,
     OPEN,
     OPENING,
+    Connection,
+    RegisteredObject,
     ServedWebSocket,
     TrackedConnection,
 )
@@ -142,6 +144,34 @@ class ConnectionManager:
         for label in connection.labels:
             self.labels.add(label, connection)
 
+    def tracked(self, connection: Connection) -> TrackedConnection:
+        """
+        Return what is kept of a connection, which is the only kind there is.
+        """
+        assert isinstance(connection, TrackedConnection)
+        return connection
+
+    def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
+        """
+        File a connection under an identity that its client has proven, beside its session's.
+        """
+        self.discard_proven(connection)
+        if connection.state is CLOSED:
+            return
+        connection.proven = identity, since
+        if identity != connection.identity:
+            self.identities.add(identity, connection)
+
+    def discard_proven(self, connection: TrackedConnection) -> None:
+        """
+        Take out what :meth:`file_proven` has filed.
+        """
+        if connection.proven is not None:
+            identity, _ = connection.proven
+            connection.proven = None
+            if identity != connection.identity:
+                self.identities.discard(identity, connection.ws)
+
     def refile(
         self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
     ) -> None:
@@ -177,26 +207,34 @@ class ConnectionManager:
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = TrackedConnection(session_ws_id, ws)
+        connection = RegisteredObject(session_ws_id, ws, self)
         if not self.open.add_new(session_ws_id, connection):
             return None
-        connection.closer = self
-        connection.set_open()
         if identity is not None:
             self.file_identity(connection, identity)
-        connection.lineage = lineage
-        self._add_lineage(connection)
+        if lineage is not NO_LINEAGE:
+            connection.lineage = lineage
+            self._add_lineage(connection)
         return connection
 
     def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
         """
         Take out what was registered by hand; nothing happens if it isn't there.
         """
+        if self.open.discard_bare(session_ws_id, ws):
+            return
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
             return
         if connection.send_queue is not None:
             connection.send_queue.drop()
+        if connection.state is OPEN:
+            self._take_out(connection)
+
+    def discard_stream(self, connection: TrackedConnection) -> None:
+        """
+        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        """
         if connection.state is OPEN:
             self._take_out(connection)
 
@@ -251,6 +289,9 @@ class ConnectionManager:
         """
         kind, value = subject
         if kind == "id":
+            if value not in self.open and value not in self.opening:
+                if not self._orphaned_handlers:
+                    return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)
@@ -394,6 +435,7 @@ class ConnectionManager:
         self._index_of(connection).discard(connection.session_ws_id, connection.ws)
         connection.set_closed()
         self._discard_lineage(connection)
+        self.discard_proven(connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection.ws)
         for label in connection.labels:

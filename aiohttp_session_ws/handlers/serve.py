@@ -13,8 +13,8 @@ from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
 from ..registry.core import Core
 from ..signals import FailDetails
 from ..typing import WebSocketHook, WebSocketOptions
+from ..web.lookup import core_from
 from ..web.session_ws import end_of
-from ..web.setup import core_from
 from .websocket import WebSocket, has_begun, leave, reader_of
 
 __all__: list[str] = []

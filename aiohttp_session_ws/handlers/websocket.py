@@ -132,6 +132,8 @@ class WebSocket:
         subprotocol: str | None = None,
         close: Close | int | bool = False,
         reason: str | None = None,
+        *,
+        save: bool = True,
     ) -> None:
         """
         Shake hands, as :func:`session_ws` does on entry, with all that it raises.
@@ -140,6 +142,8 @@ class WebSocket:
             subprotocol: Which one to speak; the client must have offered it.
             close: With what to close at once, which tells a page's script of a refusal.
             reason: The reason for that.
+            save: Whether an id that is made for this connection is saved in the session; else
+                it lives with the connection and sets no cookie.
 
         Raises:
             WebSocketStateError: If it was connected or refused before.
@@ -154,7 +158,7 @@ class WebSocket:
                 raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
             options = options | WebSocketOptions(protocols=(subprotocol,))
         self._began = True
-        self._session_ws = SessionWS(self.request, options)
+        self._session_ws = SessionWS(self.request, options, save=save)
         await self._session_ws.__aenter__()
         self._reader = Reader(self._session_ws.connection, self._session_ws.connections)
         if close is not False:

@@ -40,11 +40,18 @@ class Applier:
 
         What Redis refused to record is published twice, and carried out once.
         """
-        closes = order.closes
-        if closes:
-            closes = tuple([close for close in closes if self._seen.add(close.number)])
-        subjects = tuple([close.subject for close in closes])
-        return self._node.apply(Order(order.changes, subjects, order.close, order.by))
+        changes, closes, close, by, _, refresh = order
+        if not closes:
+            return self._node.apply(Order(changes, (), close, by, refresh))
+        given = self._local(max([order.at for order in closes]))
+        if given is not None:
+            # With a log-in or a renewal it is about those who share the id: who has its
+            # answer, and connects, comes after it.
+            given += -self._clock.error if changes else self._clock.error
+        subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
+        if close is None and not changes:
+            close = closes[0].close
+        return self._node.apply(Order(changes, subjects, close, by, refresh), before=given)
 
     def carry_out_soon(self, order: HeardOrder) -> None:
         """
@@ -61,8 +68,9 @@ class Applier:
         self._node.learn(changes)
         for close in closes:
             if self._seen.add(close.number):
-                late = [c for c in self._of(close) if self._began_before(c, close)]
-                self._close(late, close)
+                order = Order(closes=(close.subject,), close=close.close)
+                effect = self._node.apply(order, before=self._latest(close))
+                self._node.carry_out_soon(effect)
 
     def judge(
         self,
@@ -81,8 +89,13 @@ class Applier:
             if close.number in known or self._seen.first_seen(close.number) is not None:
                 continue
             connection.known_orders = (*known, close.number)
-            if self._began_before(connection, close):
-                self._close([connection], close)
+            given = self._latest(close)
+            if given is not None and connection.started > given:
+                continue
+            if connection.state is State.OPENING:
+                connection.reject(close.close)
+            else:
+                self._node.connections.close_soon([connection], close.close)
 
     def refuse(self, connection: TrackedConnection) -> None:
         """
@@ -93,20 +106,17 @@ class Applier:
         else:
             self._node.connections.close_soon([connection], RECONNECT)
 
-    def _of(self, close: CloseSession) -> list[TrackedConnection]:
-        return list(self._node.connections.of_subject(close.subject))
-
-    def _close(self, connections: Sequence[TrackedConnection], close: CloseSession) -> None:
-        for connection in connections:
-            if connection.state is State.OPENING:
-                connection.reject(close.close)
-        opened = [c for c in connections if c.state is not State.OPENING]
-        if opened:
-            self._node.connections.close_soon(opened, close.close)
-
-    def _began_before(self, connection: TrackedConnection, close: CloseSession) -> bool:
+    def _latest(self, close: CloseSession) -> float | None:
         """
-        Tell whether a handshake began before an order was given on another node.
+        Return when an order was given at the latest, by the event loop's clock.
         """
-        began = self._clock.now() - (time.monotonic() - connection.started)
-        return began <= close.at + 2 * self._clock.error
+        given = self._local(close.at)
+        return None if given is None else given + self._clock.error
+
+    def _local(self, at: float) -> float | None:
+        """
+        Return a time by the event loop's clock; ``None`` if that isn't known.
+        """
+        if not self._clock.known:
+            return None
+        return at - self._clock.now() + time.monotonic()

@@ -116,6 +116,7 @@ class RedisCluster:
         self._pending_times = False  # whether something ended before the clock was known
         self._settled = asyncio.Event()
         self._started = False
+        self._seemed_connected = False
         self._changed_at = 0.0
 
     def _wire(self, node: LocalNode) -> None:
@@ -123,67 +124,67 @@ class RedisCluster:
         Make the parts, for a node with a name of its own.
         """
         make, prefix = self._make, self._prefix
-        self._node = node
-        self._instance = instance = f"{self.name}/{secrets.token_hex(4)}"
-        self._numbers = HeardNumbers()
-        self._recent = RecentOrders()
-        self._seen = SeenOrders(instance)
-        self._commands = Commands(make, prefix, self._availability_changed)
-        self._encoder = Encoder(prefix, instance, self._resolve)
-        self._outbox = Outbox(make, prefix, self._encoder, self._learn, self._published)
+        self.node = node
+        self.instance = instance = f"{self.name}/{secrets.token_hex(4)}"
+        self.numbers = HeardNumbers()
+        self.recent = RecentOrders()
+        self.seen = SeenOrders(instance)
+        self.commands = Commands(make, prefix, self._availability_changed)
+        self.encoder = Encoder(prefix, instance, self._resolve)
+        self.outbox = Outbox(make, prefix, self.encoder, self._learn, self._published)
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
-        self._membership = Membership(
-            self._commands,
+        self.membership = Membership(
+            self.commands,
             instance,
             self.clock,
-            self._numbers,
+            self.numbers,
             self._beaten,
             self._missed,
             self._lost,
         )
-        self._applier = Applier(node, self._seen, self.clock)
-        self._lookup = Lookup(node, self._commands, self._applier, self._keep, self._on_outage)
-        self._write_back = WriteBack(
-            instance, self._commands, self._outbox, self._membership, self._recent
+        self.applier = Applier(node, self.seen, self.clock)
+        self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
+        self.write_back = WriteBack(
+            instance, self.commands, self.outbox, self.membership, self.recent
         )
-        self._reconciler = Reconciler(
+        self.reconciler = Reconciler(
             node,
-            self._commands,
-            self._membership,
-            self._lookup,
-            self._applier,
-            self._numbers,
-            self._recent,
+            self.commands,
+            self.membership,
+            self.lookup,
+            self.applier,
+            self.numbers,
+            self.recent,
         )
-        self._requests = Requests(
+        self.requests = Requests(
             instance,
-            self._membership,
-            Publisher(prefix, self._outbox.link),
+            self.membership,
+            Publisher(prefix, self.outbox.link),
             Publisher(prefix, self._data),
         )
-        self._outbound = Outbound(
+        self.outbound = Outbound(
             node,
-            self._outbox,
-            self._requests,
-            self._seen,
+            self.outbox,
+            self.requests,
+            self.seen,
             self.clock,
-            self._applier,
+            self.applier,
             identifies=self._identifies,
         )
-        self._inbound = Inbound(
+        self.inbound = Inbound(
             instance,
-            self._applier,
-            self._numbers,
-            self._recent,
-            self._outbound.report_to,
-            self._membership.hurry,
-            self._reconciler.unreadable,
+            self.applier,
+            self.numbers,
+            self.recent,
+            self.outbound.report_to,
+            self.membership.hurry,
+            self.reconciler.unreadable,
         )
-        self._queries = Queries(
+        self.queries = Queries(
             node,
             instance,
             self.name,
-            self._requests,
+            self.requests,
             serves=self.serves,
             identifies=self._identifies,
         )
@@ -195,14 +196,14 @@ class RedisCluster:
         """
         Whether Redis answers, and orders are heard.
         """
-        return bool(self._tasks) and self._commands.available and self._hears
+        return bool(self._tasks) and self.commands.available and self._hears
 
     @property
     def why(self) -> str:
         """
         Why it is not connected, for messages.
         """
-        return self._commands.why or f"it can't be subscribed to: {self._why_deaf}"
+        return self.commands.why or f"it can't be subscribed to: {self._why_deaf}"
 
     async def start(self, node: LocalNode) -> None:
         """
@@ -213,23 +214,23 @@ class RedisCluster:
         """
         self._expect_client()
         self._wire(node)
-        self._membership.serves = self.serves
-        handlers: Handlers = {f"{REPORTS}:{self._instance}": self._requests.take}
-        data: Handlers = {f"{DATA}:{self._instance}": self._requests.take}
+        self.membership.serves = self.serves
+        handlers: Handlers = {f"{REPORTS}:{self.instance}": self.requests.take}
+        data: Handlers = {f"{DATA}:{self.instance}": self.requests.take}
         if self.serves:
-            handlers = {ORDERS: self._inbound.hear, **handlers}
-            data = {DATA: self._queries.hear, **data}
+            handlers = {ORDERS: self.inbound.hear, **handlers}
+            data = {DATA: self.queries.hear, **data}
         make, prefix = self._make, self._prefix
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
         others = Subscriber(make, prefix, data, self._hear_data, self._lose_data)
-        self._run(self._commands.link.run, "the connection for commands")
-        self._run(self._outbox.link.run, "the connection for orders")
+        self._run(self.commands.link.run, "the connection for commands")
+        self._run(self.outbox.link.run, "the connection for orders")
         self._run(self._data.run, "the connection for data")
         self._run(orders.run, "the subscription to orders")
         self._run(others.run, "the subscription to data")
-        self._run(self._membership.run, "the heartbeat")
-        self._run(self._reconciler.run, "the reconciliation")
-        self._run(self._write_back.run, "the write-back")
+        self._run(self.membership.run, "the heartbeat")
+        self._run(self.reconciler.run, "the reconciliation")
+        self._run(self.write_back.run, "the write-back")
         self._run(self._prepare, "the check of Redis' settings")
         try:
             await self._settle_in()
@@ -242,13 +243,15 @@ class RedisCluster:
     def _expect_client(self) -> None:
         try:
             _ = self._make()
-        except NotSetUp:
-            raise
-        except Exception as exc:
+        except TypeError as exc:
             raise NotSetUp(
-                f"redis= is a callable that raised {type(exc).__name__}: let it take no argument"
+                f"redis= is a callable that can't be called so ({exc}): let it take no argument"
                 " and return a redis.asyncio client, as lambda: redis.asyncio.Redis(...)"
             ) from exc
+        except NotSetUp:
+            raise
+        except Exception as exc:  # noqa: BLE001  the application's
+            log.warning("a client of Redis can't be made now: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
@@ -259,13 +262,13 @@ class RedisCluster:
         """
         try:
             async with asyncio.timeout(2 * LIMIT):
-                await self._membership.beaten.wait()
-                while self._commands.available and not (self._hears and self._hears_data):
+                await self.membership.beaten.wait()
+                while self.commands.available and not (self._hears and self._hears_data):
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
             pass
-        self._started = True
+        self._started, self._seemed_connected = True, self.connected
         self._report_now()
 
     async def stop(self) -> None:
@@ -274,12 +277,12 @@ class RedisCluster:
         """
         if not self._tasks:
             return
-        left = await self._outbox.drain(self._patience)
+        left = await self.outbox.drain(self._patience)
         if left:
             self._log_lost(left)
-        await self._membership.leave()
-        self._commands.stop()
-        self._outbox.stop()
+        await self.membership.leave()
+        self.commands.stop()
+        self.outbox.stop()
         if self._steady is not None:
             self._steady.cancel()
             self._steady = None
@@ -309,10 +312,10 @@ class RedisCluster:
         """
         Look once at how Redis is set up, and write what a journal has brought.
         """
-        while not self._commands.available:
+        while not self.commands.available:
             await asyncio.sleep(LIMIT)
         try:
-            memory = await self._commands.call("INFO", "memory")
+            memory = await self.commands.call("INFO", "memory")
         except TROUBLE as exc:
             log.debug("Redis doesn't tell how it is set up: %s", reason(exc))
             memory = b""
@@ -326,24 +329,24 @@ class RedisCluster:
                 policy,
             )
         if self._journaled:
-            await self._write_back.write_records(tuple(self._node.records))
+            await self.write_back.write_records(tuple(self.node.records))
 
     # What happens to its connections
 
     def _availability_changed(self) -> None:
-        if not self._commands.available:
+        if not self.commands.available:
             if self._logged.allows("away"):
-                log.warning("Redis is away: %s", self._commands.why)
+                log.warning("Redis is away: %s", self.commands.why)
         else:
-            self._lookup.forget()
-            self._membership.hurry()
-            self._reconciler.missed()
+            self.lookup.forget()
+            self.membership.hurry()
+            self.reconciler.missed()
         self._report()
 
     def _subscribed(self) -> None:
         self._hears = True
-        self._lookup.forget()
-        self._membership.subscribed()
+        self.lookup.forget()
+        self.membership.subscribed()
         self._report()
 
     def _unsubscribed(self, why: str) -> None:
@@ -351,7 +354,7 @@ class RedisCluster:
         if self._hears and self._logged.allows("deaf"):
             log.warning("orders of other nodes can't be heard: %s", why)
         self._hears = False
-        self._lookup.forget()
+        self.lookup.forget()
         self._report()
 
     def _hear_data(self) -> None:
@@ -367,11 +370,11 @@ class RedisCluster:
         Change the state soon, if it lasts: what Redis does in between is no news.
         """
         self._settled.set()
-        loop = asyncio.get_running_loop()
-        self._changed_at = loop.time()
-        if not self._started:
+        if not self._started or self.connected == self._seemed_connected:
             return
-        if not self._commands.available:
+        loop = asyncio.get_running_loop()
+        self._seemed_connected, self._changed_at = self.connected, loop.time()
+        if not self.commands.available:
             self._report_now()  # it has not answered for a second
         elif self._steady is None:
             self._steady = loop.call_later(STEADY, self._report_steady)
@@ -399,35 +402,35 @@ class RedisCluster:
         """
         if self._pending_times and self.clock.known:
             self._pending_times = False
-            self._node.records.resolve(self.clock.resolve)
-        self._outbox.flush()
+            self.node.records.resolve(self.clock.resolve)
+        self.outbox.flush()
 
     def _missed(self) -> None:
         if self.serves:
-            self._reconciler.missed()
+            self.reconciler.missed()
         else:
-            self._numbers.missing.clear()  # a script has no sockets, and forgets soon
+            self.numbers.missing.clear()  # a script has no sockets, and forgets soon
 
     def _lost(self) -> None:
-        self._write_back.lost()
+        self.write_back.lost()
         if self.serves:
-            self._reconciler.look_at_all()
+            self.reconciler.look_at_all()
 
     def _learn(self, known: Sequence[bytes]) -> None:
         """
         Learn by what records Redis knew more than this node.
         """
         records = [read_record(text) for text in known]
-        self._node.learn([r for r in records if r and not isinstance(r, CloseSession)])
+        self.node.learn([r for r in records if r and not isinstance(r, CloseSession)])
 
     def _published(self, body: bytes) -> None:
-        self._recent.add(self._instance, body)
+        self.recent.add(self.instance, body)
 
     def _keep(self, change: LineageEnded) -> None:
         """
         Restart the time of an end in Redis, too.
         """
-        _ = self._outbox.put(Entry((change,), quiet=True))
+        _ = self.outbox.put(Entry((change,), quiet=True))
 
     def _resolve(self, record: Record) -> Record | None:
         """
@@ -454,7 +457,7 @@ class RedisCluster:
         Record an order now, and tell nobody: the response that goes with it is on its way.
         """
         self._note_times()
-        self._outbound.record(order)
+        self.outbound.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> Pending:
         """
@@ -466,7 +469,7 @@ class RedisCluster:
             recorded: Whether it is recorded already; it gets a number now all the same.
         """
         self._note_times()
-        return self._outbound.publish(order, wait)
+        return self.outbound.publish(order, wait)
 
     def _note_times(self) -> None:
         self._pending_times = self._pending_times or not self.clock.known
@@ -475,20 +478,20 @@ class RedisCluster:
         """
         Tell whether it is time to ask what is recorded of a lineage.
         """
-        return self._lookup.check_due(token)
+        return self.lookup.check_due(token)
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
         Learn what is recorded of the session of an HTTP request; tell whether that is known.
         """
-        return await self._lookup.check_request(token, subjects)
+        return await self.lookup.check_request(token, subjects)
 
     @property
     def deaf(self) -> bool:
         """
         Whether orders may be missed now, so that a handshake has to ask right before it opens.
         """
-        return not self._hears or bool(self._numbers.missing)
+        return not self._hears or bool(self.numbers.missing)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """
@@ -498,7 +501,7 @@ class RedisCluster:
             aiohttp.web.HTTPServiceUnavailable: If Redis is away, and handshakes are refused
                 then.
         """
-        await self._lookup.check_handshake(connection)
+        await self.lookup.check_handshake(connection)
 
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
@@ -516,9 +519,9 @@ class RedisCluster:
         """
         if not self.clock.known:
             return False
-        entry, channel = self._outbound.entry_of(order), self._outbox.channel
-        args = self._encoder.to_judge(entry, channel, lineage, subjects, since, self._grace)
-        answer = self._commands.run_script(END_OTHERS, *args, repeat=False)
+        entry, channel = self.outbound.entry_of(order), self.outbox.channel
+        args = self.encoder.to_judge(entry, channel, lineage, subjects, since, self._grace)
+        answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):
                 return bool(await answer)
@@ -531,22 +534,22 @@ class RedisCluster:
         """
         Return the connections of all nodes; *here* are this one's.
         """
-        return await self._queries.connections(subject, here)
+        return await self.queries.connections(subject, here)
 
     async def count(self, here: int) -> Count:
         """
         Return how many sockets all nodes have; *here* are this one's.
         """
-        return await self._queries.count(here)
+        return await self.queries.count(here)
 
     async def nodes(self) -> Nodes:
         """
         Return the nodes that hold sockets.
         """
-        return await self._queries.nodes()
+        return await self.queries.nodes()
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: bool = False
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -555,9 +558,15 @@ class RedisCluster:
             subject: Whose sockets; all if it is ``None``.
             data: What.
             here: What became of it on this node.
-            wait: Whether to ask the others, for a second at most, what became of it.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
-        return await self._queries.push(subject, data, here, wait)
+        return await self.queries.push(subject, data, here, wait)
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
+        """
+        return self.queries.relay(name, data)
 
 
 def _name_of(record: Record) -> str:

@@ -6,19 +6,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from .._lineage import LAST_GENERATION, Subject
+from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..close_codes import Close
+from ..registry.cluster import Refresh
 from ..sessions.records import Cause, Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
 from .messages import CAUSES, VERSION, CloseSession, Record, as_json
 
 __all__: list[str] = []
 
 #: What reading something foreign may raise.
-WRONG: Final = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+WRONG: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+
+_read: Final = json.JSONDecoder().raw_decode  # loads() asks first what it is given
 
 _CAUSES: Final[dict[int, frozenset[Cause]]] = {
     bits: frozenset(cause for cause, bit in CAUSES.items() if bits & bit)  # type: ignore[misc]
@@ -36,28 +46,15 @@ class HeardOrder(NamedTuple):
         close: With what sockets are closed; without one it depends on the changes.
         by: Who gave it.
         question: Under which number to report, if that is asked for.
+        refresh: Which open sockets go on in place of being closed.
     """
 
     changes: tuple[Change, ...]
     closes: tuple[CloseSession, ...]
-    close: Close | None
-    by: str | None
-    question: str | None
-
-
-class Message(NamedTuple):
-    """
-    Orders that were published together.
-
-    Attributes:
-        sender: Which node has sent them; empty for what Redis' script has found.
-        orders: The orders.
-        readable: Whether all of it could be read.
-    """
-
-    sender: str
-    orders: list[HeardOrder]
-    readable: bool
+    close: Close | None = None
+    by: str | None = None
+    question: str | None = None
+    refresh: Refresh | None = None
 
 
 def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
@@ -74,24 +71,28 @@ def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
     return int(last) - int(count) + 1 if int(count) else 0, int(last), body
 
 
-def read_message(body: bytes) -> Message:
+def read_message(body: bytes) -> tuple[str, list[str]] | None:
     """
-    Read the body of a message: what can't be read is left out.
+    Return the sender of a message, and its orders as text; ``None`` if it can't be read.
+
+    The sender is empty for what Redis' script has found.
     """
     try:
-        message = json.loads(body)
-        if message["v"] != VERSION:
-            return Message("", [], readable=False)
-        sender, texts = name(message["from"]), list(message["orders"])
+        head, *orders = body.decode().split("\n")
+        message = json.loads(head)
+        return (name(message["from"]), orders) if message["v"] == VERSION else None
     except WRONG:
-        return Message("", [], readable=False)
-    orders = []
-    for text in texts:
-        try:
-            orders.append(_order(text))
-        except WRONG:
-            continue
-    return Message(sender, orders, readable=len(orders) == len(texts))
+        return None
+
+
+def read_order(text: str) -> HeardOrder | None:
+    """
+    Return an order of a message, ``None`` if it can't be read.
+    """
+    try:
+        return _order(_read(text)[0])
+    except WRONG:
+        return None
 
 
 def read_record(data: bytes | str) -> Record | None:
@@ -121,14 +122,25 @@ def as_tuple(value: Any) -> Any:
 
 
 def _order(body: list[Any]) -> HeardOrder:
-    changes, closes, close, by, question = body
+    texts, closing, *rest = body
+    changes = tuple([_change(text) for text in texts])
+    closes = tuple([_close_session(text) for text in closing]) if closing else ()
+    if not rest:
+        return HeardOrder(changes, closes)
+    close, by, question, *refresh = rest
     return HeardOrder(
-        tuple(map(_change, changes)),
-        tuple(map(_close_session, closes)),
+        changes,
+        closes,
         None if close is None else _close(*close),
         None if by is None else str(by),
         None if question is None else str(question),
+        _refresh(*refresh[0]) if refresh else None,
     )
+
+
+def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any) -> Refresh:
+    lineage = Lineage(str(token), _generation(generation), _time(began))
+    return Refresh(lineage, _value(session_ws_id))
 
 
 def _record(body: list[Any]) -> Record:
@@ -138,24 +150,41 @@ def _record(body: list[Any]) -> Record:
 def _change(body: list[Any]) -> Change:
     if body[0] != VERSION:
         raise ValueError("another version")
-    match body[1:]:
-        case ["ended", at, carries, ttl, minor, str(token)]:
-            return LineageEnded(token, _time(at), bool(carries), _ttl(ttl), bool(minor))
-        case ["renewed", generation, after, at, by, seen, ttl, str(token)]:
-            return LineageRenewed(
-                token,
-                _generation(generation),
-                _generation(after),
-                _time(at),
-                _CAUSES[by],
-                bool(seen),
-                _ttl(ttl),
-            )
-        case ["before", before, ttl, subject]:
-            return SubjectEnded(_subject(subject), _time(before), _ttl(ttl))
-        case ["note", began, ttl, _, str(token), session_ws_id]:
-            return IdNote(_value(session_ws_id), token, _time(began), _ttl(ttl))
-    raise ValueError("another kind")
+    return _CHANGES[body[1]](*body[2:])
+
+
+def _ended(at: Any, carries: Any, ttl: Any, minor: Any, token: Any) -> LineageEnded:
+    return LineageEnded(_text(token), _time(at), bool(carries), _ttl(ttl), bool(minor))
+
+
+def _renewed(
+    generation: Any, after: Any, at: Any, by: Any, seen: Any, ttl: Any, token: Any
+) -> LineageRenewed:
+    return LineageRenewed(
+        _text(token),
+        _generation(generation),
+        _generation(after),
+        _time(at),
+        _CAUSES[by],
+        bool(seen),
+        _ttl(ttl),
+    )
+
+
+def _before(before: Any, ttl: Any, subject: Any) -> SubjectEnded:
+    return SubjectEnded(_subject(subject), _time(before), _ttl(ttl))
+
+
+def _note(began: Any, ttl: Any, length: Any, token: Any, session_ws_id: Any) -> IdNote:
+    return IdNote(_value(session_ws_id), _text(token), _time(began), _ttl(ttl))
+
+
+_CHANGES: Final[dict[str, Callable[..., Change]]] = {
+    "ended": _ended,
+    "renewed": _renewed,
+    "before": _before,
+    "note": _note,
+}
 
 
 def _close_session(body: list[Any]) -> CloseSession:
@@ -178,15 +207,21 @@ def _generation(value: object) -> int:
     return value
 
 
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError("a name is a text")
+    return value
+
+
 def _time(value: Any) -> float:
-    time = float(value)
+    time = value if type(value) is float else float(value)
     if not math.isfinite(time):
         raise ValueError("a time is a number of seconds")
     return time
 
 
 def _ttl(value: Any) -> float:
-    ttl = float(value)
+    ttl = value if type(value) is float else float(value)
     if not 0 < ttl < math.inf:
         raise ValueError("a ttl is a number of seconds > 0")
     return ttl

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from .._lineage import Lineage, Subject
 from ..close_codes import Close
+from ..registry.cluster import Refresh
 from .messages import Record, Stored, encode, envelope, keys_of_lookup, order_text
 
 __all__: list[str] = []
@@ -29,6 +30,7 @@ class Entry:
         close: With what sockets are closed.
         by: Who gave it.
         question: Under which number to report.
+        refresh: Which open sockets go on in place of being closed.
         quiet: Whether it is recorded only.
         published: Whether it was published.
         stored: Whether Redis has recorded it.
@@ -45,6 +47,7 @@ class Entry:
         "published",
         "question",
         "quiet",
+        "refresh",
         "stored",
     )
 
@@ -55,6 +58,7 @@ class Entry:
         close: Close | None = None,
         by: str | None = None,
         question: str | None = None,
+        refresh: Refresh | None = None,
         *,
         quiet: bool = False,
     ) -> None:
@@ -63,6 +67,7 @@ class Entry:
         self.close = close
         self.by = by
         self.question = question
+        self.refresh = refresh
         self.quiet = quiet
         self.published = self.stored = self.alone = False
         self._waiter: asyncio.Future[None] | None = None
@@ -136,6 +141,7 @@ class Encoder:
                     entry.close,
                     entry.by,
                     entry.question,
+                    entry.refresh,
                 )
             )
         body = envelope(self._sender, texts).encode() if texts else b""

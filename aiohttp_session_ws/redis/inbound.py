@@ -11,8 +11,8 @@ from typing import Final
 
 from .._logging import OncePerMinute, log
 from .apply import Applier
-from .decoding import HeardOrder, read_message, read_numbers
-from .messages import envelope_start
+from .decoding import HeardOrder, read_message, read_numbers, read_order
+from .messages import envelope
 from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
@@ -52,7 +52,7 @@ class Inbound:
         self._report = report
         self._doubt = doubt
         self._unreadable = unreadable
-        self._own = envelope_start(instance).encode()
+        self._own = envelope(instance, [""]).encode()
         self._logged = OncePerMinute()
 
     def hear(self, data: bytes) -> Awaitable[None] | None:
@@ -71,30 +71,46 @@ class Inbound:
             self._doubt()
         if body.startswith(self._own):
             return None  # it has taken effect when it was given
-        sender, orders, readable = read_message(body)
+        message = read_message(body)
+        if message is None:
+            self._cannot_read(first, last)
+            return None
+        sender, orders = message
+        self._recent.add(sender, body)
+        if len(orders) > FEW:
+            return self._carry_out_many(sender, orders, first, last)
+        readable = True
+        for order in orders:
+            readable = self._carry_out(sender, order) and readable
         if not readable:
             self._cannot_read(first, last)
-        if orders:
-            self._recent.add(sender, body)
-        if len(orders) > FEW:
-            return self._carry_out_many(sender, orders)
-        for order in orders:
-            self._carry_out(sender, order)
         return None
 
-    async def _carry_out_many(self, sender: str, orders: Sequence[HeardOrder]) -> None:
+    async def _carry_out_many(
+        self, sender: str, orders: Sequence[str], first: int, last: int
+    ) -> None:
+        readable = True
         turn = time.monotonic() + TURN
         for order in orders:
-            self._carry_out(sender, order)
+            readable = self._carry_out(sender, order) and readable
             if time.monotonic() > turn:
                 await asyncio.sleep(0)
                 turn = time.monotonic() + TURN
+        if not readable:
+            self._cannot_read(first, last)
 
-    def _carry_out(self, sender: str, order: HeardOrder) -> None:
+    def _carry_out(self, sender: str, text: str) -> bool:
+        """
+        Carry out an order; tell whether it could be read.
+        """
+        order = read_order(text)
+        if order is None:
+            return False
         if order.question is None:
             self._applier.carry_out_soon(order)
         else:
             self._report(sender, order)
+        return True
 
     def _cannot_read(self, first: int, last: int) -> None:
         if self._logged.allows("unreadable"):

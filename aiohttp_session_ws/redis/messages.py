@@ -3,8 +3,9 @@ What goes to Redis: records, and the messages that carry orders. No I/O.
 
 A record is a JSON array that begins with the version and its kind; what Redis' script merges
 stands next, in fixed places, and what it only copies at the end. The same text is the value of a
-key and a part of a message. A message is ``<last number>:<how many>``, written by the script, a
-line feed, and a JSON object with a version.
+key and a part of a message. A message has lines: ``<last number>:<how many>``, written by the
+script, a JSON object with the version and the sender, and then each order, as a JSON array: so
+they are read one by one, and the garbage collector never sees many.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from .._lineage import Subject
 from ..close_codes import Close
+from ..registry.cluster import Refresh
 from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
 
 __all__: list[str] = []
@@ -175,6 +177,7 @@ def order_text(
     close: Close | None = None,
     by: str | None = None,
     question: str | None = None,
+    refresh: Refresh | None = None,
 ) -> str:
     """
     Return an order as JSON, of records that are JSON already.
@@ -185,10 +188,16 @@ def order_text(
         close: With what sockets are closed; without one it depends on the changes.
         by: Who gave the order.
         question: Under which number to report, if that is asked for.
+        refresh: Which open sockets go on in place of being closed.
     """
-    how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
-    rest = f"{_optional(by)},{_optional(question)}"
-    return f"[[{','.join(changes)}],[{','.join(closes)}],{how},{rest}]"
+    text = f"[[{','.join(changes)}],[{','.join(closes)}]"
+    if close is not None or by is not None or question is not None or refresh is not None:
+        how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
+        text += f",{how},{_optional(by)},{_optional(question)}"
+    if refresh is not None:
+        (token, generation, began), session_ws_id = refresh
+        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)}]"
+    return text + "]"
 
 
 def _optional(text: str | None) -> str:
@@ -197,16 +206,9 @@ def _optional(text: str | None) -> str:
 
 def envelope(sender: str, orders: Iterable[str]) -> str:
     """
-    Return a message that carries orders.
+    Return a message that carries orders, without the numbers.
     """
-    return f'{envelope_start(sender)},"orders":[{",".join(orders)}]}}'
-
-
-def envelope_start(sender: str) -> str:
-    """
-    Return what all messages of *sender* begin with, behind the numbers.
-    """
-    return f'{{"v":{VERSION},"from":{quote(sender)}'
+    return "\n".join((f'{{"v":{VERSION},"from":{quote(sender)}}}', *orders))
 
 
 def question_text(sender: str, number: str, body: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from .clock import RedisClock
 from .decoding import HeardOrder
 from .entries import Entry
 from .io.outbox import Outbox
-from .messages import CloseSession
+from .messages import CloseSession, time_of
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
 
@@ -127,7 +127,7 @@ class Outbound:
             loop = asyncio.get_running_loop()
             _ = loop.call_later(wait + FORGOTTEN, self._requests.close, request)
         entry = self.entry_of(order, None if request is None else request.number)
-        if len(entry):
+        if len(entry) or order.refresh is not None:
             _ = self._outbox.put(entry)
         else:
             entry.finish()
@@ -139,11 +139,16 @@ class Outbound:
         """
         closes: Sequence[CloseSession] = ()
         if order.closes:
-            at, close = self._clock.end_time(), order.close or RECONNECT
+            ordered = max(map(time_of, order.changes), default=0.0)
+            # Who has the answer of a log-in or a renewal, and connects, comes after it.
+            at = ordered - 2 * self._clock.error if ordered else self._clock.end_time()
+            close = order.close or RECONNECT
             closes = [
                 CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
             ]
-        return Entry(order.changes, closes, order.close, order.by, question)
+        # What only closes has its close code in its records.
+        told = order.close if order.changes else None
+        return Entry(order.changes, closes, told, order.by, question, order.refresh)
 
     def report_to(self, sender: str, order: HeardOrder) -> None:
         """

@@ -87,7 +87,7 @@ class Queries:
         return Nodes(sorted(nodes, key=lambda node: node.name), complete=request.complete)
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, wait: bool
+        self, subject: Subject | None, data: Data, here: Delivery, wait: float
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -96,22 +96,30 @@ class Queries:
             subject: Whose sockets; all if it is ``None``.
             data: What.
             here: What became of it on this node.
-            wait: Whether to ask the others what became of it.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
         """
         text = isinstance(data, str)
         payload = data.encode() if isinstance(data, str) else bytes(data)
         body = {"do": "push", "of": _as_list(subject), "text": text}
+        nodes = here.nodes if self._serves else 0
         if not wait:
             told = self._requests.tell(body, payload)
             complete = here.complete and told and self._requests.alone
-            return Delivery(here.sockets, here.nodes, complete)
-        request = await self._requests.ask(body, payload)
+            return Delivery(here.sockets, nodes, complete)
+        request = await self._requests.ask(body, payload, timeout=wait)
         answers = request.answers
         return Delivery(
             here.sockets + sum(int(answer.get("sockets", 0)) for answer in answers),
-            here.nodes + len(request.answered),
+            nodes + len(request.answered),
             here.complete and request.complete and all(a.get("complete") for a in answers),
         )
+
+    def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to the same endpoint on all other nodes.
+        """
+        told = self._requests.tell({"do": "relay", "name": name}, data)
+        return Delivery(0, nodes=self._requests.others if told else 0, complete=told)
 
     async def hear(self, data: bytes) -> None:
         """
@@ -153,6 +161,8 @@ class Queries:
                 data = payload.decode() if body["text"] else payload
                 delivery = await self._node.push_here(_as_subject(body["of"]), data)
                 yield {"sockets": delivery.sockets, "complete": delivery.complete}
+            case "relay":
+                self._node.receive_relay(str(body["name"]), payload)
 
     def _myself(self) -> NodeInfo:
         connections = self._node.connections

@@ -109,7 +109,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         )
         super().__init__(**options)
 
-    def _make_cluster(self) -> Cluster:
+    def _make_cluster(self, *, journaled: bool) -> Cluster:
         return self._redis
 
     def _state_changed(self, state: State) -> None:
@@ -118,9 +118,10 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     @property
     def state(self) -> State:
         """
-        ``"connected"``, or ``"degraded"`` while Redis doesn't answer or can't be heard.
+        ``"connected"``, or ``"degraded"`` while Redis doesn't answer or can't be heard, or
+        while the journal can't be written.
         """
-        return self._redis.state
+        return "degraded" if super().state == "degraded" else self._redis.state
 
     async def nodes(self) -> Nodes:
         """

@@ -93,6 +93,9 @@ class Requests:
         self._open: dict[str, PendingRequest] = {}
         self._logged = OncePerMinute()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def open(self) -> PendingRequest:
         """
         Open a request to all others; :meth:`close` it.
@@ -115,13 +118,23 @@ class Requests:
         """
         return self._membership.known and self._membership.members <= {self._instance}
 
-    async def ask(self, body: Answer, payload: bytes = b"") -> PendingRequest:
+    @property
+    def others(self) -> int:
         """
-        Ask all others, and wait until they have answered or :data:`PATIENCE` is over.
+        How many other nodes are known.
+        """
+        return len(self._membership.members - {self._instance})
+
+    async def ask(
+        self, body: Answer, payload: bytes = b"", *, timeout: float = PATIENCE
+    ) -> PendingRequest:
+        """
+        Ask all others, and wait until they have answered.
 
         Args:
             body: The question.
             payload: What goes with it.
+            timeout: Seconds to wait at most.
         """
         request = self.open()
         try:
@@ -130,7 +143,7 @@ class Requests:
             if published is None:
                 request.known = False
                 return request
-            await request.wait(PATIENCE)
+            await asyncio.gather(request.wait(timeout), asyncio.wait({published}, timeout=timeout))
             if not published.done() or published.exception() is not None:
                 request.known = False
         finally:

@@ -11,7 +11,7 @@ from typing import Final
 
 from .._logging import log
 from ..sessions.records import Change, Records
-from .decoding import read_message, read_record
+from .decoding import read_message, read_order, read_record
 from .entries import Entry
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
@@ -115,7 +115,8 @@ class WriteBack:
         some: dict[str, list[Record]] = {}
         written = 0
         for body in self._recent.of(is_meant):
-            for order in read_message(body).orders:
+            _, texts = read_message(body) or ("", [])
+            for order in filter(None, map(read_order, texts)):
                 for record in (*order.changes, *order.closes):
                     key = encode(record).key
                     if is_mine(key):

@@ -13,11 +13,13 @@ from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
-from ..sessions.context import RequestContext, Stage, set_current
+from ..sessions.context import HANDLING, RequestContext, set_current
 from ..sessions.records import LineageRenewed
 from ..sessions.session import (
     begin_session,
+    content_of,
     created_at,
     digest_of_cookie,
     has_storage,
@@ -29,30 +31,37 @@ from ..sessions.session import (
 from ..sessions.status import State, Status, effective_began
 from .cluster import Order
 from .core import Core
-from .identify import subjects_of
+from .identify import NOBODY, Owner, subjects_of
 
 __all__: list[str] = []
 
 #: Seconds after an end in which another response may be on its way with the right cookie.
 SETTLED: Final = 10.0
+OWN_KEYS: Final = 2  # the id and the lineage
 
 
-def arrive_at_once(core: Core, request: web.Request, session: Session) -> RequestContext | None:
+def arrive_at_once(
+    core: Core, request: web.Request, session: Session, arrived: float, started: float
+) -> RequestContext | None:
     """
     Judge a request whose session is loaded, carries all it needs, and is of no interest to
     any record; ``None`` if there is more to do.
     """
-    keys = core.keys
-    lineage = keys.read_lineage(session)
-    session_ws_id = session.get(keys.id)
+    try:  # quicker than get()
+        session_ws_id, lineage = session[core.keys.id], Lineage.parse(session[core.keys.lineage])
+    except KeyError:
+        return None
     if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
         return None
     if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
         return None
-    context = RequestContext(request, core.clock.begin_time())
-    context.lineage, context.session_ws_id, context.session = lineage, session_ws_id, session
-    context.newest, context.content = lineage.generation, dict(session)
-    context.stage = Stage.HANDLING
+    context = RequestContext(request, arrived, started)
+    context.lineage, context.session_ws_id = lineage, session_ws_id
+    context.newest, context.carried = lineage.generation, True
+    context.held_data = len(session) > OWN_KEYS
+    context.session, context.stage = session, HANDLING
+    if core.identifier.asks:
+        context.content = content_of(session, core.keys)
     return context
 
 
@@ -61,21 +70,21 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
     Tell whether no record but that of its own newest generation may concern a session.
     """
     records = core.records
-    record = records.lineage(lineage.token)
-    if record is None:
-        if lineage.generation:
+    if records.knows(lineage.token):
+        record = records.lineage(lineage.token)
+        if (
+            not isinstance(record, LineageRenewed)
+            or record.generation != lineage.generation
+            or not record.seen
+        ):
             return False
-    elif (
-        not isinstance(record, LineageRenewed)
-        or record.generation != lineage.generation
-        or not record.seen
-    ):
+    elif lineage.generation:
         return False
     if not records.has_subjects:
         return True
     if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
         return False
-    return core.identifier.identify is None or records.latest_owner_end < lineage.began
+    return not core.identifier.asks or records.latest_owner_end < lineage.began
 
 
 class Arrival:
@@ -85,12 +94,21 @@ class Arrival:
     Args:
         core: The registry's parts.
         request: The request.
+        arrived: When it arrived, by the one clock, if that was before its session was loaded.
+        started: The same by the event loop's clock.
     """
 
-    def __init__(self, core: Core, request: web.Request) -> None:
+    def __init__(
+        self,
+        core: Core,
+        request: web.Request,
+        arrived: float | None = None,
+        started: float | None = None,
+    ) -> None:
         self._core = core
         self._request = request
-        self._context = RequestContext(request, core.clock.begin_time())
+        arrived = core.clock.begin_time() if arrived is None else arrived
+        self._context = RequestContext(request, arrived, started)
         set_current(self._context)
 
     async def judge(self) -> RequestContext:
@@ -115,9 +133,13 @@ class Arrival:
             await self._act_on(session)
         if context.status.alive and context.lineage is not None:
             self._mark_seen(context.lineage)
-        if context.session is not None:
-            context.content = dict(context.session)
-        context.stage = Stage.HANDLING
+        session = context.session
+        if session is not None:
+            context.carried = core.keys.lineage in session
+            context.held_data = core.keys.holds_data(session)
+            if core.identifier.asks or context.given:
+                context.content = content_of(session, core.keys)
+        context.stage = HANDLING
         return context
 
     async def _load(self) -> Session | None:
@@ -138,7 +160,7 @@ class Arrival:
         core, context = self._core, self._context
         context.session_ws_id = await self._current_id()
         if context.session_ws_id is None:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
         if context.session_ws_id is not None:
             context.lineage = Lineage(f"id {context.session_ws_id!r}", 0, 0.0)
@@ -155,7 +177,7 @@ class Arrival:
             lineage = self._first_lineage(session, context.session_ws_id)
         written = keys.lineage in session
         if context.session_ws_id is None:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
             context.given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:
@@ -173,7 +195,7 @@ class Arrival:
         if not core.overrides.ids and self._context.session is not None:
             session_ws_id = id_in(self._context.session, core.keys.id)
         else:
-            session_ws_id = await core.ids.get_id(self._request)
+            session_ws_id = await core.current_id(self._request)
         if session_ws_id is None:
             return None
         try:
@@ -203,20 +225,20 @@ class Arrival:
         Judge the session by what is known; ask for what is not known as seldom as possible.
         """
         core, context = self._core, self._context
-        identity: Hashable | None = None
+        owner = NOBODY
         due = core.cluster.check_due(lineage.token)
         if due:
-            identity = await self._identity(lineage)
-            subjects = subjects_of(context.session_ws_id, identity)
+            owner = await self._owner(lineage)
+            subjects = subjects_of(context.session_ws_id, owner)
             context.checked = await core.cluster.check_request(lineage.token, subjects)
-        found = core.judge(lineage, context.session_ws_id, identity)
-        if not found.alive or due or core.identifier.identify is None:
+        found = core.judge(lineage, context.session_ws_id, owner)
+        if found.state is State.ENDED or due or not core.identifier.asks:
             return found
         if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
             return found
-        return core.judge(lineage, context.session_ws_id, await self._identity(lineage))
+        return core.judge(lineage, context.session_ws_id, await self._owner(lineage))
 
-    async def _identity(self, lineage: Lineage) -> Hashable | None:
+    async def _owner(self, lineage: Lineage) -> Owner:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:
@@ -256,7 +278,7 @@ class Arrival:
         context.session = await begin_session(self._request)
         context.fresh = True
         if mint:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             if not context.session.empty:
                 core.keys.write_lineage(context.session, new_lineage(context.arrived))
                 context.given = True

@@ -10,7 +10,7 @@ a question about a session is answered from the records, not from what this proc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
@@ -19,11 +19,25 @@ from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
+from ..sessions.encoding import encode
 from ..sessions.records import Change, Records
 from ..sessions.status import Status
 from ..typing import Data
 
 __all__: list[str] = []
+
+
+class Refresh(NamedTuple):
+    """
+    The open sockets of a lineage go on under another id and its next generation.
+
+    Attributes:
+        lineage: The lineage with that generation.
+        session_ws_id: The id.
+    """
+
+    lineage: Lineage
+    session_ws_id: Hashable
 
 
 class Order(NamedTuple):
@@ -35,12 +49,14 @@ class Order(NamedTuple):
         closes: Whose sockets are to reconnect besides.
         close: With what sockets are closed; without one it depends on what became of each.
         by: Who gave the order, for operators.
+        refresh: Which open sockets go on in place of being closed.
     """
 
     changes: tuple[Change, ...] = ()
     closes: tuple[Subject, ...] = ()
     close: Close | None = None
     by: str | None = None
+    refresh: Refresh | None = None
 
 
 class Effect(NamedTuple):
@@ -56,6 +72,9 @@ class Effect(NamedTuple):
     handshakes: int = 0
 
 
+NO_EFFECT: Final = Effect()
+
+
 class LocalNode(Protocol):
     """
     What a cluster needs of this node.
@@ -65,9 +84,14 @@ class LocalNode(Protocol):
     connections: ConnectionManager
     tasks: BackgroundTasks
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
@@ -98,6 +122,11 @@ class LocalNode(Protocol):
     async def push_here(self, subject: Subject | None, data: Data) -> Delivery:
         """
         Push to the sockets of this node.
+        """
+
+    def receive_relay(self, name: str, data: bytes) -> None:
+        """
+        Take a message that another node has relayed.
         """
 
 
@@ -212,9 +241,22 @@ class Cluster(Protocol):
         Return how many sockets all nodes have; *here* are this one's.
         """
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
-        Push to the sockets of the other nodes; *here* is what became of it on this one.
+        Push to the sockets of the other nodes.
+
+        Args:
+            subject: Whose sockets; all if it is ``None``.
+            data: What.
+            here: What became of it on this node.
+            wait: Seconds to wait for what the others answer; without it they aren't asked.
+        """
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to all other nodes, at most once and in the order of the calls.
         """
 
 
@@ -233,13 +275,18 @@ class OwnReport:
 class SingleProcess:
     """
     The cluster of one process.
+
+    Args:
+        clock: Its clock.
+        journaled: Whether what it is told must be fit for a journal.
     """
 
     remote = False
     name = ""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
         self._clock = Clock() if clock is None else clock
+        self._journaled = journaled
 
     @property
     def clock(self) -> Clock:
@@ -257,8 +304,10 @@ class SingleProcess:
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect nothing: nobody else is told.
+        Expect what the journal can hold, if there is one: nobody else is told.
         """
+        if self._journaled:
+            encode(value)
 
     def record(self, order: Order) -> None:
         """
@@ -318,8 +367,16 @@ class SingleProcess:
         """
         return Count(here)
 
-    async def push(self, subject: Subject | None, data: Data, here: Delivery) -> Delivery:
+    async def push(
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
+    ) -> Delivery:
         """
         Return what became of the push on this process.
         """
         return here
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send it to nobody.
+        """
+        return Delivery(0, nodes=0)

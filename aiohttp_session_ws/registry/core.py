@@ -47,18 +47,27 @@ What may not be awaited where
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from .._logging import fingerprint, log
 from .._origin import OriginPolicy
-from .._tasks import BackgroundTasks
-from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
-from ..connections.connection import NO_LINEAGE, OPENING, Connection, TrackedConnection
+from .._tasks import BackgroundTasks, maybe_await
+from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
+from ..connections.connection import (
+    NO_LINEAGE,
+    OPEN,
+    OPENING,
+    Connection,
+    TrackedConnection,
+)
 from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
@@ -72,48 +81,50 @@ from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnd
 from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
-from ..typing import Authorize, Data, Identify, IdFactory, Origins
-from .cluster import Cluster, Effect, Order
-from .identify import Identifier, subjects_of
+from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
+from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
+from .identify import NOBODY, Identifier, Owner, subjects_of
+from .relay import Relays
 from .revalidation import Revalidator
 
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
+DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 
 class Ids(Protocol):
     """
-    Where the ids of sessions live. An application may override each of these.
+    Where the ids of sessions live. An application may override each of these, sync or async.
     """
 
-    async def get_id(self, request: web.Request) -> Hashable | None:
+    def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
         """
         Return the id of the session of *request*.
         """
 
-    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+    def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
         """
         Give the session of *request* this id.
         """
 
-    async def new_id(self, request: web.Request) -> Any:
+    def new_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* a new id.
         """
 
-    async def delete_id(self, request: web.Request) -> Any:
+    def delete_id(self, request: web.Request) -> Any:
         """
         Take the id out of the session of *request*.
         """
 
-    async def ensure_id(self, request: web.Request) -> Any:
+    def ensure_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* an id if it has none.
         """
 
-    async def generate_id(self, request: web.Request) -> Hashable:
+    def generate_id(self, request: web.Request) -> Any:
         """
         Return a new id.
         """
@@ -121,7 +132,7 @@ class Ids(Protocol):
 
 class Hooks(Protocol):
     """
-    What else an application may override, as in 1.1.1.
+    What else an application may override, as in 1.1.1, sync or async.
     """
 
     def register(self, session_ws_id: Hashable, ws: Any) -> Any:
@@ -134,15 +145,21 @@ class Hooks(Protocol):
         Called when a socket is gone.
         """
 
-    async def close_all_session(self, session_ws_id: Hashable) -> Any:
+    def close_all_session(self, session_ws_id: Hashable) -> Any:
         """
         Called when the response of a request that asked for it has been sent.
         """
 
-    async def close_all(self) -> Any:
+    def close_all(self) -> Any:
         """
         Called at the application's shutdown.
         """
+
+
+#: Ties a websocket that another library has opened to the session of its request.
+Adopt: TypeAlias = Callable[
+    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
+]
 
 
 class Overrides(NamedTuple):
@@ -179,6 +196,7 @@ class Core:
         close_orders: What a handshake may have missed.
         connections: The sockets of this process.
         cluster: The other nodes.
+        clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
@@ -195,6 +213,7 @@ class Core:
         keys: SessionKeys,
         cluster: Cluster,
         identify: Identify | None,
+        labels: Labels | None,
         authorize: Authorize | None,
         origins: Origins,
         limits: Limits,
@@ -210,6 +229,7 @@ class Core:
         self.id_factory = id_factory
         self.keys = keys
         self.cluster = cluster
+        self.clock: Clock = cluster.clock
         self.authorize = authorize
         self.origin_policy = OriginPolicy(origins)
         self.limits = limits
@@ -217,16 +237,19 @@ class Core:
         self.timeouts = timeouts
         self.journal = journal
         self.signals = signals
-        self.identifier = Identifier(identify, cluster.check_subject)
+        self.identifier = Identifier(identify, labels, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
         self.tasks = BackgroundTasks()
         self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
         self.connections.on_removed = self._call_unregister
+        self.relays = Relays(self.tasks)
         self.handshakes = Handshakes(timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
+        self._draining: asyncio.Task[None] | None = None
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
@@ -234,13 +257,6 @@ class Core:
         self._warned: set[str] = set()  # what was warned about once
 
     # Time
-
-    @property
-    def clock(self) -> Clock:
-        """
-        The one clock by which lineages begin and end.
-        """
-        return self.cluster.clock
 
     def saw_storage(self, max_age: int | None) -> None:
         """
@@ -261,13 +277,12 @@ class Core:
         self,
         lineage: Lineage,
         session_ws_id: Hashable | None,
-        identity: Hashable | None = None,
-        labels: Sequence[Subject] = (),
+        owner: Owner = NOBODY,
     ) -> Status:
         """
         Judge a session by what is known on this node.
         """
-        subjects = (*subjects_of(session_ws_id, identity), *labels)
+        subjects = subjects_of(session_ws_id, owner)
         return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
@@ -276,12 +291,13 @@ class Core:
 
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
-        return self.judge(
-            connection.lineage,
-            connection.session_ws_id,
-            connection.identity,
-            connection.labels,
-        )
+        if connection.proven is not None:
+            identity, since = connection.proven
+            before = self.records.ended_before(Subject("identity", identity))
+            if before >= since:
+                return Status(State.ENDED, self.clock.now() - before)
+        owner = Owner(connection.identity, connection.labels)
+        return self.judge(connection.lineage, connection.session_ws_id, owner)
 
     def close_for(self, found: Status) -> Close | None:
         """
@@ -320,16 +336,36 @@ class Core:
             log.warning("the journal is late: what has ended lately isn't on disk yet")
         return bool(done) and commit.result()
 
-    def apply(self, order: Order) -> Effect:
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
         Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
         """
         self.merge(order.changes)
+        if order.refresh is not None:
+            self._refresh(order.refresh)
         if order.closes:
-            now = asyncio.get_running_loop().time()
+            given = time.monotonic() if before is None else before
             for subject in order.closes:
-                self.close_orders.add(subject, now)
-        return self.effect_of(order)
+                self.close_orders.add(subject, given)
+        return self.effect_of(order, before=before)
+
+    def _refresh(self, refresh: Refresh) -> None:
+        """
+        Let the open sockets of a lineage go on under its next generation.
+        """
+        lineage, session_ws_id = refresh
+        for connection in self.connections.of_lineage(lineage.token):
+            older = connection.lineage.generation < lineage.generation
+            if older and connection.state is OPEN:
+                self.connections.refile(connection, session_ws_id, lineage)
+                if self.signals.on_refresh:
+                    sending = self.signals.on_refresh.send(connection)
+                    _ = self.tasks.spawn(sending, "tell of a refresh")
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
@@ -339,9 +375,12 @@ class Core:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
+        concerned = self._concerned(order, before)
+        if not concerned:
+            return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         handshakes = 0
-        for connection, told in self._concerned(order, before):
+        for connection, told in concerned:
             close = self.close_for(self.status_of(connection))
             if close is not None:
                 close = order.close or close
@@ -449,7 +488,7 @@ class Core:
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(close)
-        self.close_orders.add_all(asyncio.get_running_loop().time())
+        self.close_orders.add_all(time.monotonic())
         effect = Effect(((close, tuple(self.connections.all())),), len(opening))
         return await self.carry_out(effect)
 
@@ -549,7 +588,8 @@ class Core:
         """
         Return the id of the session of *request*.
         """
-        return await self.ids.get_id(request)
+        session_ws_id: Hashable | None = await maybe_await(self.ids.get_id(request))
+        return session_ws_id
 
     def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
         """
@@ -558,7 +598,7 @@ class Core:
         lineage = NO_LINEAGE
         if self.records.epoch:
             lineage = self._lineage_by_hand(session_ws_id)
-            if not self.judge(lineage, session_ws_id, identity).alive:
+            if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
                 return False
         _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
         return True
@@ -586,6 +626,12 @@ class Core:
         Describe the open connections of this node.
         """
         return self.connections.snapshot(subject, self.cluster.name)
+
+    def receive_relay(self, name: str, data: bytes) -> None:
+        """
+        Take a message that another node has relayed.
+        """
+        self.relays.receive(name, data)
 
     async def push_here(
         self, subject: Subject | None, data: Data, except_: Connection | None = None
@@ -640,12 +686,12 @@ class Core:
                 " each application"
             )
         self.loop = asyncio.get_running_loop()
-        self.draining = False
+        self.draining, self._draining = False, None
         try:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start():
+                for change in await self.journal.start(self.clock.now, self.records.has):
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
@@ -653,11 +699,36 @@ class Core:
             await self.stop()
             raise
 
+    async def drain(self, window: float) -> None:
+        """
+        Refuse handshakes, and close all sockets with 1012 in random order over *window* seconds.
+        """
+        self.draining = True
+        if self._draining is None:
+            self._draining = self.tasks.spawn(self._drain(window), "drain")
+        await asyncio.shield(self._draining)
+
+    async def _drain(self, window: float) -> None:
+        loop = asyncio.get_running_loop()
+        began, closed = loop.time(), 0
+        connections = list(self.connections.open)
+        random.shuffle(connections)
+        while closed < len(connections):
+            share = min(1.0, (loop.time() - began) / window) if window > 0 else 1.0
+            due = connections[closed : max(closed, int(share * len(connections)))]
+            closed += len(due)
+            # One that an order closes meanwhile is told by that.
+            self.connections.close_soon([c for c in due if c.state is OPEN], SERVICE_RESTART)
+            await asyncio.sleep(min(DRAIN_STEP, window))
+        _ = await self.connections.close_now(connections, SERVICE_RESTART)
+
     async def shut_down(self) -> None:
         """
         Refuse handshakes and close all sockets with 1001; never raise.
         """
         self.draining = True
+        if self.timeouts.drain:
+            await self.drain(self.timeouts.drain)
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(GOING_AWAY)
@@ -666,7 +737,7 @@ class Core:
         try:
             await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
             if self.overrides.close_all:
-                await self.hooks.close_all()
+                await maybe_await(self.hooks.close_all())
         except Exception:
             log.exception("closing the websockets at shutdown failed")
 

@@ -5,11 +5,13 @@ Orders that a request gives about its own session: their sockets close when it i
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from aiohttp import web
 
 from .._logging import describe_error, log
+from .._tasks import maybe_await
 from ..sessions.context import RequestContext, Stage, context_of
 from .arrival import Arrival
 from .cluster import Order
@@ -67,7 +69,8 @@ def unsettled_order(context: RequestContext) -> Order | None:
     """
     Return what an explicit order has ended, of a request that could not be settled.
     """
-    return Order(tuple(context.orders)) if context.orders else None
+    changes = context.orders.changes
+    return Order(changes) if changes else None
 
 
 async def settle_when_sent(
@@ -91,7 +94,7 @@ async def close_when_sent(
     """
     Tell other nodes of an order and close its sockets when the response has been sent.
     """
-    ordered = asyncio.get_running_loop().time()
+    ordered = time.monotonic()
     await response_sent(context, request.transport, core.timeouts.response)
     await _close(core, context, order, before=ordered)
 
@@ -103,7 +106,7 @@ async def _close(
     await core.carry_out(core.effect_of(order, before=before))
     if core.overrides.close_all_session and context.session_ws_id is not None:
         try:
-            await core.hooks.close_all_session(context.session_ws_id)
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
         except Exception as exc:  # noqa: BLE001  the application's
             log.error("close_all_session() failed: %s", describe_error(exc))
 

@@ -4,8 +4,9 @@ Whom a request belongs to: calls the application's ``identify``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 from aiohttp_session import Session
@@ -15,34 +16,79 @@ from .._lineage import Subject
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, NotSetUp
 from ..sessions.session import copy_of, loaded_session, put_session
-from ..typing import Identify
+from ..typing import Identify, Labels
 
-__all__: list[str] = []
+__all__ = ["Identified"]
 
-REMEMBERED: Final = 100_000  # lineages whose identity is known
+REMEMBERED: Final = 100_000  # lineages whose owner is known
 REMEMBERED_FOR: Final = 3600.0  # seconds
+MOST_LABELS: Final = 8
+
+
+class Identified(NamedTuple):
+    """
+    What ``identify`` may return to say until when it holds, as for a token that expires.
+
+    Attributes:
+        identity: Whom the session belongs to; ``None`` if it is anonymous.
+        until: When its sockets are closed with 4401, in seconds since the epoch.
+    """
+
+    identity: Hashable | None
+    until: float = math.inf
+
+
+class Owner(NamedTuple):
+    """
+    Whom a session belongs to, and its labels.
+
+    Attributes:
+        identity: Whom; ``None`` if it is anonymous.
+        labels: Further names that it can be ended by.
+        until: When this is no longer so, in seconds since the epoch.
+    """
+
+    identity: Hashable | None = None
+    labels: tuple[Subject, ...] = ()
+    until: float = math.inf
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """
+        The subjects that the session can be ended by besides its id.
+        """
+        if self.identity is None:
+            return self.labels
+        return (Subject("identity", self.identity), *self.labels)
+
+
+NOBODY: Final = Owner()
 
 
 class Identifier:
     """
-    The application's ``identify``, and what it said of lineages lately.
+    The application's ``identify`` and ``labels``, and what they said of lineages lately.
 
     Args:
         identify: The callable; ``None`` if sessions belong to nobody we know.
+        labels: The callable for labels; ``None`` if there are none.
         check: Raises ``TypeError`` for what can't be an identity on all nodes.
 
     Attributes:
         identify: The callable.
+        asks: Whether there is anything to ask about a request.
         optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
-    def __init__(self, identify: Identify | None, check: Callable[[Hashable], None]) -> None:
+    def __init__(
+        self, identify: Identify | None, labels: Labels | None, check: Callable[[Hashable], None]
+    ) -> None:
         self.identify = identify
+        self.labels = labels
         self.optional = False
         self._check = check
-        self._known: ExpiringDict[str, tuple[Hashable | None]] = ExpiringDict(
-            REMEMBERED, REMEMBERED_FOR
-        )
+        self.asks = identify is not None or labels is not None
+        self._known: ExpiringDict[str, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
 
     def expect(self) -> None:
         """
@@ -50,6 +96,13 @@ class Identifier:
         """
         if self.identify is None and not self.optional:
             raise NotSetUp("sessions can't be identified: pass SessionWSRegistry(identify=...)")
+
+    def expect_labels(self) -> None:
+        """
+        Raise :class:`NotSetUp` if there is no ``labels``, but it is required.
+        """
+        if self.labels is None and not self.optional:
+            raise NotSetUp("sessions have no labels: pass SessionWSRegistry(labels=...)")
 
     def usable(self, identity: Hashable) -> Hashable:
         """
@@ -71,31 +124,43 @@ class Identifier:
             raise InvalidIdentity(str(exc)) from None
         return identity
 
-    async def of(self, request: web.Request) -> Hashable | None:
+    def usable_label(self, name: object, value: Hashable) -> Subject:
         """
-        Return whom *request* belongs to as its session is now, ``None`` if it is anonymous.
+        Return the subject of a label.
 
         Raises:
-            IdentifyFailed: If ``identify`` raised anything but 401 or 403.
-            InvalidIdentity: If it returned something that is no identity.
+            InvalidIdentity: If its name is no text, or its value ``None`` or not hashable.
         """
-        if self.identify is None:
-            return None
-        try:
-            identity = await maybe_await(self.identify(request))
-        except (web.HTTPUnauthorized, web.HTTPForbidden):
-            return None
-        except Exception as exc:
-            msg = (
-                f"identify {self.identify!r} raised {type(exc).__name__}; it is called with the"
-                " request and must return a hashable identity, or None if it is anonymous"
-            )
-            raise IdentifyFailed(msg) from exc
-        return None if identity is None else self.usable(identity)
+        if not isinstance(name, str):
+            raise InvalidIdentity(f"the name of a label is a str, not a {type(name).__name__}")
+        return Subject("label", (name, self.usable(value)))
+
+    async def of(self, request: web.Request) -> Owner:
+        """
+        Return whom *request* belongs to as its session is now.
+
+        Raises:
+            IdentifyFailed: If ``identify`` or ``labels`` raised anything but 401 or 403.
+            InvalidIdentity: If one of them returned something that can't be used.
+        """
+        found = await _ask("identify", self.identify, request)
+        identity, until = found if isinstance(found, Identified) else (found, math.inf)
+        if identity is not None:
+            identity = self.usable(identity)
+        return Owner(identity, await self._labels_of(request), until)
+
+    async def _labels_of(self, request: web.Request) -> tuple[Subject, ...]:
+        found = await _ask("labels", self.labels, request)
+        if not found:
+            return ()
+        if not isinstance(found, Mapping) or len(found) > MOST_LABELS:
+            raise InvalidIdentity(f"labels must return a dict of {MOST_LABELS} names at most")
+        named = found.items()
+        return tuple(self.usable_label(name, value) for name, value in named if value is not None)
 
     async def of_content(
         self, request: web.Request, session: Session, content: Mapping[str, Any]
-    ) -> Hashable | None:
+    ) -> Owner:
         """
         Return whom *request* belonged to when its session held *content*.
         """
@@ -106,30 +171,45 @@ class Identifier:
         finally:
             put_session(request, now)
 
-    async def of_lineage(self, request: web.Request, token: str) -> Hashable | None:
+    async def of_lineage(self, request: web.Request, token: str) -> Owner:
         """
         Return whom *request* belongs to; ``identify`` is asked once per lineage.
         """
         known = self._known.get(token)
         if known is None:
-            known = (await self.of(request),)
+            known = await self.of(request)
             self._known.put(token, known)
-        return known[0]
+        return known
 
-    def remember(self, token: str, identity: Hashable | None) -> None:
+    def remember(self, token: str, owner: Owner) -> None:
         """
         Note whom a lineage belongs to.
         """
-        self._known.put(token, (identity,))
+        self._known.put(token, owner)
 
 
-def subjects_of(session_ws_id: Hashable | None, identity: Hashable | None) -> tuple[Subject, ...]:
+def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, ...]:
     """
     Return the subjects by which a session can be ended.
     """
-    found = []
-    if session_ws_id is not None:
-        found.append(Subject("id", session_ws_id))
-    if identity is not None:
-        found.append(Subject("identity", identity))
-    return tuple(found)
+    if session_ws_id is None:
+        return owner.subjects
+    return (Subject("id", session_ws_id), *owner.subjects)
+
+
+async def _ask(name: str, ask: Callable[[web.Request], Any] | None, request: web.Request) -> Any:
+    """
+    Ask the application about *request*; 401 and 403 mean that it is anonymous.
+    """
+    if ask is None:
+        return None
+    try:
+        return await maybe_await(ask(request))
+    except (web.HTTPUnauthorized, web.HTTPForbidden):
+        return None
+    except Exception as exc:
+        msg = (
+            f"{name} {ask!r} raised {type(exc).__name__}; it is called with the request, and must"
+            " return None if that is anonymous"
+        )
+        raise IdentifyFailed(msg) from exc

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from .._tasks import maybe_await
 from ..exceptions import IdFactoryFailed, SessionEnded
-from ..sessions.context import RequestContext, Stage, context_of
+from ..sessions.context import ARRIVING, HANDLING, NO_ORDERS, RequestContext, context_of
 from ..sessions.session import digest_of_cookie, id_in
 from ..sessions.status import State
 from ..typing import IdFactory
@@ -95,18 +95,19 @@ class Ids:
         Raises:
             SessionEnded: If the session had ended when the request arrived.
         """
-        core, context = self._core, await _handling(self._core, request)
-        if context is not None:
+        context = await context_for(self._core, request)
+        if context.stage is HANDLING:
             _expect_living(context)
-        elif core.overrides.random_ids:
-            # On arrival: the same id for parallel requests of a session that has none yet.
+        elif context.stage is ARRIVING and self._core.overrides.random_ids:
+            # The same for parallel requests of a session that has none yet.
             digest = await _digest(request)
             if digest is not None:
-                await self.set_id(request, digest)
+                await maybe_await(self.set_id(request, digest))
                 return
-        await self.set_id(request, await self.generate_id(request))
-        if context is not None:
-            context.renewed = True
+        session_ws_id = await maybe_await(self.generate_id(request))
+        await maybe_await(self.set_id(request, session_ws_id))
+        if context.stage is HANDLING:
+            context.ordering().renewed = True
 
     async def delete_id(self, request: web.Request) -> Any:
         """
@@ -116,29 +117,24 @@ class Ids:
         tells whether somebody has logged out: it ends the session, and what is left in it begins
         another one. Either way its sockets are closed with 4403 when the response has been sent.
         """
-        _ = await _handling(self._core, request)
+        _ = await context_for(self._core, request)  # before it is changed
         (await aiohttp_session.get_session(request)).pop(self._core.keys.id, None)
 
     async def ensure_id(self, request: web.Request) -> Any:
         """
         Give the session of *request* an id if it has none.
         """
-        if await self.get_id(request) is not None:
+        if await self._core.current_id(request) is not None:
             return
         context = context_of(request)
-        renewed = context is not None and context.renewed
-        await self.new_id(request)
+        orders = NO_ORDERS if context is None else context.orders
+        renewed = orders.renewed
+        await maybe_await(self.new_id(request))
         context = context_of(request)
-        if context is not None:
-            context.renewed = renewed  # an id that was missing doesn't renew anything
-
-
-async def _handling(core: Core, request: web.Request) -> RequestContext | None:
-    """
-    Return the context of a request whose handler runs, ``None`` on arrival and when it settles.
-    """
-    context = await context_for(core, request)
-    return context if context.stage is Stage.HANDLING else None
+        if context is not None:  # an id that was missing doesn't renew anything
+            context.orders = orders
+            if orders is not NO_ORDERS:
+                orders.renewed = renewed
 
 
 def _expect_living(context: RequestContext) -> None:

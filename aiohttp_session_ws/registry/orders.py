@@ -4,16 +4,19 @@ The facet of a registry that gives orders: whose sockets are to close, and what 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import Any
+import asyncio
+from collections.abc import Coroutine, Hashable, Iterable
+from typing import Any, Literal
 
 from aiohttp import web
 
 from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
-from ..exceptions import SessionWSError
+from ..connections.connection import Connection
+from ..exceptions import SessionEnded, SessionWSError
 from ..results import CloseReport
-from ..sessions.context import RequestContext
+from ..sessions.context import HANDLING, RequestContext
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.session import (
     begin_session,
@@ -55,7 +58,7 @@ class Orders:
         told = as_close(close, reason, RECONNECT)
         if core.overrides.close_all_session:
             for session_ws_id in tuple(core.connections.open.keys()):
-                await core.hooks.close_all_session(session_ws_id)
+                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(
@@ -82,11 +85,8 @@ class Orders:
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
-        core = self._core
-        core.expect_loop()
-        subject = Subject("id", core.usable_id(session_ws_id))
-        told = as_close(close, reason, RECONNECT)
-        return await core.give(Order(closes=(subject,), close=told, by=by), wait)
+        subject = Subject("id", self._core.usable_id(session_ws_id))
+        return await self._close(subject, close, reason, wait, by)
 
     async def close_all_identity(
         self,
@@ -106,10 +106,51 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
+        identifier = self._core.identifier
+        identifier.expect()
+        subject = Subject("identity", identifier.usable(identity))
+        return await self._close(subject, close, reason, wait, by)
+
+    async def close_all_label(
+        self,
+        name: str,
+        value: Hashable,
+        *,
+        close: Close | int | None = None,
+        reason: str | None = None,
+        wait: float = 0.0,
+        by: str | None = None,
+    ) -> CloseReport:
+        """
+        Close the sockets of all sessions with a label; they may reconnect.
+
+        Args:
+            name: The name of the label, as ``labels`` returns it.
+            value: Its value.
+            close: The close code, 4403 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
+
+        Raises:
+            NotSetUp: If the registry has no ``labels``.
+            InvalidIdentity: If no label can be called so.
+        """
+        identifier = self._core.identifier
+        identifier.expect_labels()
+        subject = identifier.usable_label(name, value)
+        return await self._close(subject, close, reason, wait, by)
+
+    async def _close(
+        self,
+        subject: Subject,
+        close: Close | int | None,
+        reason: str | None,
+        wait: float,
+        by: str | None,
+    ) -> CloseReport:
         core = self._core
         core.expect_loop()
-        core.identifier.expect()
-        subject = Subject("identity", core.identifier.usable(identity))
         told = as_close(close, reason, RECONNECT)
         return await core.give(Order(closes=(subject,), close=told, by=by), wait)
 
@@ -184,13 +225,98 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
+        identifier = self._core.identifier
+        identifier.expect()
+        subject = Subject("identity", identifier.usable(identity))
+        return await self._end(subject, close, reason, wait, by)
+
+    async def end_label(
+        self,
+        name: str,
+        value: Hashable,
+        *,
+        close: Close | int | None = None,
+        reason: str | None = None,
+        wait: float = 0.0,
+        by: str | None = None,
+    ) -> CloseReport:
+        """
+        End all sessions with a label that have begun by now, as :meth:`end_identity` does.
+
+        Args:
+            name: The name of the label, as ``labels`` returns it.
+            value: Its value: an identity provider's session id, a device.
+            close: The close code, 4401 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+            by: Who gives the order, for the log.
+
+        Raises:
+            NotSetUp: If the registry has no ``labels``.
+            InvalidIdentity: If no label can be called so.
+        """
+        identifier = self._core.identifier
+        identifier.expect_labels()
+        subject = identifier.usable_label(name, value)
+        return await self._end(subject, close, reason, wait, by)
+
+    async def _end(
+        self,
+        subject: Subject,
+        close: Close | int | None,
+        reason: str | None,
+        wait: float,
+        by: str | None,
+    ) -> CloseReport:
         core = self._core
         core.expect_loop()
-        core.identifier.expect()
-        subject = Subject("identity", core.identifier.usable(identity))
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), close=told, by=by), wait)
+
+    # What a client has proven over its socket
+
+    def now(self) -> float:
+        """
+        Return the time by the one clock, for :meth:`prove`.
+        """
+        return self._core.clock.begin_time()
+
+    async def prove(self, connection: Connection, identity: Hashable, *, since: float) -> None:
+        """
+        File an open connection under an identity that its client has proven over the socket.
+
+        It is found by every order, push and question for that identity, beside that of its
+        session. One per connection; another replaces it. The periodic check leaves it alone.
+
+        Args:
+            connection: An open connection.
+            identity: Whom its client has proven to be.
+            since: When the proof began, as :meth:`now` said: an end of the identity since then
+                concerns it.
+
+        Raises:
+            SessionEnded: If that identity was ended since. The connection is closed with 4401.
+            InvalidIdentity: If *identity* can't be one.
+        """
+        core = self._core
+        core.expect_loop()
+        subject = Subject("identity", core.identifier.usable(identity))
+        tracked = core.connections.tracked(connection)
+        core.connections.file_proven(tracked, identity, since)  # first, so that orders find it
+        if core.status_of(tracked).alive and core.cluster.remote:
+            await core.cluster.check_request(tracked.lineage.token, [subject])
+        if not core.status_of(tracked).alive:
+            core.connections.close_soon([tracked], SESSION_ENDED)
+            raise SessionEnded("the identity was ended while its client proved it")
+
+    def disprove(self, connection: Connection) -> None:
+        """
+        Take back what :meth:`prove` has filed; nothing happens if there is nothing.
+        """
+        core = self._core
+        core.expect_loop()
+        core.connections.discard_proven(core.connections.tracked(connection))
 
     # Orders about the session of a request
 
@@ -213,9 +339,9 @@ class Orders:
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
-            await core.hooks.close_all_session(context.session_ws_id)
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
             return
-        context.close_requested = True
+        context.ordering().close_requested = True
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
             core.reject_handshakes(order)
@@ -242,7 +368,8 @@ class Orders:
             await self._end_open(context.connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        await self._begin_after(request, context, response)
+        await self._shielded(self._begin_after(request, context), "begin after an end")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_identity(
         self, request: web.Request, response: web.StreamResponse
@@ -271,10 +398,8 @@ class Orders:
             await self._end_open(connection.lineage, context.session_ws_id)
             return
         self._end_own(context)
-        identity = await self._identity_behind(request, context)
-        if identity is not None:
-            self._end_in_request(context, Subject("identity", identity))
-        await self._begin_after(request, context, response)
+        await self._shielded(self._end_everywhere(request, context), "end an identity")
+        await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_others(
         self, request: web.Request, response: web.StreamResponse
@@ -302,12 +427,12 @@ class Orders:
         core.identifier.expect()
         context = await context_for(core, request)
         _expect_savable(context, response)
-        identity = await core.identifier.of(request)
+        identity = (await core.identifier.of(request)).identity
         lineage, session = context.lineage, context.session
         if identity is None or lineage is None or session is None or context.fresh:
             return False
         was = await core.identifier.of_content(request, session, context.content or {})
-        since = lineage.began if identity == was else context.arrived
+        since = lineage.began if identity == was.identity else context.arrived
         subject = Subject("identity", identity)
         found = core.judge(lineage, context.session_ws_id, was)
         if not found.alive or core.records.ended_before(subject) >= since:
@@ -318,14 +443,21 @@ class Orders:
         subjects = [Subject("id", context.session_ws_id), subject]
         if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
             return False
-        context.begins = True
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        orders = context.ordering()
+        orders.begins = True
+        orders.own_ends[subject] = before
         core.apply(Order((end, own)))
-        context.orders += (end, own)
+        orders.changes += (end, own)
         await self._settle_without_middleware(request, context, response)
         return True
 
-    async def renew_session(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def renew_session(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        *,
+        sockets: Literal["close", "keep"] = "close",
+    ) -> None:
         """
         Renew the session of *request*: it goes on under a new id.
 
@@ -335,6 +467,8 @@ class Orders:
         Args:
             request: The request that is being handled.
             response: The response; it carries the session with its new id.
+            sockets: ``"keep"`` lets open sockets go on under the new id, on all nodes, and sends
+                ``on_refresh``; not if the identity changes in the same request.
 
         Raises:
             SessionEnded: If the session had ended when the request arrived.
@@ -343,21 +477,35 @@ class Orders:
         core = self._core
         context = await context_for(core, request)
         _expect_savable(context, response)
-        await core.ids.new_id(request)
+        if sockets not in ("close", "keep"):
+            raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
+        await maybe_await(core.ids.new_id(request))
+        context.ordering().keeps_sockets = sockets == "keep"
         await self._settle_without_middleware(request, context, response)
+
+    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
+        """
+        Await *ending*, which goes on if the client vanishes and its request is cancelled.
+        """
+        await asyncio.shield(self._core.tasks.spawn(ending, name))
+
+    async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
+        identity = await self._identity_behind(request, context)
+        if identity is not None:
+            self._end_in_request(context, Subject("identity", identity))
+        await self._begin_after(request, context)
 
     def _end_own(self, context: RequestContext) -> None:
         """
         Record the end of the lineage that a request came with.
         """
         core, lineage = self._core, context.lineage
-        context.ended = core.clock.end_time()
+        ended = context.ordering().ended = core.clock.end_time()
         if lineage is None:
             return
-        somebodys = core.keys.holds_data(context.content or {})
-        minor = not somebodys and core.identifier.identify is not None
+        minor = not context.held_data and core.identifier.identify is not None
         changes: list[Change] = [
-            LineageEnded(lineage.token, context.ended, carries=False, ttl=core.ttl, minor=minor)
+            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
         ]
         if not minor and core.overrides.random_ids and context.session_ws_id is not None:
             # What is registered by hand under this id is refused by it.
@@ -367,7 +515,7 @@ class Orders:
     def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
         core = self._core
         before = core.clock.end_time()
-        context.own_ends = {**(context.own_ends or {}), subject: before}
+        context.ordering().own_ends[subject] = before
         self._record(context, [SubjectEnded(subject, before, core.ttl)])
 
     def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
@@ -375,9 +523,12 @@ class Orders:
         Let an order of a request take effect for handshakes, here and everywhere.
         """
         order = Order(tuple(changes))
+        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
+            self._core.give_soon(order)
+            return
         self._core.apply(order)
         self._core.cluster.record(order)
-        context.orders += order.changes
+        context.ordering().changes += order.changes
 
     async def _identity_behind(
         self, request: web.Request, context: RequestContext
@@ -386,14 +537,12 @@ class Orders:
         Return whom the session of *request* belongs to, or did before it was replaced.
         """
         identifier = self._core.identifier
-        identity = await identifier.of(request)
-        if identity is None and context.session is not None and context.content:
-            return await identifier.of_content(request, context.session, context.content)
-        return identity
+        owner = await identifier.of(request)
+        if owner.identity is None and context.session is not None and context.content:
+            owner = await identifier.of_content(request, context.session, context.content)
+        return owner.identity
 
-    async def _begin_after(
-        self, request: web.Request, context: RequestContext, response: web.StreamResponse
-    ) -> None:
+    async def _begin_after(self, request: web.Request, context: RequestContext) -> None:
         """
         Give a request whose session was ended a new, empty one.
         """
@@ -403,9 +552,8 @@ class Orders:
             await empty_in_storage(request, context.session)
             await begin_session(request)
         else:
-            await core.ids.delete_id(request)
-        await core.ids.ensure_id(request)
-        await self._settle_without_middleware(request, context, response)
+            await maybe_await(core.ids.delete_id(request))
+        await maybe_await(core.ids.ensure_id(request))
 
     async def _claim(self, request: web.Request, context: RequestContext) -> None:
         """
@@ -442,9 +590,9 @@ class Orders:
         the response has been sent, if the handler may go on to change the session.
         """
         core = self._core
-        if context.behind_middleware or context.deferred:
+        if context.behind_middleware or context.orders.deferred:
             return
-        context.deferred = True
+        context.ordering().deferred = True
         core.warn_missing_middleware()
         if when_sent:
             coro = settle_when_sent(core, request, context, response)

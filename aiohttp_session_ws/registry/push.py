@@ -5,8 +5,8 @@ The facet of a registry that pushes: to a session, to an identity, to everybody.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from aiohttp.typedefs import JSONEncoder
 
@@ -15,8 +15,11 @@ from ..connections.connection import Connection
 from ..results import Delivery
 from ..typing import Data
 from .core import Core
+from .relay import RelayHandler
 
 __all__: list[str] = []
+
+R = TypeVar("R", bound=RelayHandler)
 
 
 class Pushes:
@@ -30,7 +33,12 @@ class Pushes:
     _core: Core
 
     async def send_session(
-        self, session_ws_id: Hashable, data: Data, *, except_: Connection | None = None
+        self,
+        session_ws_id: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
     ) -> Delivery:
         """
         Push *data* to the open sockets of a session.
@@ -39,6 +47,8 @@ class Pushes:
             session_ws_id: Whose sockets.
             data: A text, or bytes for a binary message; they are copied.
             except_: A connection that isn't sent to.
+            wait: Seconds to wait for what other nodes answer, where there are any. Without it
+                they are not asked: the push reaches their sockets, but isn't counted there.
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
@@ -46,10 +56,15 @@ class Pushes:
         """
         self._core.expect_loop()
         subject = Subject("id", self._core.usable_id(session_ws_id))
-        return await self._push(subject, data, except_)
+        return await self._push(subject, data, except_, wait)
 
     async def send_identity(
-        self, identity: Hashable, data: Data, *, except_: Connection | None = None
+        self,
+        identity: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
     ) -> Delivery:
         """
         Push *data* to the open sockets of all sessions of an identity.
@@ -58,6 +73,7 @@ class Pushes:
             identity: Whose sockets.
             data: As for :meth:`send_session`.
             except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -68,22 +84,55 @@ class Pushes:
         core.expect_loop()
         core.identifier.expect()
         return await self._push(
-            Subject("identity", core.identifier.usable(identity)), data, except_
+            Subject("identity", core.identifier.usable(identity)), data, except_, wait
         )
 
-    async def broadcast(self, data: Data, *, except_: Connection | None = None) -> Delivery:
+    async def send_label(
+        self,
+        name: str,
+        value: Hashable,
+        data: Data,
+        *,
+        except_: Connection | None = None,
+        wait: float = 0.0,
+    ) -> Delivery:
+        """
+        Push *data* to the open sockets of all sessions with a label.
+
+        Args:
+            name: The name of the label, as ``labels`` returns it.
+            value: Its value.
+            data: As for :meth:`send_session`.
+            except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
+
+        Raises:
+            NotSetUp: If the registry has no ``labels``.
+            InvalidIdentity: If no label can be called so.
+            TypeError: If *data* is neither text nor bytes.
+        """
+        core = self._core
+        core.expect_loop()
+        core.identifier.expect_labels()
+        subject = core.identifier.usable_label(name, value)
+        return await self._push(subject, data, except_, wait)
+
+    async def broadcast(
+        self, data: Data, *, except_: Connection | None = None, wait: float = 0.0
+    ) -> Delivery:
         """
         Push *data* to all open sockets.
 
         Args:
             data: As for :meth:`send_session`.
             except_: A connection that isn't sent to.
+            wait: As for :meth:`send_session`.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
         self._core.expect_loop()
-        return await self._push(None, data, except_)
+        return await self._push(None, data, except_, wait)
 
     async def send_session_json(
         self, session_ws_id: Hashable, data: Any, *, dumps: JSONEncoder = json.dumps
@@ -107,8 +156,43 @@ class Pushes:
         """
         return await self.broadcast(dumps(data))
 
+    def on_relay(self, name: str) -> Callable[[R], R]:
+        """
+        Hear what other nodes :meth:`relay` to *name*: a decorator for an async function.
+
+        It is given the bytes of one message at a time, and may be added at any time.
+
+        Raises:
+            ValueError: If *name* has a handler.
+        """
+
+        def add(handler: R) -> R:
+            self._core.relays.add(name, handler)
+            return handler
+
+        return add
+
+    async def relay(self, name: str, data: bytes) -> Delivery:
+        """
+        Send a message to the same endpoint on all other nodes: at most once, in order per sender.
+
+        Args:
+            name: What its handlers were added for, with :meth:`on_relay`.
+            data: 64 KiB at most.
+
+        Returns:
+            How many nodes it was sent to; incomplete if Redis is away.
+
+        Raises:
+            TypeError: If *data* isn't bytes.
+            ValueError: If it is too large.
+        """
+        self._core.expect_loop()
+        self._core.relays.check(data)
+        return await self._core.cluster.relay(name, data)
+
     async def _push(
-        self, subject: Subject | None, data: Data, except_: Connection | None
+        self, subject: Subject | None, data: Data, except_: Connection | None, wait: float
     ) -> Delivery:
         here = await self._core.push_here(subject, data, except_)
-        return await self._core.cluster.push(subject, data, here)
+        return await self._core.cluster.push(subject, data, here, wait=wait)

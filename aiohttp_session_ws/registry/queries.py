@@ -24,7 +24,11 @@ class Queries:
     _core: Core
 
     async def connections(
-        self, *, session: Hashable | None = ANY, identity: Hashable | None = ANY
+        self,
+        *,
+        session: Hashable | None = ANY,
+        identity: Hashable | None = ANY,
+        label: tuple[str, Hashable] | None = None,
     ) -> Snapshot:
         """
         Return what is open at this moment.
@@ -32,25 +36,32 @@ class Queries:
         Args:
             session: Only sockets of the session with this id; ``None`` is no session.
             identity: Only sockets of this identity; ``None`` is nobody's.
+            label: Only sockets of sessions with this label, a pair of its name and its value.
 
         Raises:
-            NotSetUp: If *identity* is given and the registry has no ``identify``.
+            NotSetUp: If *identity* is given and the registry has no ``identify``, or *label*
+                and it has no ``labels``.
         """
         core = self._core
         core.expect_loop()
+        subjects = []
         if identity is not ANY:
             core.identifier.expect()
         if session is None or identity is None:
             return Snapshot(())
         if session is not ANY:
-            found = await self._of(Subject("id", core.usable_id(session)))
-            if identity is ANY:
-                return found
-            of_both = (info for info in found if info.identity == identity)
-            return Snapshot(of_both, complete=found.complete)
+            subjects.append(Subject("id", core.usable_id(session)))
         if identity is not ANY:
-            return await self._of(Subject("identity", core.identifier.usable(identity)))
-        return await self._of(None)
+            subjects.append(Subject("identity", core.identifier.usable(identity)))
+        if label is not None:
+            core.identifier.expect_labels()
+            subjects.append(core.identifier.usable_label(*label))
+        first, *others = [await self._of(subject) for subject in subjects or (None,)]
+        for other in others:
+            known = {(info.node, info.id) for info in other}
+            found = (info for info in first if (info.node, info.id) in known)
+            first = Snapshot(found, complete=first.complete and other.complete)
+        return first
 
     async def _of(self, subject: Subject | None) -> Snapshot:
         return await self._core.cluster.connections(subject, self._core.snapshot(subject))

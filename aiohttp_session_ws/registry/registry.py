@@ -6,17 +6,19 @@ that close them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from aiohttp import web
 
-from ..exceptions import SessionEnded
+from ..connections.connection import Connection
+from ..exceptions import NotSetUp, SessionEnded
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
-from ..typing import Authorize, Identify, IdFactory, Origins, SupportsClose
+from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
 from .cluster import Cluster, SingleProcess
 from .core import Core, Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
@@ -45,6 +47,8 @@ class SessionWSRegistry(
             to, as something hashable, or ``None`` if it is anonymous. It reads the session that
             the request carries; ``aiohttp_security.authorized_userid`` fits. With it a log-in
             and a log-out are seen without a word from the application.
+        labels: Called as ``identify`` is; returns a dict of further names that the session can
+            be ended by, at most 8: ``{"device": ..., "sid": ...}``.
         authorize: Called with the request before the upgrade, sync or async. A handshake for
             which it returns something false gets 403; one for which it returns a
             :class:`~aiohttp_session_ws.Close` is accepted and closed with it, which a page's
@@ -75,6 +79,8 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_refresh: Signal; the session of an open connection was renewed with
+            ``sockets="keep"``, and it goes on under another id.
 
     Raises:
         TypeError: If an option is of a wrong type.
@@ -87,6 +93,7 @@ class SessionWSRegistry(
         id_factory: IdFactory = DEFAULT_ID_FACTORY,
         session_key: str = DEFAULT_SESSION_KEY,
         identify: Identify | None = None,
+        labels: Labels | None = None,
         authorize: Authorize | None = None,
         origins: Origins = "same",
         limits: Limits | None = None,
@@ -95,15 +102,18 @@ class SessionWSRegistry(
         timeouts: Timeouts | None = None,
         journal: str | Path | None = None,
     ) -> None:
-        _expect_callables(id_factory=id_factory, identify=identify, authorize=authorize)
+        _expect_callables(
+            id_factory=id_factory, identify=identify, labels=labels, authorize=authorize
+        )
         self._core = Core(
             ids=self,
             hooks=self,
             overrides=self._overrides(id_factory),
             id_factory=id_factory,
             keys=SessionKeys(_expect(session_key, str, "session_key")),
-            cluster=self._make_cluster(),
+            cluster=self._make_cluster(journaled=journal is not None),
             identify=identify,
+            labels=labels,
             authorize=authorize,
             origins=origins,
             limits=_option(limits, Limits, "limits"),
@@ -125,9 +135,47 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_refresh = signals.on_refresh
 
-    def _make_cluster(self) -> Cluster:
-        return SingleProcess()
+    def adopt(
+        self, request: web.Request, ws: web.WebSocketResponse
+    ) -> AbstractAsyncContextManager[Connection, None]:
+        """
+        Tie a websocket that another library has opened to the session of *request*.
+
+        To be entered in its handler's task, after its ``prepare()``. What you get is its
+        connection, which takes no pushes. On exit, close it and wait until it is gone.
+
+        Args:
+            request: The request that was upgraded.
+            ws: The websocket.
+
+        Raises:
+            NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
+            SessionWSClosed: If the session may not open a socket; *ws* has been closed with
+                the code that tells why. Nothing is registered in that case.
+        """
+        if self._core.adopt is None:
+            raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
+        return self._core.adopt(request, ws)
+
+    async def drain(self, window: float) -> None:
+        """
+        Close all sockets of this process little by little, for a rolling restart.
+
+        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
+        *window* seconds, so that their clients don't all reconnect at the same time. Other
+        requests are served, and orders given meanwhile are told in place of 1012. May be
+        awaited twice.
+
+        Args:
+            window: Seconds.
+        """
+        self._core.expect_loop()
+        await self._core.drain(window)
+
+    def _make_cluster(self, *, journaled: bool) -> Cluster:
+        return SingleProcess(journaled=journaled)
 
     @classmethod
     def _overrides(cls, id_factory: IdFactory) -> Overrides:
@@ -147,6 +195,14 @@ class SessionWSRegistry(
             close_all_session=own("close_all_session"),
         )
 
+    @property
+    def state(self) -> Literal["connected", "degraded"]:
+        """
+        ``"connected"``, or ``"degraded"`` while the journal can't be written.
+        """
+        journal = self._core.journal
+        return "degraded" if journal is not None and journal.failing else "connected"
+
     def __bool__(self) -> bool:
         """
         Return true, also while nobody is connected: ``registry or default`` isn't a trap.
@@ -157,7 +213,7 @@ class SessionWSRegistry(
         connections = self._core.connections.open.of(session_ws_id)
         if not connections:
             raise KeyError(session_ws_id)
-        return frozenset(connection.ws for connection in connections)
+        return frozenset(connection.ws for connection in connections if not connection.is_stream)
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._core.connections.open.keys())
@@ -183,6 +239,7 @@ class SessionWSRegistry(
 
         Raises:
             SessionEnded: If the session has ended. Nothing is registered.
+            NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
             TypeError: If *ws* can't be hashed.
         """
@@ -191,6 +248,7 @@ class SessionWSRegistry(
         hash(ws)
         if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
             if identity is not None:
+                core.identifier.expect()
                 core.identifier.usable(identity)
             if not core.add_by_hand(session_ws_id, ws, identity):
                 raise SessionEnded("the session has ended: close what was to be registered")

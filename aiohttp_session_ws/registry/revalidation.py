@@ -35,7 +35,7 @@ from ..sessions.session import (
 )
 from ..sessions.status import Status
 from ..typing import Authorize
-from .identify import Identifier
+from .identify import NOBODY, Identifier, Owner
 
 __all__: list[str] = []
 
@@ -82,7 +82,7 @@ class SessionState(NamedTuple):
     Attributes:
         session_ws_id: The id that the session has now.
         lineage: The lineage it carries, if any.
-        identity: Whom it belongs to.
+        owner: Whom it belongs to.
         authorized: What ``authorize`` says.
         ends: When its time is over, by the wall clock.
         server_side: Whether the storage keeps it on the server.
@@ -90,7 +90,7 @@ class SessionState(NamedTuple):
 
     session_ws_id: Hashable | None
     lineage: Lineage | None
-    identity: Hashable | None
+    owner: Owner
     authorized: object
     ends: float
     server_side: bool
@@ -152,10 +152,11 @@ class Revalidator:
         """
         Return when *connection* is closed in any case.
         """
+        until = connection.until - time.time() + time.monotonic()
         lifetime = self._core.expiry.max_lifetime
         if lifetime is None or connection.opened_at is None:
-            return math.inf
-        return connection.opened_at + lifetime
+            return until
+        return min(until, connection.opened_at + lifetime)
 
     def tick(self, due: Sequence[TrackedConnection]) -> None:
         """
@@ -165,14 +166,15 @@ class Revalidator:
             return
         now = time.monotonic()
         self._mind_the_clock(now)
-        outlived = []
+        outlived: dict[Close, list[TrackedConnection]] = {}
         for connection in due:
             if self._last(connection) <= now:
-                outlived.append(connection)
+                close = SESSION_EXPIRED if connection.until <= time.time() else RECONNECT
+                outlived.setdefault(close, []).append(connection)
             elif len(self._running) < CHECKS:
                 self._begin(connection)
-        if outlived:
-            self._core.connections.close_soon(outlived, RECONNECT)
+        for close, connections in outlived.items():
+            self._core.connections.close_soon(connections, close)
 
     def _mind_the_clock(self, now: float) -> None:
         """
@@ -231,14 +233,14 @@ class Revalidator:
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
-        identity: Hashable | None = None
+        owner = NOBODY
         authorized: object = None
-        if session_ws_id == connection.session_ws_id:
-            identity = await core.identifier.of(request)
+        if session_ws_id == connection.session_ws_id or not connection.keeps_id:
+            owner = await core.identifier.of(request)
             authorized = True if core.authorize is None else core.authorize(request)
             authorized = await maybe_await(authorized)
         server_side = session is not None and is_server_side(session)
-        return SessionState(session_ws_id, lineage, identity, authorized, ends, server_side)
+        return SessionState(session_ws_id, lineage, owner, authorized, ends, server_side)
 
     def _apply(self, connections: Sequence[TrackedConnection], found: SessionState) -> None:
         """
@@ -255,6 +257,7 @@ class Revalidator:
                 closing.setdefault(close, []).append(connection)
                 continue
             connection.session_ends, connection.tries = ends, 0
+            connection.until = found.owner.until
             connection.server_side = connection.server_side or found.server_side
             connection.check_at = min(due, self._last(connection))
         for close, over in closing.items():
@@ -269,11 +272,12 @@ class Revalidator:
             return close
         was, now = connection.lineage, found.lineage
         another = now is not None and now.token != was.token
-        if another or found.session_ws_id != connection.session_ws_id:
+        if another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
             return self._close_for_gone(connection, found)
-        if found.identity != connection.identity:
+        owner = found.owner
+        if owner.identity != connection.identity or set(owner.labels) != {*connection.labels}:
             # The session lives, and is somebody else's now; or nobody's any more.
-            if found.identity is not None or not found.server_side:
+            if owner.identity is not None or not found.server_side:
                 return RECONNECT
             return self._close_for_gone(connection, found)
         if isinstance(found.authorized, Close):

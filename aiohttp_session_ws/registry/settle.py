@@ -10,20 +10,22 @@ session that would bring an ended one back, or overwrite a newer cookie, is not.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
 from ..sessions.clock import TICK
-from ..sessions.context import RequestContext, Stage
+from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
-from .cluster import Order
+from .cluster import Order, Refresh
 from .core import Core
+from .identify import NOBODY, Owner
 
 __all__: list[str] = []
 
@@ -34,15 +36,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         anew: It was replaced or emptied, or its derived id went away or changed.
-        identity: Whom the session belongs to now.
-        was: Whom it belonged to.
+        owner: Whom the session belongs to now.
+        previous: Whom it belonged to.
         renewed: It goes on under another id.
         removed: Its id was taken away, and nothing tells whether somebody has logged out.
     """
 
     anew: bool
-    identity: Hashable | None
-    was: Hashable | None
+    owner: Owner
+    previous: Owner
     renewed: bool
     removed: bool
 
@@ -51,14 +53,17 @@ class Outcome(NamedTuple):
         """
         Whether the session belongs to somebody else, or to nobody any more.
         """
-        return not self.anew and self.identity != self.was
+        return not self.anew and self.owner.identity != self.previous.identity
 
     @property
     def logged_in(self) -> bool:
         """
         Whether an anonymous visitor has logged in.
         """
-        return self.changed_hands and self.was is None
+        return self.changed_hands and self.previous.identity is None
+
+
+UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
 
 
 class Settlement:
@@ -82,9 +87,11 @@ class Settlement:
         self._core = core
         self._request = request
         self._context = context
+        self._orders = context.orders
         self._saved = will_be_saved(response)
         self._refused = response is None or response.status >= 400
         self._changes: list[Change] = []
+        self._refresh: Refresh | None = None
 
     async def settle(self) -> Order | None:
         """
@@ -102,7 +109,7 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session) or context.begins:
+        elif session is not context.session or was_changed(session) or self._orders.begins:
             try:
                 await self._settle_session(session)
             except BaseException:
@@ -111,64 +118,78 @@ class Settlement:
         return self._order(context.session_ws_id)
 
     def _is_refused_handshake(self) -> bool:
-        return self._context.handshake_failed and not self._context.ordered
+        return self._context.handshake_failed and self._orders is NO_ORDERS
 
     def _is_refused_newcomer(self, session: Session) -> bool:
         """
         Tell whether a new visitor gets an error and nothing else.
         """
-        if not self._refused or not self._context.given or self._context.ordered:
+        if not self._refused or not self._context.given or self._orders is not NO_ORDERS:
             return False
-        holds_data = self._core.keys.holds_data
-        return not holds_data(session) and not holds_data(self._context.content or {})
+        return not self._context.held_data and not self._core.keys.holds_data(session)
 
     async def _settle_session(self, session: Session) -> None:
-        outcome = await self._compare(session)
+        if self._is_as_given(session):
+            outcome = UNCHANGED
+        else:
+            outcome = await self._compare(session)
         saves = await self._may_save(session, outcome)
         self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
         if not saves:
             put_session(self._request, None)
         elif self._saved and session.empty:
-            session.changed()  # its cookie goes
+            if cookie_of(self._request):
+                session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
+
+    def _is_as_given(self, session: Session) -> bool:
+        """
+        Tell whether the only changes are those that were made on arrival.
+        """
+        context = self._context
+        return (
+            context.given
+            and session is context.session
+            and self._orders is NO_ORDERS
+            and not self._core.overrides.ids
+            and dict(session) == context.content
+        )
 
     async def _compare(self, session: Session) -> Outcome:
         """
         Classify how the handler changed the session.
         """
         core, context, keys = self._core, self._context, self._core.keys
-        came = context.session_ws_id
-        if context.fresh:  # it was given another session, with an id of its own or none
-            came = (context.content or {}).get(keys.id)
+        came = None if context.fresh else context.session_ws_id
         anew = session is not context.session or self._was_emptied(session)
-        identity = was = None
+        owner = previous = NOBODY
         if core.overrides.ids:
-            now = await core.ids.get_id(self._request)
-            if now != came and not context.renewed:
+            now = await core.current_id(self._request)
+            if now != came and not self._orders.renewed:
                 # A derived id tells whose session it is, where nothing else does.
-                identity, was = now, came
+                owner, previous = Owner(now), Owner(came)
                 anew = anew or (core.identifier.identify is not None and came is not None)
         else:
             now = session.get(keys.id)
-        renewed = context.renewed or (not core.overrides.ids and now not in (None, came))
+        renewed = self._orders.renewed or (not core.overrides.ids and now not in (None, came))
         removed = not core.overrides.ids and now is None and came is not None
         if core.identifier.identify is not None:
-            identity = await core.identifier.of(self._request)
-            was = await self._previous_identity()
+            owner = await core.identifier.of(self._request)
+            previous = await self._previous_owner()
             renewed, removed = renewed or removed, False
-        return Outcome(anew, identity, was, renewed and not anew, removed and not anew)
+        return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
 
     def _was_emptied(self, session: Session) -> bool:
-        context, lineage = self._context, self._core.keys.lineage
-        if lineage in (context.content or {}):
-            return lineage not in session
-        return bool(context.content) and session.empty
+        context = self._context
+        if context.carried:
+            return self._core.keys.lineage not in session
+        return context.held_data and session.empty
 
-    async def _previous_identity(self) -> Hashable | None:
+    async def _previous_owner(self) -> Owner:
         context = self._context
         if context.fresh or context.session is None or not context.content:
-            return None
+            return NOBODY
         return await self._core.identifier.of_content(
             self._request, context.session, context.content
         )
@@ -178,18 +199,18 @@ class Settlement:
         Tell whether what the handler made of the session may be saved.
         """
         core, context, lineage = self._core, self._context, self._context.lineage
-        if context.ended is not None:
+        if self._orders.ended is not None:
             return True  # what is there now was begun after the end
-        if context.begins and lineage is not None:
+        if self._orders.begins and lineage is not None:
             return await self._may_begin(lineage)
         if context.fresh:
             if context.status.state is State.REPLACED or context.status.age > SETTLED:
                 return True
-            somebody = outcome.identity is not None or session is not context.session
-            return somebody or (context.renewed and core.identifier.identify is None)
+            somebody = outcome.owner.identity is not None or session is not context.session
+            return somebody or (self._orders.renewed and core.identifier.identify is None)
         if outcome.anew or outcome.changed_hands or lineage is None:
             return True
-        now = core.judge(lineage, context.session_ws_id, outcome.was)
+        now = core.judge(lineage, context.session_ws_id, outcome.previous)
         if not context.status.alive:
             return False
         if outcome.renewed:
@@ -202,7 +223,7 @@ class Settlement:
         has ended the old one meanwhile.
         """
         core, context = self._core, self._context
-        ends = context.own_ends or {}
+        ends = self._orders.own_ends
         subjects = [Subject("id", context.session_ws_id), *ends]
         if core.cluster.remote:
             await core.cluster.check_request(lineage.token, subjects)
@@ -233,10 +254,10 @@ class Settlement:
         context, lineage = self._context, self._context.lineage
         if lineage is None:
             return
-        if context.ended is not None:
+        if self._orders.ended is not None:
             if carries:
-                self._end(lineage, outcome, at=context.ended, carries=True)
-        elif context.fresh or context.begins or outcome.logged_in:
+                self._end(lineage, outcome, at=self._orders.ended, carries=True)
+        elif context.fresh or self._orders.begins or outcome.logged_in:
             pass  # it has ended by itself, or by the order; a visitor's lineage is replaced
         elif outcome.anew or outcome.changed_hands:
             self._end(lineage, outcome, carries=carries)
@@ -247,13 +268,13 @@ class Settlement:
         """
         Tell whether the response carries a session that may reconnect.
         """
-        core, context = self._core, self._context
+        core = self._core
         if session.empty or not self._saved:
             return False
-        if outcome.anew and context.ended is None and session.get(core.keys.id) is not None:
+        if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
             return True  # the handler has given an id to what it put in the place
-        if core.identifier.identify is not None:
-            return outcome.identity is not None
+        if core.identifier.identify is not None and outcome.owner.identity is None:
+            return False
         return core.keys.holds_data(session)
 
     def _end(
@@ -261,8 +282,7 @@ class Settlement:
     ) -> None:
         core = self._core
         at = core.clock.end_time() if at is None else at
-        held_data = core.keys.holds_data(self._context.content or {})
-        minor = not held_data and outcome.was is None
+        minor = not self._context.held_data and outcome.previous.identity is None
         self._change(LineageEnded(lineage.token, at, carries, core.ttl, minor))
 
     async def _write(self, session: Session, outcome: Outcome) -> None:
@@ -270,9 +290,10 @@ class Settlement:
         Give what is saved its lineage and its id.
         """
         core, context, lineage = self._core, self._context, self._context.lineage
-        begins = context.begins or outcome.anew or outcome.changed_hands or outcome.removed
+        begins = self._orders.begins or outcome.anew or outcome.changed_hands or outcome.removed
         if begins or context.fresh or lineage is None:
-            if outcome.logged_in and not context.begins and lineage is not None:
+            visitor = outcome.logged_in and not (context.fresh or self._orders.begins)
+            if visitor and lineage is not None:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
@@ -281,7 +302,7 @@ class Settlement:
                 self._give_next(lineage, "renewal")
             await self._renew(session, lineage)
         elif core.keys.lineage not in session:
-            await core.ids.ensure_id(self._request)
+            await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
 
     async def _begin(self, session: Session, outcome: Outcome) -> None:
@@ -289,22 +310,25 @@ class Settlement:
         Let the session begin a lineage of its own.
         """
         core, context = self._core, self._context
-        own_ends = [at + TICK for at in (context.own_ends or {}).values()]
+        own_ends = [at + TICK for at in self._orders.own_ends.values()]
         lineage = new_lineage(max([context.arrived, *own_ends]))
-        if session is context.session and not context.renewed and not context.fresh:
+        if session is context.session and not self._orders.renewed and not context.fresh:
             session.pop(core.keys.id, None)  # the id of the old lineage
-        await core.ids.ensure_id(self._request)
+        await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.identity)
+        core.identifier.remember(lineage.token, outcome.owner)
 
     async def _renew(self, session: Session, lineage: Lineage) -> None:
         """
         Let the lineage go on under the id that the handler has given it.
         """
         core, context = self._core, self._context
-        await core.ids.ensure_id(self._request)  # it may have taken the old one away
-        newest = core.records.newest(lineage.token)
-        core.keys.write_lineage(session, lineage.renewed(newest))
+        await maybe_await(core.ids.ensure_id(self._request))  # it may have taken the old one away
+        renewed = lineage.renewed(core.records.newest(lineage.token))
+        core.keys.write_lineage(session, renewed)
+        if self._orders.keeps_sockets:
+            self._refresh = Refresh(renewed, await core.current_id(self._request))
+            core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
             for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
@@ -334,9 +358,9 @@ class Settlement:
         """
         core, context = self._core, self._context
         came, lineage = context.session_ws_id, context.lineage
-        if came is None or lineage is None or context.ended is not None:
+        if came is None or lineage is None or self._orders.ended is not None:
             return self._order(came)
-        now = await core.ids.get_id(self._request)
+        now = await core.current_id(self._request)
         if now is None:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
         elif now != came:
@@ -356,9 +380,10 @@ class Settlement:
         """
         Return what is to be told and closed when the response has been sent.
         """
-        context = self._context
-        told = self._changes or context.orders
-        if not told and not context.close_requested:
+        told = self._changes or self._orders.changes
+        if not told and not self._orders.close_requested:
             return None
         closes = () if session_ws_id is None else (Subject("id", session_ws_id),)
-        return Order((*context.orders, *self._changes), closes)
+        if self._refresh is not None:
+            return Order(tuple(self._changes), refresh=self._refresh)
+        return Order((*self._orders.changes, *self._changes), closes)

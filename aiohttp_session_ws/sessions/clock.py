@@ -51,8 +51,13 @@ class Clock:
         """
         Return the time for a lineage that begins now: after all that has ended so far.
         """
-        self._last = max(self.now(), self._last + TICK)
-        return self._last
+        monotonic = self.monotonic()
+        offset = self.wall() - monotonic
+        if offset > self._offset:
+            self._offset = offset
+        now, last = monotonic + self._offset, self._last + TICK
+        self._last = now = now if now > last else last
+        return now
 
     def end_time(self) -> float:
         """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Hashable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -37,6 +38,52 @@ class Stage(enum.Enum):
     DONE = "done"
 
 
+# An enum's members are looked up slowly, and these are asked for with each request.
+ARRIVING: Final = Stage.ARRIVING
+HANDLING: Final = Stage.HANDLING
+DONE: Final = Stage.DONE
+
+
+class RequestOrders:
+    """
+    What a handler has ordered about the session of its request.
+
+    Attributes:
+        close_requested: Whether it has asked to close the sockets of the id.
+        renewed: Whether it has asked for a new id.
+        keeps_sockets: Whether open sockets go on under that.
+        ended: When it has ended the lineage, by the one clock.
+        begins: Whether its response begins a lineage after ``end_other_sessions_ws``.
+        own_ends: What it has ended, and the time of each.
+        changes: The records of it, to be told when the response has been sent.
+        deferred: Whether the request is settled without the middleware.
+    """
+
+    __slots__ = (
+        "begins",
+        "changes",
+        "close_requested",
+        "deferred",
+        "ended",
+        "keeps_sockets",
+        "own_ends",
+        "renewed",
+    )
+
+    def __init__(self) -> None:
+        self.close_requested = False
+        self.renewed = False
+        self.keeps_sockets = False
+        self.ended: float | None = None
+        self.begins = False
+        self.own_ends: dict[Subject, float] = {}
+        self.changes: tuple[Change, ...] = ()
+        self.deferred = False
+
+
+NO_ORDERS: Final = RequestOrders()  # of most requests
+
+
 class RequestContext:
     """
     What is known of a request.
@@ -44,6 +91,7 @@ class RequestContext:
     Args:
         request: The request.
         arrived: When it arrived, by the one clock: a lineage that it begins began then.
+        started: When it began, by the event loop's clock; now if that isn't given.
 
     Attributes:
         request: The request; ``None`` once its websocket is gone.
@@ -57,92 +105,56 @@ class RequestContext:
         status: How it was judged on arrival.
         newest: The newest generation of its lineage then.
         session: The session it was given to handle.
-        content: What that held on arrival.
+        content: What that held on arrival, if ``identify`` may have to be asked about it.
+        held_data: Whether that was anything of the application's.
+        carried: Whether it carried a lineage when it was given to the handler.
         given: Whether it was given an id or a lineage on arrival.
         fresh: Whether it was given an empty session, since its own had ended.
-        renewed: Whether the handler has asked for a new id.
-        ended: When the handler has ended this lineage, by the one clock.
-        begins: Whether its answer begins a lineage after ``end_other_sessions_ws``.
-        own_ends: What the handler has ended, and the time of each.
-        orders: What it has ended in records, to be told when the response has been sent.
-        deferred: Whether it will be settled when its response has been sent.
         checked: Whether other nodes' records of its session were read on arrival.
-        close_requested: Whether the handler has asked to close the sockets of the id.
         connection: The websocket that the request became.
         handshake_failed: Whether it asked for a websocket and was refused.
-        timed_out: Whether its handshake took too long.
+        orders: What its handler has ordered.
     """
 
-    __slots__ = (
-        "arrived",
-        "begins",
-        "behind_middleware",
-        "checked",
-        "close_requested",
-        "connection",
-        "content",
-        "deferred",
-        "ended",
-        "fresh",
-        "given",
-        "handshake_failed",
-        "lineage",
-        "newest",
-        "orders",
-        "own_ends",
-        "renewed",
-        "request",
-        "session",
-        "session_ws_id",
-        "stage",
-        "started",
-        "status",
-        "task",
-        "timed_out",
-    )
+    # Defaults of the class and not of each object: most requests change few of them.
+    behind_middleware = False
+    lineage: Lineage | None = None
+    session_ws_id: Hashable | None = None
+    status: Status = ALIVE
+    newest = 0
+    session: Session | None = None
+    content: dict[str, Any] | None = None
+    held_data = False
+    carried = False
+    given = False
+    fresh = False
+    checked = False
+    connection: TrackedConnection | None = None
+    handshake_failed = False
+    orders = NO_ORDERS
 
-    def __init__(self, request: web.Request, arrived: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def __init__(self, request: web.Request, arrived: float, started: float | None = None) -> None:
         self.request: web.Request | None = request
-        self.task: asyncio.Task[Any] | None = task
-        self.started = task.get_loop().time()
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        # As the event loop's clock, but quicker.
+        self.started = time.monotonic() if started is None else started
         self.arrived = arrived
-        self.stage = Stage.ARRIVING
-        self.behind_middleware = False
-        self.lineage: Lineage | None = None
-        self.session_ws_id: Hashable | None = None
-        self.status: Status = ALIVE
-        self.newest = 0
-        self.session: Session | None = None
-        self.content: dict[str, Any] | None = None
-        self.given = False
-        self.fresh = False
-        self.renewed = False
-        self.checked = False
-        self.ended: float | None = None
-        self.begins = False
-        self.orders: tuple[Change, ...] = ()
-        self.deferred = False
-        self.own_ends: dict[Subject, float] | None = None
-        self.close_requested = False
-        self.connection: TrackedConnection | None = None
-        self.handshake_failed = False
-        self.timed_out = False
+        self.stage = ARRIVING
 
-    @property
-    def ordered(self) -> bool:
+    def ordering(self) -> RequestOrders:
         """
-        Whether the handler has given an order about its own session.
+        Return what the handler has ordered, to add to it.
         """
-        return self.close_requested or self.renewed or self.begins or self.ended is not None
+        if self.orders is NO_ORDERS:
+            self.orders = RequestOrders()
+        return self.orders
 
     def is_untouched(self, request: web.Request) -> bool:
         """
         Tell whether there is nothing to settle: no order, and no session that will be saved.
         """
         session = loaded_session(request)
-        if session is not self.session or self.ordered:
+        if session is not self.session or self.orders is not NO_ORDERS:
             return False
         return session is None or not was_changed(session)
 
@@ -150,7 +162,7 @@ class RequestContext:
         """
         Keep tasks that have a copy of this context from taking it for the current one.
         """
-        self.stage = Stage.DONE
+        self.stage = DONE
         _CURRENT.set(None)
 
     def release(self) -> None:
@@ -191,7 +203,7 @@ def context_of(request: web.Request) -> RequestContext | None:
     request that it was started by.
     """
     context = _CURRENT.get()
-    if context is None or context.request is not request or context.stage is Stage.DONE:
+    if context is None or context.request is not request or context.stage is DONE:
         return None
     return context
 
@@ -201,4 +213,4 @@ def current_connection() -> TrackedConnection | None:
     Return the websocket whose handler the current task, or its parent, runs.
     """
     context = _CURRENT.get()
-    return None if context is None or context.stage is Stage.DONE else context.connection
+    return None if context is None or context.stage is DONE else context.connection

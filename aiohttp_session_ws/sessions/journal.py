@@ -49,7 +49,7 @@ class Journal:
 
     Args:
         path: The file; its directory must exist. SQLite keeps another beside it, ``…-wal``.
-        clock: Seconds since the epoch by the clock of the records. The thread calls it, too.
+        clock: Seconds since the epoch, unless :meth:`start` is given another clock.
         pools: How many records of each kind are kept.
 
     Attributes:
@@ -72,9 +72,8 @@ class Journal:
         if not Path(path).name:
             raise ValueError("journal: the path of a file, not of a directory")
         self.last_time = 0.0
-        self._clock = clock
-        file = JournalFile(self.path, clock, pools)
-        self._writer = JournalWriter(file, partial(self._in_loop, self._answer))
+        self._file = JournalFile(self.path, clock, pools)
+        self._writer = JournalWriter(self._file, partial(self._in_loop, self._answer))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[None] | None = None  # None: not started, or stopped
         self._waiting: deque[Waiting] = deque()  # the oldest first
@@ -95,16 +94,29 @@ class Journal:
         """
         return self._writer.commits
 
-    async def start(self) -> list[Change]:
+    async def start(
+        self,
+        clock: Callable[[], float] | None = None,
+        knows: Callable[[Change], bool] | None = None,
+    ) -> list[Change]:
         """
         Open the file and return what it holds.
 
         A damaged file is renamed and a new one begun, with an error in the log. A disk that
         fails is an error in the log too; then nothing is returned, and it is tried again.
 
+        Args:
+            clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
+            knows: Tells whether memory still has a record, since it was met after it was
+                written: then it isn't deleted. The thread calls it.
+
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
         """
+        if clock is not None:
+            self._file.clock = clock
+        if knows is not None:
+            self._file.knows = knows
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()
@@ -133,7 +145,7 @@ class Journal:
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[bool] = self._loop.create_future()
-        now = self._clock()
+        now = self._file.clock()
         rows = [as_row(change, now) for change in changes]
         if not rows:
             future.set_result(True)

@@ -16,12 +16,13 @@ from typing import Any, Final
 from .._logging import log
 from ..exceptions import JournalError
 from .journal_rows import APPLICATION_ID, MERGE, POOLS, READ, SCHEMA, VERSION, Pool, Row
-from .records import Change
+from .records import MINOR_TTL, Change
 
 __all__: list[str] = []
 
 SLICE: Final = 2_000  # rows, or pages, given back in one transaction: an end may be waiting
 SPARE: Final = 256  # free pages, of 4 KiB, that are not worth giving back
+SOON: Final = 120.0  # seconds before its time is over in which a record is kept that was met
 LOCK_WAIT: Final = 1.0  # seconds for a predecessor that is about to exit
 
 DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -38,13 +39,19 @@ class JournalFile:
         path: Where it is.
         clock: Seconds since the epoch, by the clock of the records.
         pools: The limits.
+
+    Attributes:
+        path: Where it is.
+        clock: The clock.
+        knows: Tells whether memory has a record still, since it was met; called by the thread.
     """
 
     def __init__(
         self, path: Path, clock: Callable[[], float], pools: Mapping[str, Pool] = POOLS
     ) -> None:
         self.path = path
-        self._clock = clock
+        self.clock = clock
+        self.knows: Callable[[Change], bool] = lambda change: False
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
@@ -109,7 +116,9 @@ class JournalFile:
         execute("COMMIT")
         (result,) = execute("PRAGMA quick_check(1)").fetchone()
         if result != "ok":
-            raise damaged(str(result).splitlines()[-1])
+            exc = sqlite3.DatabaseError(str(result).splitlines()[-1])
+            exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise exc
         if new:
             connection.executescript(SCHEMA)
         self._sizes = {
@@ -155,7 +164,7 @@ class JournalFile:
         Return the records that have not expired, of each kind the first to expire first, and
         the last time of the clock.
         """
-        execute, now = self.open().execute, self._clock()
+        execute, now = self.open().execute, self.clock()
         changes: list[Change] = []
         for table, where, limit in self._pools.values():
             newest = f"SELECT * FROM {table} WHERE {where} AND expires > ? ORDER BY expires DESC"
@@ -181,7 +190,7 @@ class JournalFile:
             connection.execute(
                 "INSERT INTO clock VALUES (1, ?)"
                 " ON CONFLICT (id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
-                (self._clock(),),
+                (self.clock(),),
             )
         for pool, values in pools.items():
             self._sizes[pool] += len(values)
@@ -190,29 +199,50 @@ class JournalFile:
         """
         Delete a slice of what has expired or is too much, or give free pages back.
 
+        What has expired here but was met since is kept for its time once more.
+
         Returns:
             Whether there is more to do.
         """
-        now = self._clock()
-        deleted = sum([self._tidy_pool(name, now) for name in self._pools])
-        return bool(deleted) or self._shrink()
+        now = self.clock()
+        done = [self._expire(name, now) or self._evict(name) for name in self._pools]
+        return any(done) or self._shrink()
 
-    def _tidy_pool(self, name: str, now: float) -> int:
-        table, where, limit = self._pools[name]
+    def _expire(self, name: str, now: float) -> bool:
+        table, where, _ = self._pools[name]
+        due = f"{where} AND expires <= ? AND expires <= ? + ttl / 2 ORDER BY expires LIMIT ?"
+        again: list[tuple[float, str]] = []
+        over: list[tuple[str]] = []
         with transaction(self.open()) as connection:
-            delete = (
-                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {where} AND"
-                " expires <= ? ORDER BY expires LIMIT ?)"
+            rows = connection.execute(
+                f"SELECT * FROM {table} WHERE {due}", (now + SOON, now, SLICE)
             )
-            deleted = connection.execute(delete, (now, SLICE)).rowcount
-            if not deleted and self._sizes[name] > limit:
-                # A hundredth more than is too much, or each new row would be counted for.
-                count = f"SELECT count(*) FROM {table} WHERE {where}"
-                size = self._sizes[name] = connection.execute(count).fetchone()[0]
-                excess = size - limit + limit // 100 if size > limit else 0
-                deleted = connection.execute(delete, (float("inf"), min(excess, SLICE))).rowcount
-        self._sizes[name] -= deleted
-        return deleted
+            for row in rows:
+                key, ttl, expires = row[0], row[-2], row[-1]
+                if self.knows(READ[table](*row[:-1])):
+                    again.append((now + (min(ttl, MINOR_TTL) if name == "minor" else ttl), key))
+                elif expires <= now:
+                    over.append((key,))
+            connection.executemany(f"UPDATE {table} SET expires = ? WHERE key = ?", again)
+            connection.executemany(f"DELETE FROM {table} WHERE key = ?", over)
+        self._sizes[name] -= len(over)
+        return bool(again or over)
+
+    def _evict(self, name: str) -> bool:
+        table, where, limit = self._pools[name]
+        if self._sizes[name] <= limit:
+            return False
+        with transaction(self.open()) as connection:
+            count = f"SELECT count(*) FROM {table} WHERE {where}"
+            size = self._sizes[name] = connection.execute(count).fetchone()[0]
+            if size <= limit:
+                return False
+            # A hundredth more than is too much, or each new row would be counted for.
+            first = f"SELECT key FROM {table} WHERE {where} ORDER BY expires LIMIT ?"
+            delete = f"DELETE FROM {table} WHERE key IN ({first})"
+            excess = min(size - limit + limit // 100, SLICE)
+            self._sizes[name] -= connection.execute(delete, (excess,)).rowcount
+        return True
 
     def _shrink(self) -> bool:
         """
@@ -262,12 +292,3 @@ def is_damage(exc: BaseException) -> bool:
     Tell whether the file itself is broken, rather than the disk full or away.
     """
     return isinstance(exc, sqlite3.Error) and primary_code(exc) in DAMAGE
-
-
-def damaged(text: str) -> sqlite3.DatabaseError:
-    """
-    Return the error of a check that found damage without an error of SQLite.
-    """
-    exc = sqlite3.DatabaseError(text)
-    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return exc

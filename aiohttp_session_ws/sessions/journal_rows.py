@@ -28,6 +28,9 @@ __all__: list[str] = []
 
 APPLICATION_ID: Final = 0x61735753  # "asWS", so that nobody else's database is taken for ours
 VERSION: Final = 1
+#: Seconds that a time may be ahead: what is further was taken before the clock of a cluster was
+#: known, and means nothing to another process.
+AHEAD: Final = 60.0
 CAUSES: Final[dict[Cause, int]] = {"renewal": 1, "login": 2}
 
 SCHEMA: Final = f"""
@@ -130,16 +133,23 @@ def as_row(change: Change, now: float) -> Row:
     match change:
         case LineageEnded(token, at, carries, ttl, minor):
             expires = now + (min(ttl, MINOR_TTL) if minor else ttl)
-            values = encode(token), at, carries, minor, ttl, expires
+            values = encode(token), _known(at, now), carries, minor, ttl, expires
             return Row("minor" if minor else "ended", values)
         case SubjectEnded(subject, before, ttl):
-            return Row("subjects", (encode(subject), before, ttl, now + ttl))
+            return Row("subjects", (encode(subject), _known(before, now), ttl, now + ttl))
         case LineageRenewed(token, generation, after, at, by, seen, ttl):
             causes = sum(CAUSES[cause] for cause in by)
-            key = encode(token)
+            key, at = encode(token), _known(at, now)
             return Row("renewed", (key, generation, after, at, causes, seen, ttl, now + ttl))
         case IdNote(session_ws_id, token, began, ttl):
             return Row("notes", (encode(session_ws_id), encode(token), began, ttl, now + ttl))
+
+
+def _known(at: float, now: float) -> float:
+    """
+    Return *at*, or *now* if it isn't known yet what time *at* is.
+    """
+    return now if at > now + AHEAD else at
 
 
 def read_ended(key: str, at: float, carries: int, minor: int, ttl: float) -> Change:

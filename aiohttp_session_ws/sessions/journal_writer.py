@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from .._logging import log
-from ..exceptions import JournalError
 from .journal_file import JournalFile, is_damage, primary_code
 from .journal_rows import Row
 from .records import Change
@@ -161,7 +160,7 @@ class JournalWriter:
             self._file.write(rows)
         except REFUSED as exc:
             return self._commit_each(rows, exc)
-        except (sqlite3.Error, OSError, JournalError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the thread must go on
             self._keep(rows)
             self._note_failure(exc)
             return False
@@ -219,7 +218,7 @@ class JournalWriter:
             more = self._file.tidy()
             if not more:
                 self._file.write(())
-        except (sqlite3.Error, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - as above
             self._note_failure(exc)
         self._tidy_at = time.monotonic() + (0.0 if more else TIDY)
 

@@ -179,6 +179,30 @@ class Records:
         yield from self._renewed.values()
         yield from self._notes.values()
 
+    def knows(self, token: str) -> bool:
+        """
+        Tell whether a lineage may have a record.
+        """
+        return (
+            token in self._renewed.entries
+            or token in self._ended.entries
+            or token in self._minor.entries
+        )
+
+    def has(self, change: Change) -> bool:
+        """
+        Tell whether there is a record of what *change* is about; its time goes on.
+        """
+        match change:
+            case LineageEnded(token):
+                return token in self._ended or token in self._minor
+            case LineageRenewed(token):
+                return token in self._renewed
+            case SubjectEnded(subject):
+                return subject in self._subjects
+            case IdNote(session_ws_id):
+                return session_ws_id in self._notes
+
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """
         Return what is known of a lineage: its end, else its newest generation.
@@ -197,7 +221,7 @@ class Records:
         """
         Whether an id, an identity or a label was ended at all.
         """
-        return bool(self._subjects)
+        return bool(self._subjects.entries)
 
     def note_of(self, session_ws_id: Hashable) -> IdNote | None:
         """

@@ -4,11 +4,12 @@ The only module that touches ``aiohttp_session``: a request's session, and our k
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Coroutine, Hashable, Mapping
 from typing import Any, Final
 
 import aiohttp_session
@@ -21,6 +22,7 @@ from .._logging import describe_error, log
 __all__: list[str] = []
 
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
+ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
 LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
 
 
@@ -81,11 +83,11 @@ def max_age_of(request: web.Request) -> int | None:
     return storage_of(request).max_age if has_storage(request) else None
 
 
-async def load_session(request: web.Request) -> Session:
+def load_session(request: web.Request) -> Coroutine[Any, Any, Session]:
     """
     Return the session of *request*; it is loaded once.
     """
-    return await aiohttp_session.get_session(request)
+    return aiohttp_session.get_session(request)  # not a coroutine of ours around it
 
 
 async def begin_session(request: web.Request) -> Session:
@@ -101,7 +103,10 @@ def loaded_session(request: web.Request) -> Session | None:
     """
     Return the session that *request* has loaded so far.
     """
-    session: Session | None = request.get(aiohttp_session.SESSION_KEY)
+    try:  # quicker than get()
+        session: Session = request[aiohttp_session.SESSION_KEY]
+    except KeyError:
+        return None
     return session
 
 
@@ -154,12 +159,30 @@ def expires_at(session: Session | None) -> float:
     return created_at(session) + session.max_age + 1
 
 
+def content_of(session: Session, keys: SessionKeys) -> dict[str, Any]:
+    """
+    Return what *session* holds, as it is now: a handler may change what is nested in it.
+    """
+    content = dict(session)
+    for key, value in content.items():
+        if type(value) not in ATOMS and key != keys.lineage:
+            content[key] = copy.deepcopy(value)
+    return content
+
+
 def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
     """
     Return a session like *session* that holds *content*, as ``identify`` may read it.
     """
     data: Any = {"created": int(time.time()), "session": dict(content)}
     return Session(session.identity, data=data, new=session.new, max_age=session.max_age)
+
+
+def cookie_of(request: web.Request) -> str | None:
+    """
+    Return the cookie that the session of *request* came with.
+    """
+    return request.cookies.get(storage_of(request).cookie_name) if has_storage(request) else None
 
 
 def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
@@ -169,9 +192,7 @@ def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
     The same for all requests with it, and another for each *purpose*. ``None`` without a
     cookie.
     """
-    if not has_storage(request):
-        return None
-    cookie = request.cookies.get(storage_of(request).cookie_name)
+    cookie = cookie_of(request)
     if not cookie:
         return None
     key = f"aiohttp_session_ws {purpose}".encode()

@@ -13,6 +13,7 @@ The handshake: from a request to a socket that is open and filed, in one order o
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from aiohttp import web
@@ -36,6 +37,7 @@ from ..sessions.session import (
 )
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
+from .lookup import expect_one_registry
 from .workers import warn_workers
 
 __all__: list[str] = []
@@ -52,11 +54,16 @@ class Handshake:
         core: The registry's parts.
         request: The request.
         options: Those of the websocket response.
+        save: Whether an id that the handshake has given a session is saved; else it lives with
+            the connection.
     """
 
-    __slots__ = ("_connection", "_context", "_core", "_options", "_request")
+    __slots__ = ("_connection", "_context", "_core", "_options", "_request", "_saves")
 
-    def __init__(self, core: Core, request: web.Request, options: WebSocketOptions) -> None:
+    def __init__(
+        self, core: Core, request: web.Request, options: WebSocketOptions, *, save: bool = True
+    ) -> None:
+        self._saves = save
         self._core = core
         self._request = request
         self._options = options
@@ -85,6 +92,7 @@ class Handshake:
     async def _steps(self) -> tuple[RequestContext, TrackedConnection]:
         core, request = self._core, self._request
         await self._check_request()
+        expect_one_registry(core, request)
         context = self._context = await context_for(core, request)
         if not context.behind_middleware:
             core.warn_missing_middleware()
@@ -93,7 +101,7 @@ class Handshake:
         if core.signals.on_handshake:
             details = HandshakeDetails(request, connection.session_ws_id)
             await core.signals.on_handshake.send(details)
-        if core.identifier.identify is not None:
+        if core.identifier.asks:
             await self._identify(connection)
         if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)
@@ -101,31 +109,50 @@ class Handshake:
         await self._authorize(connection)
         self._expect_welcome(connection)  # who is rejected takes nobody's place
         await make_room(core.limits, core.connections, connection)
-        if context.given:
+        if context.given and self._saves:
             await self._save(context, connection)
+        connection.keeps_id = self._saves or not context.given
         if core.cluster.deaf:  # an order of another node would not have been heard
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         self._expect_welcome(connection)
-        await connection.ws.prepare(request)
-        if connection.rejected_with is not None:
-            await core.connections.wait_closed(connection, connection.rejected_with)
-            raise SessionWSClosed(connection.ws)
+        await self._upgrade(connection)
         self._open(context, connection)
         return context, connection
+
+    def _make_response(self) -> web.StreamResponse:
+        """
+        Return the response that becomes the connection.
+        """
+        return ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
+
+    async def _upgrade(self, connection: TrackedConnection) -> None:
+        """
+        Answer the handshake; an order that comes meanwhile closes the socket.
+        """
+        await connection.ws.prepare(self._request)
+        if connection.rejected_with is not None:
+            await self._core.connections.wait_closed(connection, connection.rejected_with)
+            raise SessionWSClosed(connection.ws)
 
     async def _check_request(self) -> None:
         """
         Refuse a handshake before its session is loaded.
         """
-        core, request = self._core, self._request
-        if not is_websocket(request):
+        if not is_websocket(self._request):
             raise web.HTTPBadRequest(
                 text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
             )
+        await self._check_place()
+
+    async def _check_place(self) -> None:
+        """
+        Refuse a connection that there is no room for, or that a foreign page asks for.
+        """
+        core = self._core
         self._expect_serving()
         expect_room(core.limits, core.connections)
-        await core.origin_policy.check(request)
+        await core.origin_policy.check(self._request)
 
     def _expect_serving(self) -> None:
         if self._core.draining:
@@ -139,8 +166,7 @@ class Handshake:
         """
         core, request = self._core, self._request
         self._expect_alive(context)
-        ws = ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
-        connection = TrackedConnection(context.session_ws_id, ws, request)
+        connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
         assert context.lineage is not None
         connection.lineage = context.lineage
         connection.task, connection.started = asyncio.current_task(), context.started
@@ -156,7 +182,7 @@ class Handshake:
         if context.session_ws_id is None or context.lineage is None:
             raise web.HTTPForbidden(text="websocket refused: the session has no session ws id")
         close = core.close_for(context.status)
-        if context.ended is not None or (context.fresh and not context.status.carries):
+        if context.orders.ended is not None or (context.fresh and not context.status.carries):
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
             raise HandshakeRefused(close)
@@ -174,7 +200,7 @@ class Handshake:
         self._expect_welcome(connection)
 
     def _expect_no_order(self, connection: TrackedConnection, subject: Subject) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if self._core.close_orders.missed(subject, connection.started, now):
             raise HandshakeRefused(RECONNECT)
 
@@ -192,20 +218,22 @@ class Handshake:
         """
         core = self._core
         try:
-            identity = await core.identifier.of(self._request)
+            owner = await core.identifier.of(self._request)
         except (IdentifyFailed, InvalidIdentity) as exc:
             raise web.HTTPServiceUnavailable(
                 headers={"Retry-After": "1"},
                 text="websocket refused: the session can't be identified now",
             ) from exc
-        core.identifier.remember(connection.lineage.token, identity)
-        if identity is None:
+        core.identifier.remember(connection.lineage.token, owner)
+        connection.until = owner.until
+        if not owner.subjects:
             return
-        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, identity))
+        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, owner))
         if close is not None:
             raise HandshakeRefused(close)
-        self._expect_no_order(connection, Subject("identity", identity))
-        core.connections.file_identity(connection, identity)
+        for subject in owner.subjects:
+            self._expect_no_order(connection, subject)
+        core.connections.file_identity(connection, owner.identity, owner.labels)
 
     async def _authorize(self, connection: TrackedConnection) -> None:
         core, request = self._core, self._request
@@ -215,7 +243,9 @@ class Handshake:
             if isinstance(allowed, Close) or not allowed:
                 await core.signals.on_auth_fail.send(details)
                 if isinstance(allowed, Close):
-                    raise HandshakeRefused(allowed)
+                    refused = HandshakeRefused(allowed)
+                    refused.by_authorize = True
+                    raise refused
                 raise web.HTTPForbidden(text="websocket refused: not authorized")
         if core.signals.on_auth_success:
             await core.signals.on_auth_success.send(details)

@@ -4,7 +4,9 @@ The middleware: every request is judged when it arrives, and settled before its 
 
 from __future__ import annotations
 
-from aiohttp import web
+import time
+
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from ..exceptions import (
@@ -19,8 +21,8 @@ from ..registry.core import Core
 from ..registry.deferred import settle
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
+from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
-from .setup import core_from
 
 __all__ = ["session_ws_middleware"]
 
@@ -52,14 +54,20 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     core = core_from(request)
     if context_of(request) is not None:
         return await handler(request)  # installed twice, in a sub-application as well
+    # What is ordered while the session is loaded is later.
+    arrived, started = core.clock.begin_time(), time.monotonic()
     session = loaded_session(request)
     if session is not None:
         core.warn_loaded_early()
     elif has_storage(request):
-        session = await load_session(request)
-    context = None if session is None else arrive_at_once(core, request, session)
+        if hdrs.UPGRADE not in request.headers:
+            session = await load_session(request)
+        else:
+            with core.handshakes.timed(request):
+                session = await load_session(request)
+    context = None if session is None else arrive_at_once(core, request, session, arrived, started)
     if context is None:
-        context = await _arrive(core, request)
+        context = await _arrive(core, request, arrived, started)
     else:
         set_current(context)
     context.behind_middleware = True
@@ -85,9 +93,16 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     return response
 
 
-async def _arrive(core: Core, request: web.Request) -> RequestContext:
+async def _arrive(
+    core: Core, request: web.Request, arrived: float, started: float
+) -> RequestContext:
+    expect_one_registry(core, request)
     try:
-        return await Arrival(core, request).judge()
+        arrival = Arrival(core, request, arrived, started)
+        if hdrs.UPGRADE not in request.headers:
+            return await arrival.judge()
+        with core.handshakes.timed(request):  # whoever asks for a websocket gets an answer
+            return await arrival.judge()
     except BaseException:
         put_session(request, None)  # nothing is saved
         raise

@@ -24,7 +24,7 @@ from ..sessions.session import loaded_session, was_changed
 from ..signals import CloseDetails, OpenDetails
 from ..typing import WebSocketOptions
 from .handshake import Handshake
-from .setup import core_from
+from .lookup import core_from
 
 __all__ = ["session_ws"]
 
@@ -78,13 +78,16 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
     third of a generator's memory.
     """
 
-    __slots__ = ("_context", "_contexts", "_core", "_options", "_request", "connection")
+    __slots__ = ("_context", "_contexts", "_core", "_options", "_request", "_save", "connection")
 
     _core: Core
     _context: RequestContext
     connection: TrackedConnection
 
-    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+    def __init__(
+        self, request: web.Request, options: WebSocketOptions, *, save: bool = True
+    ) -> None:
+        self._save = save
         self._request = request
         self._options: WebSocketOptions | None = options
         self._contexts: list[AsyncIterator[None]] | None = None
@@ -94,7 +97,7 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         assert options is not None, "a session_ws() is entered once"
         self._options = None
         self._core = core = core_from(self._request)
-        handshake = Handshake(core, self._request, options)
+        handshake = Handshake(core, self._request, options, save=self._save)
         self._context, self.connection = await handshake.open()
         try:
             await self._welcome()

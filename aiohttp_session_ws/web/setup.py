@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Hashable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 
+from .._tasks import maybe_await
 from ..exceptions import NotSetUp
-from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
+from .lookup import CORE_KEY, REGISTRY_KEY, registry_from
+from .streams import adopt_websocket
 
 __all__ = [
     "REGISTRY_KEY",
@@ -29,7 +31,6 @@ __all__ = [
     "setup",
 ]
 
-REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
 _STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
 
 
@@ -58,7 +59,8 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
     if REGISTRY_KEY in app:
         raise NotSetUp("setup() was called twice for one application: call it once, for the root")
     core = core_of(registry)
-    app[REGISTRY_KEY] = registry
+    app[REGISTRY_KEY], app[CORE_KEY] = registry, core
+    core.adopt = adopt_websocket
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         app[_STRING_KEY] = registry
@@ -76,67 +78,33 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
     return registry
 
 
-def registry_from(request: web.Request) -> SessionWSRegistry:
-    """
-    Return the registry of the application that *request* came to, or of its parent.
-
-    Raises:
-        NotSetUp: If none of them has one, or two have one each.
-    """
-    registry = request.app.get(REGISTRY_KEY)
-    if registry is None:
-        registry = request.config_dict.get(REGISTRY_KEY)
-        if registry is None:
-            raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
-    core = core_of(registry)
-    if id(request.app) not in core.known_apps:
-        _expect_one_registry(request, registry)
-        core.known_apps.add(id(request.app))
-    return registry
-
-
-def _expect_one_registry(request: web.Request, registry: SessionWSRegistry) -> None:
-    for app in request.match_info.apps:
-        if app.get(REGISTRY_KEY, registry) is not registry:
-            raise NotSetUp(
-                "two registries in one tree of applications: a log-out in the one would leave the"
-                " sockets of the other open; call setup() for the root application only"
-            )
-
-
-def core_from(request: web.Request) -> Core:
-    """
-    Return the parts of the registry of *request*.
-    """
-    return core_of(registry_from(request))
-
-
 async def get_session_ws_id(request: web.Request) -> Hashable | None:
     """
     Same as :meth:`SessionWSRegistry.get_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).get_id(request)
+    session_ws_id: Hashable | None = await maybe_await(registry_from(request).get_id(request))
+    return session_ws_id
 
 
 async def new_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).new_id(request)
+    return await maybe_await(registry_from(request).new_id(request))
 
 
 async def delete_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).delete_id(request)
+    return await maybe_await(registry_from(request).delete_id(request))
 
 
 async def ensure_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.ensure_id`, but uses the registry of *request*.
     """
-    return await registry_from(request).ensure_id(request)
+    return await maybe_await(registry_from(request).ensure_id(request))
 
 
 async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
@@ -144,7 +112,7 @@ async def schedule_close_all_session_ws(request: web.Request, response: web.Stre
     Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
     *request*.
     """
-    return await registry_from(request).schedule_close_all_session(request, response)
+    return await maybe_await(registry_from(request).schedule_close_all_session(request, response))
 
 
 async def end_session_ws(request: web.Request, response: web.StreamResponse) -> None:
@@ -152,7 +120,7 @@ async def end_session_ws(request: web.Request, response: web.StreamResponse) -> 
     Same as :meth:`SessionWSRegistry.schedule_end_session`, but uses the registry of
     *request*.
     """
-    await registry_from(request).schedule_end_session(request, response)
+    await maybe_await(registry_from(request).schedule_end_session(request, response))
 
 
 async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
@@ -160,18 +128,24 @@ async def end_identity_ws(request: web.Request, response: web.StreamResponse) ->
     Same as :meth:`SessionWSRegistry.schedule_end_identity`, but uses the registry of
     *request*.
     """
-    await registry_from(request).schedule_end_identity(request, response)
+    await maybe_await(registry_from(request).schedule_end_identity(request, response))
 
 
 async def end_other_sessions_ws(request: web.Request, response: web.StreamResponse) -> bool:
     """
     Same as :meth:`SessionWSRegistry.schedule_end_others`, but uses the registry of *request*.
     """
-    return await registry_from(request).schedule_end_others(request, response)
+    done: bool = await maybe_await(registry_from(request).schedule_end_others(request, response))
+    return done
 
 
-async def renew_session_ws(request: web.Request, response: web.StreamResponse) -> None:
+async def renew_session_ws(
+    request: web.Request,
+    response: web.StreamResponse,
+    *,
+    sockets: Literal["close", "keep"] = "close",
+) -> None:
     """
     Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
     """
-    await registry_from(request).renew_session(request, response)
+    await maybe_await(registry_from(request).renew_session(request, response, sockets=sockets))

@@ -1,6 +1,6 @@
 """
-What the package costs, each figure beside its floor.
+What the package costs, each figure beside its floor and beside what one would use instead.
 
-Run ``python -m tests.benchmarks``, or ``python tests/benchmarks/core.py`` where a
-dependency brings a package ``tests`` of its own.
+Run ``python -m tests.benchmarks``; ``--help`` tells the rest. Linux only: CPU time and
+memory are read from ``/proc``.
 """

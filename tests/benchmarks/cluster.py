@@ -1,17 +1,61 @@
 """
-Run the benchmarks of many processes as a script, ``python tests/benchmarks/cluster.py``.
-
-They start a Redis server and processes of their own, and end them.
+Two nodes and a Redis server: A gives orders for sockets that B has.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
+import time
+from contextlib import ExitStack
+from typing import Final
 
-TESTS = Path(__file__).resolve().parents[1]
+from .bench import Bench
+from .life import closed_each, names
+from .peers import Client, Peer
+from .processes import Broken, Child
 
-if __name__ == "__main__":
-    sys.path[:1] = [str(TESTS), str(TESTS.parent)]
-    importlib.import_module("benchmarks.nodes.__main__").main()
+PAUSE: Final = 0.005  # seconds between two orders that are timed
+
+
+def cluster(bench: Bench, peer: Peer, number: int) -> None:
+    """
+    Time single orders to the frame at the client, then a burst of orders for nobody's
+    sessions. Nothing is pinned: there are more processes than cores.
+    """
+    redis = bench.redis
+    assert redis is not None
+    with ExitStack() as stack:
+        giver = peer.start(redis, pinned=False)
+        stack.callback(giver.stop)
+        hearer = peer.start(redis, pinned=False)
+        stack.callback(hearer.stop)
+        client = Client(pinned=False)
+        stack.callback(client.stop)
+        warm, timed = names("warm", 40), names("s", bench.plan.orders)
+        peer.visit(client, hearer, [*warm, *timed, "marker"])
+        peer.visit(client, giver, ["first"])
+        # Some begin to listen with their first socket.
+        peer.connect(client, giver, ["first"], "first")
+        for group, sids in (("warm", warm), ("timed", timed), ("marker", ["marker"])):
+            peer.connect(client, hearer, sids, group)
+        if peer.name == "sio-redis":
+            giver.ask("know", **hearer.ask("socket_ids"))
+        time.sleep(0.5)
+        closed_each(giver, client, "warm", "orders", warm, PAUSE)
+        latency = closed_each(giver, client, "timed", "orders", timed, PAUSE)
+        bench.note("order-latency", peer.name, number, latency)
+        _flood(bench, peer, number, client, giver, hearer)
+
+
+def _flood(
+    bench: Bench, peer: Peer, number: int, client: Client, giver: Child, hearer: Child
+) -> None:
+    count = bench.plan.flood
+    before = giver.cpu(), hearer.cpu()
+    giver.send("flood", count=count, marker="marker")
+    answer = client.ask("wait_closed", group="marker", timeout=120.0)
+    begin = giver.answer()["begin"]
+    if answer["missing"]:
+        raise Broken("the last of many orders didn't arrive")
+    bench.note("orders", peer.name, number, count / ((answer["last"] - begin) / 1e9))
+    bench.note("orders-giver-cpu", peer.name, number, (giver.cpu() - before[0]) / count)
+    bench.note("orders-hearer-cpu", peer.name, number, (hearer.cpu() - before[1]) / count)

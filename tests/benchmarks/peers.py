@@ -1,141 +1,158 @@
 """
-Clients that do no more than a measurement needs.
+Who is measured: how its server is started, and how its clients talk to it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias, cast
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
 
-import aiohttp_session
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
-from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from .environments import PROGRAMS, Interpreter, environment, library
+from .processes import CLIENT, SERVER, Child, RedisServer
 
-from aiohttp_session_ws import DEFAULT_SESSION_KEY
-
-from .server import HOST, SECRET, Server
-
-Manner: TypeAlias = Literal["answers", "mute", "reads", "stopped"]
-
-_CLOSE: Final = b"\x88\x82\0\0\0\0\x03\xe8"  # 1000, masked with zeros
-_AT_ONCE: Final = 50  # handshakes; the server's backlog is 128
+PLAIN: Final = "/ws?sid={sid}"
+ENGINE_IO: Final = "/socket.io/?EIO=4&transport=websocket&session={sid}"
 
 
-async def cookie(number: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Peer:
     """
-    Return the cookie of a visitor who has been here before.
-    """
-    storage = EncryptedCookieStorage(SECRET)
-    session = aiohttp_session.Session(None, data=None, new=True)
-    session[DEFAULT_SESSION_KEY] = f"{number:032x}"
-    session["user"] = "me"
-    response = web.Response()
-    await storage.save_session(make_mocked_request("GET", "/"), response, session)
-    return f"{storage.cookie_name}={response.cookies[storage.cookie_name].value}"
-
-
-def handshake(path: str, cookie: str) -> bytes:
-    """
-    Return what a client sends first.
-    """
-    lines = [
-        f"GET {path} HTTP/1.1",
-        f"Host: {HOST}",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        f"Cookie: {cookie}",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-class Peer(asyncio.Protocol):
-    """
-    A client of one websocket.
+    Something to compare with, or the package.
 
     Attributes:
-        opened: Done when the server has accepted the handshake.
-        ended: Done when the connection is gone.
+        name: What ``--peers`` and the JSON call it.
+        title: What the table calls it.
+        interpreter: What runs its server; called when it is needed.
+        arguments: The server's command line: a program and its options.
+        parts: What it takes part in.
     """
 
-    __slots__ = ("_buffer", "_hello", "_manner", "_transport", "ended", "opened")
+    name: str
+    title: str
+    interpreter: Callable[[], Interpreter]
+    arguments: tuple[str, ...]
+    parts: frozenset[str]
 
-    def __init__(self, hello: bytes, manner: Manner) -> None:
-        loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = loop.create_future()
-        self.ended: asyncio.Future[None] = loop.create_future()
-        self._hello = hello
-        self._manner = manner
-        self._buffer = b""
+    @property
+    def clustered(self) -> bool:
+        """
+        Whether it is connected to Redis in measurements of one server, too.
+        """
+        return self.name.endswith("-redis")
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    @property
+    def speaks_engine_io(self) -> bool:
         """
-        Shake hands.
+        Whether its clients talk Engine.IO.
         """
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.write(self._hello)
+        return self.name.startswith(("sio", "socketio"))
 
-    def data_received(self, data: bytes) -> None:
+    def start(self, redis: RedisServer | None = None, *options: str, pinned: bool = True) -> Child:
         """
-        Find the end of the handshake, then the close frame: nothing else comes, but to
-        those who only read.
+        Start a server.
         """
-        if self._manner == "reads" and self.opened.done():
-            return
-        self._buffer += data
-        if not self.opened.done():
-            head, end, self._buffer = self._buffer.partition(b"\r\n\r\n")
-            if not end:
-                self._buffer = head
-                return
-            assert head.startswith(b"HTTP/1.1 101 "), head
-            self.opened.set_result(None)
-            if self._manner == "stopped":
-                self._transport.pause_reading()
-        if self._manner == "answers" and self._buffer[:1] == b"\x88":
-            self._transport.write(_CLOSE)
+        interpreter = self.interpreter()
+        program, *rest = self.arguments
+        command = [*interpreter.command]
+        command += [program] if program.endswith(".js") else ["-m", program]
+        if redis is not None:
+            rest += ["--redis", str(redis.port)]
+        child = Child([*command, *rest, *options], dict(interpreter.variables), PROGRAMS)
+        if pinned:
+            child.pin(SERVER)
+        return child
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connect(self, client: Client, server: Child, sids: list[str], group: str) -> Opened:
         """
-        Say that it is over.
+        Open a websocket for each session named.
         """
-        if not self.opened.done():
-            self.opened.set_exception(exc or ConnectionError("handshake refused"))
-        self.ended.set_result(None)
+        answer = client.ask(
+            "connect",
+            port=server.port,
+            sids=sids,
+            group=group,
+            path=ENGINE_IO if self.speaks_engine_io else PLAIN,
+            dialect="eio" if self.speaks_engine_io else "ws",
+            concurrency=32,
+        )
+        return Opened(answer["opened"], answer["seconds"], answer["median"] / 1e3)
 
-    def close(self) -> None:
+    def visit(self, client: Client, server: Child, sids: list[str]) -> None:
         """
-        Send the close frame.
+        Have sessions begun, if they are begun by a page.
         """
-        self._manner = "mute"
-        self._transport.write(_CLOSE)
-
-    def abort(self) -> None:
-        """
-        Go without a word.
-        """
-        self._transport.abort()
+        if self.arguments[0] == "programs.app":
+            client.ask("visit", port=server.port, sids=sids)
 
 
-async def connect(server: Server, hello: bytes, manner: Manner = "answers") -> Peer:
+@dataclass(frozen=True, slots=True)
+class Opened:
     """
-    Open a websocket.
+    What became of many handshakes.
+
+    Attributes:
+        count: How many were accepted.
+        seconds: How long all took.
+        median: Microseconds that one took.
     """
-    loop = asyncio.get_running_loop()
-    _, peer = await loop.create_connection(lambda: Peer(hello, manner), HOST, server.port)
-    await peer.opened
-    return peer
+
+    count: int
+    seconds: float
+    median: float
 
 
-async def connect_all(server: Server, hellos: Sequence[tuple[bytes, Manner]]) -> list[Peer]:
+class Client(Child):
     """
-    Open many websockets, some at a time.
+    The process of all clients.
     """
-    peers: list[Peer] = []
-    for start in range(0, len(hellos), _AT_ONCE):
-        batch = hellos[start : start + _AT_ONCE]
-        peers += await asyncio.gather(*[connect(server, *hello) for hello in batch])
-    return peers
+
+    def __init__(self, *, pinned: bool = True) -> None:
+        super().__init__([sys.executable, "-m", "programs.client"], {}, PROGRAMS)
+        if pinned:
+            self.pin(CLIENT)
+
+
+_SIO, _JS = "python-socketio", "Socket.IO 4"
+#: Name, title, environment, program, parts. Floors come first.
+_PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
+    ("raw", "raw sockets", "", "programs.raw", "life cluster scaling"),
+    ("aiohttp", "aiohttp alone", "", "programs.app bare", "life idle echo scaling"),
+    ("ours", "this package", "", "programs.app session", "life idle echo scaling in-process"),
+    ("ours-websocket", "its WebSocket", "", "programs.app websocket", "life idle echo"),
+    ("ours-view", "its WebSocketView", "", "programs.app view", "echo"),
+    ("ours-redis", "with Redis", "", "programs.app session", "life idle cluster"),
+    ("ours-ends", "with Redis, ends", "", "programs.app session --order end_session", "cluster"),
+    (
+        *("predecessor", "aiohttp-session-ws 1.1.1", "predecessor", "programs.app session"),
+        "life idle echo scaling in-process",
+    ),
+    ("sio", _SIO, "python-socketio", "programs.socketio_app", "life idle"),
+    ("sio-redis", f"{_SIO}, Redis", "python-socketio", "programs.socketio_app", "life cluster"),
+    ("channels", "Channels", "channels", "programs.channels_app", "life idle"),
+    ("channels-redis", "Channels, Redis", "channels", "programs.channels_app", "life cluster"),
+    ("socketio", _JS, "socketio", "programs/socketio_app.js", "life idle"),
+    ("socketio-redis", f"{_JS}, Redis", "socketio", "programs/socketio_app.js", "life cluster"),
+    ("starlette", "Starlette, uvicorn", "channels", "programs.starlette_app", "echo"),
+)
+
+
+def all_peers(before: Path | None) -> list[Peer]:
+    """
+    Return all of them, floors first.
+
+    Args:
+        before: Where another version of the package lies, to be measured too.
+    """
+    result = []
+    for name, title, where, program, parts in _PEERS:
+        interpreter = partial(environment, where) if where else library
+        peer = Peer(name, title, interpreter, tuple(program.split()), frozenset(parts.split()))
+        result.append(peer)
+        if before is not None and name.startswith("ours"):
+            old = replace(peer, name=name.replace("ours", "before"), title=f"{title}, before")
+            result.append(replace(old, interpreter=partial(library, before)))
+    return result

@@ -12,12 +12,13 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session_ws.redis.node import Node
 from redis.asyncio import Redis
 
-from aiohttp_session_ws import NotSetUp
+from aiohttp_session_ws import NotSetUp, Timeouts
+from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.node import Node
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -28,12 +29,14 @@ from tests.support import (
     make_app,
     until,
 )
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
     app_of,
     becomes,
+    cluster_of,
     log_in,
     node_app,
     nowhere,
@@ -133,11 +136,10 @@ class TestStart:
         registry = RedisSessionWSRegistry(redis_server.url)
         redis_server.freeze()
         starting = asyncio.create_task(registry.__aenter__())
-        await until(lambda: registry._node.running)
+        await until(lambda: len(asyncio.all_tasks()) > len(before) + 3)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        assert not registry._node.running
         await until(lambda: asyncio.all_tasks() <= before)
         redis_server.thaw()
         async with registry:
@@ -166,10 +168,10 @@ class TestStart:
         """An outage is told once, not with each attempt."""
         caplog.set_level(logging.WARNING)
         a = await start_node(nowhere(), "a")
-        store = registry_of(a)._node.store
+        commands = cluster_of(a).commands
         for _ in range(20):
             with pytest.raises(RedisUnavailable):
-                await store.read(["x"])
+                await commands.read(["x"])
         assert len(caplog.records) < 5
 
 
@@ -214,12 +216,12 @@ class TestAway:
     async def test_patient_client(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """Nor does a client of the application's that would wait for ever."""
         a = await start_node(lambda: Redis.from_url(redis_server.url, socket_timeout=None), "a")
-        store = registry_of(a)._node.store
-        await store.read(["x"])
+        commands = cluster_of(a).commands
+        await commands.read(["x"])
         redis_server.freeze()
         async with asyncio.timeout(PATIENCE):
             with pytest.raises(RedisUnavailable):
-                await store.read(["x"])
+                await commands.read(["x"])
         redis_server.thaw()
 
     async def test_refuse(self, redis_server: RedisServer, nodes: Nodes) -> None:
@@ -253,25 +255,6 @@ class TestAway:
             await living.send_str("still there")
             assert await living.receive_str() == "still there"
 
-    async def test_full(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A Redis that answers and takes no order doesn't make more and more of them wait."""
-        a = await start_node(redis_server.url, "a")
-        writer = registry_of(a)._node.writer
-        for n in range(50):
-            await registry_of(a).end_session(f"session {n}")
-        await settled(a)
-        await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
-        for _ in range(10):
-            with pytest.raises(RedisUnavailable):
-                await registry_of(a)._node.beat()
-            cookie = await log_in(a)
-            await visit(a, "/whoami", cookie)
-            await unavailable(a, cookie)
-        assert sum(len(job.orders) for job in [*writer._jobs, *writer._batch]) <= 50
-        await redis_server.cli("CONFIG", "SET", "maxmemory", "0")
-        await becomes(a, "connected")
-        await settled(a)
-
     async def test_shut_down(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """An application that ends waits until Redis has taken its orders."""
         server = TestServer(node_app(redis_server.url, "a"))
@@ -280,20 +263,20 @@ class TestAway:
         registry = registry_in(server)
         await registry.end_session("x")
         closing = asyncio.create_task(server.close())
-        await until(lambda: registry._draining)
+        await until(lambda: inspect(registry).draining)
         redis_server.thaw()
         await closing
-        assert await redis_server.cli("EXISTS", 'aiohttp_session_ws:rev:"x"')
+        assert await redis_server.cli("EXISTS", '{aiohttp_session_ws}:end:id:"x"')
 
-    async def test_lost(self, start_node: StartNode, caplog: Any, monkeypatch: Any) -> None:
-        """What Redis didn't take before the end is lost, and that is said."""
-        monkeypatch.setattr("aiohttp_session_ws.redis.registry.DRAIN", 0.1)
-        server = TestServer(node_app(nowhere(), "a"))
+    async def test_lost(self, caplog: Any) -> None:
+        """What Redis didn't take before the end is lost, and the log says which."""
+        server = TestServer(node_app(nowhere(), "a", timeouts=Timeouts(outbox=0.1)))
         await server.start_server()
         registry = registry_in(server)
         await registry.end_session("x")
         await server.close()
-        assert "1 orders are lost" in caplog.text
+        assert "didn't take 1 orders" in caplog.text
+        assert f"id {fingerprint('x')}" in caplog.text
 
 
 class TestHandshake:
@@ -320,8 +303,8 @@ class TestHandshake:
         await turnstile.arrived.wait()
         await visit(a, path, cookie)
         await settled(a)
-        (connection,) = registry_of(b)._sockets.opening
-        await until(lambda: connection.refusal)
+        last = int(await redis_server.cli("GET", "{aiohttp_session_ws}:seq"))
+        await until(lambda: cluster_of(b).numbers.last >= last)
         turnstile.let()
         assert await opening == code
 
@@ -368,7 +351,6 @@ class TestHandshake:
             await settled(a)
             await proxy.start()
             await becomes(b, "connected")
-            await registry._learning.reconcile()
             storage.loading.let()
             assert await opening == 4403
             async with socket(b, cookie):
@@ -378,21 +360,19 @@ class TestHandshake:
         """A handshake asks Redis once."""
         a, _ = nodes
         cookie = await log_in(a)
-        node = registry_of(a)._node
-        await until(lambda: not node.unheard and not node.missed.is_set())
-        await registry_of(a)._learning.reconcile()
-        asked: list[Any] = []
-        read = node.store.read
-
-        async def count(keys: Any) -> Any:
-            asked.append(keys)
-            return await read(keys)
-
-        node.store.read = count  # type: ignore[method-assign]
+        await visit(a, "/whoami", cookie)
+        cluster = cluster_of(a)
+        await until(lambda: not cluster.numbers.missing)
+        before = await mgets(redis_server)
         async with socket(a, cookie):
             pass
-        assert len(asked) == 1
-        assert len(asked[0]) == 4
+        assert await mgets(redis_server) - before == 1
+
+
+async def mgets(redis_server: RedisServer) -> int:
+    """Return how many times Redis was asked for records."""
+    stats = await redis_server.cli("INFO", "commandstats")
+    return int(stats.get("cmdstat_mget", {}).get("calls", 0))
 
 
 class TestConnections:
@@ -458,7 +438,6 @@ class TestConnections:
         ann, bob = await log_in(b), await log_in(b, "bob")
         async with socket(b, ann) as hers, socket(b, bob) as his:
             await registry_of(a).broadcast("for others")
-            await until(lambda: not registry_of(a)._node.mailbox._messages)
             assert (await registry_of(a).end_identity("ann", wait=PATIENCE)).stored
             await registry_of(c).end_identity("bob")
             assert await expect_close(his) == 4401
@@ -472,14 +451,10 @@ class TestConnections:
         a, _ = nodes
         server = TestServer(node_app(redis_server.url, "c"))
         await server.start_server()
+        members = cluster_of(a).membership
         await acquaint(a)
-        await until(lambda: len(registry_of(a)._node.members) == 3)
+        members.hurry()
+        await until(lambda: len(members.members) == 3)
         await server.close()
-        await registry_of(a)._node.beat()
-        assert len(registry_of(a)._node.members) == 2
-
-    def test_names(self) -> None:
-        """Each node has a name that is its own, also after a restart."""
-        made = [Node(lambda: Redis(), "p", "n", print, print).instance for _ in range(2)]
-        assert made[0] != made[1]
-        assert all(name.startswith("n/") for name in made)
+        members.hurry()
+        await until(lambda: len(members.members) == 2)

@@ -9,17 +9,20 @@ import json
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from aiohttp_session_ws import SessionWSRegistry
-from aiohttp_session_ws.redis import NodeInfo, RedisSessionWSRegistry, looking
-from aiohttp_session_ws.results import Count, Delivery
+from aiohttp_session_ws import SessionWSRegistry, setup
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, queries
+from aiohttp_session_ws.results import Count, Delivery, NodeInfo
 from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     Nodes,
     acquaint,
+    cluster_of,
     id_of,
     log_in,
     registry_of,
+    settled,
     socket,
     visit,
 )
@@ -60,12 +63,12 @@ class TestLooking:
     async def test_part_lost(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         """If one of them finds no room on its way the answer isn't complete."""
         a, b = nodes
-        monkeypatch.setattr(looking, "PART", 1)
+        monkeypatch.setattr(queries, "PART", 1)
         for n in range(3):
             await noted(registry_of(b), n)
-        mailbox, room = registry_of(b)._node.mailbox, iter([True, False, True])
-        put = mailbox.put
-        monkeypatch.setattr(mailbox, "put", lambda *message: next(room) and put(*message))
+        requests, room = cluster_of(b).requests, iter([True, False, True])
+        answer = requests.answer
+        monkeypatch.setattr(requests, "answer", lambda *args: next(room) and answer(*args))
         found = await registry_of(a).connections()
         assert len(found) == 1
         assert not found.complete
@@ -97,17 +100,22 @@ class TestLooking:
             assert [node.name for node in await script.nodes()] == ["a", "b"]
             (info,) = await script.connections()
             assert info.path == "/ws"
-            delivery = await script.broadcast("x")
+            delivery = await script.broadcast("x", wait=PATIENCE)
         assert delivery == Delivery(1, 2, complete=True)
 
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Whoever doesn't answer makes it incomplete."""
         a, _ = nodes
-        await redis_server.cli("ZADD", "aiohttp_session_ws:nodes", "+inf", "ghost/1")
-        await registry_of(a)._node.beat()
+        await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
+        await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
+        cluster_of(a).membership.hurry()
+        await until(lambda: len(cluster_of(a).membership.members) == 3)
         registry = registry_of(a)
         found = await asyncio.gather(
-            registry.connections(), registry.count(), registry.nodes(), registry.broadcast("x")
+            registry.connections(),
+            registry.count(),
+            registry.nodes(),
+            registry.broadcast("x", wait=0.5),
         )
         assert not any(answer.complete for answer in found)
 
@@ -117,7 +125,7 @@ class TestLooking:
         cookie = await log_in(a)
         async with socket(a, cookie) as ws:
             redis_server.kill()
-            await until(lambda: registry_of(a)._node.store.away)
+            await until(lambda: not cluster_of(a).commands.available)
             count = await registry_of(a).count()
             delivery = await registry_of(a).broadcast("still")
             assert await ws.receive_str() == "still"
@@ -127,7 +135,12 @@ class TestLooking:
 
     async def test_one_process(self) -> None:
         """The registry of one process counts the same way, and always knows all."""
-        count = await SessionWSRegistry().count()
+        app = web.Application()
+        registry = setup(app, SessionWSRegistry())
+        app.freeze()
+        await app.startup()
+        count = await registry.count()
+        await app.cleanup()
         assert isinstance(count, Count)
         assert count.complete
 
@@ -142,6 +155,12 @@ async def noted(registry: RedisSessionWSRegistry, n: int) -> None:
     registry.register(f"session {n}", Closable())
 
 
+async def published(redis_server: RedisServer) -> int:
+    """Return how many messages were published."""
+    stats = await redis_server.cli("INFO", "commandstats")
+    return int(stats["cmdstat_publish"]["calls"])
+
+
 class TestPushing:
     @pytest.mark.parametrize("data", ["text \N{SNOWMAN}\n", b"\x00bytes\n\xff", bytearray(b"a")])
     async def test_everywhere(self, nodes: Nodes, data: Any) -> None:
@@ -150,9 +169,9 @@ class TestPushing:
         ann, bob = await log_in(a), await log_in(b, "bob")
         registry = registry_of(a)
         async with socket(a, ann) as one, socket(b, ann) as two, socket(b, bob) as three:
-            session = await registry.send_session(await id_of(a, ann), data)
-            identity = await registry.send_identity("ann", data)
-            everybody = await registry.broadcast(data)
+            session = await registry.send_session(await id_of(a, ann), data, wait=PATIENCE)
+            identity = await registry.send_identity("ann", data, wait=PATIENCE)
+            everybody = await registry.broadcast(data, wait=PATIENCE)
             got = [(await ws.receive()).data for ws in (one, one, one, two, two, two, three)]
         expected = data if isinstance(data, str) else bytes(data)
         assert got == [expected] * 7
@@ -172,16 +191,23 @@ class TestPushing:
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
-            pushes = [registry_of(a).broadcast(str(n)) for n in range(300)]
+            pushes = [registry_of(a).broadcast(str(n), wait=PATIENCE) for n in range(300)]
             deliveries = await asyncio.gather(*pushes)
             got = [await ws.receive_str() for _ in range(300)]
         assert got == [str(n) for n in range(300)]
         assert all(delivery.complete for delivery in deliveries)
 
-    async def test_nobody(self, nodes: Nodes) -> None:
-        """A push to nobody reaches nobody."""
-        delivery = await registry_of(nodes[0]).send_identity(None, "x")
-        assert delivery.sockets == 0
+    async def test_no_answer(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A push costs one message, unless its answers are waited for."""
+        a, b = nodes
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            await settled(a)
+            before = await published(redis_server)
+            delivery = await registry_of(a).broadcast("x")
+            assert await ws.receive_str() == "x"
+            assert await published(redis_server) == before + 1
+        assert delivery == Delivery(0, 1, complete=False)
 
     async def test_too_much(self, nodes: Nodes) -> None:
         """What is too large to wait for Redis is not sent, and that is said."""
@@ -196,13 +222,12 @@ class TestPushing:
     @pytest.mark.parametrize(
         "head",
         [
-            {"do": "push", "to": ["session"], "text": True},
-            {"do": "push", "to": ["identity", ["a", {}]], "text": True},
-            {"do": "push", "to": 7, "text": True},
+            {"do": "push", "of": ["session"], "text": True},
+            {"do": "push", "of": ["identity", ["a", {}]], "text": True},
+            {"do": "push", "of": 7, "text": True},
             {"do": "push"},
-            {"do": "recent"},
-            {"do": "recent", "age": "x", "after": 0},
-            {"do": "connections", "identity": {}},
+            {"do": "relay"},
+            {"do": "connections", "of": {}},
             {"do": "dance"},
             {"do": ["count"]},
         ],
@@ -212,10 +237,10 @@ class TestPushing:
         a, b = nodes
         for payload in (b"", b"\xff\xfe"):
             message = json.dumps({"v": 1, "from": "x", "q": "1"} | head).encode() + b"\n" + payload
-            await redis_server.cli("PUBLISH", "aiohttp_session_ws:data", message)
+            await redis_server.cli("PUBLISH", "{aiohttp_session_ws}:data", message)
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
-            assert (await registry_of(a).broadcast("after it")).complete
+            assert (await registry_of(a).broadcast("after it", wait=PATIENCE)).complete
             assert await ws.receive_str() == "after it"
 
 
@@ -231,6 +256,7 @@ class TestFlood:
                 await asyncio.gather(
                     *[registry_of(a).send_identity("nobody", "x" * 1000) for _ in range(200)]
                 )
+                await asyncio.sleep(0)
 
         async with socket(b, ann) as ws, socket(b, bob):
             flooding = asyncio.create_task(flood())

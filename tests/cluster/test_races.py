@@ -5,19 +5,20 @@ What comes at the same time on a node, or is given up half-way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import Close
-from aiohttp_session_ws.redis import learning, telling
-from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, until
+from aiohttp_session_ws import end_other_sessions_ws
+from aiohttp_session_ws.redis import lookup, outbound
+from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, expect_close, until
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    cluster_of,
     id_of,
     log_in,
     node_app,
@@ -27,6 +28,8 @@ from tests.support.nodes import (
     visit,
 )
 from tests.support.redis_servers import RedisServer
+
+PREFIX = "{aiohttp_session_ws}"
 
 
 async def who(client: Client, cookie: str) -> str | None:
@@ -40,16 +43,13 @@ class TestPages:
     """Requests that a node has never heard of come with the cookie of an ended session."""
 
     @pytest.fixture
-    async def stale(
-        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
-    ) -> str:
+    async def stale(self, redis_server: RedisServer, start_node: StartNode) -> str:
         """The cookie; nodes that start from now on know of it when they ask, and only then."""
-        monkeypatch.setattr(learning, "PATIENCE", PATIENCE)
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
         await settled(a)
-        await redis_server.cli("DEL", "aiohttp_session_ws:recent")
+        await redis_server.cli("DEL", f"{PREFIX}:recent")
         return cookie
 
     @pytest.fixture
@@ -65,107 +65,184 @@ class TestPages:
     @pytest.fixture
     def asking(self, fresh: Client, monkeypatch: pytest.MonkeyPatch) -> Turnstile:
         """A place where the node's questions to Redis can be held."""
-        store, turnstile = registry_of(fresh)._node.store, Turnstile()
-        read = store.read
+        commands, turnstile = cluster_of(fresh).commands, Turnstile()
+        read = commands.read
 
         async def held(keys: Sequence[str]) -> Any:
             await turnstile()
             return await read(keys)
 
-        monkeypatch.setattr(store, "read", held)
+        monkeypatch.setattr(commands, "read", lambda keys: asyncio.ensure_future(held(keys)))
         return turnstile
 
-    async def test_at_once(
-        self, fresh: Client, stale: str, asking: Turnstile, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Of several at once none is let through before Redis has answered the first."""
-        registry, met = registry_of(fresh), []
-        meet = registry._meet
-
-        async def note(request: web.Request, session_ws_id: Hashable) -> None:
-            met.append(session_ws_id)
-            await meet(request, session_ws_id)
-
-        monkeypatch.setattr(registry, "_meet", note)
+    async def test_bounded(self, fresh: Client, stale: str, asking: Turnstile) -> None:
+        """A page waits for Redis for a moment only; a late answer takes effect all the same."""
         asking.shut = True
-        pages = [asyncio.create_task(who(fresh, stale)) for _ in range(5)]
-        await until(lambda: len(met) == 5)
-        await asking.arrived.wait()
+        async with asyncio.timeout(PATIENCE):
+            assert await who(fresh, stale) == "ann"
         asking.let()
-        assert await asyncio.gather(*pages) == [None] * 5
+        async with asyncio.timeout(PATIENCE):
+            while await who(fresh, stale) is not None:
+                await asyncio.sleep(0.01)
 
-    async def test_gone(self, fresh: Client, stale: str, asking: Turnstile) -> None:
+    async def test_gone(
+        self,
+        fresh: Client,
+        stale: str,
+        asking: Turnstile,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """A client that goes before Redis has answered spares the next one nothing."""
+        monkeypatch.setattr(lookup, "PATIENCE", PATIENCE)
         asking.shut = True
         first = asyncio.create_task(who(fresh, stale))
         await asking.arrived.wait()
         first.cancel()
-        await until(lambda: not registry_of(fresh)._learning._now)
         asking.let()
         async with asyncio.timeout(PATIENCE):
-            assert await who(fresh, stale) is None
+            while await who(fresh, stale) is not None:
+                await asyncio.sleep(0.01)
+
+    async def test_once(self, fresh: Client, redis_server: RedisServer) -> None:
+        """A living session is asked about once, however many pages it gets."""
+        cookie = await log_in(fresh)
+        await who(fresh, cookie)
+        before = await reads(redis_server)
+        for _ in range(10):
+            assert await who(fresh, cookie) == "ann"
+        assert await reads(redis_server) == before
+
+
+async def reads(redis_server: RedisServer) -> int:
+    """Return how many times Redis was asked for records."""
+    stats = await redis_server.cli("INFO", "commandstats")
+    return int(stats.get("cmdstat_mget", {}).get("calls", 0))
+
+
+async def out_elsewhere(request: web.Request) -> web.Response:
+    """Log out everywhere else; say whether that was done."""
+    response = web.Response()
+    response.text = str(await end_other_sessions_ws(request, response))
+    return response
+
+
+class TestOthers:
+    """Log out everywhere else."""
+
+    @pytest.fixture
+    async def two(
+        self, redis_server: RedisServer, aiohttp_client: AiohttpClient
+    ) -> tuple[Client, Client]:
+        """Two nodes on which one can do so."""
+        found = []
+        for name in "ab":
+            app = node_app(redis_server.url, name)
+            app.router.add_get("/elsewhere", out_elsewhere)
+            client = await aiohttp_client(app)
+            client.session.cookie_jar.clear()
+            found.append(client)
+        await acquaint(*found)
+        return found[0], found[1]
+
+    async def test_spares_itself(self, two: tuple[Client, Client]) -> None:
+        """The session at hand goes on with a new cookie, and no copy of it; others have ended."""
+        a, b = two
+        mine, other = await log_in(a), await log_in(b)
+        async with socket(b, other) as ws:
+            new = await visit(a, "/elsewhere", mine)
+            assert await expect_close(ws) == 4401
+        await settled(a)
+        for client in two:
+            assert await who(client, new) == "ann"
+            assert await who(client, other) is None
+            assert await who(client, mine) is None
+
+    async def test_two_at_once(self, two: tuple[Client, Client]) -> None:
+        """Of two sessions that end each other at the same time one is left at most."""
+        a, b = two
+        one, other = await log_in(a), await log_in(b)
+        first, second = await asyncio.gather(
+            visit(a, "/elsewhere", one), visit(b, "/elsewhere", other)
+        )
+        await settled(a, b)
+        for client in two:
+            users = [await who(client, first), await who(client, second)]
+            assert users.count("ann") <= 1
+
+    async def test_ended_unheard(
+        self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A session that has ended on another node, which this one hasn't heard, ends nobody."""
+        a, b = two
+        one, other = await log_in(a), await log_in(a)
+        id_ = await id_of(b, one)
+        monkeypatch.setattr(cluster_of(b).applier, "carry_out_soon", lambda order: None)
+        async with socket(a, other) as ws:
+            await registry_of(a).end_session(id_)
+            await settled(a)
+            async with b.get("/elsewhere", headers={"Cookie": one}) as response:
+                assert await response.text() == "False"
+            await ws.send_str("still there")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there"
+
+    async def test_away(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
+        """Without Redis it is refused, and nothing has ended."""
+        a, _ = two
+        mine, other = await log_in(a), await log_in(a)
+        await visit(a, "/whoami", mine)
+        redis_server.freeze()
+        async with a.get("/elsewhere", headers={"Cookie": mine}) as response:
+            assert await response.text() == "False"
+        redis_server.thaw()
+        assert await who(a, other) == "ann"
 
 
 class TestLeaks:
-    async def test_recorded(self, nodes: Nodes) -> None:
-        """Nothing is kept of an order to close that an end has overtaken."""
-        a, _ = nodes
-        registry_of(a)._store(["x"], Close(4403))
-        assert registry_of(a)._telling._untold
-        await registry_of(a).end_session("x")
-        assert not registry_of(a)._telling._untold
-
     async def test_closing(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nor of a question, if who waits is cancelled while sockets close."""
-        monkeypatch.setattr(telling, "FORGOTTEN", 0.0)
+        """Nothing is kept of a question whose asker is cancelled while sockets close."""
+        monkeypatch.setattr(outbound, "FORGOTTEN", 0.0)
         a, _ = nodes
+        requests = cluster_of(a).requests
         cookie = await log_in(a)
         id_ = await id_of(a, cookie)
         async with socket(a, cookie):  # it answers no close frame as long as nobody reads
             order = asyncio.create_task(registry_of(a).end_session(id_, wait=0.01))
-            await until(lambda: registry_of(a)._asking._open)
+            await until(lambda: len(requests))
             order.cancel()
             await asyncio.wait({order})
-            assert order.cancelled()
-        await until(lambda: not registry_of(a)._asking._open)
+        await until(lambda: not len(requests))
 
     async def test_waiting(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Nor if he is while others are waited for."""
         a, _ = nodes
-        await redis_server.cli("ZADD", "aiohttp_session_ws:nodes", "+inf", "ghost/1")
+        requests = cluster_of(a).requests
+        await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", "ghost/1")
+        await redis_server.cli("INCR", f"{PREFIX}:members")
         await acquaint(a)
-        await until(lambda: len(registry_of(a)._node.members) == 3)
+        cluster_of(a).membership.hurry()
+        await until(lambda: len(cluster_of(a).membership.members) == 3)
         order = asyncio.create_task(registry_of(a).end_session("x", wait=PATIENCE))
-        await until(lambda: registry_of(a)._asking._open)
-        await settled(a)
+        await until(lambda: len(requests))
         order.cancel()
         await asyncio.wait({order})
         assert order.cancelled()
-        assert not registry_of(a)._asking._open
+        assert not len(requests)
 
 
-class TestBeats:
-    async def test_overlapping(
-        self, nodes: Nodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Of two signs of life at once none is taken for a Redis that has lost data."""
-        node, turnstile = registry_of(nodes[0])._node, Turnstile()
-        pulse = node.store.pulse
-
-        async def held(*args: Any, **kwargs: Any) -> Any:
-            result = await pulse(*args, **kwargs)
-            await turnstile()
-            return result
-
-        monkeypatch.setattr(node.store, "pulse", held)
-        turnstile.shut = True
-        first = asyncio.create_task(node.beat())
-        await turnstile.arrived.wait()
-        turnstile.shut = False  # for others
-        second = asyncio.create_task(node.beat())
-        for _ in range(5):  # time enough for it, if it doesn't wait for its turn
-            await node.store.read(["x"])
-        turnstile.let()
-        await asyncio.gather(first, second)
-        await node.beat()
-        assert "lost data" not in caplog.text
+class TestRenewals:
+    async def test_ended_while_renewed(self, nodes: Nodes) -> None:
+        """A session that is ended by id, while it is renewed on another node, is over."""
+        a, b = nodes
+        for _ in range(20):
+            cookie = await log_in(a)
+            id_ = await id_of(a, cookie)
+            async with socket(b, cookie) as ws:
+                ended = asyncio.create_task(registry_of(b).end_session(id_))
+                new = await visit(a, "/renew", cookie)
+                await ended
+                assert await expect_close(ws) in (4401, 4403)
+            await settled(a, b)
+            for client in nodes:
+                async with asyncio.timeout(PATIENCE):
+                    while await who(client, new) is not None:
+                        await asyncio.sleep(0.01)

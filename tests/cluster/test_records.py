@@ -4,51 +4,33 @@ What is kept in Redis, and what reports say of it.
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import Close, Expiry
+from aiohttp_session_ws import Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.wire import Ended, Moved, envelope
 from tests.support import PATIENCE, expect_close, until
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    cluster_of,
     id_of,
     log_in,
     refused,
     registry_of,
-    settled,
     socket,
     visit,
 )
 from tests.support.redis_servers import RedisServer
 
+PREFIX = "{aiohttp_session_ws}"
 MONTH, YEAR = 30 * 86400.0, 365 * 86400.0
-
-
-async def end(registry: RedisSessionWSRegistry) -> None:
-    """End a session for as long as is usual here."""
-    assert (await registry.end_session("x", wait=PATIENCE)).stored
-
-
-async def move(registry: RedisSessionWSRegistry, old: Any, new: Any, ttl: float = 60.0) -> None:
-    """Record that a session has moved."""
-    registry._revocations.move(old, new, ttl)
-    registry._store([old], Close(4403))
-    assert not await registry._node.writer.drain(PATIENCE)
-
-
-async def end_identity(registry: RedisSessionWSRegistry) -> None:
-    """End an identity for as long as is usual here."""
-    assert (await registry.end_identity("x", wait=PATIENCE)).stored
-
-
-async def move_on(registry: RedisSessionWSRegistry) -> None:
-    """Move a session, and remember it for as long as is usual here."""
-    await move(registry, "x", "y", registry._ttl())
+HUGE = "1" + "0" * 400
 
 
 class TestReport:
@@ -76,9 +58,11 @@ class TestReport:
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A node that doesn't answer makes the report incomplete, and raises nothing."""
         a, b = nodes
-        await redis_server.cli("ZADD", "aiohttp_session_ws:nodes", "+inf", "ghost/1")
+        await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
+        await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
         await acquaint(a)
-        await until(lambda: len(registry_of(a)._node.members) == 3)
+        cluster_of(a).membership.hurry()
+        await until(lambda: len(cluster_of(a).membership.members) == 3)
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
             report = await registry_of(a).end_session(await id_of(a, cookie), wait=0.5)
@@ -102,25 +86,50 @@ class TestReport:
 
 
 class TestRecords:
-    async def test_surrogate(self, redis_server: RedisServer) -> None:
-        """An id that is left out may be half a pair of surrogates, which stops nothing."""
-        async with RedisSessionWSRegistry(redis_server.url) as registry:
-            for left_out in (None, "x\ud800", "y\udfff"):
-                report = await registry.end_identity("ann", except_session=left_out, wait=PATIENCE)
-                assert report.stored
-            assert (await registry.end_session("z", wait=PATIENCE)).stored
-
-    @pytest.mark.parametrize("order", [end, move_on, end_identity])
-    async def test_ttl(self, redis_server: RedisServer, order: Any) -> None:
+    @pytest.mark.parametrize(
+        ("method", "key"), [("end_session", "id"), ("end_identity", "identity")]
+    )
+    async def test_ttl(self, redis_server: RedisServer, method: str, key: str) -> None:
         """Who remembers for a shorter time, a script perhaps, shortens nobody else's."""
-        url = redis_server.url
-        for days, ttl in ((YEAR, YEAR), (MONTH, YEAR), (2 * YEAR, 2 * YEAR)):
+        for days, ttl in ((YEAR, YEAR), (MONTH, YEAR), (MONTH, YEAR), (2 * YEAR, 2 * YEAR)):
             expiry = Expiry(revocation_ttl=days)
-            async with RedisSessionWSRegistry(url, expiry=expiry) as registry:
-                await order(registry)
-            key = "identity" if order is end_identity else "rev"
-            left = await redis_server.cli("TTL", f'aiohttp_session_ws:{key}:"x"')
+            async with RedisSessionWSRegistry(redis_server.url, expiry=expiry) as registry:
+                assert (await getattr(registry, method)("x", wait=PATIENCE)).stored
+            left = await redis_server.cli("TTL", f'{PREFIX}:end:{key}:"x"')
             assert ttl - 3600 < left < ttl + 3600
+
+    async def test_for_ever(self, redis_server: RedisServer) -> None:
+        """Ends may be kept for longer than Redis can count."""
+        expiry = Expiry(revocation_ttl=sys.maxsize)
+        async with RedisSessionWSRegistry(redis_server.url, expiry=expiry) as registry:
+            assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+    async def test_one_slot(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """All keys have one hash tag, so that they are in one slot of a Redis Cluster."""
+        a, _ = nodes
+        await visit(a, "/out/everywhere", await visit(a, "/renew", await log_in(a)))
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        keys = await redis_server.cli("KEYS", "*")
+        assert len(keys) > 8
+        assert all(key.startswith(PREFIX + ":") for key in keys)
+
+    async def test_never_without_lineage(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """One log-out makes a fixed number of records, however often its cookie comes again."""
+        a, b = nodes
+        cookie = await log_in(a)
+        await visit(a, "/out/end_session_ws", cookie)
+        for _ in range(3):
+            await refused(a, cookie)
+            await visit(b, "/whoami", cookie)
+        await cluster_of(a).outbox.drain(PATIENCE)
+        await cluster_of(b).outbox.drain(PATIENCE)
+        first = len(await redis_server.cli("KEYS", f"{PREFIX}:lineage:*"))
+        for _ in range(20):
+            await refused(a, cookie)
+            await visit(b, "/whoami", cookie)
+        await cluster_of(a).outbox.drain(PATIENCE)
+        await cluster_of(b).outbox.drain(PATIENCE)
+        assert len(await redis_server.cli("KEYS", f"{PREFIX}:lineage:*")) <= first
 
 
 class TestIds:
@@ -131,21 +140,17 @@ class TestIds:
             for call in (registry.end_session, registry.close_all_session, registry.end_identity):
                 with pytest.raises(TypeError, match=type(id_).__name__):
                     await call(id_)
-            assert not registry._revocations
-            assert not registry._identities
-            assert not len(registry._node.writer)
+            assert not len(inspect(registry).records)
 
-    async def test_lifted(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """An id that is made again is alive again, on every node."""
+    async def test_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """An id that is made again isn't locked: a session that begins later lives."""
         a = await start_node(redis_server.url, "a", id_factory=lambda request: "always the same")
         b = await start_node(redis_server.url, "b", id_factory=lambda request: "always the same")
         cookie = await log_in(a)
-        await registry_of(a).end_session("always the same", wait=20)
+        await registry_of(a).end_session("always the same", wait=PATIENCE)
         assert await refused(b, cookie) == 4401
         cookie = await log_in(a)
-        await settled(a)
-        await until(lambda: not registry_of(b)._revocations.has_ended("always the same"))
-        async with socket(b, cookie):
+        async with socket(a, cookie), socket(b, cookie):
             pass
 
     async def test_tuple(self, redis_server: RedisServer, start_node: StartNode) -> None:
@@ -157,72 +162,83 @@ class TestIds:
             await registry_of(a).end_session(("t", True))
             assert await expect_close(ws) == 4401
 
+    async def test_surrogate(self, redis_server: RedisServer) -> None:
+        """An id may be half a pair of surrogates, which stops nothing."""
+        async with RedisSessionWSRegistry(redis_server.url) as registry:
+            for id_ in ("x\ud800", "y\udfff", "z"):
+                assert (await registry.end_session(id_, wait=PATIENCE)).stored
+
+
+def orders(*lines: str) -> str:
+    """Return a message with these orders."""
+    return "\n".join(["0:0", '{"v":1,"from":"x"}', *lines])
+
 
 class TestForeign:
     @pytest.mark.parametrize(
         "message",
         [
-            "not JSON",
-            "[]",
-            '{"v": 1}',
-            '{"v": 99, "from": "x", "units": []}',
-            '{"v": 1, "from": "x", "units": [{"orders": [{"v": 1, "do": "end"}]}]}',
-            '{"v": 1, "from": "x", "units": [{"orders": [], "code": 7}]}',
-            "[" * 100_000,
+            "not ours",
+            "1:1",
+            "0:0\nnot JSON",
+            "0:0\n[]",
+            '0:0\n{"v":1}',
+            '0:0\n{"v":99,"from":"x"}',
+            orders('[[[1,"ended"]],[]]'),
+            orders('[[[2,"ended",1,0,9,0,"x"]],[]]'),
+            orders('[[[1,"improved","x"]],[]]'),
+            orders("[]"),
+            orders('[[],[],[Infinity,""],null,null]'),
+            orders(f'[[[1,"ended",{HUGE},0,9,0,"x"]],[]]'),
+            orders('[[[1,"before",NaN,9,["identity","x"]]],[]]'),
+            orders('[[[1,"before",1,9,["id",[[{}]]]]],[]]'),
+            orders(f'[[[1,"before",1,9,["id",{"[" * 300}1{"]" * 300}]]],[]]'),
+            orders("[" * 100_000),
         ],
     )
-    async def test_message(
-        self, redis_server: RedisServer, nodes: Nodes, caplog: Any, message: str
-    ) -> None:
-        """What isn't ours is logged, and the node goes on."""
+    async def test_message(self, redis_server: RedisServer, nodes: Nodes, message: str) -> None:
+        """What isn't ours, or makes no sense, stops nobody."""
         a, b = nodes
         cookie = await log_in(a)
-        for channel in ("orders", "data", f"answers:{registry_of(b)._node.instance}"):
-            await redis_server.cli("PUBLISH", f"aiohttp_session_ws:{channel}", message)
+        answers = f"answers:{cluster_of(b).instance}"
+        for channel in ("orders", "data", answers):
+            await redis_server.cli("PUBLISH", f"{PREFIX}:{channel}", message)
         async with socket(b, cookie) as ws:
             await visit(a, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
-        if '"v": 99' not in message:
-            assert "isn't ours" in caplog.text
+        assert registry_of(b).state == "connected"
 
-    async def test_unknown_order(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """An order of another version, or of a kind that is not known, is passed over."""
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"v":1,"from":"\\ud800","q":"1","do":"count"}\n',
+            '{"v":1,"from":"x","q":"1","do":[],"age":1}\n',
+            '{"v":1,"from":"x","q":"1","do":"push","of":["id",Infinity],"text":true}\n',
+        ],
+    )
+    async def test_questions(self, redis_server: RedisServer, nodes: Nodes, text: str) -> None:
+        """Nor does a question."""
+        a, b = nodes
+        await redis_server.cli("PUBLISH", f"{PREFIX}:data", text)
+        assert (await registry_of(a).count()).complete
+        assert (await registry_of(b).count()).complete
+
+    async def test_readable_rest(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Of a message with one order that can't be read the others take effect."""
         a, b = nodes
         cookie = await log_in(a)
-        id_ = await id_of(a, cookie)
-        known = Ended(id_, 0.0, 60.0).text()
-        orders = [known.replace('"v":1', '"v":2'), known.replace("end", "improve")]
-        unit = f'{{"orders":[{",".join(orders)}]}}'
+        subject = json.dumps(["id", await id_of(a, cookie)])
+        end = f'[[[1,"before",4e9,60,{subject}]],[],[4000,"over"],null,null]'
         async with socket(b, cookie) as ws:
-            message = envelope("x", [unit])
-            await redis_server.cli("PUBLISH", "aiohttp_session_ws:orders", message)
-            await registry_of(a).broadcast("after it")
-            assert await ws.receive_str() == "after it"
+            message = orders('[[[7,"improved"]],[]]', end)
+            await redis_server.cli("PUBLISH", f"{PREFIX}:orders", message)
+            assert await expect_close(ws) == 4000
 
     async def test_record(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """A revocation that can't be read was put there for a reason."""
+        """A record that can't be read was put there for a reason: its handshakes are refused."""
         a, _ = nodes
         cookie = await log_in(a)
-        key = f'aiohttp_session_ws:rev:"{await id_of(a, cookie)}"'
+        key = f'{PREFIX}:end:id:"{await id_of(a, cookie)}"'
         await redis_server.cli("SET", key, "whatever")
-        assert await refused(a, cookie) == 4401
-        assert "can't be read" in caplog.text
-
-    async def test_wrong_type(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A key of another type is in nobody's way."""
-        a, b = nodes
-        cookie = await log_in(a)
-        id_ = await id_of(a, cookie)
-        await redis_server.cli("RPUSH", f'aiohttp_session_ws:rev:"{id_}"', "foreign")
-        await registry_of(a).end_session(id_, wait=20)
-        assert await refused(b, cookie) == 4401
-
-    async def test_endless(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A circle of moves is followed for a while, and the answer comes."""
-        a, _ = nodes
-        cookie = await log_in(a)
-        id_ = await id_of(a, cookie)
-        for one, two in ((id_, "x"), ("x", "y"), ("y", id_)):
-            text = Moved(one, (two,), 0.0, 60.0).text()
-            await redis_server.cli("SET", f'aiohttp_session_ws:rev:"{one}"', text)
         assert await refused(a, cookie) == 4403
+        assert "can't be read" in caplog.text

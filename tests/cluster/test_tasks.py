@@ -1,25 +1,21 @@
 """
-What a node is told that makes no sense, and what it is given that doesn't work.
+Clients of Redis that an application makes, and that don't work, or not always.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster as ClusterClient
 
-from aiohttp_session_ws import Expiry
+from aiohttp_session_ws import NotSetUp
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from tests.support import PATIENCE, expect_close, until
+from tests.support import expect_close
 from tests.support.nodes import (
-    Nodes,
     StartNode,
     acquaint,
     becomes,
-    id_of,
     leaky,
     log_in,
     nowhere,
@@ -31,68 +27,6 @@ from tests.support.nodes import (
 )
 from tests.support.redis_servers import RedisCluster, RedisServer
 
-HUGE = "1" + "0" * 400
-
-
-def message(order: str) -> str:
-    """Return a message that carries the text of an order."""
-    return f'{{"v":1,"from":"x","units":[{{"orders":[{order}]}}]}}'
-
-
-class TestForeign:
-    @pytest.mark.parametrize(
-        "text",
-        [
-            '{"v":1,"from":"x","units":[{"orders":[],"code":Infinity,"reason":""}]}',
-            message('{"v":1,"do":"close","id":Infinity,"n":"1"}'),
-            message(f'{{"v":1,"do":"end","id":"y","at":{HUGE},"ttl":9}}'),
-            message('{"v":1,"do":"end","id":[[NaN]],"at":1,"ttl":9}'),
-            message(f'{{"v":1,"do":"end","id":{"[" * 300}1{"]" * 300},"at":1,"ttl":9}}'),
-            message('{"v":1,"do":"end identity","who":"x","before":NaN,"out":[],"ttl":9}'),
-        ],
-    )
-    async def test_orders(self, redis_server: RedisServer, nodes: Nodes, text: str) -> None:
-        """An order that can be read and makes no sense stops nobody."""
-        a, b = nodes
-        cookie = await log_in(a)
-        await redis_server.cli("PUBLISH", "aiohttp_session_ws:orders", text)
-        async with socket(b, cookie) as ws:
-            await visit(a, "/out/end_session_ws", cookie)
-            assert await expect_close(ws) == 4401
-        assert registry_of(b).state == "connected"
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            '{"v":1,"from":"\\ud800","q":"1","do":"count"}\n',
-            '{"v":1,"from":"x","q":"1","do":[],"age":1}\n',
-            '{"v":1,"from":"x","q":"1","do":"push","to":["session",Infinity],"text":true}\n',
-        ],
-    )
-    async def test_questions(self, redis_server: RedisServer, nodes: Nodes, text: str) -> None:
-        """Nor does a question."""
-        a, b = nodes
-        await redis_server.cli("PUBLISH", "aiohttp_session_ws:data", text)
-        assert (await registry_of(a).count()).complete
-        assert (await registry_of(b).count()).complete
-
-    async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """An absurd time to live can be heard of, and written back."""
-        a, b = nodes
-        cookie = await log_in(a)
-        id_ = await id_of(a, cookie)
-        order = json.dumps({"v": 1, "do": "end", "id": id_, "at": 1, "ttl": 1e306})
-        await redis_server.cli("PUBLISH", "aiohttp_session_ws:orders", message(order))
-        await until(lambda: registry_of(b)._revocations.has_ended(id_))
-        registry_of(b)._store([id_], None)  # type: ignore[arg-type]
-        assert (await registry_of(b).end_session("other", wait=PATIENCE)).stored
-
-    async def test_for_ever(self, redis_server: RedisServer) -> None:
-        """Somebody wants revocations to be kept for ever."""
-        expiry = Expiry(revocation_ttl=sys.maxsize)
-        async with RedisSessionWSRegistry(redis_server.url, expiry=expiry) as registry:
-            assert (await registry.end_session("x", wait=PATIENCE)).stored
-
 
 class TestClients:
     @pytest.mark.parametrize(
@@ -100,11 +34,11 @@ class TestClients:
         [lambda: Redis.from_url(nowhere(), decode_responses=True), lambda: None],
         ids=["decodes", "none"],
     )
-    async def test_unusable(self, start_node: StartNode, caplog: Any, make: Any) -> None:
-        """A client that decodes, or that is none, is told of."""
-        a = await start_node(make, "a")
-        assert registry_of(a).state == "degraded"
-        assert "client" in caplog.text
+    async def test_unusable(self, make: Any) -> None:
+        """A client that decodes, or that is none, is an error at the start."""
+        with pytest.raises(NotSetUp, match="redis= is a callable"):
+            async with RedisSessionWSRegistry(make):
+                pass
 
     async def test_raises_once(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """What makes clients may fail, and is asked again."""

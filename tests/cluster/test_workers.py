@@ -18,9 +18,12 @@ import pytest
 from aiohttp import ClientSession, CookieJar, DummyCookieJar, TCPConnector
 from yarl import URL
 
-from aiohttp_session_ws.redis import Nodes, RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.cluster import RedisCluster
+from aiohttp_session_ws.results import Nodes
 from tests.docs.documents import PROGRAM, RECIPE, WORKERS
 from tests.support import PATIENCE, expect_close
+from tests.support.inspect import inspect
 from tests.support.processes import Process, free_port
 from tests.support.redis_servers import RedisServer
 
@@ -69,6 +72,13 @@ async def operator(
         yield operator
 
 
+def hurry(registry: RedisSessionWSRegistry) -> None:
+    """Let a node look for others now."""
+    cluster = inspect(registry).cluster
+    assert isinstance(cluster, RedisCluster)
+    cluster.membership.hurry()
+
+
 async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
     """Wait until all workers are seen, with so many open sockets; return them."""
     async with asyncio.timeout(PATIENCE):
@@ -76,7 +86,6 @@ async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
             nodes = await operator.nodes()
             if len(nodes) == NUMBER and sum(node.sockets for node in nodes) == sockets:
                 return nodes
-            operator._node._hurry.set()  # or it looks for others every 3 s only
             await asyncio.sleep(0.05)
 
 

@@ -93,7 +93,7 @@ class TestPage:
 
     @pytest.mark.parametrize(
         ("path", "other", "script"),
-        [("/", "/chat", "/static/demo.js"), ("/chat", "/", "/static/chat.js")],
+        [("/", "/chat", "demo.js"), ("/chat", "/", "chat.js")],
     )
     async def test_all_it_links_to_is_served(
         self, client: Client, path: str, other: str, script: str
@@ -103,9 +103,8 @@ class TestPage:
             links = re.findall(r'(?:src|href)="([^"]+)"', await response.text())
         statuses = {link: (await client.get(link)).status for link in links}
 
-        assert statuses == dict.fromkeys(
-            [other, "/static/icon.svg", "/static/demo.css", script], 200
-        )
+        files = ["icon.svg", "demo.css", "reconnect.js", script]
+        assert statuses == dict.fromkeys([other, *(f"/static/{file}" for file in files)], 200)
 
     async def test_state_of_visitor(self, client: Client) -> None:
         """A visitor has a session with an id and no user, and keeps it."""
@@ -176,10 +175,17 @@ class TestChat:
         left = {"type": "chat", "who": "Bob", "what": "gone", "text": "4401"}
         assert await receive(first, "chat") == left
 
+    async def test_must_log_in(self, client: Client) -> None:
+        """The page of a visitor is told to log in, and not to try again."""
+        ws = await client.ws_connect("/chat/ws")
+        message = await ws.receive(timeout=5)
+
+        assert (message.data, message.extra) == (4401, "log in first")
+
 
 class TestLogIn:
-    async def test_moves_session(self, client: Client) -> None:
-        """All tabs are told to come back, and come back as the user with a new id."""
+    async def test_begins_anew(self, client: Client) -> None:
+        """All tabs are told to reconnect, and do so as the user with a new id."""
         before = await state(client)
         tabs = [await open_tab(client), await open_tab(client)]
         status = await post(client, "/login", {"name": " Ada "})
@@ -279,6 +285,25 @@ class TestLogOutEverywhere:
         await post(client, "/logout-everywhere")
 
         assert await close_code(tab) == 4401
+
+
+class TestLogOutElsewhere:
+    async def test_spares_this_session(self, clients: list[Client]) -> None:
+        """The user's other sessions end, this one goes on, and nobody else's notices."""
+        tabs = [await open_tab(visitor) for visitor in clients]
+        status = await post(clients[0], "/logout-elsewhere")
+        codes = [await close_code(tab) for tab in tabs[:2]]
+        await tabs[2].send_str("still here")
+
+        assert (status, codes) == (204, [4403, 4401])
+        assert (await receive(tabs[2], "said"))["text"] == "still here"
+        assert [(await state(visitor))["user"] for visitor in clients] == ["Ada", None, "Bob"]
+        welcome = await receive(await clients[0].ws_connect("/ws"), "session")
+        assert welcome["user"] == "Ada"
+
+    async def test_nobody(self, client: Client) -> None:
+        """A visitor has no other sessions."""
+        assert await post(client, "/logout-elsewhere") == 409
 
 
 class Demo(Process):

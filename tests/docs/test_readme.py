@@ -23,16 +23,20 @@ from .documents import (
     AUTHORIZE,
     CONVERSATIONS,
     DOCUMENTS,
+    DRAIN,
     HANDLERS,
     IDENTITY,
     JOURNAL,
+    LABELS,
     LOOKING,
     NAIVE,
     OPTIONS,
     ORDERS,
     PROGRAM,
+    PROOF,
     PUSHING,
     RECIPE,
+    REFRESH,
     SIGNALS,
     START,
     TEST,
@@ -256,6 +260,70 @@ class TestGuide:
             codes.append(await expect_close(ws))
 
         assert codes == [4403, 4401]
+
+    async def test_labels(self, aiohttp_client: AiohttpClient) -> None:
+        """The sessions of a device end, and no other."""
+        names = run(LABELS)
+
+        async def enter(request: web.Request) -> web.Response:
+            session = await aiohttp_session.get_session(request)
+            session["device"] = request.query["device"]
+            return web.Response()
+
+        app = make_app(names["registry"])
+        app.router.add_get("/device", enter)
+        app.router.add_get("/lock/{device}", names["lock_device"])
+        client = await aiohttp_client(app)
+        sockets = []
+        for device in ("phone", "desk"):
+            client.session.cookie_jar.clear()
+            await client.get(f"/device?device={device}")
+            sockets.append(await client.ws_connect("/ws"))
+        text = await (await client.get("/lock/phone")).text()
+        await sockets[1].receive()
+        await sockets[1].send_str("still there?")
+
+        assert (text, await expect_close(sockets[0])) == ("1 closed", 4401)
+        assert await sockets[1].receive_str() == "still there?"
+
+    async def test_refresh(self, aiohttp_client: AiohttpClient) -> None:
+        """A socket goes on under the new id, is told, and ends with the session."""
+        names = run(REFRESH)
+        app = make_app(names["registry"])
+        app.router.add_get("/refresh", names["refresh_token"])
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await client.get("/refresh?token=x")
+            told = await ws.receive_str()
+            await client.get("/out/end_session_ws")
+
+            assert (told, await expect_close(ws)) == ("your token is fresh", 4401)
+
+    async def test_proof(self, aiohttp_client: AiohttpClient) -> None:
+        """Who has proven to be somebody is logged out with that somebody."""
+        names = run(PROOF)
+        registry = names["registry"]
+        app = make_app(registry)
+        app.router.add_get("/ticketed", names["ticketed"])
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/ticketed") as ws:
+            await ws.send_str("x7k2")
+            told = await ws.receive_str()
+            await registry.end_identity("ann")
+
+            assert (told, await expect_close(ws)) == ("welcome, ann", 4401)
+
+    async def test_drain(self, aiohttp_client: AiohttpClient) -> None:
+        """Sockets are told that the process restarts."""
+        names = run(DRAIN)
+        client = await aiohttp_client(make_app(names["registry"]))
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            await names["registry"].drain(0)
+
+            assert await expect_close(ws) == 1012
 
     async def test_pushing_and_looking(self, aiohttp_client: AiohttpClient) -> None:
         """A user is told, everybody is, and the user's tabs are listed."""

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, session_ws
 from tests.support import AiohttpClient, Client, RawPeer, cookie_of, make_app, until
-from tests.support.inspect import connections, opening
+from tests.support.inspect import connections, is_closing, opening
 
 SOCKETS = 1000
 RUDE = SOCKETS // 100
@@ -68,15 +68,15 @@ class TestThousandSockets:
         peers = await crowd(client, registry)
         there = connections(registry)
         order = asyncio.ensure_future(registry.close_all())
-        await until(lambda: all(connection.closing for connection in there))
-        still_there = sum(not connection.gone for connection in there)
+        await until(lambda: all(is_closing(connection) for connection in there))
+        still_there = sum(not connection.removed for connection in there)
         report = await order
         for peer in peers:
             peer.close()
 
         assert still_there >= 2 * RUDE
         assert (report.sockets, report.aborted, report.cancelled) == (SOCKETS, 2 * RUDE, RUDE)
-        assert not registry
+        assert not len(registry)
 
     async def test_shutdown_leaves_nothing(self, aiohttp_client: AiohttpClient) -> None:
         """No task, timer, entry, connection or file descriptor is left."""
@@ -90,7 +90,7 @@ class TestThousandSockets:
         await until(lambda: open_files() <= files and asyncio.all_tasks() <= tasks)
         gc.collect()
 
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert registry._sockets._sweeper is None
         assert not sockets

@@ -346,7 +346,7 @@ class Conversations(RuleBasedStateMachine):
     async def nothing_is_left(self) -> None:
         registry = self.world.registry
         await quiet(registry)
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
 
 

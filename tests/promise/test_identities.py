@@ -512,7 +512,7 @@ class TestRaces:
         old = cookie_of(client)
         if with_socket:
             await client.ws_connect("/ws")
-            await until(lambda: registry)
+            await until(lambda: len(registry))
         working.shut = True
         request = asyncio.ensure_future(client.get("/slow"))
         await working.arrived.wait()

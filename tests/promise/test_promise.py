@@ -341,8 +341,8 @@ class TestHandlersThatStay:
         client = await aiohttp_client(app)
         id_ = await (await client.get("/login")).text()
         async with client.ws_connect("/chat"):
-            await until(lambda: registry)
-        await until(lambda: not registry)
+            await until(lambda: len(registry))
+        await until(lambda: not len(registry))
         assert not left.is_set()
         if how == "order":
             report = await registry.end_session(id_)
@@ -372,7 +372,7 @@ class TestHandlersThatStay:
         peer.vanish()
         await left.wait()
 
-        assert not registry
+        assert not len(registry)
 
     async def test_a_hook_that_refuses_to_end(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture

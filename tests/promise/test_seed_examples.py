@@ -312,4 +312,4 @@ class TestRegistry:
         await message
         await asyncio.wait_for(quiet.wait(), 5)
 
-        assert not registry
+        assert not len(registry)

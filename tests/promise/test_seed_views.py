@@ -519,7 +519,7 @@ class TestWsrpc:
                 assert await ws.receive_json() is True
 
         await asyncio.gather(*[stay(seconds) for seconds in (0.05, 0.1, 0.2)])
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         logged = [r.args for r in caplog.records if r.name == __name__]
 
         assert len(logged) == 3

@@ -39,7 +39,7 @@ from aiohttp_session_ws import (
     renew_session_ws,
 )
 from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
-from tests.support.inspect import connections, idle, opening, quiet
+from tests.support.inspect import connections, idle, is_closing, opening, quiet
 
 T = TypeVar("T")
 
@@ -355,7 +355,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: self.world.registry._draining)
+            await until(lambda: self.world.inspect(registry).draining)
             await self.world.let_all_go()
             await stopping
 
@@ -375,7 +375,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             revoked = {i for i in ids if self.world.registry._revocations.get(i) is not None}
             for connection in connections(self.world.registry):
                 if connection.session_ws_id in revoked:
-                    assert connection.closing or self.world.registry._sockets._tasks
+                    assert is_closing(connection) or self.world.registry._sockets._tasks
 
     async def promise(self) -> None:
         world = self.world
@@ -407,7 +407,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
             if peer not in self.world.gone:
                 await peer.closed()
                 peer.close()
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
 

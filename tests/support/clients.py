@@ -5,18 +5,30 @@ Clients and servers of tests, and what is waited for.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from aiohttp import WSMsgType, web
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web_runner import BaseRunner
 
+from aiohttp_session_ws import SessionWSRegistry
+
 COOKIE = "AIOHTTP_SESSION"
-PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
+PATIENCE = float(os.environ.get("PATIENCE", "20"))  # seconds after which a test gives up waiting
+
+R = TypeVar("R", bound=SessionWSRegistry)
 
 Client: TypeAlias = TestClient[web.Request, web.Application]
 AiohttpClient: TypeAlias = Callable[..., Awaitable[Client]]
+
+
+class Started(Protocol):
+    """What the fixture of that name is: it starts a registry and returns it."""
+
+    async def __call__(self, registry: R) -> R:
+        """Start *registry*."""
 
 
 class Server(TestServer):

@@ -8,9 +8,13 @@ test touches a name with an underscore that isn't its own.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import SessionWSRegistry, WebSocket
+from aiohttp_session_ws.connections.connection import State, TrackedConnection
+from aiohttp_session_ws.connections.send_queue import SendQueue
+from aiohttp_session_ws.handlers.reader import Reader
+from aiohttp_session_ws.handlers.websocket import reader_of
 from aiohttp_session_ws.registry.core import Core
 from aiohttp_session_ws.registry.registry import core_of
 
@@ -22,14 +26,14 @@ def inspect(registry: SessionWSRegistry) -> Core:
     return core_of(registry)
 
 
-def connections(registry: SessionWSRegistry) -> list[Any]:
+def connections(registry: SessionWSRegistry) -> list[TrackedConnection]:
     """Return the open connections, in the order of their opening."""
     return sorted(
         inspect(registry).connections.open, key=lambda connection: connection.opened_at or 0.0
     )
 
 
-def opening(registry: SessionWSRegistry) -> list[Any]:
+def opening(registry: SessionWSRegistry) -> list[TrackedConnection]:
     """Return the handshakes under way."""
     return list(inspect(registry).connections.opening)
 
@@ -44,7 +48,7 @@ async def quiet(registry: SessionWSRegistry) -> None:
     await until(lambda: idle(registry))
 
 
-def left_handlers(registry: SessionWSRegistry) -> list[Any]:
+def left_handlers(registry: SessionWSRegistry) -> list[TrackedConnection]:
     """Return the connections that are gone while their handlers run."""
     return inspect(registry).connections.orphans()
 
@@ -52,3 +56,47 @@ def left_handlers(registry: SessionWSRegistry) -> list[Any]:
 def records(registry: SessionWSRegistry) -> int:
     """Return how many records a registry keeps of what has ended."""
     return len(inspect(registry).records)
+
+
+def is_closing(connection: TrackedConnection) -> bool:
+    """Tell whether the engine has begun to close a connection."""
+    return connection.state in (State.CLOSING, State.CLOSED)
+
+
+def waiting(connection: TrackedConnection) -> list[bytes]:
+    """Return what was pushed to a connection and is not sent yet."""
+    queue = connection.send_queue
+    return [payload for payload, _ in queue._queue] if isinstance(queue, SendQueue) else []
+
+
+def patience_of(connection: TrackedConnection) -> asyncio.TimerHandle | None:
+    """Return the timer that runs while the queue of a connection is full."""
+    queue = connection.send_queue
+    return queue._overdue if isinstance(queue, SendQueue) else None
+
+
+def _reader(ws: WebSocket) -> Reader:
+    reader = reader_of(ws)
+    assert reader is not None, "not connected"
+    return reader
+
+
+def read_ahead(ws: WebSocket) -> list[str | bytes]:
+    """Return what was read while nobody received."""
+    return _reader(ws)._queue
+
+
+def bytes_ahead(ws: WebSocket) -> int:
+    """Return the size of that."""
+    return _reader(ws)._size
+
+
+def reading(ws: WebSocket) -> asyncio.Task[None] | None:
+    """Return the task that reads, or has read, in the handler's place."""
+    return _reader(ws)._ahead
+
+
+def looks_later(ws: WebSocket) -> bool:
+    """Tell whether it will be looked whether the handler is busy."""
+    timer = _reader(ws)._busy
+    return timer is not None and not timer.cancelled()

@@ -18,8 +18,8 @@ from .redis_servers import RedisServer
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what is forgotten be found within the test, and take no slow machine for an outage."""
-    for module in ("store", "listener"):
-        monkeypatch.setattr(f"aiohttp_session_ws.redis.{module}.LIMIT", 5.0)
+    for module in ("commands", "line", "outbox", "subscriber"):
+        monkeypatch.setattr(f"aiohttp_session_ws.redis.io.{module}.LIMIT", 5.0)
     yield
     gc.collect()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import pytest
@@ -15,10 +15,10 @@ from aiohttp.test_utils import TestServer
 
 from aiohttp_session_ws import REGISTRY_KEY
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.redis.memory import KEPT
-from aiohttp_session_ws.redis.wire import Ended, Order
+from aiohttp_session_ws.redis.cluster import RedisCluster
 from tests.support import PATIENCE, Client, cookie_of, make_app, until, user_of
 
+from .inspect import inspect
 from .processes import free_port
 
 T = TypeVar("T")
@@ -46,6 +46,13 @@ def registry_of(client: Client) -> RedisSessionWSRegistry:
     return registry
 
 
+def cluster_of(client: Client) -> RedisCluster:
+    """Return what the registry of *client*'s app has of other nodes."""
+    cluster = inspect(registry_of(client)).cluster
+    assert isinstance(cluster, RedisCluster)
+    return cluster
+
+
 def registry_in(server: TestServer) -> RedisSessionWSRegistry:
     """Return the registry of a server's app."""
     registry = server.app[REGISTRY_KEY]
@@ -67,9 +74,9 @@ def app_of(registry: RedisSessionWSRegistry) -> web.Application:
 async def acquaint(*clients: Client) -> None:
     """Let nodes know who lives, without waiting for their next sign of life."""
     for client in clients:
-        node = registry_of(client)._node
-        node._hurry.set()
-        await until(lambda node=node: len(node.members) >= len(clients))  # type: ignore[misc]
+        members = cluster_of(client).membership
+        members.hurry()
+        await until(lambda m=members: len(m.members) >= len(clients))  # type: ignore[misc]
 
 
 async def log_in(client: Client, user: str = "ann") -> str:
@@ -137,29 +144,7 @@ async def id_of(client: Client, cookie: str) -> str:
 async def settled(*clients: Client) -> None:
     """Let Redis take what the nodes have to tell."""
     for client in clients:
-        assert not await registry_of(client)._node.writer.drain(PATIENCE)
-
-
-async def write_back(registry: RedisSessionWSRegistry, count: int) -> None:
-    """Have a node write back so many orders, a few at a time, and another one behind them."""
-    node = registry._node
-    write = node.store.write
-    sizes: list[int] = []
-    keys: set[str] = set()
-
-    async def note(orders: Sequence[Order], *args: Any) -> Any:
-        sizes.append(len(orders))
-        olds = await write(orders, *args)
-        keys.update(order.key() for order in orders)
-        return olds
-
-    node.store.write = note  # type: ignore[method-assign, assignment]
-    for n in range(count):
-        node.memory.add(Ended(f"session {n}", node.latest(), 3600.0))
-    node._write_back(KEPT)
-    assert (await registry.end_session("the last", wait=PATIENCE)).stored
-    assert len(keys) == count + 1
-    assert max(sizes) < 1000
+        assert not await cluster_of(client).outbox.drain(PATIENCE)
 
 
 async def becomes(client: Client, state: str) -> None:

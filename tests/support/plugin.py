@@ -11,6 +11,7 @@ import signal
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from .clients import AiohttpClient, Client, Server
+from .app import make_app
+from .clients import AiohttpClient, Client, R, Server, Started
 from .processes import free_port
 from .redis_servers import RedisCluster, RedisServer, SentinelSetup, redis_executable
 from .storages import STORAGES, storage_named
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the random worlds be as many as one likes."""
+    parser.addoption(
+        "--worlds", type=int, default=500, help="how many random worlds test_worlds.py plays"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +79,20 @@ def aiohttp_client(aiohttp_client: AiohttpClient) -> AiohttpClient:
         return await aiohttp_client(app, connector=TCPConnector(ssl=False))
 
     return start
+
+
+@pytest.fixture
+async def started() -> AsyncIterator[Started]:
+    """Start registries without a server, each in an application of its own."""
+    async with AsyncExitStack() as stack:
+
+        async def start(registry: R) -> R:
+            runner = web.AppRunner(make_app(registry))
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            return registry
+
+        yield start
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 
-from aiohttp_session_ws import Connection, SessionWSRegistry, session_ws
+from aiohttp_session_ws import SessionWSRegistry, session_ws
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.results import Delivery
 from tests.support import (
     PATIENCE,
@@ -21,7 +22,7 @@ from tests.support import (
     until,
 )
 
-from .inspect import connections, idle
+from .inspect import connections, idle, inspect, patience_of, waiting
 
 BLOCK = b"x" * 500_000  # more than aiohttp writes before it looks whether the peer takes it
 
@@ -46,38 +47,34 @@ async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> C
     return client
 
 
-async def stopped(client: Client, registry: SessionWSRegistry) -> tuple[RawPeer, Connection]:
+async def stopped(
+    client: Client, registry: SessionWSRegistry, cookie: str = ""
+) -> tuple[RawPeer, TrackedConnection]:
     """Open a websocket of a session of its own to a peer that doesn't read."""
     others = set(connections(registry))
-    peer = await RawPeer.open(client.make_url("/listen"), receive_buffer=4096)
+    peer = await RawPeer.open(client.make_url("/listen"), cookie, receive_buffer=4096)
     (connection,) = set(connections(registry)) - others
     narrow(connection)
     return peer, connection
 
 
-def narrow(connection: Connection) -> None:
+def narrow(connection: TrackedConnection) -> None:
     """Let the system keep little of what is sent."""
     assert connection.transport is not None
     sock = connection.transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
-async def choke(connection: Connection, registry: SessionWSRegistry) -> None:
+async def choke(connection: TrackedConnection, registry: SessionWSRegistry) -> None:
     """Push so much that the writer has to wait."""
     assert await registry.send_session(connection.session_ws_id, BLOCK) == Delivery(1)
     await until(lambda: unsent(connection) > 100_000)
 
 
-def unsent(connection: Connection) -> int:
+def unsent(connection: TrackedConnection) -> int:
     """Return how much is in the transport."""
     assert connection.transport is not None
     return connection.transport.get_write_buffer_size()
-
-
-def queued(connection: Connection) -> list[bytes]:
-    """Return the messages in the queue."""
-    box = connection.outbox
-    return [] if box is None else [payload for payload, _ in box.queue]
 
 
 def own(registry: SessionWSRegistry) -> Any:
@@ -86,10 +83,9 @@ def own(registry: SessionWSRegistry) -> Any:
     return session_ws_id
 
 
-def drained(registry: SessionWSRegistry, *connections: Connection) -> bool:
+def drained(registry: SessionWSRegistry, *slow_ones: TrackedConnection) -> bool:
     """Tell whether no task and no timer is left."""
-    boxes = [c.outbox for c in connections if c.outbox is not None]
-    return idle(registry) and not any(b.queue or b._overdue for b in boxes)
+    return idle(registry) and not any(waiting(c) or patience_of(c) for c in slow_ones)
 
 
 async def texts(ws: ClientWebSocketResponse, count: int) -> list[str]:
@@ -121,9 +117,9 @@ class SlowSocket:
         await asyncio.sleep(0)
 
 
-async def slow(registry: SessionWSRegistry) -> tuple[SlowSocket, Connection]:
+async def slow(registry: SessionWSRegistry) -> tuple[SlowSocket, TrackedConnection]:
     """Register a slow socket as "slow"."""
     ws = SlowSocket()
     registry.register("slow", ws)
-    (connection,) = registry._sockets.open.of("slow")
+    (connection,) = inspect(registry).connections.open.of("slow")
     return ws, connection

@@ -278,7 +278,7 @@ class TestClose:
         [
             ("close_all_session", {}, 4403),
             ("end_session", {}, 4401),
-            ("end_session", {"code": 4999, "reason": "go"}, 4999),
+            ("end_session", {"close": 4999, "reason": "go"}, 4999),
         ],
     )
     async def test_by_order(
@@ -494,7 +494,7 @@ class TestAuthorize:
         client = await aiohttp_client(make_app(registry))
 
         assert await refused(client) == 403
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert not client.session.cookie_jar.filter_cookies(client.make_url("/"))
 
@@ -678,7 +678,7 @@ class TestConnectionContext:
         async def bad(connection: Connection) -> AsyncIterator[None]:
             if late:
                 await asyncio.sleep(0)
-            if connection.opened:
+            if connection.opened_at is not None:
                 raise LookupError("a bug")
             yield
 
@@ -699,7 +699,7 @@ class TestConnectionContext:
 
         assert left.is_set()
         assert not ran
-        assert not registry
+        assert not len(registry)
         assert "LookupError: a bug" in caplog.text
 
     async def test_failing_end(
@@ -726,5 +726,5 @@ class TestConnectionContext:
         await client.close()
 
         assert left.is_set()
-        assert not registry
+        assert not len(registry)
         assert "LookupError: a bug" in caplog.text

@@ -196,6 +196,8 @@ class Link:
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
                 tries = min(tries + 1, 10)
         finally:
+            if self._ending:
+                await asyncio.wait(self._ending, timeout=LIMIT)
             await end_tasks(self._ending)
 
     async def _serve(self, line: Line) -> None:
@@ -218,6 +220,8 @@ class Link:
             raise TimeoutError(self._dropped.result() if self._dropped.done() else "it broke")
         finally:
             self.line = None
+            if reading is not None:
+                _ = reading.cancel()
             # It may take a second, and the next one needn't wait for it.
             task = asyncio.create_task(_end(line, reading))
             self._ending.add(task)

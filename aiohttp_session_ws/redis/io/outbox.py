@@ -92,7 +92,8 @@ class Outbox:
         self._lost = 0
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._waiting = OncePerMinute()
+        self._looked_again = False  # for a primary, since Redis last took something
+        self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
         self.channel = ""
@@ -229,6 +230,7 @@ class Outbox:
         if self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
+        self._looked_again = False
         if body := body_of(batch.args):
             self._published(body)
         for entry in batch.entries:
@@ -241,15 +243,17 @@ class Outbox:
         Keep what was published, and couldn't be recorded, to try again.
         """
         self.refused = word
-        if self._waiting.allows(word):
+        if self._logged.allows(word):
             log.error(
                 "Redis refuses to write (%s): orders are published, and recorded when it can; %d"
                 " wait",
                 word,
                 len(self) + len(batch.entries),
             )
+        # Who listens to another primary hasn't heard it, if there is one.
+        published, self._looked_again = word != "READONLY" or self._looked_again, True
         for entry in batch.entries:
-            entry.published = word != "READONLY"  # whoever listens to the primary hasn't heard
+            entry.published = entry.published or published
         self._aside.extend(batch.entries)
         self._retry_later()
         if word == "READONLY":
@@ -266,7 +270,7 @@ class Outbox:
         self._size = BATCH
         batch.entries[0].alone = True
         self._aside.extend(batch.entries)
-        if self._waiting.allows(why):
+        if self._logged.allows(why):
             log.error("an order could not be recorded (%s); it is tried again", why)
         self._retry_later()
 

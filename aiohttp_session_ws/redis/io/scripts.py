@@ -100,9 +100,9 @@ local function renewed(key, ttl, text)
     if tonumber(gen) > tonumber(gen2) then return old end
     local merged = text
     if tonumber(gen) == tonumber(gen2) then
-        merged = string.format('[1,"renewed",%.0f,%.0f,%.17g,%d,%d,%.17g,', gen, max(after, after2),
-            max(at, at2), bit.bor(tonumber(by), tonumber(by2)), max(seen, seen2),
-            max(seconds, seconds2)) .. rest
+        merged = string.format('[1,"renewed",%.0f,%.0f,%.17g,%d,%d,%.17g,', gen,
+            max(after, after2), max(at, at2), bit.bor(tonumber(by), tonumber(by2)),
+            max(seen, seen2), max(seconds, seconds2)) .. rest
     end
     put(key, merged, ttl)
     return merged
@@ -122,18 +122,14 @@ end
 
 local function before(key, ttl, text)
     local old = swap(key, text, ttl)
-    local time, seconds = string.match(text, BEFORE)
-    if old then
-        local time2, seconds2 = string.match(old, BEFORE)
-        if time2 then
-            local rest = math.floor(max(seconds, seconds2) * 1000) + 1
-            if tonumber(time2) > tonumber(time) then
-                text, time, seconds = old, time2, seconds2
-                put(key, text, rest)
-            elseif tonumber(seconds2) > tonumber(seconds) then
-                call('PEXPIRE', key, rest)
-            end
-        end
+    local time, seconds, rest = string.match(text, BEFORE)
+    local time2, seconds2 = string.match(old or '', BEFORE)
+    if time2 then
+        if tonumber(time2) > tonumber(time) then time = time2 end
+        if tonumber(seconds2) > tonumber(seconds) then seconds = seconds2 end
+        local merged = '[1,"before",' .. time .. ',' .. seconds .. ',' .. rest
+        if merged ~= text then put(key, merged, math.floor(seconds * 1000) + 1) end
+        text = merged
     end
     local id = string.match(key, '^.-}:end:id:(.*)$')
     if id then end_noted(call('GET', prefix .. 'of:' .. id), time, seconds) end
@@ -187,9 +183,10 @@ local function publish(keys, first, last, body)
         if number % MOST_CHECKED < count then
             local size = call('ZCARD', recent) or 0
             if size > MOST then
-                local oldest = call('ZRANGE', recent, size - MOST - 1, size - MOST - 1, 'WITHSCORES')
+                local over = size - MOST - 1
+                local oldest = call('ZRANGE', recent, over, over, 'WITHSCORES')
                 if oldest then call('SET', prefix .. 'floor', oldest[2]) end
-                call('ZREMRANGEBYRANK', recent, 0, size - MOST - 1)
+                call('ZREMRANGEBYRANK', recent, 0, over)
             end
         end
     end
@@ -212,8 +209,8 @@ local function write()
         return {err = refused}
     end
     if #derived > 0 then
-        publish(dirty, 1, #dirty, '{"v":1,"from":"","orders":[[['
-            .. table.concat(derived, ',') .. '],[],null,null,null]]}')
+        publish(dirty, 1, #dirty, '{"v":1,"from":""}\\n[['
+            .. table.concat(derived, ',') .. '],[]]')
     end
     return known
 end
@@ -249,8 +246,8 @@ for i, key in ipairs(keys) do
         end
     elseif text then
         local time = string.match(text, BEFORE)
-        if not time or tonumber(time) >= (string.find(key, '}:end:id:', 1, true) and began or since)
-        then return 0 end
+        local from = string.find(key, '}:end:id:', 1, true) and began or since
+        if not time or tonumber(time) >= from then return 0 end
     end
 end
 local answer = write()

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
+from aiohttp_session_ws.cli.arguments import URL
+from aiohttp_session_ws.cli.output import span
 
 from aiohttp_session_ws._logging import fingerprint
-from aiohttp_session_ws.redis import command
-from aiohttp_session_ws.redis.options import URL
-from aiohttp_session_ws.redis.printing import span
+from aiohttp_session_ws.cli import commands
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket
@@ -53,7 +53,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     async def run(url: str, *argv: str) -> Done:
         monkeypatch.setenv(URL, url)
         try:
-            code = await asyncio.to_thread(command.main, argv)
+            code = await asyncio.to_thread(commands.main, argv)
         except SystemExit as exc:
             code = int(str(exc.code))
         return Done(code, *capsys.readouterr())
@@ -263,7 +263,7 @@ class TestWhom:
         """The end is kept for as long as one says."""
         await run(redis_server.url, "end", "--session", "x", "--keep", "400")
 
-        ttl = await redis_server.cli("TTL", 'aiohttp_session_ws:rev:"x"')
+        ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
         assert 399 * 86400 < ttl <= 400 * 86400
 
 
@@ -331,7 +331,7 @@ class TestTrouble:
 
         assert (done.code, done.out) == (2, "")
         assert why in done.err
-        assert await redis_server.cli("KEYS", "*:rev:*") == []
+        assert await redis_server.cli("KEYS", "*:end:*") == []
 
     def test_without_the_extra(self) -> None:
         """Without redis-py it says what to install."""
@@ -354,13 +354,13 @@ class TestTrouble:
         self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An order that Redis hasn't confirmed is no success."""
-        resolve = command._resolve
+        resolve = commands.resolve
 
         def kill_first(*args: Any) -> Any:
             redis_server.kill()
             return resolve(*args)
 
-        monkeypatch.setattr(command, "_resolve", kill_first)
+        monkeypatch.setattr(commands, "resolve", kill_first)
         done = await run(redis_server.url, "end", "--session", "x", "--wait", "0.5")
 
         assert done.code == 1
@@ -372,7 +372,7 @@ class TestTrouble:
         async def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(command, "run", interrupt)
+        monkeypatch.setattr(commands, "run", interrupt)
 
         assert (await run(nowhere(), "count")).code == 130
 
@@ -387,7 +387,7 @@ class TestPrinting:
         client = await aiohttp_client(app)
         async with client.ws_connect("/any/%1b[2J%0a" + "x" * 100):
             registry = app["aiohttp_session_ws_registry"]
-            await until(lambda: registry)
+            await until(lambda: len(registry))
             done = await run(redis_server.url, "connections")
 
         assert "/any/\\x1b[2J\\nxxx" in done.out

@@ -38,7 +38,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, idle, opening
+from tests.support.inspect import connections, idle, inspect, opening
 
 FLOOD = b"x" * 1_000_000
 
@@ -118,7 +118,7 @@ class TestOrders:
         client = await client_of(aiohttp_client, registry)
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            await registry.close_all_session(await session_id(client), code=4000, reason="bye")
+            await registry.close_all_session(await session_id(client), close=4000, reason="bye")
             message = await ws.receive()
 
         assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 4000, "bye")
@@ -153,8 +153,11 @@ class TestOrders:
 
         assert (report.sockets, code, back.type) == (1, 4403, WSMsgType.TEXT)
 
-    async def test_of_nobody(self, registry: SessionWSRegistry) -> None:
+    async def test_of_nobody(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
         """An order for an id that has no socket finds nothing."""
+        await client_of(aiohttp_client, registry)
         assert await registry.close_all_session("nobody") == CloseReport()
         assert await registry.end_session("nobody") == CloseReport()
 
@@ -168,7 +171,7 @@ class TestOrders:
             code = await expect_close(ws)
 
         assert (first.sockets, second.sockets, code) == (1, 1, 4401)
-        assert not registry
+        assert not len(registry)
 
     async def test_from_the_handler_of_that_very_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -220,7 +223,7 @@ class TestRudePeers:
 
         assert report == CloseReport(sockets=1, aborted=1, cancelled=1)
         assert await peer.closed() == 4403
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_stopped_reading(
@@ -254,7 +257,7 @@ class TestRudePeers:
         await asyncio.wait({connection.task})
 
         assert connection.cancelled
-        assert not registry
+        assert not len(registry)
 
     async def test_half_closed_by_a_handler_that_hangs_in_close(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -278,7 +281,7 @@ class TestRudePeers:
         peer = await RawPeer.open(client.make_url("/hang"), receive_buffer=4096)
         await done.wait()
 
-        assert not registry
+        assert not len(registry)
         peer.close()
 
 
@@ -333,7 +336,7 @@ class TestTls:
         await until(lambda: connection.tls_socket.fileno() == -1)
 
         assert report.sockets == report.aborted == 1
-        assert not registry
+        assert not len(registry)
         peer.close()
 
     async def test_closed_by_the_handler_too(
@@ -362,7 +365,7 @@ class TestTls:
         said.set()
         await until(lambda: connection.tls_socket.fileno() == -1)
 
-        assert not registry
+        assert not len(registry)
         peer.close()
 
 
@@ -406,7 +409,7 @@ class TestHandlers:
         stop.set()
 
         assert report.cancelled == 1
-        assert not registry
+        assert not len(registry)
 
     async def test_sends_after_the_order(
         self,
@@ -506,7 +509,7 @@ class TestHandlers:
             code = await expect_close(ws)
 
         assert (message.data, code) == (FLOOD, 1000)
-        await until(lambda: not app[REGISTRY_KEY])
+        await until(lambda: not len(app[REGISTRY_KEY]))
 
 
 class TestShutdown:
@@ -522,7 +525,7 @@ class TestShutdown:
                 await held()
             return True
 
-        registry.authorize = authorize
+        inspect(registry).authorize = authorize
         client = await client_of(aiohttp_client, registry)
         cookie = cookie_of(client)
         paths = ["/deaf", "/deaf", "/ws"]
@@ -533,7 +536,7 @@ class TestShutdown:
 
         assert {await peer.closed() for peer in peers} == {1001}
         assert await late.closed() is None
-        assert not registry
+        assert not len(registry)
         assert not opening(registry)
         assert idle(registry)
         for peer in [*peers, late]:
@@ -544,7 +547,7 @@ class TestShutdown:
     ) -> None:
         """While it shuts down the application answers handshakes with 503."""
         client = await client_of(aiohttp_client, registry)
-        registry._draining = True
+        inspect(registry).draining = True
         peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
         head = await peer.read_head()
 

@@ -16,13 +16,15 @@ from aiohttp import (
     WSServerHandshakeError,
     web,
 )
-from aiohttp_session_ws.connection import Connection
-from aiohttp_session_ws.limits import make_room
-from aiohttp_session_ws.sockets import Sockets
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from aiohttp_session_ws import Limits, SessionWSRegistry, Timeouts
+from aiohttp_session_ws._tasks import BackgroundTasks
 from aiohttp_session_ws.close_codes import NORMAL
+from aiohttp_session_ws.connections.connection import State, TrackedConnection
+from aiohttp_session_ws.connections.limits import make_room
+from aiohttp_session_ws.connections.manager import ConnectionManager
+from aiohttp_session_ws.options import PushQueue
 from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
     PATIENCE,
@@ -37,7 +39,7 @@ from tests.support import (
     until,
     user_of,
 )
-from tests.support.inspect import connections, opening
+from tests.support.inspect import connections, is_closing, opening
 
 
 def make(limits: Limits, **options: Any) -> SessionWSRegistry:
@@ -331,18 +333,6 @@ class TestBurst:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("number", [0, -1, 1.5, "3"])
-    @pytest.mark.parametrize("name", ["per_session", "per_identity", "total"])
-    def test_number(self, name: str, number: Any) -> None:
-        """A limit that is none says what it should be."""
-        with pytest.raises(ValueError, match=f"{name} is a number > 0 or None"):
-            Limits(**{name: number})
-
-    def test_on_limit(self) -> None:
-        """What happens at the limit is one of two."""
-        with pytest.raises(ValueError, match="'evict_oldest' or 'refuse'"):
-            Limits(on_limit="evict")  # type: ignore[arg-type]  # that's the test
-
     def test_whose(self) -> None:
         """A limit for each identity needs to know them."""
         with pytest.raises(ValueError, match="identify="):
@@ -377,30 +367,37 @@ steps = st.lists(
 )
 
 
+def manager_with(timeouts: Timeouts) -> ConnectionManager:
+    """Return a manager whose connections are taken out without a word."""
+    return ConnectionManager(timeouts, PushQueue(), BackgroundTasks(), lambda: None)
+
+
 class TestMakeRoom:
     async def test_one_place_at_a_time(self) -> None:
         """Two that wait for a place each get in one after the other, as places are left."""
-        limits, sockets = Limits(per_session=2), Sockets(Timeouts(close=PATIENCE))
-        sockets.on_gone = lambda connection: None
+        limits, sockets = Limits(per_session=2), manager_with(Timeouts(close=PATIENCE))
         leaving = [asyncio.Event(), asyncio.Event()]
 
         class Slow:
             def __init__(self, gone: asyncio.Event) -> None:
                 self.close = gone.wait
 
-        old = [Connection("s", Slow(gone), started=float(n)) for n, gone in enumerate(leaving)]
+        old = [
+            TrackedConnection("s", Slow(gone), started=float(n)) for n, gone in enumerate(leaving)
+        ]
         for connection in old:
-            sockets.opened(connection)
-        new = [Connection("s", Thing(), started=2.0 + n) for n in range(2)]
+            sockets.add_handshake(connection)
+            sockets.open_connection(connection)
+        new = [TrackedConnection("s", Thing(), started=2.0 + n) for n in range(2)]
         entered: list[int] = []
 
         async def come(n: int) -> None:
-            sockets.enter(new[n])
+            sockets.add_handshake(new[n])
             await make_room(limits, sockets, new[n])
             entered.append(n)
 
         tasks = [asyncio.ensure_future(come(n)) for n in range(2)]
-        await until(lambda: all(connection.closing for connection in old))
+        await until(lambda: all(is_closing(connection) for connection in old))
         leaving[0].set()
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for _ in range(10):
@@ -423,42 +420,43 @@ class TestMakeRoom:
         self, steps: list[tuple[str, int, int]], per_session: int, per_identity: int
     ) -> None:
         limits = Limits(per_session=per_session, per_identity=per_identity)
-        sockets = Sockets(QUICK)
-        sockets.on_gone = lambda connection: None
-        everybody: list[Connection] = []
+        sockets = manager_with(QUICK)
+        everybody: list[TrackedConnection] = []
 
         def check() -> None:
             for index, limit in ((sockets.open, per_session), (sockets.identities, per_identity)):
                 for key in index.keys():  # noqa: SIM118  an index is no mapping
-                    there = [c for c in index.of(key) if c.opened and not c.gone]
+                    there = [c for c in index.of(key) if c.opened_at is not None and not c.removed]
                     assert len(there) <= limit
                     going = [c.started for c in everybody if _is(c, key) and _evicted(c)]
                     staying = [c.started for c in index.of(key) if _has_place(c)]
                     if index is sockets.open and per_identity >= 3 * per_session:
                         assert not going or not staying or max(going) < min(staying)
 
-        async def come(connection: Connection, identity: int) -> None:
-            sockets.enter(connection)
-            sockets.identified(connection, f"user {identity}")
+        async def come(connection: TrackedConnection, identity: int) -> None:
+            sockets.add_handshake(connection)
+            sockets.file_identity(connection, f"user {identity}")
             await make_room(limits, sockets, connection)
-            if connection.refusal is not None:
-                sockets.drop(connection)
+            if connection.rejected_with is not None:
+                sockets.discard_handshake(connection)
                 return
-            sockets.opened(connection)
+            sockets.open_connection(connection)
             check()
 
         tasks: list[asyncio.Task[None]] = []
         for number, (what, session, identity) in enumerate(steps):
             if what == "come":
-                connection = Connection(f"session {session}", Thing(), None, None, float(number))
+                connection = TrackedConnection(
+                    f"session {session}", Thing(), None, None, float(number)
+                )
                 everybody.append(connection)
                 tasks.append(asyncio.ensure_future(come(connection, identity)))
             elif what == "go":
                 for connection in sockets.open.of(f"session {session}")[:1]:
-                    _ = sockets.begin_close(connection, connection.close or NORMAL)
+                    _ = sockets.start_close(connection, connection.close_order or NORMAL)
             elif what == "refuse":
                 for connection in sockets.opening.of(f"session {session}")[:1]:
-                    connection.refuse(NORMAL)
+                    connection.reject(NORMAL)
             await asyncio.sleep(0)
             check()
         async with asyncio.timeout(PATIENCE):
@@ -468,13 +466,13 @@ class TestMakeRoom:
         await sockets.stop()
 
 
-def _is(connection: Connection, key: object) -> bool:
+def _is(connection: TrackedConnection, key: object) -> bool:
     return key in (connection.session_ws_id, connection.identity)
 
 
-def _evicted(connection: Connection) -> bool:
-    return connection.refusal is not None and connection.refusal.code == 4429
+def _evicted(connection: TrackedConnection) -> bool:
+    return connection.rejected_with is not None and connection.rejected_with.code == 4429
 
 
-def _has_place(connection: Connection) -> bool:
-    return connection.opened and connection.close is None and connection.closing is None
+def _has_place(connection: TrackedConnection) -> bool:
+    return connection.state is State.OPEN and connection.close_order is None

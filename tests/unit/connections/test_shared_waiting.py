@@ -12,31 +12,31 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from aiohttp_session_ws import (
-    Connection,
     PushQueue,
     SessionWSRegistry,
     Timeouts,
-    outbox,
     session_ws,
 )
+from aiohttp_session_ws.connections import send_queue
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.results import Delivery
 from tests.support import (
     PATIENCE,
     QUICK,
     AiohttpClient,
     RawPeer,
+    Started,
     Turnstile,
     make_app,
     until,
 )
-from tests.support.inspect import connections, quiet
+from tests.support.inspect import connections, inspect, quiet, waiting
 from tests.support.slow_peers import (
     BLOCK,
     LINE,
     SlowSocket,
     choke,
     drained,
-    queued,
     slow,
     stopped,
     texts,
@@ -49,6 +49,12 @@ def registry() -> SessionWSRegistry:
     return SessionWSRegistry(timeouts=QUICK)
 
 
+@pytest.fixture
+async def live(registry: SessionWSRegistry, started: Started) -> SessionWSRegistry:
+    """The same, of an application that runs without a server."""
+    return await started(registry)
+
+
 class TestSharedWaiting:
     """In aiohttp, all who wait to send on a socket wait for the same future."""
 
@@ -57,7 +63,7 @@ class TestSharedWaiting:
         aiohttp_client: AiohttpClient,
         registry: SessionWSRegistry,
         send: Callable[[web.WebSocketResponse], Awaitable[None]],
-    ) -> tuple[RawPeer, Connection]:
+    ) -> tuple[RawPeer, TrackedConnection]:
         """Let a handler send to a peer for whom the writer waits already."""
         go = asyncio.Event()
 
@@ -112,7 +118,7 @@ class TestSharedWaiting:
             await asyncio.wait({sending})
             spoilt.set()
 
-        registry.push_queue = PushQueue(messages=1000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=1000, bytes=10**9)
         peer, connection = await self.senders(aiohttp_client, registry, send)
         await spoilt.wait()
         before = unsent(connection)
@@ -126,10 +132,10 @@ class TestSharedWaiting:
         peer.close()
 
     async def test_without_a_transport_to_look_at(
-        self, registry: SessionWSRegistry, monkeypatch: pytest.MonkeyPatch
+        self, live: SessionWSRegistry, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The writer for what was registered by hand goes on after a while."""
-        monkeypatch.setattr(outbox, "_BLIND", 0)
+        monkeypatch.setattr(send_queue, "_BLIND", 0)
         waiter = asyncio.get_running_loop().create_future()
 
         class Shared(SlowSocket):
@@ -138,11 +144,11 @@ class TestSharedWaiting:
                 await waiter
 
         ws = Shared()
-        registry.register("shared", ws)
-        await registry.broadcast("one")
-        await registry.broadcast("two")
+        live.register("shared", ws)
+        await live.broadcast("one")
+        await live.broadcast("two")
         waiter.cancel()
-        await quiet(registry)
+        await quiet(live)
 
         assert ws.took == [b"one", b"two"]
 
@@ -177,81 +183,68 @@ class TestByHand:
 
         assert deliveries == [Delivery(0), Delivery(1), Delivery(0)]
 
-    async def test_something_to_close(self, registry: SessionWSRegistry) -> None:
+    async def test_something_to_close(self, live: SessionWSRegistry) -> None:
         """What can only be closed is no receiver."""
 
         class Door:
             def close(self) -> None:
                 """Shut."""
 
-        registry.register("door", Door())
+        live.register("door", Door())
 
-        assert await registry.broadcast("knock") == Delivery(0)
+        assert await live.broadcast("knock") == Delivery(0)
 
-    async def test_taken_out(self, registry: SessionWSRegistry) -> None:
+    async def test_taken_out(self, live: SessionWSRegistry) -> None:
         """Taken out by hand, it gets nothing more; no task and no timer is left."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
-        ws, connection = await slow(registry)
+        inspect(live).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        ws, connection = await slow(live)
         for _ in range(3):
-            await registry.broadcast(LINE)
-        registry.unregister("slow", ws)
-        await until(lambda: drained(registry, connection))
+            await live.broadcast(LINE)
+        live.unregister("slow", ws)
+        await until(lambda: drained(live, connection))
 
         assert ws.took == []
 
-    async def test_let_go(self, registry: SessionWSRegistry) -> None:
-        """Out of the index, nothing is kept for it."""
-        registry.push_queue = PushQueue(messages=2, patience=PATIENCE)
-        ws, connection = await slow(registry)
-        for _ in range(3):
-            await registry.broadcast(LINE)
-        await registry._sockets.let_go(connection)
-        await until(lambda: drained(registry, connection))
-
-        assert ws.took == []
-
-    async def test_closed(self, registry: SessionWSRegistry) -> None:
+    async def test_closed(self, live: SessionWSRegistry) -> None:
         """When its own close() is called, what waited for it has been dropped."""
         left: list[list[bytes]] = []
 
         class Closing(SlowSocket):
             async def close(self, *, code: int, message: bytes) -> None:
-                left.append(queued(connection))
+                left.append(waiting(connection))
 
-        registry.register("closing", Closing())
-        (connection,) = connections(registry)
-        await registry.broadcast(LINE)
-        assert queued(connection)
-        await registry.close_all()
+        live.register("closing", Closing())
+        (connection,) = connections(live)
+        await live.broadcast(LINE)
+        assert waiting(connection)
+        await live.close_all()
 
         assert left == [[]]
 
-    async def test_too_slow(self, registry: SessionWSRegistry) -> None:
+    async def test_too_slow(self, live: SessionWSRegistry) -> None:
         """It gets its own close() with 1013."""
-        registry.push_queue = PushQueue(messages=1, patience=0)
-        ws, connection = await slow(registry)
-        await registry.broadcast(LINE)
-        await registry.broadcast(LINE)
-        await until(lambda: connection.gone and drained(registry, connection))
+        inspect(live).connections.push_queue = PushQueue(messages=1, patience=0)
+        ws, connection = await slow(live)
+        await live.broadcast(LINE)
+        await live.broadcast(LINE)
+        await until(lambda: connection.removed and drained(live, connection))
 
         assert ws.code == 1013
-        assert not registry
+        assert not len(live)
 
-    async def test_fails(
-        self, registry: SessionWSRegistry, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_fails(self, live: SessionWSRegistry, caplog: pytest.LogCaptureFixture) -> None:
         """One that raises stops no other; the log tells."""
 
         class Broken(SlowSocket):
             async def send_frame(self, payload: bytes, opcode: WSMsgType) -> None:
                 raise LookupError("a bug")
 
-        registry.register("broken", Broken())
-        ws, _ = await slow(registry)
-        await registry.broadcast("one")
-        await registry.broadcast("two")
+        live.register("broken", Broken())
+        ws, _ = await slow(live)
+        await live.broadcast("one")
+        await live.broadcast("two")
         await ws.take(2)
 
         assert ws.took == [b"one", b"two"]
         assert caplog.text.count("LookupError: a bug") == 2
-        assert {record.levelno for record in caplog.records} == {logging.ERROR}
+        assert {record.levelno for record in caplog.records} == {logging.WARNING}

@@ -73,7 +73,7 @@ class TestDisconnect:
 
         assert await ended() == (4321, "enough")
         await quiet(registry)
-        assert not registry
+        assert not len(registry)
         assert is_quiet(caplog)
 
     async def test_by_a_client_that_gives_no_code(
@@ -155,7 +155,7 @@ class TestStuckPeer:
 
         client = await aiohttp_client(serving(talk, registry))
         peer = await RawPeer.open(client.make_url("/talk"), receive_buffer=4096)
-        await until(lambda: registry)
+        await until(lambda: len(registry))
         (connection,) = connections(registry)
         assert connection.transport is not None
         await until(connection.transport.get_write_buffer_size)

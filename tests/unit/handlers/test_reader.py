@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Any
 
 import pytest
-from aiohttp_session_ws.reader import AHEAD_BYTES, AHEAD_MESSAGES
 
 from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect
 from aiohttp_session_ws.exceptions import WebSocketStateError
+from aiohttp_session_ws.handlers.reader import AHEAD_BYTES, AHEAD_MESSAGES
 from tests.support import (
     NORMAL_CLOSE,
     PATIENT,
@@ -21,13 +20,25 @@ from tests.support import (
     expect_close,
     until,
 )
-from tests.support.inspect import connections, quiet
+from tests.support.inspect import bytes_ahead, connections, looks_later, quiet, read_ahead, reading
 from tests.unit.handlers.talks import Ended, is_quiet, neither, serving
 
 
 def masked(opcode: int, payload: bytes) -> bytes:
     """Return a frame of any size, masked with zeros."""
     return struct.pack("!BBQI", 128 | opcode, 255, len(payload), 0) + payload
+
+
+def is_reading(ws: WebSocket) -> bool:
+    """Tell whether somebody reads in the handler's place."""
+    task = reading(ws)
+    return task is not None and not task.done()
+
+
+def has_read(ws: WebSocket) -> bool:
+    """Tell whether somebody has read in the handler's place, as much as is allowed."""
+    task = reading(ws)
+    return task is not None and task.done()
 
 
 class TestReading:
@@ -64,7 +75,7 @@ class TestReading:
         client = await aiohttp_client(serving(talk, registry))
         async with client.ws_connect("/talk") as ws:
             await ws.send_str("transfer all")
-            await until(lambda: sockets and sockets[0]._opened()._queue)
+            await until(lambda: sockets and read_ahead(sockets[0]))
             await registry.close_all()
 
         assert await heard.get() == []
@@ -94,17 +105,16 @@ class TestReading:
     ) -> None:
         """Whoever reads, all comes in order and once, and nobody reads any more at the end."""
         registry = SessionWSRegistry(timeouts=PATIENT)
-        readers: list[Any] = []
+        sockets: list[WebSocket] = []
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
-            reader = ws._opened()
-            readers.append(reader)
+            sockets.append(ws)
             for number in range(300):
                 if number % 30 == 0:
-                    await until(lambda: reader._queue)  # it is read ahead
+                    await until(lambda: read_ahead(ws))  # it is read ahead
                 await ws.send(await ws.receive())
-            assert reader._ahead is None or reader._ahead.done()
+            assert not is_reading(ws)
 
         client = await aiohttp_client(serving(talk, registry))
         async with client.ws_connect("/talk") as ws:
@@ -115,7 +125,7 @@ class TestReading:
                     assert await ws.receive_str() == str(30 * number + more)
             await expect_close(ws)
 
-        assert readers[0]._busy is None or readers[0]._busy.cancelled()
+        assert not looks_later(sockets[0])
         await quiet(registry)
 
     async def test_the_last_word(self, aiohttp_client: AiohttpClient) -> None:
@@ -124,7 +134,7 @@ class TestReading:
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
-            await until(lambda: ws._opened()._ahead)
+            await until(lambda: reading(ws))
 
         client = await aiohttp_client(serving(talk, registry))
         peer = await RawPeer.open(client.make_url("/talk"))
@@ -147,7 +157,7 @@ class TestReading:
             await ws.connect()
             for ahead in (False, True):
                 if ahead:
-                    await until(lambda: ws._opened()._ahead)
+                    await until(lambda: reading(ws))
                 task = asyncio.ensure_future(ws.receive())
                 await asyncio.sleep(0)
                 task.cancel()
@@ -189,9 +199,8 @@ class TestReading:
         async def talk(ws: WebSocket) -> None:
             nonlocal busy
             await ws.connect()
-            reader = ws._opened()
             for _ in range(3):
-                await until(lambda: reader._ahead is not None and reader._ahead.done())
+                await until(lambda: has_read(ws))
                 busy += 1
                 with pytest.raises(TimeoutError):
                     await ws.receive()
@@ -213,7 +222,7 @@ class TestReading:
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
             await ws.send(await ws.receive())
-            await until(lambda: ws._opened()._queue)
+            await until(lambda: read_ahead(ws))
             await ws.send(await ws.receive())
 
         client = await aiohttp_client(serving(talk, autoping=False))
@@ -239,12 +248,12 @@ class TestFlood:
 
         async def talk(ws: WebSocket) -> None:
             await ws.connect()
-            reader = ws._opened()
-            transport = reader.connection.transport
+            (connection,) = connections(registry)
+            transport = connection.transport
             await until(lambda: transport is not None and not transport.is_reading())
-            await until(lambda: reader._ahead is not None and reader._ahead.done())
-            assert 0 < len(reader._queue) <= AHEAD_MESSAGES
-            assert reader._size < AHEAD_BYTES + self.SIZE
+            await until(lambda: has_read(ws))
+            assert 0 < len(read_ahead(ws)) <= AHEAD_MESSAGES
+            assert bytes_ahead(ws) < AHEAD_BYTES + self.SIZE
             held.set()
             await go.wait()
             for _ in range(messages):
@@ -281,9 +290,8 @@ class TestFlood:
 
     async def busy(self, ws: WebSocket) -> None:
         await ws.connect()
-        reader = ws._opened()
-        await until(lambda: reader._ahead is not None and reader._ahead.done())
-        await ws.send(str(len(reader._queue)))
+        await until(lambda: has_read(ws))
+        await ws.send(str(len(read_ahead(ws))))
         for _ in range(10 * AHEAD_MESSAGES):
             assert await ws.receive() == ""
 

@@ -36,7 +36,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import connections, idle, left_handlers
+from tests.support.inspect import connections, idle, inspect, left_handlers
 
 
 @websocket_handler
@@ -139,7 +139,7 @@ class TestEveryKind:
             await ws.send_str("there?")
             assert await ws.receive_str() == "there?"
             assert await registry.count() == 1
-        await until(lambda: not registry and idle(registry))
+        await until(lambda: not len(registry) and idle(registry))
 
         assert not warnings(caplog)
 
@@ -220,7 +220,7 @@ class TestEveryKind:
             async with client.ws_connect(path) as ws:
                 await ws.send_str("there?")
                 await ws.receive_str()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
 
         handler = [] if path == "/plain" else [f"handler {path}"]
         assert events == [f"in {path}", *handler, f"out {path}", f"1000 {path}"] * 2
@@ -359,7 +359,7 @@ class TestView:
         await until(lambda: message in calls)
         await ws.close(code=4321)
         if message == "hang":  # nothing but an order ends a handler that knows of the close
-            await until(lambda: not registry)
+            await until(lambda: not len(registry))
             await registry.close_all()
         await until(lambda: len(calls) == 4)
 
@@ -421,7 +421,7 @@ class TestView:
         self, client: Client, calls: list[Any], registry: SessionWSRegistry
     ) -> None:
         """A view that never opened is not called at all."""
-        registry.authorize = lambda request: False
+        inspect(registry).authorize = lambda request: False
         with pytest.raises(WSServerHandshakeError):
             await client.ws_connect("/tape")
 
@@ -502,7 +502,7 @@ class TestHooks:
                 await ws.close()
             else:
                 await expect_close(ws)
-        await until(lambda: not registry and not left_handlers(registry))
+        await until(lambda: not len(registry) and not left_handlers(registry))
 
         assert events == ([] if how == "crash" else ["goodbye", "last"])
 
@@ -608,14 +608,13 @@ class TestHooks:
             raise LookupError("a bug")
 
         registry.on_request.append(crash)
-        client = await aiohttp_client(all_kinds(registry))
+        app = all_kinds(registry)
+        app.router.add_get("/talk", websocket_handler(WebSocket.connect))
+        client = await aiohttp_client(app)
         with pytest.raises(WSServerHandshakeError) as refused:
             await client.ws_connect("/function")
         registry.on_request.clear()
         registry.on_response.append(crash)
-        app = make_app(registry)
-        app.router.add_get("/talk", websocket_handler(WebSocket.connect))
-        client = await aiohttp_client(app)
         async with client.ws_connect("/talk") as ws:
             code = await expect_close(ws)
         await client.close()

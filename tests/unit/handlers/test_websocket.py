@@ -157,7 +157,7 @@ class TestConnect:
         """To connect and close at once tells a page's script why."""
 
         async def talk(ws: WebSocket) -> None:
-            await ws.connect(close=True, close_code=4000)
+            await ws.connect(close=4000)
             assert ws.closed
 
         client = await aiohttp_client(serving(talk))
@@ -250,7 +250,8 @@ class TestConnect:
             assert await expect_close(ws) == 1008
         await client.close()
 
-        assert is_quiet(caplog)
+        (warning,) = caplog.records
+        assert "session_ws_middleware is missing" in warning.getMessage()
 
 
 class TestTalk:

@@ -607,7 +607,7 @@ class TestSubApplications:
         async with client.get("/sub/id") as response:
             id_ = await response.text()
         async with client.ws_connect("/sub/ws") as ws:
-            await until(lambda: registry)
+            await until(lambda: len(registry))
             ids = list(registry)
             await registry.close_all_session(id_)
 

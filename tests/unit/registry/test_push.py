@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import PushQueue, SessionWSRegistry, session_ws
-from aiohttp_session_ws.exceptions import InvalidSessionWSId
+from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId
 from aiohttp_session_ws.results import Delivery
 from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
@@ -22,17 +22,19 @@ from tests.support import (
     QUICK,
     AiohttpClient,
     RawPeer,
+    Started,
     Turnstile,
     make_app,
     until,
+    user_of,
 )
-from tests.support.inspect import connections
+from tests.support.inspect import connections, inspect, waiting
+from tests.support.people import session_of
 from tests.support.slow_peers import (
     LINE,
     listen,
     narrow,
     own,
-    queued,
     slow,
     start,
     stopped,
@@ -43,29 +45,13 @@ from tests.support.slow_peers import (
 
 @pytest.fixture
 def registry() -> SessionWSRegistry:
-    return SessionWSRegistry(timeouts=QUICK)
+    return SessionWSRegistry(identify=user_of, timeouts=QUICK)
 
 
-class TestOptions:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"messages": 0}, "at least 1 message"),
-            ({"bytes": 0}, "at least 1 message and 1 byte"),
-            ({"patience": -1}, "seconds >= 0"),
-        ],
-    )
-    def test_senseless(self, options: dict[str, int], message: str) -> None:
-        """A queue has room for something, and patience has an end."""
-        with pytest.raises(ValueError, match=message):
-            PushQueue(**options)
-
-    def test_defaults(self) -> None:
-        """A registry has a queue that is right for most, and its own if given one."""
-        mine = PushQueue(messages=1)
-
-        assert SessionWSRegistry().push_queue == PushQueue(256, 1_048_576, 5.0)
-        assert SessionWSRegistry(push_queue=mine).push_queue is mine
+@pytest.fixture
+async def live(registry: SessionWSRegistry, started: Started) -> SessionWSRegistry:
+    """The same, of an application that runs without a server."""
+    return await started(registry)
 
 
 class TestReceivers:
@@ -90,11 +76,12 @@ class TestReceivers:
     ) -> None:
         """All sessions of an identity get it; who has none is not an identity."""
         client = await start(aiohttp_client, registry)
-        opened = [await stopped(client, registry) for _ in range(3)]
-        for _, connection in opened[:2]:
-            registry._sockets.identified(connection, "ann")
+        anns = [await session_of(client), await session_of(client)]
+        opened = [await stopped(client, registry, cookie) for cookie in [*anns, ""]]
         delivery = await registry.send_identity("ann", "hello ann")
-        nobody = await registry.send_identity(None, "hello?")
+        nobody = await registry.send_identity("nobody", "hello?")
+        with pytest.raises(InvalidIdentity):
+            await registry.send_identity(None, "hello?")
         await registry.broadcast("all")
 
         assert (delivery, nobody) == (Delivery(2), Delivery(0))
@@ -106,11 +93,11 @@ class TestReceivers:
         for peer, _ in opened:
             peer.close()
 
-    async def test_nobody(self, registry: SessionWSRegistry) -> None:
+    async def test_nobody(self, live: SessionWSRegistry) -> None:
         """A push to nobody reaches nobody."""
-        assert await registry.send_session("nobody", "?") == Delivery(0)
-        assert await registry.send_identity("nobody", "?") == Delivery(0)
-        assert await registry.broadcast("?") == Delivery(0)
+        assert await live.send_session("nobody", "?") == Delivery(0)
+        assert await live.send_identity("nobody", "?") == Delivery(0)
+        assert await live.broadcast("?") == Delivery(0)
 
     async def test_handshake_in_flight(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -123,7 +110,7 @@ class TestReceivers:
             await held()
             return True
 
-        registry.authorize = authorize
+        inspect(registry).authorize = authorize
         client = await start(aiohttp_client, registry)
         peer = await RawPeer.connect(client.make_url("/listen"))
         await held.arrived.wait()
@@ -200,7 +187,6 @@ class TestData:
         """The twins send JSON, by another encoder if wanted."""
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen") as ws:
-            registry._sockets.identified(next(iter(connections(registry))), "ann")
             deliveries = [
                 await registry.broadcast_json({"a": [1]}),
                 await registry.send_session_json(own(registry), None),
@@ -239,20 +225,20 @@ class TestData:
 
             assert await texts(ws, 1) == ["fine"]
 
-    async def test_what_cannot_be_a_key(self, registry: SessionWSRegistry) -> None:
+    async def test_what_cannot_be_a_key(self, live: SessionWSRegistry) -> None:
         """An id or identity that can't be hashed belongs to nobody, and is a mistake."""
         with pytest.raises(InvalidSessionWSId, match="hashable"):
-            await registry.send_session([], "?")  # type: ignore[arg-type]  # that's the point
+            await live.send_session([], "?")  # type: ignore[arg-type]  # that's the point
         with pytest.raises(InvalidSessionWSId, match="None"):
-            await registry.send_session(None, "?")
+            await live.send_session(None, "?")
         with pytest.raises(TypeError, match="hashable"):
-            await registry.send_identity([], "?")  # type: ignore[arg-type]  # that's the point
+            await live.send_identity([], "?")  # type: ignore[arg-type]  # that's the point
 
-    async def test_changed_while_it_waits(self, registry: SessionWSRegistry) -> None:
+    async def test_changed_while_it_waits(self, live: SessionWSRegistry) -> None:
         """What the caller does to a bytearray later doesn't matter."""
-        ws, _ = await slow(registry)
+        ws, _ = await slow(live)
         data = bytearray(b"before")
-        await registry.broadcast(data)
+        await live.broadcast(data)
         data[:] = b"after!"
         await ws.take(1)
 
@@ -264,7 +250,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """Thousands arrive in the order of the calls, whichever way each went."""
-        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         received: list[bytes] = []
@@ -281,7 +267,7 @@ class TestOrder:
                 received.append(frame[1])
 
         await push(0, 1000)
-        assert len(queued(connection)) > 100
+        assert len(waiting(connection)) > 100
         await asyncio.gather(push(1000, 2000), read(1500))
         await read(500)
         await until(lambda: not unsent(connection))
@@ -372,7 +358,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
         """It is the same over TLS, whose transport has a buffer before another's."""
-        registry.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
         app = make_app(registry)
         app.router.add_get("/listen", listen)
         client = await aiohttp_client(app, tls=tls)
@@ -380,7 +366,7 @@ class TestOrder:
             (connection,) = connections(registry)
             narrow(connection)
             sent = 0
-            while not queued(connection):  # the client takes some before it stops to read
+            while not waiting(connection):  # the client takes some before it stops to read
                 await registry.broadcast(f"{LINE * 64} {sent}")
                 sent += 1
             for number in range(sent, sent + 100):

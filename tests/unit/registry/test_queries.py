@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import SessionWSError, SessionWSRegistry, handshake, session_ws
+from aiohttp_session_ws import NotSetUp, SessionWSError, SessionWSRegistry, session_ws
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.exceptions import InvalidSessionWSId, WrongLoop
 from aiohttp_session_ws.results import ConnectionInfo
 from aiohttp_session_ws.signals import AuthDetails, CloseDetails, HandshakeDetails, OpenDetails
+from aiohttp_session_ws.web import handshake
 from tests.support import (
     PATIENCE,
     QUICK,
     AiohttpClient,
     RawPeer,
+    Started,
     cookie_of,
     make_app,
     until,
@@ -32,6 +34,12 @@ from tests.support import (
 from tests.support.inspect import connections, records
 
 PING = 9
+
+
+def beats_of(ws: web.WebSocketResponse) -> float | None:
+    """Return the seconds between two pings; aiohttp has nothing public for that."""
+    beats: float | None = vars(ws)["_heartbeat"]
+    return beats
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ class TestConnections:
         assert await registry.connections(identity="nobody") == ()
         for ws in sockets:
             await ws.close()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert await registry.connections() == ()
         assert await registry.count() == 0
 
@@ -88,7 +96,7 @@ class TestConnections:
             assert before - 1 <= first.opened_at <= second.opened_at <= time.time() + 1
             assert first.id != second.id
             assert (await registry.connections())[0].id == first.id
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         assert first.path == "/ws"
         with pytest.raises(AttributeError):
             first.path = "/"  # type: ignore[misc]  # that's the test
@@ -115,14 +123,14 @@ class TestConnections:
             (info,) = await registry.connections()
             assert info.idle < 90.0
 
-    async def test_by_hand(self, aiohttp_client: AiohttpClient) -> None:
+    async def test_by_hand(self, started: Started) -> None:
         """What was registered by hand is told of as well."""
 
         class Thing:
             def close(self) -> None:
                 pass
 
-        registry = SessionWSRegistry()
+        registry = await started(SessionWSRegistry())
         registry.register("mine", Thing())
         (info,) = await registry.connections(session="mine")
 
@@ -146,10 +154,13 @@ class TestConnections:
         ("whose", "error"),
         [({"session": []}, InvalidSessionWSId), ({"identity": []}, SessionWSError)],
     )
-    async def test_bad(self, whose: Any, error: type[Exception]) -> None:
+    async def test_bad(
+        self, whose: Any, error: type[Exception], registry: SessionWSRegistry, started: Started
+    ) -> None:
         """What can't be a key is an error that says so."""
+        await started(registry)
         with pytest.raises(error, match="hashable"):
-            await SessionWSRegistry().connections(**whose)
+            await registry.connections(**whose)
 
 
 class TestNoSecrets:
@@ -200,11 +211,14 @@ class TestNoSecrets:
         app = make_app(registry)
         app.router.add_get("/stubborn", stubborn)
         client = await aiohttp_client(app)
-        id_ = await (await client.get("/login")).text()
+        await client.get("/login")
+        id_ = (await (await client.get("/whoami")).json())["id"]
         async with client.ws_connect("/stubborn"):
             await registry.end_session(id_)
-            await until(lambda: "goes on" in caplog.text)
-        let.set()
+            try:
+                await until(lambda: "goes on" in caplog.text)
+            finally:
+                let.set()
 
         assert fingerprint(id_) in caplog.text
         assert id_ not in caplog.text
@@ -272,12 +286,23 @@ class TestThreads:
     async def test_after_the_end(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A registry may live in another loop when its application has ended."""
+        """A registry whose application has ended may serve another one, in another loop."""
         client = await aiohttp_client(make_app(registry))
         await client.close()
+        with pytest.raises(NotSetUp, match="isn't started"):
+            await registry.count()
+
+        async def serve() -> int:
+            runner = web.AppRunner(make_app(registry))
+            await runner.setup()
+            try:
+                return await registry.count()
+            finally:
+                await runner.cleanup()
+
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as pool:
-            assert await loop.run_in_executor(pool, asyncio.run, registry.count()) == 0
+            assert await loop.run_in_executor(pool, asyncio.run, serve()) == 0
 
 
 class TestHeartbeat:
@@ -310,7 +335,7 @@ class TestHeartbeat:
         assert frame is not None
         assert frame[0] == PING
         await left.wait()
-        await until(lambda: not registry)
+        await until(lambda: not len(registry))
         peer.close()
 
     async def test_own(
@@ -325,7 +350,7 @@ class TestHeartbeat:
 
         async def beating(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request, heartbeat=own.pop(0)) as ws:
-                await ws.send_json(ws._heartbeat)
+                await ws.send_json(beats_of(ws))
             return ws
 
         app = make_app(registry)

@@ -42,7 +42,7 @@ from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.records import LineageEnded
 
 def ended(number):
-    return LineageEnded(f"token-{number}", 1.8e9, False, 86400.0)
+    return LineageEnded(f"token-{number}", 1.7e9, False, 86400.0)
 
 async def main(path):
     journal = Journal(path)
@@ -75,7 +75,7 @@ RUN = "\nasyncio.run(main(sys.argv[1]))\n"
 
 def ended(number: int) -> LineageEnded:
     """Return the end of a lineage."""
-    return LineageEnded(f"token-{number}", 1.8e9, carries=False, ttl=DAY)
+    return LineageEnded(f"token-{number}", 1.7e9, carries=False, ttl=DAY)
 
 
 @pytest.fixture
@@ -98,10 +98,18 @@ def spawn(path: Path, program: str) -> subprocess.Popen[str]:
     return process
 
 
-def overwrite(path: Path) -> None:
-    """Damage a file that SQLite has open."""
-    content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+def find_full(self: JournalFile, *rows: object) -> Any:
+    """Do as SQLite does when the disk is full."""
+    exc = sqlite3.OperationalError("database or disk is full")
+    exc.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise exc
+
+
+def find_damage(self: JournalFile, *rows: object) -> Any:
+    """Do as SQLite does when it meets a broken page."""
+    exc = sqlite3.DatabaseError("database disk image is malformed")
+    exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise exc
 
 
 @asynccontextmanager
@@ -352,17 +360,17 @@ class TestFailingDisk:
     async def test_damaged_while_open(
         self, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file that is damaged by another program is set aside, and a new one begun."""
+        """A file that is found damaged is set aside; what was to be written is in the new one."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         async with running(path) as (journal, _):
-            await journal.append([ended(number) for number in range(2000)])
-            await journal.stop()
-        async with running(path) as (journal, _):
-            await asyncio.to_thread(overwrite, path)
-            await journal.append([ended(number) for number in range(2000, 2100)])
+            await journal.append([ended(1)])
+            with monkeypatch.context() as broken:
+                broken.setattr(JournalFile, "write", find_damage)
+                assert await journal.append([ended(2)]) is False
+                assert journal.failing
             await until(lambda: not journal.failing)
 
-        assert await read(path) == {ended(number) for number in range(2000, 2100)}
+        assert await read(path) == {ended(2)}
         assert "was renamed to" in caplog.text
 
     async def test_bounded_backlog(
@@ -375,3 +383,73 @@ class TestFailingDisk:
             assert [future.done() for future in futures] == [False] * 10 + [True] * 10
             stuck.set()
             assert (await asyncio.gather(*futures)) == [True] * 10 + [False] * 10
+
+    async def test_hangs_at_stop(
+        self, path: Path, stuck: threading.Event, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A disk that hangs doesn't keep the process from ending."""
+        journal = Journal(path)
+        await journal.start()
+        future = journal.append([ended(1)])
+        await journal.stop(timeout=0.05)
+        stuck.set()
+
+        assert "the disk hangs" in caplog.text
+        assert await future
+
+    async def test_full_until_the_end(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What was never written is counted in the log, also what there was no room for."""
+        monkeypatch.setattr(journal_writer, "BACKLOG", 10)
+        with monkeypatch.context() as broken:
+            async with running(path) as (journal, _):
+                broken.setattr(JournalFile, "write", find_full)
+                written = [await journal.append([ended(number)]) for number in range(20)]
+
+        assert written == [False] * 20
+        assert "20 records could not be written" in caplog.text
+
+    async def test_damage_found_by_reading(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A broken page that only reading finds sets the file aside, too."""
+        async with running(path) as (journal, _):
+            await journal.append([ended(1)])
+        load = JournalFile.load
+        found: list[Callable[[JournalFile], Any]] = [find_damage]
+        monkeypatch.setattr(JournalFile, "load", lambda self: (found or [load]).pop()(self))
+
+        assert await read(path) == set()
+        assert "was renamed to" in caplog.text
+
+    async def test_tidying_fails(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A disk that is full when expired rows are deleted is retried as any other."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        slices: list[Callable[[JournalFile], Any]] = [find_full, bool, lambda file: False]
+        monkeypatch.setattr(JournalFile, "tidy", lambda self: bool(slices and slices.pop()(self)))
+        monkeypatch.setattr(journal_writer, "TIDY", 0.0)
+        async with running(path) as (journal, _):
+            await until(lambda: not slices and not journal.failing)
+            monkeypatch.undo()
+            assert await journal.append([ended(1)])
+
+        assert "can't be written (database or disk is full)" in caplog.text
+
+    def test_closed_loop(self, path: Path, stuck: threading.Event) -> None:
+        """A loop that was closed without a stop loses nothing that was handed over."""
+
+        async def leave() -> None:
+            journal = Journal(path)
+            await journal.start()
+            _ = [journal.append([ended(number)]) for number in (1, 2)]
+            await journal.stop(timeout=0)
+
+        asyncio.run(leave())
+        stuck.set()
+        (thread,) = [t for t in threading.enumerate() if t.name == "session-ws-journal"]
+        thread.join(PATIENCE)
+
+        assert asyncio.run(read(path)) == {ended(1), ended(2)}

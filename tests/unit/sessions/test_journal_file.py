@@ -17,7 +17,7 @@ from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import JournalError
 from aiohttp_session_ws.sessions import journal_file
 from aiohttp_session_ws.sessions.journal_file import JournalFile
-from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, as_row
+from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, Pool, as_row
 from aiohttp_session_ws.sessions.records import (
     Cause,
     Change,
@@ -130,6 +130,15 @@ class TestMerge:
 
         assert set(file.load()[0]) == set(notes)
 
+    def test_unknown_time(self, file: JournalFile) -> None:
+        """A time that was taken before the clock was known would end what begins later, too."""
+        write(file, SubjectEnded(ANN, 1e11, DAY), LineageEnded("a", 1e11 + 5, False, DAY))
+
+        assert set(file.load()[0]) == {
+            SubjectEnded(ANN, NOW, DAY),
+            LineageEnded("a", NOW, carries=False, ttl=DAY),
+        }
+
     def test_all_or_none(self, file: JournalFile) -> None:
         """A transaction that fails has written nothing, and harms no later one."""
         broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
@@ -152,6 +161,20 @@ class TestBounds:
 
         assert (count(path, "ended"), count(path, "subjects")) == (1, 0)
 
+    def test_met_since(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """What memory still has when its time in the file is over is kept once more."""
+        file.knows = lambda change: change == ended(2, 10.0)
+        write(file, ended(1, 10.0), ended(2, 10.0))
+        clock.now += 10.0
+        tidy(file)
+        assert file.load()[0] == [ended(2, 10.0)]
+        file.knows = lambda change: False
+        clock.now += 10.0
+        tidy(file)
+        file.close()
+
+        assert count(path, "ended") == 0
+
     def test_written_again(self, file: JournalFile, clock: Clock) -> None:
         """A record that is written again lives from then on."""
         write(file, ended(1, 10.0))
@@ -170,7 +193,7 @@ class TestBounds:
     def test_pools(self, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each kind keeps its newest, and pushes out nothing of another kind."""
         monkeypatch.setattr(journal_file, "SLICE", 7)
-        pools = {name: pool._replace(limit=100) for name, pool in POOLS.items()}
+        pools = {name: Pool(pool.table, pool.where, 100) for name, pool in POOLS.items()}
         file = JournalFile(path, clock, pools)
         write(file, ended(1, 10.0), SubjectEnded(ANN, NOW, 5.0), IdNote(1, "a", NOW, 5.0))
         write(file, *[ended(n, minor=True) for n in range(1000, 1300)])

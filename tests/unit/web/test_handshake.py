@@ -16,13 +16,13 @@ from aiohttp_session_ws import (
     REGISTRY_KEY,
     HandshakeRefused,
     SessionWSRegistry,
-    revocation,
     session_ws,
     session_ws_middleware,
     setup,
 )
 from aiohttp_session_ws.close_codes import GOING_AWAY
 from aiohttp_session_ws.exceptions import SessionWSClosed
+from aiohttp_session_ws.sessions import close_orders
 from aiohttp_session_ws.signals import FailDetails
 from tests.support import (
     COOKIE,
@@ -37,7 +37,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import opening
+from tests.support.inspect import inspect, opening
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def registry() -> SessionWSRegistry:
 
 
 def is_empty(registry: SessionWSRegistry) -> bool:
-    return not registry and not opening(registry)
+    return not len(registry) and not opening(registry)
 
 
 def without_our_middleware(registry: SessionWSRegistry) -> web.Application:
@@ -130,7 +130,7 @@ class TestMinting:
             return True
 
         storage = ServerSide()
-        registry.authorize = log_out_elsewhere
+        inspect(registry).authorize = log_out_elsewhere
         client = await aiohttp_client(make_app(registry, storage))
         async with client.ws_connect("/ws") as ws:
             code = await expect_close(ws)
@@ -142,7 +142,7 @@ class TestMinting:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """The id that a refused handshake was given is gone with it."""
-        registry.authorize = lambda request: False
+        inspect(registry).authorize = lambda request: False
         client = await aiohttp_client(make_app(registry))
         peer = await RawPeer.connect(client.make_url("/ws"))
         head = await peer.read_head()
@@ -228,7 +228,7 @@ class TestInTheMiddle:
             await held()
             return True
 
-        registry.authorize = authorize
+        inspect(registry).authorize = authorize
         return held
 
     async def test_the_client_vanishes(
@@ -264,7 +264,7 @@ class TestInTheMiddle:
         id_ = await (await client.get("/login")).text()
         peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
         await held.arrived.wait()
-        assert not registry
+        assert not len(registry)
         if order == "close":
             report = await registry.close_all_session(id_)
             assert report.handshakes == 1
@@ -272,9 +272,9 @@ class TestInTheMiddle:
             report = await registry.end_session(id_)
             assert (report.sockets, report.handshakes) == (0, 1)
         else:
-            registry._draining = True
+            inspect(registry).draining = True
             (connection,) = opening(registry)
-            connection.refuse(GOING_AWAY)
+            connection.reject(GOING_AWAY)
         held.let()
         head = await peer.read_head()
 
@@ -361,7 +361,7 @@ class TestInTheMiddle:
         """One that took longer than orders are remembered has to come again."""
         client = await aiohttp_client(make_app())
         await client.get("/login")
-        monkeypatch.setattr(revocation, "HANDSHAKE_LIMIT", 0.0)
+        monkeypatch.setattr(close_orders, "HANDSHAKE_LIMIT", 0.0)
         async with client.ws_connect("/ws") as ws:
             code = await expect_close(ws)
 

@@ -11,9 +11,9 @@ import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
+from aiohttp_session_ws.revocation import Kind, Revocations
 
 from aiohttp_session_ws import SessionWSRegistry, get_session_ws_id
-from aiohttp_session_ws.revocation import Kind, Revocations
 from tests.support import (
     COOKIE,
     QUICK,

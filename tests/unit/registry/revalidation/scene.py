@@ -15,10 +15,10 @@ import aiohttp_session
 import pytest
 from aiohttp import WSMsgType, web
 from aiohttp_session import AbstractStorage
+from aiohttp_session_ws.connection import Connection
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import SessionWSRegistry, expiry
-from aiohttp_session_ws.connection import Connection
 from tests.support import (
     PATIENCE,
     Client,

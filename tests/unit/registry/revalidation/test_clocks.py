@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-
 from aiohttp_session_ws.deadlines import LONGEST
+
 from tests.support import (
     until,
 )

@@ -14,11 +14,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session_ws.connection import Connection
+from aiohttp_session_ws.deadlines import Deadline
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import SessionWSRegistry
-from aiohttp_session_ws.connection import Connection
-from aiohttp_session_ws.deadlines import Deadline
 
 from .scene import (
     ENDED,

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session_ws.visit import VISIT
 from redis.asyncio import Redis
 
-from aiohttp_session_ws.visit import VISIT
 from tests.support import (
     COOKIE,
     AiohttpClient,

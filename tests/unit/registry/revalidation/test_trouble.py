@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session_ws.deadlines import LONGEST
+from aiohttp_session_ws.expiry import CHECKS
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import expiry
-from aiohttp_session_ws.deadlines import LONGEST
-from aiohttp_session_ws.expiry import CHECKS
 from tests.support import (
     AiohttpClient,
     GatedStorage,

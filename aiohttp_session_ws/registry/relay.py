@@ -1,0 +1,89 @@
+"""
+Messages between the same endpoints of all nodes.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+from .._logging import OncePerMinute, log
+from .._tasks import BackgroundTasks
+
+__all__ = ["RelayHandler"]
+
+#: Given the bytes of a message of another node.
+RelayHandler: TypeAlias = Callable[[bytes], Awaitable[object]]
+
+LARGEST: Final = 65_536  # bytes of one message
+WAITING: Final = 1000  # messages of one name
+
+
+class Relays:
+    """
+    What hears the messages of other nodes: one handler per name, awaited one message at a time.
+
+    Args:
+        tasks: Where handlers run.
+    """
+
+    def __init__(self, tasks: BackgroundTasks) -> None:
+        self._tasks = tasks
+        self._handlers: dict[str, RelayHandler] = {}
+        self._waiting: dict[str, deque[bytes]] = {}
+        self._dropped = OncePerMinute()
+
+    def add(self, name: str, handler: RelayHandler) -> None:
+        """
+        Let *handler* hear the messages to *name*.
+
+        Raises:
+            ValueError: If there is one already.
+        """
+        if name in self._handlers:
+            raise ValueError(f"there is a relay handler for {name!r} already")
+        self._handlers[name] = handler
+
+    def check(self, data: bytes) -> None:
+        """
+        Expect *data* to be a message.
+
+        Raises:
+            TypeError: If it isn't bytes.
+            ValueError: If it is too large.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"a relayed message is bytes, not {type(data).__name__}")
+        if len(data) > LARGEST:
+            raise ValueError(f"a relayed message has {LARGEST} bytes at most, not {len(data)}")
+
+    def receive(self, name: str, data: bytes) -> None:
+        """
+        Take a message of another node; nothing happens if nobody hears that name here.
+        """
+        if name not in self._handlers:
+            return
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            if len(waiting) >= WAITING:
+                _ = waiting.popleft()
+                if self._dropped.allows(name):
+                    log.warning("the relay handler %r is too slow: messages are dropped", name)
+            waiting.append(data)
+            return
+        self._waiting[name] = deque([data])
+        # In no message's context, or it would be kept as long as there are more.
+        _ = self._tasks.spawn(self._work(name), f"relay {name}", contextvars.Context())
+
+    async def _work(self, name: str) -> None:
+        waiting = self._waiting[name]
+        try:
+            while waiting:
+                try:
+                    await self._handlers[name](waiting.popleft())
+                except Exception:
+                    log.exception("the relay handler %r failed", name)
+        finally:
+            del self._waiting[name]

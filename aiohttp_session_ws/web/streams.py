@@ -1,0 +1,205 @@
+"""
+Streams, and websockets that another library has opened: ended with their session as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+from aiohttp import hdrs, web
+
+from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
+from ..connections.connection import Connection, TrackedConnection
+from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
+from ..registry.core import Core
+from ..sessions.context import RequestContext
+from .handshake import Handshake
+from .lookup import core_from
+from .session_ws import close_for_error, is_explained
+
+__all__ = ["adopt_websocket", "session_stream"]
+
+
+def session_stream(
+    request: web.Request, response: web.StreamResponse
+) -> AbstractAsyncContextManager[Connection, None]:
+    """
+    Tie a streamed response to the session of *request*: server-sent events, a long poll.
+
+    On entry, judge the session and file the response under its id, as ``session_ws`` does with a
+    websocket. What you get is its connection, whose ``ws`` is the response; it takes no pushes.
+    On exit, take it out::
+
+        async def events(request):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            async with session_stream(request, response):
+                await response.prepare(request)
+                while True:
+                    await response.write(await next_event())
+            return response
+
+    When the session ends, or the client hangs up, its transport is closed and the task that
+    entered is cancelled. A response that its handler has ended is not cut.
+
+    Args:
+        request: The request.
+        response: The response, before its ``prepare()``: a session without id is given one and
+            saved on it.
+
+    Raises:
+        NotSetUp: If *response* has been prepared, or :func:`setup` was not called.
+        aiohttp.web.HTTPException: 403 for a foreign page or without authorization, 409 with
+            Retry-After if the session was replaced, 429 if there are too many, 503 if there is
+            no room, no time or no way to find out, 401 if the session has ended; or 204 for a
+            request that accepts ``text/event-stream``, which stops an EventSource in browsers.
+            Nothing is registered in that case.
+    """
+    return _Tied(request, response, StreamHandshake)
+
+
+def adopt_websocket(
+    request: web.Request, ws: web.WebSocketResponse
+) -> AbstractAsyncContextManager[Connection, None]:
+    """
+    Tie a websocket that another library has opened to the session of *request*.
+
+    To be entered in its handler's task. On exit, close it and wait until it is gone.
+
+    Args:
+        request: The request.
+        ws: The websocket, after its ``prepare()``.
+
+    Raises:
+        NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
+        SessionWSClosed: If the session may not open a socket; *ws* has been closed with the
+            code that tells why. Nothing is registered in that case.
+    """
+    return _Tied(request, ws, AdoptingHandshake)
+
+
+class StreamHandshake(Handshake):
+    """
+    A request on its way to a stream.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+        response: The response.
+    """
+
+    __slots__ = ("_response",)
+
+    def __init__(self, core: Core, request: web.Request, response: web.StreamResponse) -> None:
+        super().__init__(core, request, {})
+        self._response = response
+
+    async def _check_request(self) -> None:
+        if self._response.prepared:
+            raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
+        await self._check_place()
+
+    def _make_response(self) -> web.StreamResponse:
+        return self._response
+
+    async def _upgrade(self, connection: TrackedConnection) -> None:
+        """
+        Leave it to the handler when the response begins.
+        """
+        connection.takes_pushes = False
+
+    def refusal(self, error: HandshakeRefused) -> web.HTTPException:
+        """
+        Return what tells the client that it is refused: there is no close code for it.
+        """
+        text = f"refused: {error.close.reason}"
+        if error.close.code == SESSION_ENDED.code:
+            if "text/event-stream" in self._request.headers.get(hdrs.ACCEPT, ""):
+                return web.HTTPNoContent()
+            return web.HTTPUnauthorized(text=text)
+        if error.close.code == TOO_MANY_CONNECTIONS.code:
+            return web.HTTPTooManyRequests(headers={hdrs.RETRY_AFTER: "5"}, text=text)
+        if error.by_authorize:
+            return web.HTTPForbidden(text=text)
+        return web.HTTPConflict(headers={hdrs.RETRY_AFTER: "1"}, text=text)
+
+
+class AdoptingHandshake(StreamHandshake):
+    """
+    A websocket that is open, on its way into the registry.
+    """
+
+    __slots__ = ()
+
+    async def _check_request(self) -> None:
+        if not self._response.prepared:
+            raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
+        await self._check_place()
+
+    async def _upgrade(self, connection: TrackedConnection) -> None:
+        """
+        It is open, and speaks a protocol of its own.
+        """
+        connection.takes_pushes = False
+
+
+class _Tied(AbstractAsyncContextManager[Connection, None]):
+    """
+    What :func:`session_stream` and :func:`adopt_websocket` return.
+    """
+
+    _context: RequestContext
+    _connection: TrackedConnection
+
+    def __init__(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        handshake: Callable[[Core, web.Request, web.StreamResponse], StreamHandshake],
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._make = handshake
+
+    async def __aenter__(self) -> Connection:
+        self._core = core = core_from(self._request)
+        handshake = self._make(core, self._request, self._response)
+        try:
+            self._context, self._connection = await handshake.open()
+        except (HandshakeRefused, web.HTTPException) as exc:
+            if isinstance(self._response, web.WebSocketResponse):
+                await self._close_refused(self._response, exc)
+                raise SessionWSClosed(self._response) from exc
+            if isinstance(exc, HandshakeRefused):
+                raise handshake.refusal(exc) from exc
+            raise
+        return self._connection
+
+    async def _close_refused(self, ws: web.WebSocketResponse, exc: web.HTTPException) -> None:
+        """
+        Close a websocket that may not be adopted.
+        """
+        if isinstance(exc, HandshakeRefused):
+            close = exc.close
+        else:
+            close = GOING_AWAY if exc.status >= 500 else Close(POLICY_VIOLATION.code, "refused")
+        refused = TrackedConnection(None, ws, self._request)
+        await self._core.connections.close_refused(refused, close)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        connections, connection = self._core.connections, self._connection
+        connections.handler_exited(connection)
+        self._context.connection = None  # what the handler orders next waits for its response
+        if not isinstance(self._response, web.WebSocketResponse):
+            connections.discard_stream(connection)
+            return
+        close = connection.close_order or close_for_error(exc)
+        await connections.wait_closed(connection, close)
+        if exc is not None and is_explained(connection, exc):
+            raise SessionWSClosed(self._response) from exc

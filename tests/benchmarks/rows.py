@@ -1,0 +1,131 @@
+"""
+The rows of the table, and what was read for them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    One thing that is measured.
+
+    Attributes:
+        key: What JSON calls it.
+        title: What the table calls it; ``{n}`` is the number of sockets.
+        unit: Of the figures.
+        floor: The peer that the ratio is to; empty if the figure is compared already.
+        goal: What the project has set itself.
+        more_is_better: A rate, not a cost.
+    """
+
+    key: str
+    title: str
+    unit: str
+    floor: str
+    goal: str = ""
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """
+    One figure of one peer in one round.
+    """
+
+    row: str
+    peer: str
+    size: int
+    round: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """
+    All rounds of one peer in one row.
+
+    Attributes:
+        median: The middle figure.
+        ratio: The middle of the ratios to the floor of the same round; ``None`` without.
+        low: The least of these ratios, or of the figures.
+        high: The greatest.
+        rounds: How many there were.
+    """
+
+    median: float
+    ratio: float | None
+    low: float
+    high: float
+    rounds: int
+
+
+ROWS: Final[Sequence[Row]] = (
+    Row("middleware", "middleware, on top of a handler", "us", "", "<= 3.4 us"),
+    Row("register", "register() by hand", "ns", "dictionary", "<= 250 ns"),
+    Row("unregister", "unregister() by hand", "ns", "dictionary", "<= 250 ns"),
+    Row("end", "an end beside {n} others", "us", ""),
+    Row("ends", "the same, to one beside 1,000", "x", "", "1.0"),
+    Row("handshakes", "handshakes", "/s", "aiohttp", ">= 0.97x", more_is_better=True),
+    Row("handshake-cpu", "a handshake, CPU", "us", "aiohttp", "<= 1.05x"),
+    Row("memory", "memory of an idle socket, {n}", "KiB", "aiohttp", "<= 1.03x"),
+    Row("idle-cpu", "CPU of {n} idle sockets", "ms/s", "aiohttp", "<= 1.15x"),
+    Row("echo-cpu", "echo, CPU per message", "us", "aiohttp", "1.00x"),
+    Row("echo", "echo, 16 in flight", "/s", "aiohttp", more_is_better=True),
+    Row("broadcast-cpu", "broadcast to {n}, CPU per socket", "us", "aiohttp", "<= 0.75x"),
+    Row("broadcast", "broadcast to {n}, to the last one", "ms", "aiohttp"),
+    Row("close-one", "close 1 of {n}, order to frame", "us", "raw", "<= 1.4x"),
+    Row("close-one-cpu", "close 1 of {n}, CPU", "us", "raw"),
+    Row("close-many", "close a tenth of {n}, to the last frame", "ms", "raw", "<= 1.1x"),
+    Row("close-many-first", "the same, to the first frame", "ms", "raw", "<= 1 ms"),
+    Row("close-many-cpu", "the same, CPU per socket", "us", "raw", "<= 100 us"),
+    Row("shutdown", "shutdown of {n}, to the last frame", "ms", "raw", "<= 1.6x"),
+    Row("shutdown-cpu", "shutdown of {n}, CPU per socket", "us", "raw", "<= 100 us"),
+    Row("next-handshake-cpu", "one more handshake at {n}, CPU", "us", "aiohttp"),
+    Row("order-latency", "order on A to frame at B", "us", "raw", "<= 1.5x"),
+    Row("orders", "orders for nobody's sessions", "/s", "raw", ">= 80,000 /s", True),
+    Row("orders-giver-cpu", "an order, CPU of who gives it", "us", "raw", "<= 10 us"),
+    Row("orders-hearer-cpu", "an order, CPU of who hears it", "us", "raw", "<= 6 us"),
+)
+#: Cost per operation at growing numbers of sockets; their readings are of ``curve:KEY``.
+CURVES: Final = (
+    *("next-handshake-cpu", "memory", "broadcast-cpu"),
+    *("close-one", "close-one-cpu", "close-many-cpu", "shutdown-cpu"),
+)
+
+
+def sizes(readings: Iterable[Reading], row: str) -> list[int]:
+    """
+    Return the numbers of sockets that a row was measured with.
+    """
+    return sorted({one.size for one in readings if one.row == row})
+
+
+def summarize(
+    readings: Sequence[Reading], row: str, floor_name: str, size: int
+) -> dict[str, Summary]:
+    """
+    Return what each peer's rounds come to, in the order in which they were measured.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for one in readings:
+        if one.row == row and one.size == size:
+            values.setdefault(one.peer, {})[one.round] = one.value
+    floor = values.get(floor_name, {})
+    result = {}
+    for peer, rounds in values.items():
+        ratios = [value / floor[n] for n, value in rounds.items() if floor.get(n)]
+        spread = ratios or list(rounds.values())
+        result[peer] = Summary(
+            statistics.median(rounds.values()),
+            statistics.median(ratios) if ratios else None,
+            min(spread),
+            max(spread),
+            len(rounds),
+        )
+    return result

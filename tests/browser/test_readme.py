@@ -1,0 +1,139 @@
+"""
+The page in the README: what it does, and that it and the demo agree on what to do after a close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp.test_utils import TestServer
+from playwright.async_api import Browser, Page, expect
+
+from demo.app import make_app
+from tests.docs.documents import program
+from tests.support.clients import Server
+
+CODES = [1000, 1001, 1006, 1011, 1012, 1013, 4401, 4403, 4429]
+
+# Lets a page's sockets close as a test says, and writes down when it would reconnect.
+FAKES = """
+window.sockets = [];
+window.wait = null;
+window.WebSocket = class {
+  constructor() { sockets.push(this); }
+  close() {}
+};
+window.setTimeout = (callback, wait) => { window.retry = callback; window.wait = wait / 1000; };
+"""
+# Seconds that the README's page waits after each of several closes in a row.
+README_WAITS = """
+(codes) => codes.map((code) => {
+  window.wait = null;
+  const target = sockets.at(-1);
+  target.onclose({ target, code, reason: "" });
+  if (window.wait !== null) retry();
+  return window.wait;
+})
+"""
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[TestServer]:
+    """The README's program."""
+    server = Server(program().make_app())
+    await server.start_server()
+    yield server
+    await server.close()
+
+
+async def open_page(page: Page, site: TestServer) -> Page:
+    """Open the page."""
+    await page.goto(str(site.make_url("/")))
+    return page
+
+
+async def log_in(page: Page, name: str) -> None:
+    """Log in, and wait for the greeting over the socket."""
+    await page.fill("#name", name)
+    await page.click("#in")
+    await expect(page.locator("#log")).to_contain_text(f"hello, {name}")
+
+
+class TestPage:
+    async def test_told_to_log_in(self, browser: Browser, site: TestServer) -> None:
+        """A visitor's page learns that it must log in, and doesn't try again by itself."""
+        page = await browser.new_page()
+        sockets: list[object] = []
+        page.on("websocket", lambda socket: sockets.append(socket))
+        await page.clock.install()
+        await open_page(page, site)
+        await expect(page.locator("#log")).to_have_text("closed with 4401: log in first\n")
+        await page.clock.fast_forward(60_000)
+        assert len(sockets) == 1
+
+        await log_in(page, "Ada")
+
+    async def test_log_out_closes_all_tabs(self, browser: Browser, site: TestServer) -> None:
+        """The tabs of a user are closed with 4401 by one log-out."""
+        context = await browser.new_context()
+        tabs = [await open_page(await context.new_page(), site) for _ in range(2)]
+        for tab in tabs:
+            await log_in(tab, "Ada")
+        await tabs[0].click("#out")
+
+        for tab in tabs:
+            await expect(tab.locator("#log")).to_contain_text("closed with 4401: session ended")
+
+    async def test_another_user(self, browser: Browser, site: TestServer) -> None:
+        """When another user logs in, the other tab reconnects as that user."""
+        context = await browser.new_context()
+        tabs = [await open_page(await context.new_page(), site) for _ in range(2)]
+        for tab in tabs:
+            await log_in(tab, "Ada")
+        await log_in(tabs[0], "Bob")
+
+        await expect(tabs[1].locator("#log")).to_contain_text("closed with 4403")
+        await expect(tabs[1].locator("#log")).to_contain_text("hello, Bob")
+
+
+class TestAgreement:
+    @pytest.fixture
+    async def readme(self, browser: Browser, site: TestServer) -> Page:
+        """The README's page with sockets that a test closes."""
+        page = await browser.new_page()
+        await page.add_init_script(FAKES)
+        return await open_page(page, site)
+
+    @pytest.fixture
+    async def demo(self, browser: Browser) -> AsyncIterator[Page]:
+        """The demo's page."""
+        server = Server(make_app())
+        await server.start_server()
+        yield await open_page(await browser.new_page(), server)
+        await server.close()
+
+    async def test_first_close(self, readme: Page, demo: Page) -> None:
+        """Both stay away after the same codes, and return as soon after the others."""
+        waits, others = {}, {}
+        for code in CODES:
+            await readme.reload()
+            (waits[code],) = await readme.evaluate(README_WAITS, [code])
+            others[code] = await demo.evaluate("(code) => reconnectAfter(code, 0)", code)
+
+        for found in (waits, others):
+            assert (found.pop(4401), found.pop(4429)) == (None, None)
+            assert found.pop(4403) <= 1
+            assert max(found.values()) <= 0.5
+
+    async def test_back_off(self, readme: Page, demo: Page) -> None:
+        """Both back off to half a minute, after 4403 as well."""
+        codes = [4403, *[1006, 4403] * 10]
+        waits = await readme.evaluate(README_WAITS, codes)
+        script = "(codes) => codes.map((code, failures) => reconnectAfter(code, failures))"
+        others = await demo.evaluate(script, codes)
+
+        for failures in range(1, len(codes)):
+            assert max(waits[failures], others[failures]) <= min(30.0, 0.5 * 2**failures)
+        assert max(waits[7:]) > 5
+        assert max(others[7:]) >= 15

@@ -1,0 +1,334 @@
+"""
+Redis in real trouble: it refuses writes, is slow, loses subscriptions, or says what nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.clock import RedisClock
+from tests.support import PATIENCE, expect_close, until
+from tests.support.nodes import (
+    Nodes,
+    StartNode,
+    becomes,
+    cluster_of,
+    id_of,
+    log_in,
+    node_app,
+    nowhere,
+    refused,
+    registry_of,
+    settled,
+    socket,
+    visit,
+)
+from tests.support.processes import free_port
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+PREFIX = "{aiohttp_session_ws}"
+
+
+async def refuse_writes(redis: RedisServer, how: str) -> None:
+    """Let a Redis answer what is asked, and take nothing."""
+    if how == "OOM":
+        await redis.cli("CONFIG", "SET", "maxmemory", "1")
+    elif how == "NOREPLICAS":
+        await redis.cli("CONFIG", "SET", "min-replicas-to-write", "1")
+    elif how == "READONLY":
+        await redis.cli("REPLICAOF", "127.0.0.1", free_port())
+    else:
+        await redis.cli("CONFIG", "SET", "appendonly", "no")
+        await redis.cli("CONFIG", "SET", "save", "1 1")
+        (redis.folder / "dump.rdb").mkdir()
+        (redis.folder / "dump.rdb" / "in the way").touch()
+        await redis.cli("BGSAVE")
+        async with asyncio.timeout(PATIENCE):
+            while (await redis.cli("INFO", "persistence"))["rdb_last_bgsave_status"] == "ok":
+                await asyncio.sleep(0.05)
+
+
+async def take_writes(redis: RedisServer, how: str) -> None:
+    """Let it take writes again."""
+    if how == "OOM":
+        await redis.cli("CONFIG", "SET", "maxmemory", "0")
+    elif how == "NOREPLICAS":
+        await redis.cli("CONFIG", "SET", "min-replicas-to-write", "0")
+    elif how == "READONLY":
+        await redis.cli("REPLICAOF", "NO", "ONE")
+    else:
+        await redis.cli("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+
+
+class TestWritesRefused:
+    @pytest.mark.parametrize("how", ["OOM", "MISCONF", "NOREPLICAS", "READONLY"])
+    async def test_orders(
+        self, redis_server: RedisServer, nodes: Nodes, caplog: Any, how: str
+    ) -> None:
+        """Orders close sockets on all nodes at once; their records follow, each once."""
+        a, b = nodes
+        states: list[str] = []
+
+        async def note(state: str) -> None:
+            states.append(state)
+
+        for client in nodes:
+            registry_of(client).on_state_change.append(note)
+        cookies = [await log_in(a, f"user {n}") for n in range(5)]
+        await settled(a)
+        await refuse_writes(redis_server, how)
+        for cookie in cookies:
+            async with socket(b, cookie) as ws:
+                await visit(a, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+            assert await refused(b, cookie) == 4401
+        report = await registry_of(a).end_session("somebody", wait=0.5)
+        outbox = cluster_of(a).outbox
+
+        assert not report.stored
+        assert report.complete
+        assert len(outbox) <= 3 * (len(cookies) + 1)
+        assert sum(how in record.message for record in caplog.records) == 1
+        await take_writes(redis_server, how)
+        await settled(a)
+        c = RedisSessionWSRegistry(redis_server.url)
+        async with c:
+            pass
+        for cookie in cookies:
+            assert await refused(a, cookie) == 4401
+        assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"somebody"')
+        assert states == []
+
+
+class TestSubscriptions:
+    async def test_no_storm(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A blip of pub/sub writes nothing again, and holds up no new order."""
+        a, b = nodes
+        cookie = await log_in(a)
+        await asyncio.gather(*[registry_of(a).end_session(f"session {n}") for n in range(3000)])
+        await settled(a)
+        last = int(await redis_server.cli("GET", f"{PREFIX}:seq"))
+        await until(lambda: cluster_of(b).numbers.last >= last)
+        async with socket(b, cookie) as ws:
+            await redis_server.kill_pubsub()
+            began = time.monotonic()
+            await registry_of(a).end_session(await id_of(a, cookie))
+            assert await expect_close(ws) == 4401
+            assert time.monotonic() - began < 2
+        await until(lambda: not cluster_of(b).numbers.missing)
+        assert int(await redis_server.cli("GET", f"{PREFIX}:seq")) <= last + 5
+
+    async def test_everything_is_heard(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """What was ordered while subscriptions broke is known to every node afterwards."""
+        a, b = nodes
+        for n in range(600):
+            await registry_of(a).end_session(f"session {n}")
+            if n % 150 == 75:
+                await redis_server.kill_pubsub()
+        await settled(a)
+        records = cluster_of(b).node.records
+        await until(lambda: sum(1 for _ in records) >= 600)
+
+
+class TestSlow:
+    async def test_round_trips(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A Redis that takes its time is there: handshakes wait, and open."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(proxy.url(), "a")
+            await becomes(a, "connected")
+            cookies = [await log_in(a, f"user {n}") for n in range(20)]
+            proxy.delay = 0.15
+            statuses = await asyncio.gather(*[_opens(a, cookie) for cookie in cookies * 5])
+            assert statuses == [101] * 100
+            assert registry_of(a).state == "connected"
+
+    async def test_stall(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A stall that is shorter than a second refuses nobody."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        redis_server.freeze()
+        opening = [asyncio.create_task(_opens(a, cookie)) for _ in range(50)]
+        await asyncio.sleep(0.4)
+        redis_server.thaw()
+        assert await asyncio.gather(*opening) == [101] * 50
+        assert registry_of(a).state == "connected"
+
+
+async def _opens(client: Any, cookie: str) -> int:
+    """Open a socket once; return the status."""
+    headers = {
+        "Cookie": cookie,
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    async with client.get("/ws", headers=headers) as response:
+        return int(response.status)
+
+
+class TestClock:
+    @pytest.mark.parametrize("skew", [-600.0, 20.0, 600.0])
+    async def test_start_in_outage(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        skew: float,
+    ) -> None:
+        """A node that starts while Redis is away, by a wrong clock, ends what it is to end."""
+        a = await start_node(redis_server.url, "a")
+        one, two = await log_in(a), await log_in(a)
+        async with socket(a, one) as ws:
+            redis_server.kill()
+            clock = RedisClock(wall=lambda: time.time() + skew)
+            monkeypatch.setattr("aiohttp_session_ws.redis.cluster.RedisClock", lambda: clock)
+            b = await start_node(redis_server.url, "b")
+            await registry_of(b).end_identity("ann")
+            await redis_server.start()
+            assert await expect_close(ws) == 4401
+        for client in (a, b):
+            await becomes(client, "connected")
+            assert await refused(client, two) == 4401
+        for client in (a, b):
+            new = await log_in(client)
+            async with socket(a, new), socket(b, new):
+                pass
+
+    async def test_log_in_during_outage(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """Who logs in on such a node stays, as long as nobody has logged him out everywhere."""
+        redis_server.kill()
+        b = await start_node(redis_server.url, "b")
+        cookie = await log_in(b)
+        await redis_server.start()
+        await becomes(b, "connected")
+        async with socket(b, cookie):
+            pass
+
+
+class TestReports:
+    async def test_frozen_node(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A node that doesn't answer is missed for long after its last sign of life."""
+        a = await start_node(redis_server.url, "a")
+        late = time.time() - 1000
+        await redis_server.cli("ZADD", f"{PREFIX}:nodes", late, "frozen/1")
+        await redis_server.cli("INCR", f"{PREFIX}:members")
+        cluster_of(a).membership.hurry()
+        await until(lambda: len(cluster_of(a).membership.members) == 2)
+        report = await registry_of(a).end_session("x", wait=0.1)
+        assert (report.nodes_expected, report.nodes_answered) == (2, 1)
+        assert not report.complete
+        assert not (await registry_of(a).count()).complete
+
+    async def test_not_published(self, start_node: StartNode) -> None:
+        """What couldn't be published is not complete, nor is it stored."""
+        a = await start_node(nowhere(), "a")
+        report = await registry_of(a).end_session("x", wait=0.1)
+        assert not report.complete
+        assert not report.stored
+
+
+class TestUnreadable:
+    async def test_message(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+        """A message of another version makes the node look at once, and is logged once."""
+        a, b = nodes
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        async with socket(b, cookie) as ws:
+            await settled(a)
+            record = f'[9,"over","{id_}"]'
+            await redis_server.cli("SET", f'{PREFIX}:end:id:"{id_}"', record)
+            for _ in range(100):
+                await redis_server.cli(
+                    "PUBLISH", f"{PREFIX}:orders", f'0:0\n{{"v":9,"x":{record}}}'
+                )
+            assert await expect_close(ws) == 4403
+        lines = [record for record in caplog.records if "can't be read" in record.message]
+        assert len(lines) <= 4  # two kinds, on two nodes
+        assert await refused(b, cookie) == 4403
+
+    async def test_numbered(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """So does one that has a number, by what is recorded under that."""
+        a, b = nodes
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        async with socket(b, cookie) as ws:
+            await settled(a)
+            key = f'{PREFIX}:end:id:"{id_}"'
+            await redis_server.cli("SET", key, "[9]")
+            number = await redis_server.cli("INCR", f"{PREFIX}:seq")
+            await redis_server.cli("ZADD", f"{PREFIX}:recent", number, key)
+            await redis_server.cli("PUBLISH", f"{PREFIX}:orders", f'{number}:1\n{{"v":9}}')
+            assert await expect_close(ws) == 4403
+
+    async def test_foreign_values(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A foreign value under one of our keys stops nothing."""
+        a, b = nodes
+        for key in ("recent", "marks", "nodes"):
+            await redis_server.cli("DEL", f"{PREFIX}:{key}")
+            await redis_server.cli("SET", f"{PREFIX}:{key}", "foreign")
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        await redis_server.cli("RPUSH", f'{PREFIX}:end:id:"{id_}"', "foreign")
+        async with socket(b, cookie) as ws:
+            report = await registry_of(a).end_session(id_, wait=PATIENCE)
+            assert await expect_close(ws) == 4401
+        assert report.stored
+        await settled(a)
+        assert await refused(a, cookie) == await refused(b, cookie) == 4401
+
+
+class TestLog:
+    async def test_code_word(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+        """Errors of Redis are logged with their code word, once a minute."""
+        a, _ = nodes
+        await refuse_writes(redis_server, "OOM")
+        for n in range(5):
+            await registry_of(a).end_session(f"session {n}", wait=0.05)
+        lines = [record.message for record in caplog.records if "OOM" in record.message]
+        assert len(lines) == 1
+        await take_writes(redis_server, "OOM")
+
+    async def test_eviction(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A Redis that may evict records is warned about."""
+        await redis_server.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        await start_node(redis_server.url, "a")
+        await until(lambda: "noeviction" in caplog.text)
+        assert "allkeys-lru" in caplog.text
+
+    async def test_secrets(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+        """No id stands in any line."""
+        caplog.set_level(logging.DEBUG, logger="aiohttp_session_ws")
+        a, _ = nodes
+        await refuse_writes(redis_server, "OOM")
+        await registry_of(a).end_session("the secret id", wait=0.1)
+        await take_writes(redis_server, "OOM")
+        await settled(a)
+        assert "the secret id" not in caplog.text
+
+
+class TestWrongCallable:
+    @pytest.mark.parametrize(
+        "make", [lambda: object(), lambda loop: None, asyncio.sleep], ids=["kind", "args", "coro"]
+    )
+    async def test_at_start(self, make: Any) -> None:
+        """A callable of the wrong kind is an error at the start, and not an outage."""
+        server = TestServer(node_app(make, "a"))
+        with pytest.raises(Exception, match=re.escape("redis= is a callable")):
+            await server.start_server()
+        await server.close()

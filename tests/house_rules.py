@@ -1,0 +1,287 @@
+"""
+The rules of the house, each a function that finds what breaks it.
+
+A finding names its file, line and remedy. ``tests/unit/test_house.py`` holds the package
+to all of them.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .house import OWN, House, Module, foreign_underscores, function_lines
+
+LEAVES: Final = frozenset(
+    {
+        *("exceptions", "close_codes", "options", "results", "signals", "typing"),
+        *("_origin", "_expiring", "_tasks", "_logging", "_lineage"),
+    }
+)
+#: From the ground up: each room may import itself and those before it.
+ROOMS: Final = ("leaves", "connections", "sessions", "registry", "web", "handlers", "rpc")
+MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
+    **{room: frozenset(ROOMS[: floor + 1]) for floor, room in enumerate(ROOMS)},
+    "redis": frozenset({*ROOMS[:4], "redis"}),
+    "cli": frozenset({*ROOMS[:4], "redis", "cli", "top"}),
+    "top": frozenset({*ROOMS, "top"}),
+    "testing": frozenset({*ROOMS, "top", "testing"}),
+    "__main__": frozenset({"cli"}),
+}
+#: Who may know which library: paths, or folders with all that is in them.
+TOUCHES: Final[Mapping[str, tuple[str, ...]]] = {
+    "redis": ("redis/",),
+}
+#: Private names of others that nothing public does; each has a test that fails if it goes.
+PERMITTED: Final = frozenset({("sessions/session.py", "_changed")})
+#: Leaves and folders whose ``__all__`` users import from.
+HOMES: Final = (
+    *("close_codes", "exceptions", "options", "results", "signals", "typing"),
+    *("redis", "rpc"),
+)
+DOOR: Final = "support/inspect.py"  # the tests' one way to internals
+
+MAX_DEPTH: Final = 3  # classes of ours above each other, the last one counted
+MAX_FLOORS: Final = 9  # of the import graph
+MAX_FUNCTION: Final = 40  # lines without the docstring
+MAX_MODULE: Final = 300  # lines, unless the head says why there are more
+MAX_TOP: Final = 36  # names
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """
+    A place that breaks a rule.
+
+    Attributes:
+        place: The file, from the package's folder on.
+        line: The line in it.
+        what: What stands there.
+        remedy: What to do about it.
+    """
+
+    place: str
+    line: int
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.line}: {self.what}; {self.remedy}"
+
+
+def room(module: Module) -> str:
+    """
+    Return the layer that a module belongs to; ``"?"`` if the rules know none.
+    """
+    if not module.parts:
+        return "top"
+    first = module.parts[0]
+    if len(module.parts) > 1 or module.is_package:
+        return first if first in MAY_IMPORT else "?"
+    if first in LEAVES:
+        return "leaves"
+    return first if first in ("__main__", "testing") else "?"
+
+
+def upward_imports(house: House, module: Module) -> Iterator[Finding]:
+    """
+    Find imports that don't go down, those for annotations included.
+    """
+    here = room(module)
+    if here == "?":
+        remedy = (
+            "move it into the folder of its layer (or name it in LEAVES, tests/house_rules.py)"
+        )
+        yield Finding(module.place, 1, "a module of no layer", remedy)
+        return
+    for target in house.imports(module):
+        there = room(house.modules[target.target])
+        if there not in MAY_IMPORT[here]:
+            remedy = "pass the object or a Protocol in, or move what is shared further down"
+            what = f"{here} imports {target.target.partition('.')[2] or 'the top'} ({there})"
+            yield Finding(module.place, target.line, what, remedy)
+
+
+def foreign_libraries(module: Module) -> Iterator[Finding]:
+    """
+    Find imports of libraries that only one place knows.
+    """
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.append((node.lineno, node.module))
+    for line, name in found:
+        allowed = TOUCHES.get(name.split(".")[0], ("",))
+        if not module.place.startswith(allowed):
+            remedy = f"only {' and '.join(allowed)} may; go through it"
+            yield Finding(module.place, line, f"imports {name}", remedy)
+
+
+def reaching(house: House, module: Module) -> Iterator[Finding]:
+    """
+    Find ``x._name`` of another object, and underscored names imported from another module.
+    """
+    remedy = "give the owner a method or a public attribute, or move the code to the owner"
+    for line, what, name in foreign_underscores(module):
+        if (module.place, name) not in PERMITTED:
+            yield Finding(module.place, line, what, remedy)
+    for one in house.imports(module):
+        if one.name is not None and one.name.startswith("_") and not one.name.startswith("__"):
+            what = f"imports {one.name} of {one.target}"
+            yield Finding(module.place, one.line, what, remedy)
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            owner, name = ast.unparse(node.args[0]), ast.unparse(node.args[1]).strip("'")
+            if name.startswith("_") and not name.startswith("__") and owner not in OWN:
+                yield Finding(module.place, node.lineno, f"{owner}.{name} by getattr", remedy)
+
+
+def long_functions(module: Module) -> Iterator[Finding]:
+    """
+    Find functions that one can't take in at a glance.
+    """
+    for function in module.functions:
+        lines = function_lines(function)
+        if lines > MAX_FUNCTION:
+            remedy = f"name its steps; {MAX_FUNCTION} lines are the limit"
+            what = f"{function.name}() has {lines} lines"
+            yield Finding(module.place, function.lineno, what, remedy)
+
+
+def long_module(module: Module) -> Iterator[Finding]:
+    """
+    Find a long module whose head doesn't say why it is long.
+    """
+    lines = len(module.source.splitlines())
+    head = ast.get_docstring(module.tree) or ""
+    if lines > MAX_MODULE and " long" not in head and " lines" not in head:
+        remedy = "split it by responsibility, or say in its docstring why it is so long"
+        yield Finding(module.place, 1, f"{lines} lines", remedy)
+
+
+def circles(house: House) -> Iterator[Finding]:
+    """
+    Find modules that import each other.
+    """
+    for group in house.circles:
+        for name in group:
+            module = house.modules[name]
+            for one in house.imports(module):
+                if one.target in group and one.target != name:
+                    what = f"{name} and {one.target} import each other, {len(group)} in a circle"
+                    remedy = "let the lower one know a Protocol, or move what both need down"
+                    yield Finding(module.place, one.line, what, remedy)
+
+
+def too_many_floors(house: House) -> Iterator[Finding]:
+    """
+    Find an import graph that is too high.
+    """
+    if house.floors > MAX_FLOORS:
+        remedy = f"{MAX_FLOORS} are the limit: let modules stand beside each other"
+        yield Finding("__init__.py", 1, f"{house.floors} floors of imports", remedy)
+
+
+def deep_classes(house: House) -> Iterator[Finding]:
+    """
+    Find classes with too many ancestors of ours.
+    """
+    for name, (module, node, _) in house.bases.items():
+        chain = house.ancestry(name)
+        if len(chain) > MAX_DEPTH:
+            remedy = f"{MAX_DEPTH} are the limit: hold the part instead of being it"
+            yield Finding(module.place, node.lineno, " < ".join(chain), remedy)
+
+
+def facet_state(house: House, registry: str = "SessionWSRegistry") -> Iterator[Finding]:
+    """
+    Find attributes of the registry's facets other than ``self._core``.
+    """
+    for name in sorted(house.ancestors(registry)) if registry in house.bases else ():
+        module, facet, _ = house.bases[name]
+        for node in ast.walk(facet):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+                continue
+            attribute = ast.unparse(node)
+            if attribute.startswith("self.") and attribute != "self._core":
+                remedy = "keep it in Core or in a part of Core"
+                what = f"facet {name} stores {attribute}"
+                yield Finding(module.place, node.lineno, what, remedy)
+
+
+def crowded_top(house: House) -> Iterator[Finding]:
+    """
+    Find too many names at the top, and names there that their home doesn't export.
+    """
+    top = house.modules[house.folder.name]
+    if len(top.exported) > MAX_TOP:
+        remedy = f"{MAX_TOP} are the limit: leave the rest in {', '.join(HOMES)}"
+        yield Finding(top.place, 1, f"{len(top.exported)} names at the top", remedy)
+    for one in house.imports(top):
+        home = house.modules[one.target]
+        at_home = ".".join(home.parts) not in HOMES or one.name in home.exported
+        if one.name in top.exported and not at_home:
+            remedy = f"add it to __all__ of {home.place}"
+            what = f"{one.name} is at the top, but not exported by its home"
+            yield Finding(top.place, one.line, what, remedy)
+
+
+def homeless_names(house: House) -> Iterator[Finding]:
+    """
+    Find public names that have no home or two.
+    """
+    top = house.modules[house.folder.name]
+    found = [(home, house.modules.get(f"{top.name}.{home}")) for home in HOMES]
+    homes = {home: module for home, module in found if module is not None}
+    for name, count in Counter(n for m in homes.values() for n in m.exported).items():
+        if count > 1:
+            where = " and ".join(home for home, m in homes.items() if name in m.exported)
+            yield Finding(top.place, 1, f"{name} lives in {where}", "choose one home for it")
+    for module in homes.values():
+        if module.is_package:
+            continue
+        for line, name in _public_definitions(module):
+            if name not in module.exported:
+                remedy = "add it to __all__, or begin its name with an underscore"
+                yield Finding(module.place, line, f"{name} is public without a home", remedy)
+
+
+def _public_definitions(module: Module) -> Iterator[tuple[int, str]]:
+    for node in module.tree.body:
+        names: Iterable[str] = ()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names = (node.name,)
+        elif isinstance(node, ast.Assign):
+            names = (ast.unparse(target) for target in node.targets)
+        elif isinstance(node, ast.AnnAssign):
+            names = (ast.unparse(node.target),)
+        for name in names:
+            # A type variable is no name for users.
+            typevar = isinstance(node, ast.Assign) and "TypeVar(" in ast.unparse(node.value)
+            if not name.startswith("_") and not typevar:
+                yield node.lineno, name
+
+
+def private_names(house: House) -> set[str]:
+    """
+    Return the underscored names that the package defines.
+    """
+    names = (name for module in house.modules.values() for name in module.own_names)
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def doors(tests: Module, private: set[str]) -> Iterator[Finding]:
+    """
+    Find a test module that reaches private names of the package by another way than the door.
+    """
+    if tests.place == DOOR:
+        return
+    for line, what, name in foreign_underscores(tests):
+        if name in private:
+            remedy = f"use or extend tests/{DOOR}"
+            yield Finding(tests.place, line, what, remedy)

@@ -1,0 +1,151 @@
+"""
+However a log-out is answered, or isn't, its sockets close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+
+from tests.promise.conftest import Serve
+from tests.promise.site import (
+    AGAIN,
+    DEAD,
+    VIEWS,
+    Site,
+    View,
+    everywhere,
+    only_close,
+    out_by_del,
+    out_by_helper,
+    out_by_invalidate,
+    out_by_new_session,
+    renew,
+    user_of,
+)
+
+#: What a view does, and what the socket is told.
+WAYS: dict[str, tuple[View, int]] = {
+    "helper": (out_by_helper, DEAD),
+    "invalidate": (out_by_invalidate, DEAD),
+    "new_session": (out_by_new_session, DEAD),
+    "del": (out_by_del, DEAD),
+    "everywhere": (everywhere, DEAD),
+    "close": (only_close, AGAIN),
+    "renew": (renew, AGAIN),
+}
+#: A renewal that isn't saved renews nothing.
+SAVED = ("helper", "invalidate", "new_session", "del", "everywhere", "close")
+
+
+@web.middleware
+async def rewrap(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Send another response than the view's, as error pages do."""
+    response = await handler(request)
+    if request.path == "/act":
+        return web.Response(text=f"{response.status}")
+    return response
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """The name of a way."""
+    return str(request.param)
+
+
+async def site_of(serve: Serve, act: View, **site: Any) -> Site:
+    """Start a site with a view of that kind."""
+    storage: AbstractStorage = SimpleCookieStorage()
+    return await serve(storage, {**VIEWS, "/act": act}, site=site, identify=user_of)
+
+
+class TestAnswered:
+    async def test_on_a_connection_that_is_kept(self, serve: Serve, way: str) -> None:
+        """The next request on the same connection is answered, and the socket is closed."""
+        view, code = WAYS[way]
+        site = await site_of(serve, view)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        reader, writer = await site.send("/act", browser.cookie)
+        await reader.readuntil(b"\r\n\r\n")
+
+        assert await socket.code() == code
+        writer.close()
+
+    async def test_by_another_response(self, serve: Serve, way: str) -> None:
+        """A middleware outside of all others may replace it."""
+        view, code = WAYS[way]
+        site = await site_of(serve, view, outer=rewrap)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/act")
+
+        assert await socket.code() == code
+
+    @pytest.mark.parametrize("error", [web.HTTPFound("/"), web.HTTPForbidden(), ValueError()])
+    @pytest.mark.parametrize("way", SAVED, indirect=True)
+    async def test_by_an_exception(self, serve: Serve, way: str, error: Exception) -> None:
+        """A redirect, a refusal, a failure."""
+        view, code = WAYS[way]
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            await view(request)
+            raise error
+
+        site = await site_of(serve, act)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/act")
+
+        assert await socket.code() == code
+
+    async def test_in_another_task(self, serve: Serve, way: str) -> None:
+        """A child of the handler may do it."""
+        view, code = WAYS[way]
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            return await asyncio.ensure_future(view(request))
+
+        site = await site_of(serve, act)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/act")
+
+        assert await socket.code() == code
+
+
+class TestNotAnswered:
+    @pytest.mark.parametrize("cancel", [True, False])
+    @pytest.mark.parametrize("way", SAVED, indirect=True)
+    async def test_the_client_vanishes(self, serve: Serve, way: str, cancel: bool) -> None:
+        """It needn't be there for the answer."""
+        view, code = WAYS[way]
+        site = await site_of(serve, view, handler_cancellation=cancel)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await site.vanish("/act?at=end", browser.cookie)
+
+        assert await socket.code() == code
+
+    async def test_the_client_never_reads(self, serve: Serve, way: str) -> None:
+        """A deadline counts then, not the client."""
+        view, code = WAYS[way]
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            response = await view(request)
+            assert isinstance(response, web.Response)
+            response.body = b"x" * 20_000_000
+            return response
+
+        site = await site_of(serve, act)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        _, writer = await site.send("/act", browser.cookie)
+
+        assert await socket.code() == code
+        writer.transport.abort()

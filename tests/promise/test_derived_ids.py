@@ -1,0 +1,191 @@
+"""
+Ids that an application derives: a user's id is shared by all of his browsers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import SessionWSRegistry
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, DEAD, OUT, Site, user_of
+from tests.support import QUICK
+
+
+class OfUser(SessionWSRegistry):
+    """As the documentation of 1.1.1 says: derived, and kept nowhere."""
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Return the user."""
+        user: str | None = (await aiohttp_session.get_session(request)).get("user")
+        return user
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Keep it nowhere."""
+
+    async def delete_id(self, request: web.Request) -> None:
+        """There is nothing to take out."""
+
+
+class OfUserNewId(OfUser):
+    """As one wrote it for 1.1.1, which had no ``set_id``."""
+
+    async def new_id(self, request: web.Request) -> None:
+        """Make nothing."""
+
+
+def by_factory(user: str = "ann") -> SessionWSRegistry:
+    """Return one whose factory makes the same id for all of a user."""
+
+    async def factory(request: web.Request) -> str:
+        session = await aiohttp_session.get_session(request)
+        return f"id of {session.get('user')}"
+
+    return SessionWSRegistry(id_factory=factory, timeouts=QUICK)
+
+
+@pytest.fixture(params=[OfUser, OfUserNewId])
+def registry(request: pytest.FixtureRequest) -> SessionWSRegistry:
+    """A registry whose id is the user."""
+    made: SessionWSRegistry = request.param(timeouts=QUICK)
+    return made
+
+
+async def two(site: Site, **options: Any) -> Any:
+    """Open two browsers of ann."""
+    return await site.logged_in("/login"), await site.logged_in("/login")
+
+
+@pytest.mark.parametrize("out", OUT)
+class TestLogOut:
+    async def test_sockets(
+        self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry, out: str
+    ) -> None:
+        """All of the user's close; the other browser's ask to reconnect, and may."""
+        site = await serve(storage, registry=registry)
+        one, other = await two(site)
+        mine, theirs = await one.open(), await other.open()
+        await one.get(out)
+
+        assert await mine.code() in (DEAD, AGAIN)
+        assert await theirs.code() == AGAIN
+        assert (await other.open()).user == "ann"
+
+    async def test_nobody_is_locked_out(
+        self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry, out: str
+    ) -> None:
+        """The other browser keeps its HTTP session, and the first may log in again."""
+        site = await serve(storage, registry=registry)
+        one, other = await two(site)
+        await one.get(out)
+        assert await site.presented(other.cookie) == ("ann", "ann")
+
+        await one.get("/login")
+        assert await site.presented(one.cookie) == ("ann", "ann")
+        assert await site.presented(other.cookie) == ("ann", "ann")
+
+    async def test_the_cookie_of_before(
+        self, serve: Serve, cookies: AbstractStorage, registry: SessionWSRegistry, out: str
+    ) -> None:
+        """The session that was logged out is over, though its id lives on."""
+        site = await serve(cookies, registry=registry)
+        one, _ = await two(site)
+        stale = one.cookie
+        await one.get(out)
+
+        assert "ann" not in await site.presented(stale)
+
+
+class TestOrders:
+    async def test_end_session(
+        self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry
+    ) -> None:
+        """An end of the id ends everything of before, and nothing that begins later."""
+        site = await serve(storage, registry=registry)
+        one, other = await two(site)
+        socket = await one.open()
+        await site.registry.end_session("ann")
+
+        assert await socket.code() == DEAD
+        assert "ann" not in await site.presented(one.cookie)
+        assert "ann" not in await site.presented(other.cookie)
+        await one.get("/login")
+        assert await site.presented(one.cookie) == ("ann", "ann")
+
+    async def test_another_user(
+        self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry
+    ) -> None:
+        """When the id changes the session begins anew: its sockets come back as the other."""
+        site = await serve(storage, registry=registry)
+        browser = await site.logged_in("/login")
+        socket = await browser.open()
+        await browser.get("/login?user=bob")
+
+        assert await socket.code() in (DEAD, AGAIN)
+        assert (await browser.open()).user == "bob"
+
+    async def test_with_identify(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A log-out everywhere ends all, and a log-in after it lives."""
+        site = await serve(storage, registry=OfUser(timeouts=QUICK, identify=user_of))
+        one, other = await two(site)
+        sockets = [await one.open(), await other.open()]
+        await one.get("/everywhere")
+
+        assert [await socket.code() for socket in sockets] == [DEAD, DEAD]
+        assert "ann" not in await site.presented(other.cookie)
+        await one.get("/login")
+        assert await site.presented(one.cookie) == ("ann", "ann")
+
+
+class TestFactory:
+    @pytest.mark.parametrize("out", OUT)
+    async def test_log_out(self, serve: Serve, storage: AbstractStorage, out: str) -> None:
+        """A factory may give one id to many: the log-out of one leaves the others theirs."""
+        site = await serve(storage, registry=by_factory())
+        one, other = await site.browser(), await site.browser()
+        for browser in (one, other):
+            await browser.get("/login/new")
+        stale = one.cookie
+        mine, theirs = await one.open(), await other.open()
+        assert mine.id == theirs.id
+        await one.get(out)
+
+        assert await theirs.code() == AGAIN
+        assert await site.presented(other.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(stale)
+        await one.get("/login/new")
+        assert await site.presented(one.cookie) == ("ann", "ann")
+
+
+class TestTuples:
+    async def test_are_ids(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A factory may return tuples, which a storage makes lists of."""
+        count = itertools.count()
+        site = await serve(storage, id_factory=lambda request: ("tenant", next(count)))
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/write?cart=1")
+        assert await socket.lives()
+
+        for path, code in (("/renew", AGAIN), ("/new_id", AGAIN), ("/out/helper", DEAD)):
+            stale, socket = browser.cookie, await browser.open()
+            await browser.get(path)
+            assert await socket.code() == code
+        assert "ann" not in await site.presented(stale)
+
+    async def test_can_be_ended(self, serve: Serve, storage: AbstractStorage) -> None:
+        """An order names the tuple."""
+        site = await serve(storage, id_factory=lambda request: ("tenant", ("a", 1)))
+        browser = await site.logged_in("/login")
+        socket = await browser.open()
+        await site.registry.end_session(("tenant", ("a", 1)))
+
+        assert await socket.code() == DEAD
+        assert "ann" not in await site.presented(browser.cookie)

@@ -1,0 +1,195 @@
+"""
+"Log out everywhere" ends every cookie of before, and nothing that began later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from tests.promise.conftest import Serve
+from tests.promise.site import DEAD, Browser, Site, reached, user_of
+from tests.support import Turnstile
+from tests.support.clock import Wall
+
+LOGINS = ("/login", "/login/renew", "/login/new", "/login/refill")
+
+
+async def by_user(site: Site) -> None:
+    """Ann logs out everywhere on another device."""
+    await (await site.logged_in()).get("/everywhere")
+
+
+async def by_administrator(site: Site) -> None:
+    """Somebody ends all that is ann's."""
+    await site.registry.end_identity("ann")
+
+
+ENDS = {"user": by_user, "administrator": by_administrator}
+
+
+@pytest.mark.parametrize("end", ENDS)
+class TestCookiesOfBefore:
+    @pytest.mark.parametrize("how", LOGINS)
+    async def test_all_are_dead(
+        self, serve: Serve, storage: AbstractStorage, end: str, how: str
+    ) -> None:
+        """However somebody logged in: sockets close, and cookies open nothing."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in(how)
+        socket = await browser.open()
+        await ENDS[end](site)
+
+        assert await socket.code() == DEAD
+        assert await site.presented(browser.cookie) == (None, DEAD)
+
+    @pytest.mark.parametrize("later", [0, 31])
+    async def test_from_before_a_renewal(
+        self, serve: Serve, cookies: AbstractStorage, clock: Wall, end: str, later: int
+    ) -> None:
+        """A copy from before the last renewal is as dead, at once and later."""
+        site = await serve(cookies, identify=user_of)
+        browser = await site.logged_in()
+        thief = await site.browser(browser.cookie)
+        await browser.get("/renew")
+        await ENDS[end](site)
+        clock.advance(later)
+
+        assert await site.presented(thief.cookie) == (None, DEAD)
+        await thief.get("/page")
+        assert "ann" not in await site.presented(thief.cookie)
+
+    @pytest.mark.parametrize("path", ["/renew", "/new_id", "/delete_id", "/write?x=1"])
+    async def test_no_renewal_escapes(
+        self, serve: Serve, storage: AbstractStorage, clock: Wall, end: str, path: str
+    ) -> None:
+        """What an old cookie has renewed after the end is not of that user."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in()
+        thief = await site.browser(browser.cookie)
+        await ENDS[end](site)
+        for seconds in (0, 11, 31):
+            clock.advance(seconds)
+            await thief.get(path)
+            assert "ann" not in await site.presented(thief.cookie)
+        assert "ann" not in await site.presented(browser.cookie)
+
+    @pytest.mark.parametrize("path", ["/renew", "/new_id", "/delete_id"])
+    async def test_a_renewal_under_way(
+        self, serve: Serve, storage: AbstractStorage, end: str, path: str
+    ) -> None:
+        """A renewal that began before the end is saved after it, and doesn't escape."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in()
+        async with site.held(browser, path):
+            await ENDS[end](site)
+
+        assert "ann" not in await site.presented(browser.cookie)
+
+    async def test_a_log_in_under_way(
+        self, serve: Serve, storage: AbstractStorage, end: str
+    ) -> None:
+        """A log-in that had arrived is ended with the others."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.browser()
+        async with site.held(browser, "/login"):
+            await ENDS[end](site)
+
+        assert await site.presented(browser.cookie) == (None, DEAD)
+
+    @pytest.mark.parametrize("how", LOGINS)
+    async def test_a_later_log_in(
+        self, serve: Serve, storage: AbstractStorage, end: str, how: str
+    ) -> None:
+        """Who logs in again is in, in the same browser and at once."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in()
+        await ENDS[end](site)
+        await browser.get(how)
+
+        assert (await browser.user(), (await browser.open()).user) == ("ann", "ann")
+
+    async def test_others(self, serve: Serve, storage: AbstractStorage, end: str) -> None:
+        """Nobody else loses anything."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in(user="bob")
+        socket = await browser.open()
+        await ENDS[end](site)
+
+        assert await socket.lives()
+        assert await site.presented(browser.cookie) == ("bob", "bob")
+
+
+class TestClockSetBack:
+    async def test_a_later_log_in(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """A wall clock that is set back by an hour ends nobody, and keeps nobody out."""
+        site = await serve(storage, identify=user_of)
+        old = await site.logged_in()
+        await site.registry.end_identity("ann")
+        browser = await site.logged_in()
+        socket = await browser.open()
+        clock.set_back(3600)
+
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert await socket.lives()
+        later = await site.logged_in()
+        assert await site.presented(later.cookie) == ("ann", "ann")
+        await site.registry.end_identity("ann")
+        assert await site.presented(later.cookie) == (None, DEAD)
+        assert await site.presented(old.cookie) == (None, DEAD)
+
+
+class TestVanishing:
+    """Clients that go before they are answered, also if the server cancels handlers then."""
+
+    @pytest.mark.parametrize("cancel", [True, False])
+    async def test_while_identify_is_asked(
+        self, serve: Serve, storage: AbstractStorage, cancel: bool
+    ) -> None:
+        """The end is carried out: of this session, and of all others of the user."""
+        asked = Turnstile()
+
+        async def identify(request: web.Request) -> str | None:
+            if request.path == "/everywhere":
+                await asked()
+            return await user_of(request)
+
+        site = await serve(storage, site={"handler_cancellation": cancel}, identify=identify)
+        browser, other = await site.logged_in(), await site.logged_in()
+        sockets = [await browser.open(), await other.open()]
+        await site.vanish("/everywhere", browser.cookie, asked)
+
+        assert [await socket.code() for socket in sockets] == [DEAD, DEAD]
+        assert await site.presented(browser.cookie) in site.out()
+        assert await site.presented(other.cookie) == (None, DEAD)
+
+    async def test_before_identify_answers(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Its own session is over before anything is awaited."""
+        asked = Turnstile()
+
+        async def identify(request: web.Request) -> str | None:
+            if request.path == "/everywhere":
+                await asked()
+            return await user_of(request)
+
+        site = await serve(storage, identify=identify)
+        browser = await site.logged_in()
+        thief = browser.cookie
+        asked.shut = True
+        leaving = asyncio.ensure_future(self.leave(browser))
+        await reached(asked)
+        refused = await site.presented(thief)
+        asked.let()
+        await leaving
+
+        assert refused in site.out()
+
+    @staticmethod
+    async def leave(browser: Browser) -> None:
+        """Log out everywhere."""
+        await browser.get("/everywhere")

@@ -1,0 +1,274 @@
+"""
+"Log out everywhere else": the session at hand goes on, no copy of it does.
+"""
+
+from __future__ import annotations
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import NotSetUp, end_other_sessions_ws
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, DEAD, Site, View, log_in, user_of
+from tests.support.clock import Wall
+
+
+async def elsewhere(request: web.Request) -> web.Response:
+    """Log out everywhere else."""
+    response = web.Response()
+    done = await end_other_sessions_ws(request, response)
+    response.text = str(done)
+    return response
+
+
+async def log_in_alone(request: web.Request) -> web.Response:
+    """Log in, and out everywhere else."""
+    await log_in(request)
+    return await elsewhere(request)
+
+
+VIEWS: dict[str, View] = {"/elsewhere": elsewhere, "/login/alone": log_in_alone}
+
+
+async def site_of(serve: Serve, storage: AbstractStorage) -> Site:
+    """Start a site where one can log out everywhere else."""
+    return await serve(storage, VIEWS, identify=user_of)
+
+
+class TestDone:
+    async def test_the_session_at_hand(self, serve: Serve, storage: AbstractStorage) -> None:
+        """It goes on with the new cookie; its sockets reconnect."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        answer = await browser.get("/elsewhere")
+
+        assert (answer.body, await socket.code()) == ("True", AGAIN)
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert (await browser.get()).data["lang"] == "de"
+
+    async def test_the_others(self, serve: Serve, storage: AbstractStorage) -> None:
+        """They are over."""
+        site = await site_of(serve, storage)
+        browser, other = await site.logged_in(), await site.logged_in()
+        socket = await other.open()
+        await browser.get("/elsewhere")
+
+        assert await socket.code() == DEAD
+        assert await site.presented(other.cookie) == (None, DEAD)
+
+    async def test_a_copy(self, serve: Serve, cookies: AbstractStorage, clock: Wall) -> None:
+        """A copy of its cookie is over, and may reconnect for the grace: it may be a tab."""
+        site = await site_of(serve, cookies)
+        browser = await site.logged_in()
+        stale = browser.cookie
+        await browser.get("/elsewhere")
+
+        assert await site.presented(stale) == (None, AGAIN)
+        clock.advance(31)
+        assert await site.presented(stale) == (None, DEAD)
+
+    async def test_while_it_is_handled(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A handshake with the old cookie is told to come again, before the answer is there."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        stale = browser.cookie
+        async with site.held(browser, "/elsewhere"):
+            assert await site.knock(stale) == AGAIN
+
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    async def test_other_users(self, serve: Serve, storage: AbstractStorage) -> None:
+        """They keep everything."""
+        site = await site_of(serve, storage)
+        browser, other = await site.logged_in(), await site.logged_in(user="bob")
+        socket = await other.open()
+        await browser.get("/elsewhere")
+
+        assert await socket.lives()
+        assert await site.presented(other.cookie) == ("bob", "bob")
+
+    async def test_twice(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A second one from the same browser is as good; one from an ended browser isn't."""
+        site = await site_of(serve, storage)
+        browser, other = await site.logged_in(), await site.logged_in()
+        await browser.get("/elsewhere")
+        answers = [(await one.get("/elsewhere")).body for one in (other, browser)]
+
+        assert answers == ["False", "True"]
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(other.cookie)
+
+    async def test_a_later_log_in(self, serve: Serve, storage: AbstractStorage) -> None:
+        """It lives; one that was under way doesn't."""
+        site = await site_of(serve, storage)
+        browser, under_way = await site.logged_in(), await site.browser()
+        async with site.held(under_way, "/login"):
+            await browser.get("/elsewhere")
+        later = await site.logged_in()
+
+        assert await site.presented(later.cookie) == ("ann", "ann")
+        assert await site.presented(under_way.cookie) == (None, DEAD)
+
+    @pytest.mark.parametrize("visited", [True, False])
+    async def test_with_a_log_in(
+        self, serve: Serve, storage: AbstractStorage, visited: bool
+    ) -> None:
+        """Who logs in and out everywhere else in one request is in, alone."""
+        site = await site_of(serve, storage)
+        browser, other = await site.browser(), await site.logged_in()
+        if visited:
+            await browser.get("/write?lang=de")
+        answer = await browser.get("/login/alone")
+
+        assert answer.body == "True"
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert await site.presented(other.cookie) == (None, DEAD)
+
+
+class TestNotDone:
+    """A session that isn't alive ends nothing, begins nothing, and is told so."""
+
+    async def test_it_had_ended(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A thief with the cookie of an ended session closes nobody's."""
+        site = await site_of(serve, storage)
+        browser, victim = await site.logged_in(), await site.logged_in()
+        thief = await site.browser(browser.cookie)
+        await browser.get("/out/helper")
+        socket = await victim.open()
+        answer = await thief.get("/elsewhere")
+
+        assert answer.body == "False"
+        assert await socket.lives()
+        assert "ann" not in await site.presented(thief.cookie)
+
+    @pytest.mark.parametrize("how", ["session", "identity", "id"])
+    async def test_it_ends_meanwhile(
+        self, serve: Serve, storage: AbstractStorage, how: str
+    ) -> None:
+        """An end after the order, before it is answered, ends what the answer begins."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        id_, copy = (await browser.get()).data["id"], browser.cookie
+        async with site.held(browser, "/elsewhere"):
+            if how == "session":
+                await site.replay(copy, "/out/helper")
+            elif how == "identity":
+                await site.registry.end_identity("ann")
+            else:
+                await site.registry.end_session(id_)
+
+        assert "ann" not in await site.presented(browser.cookie)
+
+    async def test_two_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Of two browsers the first to order stays, whoever is answered first."""
+        site = await site_of(serve, storage)
+        first, second = await site.logged_in(), await site.logged_in()
+        async with site.held(second, "/elsewhere", at="start") as late:
+            await first.get("/elsewhere")
+
+        assert (await late).body == "False"
+        assert await site.presented(first.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(second.cookie)
+
+    async def test_the_other_is_answered_later(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """An order that came first and is answered last holds against the second's."""
+        site = await site_of(serve, storage)
+        first, second = await site.logged_in(), await site.logged_in()
+        async with site.held(first, "/elsewhere"):
+            answer = await second.get("/elsewhere")
+
+        assert answer.body == "False"
+        assert await site.presented(first.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(second.cookie)
+
+    async def test_it_was_replaced(self, serve: Serve, cookies: AbstractStorage) -> None:
+        """A thief with a cookie from before a renewal closes nobody's, in the grace too."""
+        site = await site_of(serve, cookies)
+        browser = await site.logged_in()
+        thief = await site.browser(browser.cookie)
+        await browser.get("/renew")
+        socket = await browser.open()
+        answer = await thief.get("/elsewhere")
+
+        assert (answer.body, await socket.lives()) == ("False", True)
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert await site.knock(thief.cookie) == AGAIN
+
+    async def test_of_a_visitor(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Nobody is logged in elsewhere as nobody."""
+        site = await site_of(serve, storage)
+        browser, other = await site.browser(), await site.browser()
+        await browser.get("/write?lang=de")
+        await other.get("/write?lang=de")
+        socket = await other.open()
+        await browser.get("/elsewhere")
+
+        assert await socket.lives()
+
+    async def test_a_log_in_with_an_end_meanwhile(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """An end of the identity since the request arrived concerns what it would begin."""
+        site = await site_of(serve, storage)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        async with site.held(browser, "/login/alone", at="start") as late:
+            await site.registry.end_identity("ann")
+
+        assert (await late).body == "False"
+        assert "ann" not in await site.presented(browser.cookie)
+
+    async def test_without_identify(self, serve: Serve) -> None:
+        """It says what is missing."""
+        said: list[str] = []
+
+        async def ask(request: web.Request) -> web.Response:
+            try:
+                await end_other_sessions_ws(request, web.Response())
+            except NotSetUp as exc:
+                said.append(str(exc))
+            return web.Response()
+
+        site = await serve(views={"/ask": ask})
+        await (await site.logged_in()).get("/ask")
+
+        assert "identify" in said[0]
+
+
+class TestBesideOthers:
+    async def test_a_renewal(self, serve: Serve, cookies: AbstractStorage) -> None:
+        """A renewal of the same session that was under way doesn't outlive it."""
+        site = await site_of(serve, cookies)
+        browser = await site.logged_in()
+        slow = await site.browser(browser.cookie)
+        async with site.held(slow, "/renew"):
+            await browser.get("/elsewhere")
+
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(slow.cookie)
+
+    async def test_a_double_click(self, serve: Serve, storage: AbstractStorage) -> None:
+        """The browser that clicked twice is still in, once both answers are there."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        async with site.held(browser, "/elsewhere", at="start"):
+            first = await browser.get("/elsewhere")
+
+        assert first.body == "True"
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    async def test_a_double_click_that_overlaps(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """Nor does the order of the two answers matter to it."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        async with site.held(browser, "/elsewhere"):
+            second = await browser.get("/elsewhere")
+
+        assert second.body == "False"
+        assert await site.presented(browser.cookie) == ("ann", "ann")

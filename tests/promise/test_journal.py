@@ -1,0 +1,218 @@
+"""
+What has ended stays ended after a restart, if there is a journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from aiohttp import ClientSession, DummyCookieJar, web
+
+from aiohttp_session_ws import Expiry, SessionWSRegistry
+from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId, JournalError
+from aiohttp_session_ws.sessions import journal_writer
+from aiohttp_session_ws.sessions.journal_file import JournalFile
+from tests.support import AiohttpClient, Client, make_app
+from tests.support.app import user_of
+from tests.support.people import outcome, seen_as, session_of
+from tests.support.processes import Process
+
+Start: TypeAlias = Callable[[], Awaitable[Client]]
+
+#: A process with a journal whose sessions are cookies.
+PROGRAM = """
+import sys
+from aiohttp import web
+from aiohttp_session_ws import Expiry, SessionWSRegistry
+from tests.support import make_app
+from tests.support.app import user_of
+
+registry = SessionWSRegistry(identify=user_of, journal=sys.argv[1])
+web.run_app(make_app(registry), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the journal is."""
+    return tmp_path / "ends.db"
+
+
+@pytest.fixture
+def start(aiohttp_client: AiohttpClient, path: Path) -> Start:
+    """Start an application with the journal."""
+
+    async def start() -> Client:
+        return await aiohttp_client(make_app(SessionWSRegistry(identify=user_of, journal=path)))
+
+    return start
+
+
+async def out(client: Client, cookie: str, path: str = "/out/end_session_ws") -> None:
+    """Log out."""
+    client.session.cookie_jar.clear()
+    async with client.get(path, headers={"Cookie": cookie}, allow_redirects=False) as response:
+        assert response.status < 400
+
+
+class TestRestart:
+    @pytest.mark.parametrize(
+        "way", ["end_session_ws", "invalidate", "new_session", "pattern", "everywhere"]
+    )
+    async def test_log_out(self, start: Start, way: str) -> None:
+        """However one has logged out, the cookie is worth nothing afterwards."""
+        client = await start()
+        cookie, other = await session_of(client), await session_of(client, "bob")
+        await out(client, cookie, f"/out/{way}")
+        await client.close()
+        client = await start()
+
+        # The response of the pattern of 1.1.1 carries the next session.
+        assert await outcome(client, cookie) == (4403 if way == "pattern" else 4401)
+        assert await seen_as(client, cookie) is None
+        assert await outcome(client, other) == "bob"
+
+    async def test_older_cookie(self, start: Start) -> None:
+        """The cookie from before a renewal ends with the session, too."""
+        client = await start()
+        older = await session_of(client)
+        async with client.get("/renew", headers={"Cookie": older}) as response:
+            newer = response.headers["Set-Cookie"].partition(";")[0]
+        await out(client, newer)
+        await client.close()
+        client = await start()
+
+        assert [await outcome(client, cookie) for cookie in (older, newer)] == [4401, 4401]
+
+    async def test_clock_set_back(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An end that is ordered after the clock was set back concerns what began before."""
+        client = await start()
+        cookie = await session_of(client)
+        await out(client, await session_of(client, "bob"))
+        await client.close()
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 3600)
+        client = await start()
+        assert await outcome(client, cookie) == "ann"
+        await out(client, await session_of(client), "/out/everywhere")
+
+        assert await outcome(client, cookie) == 4401
+
+    async def test_kill(self, path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
+        """A log-out whose answer has come survives ``kill -9``."""
+        codes = []
+        cookie = None
+        async with ClientSession(cookie_jar=DummyCookieJar()) as browser:
+            for _ in range(2):
+                port = unused_tcp_port_factory()
+                command = [sys.executable, "-u", "-c", PROGRAM, str(path), str(port)]
+                process = Process("app", command)
+                process.launch()
+                await process.said("Running on")
+                url = f"http://127.0.0.1:{port}"
+                if cookie is None:
+                    async with browser.get(f"{url}/enter") as response:
+                        cookie = response.headers["Set-Cookie"].partition(";")[0]
+                    headers = {"Cookie": cookie}
+                    async with browser.get(f"{url}/out/end_session_ws", headers=headers):
+                        pass
+                async with browser.ws_connect(f"{url}/ws", headers=headers) as ws:
+                    codes.append((await ws.receive()).data)
+                process.kill()
+
+        assert codes == [4401, 4401]
+
+
+class TestTrouble:
+    async def test_second_application(self, start: Start, path: Path) -> None:
+        """A second application with the same journal doesn't start, and says what to do."""
+        await start()
+        runner = web.AppRunner(make_app(SessionWSRegistry(journal=path)))
+        with pytest.raises(JournalError, match="a path of its own, or use RedisSessionWSRegistry"):
+            await runner.setup()
+        await runner.cleanup()
+
+    async def test_failing_disk(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log-out is a log-out, the report says that it isn't stored, and so does the state."""
+        client = await start()
+        cookie = await session_of(client)
+        registry: SessionWSRegistry = client.app["aiohttp_session_ws_registry"]
+        states = [registry.state]
+
+        def fail(self: JournalFile, rows: object) -> None:
+            exc = sqlite3.OperationalError("database or disk is full")
+            exc.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise exc
+
+        monkeypatch.setattr(JournalFile, "write", fail)
+        report = await registry.end_identity("ann")
+        states.append(registry.state)
+
+        assert (report.stored, states) == (False, ["connected", "degraded"])
+        assert await outcome(client, cookie) == 4401
+
+    async def test_slow_disk(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The answer of a log-out waits a quarter of a second, and not for ever."""
+        client = await start()
+        cookie = await session_of(client)
+        release = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        write = JournalFile.write
+
+        def hang(self: JournalFile, rows: Any) -> None:
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(20)
+            write(self, rows)
+
+        monkeypatch.setattr(JournalFile, "write", hang)
+        began = loop.time()
+        await out(client, cookie)
+        waited = loop.time() - began
+        release.set()
+
+        assert 0.2 < waited < 5
+        assert await outcome(client, cookie) == 4401
+
+    async def test_unfit_identity(self, start: Start) -> None:
+        """An id or identity that the journal can't hold is an error before anything happens."""
+        client = await start()
+        registry: SessionWSRegistry = client.app["aiohttp_session_ws_registry"]
+        with pytest.raises(InvalidIdentity, match="a UUID can't be stored"):
+            await registry.end_identity(uuid.uuid4())
+        with pytest.raises(InvalidSessionWSId, match="a float can't be stored"):
+            await registry.end_session(1.5)
+
+    def test_wrong_type(self) -> None:
+        """A wrong type is an error at construction that names the option."""
+        with pytest.raises(TypeError, match="journal: a str or Path"):
+            SessionWSRegistry(journal=web.Application())  # type: ignore[arg-type]
+
+
+class TestMet:
+    async def test_stale_cookie_in_use(
+        self, path: Path, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that is met again and again is kept for longer than its time, on disk too."""
+        monkeypatch.setattr(journal_writer, "TIDY", 0.1)
+        expiry = Expiry(revocation_ttl=1.0)
+        clients = []
+        for _ in range(2):
+            registry = SessionWSRegistry(identify=user_of, journal=path, expiry=expiry)
+            client = await aiohttp_client(make_app(registry))
+            clients.append(client)
+            if len(clients) == 1:
+                cookie = await session_of(client)
+                await out(client, cookie)
+                began = asyncio.get_running_loop().time()
+                while asyncio.get_running_loop().time() < began + 2:
+                    assert await outcome(client, cookie) in (4401, 4403)
+                await client.close()
+
+        assert await outcome(clients[1], cookie) == 4401

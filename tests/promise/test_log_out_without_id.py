@@ -1,0 +1,187 @@
+"""
+A session that came without an id is ended by a log-out like any other.
+
+It was saved before there was anything of ours, was emptied and filled in again, or lost its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from tests.promise.conftest import Serve
+from tests.promise.site import (
+    AGAIN,
+    DEAD,
+    OUT,
+    cookie_from_before,
+    delete_id,
+    out_by_helper,
+    reached,
+    user_of,
+)
+from tests.support import Turnstile
+
+# The log-out pattern of 1.1.1 leaves a session with an id: a page may come back with that.
+CODES = dict.fromkeys(OUT, DEAD) | {"/out/pattern": AGAIN}
+
+
+@pytest.fixture(params=OUT)
+def way(request: pytest.FixtureRequest) -> str:
+    """The path of a log-out."""
+    return str(request.param)
+
+
+class TestFromBefore:
+    async def test_an_open_socket(self, serve: Serve, storage: AbstractStorage, way: str) -> None:
+        """It closes, though its client never took the cookie that the handshake set."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        browser, tab = await site.browser(cookie), await site.browser(cookie)
+        socket = await tab.open()
+        await browser.get(way)
+
+        assert (socket.user, await socket.code()) == ("ann", CODES[way])
+
+    async def test_its_cookie_afterwards(
+        self, serve: Serve, storage: AbstractStorage, way: str
+    ) -> None:
+        """It opens no socket and no page, the first time and any other."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        await (await site.browser(cookie)).get(way)
+
+        for _ in range(2):
+            assert await site.knock(cookie) in site.shut(CODES[way])
+            assert await site.presented(cookie) in site.out(CODES[way])
+
+    async def test_everywhere(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A log-out everywhere ends it too."""
+        site = await serve(storage, identify=user_of)
+        cookie = await cookie_from_before(storage, user="ann")
+        socket = await (await site.browser(cookie)).open()
+        await (await site.browser(cookie)).get("/everywhere")
+
+        assert await socket.code() == DEAD
+        assert await site.presented(cookie) in site.out(DEAD)
+
+    async def test_a_handshake_before_the_response(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """The order counts from the moment it is given."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        async with site.held(await site.browser(cookie), "/out/helper"):
+            early = await site.knock(cookie)
+
+        assert early in site.shut(DEAD)
+        assert await site.knock(cookie) in site.shut(DEAD)
+
+    async def test_a_handshake_in_flight(
+        self, serve: Serve, storage: AbstractStorage, way: str
+    ) -> None:
+        """It is refused, once it goes on."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return True
+
+        site = await serve(storage, authorize=authorize)
+        cookie = await cookie_from_before(storage, user="ann")
+        asked.shut = True
+        handshake = asyncio.ensure_future(site.knock(cookie))
+        await reached(asked)
+        await (await site.browser(cookie)).get(way)
+        asked.let()
+
+        assert await handshake == CODES[way]
+
+    async def test_a_request_beside_it(
+        self, serve: Serve, storage: AbstractStorage, way: str
+    ) -> None:
+        """What it writes is not saved: that would bring the session back."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        slow = await site.browser(cookie)
+        async with site.held(slow, "/write?lang=de"):
+            await (await site.browser(cookie)).get(way)
+
+        assert await slow.user() is None
+        assert await site.knock(cookie) in site.shut(CODES[way])
+
+    async def test_requests_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
+        """They are given the same id: the log-out of one ends what the other was given."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        one, other = await site.browser(cookie), await site.browser(cookie)
+        async with site.held(one, "/page"):
+            await other.get("/page")
+        socket = await one.open()
+        await other.get("/out/helper")
+
+        assert await socket.code() == DEAD
+        assert await site.presented(one.cookie) in site.out(DEAD)
+
+
+class TestFilledInAgain:
+    async def test_a_log_out_ends_it(
+        self, serve: Serve, storage: AbstractStorage, way: str
+    ) -> None:
+        """Also for the cookie that the log-in set, which a page was never fetched with."""
+        site = await serve(storage)
+        browser = await site.logged_in("/login/refill")
+        stale = browser.cookie
+        await browser.get("/page")
+        socket = await browser.open()
+        await browser.get(way)
+
+        assert (socket.user, await socket.code()) == ("ann", CODES[way])
+        assert await site.presented(stale) in site.out(CODES[way])
+
+    async def test_the_visitor_of_before(self, serve: Serve, cookies: AbstractStorage) -> None:
+        """What was emptied has ended, and its page may come back with what took its place."""
+        site = await serve(cookies)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        stale = browser.cookie
+        socket = await browser.open()
+        await browser.get("/login/refill")
+
+        assert await socket.code() == AGAIN
+        assert (await site.knock(stale), (await browser.open()).user) == (AGAIN, "ann")
+
+
+class TestWithoutItsId:
+    async def test_a_log_out_ends_it(
+        self, serve: Serve, storage: AbstractStorage, way: str
+    ) -> None:
+        """A session whose id was taken out is given another, and ends with that."""
+        site = await serve(storage)
+        browser = await site.logged_in()
+        await browser.get("/delete_id")
+        stale = browser.cookie
+        await browser.get("/page")
+        socket = await browser.open()
+        await browser.get(way)
+
+        assert (socket.user, await socket.code()) == ("ann", CODES[way])
+        assert await site.presented(stale) in site.out(CODES[way])
+
+    async def test_taken_out_right_before(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A view that takes the id out and then logs out has logged out."""
+
+        async def out(request: web.Request) -> web.Response:
+            await delete_id(request)
+            return await out_by_helper(request)
+
+        site = await serve(storage, {"/out/both": out})
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await browser.open()
+        await browser.get("/out/both")
+
+        assert await socket.code() == DEAD
+        assert await site.presented(stale) in site.out(DEAD)

@@ -1,0 +1,189 @@
+"""
+What a subclass overrides is called wherever 1.1.1 called it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    delete_session_ws_id,
+    ensure_session_ws_id,
+    get_session_ws_id,
+    new_session_ws_id,
+    schedule_close_all_session_ws,
+    session_ws,
+)
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, out_by_pattern
+from tests.support import QUICK
+
+
+class Node(SessionWSRegistry):
+    """A node of a cluster as the documentation of 1.1.1 describes it."""
+
+    def __init__(self, broker: list[Node], calls: list[str]) -> None:
+        super().__init__(timeouts=QUICK)
+        self.broker = broker
+        self.calls = calls
+        broker.append(self)
+
+    # As one wrote it for 1.1.1.
+    async def register(self, session_ws_id: Hashable, ws: Any) -> None:  # type: ignore[override]
+        """Note it."""
+        self.calls.append("register")
+        super().register(session_ws_id, ws)
+
+    async def unregister(self, session_ws_id: Hashable, ws: Any) -> None:
+        """Note it."""
+        self.calls.append("unregister")
+        super().unregister(session_ws_id, ws)
+
+    async def close_all_session(self, session_ws_id: Hashable, **how: Any) -> Any:
+        """Tell the others."""
+        self.calls.append("close_all_session")
+        for node in self.broker:
+            report = await SessionWSRegistry.close_all_session(node, session_ws_id, **how)
+        return report
+
+    async def close_all(self, **how: Any) -> Any:
+        """Note it."""
+        self.calls.append("close_all")
+        return await super().close_all(**how)
+
+    async def ensure_id(self, request: web.Request) -> Any:
+        """Note it."""
+        self.calls.append("ensure_id")
+        return await super().ensure_id(request)
+
+
+class TestCluster:
+    @pytest.mark.parametrize("path", ["/close", "/out/pattern"])
+    async def test_a_log_out_on_the_other_node(
+        self, serve: Serve, cookies: AbstractStorage, path: str
+    ) -> None:
+        """An override that publishes is what closes the sockets elsewhere."""
+        broker: list[Node] = []
+        calls: list[str] = []
+        a = await serve(cookies, registry=Node(broker, calls))
+        b = await serve(cookies, registry=Node(broker, calls))
+        on_a = await a.logged_in("/login")
+        on_b = await b.browser(on_a.cookie)
+        sockets = [await on_a.open(), await on_b.open()]
+        await on_a.get(path)
+
+        assert [await socket.code() for socket in sockets] == [AGAIN, AGAIN]
+        assert "close_all_session" in calls
+
+    async def test_the_others(self, serve: Serve) -> None:
+        """Opening, closing, the middleware and the shutdown call theirs."""
+        calls: list[str] = []
+        site = await serve(registry=Node([], calls))
+        browser = await site.logged_in("/login")
+        assert "ensure_id" in calls
+
+        socket = await browser.open()
+        assert "register" in calls
+        await site.stack.aclose()
+        assert "close_all" in calls
+        assert "unregister" in calls
+        await socket.ws.close()
+
+
+class Telling(SessionWSRegistry):
+    """Says something wherever 1.1.1 said nothing."""
+
+    async def new_id(self, request: web.Request) -> Any:
+        """Tell."""
+        await super().new_id(request)
+        return "new"
+
+    async def delete_id(self, request: web.Request) -> Any:
+        """Tell."""
+        await super().delete_id(request)
+        return "deleted"
+
+    async def ensure_id(self, request: web.Request) -> Any:
+        """Give an id to those only who have logged in."""
+        if (await aiohttp_session.get_session(request)).get("user"):
+            await super().ensure_id(request)
+        return "ensured"
+
+    def schedule_close_all_session(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> Any:
+        """Tell, and be no coroutine function."""
+        return "scheduled"
+
+
+class TestHelpers:
+    async def test_return_what_the_method_returns(self, serve: Serve) -> None:
+        """An override may be sync, and its answer arrives."""
+
+        async def ask(request: web.Request) -> web.Response:
+            told: list[Any] = [
+                await new_session_ws_id(request),
+                await delete_session_ws_id(request),
+                await ensure_session_ws_id(request),
+                await schedule_close_all_session_ws(request, web.Response()),
+            ]
+            return web.json_response(told)
+
+        site = await serve(views={"/ask": ask}, registry=Telling())
+        answer = await (await site.browser()).get("/ask")
+
+        assert answer.data == ["new", "deleted", "ensured", "scheduled"]
+
+    async def test_ensure_id_that_skips_visitors(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """Who isn't logged in is given no id, and no cookie."""
+        site = await serve(storage, registry=Telling())
+        browser = await site.browser()
+        visit = await browser.get("/page")
+        await browser.get("/login")
+
+        assert (visit.data["id"], visit.saved) == (None, False)
+        assert (await browser.get("/page")).data["id"] is not None
+
+    async def test_the_id_before_the_handshake(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """``get_session_ws_id()`` knows a new visitor's id before his socket is open."""
+        said: list[Hashable | None] = []
+
+        async def before(request: web.Request) -> web.WebSocketResponse:
+            said.append(await get_session_ws_id(request))
+            async with session_ws(request) as ws:
+                said.append(await get_session_ws_id(request))
+                await ws.send_json({"user": None, "id": said[-1]})
+                await ws.receive()
+            return ws
+
+        site = await serve(storage, {"/before": before})
+        browser = await site.browser()
+        socket = await browser.open("/before")
+        await socket.ws.close()
+
+        assert said[0] == said[1] == socket.id == (await browser.get()).data["id"]
+
+    async def test_the_pattern_of_1_1_1(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A subclass without any override behaves as the registry does."""
+
+        class Mine(SessionWSRegistry):
+            pass
+
+        site = await serve(storage, {"/bye": out_by_pattern}, registry=Mine(timeouts=QUICK))
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await browser.open()
+        answer = await browser.get("/bye")
+
+        assert (answer.status, await socket.code()) == (302, AGAIN)
+        assert "ann" not in await site.presented(stale)

@@ -1,0 +1,322 @@
+"""
+Mistakes that would leave sockets open are errors, or are told once, with the remedy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import SimpleCookieStorage
+
+from aiohttp_session_ws import (
+    Expiry,
+    Limits,
+    PushQueue,
+    SessionWSRegistry,
+    Timeouts,
+    end_identity_ws,
+    registry_from,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+from aiohttp_session_ws.exceptions import NotSetUp
+from tests.promise.conftest import Serve
+from tests.promise.site import DEAD, Site, page, user_of
+from tests.support import QUICK, AiohttpClient
+
+
+def application(*middlewares: Any) -> web.Application:
+    """Return an application with sessions."""
+    sessions = aiohttp_session.session_middleware(SimpleCookieStorage())
+    return web.Application(middlewares=[sessions, *middlewares])
+
+
+Use = Callable[[SessionWSRegistry], Any]
+
+OF_IDENTITY: dict[str, Use] = {
+    "end_identity": lambda registry: registry.end_identity("ann"),
+    "close_all_identity": lambda registry: registry.close_all_identity("ann"),
+    "send_identity": lambda registry: registry.send_identity("ann", "x"),
+    "connections": lambda registry: registry.connections(identity="ann"),
+}
+USES: dict[str, Use] = {
+    "end_session": lambda registry: registry.end_session("id"),
+    "close_all": lambda registry: registry.close_all(),
+    "close_all_session": lambda registry: registry.close_all_session("id"),
+    "count": lambda registry: registry.count(),
+    "send_session": lambda registry: registry.send_session("id", "x"),
+    **OF_IDENTITY,
+}
+
+
+class TestOneRegistry:
+    async def test_in_two_applications(self, aiohttp_client: AiohttpClient) -> None:
+        """The second one that starts says what to do; the first serves on."""
+        registry = SessionWSRegistry(timeouts=QUICK)
+        first, second = application(session_ws_middleware), application(session_ws_middleware)
+        for app in (first, second):
+            setup(app, registry)
+        first.router.add_get("/ws", own_page)
+        client = await aiohttp_client(first)
+        runner = web.AppRunner(second)
+
+        with pytest.raises(NotSetUp, match="registry"):
+            await runner.setup()
+        await runner.cleanup()
+        async with client.ws_connect("/ws") as ws:
+            assert await ws.receive_str(timeout=3) == "in"
+
+    async def test_one_after_the_other(self, aiohttp_client: AiohttpClient) -> None:
+        """When the first has stopped, the second may start."""
+        registry = SessionWSRegistry(timeouts=QUICK)
+        for _ in range(2):
+            app = application(session_ws_middleware)
+            setup(app, registry)
+            app.router.add_get("/ws", own_page)
+            client = await aiohttp_client(app)
+            async with client.ws_connect("/ws") as ws:
+                assert await ws.receive_str(timeout=3) == "in"
+            await client.close()
+
+    def test_setup_twice(self) -> None:
+        """One application takes one registry."""
+        app = application(session_ws_middleware)
+        setup(app)
+
+        with pytest.raises(NotSetUp):
+            setup(app)
+
+    @pytest.mark.parametrize("path", ["/sub/ws", "/sub/page"])
+    async def test_setup_twice_in_one_tree(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture, path: str
+    ) -> None:
+        """A registry below another would know nothing of log-outs above it: that is refused."""
+        root, sub = application(session_ws_middleware), web.Application()
+        setup(root)
+        setup(sub)
+        sub.router.add_get("/ws", own_page)
+        sub.router.add_get("/page", page)
+        root.add_subapp("/sub", sub)
+        client = await aiohttp_client(root)
+        async with client.get(path) as response:
+            assert response.status == 500
+
+        assert "call setup() for the root application only" in caplog.text
+
+    async def test_below_the_root(self, aiohttp_client: AiohttpClient) -> None:
+        """A sub-application has the registry of its root."""
+        root, sub = application(session_ws_middleware), web.Application()
+        registry = setup(root)
+        sub.router.add_get("/ws", own_page)
+        root.add_subapp("/sub", sub)
+        client = await aiohttp_client(root)
+        async with client.ws_connect("/sub/ws") as ws:
+            assert await ws.receive_str(timeout=3) == "in"
+            assert len(registry) == 1
+
+    @pytest.mark.parametrize("use", USES)
+    async def test_before_it_runs(self, use: str) -> None:
+        """It can do nothing yet, and says so, not "done"."""
+        with pytest.raises(NotSetUp, match="setup"):
+            await USES[use](SessionWSRegistry(identify=user_of))
+
+
+async def own_page(request: web.Request) -> web.WebSocketResponse:
+    """Say that it is open."""
+    async with session_ws(request) as ws:
+        await ws.send_str("in")
+        await ws.receive()
+    return ws
+
+
+class TestIdentityWithoutIdentify:
+    @pytest.mark.parametrize("use", OF_IDENTITY)
+    async def test_it_is_an_error(self, serve: Serve, use: str) -> None:
+        """Nobody could be found by it."""
+        site = await serve()
+
+        with pytest.raises(NotSetUp, match="identify"):
+            await OF_IDENTITY[use](site.registry)
+
+    async def test_in_a_handler(self, serve: Serve) -> None:
+        """A log-out everywhere that can't be one says so."""
+
+        async def everywhere(request: web.Request) -> web.Response:
+            with pytest.raises(NotSetUp, match="identify"):
+                await end_identity_ws(request, web.Response())
+            return web.Response()
+
+        site = await serve(views={"/everywhere": everywhere})
+        assert (await (await site.browser()).get("/everywhere")).status == 200
+
+    def test_a_limit(self) -> None:
+        """A limit per identity needs identities."""
+        with pytest.raises((NotSetUp, ValueError), match="identify"):
+            SessionWSRegistry(limits=Limits(per_identity=3))
+
+
+def wrong(make: Callable[[], object], name: str) -> Any:
+    """Return a mistake, and what its error must name."""
+    return pytest.param(make, name, id=name)
+
+
+def call(function: Callable[..., object], *args: Any, **options: Any) -> object:
+    """Call *function* as somebody does who has no type checker."""
+    return function(*args, **options)
+
+
+class TestWrongTypes:
+    @pytest.mark.parametrize(
+        ("make", "name"),
+        [
+            wrong(lambda: call(SessionWSRegistry, limits=5), "limits"),
+            wrong(lambda: call(SessionWSRegistry, timeouts=5), "timeouts"),
+            wrong(lambda: call(SessionWSRegistry, expiry=5), "expiry"),
+            wrong(lambda: call(SessionWSRegistry, identify="user"), "identify"),
+            wrong(lambda: call(SessionWSRegistry, authorize="user"), "authorize"),
+            wrong(lambda: call(SessionWSRegistry, origins=5), "origins"),
+            wrong(lambda: call(SessionWSRegistry, id_factory="id"), "id_factory"),
+            wrong(lambda: call(SessionWSRegistry, session_key=5), "session_key"),
+            wrong(lambda: call(SessionWSRegistry, push_queue=5), "push_queue"),
+            wrong(lambda: call(Timeouts, close="2"), "close"),
+            wrong(lambda: call(Timeouts, drain="2"), "drain"),
+            wrong(lambda: call(Limits, per_session="2"), "per_session"),
+            wrong(lambda: call(Limits, total=2.5), "total"),
+            wrong(lambda: call(Expiry, max_lifetime=datetime.timedelta(hours=1)), "max_lifetime"),
+            wrong(lambda: call(PushQueue, messages="2"), "messages"),
+            wrong(lambda: call(setup, web.Application(), "redis://localhost"), "registry"),
+            wrong(lambda: call(setup, web.Application(), SessionWSRegistry), "takes a"),
+        ],
+    )
+    def test_are_found_at_once(self, make: Callable[[], object], name: str) -> None:
+        """A ``TypeError`` names what is wrong, when it is made and not when it is used."""
+        with pytest.raises(TypeError, match=name):
+            make()
+
+    @pytest.mark.parametrize(
+        ("make", "name"),
+        [
+            wrong(lambda: call(Limits, per_session=-1), "per_session"),
+            wrong(lambda: call(Limits, per_session=1, on_limit="reject"), "on_limit"),
+            wrong(lambda: call(Timeouts, close=-1), "close"),
+            wrong(lambda: call(Timeouts, response=float("nan")), "response"),
+            wrong(lambda: call(Expiry, max_lifetime=-1), "max_lifetime"),
+            wrong(lambda: call(SessionWSRegistry, origins=["example.org"]), "not an origin"),
+        ],
+    )
+    def test_bad_values(self, make: Callable[[], object], name: str) -> None:
+        """A ``ValueError`` names what is wrong."""
+        with pytest.raises(ValueError, match=name):
+            make()
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    """Return the warnings that name *word*."""
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    return [text for record in found if word in (text := record.getMessage())]
+
+
+class TestToldOnce:
+    """Holes that nobody would see: one warning each, with the remedy."""
+
+    async def socket_after(self, site: Site, ws: str, out: str) -> None:
+        """Log in, open a socket, log out; twice."""
+        for _ in range(2):
+            browser = await site.logged_in("/login")
+            opened = await browser.open(ws)
+            await browser.get(out)
+            await opened.ws.close()
+
+    async def test_no_middleware(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+        """Without it a log-out that doesn't use our helpers closes nothing."""
+        site = await serve(site={"middleware": False})
+        await self.socket_after(site, "/ws", "/out/invalidate")
+
+        assert len(warnings_of(caplog, "session_ws_middleware")) == 1
+
+    async def test_a_websocket_that_isnt_ours(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No log-out closes it."""
+
+        async def own(request: web.Request) -> web.WebSocketResponse:
+            ws = web.WebSocketResponse()
+            await ws.prepare(request)
+            await ws.send_json({"user": None, "id": "?"})
+            await ws.receive()
+            return ws
+
+        site = await serve(views={"/own": own})
+        await self.socket_after(site, "/own", "/out/helper")
+
+        assert len(warnings_of(caplog, "without session_ws")) == 1
+
+    async def test_a_foreign_origin(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+        """Each origin once, with the option that lets it in."""
+        site = await serve()
+        for origin in ("https://a.example", "https://b.example", "https://a.example"):
+            assert await site.knock("", Origin=origin) == 403
+
+        assert len(warnings_of(caplog, "https://a.example")) == 1
+        assert len(warnings_of(caplog, "https://b.example")) == 1
+        assert "origins" in warnings_of(caplog, "https://b.example")[0]
+
+    async def test_a_session_changed_in_a_websocket(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nobody saves it."""
+
+        async def counting(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                session = await aiohttp_session.get_session(request)
+                session["count"] = session.get("count", 0) + 1
+                await ws.send_json({"user": await user_of(request), "id": "?"})
+                await ws.receive()
+            return ws
+
+        site = await serve(views={"/counting": counting})
+        for _ in range(2):
+            browser = await site.logged_in()
+            socket = await browser.open("/counting")
+            await socket.ws.close()
+            assert "count" not in (await browser.get()).data
+
+        assert len(warnings_of(caplog, "saved")) == 1
+
+    async def test_nothing_where_all_is_well(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An application without a mistake has nothing in its log."""
+        site = await serve(identify=user_of)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/everywhere")
+        assert await socket.code() == DEAD
+        await asyncio.sleep(0)
+
+        assert not warnings_of(caplog, "")
+
+    async def test_no_registry(self, aiohttp_client: AiohttpClient) -> None:
+        """A handler without a registry says what to call."""
+        said: list[str] = []
+
+        async def ask(request: web.Request) -> web.Response:
+            try:
+                registry_from(request)
+            except NotSetUp as exc:
+                said.append(str(exc))
+            return web.Response()
+
+        app = application()
+        app.router.add_get("/", ask)
+        await (await aiohttp_client(app)).get("/")
+
+        assert "setup(" in said[0]

@@ -1,0 +1,147 @@
+"""
+A stale cookie costs the same however often it is replayed, and pushes out nobody's end.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
+
+import aiohttp_session_ws
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, DEAD, Site, cookie_from_before, user_of
+from tests.support.clock import Wall
+
+GRACE = 31  # seconds, and one more
+WARM, REPLAYS = 20, 100
+OURS = tracemalloc.Filter(True, aiohttp_session_ws.__path__[0] + "/*")
+
+
+async def growth(replay: Callable[[], Awaitable[object]]) -> float:
+    """Return by how many bytes what we keep grows with each replay."""
+
+    def ours() -> int:
+        gc.collect()
+        snapshot = tracemalloc.take_snapshot().filter_traces([OURS])
+        return sum(trace.size for trace in snapshot.traces)
+
+    tracemalloc.start()
+    try:
+        for _ in range(WARM):
+            await replay()
+        before = ours()
+        for _ in range(REPLAYS):
+            await replay()
+        return (ours() - before) / REPLAYS
+    finally:
+        tracemalloc.stop()
+
+
+async def stale_cookie(site: Site, clock: Wall, how: str) -> str:
+    """Return a cookie of ann's that is out of use."""
+    browser = await site.logged_in()
+    stale = browser.cookie
+    await browser.get({"ended": "/out/helper", "carried": "/out/pattern"}.get(how, "/renew"))
+    await browser.get("/page")
+    if how == "replaced for long":
+        clock.advance(GRACE)
+    return stale
+
+
+@pytest.fixture
+def storage() -> AbstractStorage:
+    """One that keeps everything in the cookie: there are copies of those."""
+    return SimpleCookieStorage()
+
+
+@pytest.mark.parametrize("how", ["ended", "carried", "replaced", "replaced for long"])
+class TestReplayed:
+    async def test_by_pages(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
+    ) -> None:
+        """No page makes anything that stays."""
+        site = await serve(storage, identify=user_of)
+        stale = await stale_cookie(site, clock, how)
+
+        assert await growth(lambda: site.replay(stale)) < 16
+
+    async def test_by_handshakes(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
+    ) -> None:
+        """Nor does a handshake."""
+        site = await serve(storage, identify=user_of)
+        stale = await stale_cookie(site, clock, how)
+
+        assert await growth(lambda: site.knock(stale)) < 16
+
+    @pytest.mark.parametrize("path", ["/renew", "/out/helper", "/login?user=ann", "/write?x=1"])
+    async def test_by_views_that_do_something(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str, path: str
+    ) -> None:
+        """Nor does a view that renews, logs out or in, or writes."""
+        site = await serve(storage)
+        stale = await stale_cookie(site, clock, how)
+
+        assert await growth(lambda: site.replay(stale, path)) < 16
+
+    async def test_a_log_out_then(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
+    ) -> None:
+        """Whatever a client has done before, an end is an end."""
+        site = await serve(storage)
+        victim = await site.logged_in()
+        copy = victim.cookie
+        await victim.get("/out/helper")
+        thief = await site.browser(await stale_cookie(site, clock, how))
+        for _ in range(20):
+            await thief.get("/page")
+            await thief.get("/renew")
+        await thief.get("/out/helper")
+
+        assert await site.presented(copy) == (None, DEAD)
+        assert "ann" not in await site.presented(thief.cookie)
+
+
+class TestFirstVisits:
+    async def test_of_an_old_cookie(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A cookie from before there was anything of ours is given the same each time."""
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+
+        assert await growth(lambda: site.replay(cookie)) < 16
+        assert len({(await site.replay(cookie)).data["id"] for _ in range(3)}) == 1
+
+    async def test_of_visitors_who_stay_out(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Who has nothing, and comes once, leaves nothing."""
+        site = await serve(storage, identify=user_of)
+
+        assert await growth(lambda: site.replay("")) < 16
+        assert await growth(lambda: site.knock("")) < 16
+
+
+class TestCopies:
+    """Many copies of one cookie, each at another moment."""
+
+    async def test_one_end_for_all(
+        self, clock: Wall, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """Of twenty renewals each copy is out of use, and one log-out ends them all."""
+        site = await serve(storage)
+        browser = await site.logged_in()
+        copies = []
+        for _ in range(20):
+            copies.append(browser.cookie)
+            await browser.get("/renew")
+        told = {await site.knock(copy) for copy in copies}
+        await browser.get("/page")
+        clock.advance(GRACE)
+
+        assert told == {AGAIN, DEAD} or told == {AGAIN}
+        assert {await site.presented(copy) for copy in copies} == {(None, DEAD)}
+        copies.append(browser.cookie)
+        await browser.get("/out/helper")
+        assert {await site.presented(copy) for copy in copies} == {(None, DEAD)}

@@ -1,0 +1,456 @@
+"""
+One directed trace for each trap of the model: what design.md, section 2, says in each.
+
+A trace holds a request up where the trap is and lets it go on later. What it looks at is what
+anybody with a cookie can see: who a page says one is, and whether a socket opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.promise.world.exchange import Exchange
+from tests.promise.world.steps import Config, Order
+from tests.promise.world.virtual import run
+from tests.promise.world.world import World
+
+COOKIE = Config()
+SERVER = Config(storage="memory")
+STORAGES = pytest.mark.parametrize("config", [COOKIE, SERVER], ids=["cookie", "server"])
+
+NOBODY = None
+OPEN = 101
+
+Trap = Callable[..., Coroutine[Any, Any, None]]
+
+
+def play(config: Config, trap: Trap, *args: Any) -> None:
+    """Run *trap* in a world of its own; the oracle must not complain either."""
+
+    async def main() -> World:
+        async with World(config) as world:
+            await trap(world, *args)
+            await world.end()
+        return world
+
+    world = run(main)
+    assert not world.oracle.violations, "\n".join(
+        [*world.trace, *map(str, world.oracle.violations)]
+    )
+
+
+async def page(world: World, cookie: str | None) -> str | None:
+    """Say by which log-in a page with *cookie* is served, ``None`` if as nobody."""
+    ex = await world.visit("probe", "read", cookie=cookie, lost=True)
+    return (ex.saw or {}).get("tok")
+
+
+async def sock(world: World, cookie: str | None) -> int:
+    """Say with which code a handshake with *cookie* is refused, 101 if it opens."""
+    ex = await world.visit("probe", "open", cookie=cookie, lost=True)
+    return ex.client.closed or ex.client.status or 0
+
+
+async def both(world: World, cookie: str | None) -> tuple[str | None, int]:
+    """Say what a page and a handshake with *cookie* get."""
+    return await page(world, cookie), await sock(world, cookie)
+
+
+def token(ex: Exchange) -> str:
+    """Return the log-in that *ex* has left in its session."""
+    assert ex.left is not None
+    return str(ex.left["tok"])
+
+
+def jar(world: World, name: str = "A") -> str | None:
+    """Return the cookie of a browser."""
+    return world.browser(name).jar
+
+
+async def log_in(world: World, name: str = "A") -> tuple[str, str | None]:
+    """Log a browser in; return the log-in's token and the cookie."""
+    return token(await world.visit(name, "log_in_renewed")), jar(world, name)
+
+
+# A thief with an older generation
+
+
+def test_a_renewal_whose_answer_is_lost_does_not_revive_an_older_generation() -> None:
+    """A generation that was given up stays so, whatever becomes of the next renewal."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.wait(3600)
+        await world.visit("A", "read")
+        assert await both(world, cookie) == (NOBODY, 4401)
+        await world.visit("A", "renew", lost=True)
+        assert await both(world, cookie) == (NOBODY, 4401)
+        await world.wait(31)
+        assert await both(world, cookie) == (NOBODY, 4401)
+        assert await both(world, jar(world)) == (login, OPEN)
+
+    play(COOKIE, trap)
+
+
+def test_a_renewal_grants_no_grace_to_an_older_generation() -> None:
+    """The grace is for the generation that was renewed, not for its predecessors."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.wait(3600)
+        await world.visit("A", "read")
+        assert await page(world, cookie) is NOBODY
+        await world.visit("A", "renew")
+        await world.visit("A", "read")
+        assert await page(world, cookie) is NOBODY
+
+    play(COOKIE, trap)
+
+
+def test_an_older_generation_cannot_renew_itself() -> None:
+    """A thief with an older generation gets no newer one, though an answer was lost."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.visit("A", "read")
+        await world.visit("A", "renew", lost=True)
+        await world.wait(31)
+        stolen = await world.visit("T", "renew", cookie=cookie)
+        await world.wait(60)
+        assert (stolen.saw or {}).get("tok") is NOBODY
+        assert await page(world, jar(world, "T")) is NOBODY
+        assert await page(world, jar(world)) == login
+
+    play(COOKIE, trap)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_within_the_grace_a_replaced_generation_cannot_renew_itself(seen: bool) -> None:
+    """What a replaced session renews is not saved, whether its owner has come back or not."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        if seen:
+            await world.visit("A", "read")
+        await world.wait(5)
+        stolen = await world.visit("T", "renew", cookie=cookie)
+        assert not stolen.saved
+        await world.wait(60)
+        assert await page(world, jar(world)) == login
+
+    play(COOKIE, trap)
+
+
+def test_a_thief_who_renews_first_is_ended_with_the_owner() -> None:
+    """A thief can drive the owner out, but the owner's log-out still ends all of it."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        stolen = await world.visit("T", "renew", cookie=cookie)
+        assert stolen.saved
+        await world.visit("T", "read")
+        await world.wait(60)
+        assert await both(world, cookie) == (NOBODY, 4401)
+        await world.visit("X", "log_out", cookie=cookie)
+        assert await both(world, jar(world, "T")) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
+def test_an_unused_renewal_of_a_thief_does_not_stand_in_the_owners_way() -> None:
+    """After the grace the owner renews what nobody has come with a newer generation of."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        await world.visit("T", "renew", cookie=cookie, lost=True)
+        await world.wait(31)
+        assert (await world.visit("A", "renew")).saved
+        await world.wait(60)
+        assert await both(world, jar(world)) == (login, OPEN)
+        assert await both(world, cookie) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
+# An administrator knows an id
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_the_end_of_any_id_that_a_session_had_ends_it(newest: bool) -> None:
+    """An order by the first id ends what has been renewed since, and the other way round."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "log_in_renewed")
+        old = jar(world)
+        first = world.ids()
+        await world.visit("A", "renew")
+        (new,) = set(world.ids()) - set(first)
+        (first_id,) = first
+        await world.do(Order("end_session", subject=new if newest else first_id))
+        await world.wait(60)
+        assert await both(world, old) == (NOBODY, 4401)
+        assert await both(world, jar(world)) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
+# Log out everywhere else
+
+
+@pytest.mark.parametrize("how", ["log_out", "end_identity", "end_session"])
+def test_logging_out_elsewhere_does_not_save_a_session_that_is_ended_meanwhile(how: str) -> None:
+    """The order begins a new session only if the old one has not ended before."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        held = await world.visit("A", "log_out_elsewhere", "handler")
+        if how == "log_out":
+            await world.visit("X", "log_out", cookie=cookie, lost=True)
+        else:
+            await world.do(Order(how))
+        await world.finish(held)
+        await world.wait(60)
+        assert await both(world, jar(world)) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
+def test_the_second_who_logs_out_elsewhere_ends_nothing() -> None:
+    """The owner's order ends the thief's session, whose own order is refused then."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        _, other = await log_in(world, "B")
+        held = await world.visit("X", "log_out_elsewhere", "handler", cookie=other)
+        mine = token(await world.visit("A", "log_out_elsewhere"))
+        await world.finish(held)
+        assert not held.saved
+        await world.wait(61)
+        assert await both(world, jar(world)) == (mine, OPEN)
+
+    play(COOKIE, trap)
+
+
+def test_a_replaced_generation_cannot_log_out_elsewhere() -> None:
+    """A thief with a replaced generation ends nothing by it."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.visit("A", "read")
+        await world.wait(5)
+        stolen = await world.visit("X", "log_out_elsewhere", cookie=cookie)
+        assert not stolen.saved
+        await world.wait(60)
+        assert await both(world, jar(world)) == (login, OPEN)
+
+    play(COOKIE, trap)
+
+
+def test_logging_out_elsewhere_wins_over_a_renewal_under_way() -> None:
+    """A renewal of the same session that comes later overwrites nothing."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        held = await world.visit("A", "renew", "handled")
+        mine = token(await world.visit("A", "log_out_elsewhere"))
+        await world.finish(held)
+        assert not held.saved
+        await world.wait(1)
+        assert await both(world, jar(world)) == (mine, OPEN)
+        assert await both(world, cookie) == (NOBODY, 4403)
+
+    play(COOKIE, trap)
+
+
+def test_its_own_page_is_told_to_come_back_when_it_logs_out_elsewhere() -> None:
+    """A handshake with the old cookie gets 4403: the answer carries another session."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        held = await world.visit("A", "log_out_elsewhere", "handled")
+        assert await sock(world, cookie) == 4403
+        await world.finish(held)
+        assert await sock(world, cookie) == 4403
+        assert await sock(world, jar(world)) == OPEN
+
+    play(COOKIE, trap)
+
+
+def test_a_double_click_on_log_out_elsewhere_is_one() -> None:
+    """The second order is refused and overwrites nothing."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        first = await world.visit("A", "log_out_elsewhere", "handler")
+        second = await world.visit("A", "log_out_elsewhere", "handler")
+        await world.finish(first)
+        await world.finish(second)
+        assert not second.saved
+        await world.wait(20)
+        assert await both(world, jar(world)) == (token(first), OPEN)
+
+    play(COOKIE, trap)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_one_can_log_in_and_out_everywhere_else_at_once(ended: bool) -> None:
+    """It is refused if the identity was ended since the request arrived."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        held = await world.visit("A", "log_in_only_here", "handler")
+        if ended:
+            await world.do(Order("end_identity"))
+        await world.finish(held)
+        await world.wait(60)
+        assert await page(world, jar(world)) == (NOBODY if ended else token(held))
+
+    play(COOKIE, trap)
+
+
+# A visitor who logs in
+
+
+def test_a_visitors_cookie_is_a_visitors_again_after_the_grace() -> None:
+    """A copy of the cookie from before a log-in is told to come back, then it is nobody's."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        cookie = jar(world)
+        login, _ = await log_in(world)
+        assert await sock(world, cookie) == 4403
+        await world.wait(31)
+        assert await sock(world, cookie) == OPEN
+        stolen = await world.visit("T", "renew", cookie=cookie)
+        assert stolen.saved
+        assert await both(world, jar(world, "T")) == (NOBODY, OPEN)
+        assert await both(world, jar(world)) == (login, OPEN)
+
+    play(COOKIE, trap)
+
+
+@pytest.mark.parametrize("action", ["write", "renew"])
+def test_a_slow_page_of_the_visitor_does_not_overwrite_a_log_in(action: str) -> None:
+    """However long the visitor's page takes, it brings no older session back."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        held = await world.visit("A", action, "handled")
+        login, _ = await log_in(world)
+        await world.wait(40)
+        await world.finish(held)
+        assert await page(world, jar(world)) == login
+
+    play(COOKIE, trap)
+
+
+@pytest.mark.parametrize("action", ["write", "renew", "log_in_renewed"])
+def test_what_overlaps_a_log_in_does_not_undo_it(action: str) -> None:
+    """A write, a renewal or a second log-in of the visitor's session leaves a log-in."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        held = await world.visit("A", action, "handled")
+        login, _ = await log_in(world)
+        await world.finish(held)
+        await world.wait(1)
+        expected = token(held) if action == "log_in_renewed" else login
+        assert await page(world, jar(world)) == expected
+
+    play(COOKIE, trap)
+
+
+# Storages that keep the session on the server
+
+
+@pytest.mark.parametrize("action", ["log_in_renewed", "renew"])
+def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> None:
+    """A page that loads the session just before it is saved overwrites no log-in, no renewal."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        if action == "renew":
+            await log_in(world)
+        cookie = jar(world)
+        held = await world.visit("A", action, "save")
+        between = await world.visit("A", "read", "handled")
+        await world.finish(held)
+        await world.finish(between)
+        assert await both(world, cookie) == (token(held), OPEN)
+
+    play(SERVER, trap)
+
+
+def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
+    """A page that was given the newest generation is not saved over a log-in."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        cookie = jar(world)
+        held = await world.visit("A", "renew", "save")
+        between = await world.visit("A", "read", "handled")
+        await world.finish(held)
+        login, _ = await log_in(world)
+        await world.finish(between)
+        assert await both(world, cookie) == (login, OPEN)
+
+    play(SERVER, trap)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_the_end_of_either_id_ends_a_repaired_session(newest: bool) -> None:
+    """The repair keeps the old id under the newest generation: both ids name it."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        cookie = jar(world)
+        (first,) = world.ids()
+        held = await world.visit("A", "renew", "save")
+        (new,) = set(world.ids()) - {first}
+        between = await world.visit("A", "read", "handled")
+        await world.finish(held)
+        await world.finish(between)
+        await world.do(Order("end_session", subject=new if newest else first))
+        await world.wait(60)
+        assert await both(world, cookie) == (NOBODY, 4401)
+
+    play(SERVER, trap)
+
+
+# Double clicks
+
+
+@STORAGES
+@pytest.mark.parametrize("lost", [False, True], ids=["both arrive", "first lost"])
+@pytest.mark.parametrize(
+    "action", ["log_in", "log_in_renewed", "log_in_anew", "renew", "write", "delete_id"]
+)
+def test_a_double_click_leaves_somebody_logged_in(config: Config, action: str, lost: bool) -> None:
+    """Who clicks twice on any view is logged in afterwards, also if the first answer is lost."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "write")
+        if not action.startswith("log_in"):
+            await log_in(world)
+        cookie = jar(world)
+        first = await world.visit("A", action, "handler", "handled", cookie=cookie, lost=lost)
+        second = await world.visit("A", action, "handler", "handled", cookie=cookie)
+        for ex in (first, second):
+            ex.let_go()
+            await world.settle()
+        await world.finish(first)
+        await world.finish(second)
+        await world.wait(31)
+        found, status = await both(world, jar(world))
+        assert found is not NOBODY
+        assert status == OPEN
+
+    play(config, trap)

@@ -1,0 +1,130 @@
+"""
+Random worlds: whatever happens, the promise holds, and no living browser loses its session.
+
+``pytest tests/promise/test_worlds.py --worlds 20000`` plays more of them. A failure tells its
+seed, the shortest plan that still breaks the same sentence, and the trace of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws._lineage import Lineage
+from aiohttp_session_ws.registry import deferred
+from aiohttp_session_ws.sessions import status as sessions_status
+from aiohttp_session_ws.sessions.records import Change, LineageEnded, LineageRenewed, Records
+from tests.promise.world.oracle import Violation
+from tests.promise.world.plans import make_world, shrink
+from tests.promise.world.steps import Config, Step
+from tests.promise.world.world import play
+
+GROUPS = 10  # so that several processes can share the work
+
+
+def tell(seed: int, port: int, violations: Sequence[Violation]) -> str:
+    """Describe a world that broke the promise."""
+
+    def broken(config: Config, steps: Sequence[Step]) -> list[Violation]:
+        return play(config, steps, port)[0]
+
+    config, steps = make_world(seed)
+    shortest = shrink(config, steps, broken)
+    _, trace = play(config, shortest, port)
+    lines = [f"seed {seed}: {violations[0]}", f"shortest: {config}", *map(repr, shortest)]
+    return "\n".join([*lines, "trace:", *trace])
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_the_promise_holds_in_random_worlds(
+    group: int, redis_port: int, pytestconfig: pytest.Config
+) -> None:
+    """Whatever is over stays over, and who lives is served."""
+    for seed in range(group, pytestconfig.getoption("--worlds", 500), GROUPS):
+        violations, _ = play(*make_world(seed), redis_port)
+        assert not violations, tell(seed, redis_port, violations)
+
+
+# Is the oracle awake? Each of these breaks one sentence of the model.
+
+
+def without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was replaced is replaced for good at once, or not at all while nobody was seen."""
+    judge: Callable[..., sessions_status.Status] = sessions_status.status
+
+    def status(*args: Any) -> sessions_status.Status:
+        return judge(*args[:-1], 0.0)
+
+    monkeypatch.setattr("aiohttp_session_ws.registry.core.status", status)
+    monkeypatch.setattr("aiohttp_session_ws.options.Expiry.renewal_grace", 0.0, raising=False)
+
+
+def renewals_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal forgets when its lineage began."""
+    replace = Lineage._replace
+
+    def forgetful(self: Lineage, **changes: Any) -> Lineage:
+        if "generation" in changes:
+            changes["began"] = time.time()
+        return replace(self, **changes)
+
+    monkeypatch.setattr(Lineage, "_replace", forgetful)
+
+
+def ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a lineage is no record."""
+    merge = Records.merge
+
+    def forgetful(self: Records, change: Change) -> bool:
+        return False if isinstance(change, LineageEnded) else merge(self, change)
+
+    monkeypatch.setattr(Records, "merge", forgetful)
+
+
+def nobody_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody notes that somebody has come with the newest generation."""
+    merge = Records.merge
+
+    def blind(self: Records, change: Change) -> bool:
+        if isinstance(change, LineageRenewed):
+            change = change._replace(seen=False)
+        return merge(self, change)
+
+    monkeypatch.setattr(Records, "merge", blind)
+
+
+def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that vanishes takes with it what its request has done."""
+    bare: Callable[..., Coroutine[Any, Any, None]] = deferred.settle
+
+    async def unless_cancelled(*args: Any) -> None:
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError):
+            await bare(*args)
+
+    monkeypatch.setattr("aiohttp_session_ws.web.middleware.settle", unless_cancelled)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        without_grace,
+        renewals_begin_anew,
+        ends_are_forgotten,
+        nobody_is_seen,
+        cancelled_requests_are_not_settled,
+    ],
+)
+def test_the_oracle_notices_what_is_broken(
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    redis_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A registry that leaves out one sentence of the model is found out within 500 worlds."""
+    mutate(monkeypatch)
+    worlds = (play(*make_world(seed), redis_port) for seed in range(500))
+    assert any(violations for violations, _ in worlds)

@@ -1,0 +1,212 @@
+"""
+The application of a world: real middlewares, a real storage, and gates wherever a request waits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from typing import Any
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp_session import AbstractStorage, Session
+
+from aiohttp_session_ws import (
+    DEFAULT_SESSION_KEY,
+    SessionWSRegistry,
+    session_ws,
+    session_ws_middleware,
+    setup,
+)
+
+from .actions import ACTIONS
+from .exchange import Exchange
+from .ledger import Content
+from .oracle import Oracle
+from .virtual import virtual_loop
+
+NUMBER = "X-Exchange"  # the header by which a request is known
+
+
+class Observed(AbstractStorage):
+    """A storage whose every step can be held up, and is told to the ledger.
+
+    Args:
+        inner: The storage.
+        app: Whose requests it serves.
+        remote: Whether it asks a server outside of the world.
+    """
+
+    def __init__(self, inner: AbstractStorage, app: App, *, remote: bool) -> None:
+        super().__init__(cookie_name=inner.cookie_name, max_age=inner.max_age)
+        self._inner = inner
+        self._app = app
+        self._remote = remote
+
+    async def new_session(self) -> Session:
+        """Make a session."""
+        return await self._inner.new_session()
+
+    async def load_session(self, request: web.Request) -> Session:
+        """Load the session, with a pause before and after."""
+        ex = self._app.exchange_of(request)
+        await ex.pass_gate("load")
+        with self._app.asking(remote=self._remote):
+            session = await self._inner.load_session(request)
+        if ex.loaded is None:
+            self._app.oracle.ledger.load(ex, copy.deepcopy(dict(session)))
+        await ex.pass_gate("loaded")
+        return session
+
+    async def save_session(
+        self, request: web.Request, response: web.StreamResponse, session: Session
+    ) -> None:
+        """Save the session, with a pause before and after."""
+        ex = self._app.exchange_of(request)
+        content = copy.deepcopy(dict(session))
+        self._app.oracle.ledger.save(ex, content)
+        await ex.pass_gate("save")
+        with self._app.asking(remote=self._remote):
+            await self._inner.save_session(request, response, session)
+        cookie = response.cookies.get(self.cookie_name)
+        if cookie is not None and cookie.value:
+            self._app.keep_copy(cookie.coded_value)
+        self._app.oracle.ledger.log(f"{ex}: saves {summary(content)}")
+        await ex.pass_gate("saved")
+
+
+class App:
+    """One server of a world.
+
+    Args:
+        registry: Its registry.
+        storage: Its storage.
+        oracle: Who judges.
+        remote: Whether the storage asks a server outside of the world.
+        handler_cancellation: Whether aiohttp cancels the handler of a client that is gone.
+    """
+
+    def __init__(
+        self,
+        registry: SessionWSRegistry,
+        storage: AbstractStorage,
+        oracle: Oracle,
+        *,
+        remote: bool = False,
+        handler_cancellation: bool = False,
+    ) -> None:
+        self.registry = registry
+        self.oracle = oracle
+        self.copies: list[str] = []
+        self._by_number: dict[str, Exchange] = {}
+        sessions = aiohttp_session.session_middleware(Observed(storage, self, remote=remote))
+        app = web.Application(middlewares=[self._outside, sessions, session_ws_middleware])
+        setup(app, registry)
+        app.on_response_prepare.append(self._on_prepare)
+        app.router.add_get("/page", self._page)
+        app.router.add_get("/ws", self._socket)
+        self.runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=1.0
+        )
+
+    def know(self, ex: Exchange) -> None:
+        """Expect a request."""
+        self._by_number[str(ex.number)] = ex
+
+    def exchange_of(self, request: web.Request) -> Exchange:
+        """Return which exchange *request* is of."""
+        return self._by_number[request.headers[NUMBER]]
+
+    def keep_copy(self, cookie: str) -> None:
+        """Let the thief have a copy of a cookie."""
+        if cookie not in self.copies:
+            self.copies.append(cookie)
+
+    def asking(self, *, remote: bool) -> Any:
+        """Let no time pass while a server outside is asked."""
+        return virtual_loop().asking_outside(count=int(remote))
+
+    # What the registry calls
+
+    async def identify(self, request: web.Request) -> Hashable | None:
+        """Say whose session it is."""
+        await self.exchange_of(request).pass_gate("identify")
+        user: str | None = (await aiohttp_session.get_session(request)).get("user")
+        return user
+
+    async def authorize(self, request: web.Request) -> bool:
+        """Agree, but to those that are here to be refused."""
+        ex = self.exchange_of(request)
+        await ex.pass_gate("authorize")
+        return ex.plan.action != "knock"
+
+    # What aiohttp calls
+
+    @web.middleware
+    async def _outside(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        ex = self.exchange_of(request)
+        try:
+            response = await handler(request)
+            await ex.pass_gate("answer")
+            return response
+        finally:
+            ex.left_server = True
+
+    async def _on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        await self.exchange_of(request).pass_gate("prepare")
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        ex = self.exchange_of(request)
+        async with session_ws(request) as ws:
+            session = await aiohttp_session.get_session(request)
+            self.oracle.open(ex, session)
+            await ws.send_json({"tok": session.get("tok")})
+            async for _ in ws:
+                pass
+        return ws
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        ex = self.exchange_of(request)
+        self.oracle.page(ex, copy.deepcopy(dict(await aiohttp_session.get_session(request))))
+        await ex.pass_gate("handler")
+        response = web.StreamResponse() if ex.plan.ending == "stream" else web.Response()
+        try:
+            await ACTIONS[ex.plan.action](self.oracle.ledger, ex, request, response)
+        finally:
+            ex.left = copy.deepcopy(dict(await aiohttp_session.get_session(request)))
+        await ex.pass_gate("handled")
+        return await self._finish(ex, request, response)
+
+    async def _finish(
+        self, ex: Exchange, request: web.Request, response: web.StreamResponse
+    ) -> web.StreamResponse:
+        match ex.plan.ending:
+            case "redirect":
+                raise web.HTTPFound("/page")
+            case "forbid":
+                raise web.HTTPForbidden
+            case "fail":
+                raise RuntimeError("a handler that fails")
+            case "stream":
+                await response.prepare(request)
+                await response.write(b"a page")
+                await response.write_eof()
+        return response
+
+
+def derived_id(user: str | None) -> str:
+    """Make an id that all sessions of a user share."""
+    return f"of {user}"
+
+
+def id_in_session(content: Content) -> Hashable:
+    """Read the id where the registry puts it."""
+    return content.get(DEFAULT_SESSION_KEY)
+
+
+def summary(content: Content) -> str:
+    """Describe what a session holds."""
+    session_ws_id = str(id_in_session(content))[:6]
+    return f"id {session_ws_id} {content.get('tok', 'nobody')} {content.get('tags', '')}"

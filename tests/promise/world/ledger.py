@@ -1,0 +1,424 @@
+"""
+The log-ins of a world: which are over for certain, and which may be over.
+
+Every log-in writes a token into the session (``tok``), and every renewal a number into a list
+(``tags``). The ledger hears what the pages of the application do, what storages load and save,
+and what administrators order, and keeps two facts of each log-in:
+
+- ``ended``: since when it certainly is over;
+- ``doomed``: the reasons for which its browser may lose it, those that design.md lists as "the
+  only ways a living browser loses its session".
+
+It knows nothing of lineages, generations and records, nor of anything else of the implementation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from .exchange import Exchange
+
+Content: TypeAlias = MutableMapping[str, Any]  # what a session holds
+
+GRACE = 30.0  # Expiry.renewal_grace
+SETTLED = 10.0  # seconds after an end in which what is put into the empty session isn't saved
+
+
+@dataclass(eq=False)
+class Login:
+    """One log-in.
+
+    Attributes:
+        token: What it wrote.
+        user: Who logged in.
+        at: When the handler wrote it.
+        by: The request that did, ``None`` if it was before the world began.
+        ids: The ids of the sessions in which it was ever saved.
+        ended: When it certainly was over.
+        ended_by: By which request, or which order of an administrator.
+        ended_on: On which node; the others may have missed it.
+        doomed: Reasons for which its browser may lose it.
+        shaken: When its sockets were last told to come back.
+    """
+
+    token: str
+    user: str
+    at: float
+    by: Exchange | None
+    ids: set[Hashable] = field(default_factory=set)
+    ended: float | None = None
+    ended_by: Exchange | str = ""
+    ended_on: int = 0
+    doomed: set[str] = field(default_factory=set)
+    shaken: float = -math.inf
+
+    @property
+    def arrived(self) -> float:
+        """When the request arrived that logged in."""
+        return self.at if self.by is None else self.by.arrived
+
+
+class Ledger:
+    """Knows the log-ins.
+
+    Args:
+        identify: Whether the registry knows users.
+        on_server: Whether the storage keeps sessions on the server.
+        id_of: Reads the id from what a session holds.
+        derive: Makes the id of a user's sessions, where they share one.
+        log: Writes a line into the world's trace.
+
+    Attributes:
+        logins: All, by token.
+        exchanges: All requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        identify: bool,
+        on_server: bool,
+        id_of: Callable[[Content], Hashable],
+        derive: Callable[[str], Hashable] | None,
+        log: Callable[[str], None],
+    ) -> None:
+        self.identify = identify
+        self.on_server = on_server
+        self.id_of = id_of
+        self.derive = derive
+        self.log = log
+        self.logins: dict[Any, Login] = {}
+        self.exchanges: list[Exchange] = []
+        self._moments = 0
+        self._saves = 0
+        self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
+        self._cut: set[Exchange] = set()  # those that deleted an id without identify
+        self._elsewhere: set[Exchange] = set()  # those that logged out elsewhere
+        self._dooming: set[Exchange] = set()  # those that may have ended what they came with
+        self._shaking: set[Exchange] = set()
+        self._identity_ends: list[tuple[Hashable, float]] = []
+        self._id_ends: list[tuple[Hashable, float]] = []
+        self._presented: list[Content] = []
+        self._saved: list[Content] = []
+        self._root: dict[Hashable, Hashable] = {}  # joins the ids that one session had
+
+    def now(self) -> float:
+        """Return the time; every call gives another."""
+        self._moments += 1
+        return asyncio.get_running_loop().time() + self._moments * 1e-9
+
+    # What pages do; called by the handlers in actions.py
+
+    def log_in(self, ex: Exchange, session: Content) -> None:
+        """Write a log-in into *session*; the same person's again if it is theirs already."""
+        user = ex.plan.user
+        if session.get("tok") in self.logins and session.get("user") == user:
+            session["user"] = user
+            return
+        if (before := self.seen(ex)) is not None:
+            before.doomed.add(f"{ex} logged in in its place")
+        login = self.add(user, ex)
+        session["user"], session["tok"], session["tags"] = user, login.token, []
+        self._shake(ex)
+        if not self.identify and self._ended_lately(ex):
+            login.doomed.add("the session that it is in was ended before")
+        self.log(f"{ex}: {user} logs in, {login.token}")
+
+    def renewed(self, ex: Exchange, session: Content) -> None:
+        """Note that *ex* has renewed its session."""
+        session["tags"] = [*session.get("tags", ()), ex.number]
+        self._shake(ex)
+
+    def replaced(self, ex: Exchange) -> None:
+        """Note that *ex* has put another session in the place of its own, or emptied it."""
+        ex.replaced = True
+        self._doom(ex, f"{ex} replaced its session")
+
+    def user_left(self, ex: Exchange) -> None:
+        """Note that *ex* has taken the user out of its session."""
+        self._doom(ex, f"{ex} took the user out")
+
+    def id_deleted(self, ex: Exchange, session: Content) -> None:
+        """Note that *ex* has deleted its id: without ``identify`` an end, if it is saved."""
+        before = self.seen(ex)
+        if self.identify or before is None:
+            self.renewed(ex, session)
+        else:
+            self._doom(ex, f"{ex} deleted its id")
+            self._cut.add(ex)
+            session["tok"], session["tags"] = self.add(before.user, ex).token, []
+
+    def log_out(self, ex: Exchange) -> None:
+        """Note that *ex* ends the session it came with, whatever it was given."""
+        self._doom(ex, f"{ex} logged out")
+        self.end(self.logins.get(ex.token), ex, ex.plan.node)
+
+    def close_sockets(self, ex: Exchange) -> None:
+        """Note that *ex* tells the sockets of its session to come back."""
+        self._shake(ex)
+
+    def order_identity(self, ex: Exchange, user: str | None) -> None:
+        """Note that *ex* is about to end the sessions of *user*."""
+        self._orders[ex] = user, self.now()
+        for login in self.of(user):
+            if login.by is not ex:
+                login.doomed.add(f"{ex} ordered the end of {user}")
+        self._shake(ex)
+
+    def order_refused(self, ex: Exchange) -> None:
+        """Note that the order of *ex* ended nothing."""
+        user, _ = self._orders.pop(ex)
+        self.log(f"{ex}: refused to log out elsewhere")
+        for login in self.of(user):
+            login.doomed.discard(f"{ex} ordered the end of {user}")
+            if login.by is ex:
+                login.doomed.add("its order was refused")
+
+    def ended_everywhere(self, ex: Exchange) -> None:
+        """Note that the sessions of a user have been ended by *ex*."""
+        user, at = self._orders.pop(ex, (None, 0.0))
+        if user is not None:
+            self._end_identity(user, at, ex, ex.plan.node, ex)
+
+    def ended_elsewhere(self, ex: Exchange, session: Content) -> None:
+        """Note that *ex* has ended all sessions of its user but the one that it now begins."""
+        user, at = self._orders.pop(ex)
+        before = self.seen(ex)
+        assert user is not None, f"{ex} was told that it logged out nobody elsewhere"
+        self._elsewhere.add(ex)
+        current = self.logins.get(session.get("tok"))
+        if current is None or current.by is not ex:
+            child = self.add(user, ex)
+            session["tok"], session["tags"] = child.token, []
+            if before is not None and before.ended is not None:
+                self.end(child, f"{before.token} was over before", ex.plan.node)
+        self.log(f"{ex}: logged out elsewhere, goes on as {session['tok']}")
+        self._end_identity(user, at, ex, ex.plan.node, ex)
+
+    def done(self, ex: Exchange) -> None:
+        """Note that the application is done with *ex*, and what it has ended by that."""
+        if ex in self._shaking:
+            self._shake(ex)
+        before, left = self.seen(ex), ex.left
+        if before is not None and left is not None:
+            gone = self.identify and left.get("user") != before.user
+            if ex.replaced or gone or (ex in self._cut and ex.saved):
+                self.end(before, ex, ex.plan.node)
+        if ex.plan.action == "log_out_everywhere":
+            self.ended_everywhere(ex)  # also if its client didn't wait for it
+        self._judge_races(ex)
+
+    # What administrators do; called by the world
+
+    def end_id(self, session_ws_id: Hashable, node: int) -> None:
+        """Note that an administrator ends all sessions with an id."""
+        now, name = self.now(), f"end_session({session_ws_id})"
+        self._id_ends.append((session_ws_id, now))
+        for login in self.logins.values():
+            if session_ws_id in login.ids and login.at < now:
+                self.end(login, name, node)
+            came_with = login.by and login.by in self._elsewhere and login.by.loaded
+            if (
+                session_ws_id in self.ids_of(login)
+                or (came_with and self.id_of(came_with) == session_ws_id)
+            ):
+                login.doomed.add(name)
+                login.shaken = now
+
+    def end_identity(self, user: str, node: int) -> None:
+        """Note that an administrator ends all sessions of a user."""
+        for login in self.of(user):
+            login.doomed.add(f"end_identity({user})")
+        self._end_identity(user, self.now(), f"end_identity({user})", node, None)
+
+    def told_to_close(self, subject: Hashable) -> None:
+        """Note that an administrator tells sockets of an id or a user to come back."""
+        for login in self.logins.values():
+            if subject == login.user or subject in self.ids_of(login):
+                login.shaken = self.now()
+
+    # What storages do; called by the storage that the application sees
+
+    def load(self, ex: Exchange, content: Content) -> None:
+        """Note what the storage gave to *ex* first."""
+        ex.loaded, ex.loaded_at = dict(content), self.now()
+        self._presented.append(ex.loaded)
+
+    def save(self, ex: Exchange, content: Content) -> None:
+        """Note what *ex* is about to save."""
+        self._saves += 1
+        ex.order = self._saves
+        ex.saved.append(dict(content))
+        self._saved.append(ex.saved[-1])
+        session_ws_id = self.id_of(content)
+        if ex.loaded and not ex.replaced:
+            self._root[self.root(session_ws_id)] = self.root(self.id_of(ex.loaded))
+        if login := self.logins.get(content.get("tok")):
+            login.ids.add(session_ws_id)
+            if any(i == session_ws_id and t >= login.arrived for i, t in self._id_ends):
+                login.doomed.add("its id was ended while it logged in")
+        self._judge_races(ex)
+
+    # Questions
+
+    def of(self, user: str | None) -> list[Login]:
+        """Return the log-ins of a user."""
+        return [login for login in self.logins.values() if login.user == user]
+
+    def seen(self, ex: Exchange) -> Login | None:
+        """Return the log-in that the handler of *ex* found in its session."""
+        saw = ex.saw or {}
+        return self.logins.get(saw.get("tok")) if saw.get("user") else None
+
+    def ids_of(self, login: Login) -> set[Hashable]:
+        """Return the ids that a log-in may be found under."""
+        if self.derive is not None:
+            return {*login.ids, self.derive(login.user)}
+        if self.identify:
+            return login.ids
+        loaded = self.id_of(login.by.loaded) if login.by and login.by.loaded else None
+        roots = {self.root(session_ws_id) for session_ws_id in {*login.ids, loaded}}
+        return {
+            i for i in {*self._root, *login.ids, loaded} if i is not None and self.root(i) in roots
+        }
+
+    def root(self, session_ws_id: Hashable) -> Hashable:
+        """Return what all ids that a session had have in common."""
+        while (above := self._root.get(session_ws_id, session_ws_id)) != session_ws_id:
+            session_ws_id = above
+        return session_ws_id
+
+    def given_up(self, content: Content, at: float = math.inf) -> bool:
+        """Tell whether somebody has come with a newer renewal of the same session.
+
+        Args:
+            content: What the session holds.
+            at: When it is looked at: within the grace a page is still served.
+        """
+        mine = list(content.get("tags", ()))
+
+        def newer(known: list[Content]) -> Iterator[list[int]]:
+            for other in known:
+                theirs = list(other.get("tags", ()))
+                if theirs != mine[: len(theirs)] and self._same_session(content, other):
+                    yield theirs
+
+        if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
+            return True  # what was renewed twice since is given up at once
+        made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
+        return any(at - arrived >= GRACE for arrived in made)
+
+    # Facts
+
+    def add(self, user: str, ex: Exchange | None) -> Login:
+        """Add a log-in."""
+        login = Login(f"T{len(self.logins) + 1}", user, self.now(), ex)
+        self.logins[login.token] = login
+        if ex and any(u == user and t >= ex.arrived for u, t in self._identity_ends):
+            login.doomed.add(f"{user} was logged out everywhere while it logged in")
+        return login
+
+    def end(self, login: Login | None, by: Exchange | str, node: int) -> None:
+        """Note that a log-in is over."""
+        if login is not None and login.ended is None:
+            login.ended, login.ended_by, login.ended_on = self.now(), by, node
+            login.doomed.add(str(by))
+            self.log(f"{login.token} of {login.user} is over: {by}")
+
+    def _end_identity(
+        self, user: str, at: float, by: Exchange | str, node: int, but: Exchange | None
+    ) -> None:
+        self._identity_ends.append((user, self.now()))  # it may have taken its time
+        for login in self.of(user):
+            if login.by is None or login.by is not but:
+                login.doomed.add(str(by))
+                if login.at < at:
+                    self.end(login, by, node)
+
+    def _doom(self, ex: Exchange, why: str) -> None:
+        """Note that whatever log-in the session of *ex* holds may be over."""
+        self._dooming.add(ex)
+        tokens = {ex.token, (ex.saw or {}).get("tok")}
+        for login in self.logins.values():
+            if login.token in tokens:
+                login.doomed.add(why)
+        if not self.identify and ex.loaded:
+            session_ws_id = self.id_of(ex.loaded)
+            self._id_ends.append((session_ws_id, self.now()))
+            for login in self.logins.values():
+                if session_ws_id in self.ids_of(login) and login.by is not ex:
+                    login.doomed.add(why)
+        self._shake(ex)
+
+    def _shake(self, ex: Exchange) -> None:
+        """Note that sockets of the session of *ex*, and under its id, have to come back."""
+        self._shaking.add(ex)
+        contents = [content for content in (ex.loaded, ex.saw, ex.left, *ex.saved) if content]
+        tokens = {content.get("tok") for content in contents}
+        ids = {self.id_of(content) for content in contents}
+        for login in self.logins.values():
+            if login.token in tokens or ids & self.ids_of(login):
+                login.shaken = self.now()
+
+    def _ended_lately(self, ex: Exchange) -> bool:
+        """Tell whether somebody has ended the session that *ex* came with."""
+        if not ex.loaded:
+            return False
+        root = self.root(self.id_of(ex.loaded))
+        ends = [self.root(i) for i, t in self._id_ends if t > ex.arrived - SETTLED]
+        return root in ends
+
+    def _same_session(self, one: Content, other: Content) -> bool:
+        if self.identify or not one.get("tok"):
+            return one.get("tok") == other.get("tok")
+        return self.root(self.id_of(one)) == self.root(self.id_of(other))
+
+    def _overlapping(self, ex: Exchange) -> Iterator[Exchange]:
+        """Find the requests that came with the same session at the same time."""
+        mine = self.id_of(ex.loaded) if ex.loaded else None
+        for other in self.exchanges:
+            if other is ex or other.loaded is None or (other.done and other.done_at < ex.arrived):
+                continue
+            theirs = self.id_of(other.loaded)
+            same_login = ex.token is not None and ex.token == other.token
+            if same_login or other.cookie == ex.cookie or mine == theirs is not None:
+                yield other
+
+    def _judge_races(self, ex: Exchange) -> None:
+        """Find the log-ins that were lost because somebody else was quicker, or slower."""
+        for other in self._overlapping(ex):
+            self._judge_elsewhere(ex, other)
+            self._judge_elsewhere(other, ex)
+            if self.on_server:
+                self._lose(ex, other)
+                self._lose(other, ex)
+            elif not self.identify or ex.plan.node != other.plan.node:
+                self._lose(ex, other, renewed=ex.plan.node != other.plan.node)
+                self._lose(other, ex, renewed=ex.plan.node != other.plan.node)
+
+    def _judge_elsewhere(self, ex: Exchange, other: Exchange) -> None:
+        """What logs out elsewhere begins nothing if its session is ended by somebody else."""
+        mine = [login for login in self.logins.values() if login.by is ex]
+        logged_in = any(login.by is other for login in self.logins.values())
+        if ex in self._elsewhere and (other in self._dooming or logged_in):
+            for login in mine:
+                login.doomed.add(f"{other} ended the session that it goes on from")
+
+    def _lose(self, winner: Exchange, loser: Exchange, *, renewed: bool = False) -> None:
+        """Note that what *loser* began may be overwritten by what *winner* saved."""
+        why = f"{winner} saved over it"
+        if not winner.saved:
+            return
+        begun = [login for login in self.logins.values() if login.by is loser]
+        if self.on_server and (begun or loser.replaced or winner.replaced):
+            begun += filter(None, [self.seen(loser), self.seen(winner)])
+        elif not renewed:
+            begun = [] if loser.replaced or "renew" in loser.plan.action else begun
+        elif (before := self.seen(loser)) is not None and loser in self._shaking:
+            begun.append(before)
+        for login in begun:
+            login.doomed.add(why)

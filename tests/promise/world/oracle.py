@@ -1,0 +1,288 @@
+"""
+Judges a world by data only: who is shown whose data, and whose socket opens.
+
+- Once a log-in is over (:attr:`Login.ended`), nothing that presents any copy of any cookie that
+  ever carried its token gets a socket, nor a page as that user; its sockets go.
+- A browser whose log-in lives (nothing in :attr:`Login.doomed`) is shown its token on every page,
+  its handshakes open, and its sockets stay, or are told to come back for a reason.
+- What a renewal has given up serves nobody once somebody came with the newer one.
+- Nothing fails that wasn't meant to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .exchange import Exchange
+from .ledger import SETTLED, Content, Ledger, Login
+
+GRACE = 31.0  # Expiry.renewal_grace, and one more
+FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
+MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
+HANDSHAKE = 10.0  # Timeouts.handshake
+MAY_FAIL = ("fail", "stream")  # a stream can't carry a session, which a helper may say
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must never happen.
+
+    Attributes:
+        kind: Which sentence of the promise was broken.
+        what: What happened.
+    """
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}"
+
+
+@dataclass
+class Browser:
+    """A browser, and which log-in it believes in.
+
+    Attributes:
+        name: Its name.
+        jar: Its session cookie.
+        order: The number of the save that this cookie is of.
+        expects: The token of the log-in that it was told of last.
+        parents: With which cookie each of its cookies was asked for.
+    """
+
+    name: str
+    jar: str | None = None
+    order: int = 0
+    expects: str | None = None
+    parents: dict[str | None, str | None] = field(default_factory=dict)
+
+    def came_from(self, cookie: str | None) -> bool:
+        """Tell whether the session it has now has come of the one with *cookie*."""
+        seen: set[str | None] = set()
+        current = self.jar
+        while current is not None and current not in seen:
+            if current == cookie:
+                return True
+            seen.add(current)
+            current = self.parents.get(current)
+        return False
+
+
+@dataclass(eq=False)
+class Socket:
+    """An open websocket.
+
+    Attributes:
+        exchange: Its handshake.
+        opened_at: When it opened.
+        login: Whose it is.
+        left: Whether its browser has left by itself.
+        judged: Whether its end has been judged.
+    """
+
+    exchange: Exchange
+    opened_at: float
+    login: Login | None
+    left: bool = False
+    judged: bool = False
+
+
+@dataclass
+class Oracle:
+    """Watches what a world shows to whom.
+
+    Attributes:
+        ledger: What is known of log-ins.
+        nodes: How many servers there are.
+        sockets: All that ever opened.
+        violations: What was found.
+        reconciled: Whether all nodes have found what they have missed.
+        served: What pages were served, and when.
+    """
+
+    ledger: Ledger
+    nodes: int = 1
+    browsers: dict[str, Browser] = field(default_factory=dict)
+    sockets: list[Socket] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    reconciled: bool = False
+    served: list[tuple[float, Content]] = field(default_factory=list)
+
+    def blame(self, kind: str, what: str) -> None:
+        """Note a violation."""
+        self.violations.append(Violation(kind, what))
+        self.ledger.log(f"VIOLATION {kind}: {what}")
+
+    # What the application shows
+
+    def page(self, ex: Exchange, session: Mapping[str, Any]) -> None:
+        """Judge what the handler of *ex* found in its session."""
+        ex.saw, ex.judged_at = dict(session), self.ledger.now()
+        login = self.ledger.seen(ex)
+        self.ledger.log(f"{ex}: sees {login.token if login else 'nobody'}")
+        if login is not None:
+            self._judge_page(ex, login)
+        expected = self._living(ex)
+        if expected is not None and login is not expected:
+            self.blame("page of nobody", f"{ex} came for {expected.token}, which lives")
+
+    def _judge_page(self, ex: Exchange, login: Login) -> None:
+        if login.ended is not None and ex.loaded_at > login.ended + self._slack():
+            age = ex.loaded_at - login.ended
+            self.blame(
+                "page after the end",
+                f"{ex} is {login.user} by {login.token}, over for {age:.3f} s ({login.ended_by})",
+            )
+        if self.ledger.on_server:
+            return
+        assert ex.saw is not None
+        tags = ex.saw.get("tags", [])
+        for since, other in self.served:
+            newer = other.get("tok") == login.token and len(other["tags"]) > len(tags)
+            if newer and other["tags"][: len(tags)] == tags:
+                late = ex.loaded_at - since - GRACE
+                if late > (MISSED if self.nodes > 1 else 0):
+                    self.blame("given up", f"{ex} is served {tags} after {other['tags']}")
+                    break
+        self.served.append((self.ledger.now(), {"tok": login.token, "tags": tags}))
+
+    def open(self, ex: Exchange, session: Mapping[str, Any]) -> None:
+        """Judge whose socket opens."""
+        ex.saw, ex.judged_at = dict(session), self.ledger.now()
+        login = self.ledger.seen(ex)
+        self.sockets.append(Socket(ex, self.ledger.now(), login))
+        self.ledger.log(f"{ex}: opens for {login.token if login else 'nobody'}")
+        if login is not None and login.ended is not None and not self._asked_before(ex, login):
+            age = self.ledger.now() - login.ended
+            self.blame(
+                "socket after the end",
+                f"{ex} is {login.user} by {login.token}, over for {age:.3f} s ({login.ended_by})",
+            )
+        expected = self._living(ex)
+        if expected is not None and login is not expected:
+            self.blame("socket of nobody", f"{ex} came for {expected.token}, which lives")
+
+    # What becomes of it
+
+    def done(self, ex: Exchange) -> None:
+        """Judge the response of *ex*; the application is done with it."""
+        ex.done, ex.done_at = True, self.ledger.now()
+        self.ledger.done(ex)
+        status = ex.client.status
+        self.ledger.log(f"{ex}: {status}{f' {ex.client.closed}' if ex.client.closed else ''}")
+        if ex.refused:
+            self._judge_refusal(ex)
+        elif status is not None and status >= 500 and ex.plan.ending not in MAY_FAIL:
+            late = ex.plan.upgrade and ex.done_at - ex.arrived >= HANDSHAKE
+            if not (status == 503 and late):  # what asks for a websocket may not load for ever
+                self.blame("error", f"{ex} was answered with {status}")
+
+    def _judge_refusal(self, ex: Exchange) -> None:
+        status, code = ex.client.status, ex.client.closed
+        if status == 403 and ex.plan.action == "knock":
+            return
+        if status is None or (status == 503 and ex.done_at - ex.arrived >= HANDSHAKE):
+            return  # its client has gone, or it was held up for too long
+        if status != 101:
+            self.blame("error", f"{ex} was refused with {status}")
+            return
+        login = self._living(ex)
+        if login is not None and (code != 4403 or login.shaken < ex.arrived - GRACE):
+            self.blame("refused", f"{ex} got {code}, though {login.token} lives")
+
+    def deliver(self, ex: Exchange, cookie: str | None, *, has_cookie: bool) -> None:
+        """Let a browser take a response."""
+        browser = self.browsers[ex.presenter]
+        overtaken = has_cookie and ex.order < browser.order
+        saw: str | None = (ex.saw or {}).get("tok")
+        lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
+        slow = ex.judged_at - ex.arrived >= SETTLED  # it may have been given an empty session
+        another = slow or self._began_anew(ex) or not browser.came_from(ex.cookie)
+        uninvited = has_cookie and browser.jar != ex.cookie and another
+        if has_cookie:
+            browser.parents[cookie] = ex.cookie
+            browser.jar, browser.order = cookie, ex.order
+        if ex.plan.opens or not ex.client.status or ex.client.status >= 400:
+            token: str | None = browser.expects
+        elif (ex.left or {}).get("tok") == saw:
+            token = browser.expects
+        else:
+            token = self._told(ex)
+        if overtaken or ((uninvited or lost) and token == browser.expects):
+            token = None  # two answers overtook each other; two first visits
+        browser.expects = token
+        self.ledger.log(f"{ex}: delivered{'' if has_cookie else ' without a cookie'}")
+
+    def _told(self, ex: Exchange) -> str | None:
+        """Return the token that a page has told its browser of, if it was saved."""
+        token: str | None = (ex.left or {}).get("tok")
+        login = self.ledger.logins.get(token)
+        if login is None or any(content.get("tok") == token for content in ex.saved):
+            return token
+        must = self.ledger.identify or ex.replaced
+        if must and ex.plan.ending != "stream" and not login.doomed:
+            self.blame("log-in not saved", f"{ex}, {login.token}")
+        return None
+
+    def check_sockets(self) -> None:
+        """Judge the sockets that are open, and those that were closed."""
+        now = self.ledger.now()
+        for socket in self.sockets:
+            login, ex = socket.login, socket.exchange
+            if login is None or socket.judged:
+                continue
+            if ex.client.closed is not None or not ex.client.answered:
+                socket.judged = True
+                self._judge_close(socket, login)
+            elif not self.reconciled and ex.plan.node != login.ended_on:
+                continue  # its node may have missed the message
+            elif login.ended is not None and now - self._told_at(socket, login) > FAREWELL:
+                socket.judged = True
+                self.blame("socket survives", f"of {ex}, {login.token} ({login.ended_by})")
+
+    def _judge_close(self, socket: Socket, login: Login) -> None:
+        ex, code = socket.exchange, socket.exchange.client.closed
+        if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
+            return
+        if code != 4403 or login.shaken < ex.arrived - GRACE:
+            self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
+
+    # Questions
+
+    def _living(self, ex: Exchange) -> Login | None:
+        """Return the log-in that a browser is to be served as, ``None`` if it isn't certain."""
+        login = self.ledger.logins.get(ex.expects)
+        if login is None or login.doomed or ex.loaded is None:
+            return None
+        if self.ledger.on_server:
+            return login  # an older generation there is the trace of a race, and repaired
+        return None if self.ledger.given_up(ex.loaded, self.ledger.now()) else login
+
+    def _slack(self) -> float:
+        return MISSED if self.nodes > 1 else 0.0  # a renewal on another node may be news here
+
+    def _told_at(self, socket: Socket, login: Login) -> float:
+        """Return when the sockets of a log-in that is over are told at the latest."""
+        assert login.ended is not None
+        ender = login.ended_by
+        if isinstance(ender, Exchange):  # they wait for its response, and that for its handler
+            return max(ender.done_at, socket.opened_at) if ender.done else math.inf
+        return max(login.ended, socket.opened_at)
+
+    def _asked_before(self, ex: Exchange, login: Login) -> bool:
+        """Tell whether the end came when *ex* had perhaps asked already, on another node.
+
+        The message, or the next heartbeat, closes its socket.
+        """
+        assert login.ended is not None
+        return ex.plan.node != login.ended_on and ex.arrived < login.ended
+
+    def _began_anew(self, ex: Exchange) -> bool:
+        """Tell whether *ex* was given a session that has nothing to do with its cookie."""
+        if not ex.loaded or not ex.saved:
+            return True
+        return self.ledger.id_of(ex.loaded) != self.ledger.id_of(ex.saved[-1])

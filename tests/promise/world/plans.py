@@ -1,0 +1,147 @@
+"""
+Random plans from seeds, and the shortest plan that still breaks the same sentence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from .actions import ABOUT_IDENTITIES, ACTIONS
+from .exchange import ENDINGS, GATES, Plan
+from .oracle import Violation
+from .steps import (
+    Config,
+    Deliver,
+    GoOn,
+    Leave,
+    Order,
+    SetClock,
+    Step,
+    Theft,
+    Vanish,
+    Visit,
+    Wait,
+)
+from .world import BROWSERS
+
+T = TypeVar("T")
+
+STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
+#: What happens most often is there more than once.
+WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "knock": 1}
+#: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
+WAITS = [0.2, 11.0, 31.0, 70.0]
+
+
+def make_config(rng: random.Random) -> Config:
+    """Choose what kind of world it is."""
+    return Config(
+        storage=rng.choice(STORAGES),
+        identify=rng.random() < 0.7,
+        ids="derived" if rng.random() < 0.2 else "unique",
+        legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
+        cancels=rng.random() < 0.3,
+        nodes=2 if rng.random() < 0.25 else 1,
+    )
+
+
+def make_plan(rng: random.Random, config: Config) -> Plan:
+    """Choose what somebody does."""
+    names = [name for name in ACTIONS if config.identify or name not in ABOUT_IDENTITIES]
+    names += ["open", "knock"]
+    action = rng.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
+    return Plan(
+        action,
+        user=rng.choice(["ann", "ann", "bob"]),
+        ending=rng.choice(ENDINGS) if rng.random() < 0.15 else "return",
+        pauses=tuple(gate for gate in GATES if rng.random() < 0.2),
+        lost=rng.random() < 0.1,
+        upgrade=rng.random() < 0.08,
+        node=rng.randrange(config.nodes),
+    )
+
+
+def make_step(rng: random.Random, config: Config) -> Step:
+    """Choose what happens next."""
+    kind = rng.random()
+    if kind < 0.36:
+        return Visit(rng.choice(BROWSERS), make_plan(rng, config))
+    if kind < 0.46:
+        return Theft(rng.randrange(100), make_plan(rng, config))
+    if kind < 0.82:
+        return GoOn(rng.randrange(100))
+    if kind < 0.88:
+        return Wait(rng.choice(WAITS))
+    if kind < 0.91:
+        return Vanish(rng.randrange(100))
+    if kind < 0.92:
+        return Leave(rng.randrange(100))
+    if kind < 0.935:
+        return SetClock(rng.choice([-70.0, -3.0, 3.0, 70.0]))
+    if kind < 0.96 and config.nodes > 1:
+        return Deliver(rng.randrange(100))
+    orders = ["end_session", "end_session", "close_all_session"]
+    if config.identify:
+        orders += ["end_identity", "end_identity", "close_all_identity"]
+    return Order(
+        rng.choice(orders),
+        rng.randrange(100),
+        rng.choice(["ann", "ann", "bob"]),
+        rng.randrange(config.nodes),
+    )
+
+
+def make_world(seed: int) -> tuple[Config, list[Step]]:
+    """Make the world of a seed: its kind, and what happens in it."""
+    rng = random.Random(seed)
+    config = make_config(rng)
+    return config, [make_step(rng, config) for _ in range(rng.randrange(5, 30))]
+
+
+def shrink(
+    config: Config,
+    steps: Sequence[Step],
+    broken: Callable[[Config, Sequence[Step]], list[Violation]],
+) -> list[Step]:
+    """Leave out whatever isn't needed to break the same sentence.
+
+    Args:
+        config: What kind of world it is.
+        steps: What happens in it.
+        broken: Plays a world and returns what it violated.
+    """
+    kinds = {violation.kind for violation in broken(config, steps)}
+
+    def still(candidate: Sequence[Step]) -> bool:
+        return bool(kinds & {violation.kind for violation in broken(config, candidate)})
+
+    kept = list(steps)
+    for size in (8, 4, 2, 1, 1):
+        position = len(kept)
+        while (position := position - size) > -size:
+            start = max(position, 0)
+            candidate = kept[:start] + kept[start + size :]
+            if still(candidate):
+                kept = candidate
+    for position, step in enumerate(kept):
+        for simpler in simplified(step):
+            candidate = [*kept[:position], simpler, *kept[position + 1 :]]
+            if still(candidate):
+                kept = candidate
+                break
+    return kept
+
+
+def simplified(step: Step) -> list[Step]:
+    """Return plainer steps of the same kind, the plainest first."""
+    if not isinstance(step, Visit | Theft):
+        return []
+    plan = step.plan
+    plans = [replace(plan, ending="return", pauses=(), lost=False, upgrade=False)]
+    plans += [replace(plan, ending="return"), replace(plan, upgrade=False)]
+    plans += [replace(plan, pauses=()), replace(plan, lost=False)]
+    plans += [replace(plan, pauses=(gate,)) for gate in plan.pauses if len(plan.pauses) > 1]
+    return [replace(step, plan=simpler) for simpler in plans if simpler != plan]

@@ -1,0 +1,209 @@
+"""
+An event loop whose time passes only while everything waits, and the clocks to go with it.
+
+Nothing in a world sleeps: when all tasks wait, the time jumps to the next timer. Half a minute of
+grace takes as long as the timers that fire in it, and the same seed gives the same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import selectors
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+from unittest import mock
+
+T = TypeVar("T")
+
+EPOCH = 1_800_000_000.0  # what the wall clock shows when a world begins
+UPTIME = 1_000.0  # what the monotonic clock shows then
+SILENCE = 5.0  # real seconds after which a server outside of the world is given up
+CLOCKS = (time.time, time.monotonic)
+PATCHED = ("aiohttp_session_ws", "aiohttp_session", "tests.")  # packages whose clocks are virtual
+
+
+class VirtualTime:
+    """The clocks of a world.
+
+    Attributes:
+        elapsed: Seconds since the world began.
+        wall_offset: Seconds by which somebody has set the wall clock.
+    """
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.wall_offset = 0.0
+
+    def monotonic(self) -> float:
+        """Stand in for ``time.monotonic``."""
+        return UPTIME + self.elapsed
+
+    def time(self) -> float:
+        """Stand in for ``time.time``."""
+        return EPOCH + self.elapsed + self.wall_offset
+
+
+class VirtualSelector(selectors.BaseSelector):
+    """Lets the time jump where a real selector would wait.
+
+    Args:
+        clock: Whose time.
+
+    Attributes:
+        outside: Number of questions that a server outside of the world has yet to answer.
+        patience: Real seconds to listen to the outside before the loop counts as idle.
+        idle: Called once when the loop is idle; the time doesn't jump then.
+    """
+
+    def __init__(self, clock: VirtualTime) -> None:
+        self._clock = clock
+        self._real = selectors.DefaultSelector()
+        self.outside = 0
+        self.patience = 0.0
+        self.idle: list[Callable[[], None]] = []
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready; if nothing is, jump to the next timer."""
+        events = self._real.select(0)
+        if events or (timeout is not None and timeout <= 0):
+            return events
+        if self.outside:
+            events = self._real.select(SILENCE)
+            assert events, "a server outside of the world doesn't answer"
+            return events
+        if self.patience and (events := self._real.select(self.patience)):
+            return events
+        if self.idle:
+            waiting, self.idle = self.idle, []
+            for callback in waiting:
+                callback()
+        elif timeout is None:
+            raise RuntimeError("everything in this world waits for something that can't happen")
+        else:
+            self._clock.elapsed += timeout
+        return []
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Register as the real one does."""
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        """Unregister as the real one does."""
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Modify as the real one does."""
+        return self._real.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        """Return the map of the real one."""
+        return self._real.get_map()
+
+    def close(self) -> None:
+        """Close the real one."""
+        self._real.close()
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop by the time of a world."""
+
+    def __init__(self, clock: VirtualTime) -> None:
+        self.clock = clock
+        self.virtual_selector = VirtualSelector(clock)
+        super().__init__(self.virtual_selector)
+
+    def time(self) -> float:
+        """Return the virtual time."""
+        return self.clock.monotonic()
+
+    async def quiet(self) -> None:
+        """Wait until all tasks wait; no time passes."""
+        idle = asyncio.Event()
+        self.virtual_selector.idle.append(idle.set)
+        await idle.wait()
+
+    @contextlib.contextmanager
+    def asking_outside(self, *, count: int = 1) -> Iterator[None]:
+        """Let no time jump while a server outside of the world is asked *count* questions."""
+        self.virtual_selector.outside += count
+        try:
+            yield
+        finally:
+            self.virtual_selector.outside -= count
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run *main* in an event loop of virtual time."""
+    clock = VirtualTime()
+    with patched_clocks(clock), asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
+        return runner.run(main())
+
+
+def virtual_loop() -> VirtualLoop:
+    """Return the running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop), "only inside of run()"
+    return loop
+
+
+@contextlib.contextmanager
+def patched_clocks(clock: VirtualTime) -> Iterator[None]:
+    """Let all code read *clock*, also where a default argument has kept the real function."""
+    pairs = [(time.time, clock.time), (time.monotonic, clock.monotonic)]
+
+    def virtual(value: Any) -> Any:
+        return next((fake for real, fake in pairs if value is real), value)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(time, "time", clock.time))
+        stack.enter_context(mock.patch.object(time, "monotonic", clock.monotonic))
+        for function in functions_with_clocks(len(sys.modules)):
+            positional, named = function.__defaults__, function.__kwdefaults__
+            stack.callback(set_defaults, function, positional, named)
+            set_defaults(
+                function,
+                positional and tuple(map(virtual, positional)),
+                named and {name: virtual(value) for name, value in named.items()},
+            )
+        yield
+
+
+def set_defaults(
+    function: FunctionType, positional: tuple[Any, ...] | None, named: dict[str, Any] | None
+) -> None:
+    """Set the default arguments of *function*."""
+    function.__defaults__ = positional
+    function.__kwdefaults__ = named
+
+
+@functools.cache
+def functions_with_clocks(modules: int) -> list[FunctionType]:
+    """Find the functions of ours that keep a clock as a default argument.
+
+    Args:
+        modules: How many are loaded; when there are more, it is time to search again.
+    """
+    ours = [m for name, m in sys.modules.items() if name.startswith(PATCHED)]
+    owners: list[ModuleType | type] = list(ours)
+    owners += {value for module in ours for value in vars(module).values() if is_ours(value)}
+    found = {value for owner in owners for value in vars(owner).values() if keeps_clock(value)}
+    return sorted(found, key=lambda function: function.__qualname__)
+
+
+def is_ours(value: object) -> bool:
+    """Tell whether *value* is a class of the packages that are patched."""
+    return inspect.isclass(value) and value.__module__.startswith(PATCHED)
+
+
+def keeps_clock(value: object) -> bool:
+    """Tell whether *value* is a function with a clock as a default argument."""
+    if not inspect.isfunction(value):
+        return False
+    kept = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return any(default is clock for default in kept for clock in CLOCKS)

@@ -1,0 +1,205 @@
+"""
+Clients that are joined to aiohttp's server in memory, and see what a browser sees.
+
+The server is aiohttp's own, from the first byte of a request on; only the TCP connection
+between the two ends is replaced by two lists, so that nothing depends on the kernel's timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+#: Makes a server's end of a connection: ``AppRunner.server``.
+ServerFactory = Callable[[], asyncio.Protocol]
+
+UPGRADE = (
+    ("Upgrade", "websocket"),
+    ("Connection", "Upgrade"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", base64.b64encode(bytes(16)).decode()),
+)
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10  # opcodes
+
+
+class MemoryTransport(asyncio.Transport):
+    """The server's end of a connection that is no TCP connection."""
+
+    def __init__(self, protocol: asyncio.Protocol, client: Client) -> None:
+        super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)})
+        self._loop = asyncio.get_running_loop()
+        self._protocol = protocol
+        self._client = client
+        self._closing = False
+        self._received: list[bytes] | None = None  # what waits while reading is paused
+
+    def feed(self, data: bytes) -> None:
+        """Deliver what the client has sent."""
+        if self._received is not None:
+            self._received.append(data)
+        elif not self._closing:
+            self._protocol.data_received(data)
+
+    def lose(self, exc: Exception | None = None) -> None:
+        """Tell the server that the connection is gone."""
+        if not self._closing:
+            self._closing = True
+            self._protocol.connection_lost(exc)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send to the client; nothing ever waits in a buffer."""
+        if not self._closing:
+            self._loop.call_soon(self._client.receive, bytes(data))
+
+    def close(self) -> None:
+        """Close the connection as soon as all has been sent."""
+        if not self._closing:
+            self._closing = True
+            self._loop.call_soon(self._protocol.connection_lost, None)
+            self._loop.call_soon(self._client.lose)
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        self.close()
+
+    def is_closing(self) -> bool:
+        """Tell whether it is closed."""
+        return self._closing
+
+    def pause_reading(self) -> None:
+        """Keep what the client sends."""
+        if self._received is None:
+            self._received = []
+
+    def resume_reading(self) -> None:
+        """Deliver what was kept."""
+        kept, self._received = self._received or [], None
+        for data in kept:
+            self.feed(data)
+
+    def is_reading(self) -> bool:
+        """Tell whether reading is not paused."""
+        return self._received is None and not self._closing
+
+    def get_write_buffer_size(self) -> int:
+        """Return 0: all has been sent."""
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Accept any limit of a buffer that is always empty."""
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the server's protocol."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Switch protocols."""
+        assert isinstance(protocol, asyncio.Protocol)
+        self._protocol = protocol
+
+
+class Client:
+    """One request, its response, and the websocket that comes of it.
+
+    Attributes:
+        status: The status of the response, ``None`` while none has come.
+        set_cookie: The value of the ``Set-Cookie`` header, ``None`` without one.
+        answered: Whether the response is complete, or the connection is gone.
+        hello: What the server first sent over the websocket.
+        closed: The code with which the websocket was closed; 1006 without a close frame.
+    """
+
+    def __init__(self, server: ServerFactory, path: str, headers: list[tuple[str, str]]) -> None:
+        self._buffer = b""
+        self._loop = asyncio.get_running_loop()
+        self.status: int | None = None
+        self.set_cookie: str | None = None
+        self.answered = False
+        self.hello: dict[str, Any] | None = None
+        self.closed: int | None = None
+        self._length: int | None = None  # of the response's body
+        self._chunked = False
+        protocol = server()
+        self._transport = MemoryTransport(protocol, self)
+        protocol.connection_made(self._transport)
+        lines = [f"GET {path} HTTP/1.1", "Host: world"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        self._send("\r\n".join([*lines, "", ""]).encode())
+
+    def vanish(self) -> None:
+        """Cut the connection without a word."""
+        self._transport.lose(ConnectionResetError("the client has gone"))
+        self.lose()
+
+    def leave(self) -> None:
+        """Close the websocket as a page does that is left."""
+        self._send_frame(CLOSE, struct.pack("!H", 1001))
+
+    def receive(self, data: bytes) -> None:
+        """Take what the server has sent."""
+        self._buffer += data
+        if self.status is None:
+            self._read_head()
+        if self.status == 101:
+            self._read_frames()
+        elif self._complete() and not self.answered:
+            self._finish()
+
+    def lose(self) -> None:
+        """Take it that the server has closed the connection."""
+        if self.status == 101 and self.closed is None:
+            self.closed = 1006
+        self.answered = True
+
+    def _complete(self) -> bool:
+        if self._chunked:
+            return self._buffer.endswith(b"0\r\n\r\n")
+        return self._length is not None and len(self._buffer) >= self._length
+
+    def _finish(self) -> None:
+        self.answered = True
+        self._loop.call_soon(self._transport.lose)  # browsers would keep it; the world is small
+
+    def _read_head(self) -> None:
+        head, end, rest = self._buffer.partition(b"\r\n\r\n")
+        if not end:
+            return
+        text, self._buffer = head.decode(), rest
+        self.status = int(text.split()[1])
+        if found := re.search(r'(?im)^set-cookie: [^=]+=("(?:\\.|[^"\\\r])*"|[^;\r]*)', text):
+            self.set_cookie = found[1]
+        if found := re.search(r"(?im)^content-length: (\d+)", text):
+            self._length = int(found[1])
+        self._chunked = "transfer-encoding: chunked" in text.lower()
+        self.answered = self.status == 101
+
+    def _read_frames(self) -> None:
+        while len(self._buffer) >= 2 and self.closed is None:
+            size, start = self._buffer[1] & 127, 2
+            if size == 126:
+                size, start = int.from_bytes(self._buffer[2:4], "big"), 4
+            if len(self._buffer) < start + size:
+                return
+            opcode, payload = self._buffer[0] & 15, self._buffer[start : start + size]
+            self._buffer = self._buffer[start + size :]
+            self._take_frame(opcode, payload)
+
+    def _take_frame(self, opcode: int, payload: bytes) -> None:
+        if opcode == TEXT:
+            self.hello = self.hello or json.loads(payload)
+        elif opcode == PING:
+            self._send_frame(PONG, payload)
+        elif opcode == CLOSE:
+            self.closed = struct.unpack("!H", payload[:2])[0] if payload else 1005
+            self._send_frame(CLOSE, payload)
+
+    def _send_frame(self, opcode: int, payload: bytes) -> None:
+        self._send(bytes([0x80 | opcode, 0x80 | len(payload)]) + bytes(4) + payload)
+
+    def _send(self, data: bytes) -> None:
+        self._loop.call_soon(self._transport.feed, data)

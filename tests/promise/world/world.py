@@ -1,0 +1,359 @@
+"""
+A world: servers, browsers with cookie jars, a thief with copies, administrators, and an oracle.
+
+A plan is a list of steps. A world does one after the other; between two steps it waits until all
+that can happen without time passing has happened. So the same plan gives the same world, and a
+step can be left out to see whether it mattered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any
+
+import aiohttp_session
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from aiohttp_session import Session
+
+from aiohttp_session_ws import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, SessionWSRegistry
+
+from .app import NUMBER, App, derived_id, id_in_session
+from .cluster import SharedRecords, registry_in
+from .exchange import Exchange, Plan
+from .ledger import Ledger
+from .oracle import Browser, Oracle, Violation
+from .steps import (
+    Config,
+    Deliver,
+    GoOn,
+    Leave,
+    Order,
+    SetClock,
+    Step,
+    Theft,
+    Vanish,
+    Visit,
+    Wait,
+)
+from .storages import make_storage
+from .virtual import run, virtual_loop
+from .wire import UPGRADE, Client
+
+BROWSERS = "A", "B"
+TICK = 0.001  # seconds between two steps
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, config: Config, redis_port: int | None = None) -> None:
+        self.config = config
+        self.trace: list[str] = []
+        self._remote = config.storage == "redis"
+        self._storage, self._close_storage = make_storage(config.storage, redis_port)
+        self._counter = 0
+        self._running: list[asyncio.Task[Any]] = []
+        ledger = Ledger(
+            identify=config.identify,
+            on_server=config.on_server,
+            id_of=id_in_session,
+            derive=derived_id if config.ids == "derived" else None,
+            log=self.log,
+        )
+        self.oracle = Oracle(ledger, config.nodes)
+        self.apps: list[App] = []
+        self.shared = SharedRecords() if config.nodes > 1 else None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What is known of log-ins."""
+        return self.oracle.ledger
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """All requests so far."""
+        return self.oracle.ledger.exchanges
+
+    def log(self, line: str) -> None:
+        """Add a line to the trace."""
+        self.trace.append(f"{virtual_loop().clock.elapsed:9.3f}  {line}")
+
+    # Coming and going
+
+    async def __aenter__(self) -> World:
+        virtual_loop().set_exception_handler(self._on_loop_error)
+        for _ in range(self.config.nodes):
+            await self._add_app()
+        if self.config.legacy:
+            for browser in BROWSERS:
+                await self._give_legacy(self.browser(browser))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._running:
+            task.cancel()
+        for app in self.apps:
+            await app.runner.cleanup()
+        with virtual_loop().asking_outside(count=int(self._remote)):
+            await self._close_storage()
+
+    def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
+
+    async def _add_app(self) -> None:
+        app: App
+        options: dict[str, Any] = {"id_factory": self._make_id}
+        if self.config.ids == "unique":
+            options["id_factory"] = DEFAULT_ID_FACTORY
+        if self.config.identify:
+            options["identify"] = lambda request: app.identify(request)
+        options["authorize"] = lambda request: app.authorize(request)
+        if self.shared is None:
+            registry = SessionWSRegistry(**options)
+        else:
+            registry = registry_in(self.shared, f"node {len(self.apps)}", **options)
+        app = App(
+            registry,
+            self._storage,
+            self.oracle,
+            remote=self._remote,
+            handler_cancellation=self.config.cancels,
+        )
+        if self.apps:
+            app.copies = self.apps[0].copies
+        self.apps.append(app)
+        await app.runner.setup()
+
+    async def _make_id(self, request: web.Request) -> str:
+        """Derive an id from the user."""
+        ex = self.apps[0].exchange_of(request)
+        await ex.pass_gate("id_factory")
+        return derived_id((await aiohttp_session.get_session(request)).get("user"))
+
+    async def _give_legacy(self, browser: Browser) -> None:
+        """Give a browser a session of before the installation."""
+        login = self.ledger.add("ann", None)
+        login.at -= 50.0
+        content: dict[str, Any] = {"user": "ann", "tok": login.token}
+        if self.config.legacy == "1.1.1":
+            content[DEFAULT_SESSION_KEY] = f"old-{browser.name}"
+            login.ids.add(f"old-{browser.name}")
+        storage = self._storage
+        data = {"session": content, "created": int(virtual_loop().clock.time()) - 50}
+        session = Session(None, data=data, new=False)  # type: ignore[arg-type]  # it's one
+        response = web.Response()
+        with virtual_loop().asking_outside(count=int(self._remote)):
+            await storage.save_session(make_mocked_request("GET", "/"), response, session)
+        browser.jar = response.cookies[storage.cookie_name].coded_value
+        browser.expects = login.token
+        self.apps[0].keep_copy(browser.jar)
+
+    # Steps
+
+    async def visit(
+        self, name: str, action: str, *pauses: str, cookie: str | None = "jar", **plan: Any
+    ) -> Exchange:
+        """Send a request; come back when it is over, or held up at the first of *pauses*.
+
+        Args:
+            name: The browser.
+            action: What it does.
+            pauses: Where it is held up, until :meth:`finish`.
+            cookie: The cookie that it comes with, if not the one it has.
+            plan: What else its plan says.
+        """
+        jar = self.browser(name).jar if cookie == "jar" else cookie
+        ex = self.send(name, Plan(action, pauses=pauses, **plan), jar)
+        await self.settle()
+        return ex
+
+    async def finish(self, *exchanges: Exchange) -> None:
+        """Let requests that are held up go on to their end."""
+        for ex in exchanges:
+            while not ex.over:
+                assert ex.let_go() is not None, f"{ex} waits for something else"
+                await self.settle()
+
+    async def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        await self.do(Wait(seconds))
+
+    def ids(self) -> list[str]:
+        """Return the ids of all sessions that a log-in was ever saved in."""
+        return sorted({str(i) for login in self.ledger.logins.values() for i in login.ids})
+
+    def browser(self, name: str) -> Browser:
+        """Return a browser."""
+        return self.oracle.browsers.setdefault(name, Browser(name))
+
+    async def play(self, steps: Sequence[Step]) -> list[Violation]:
+        """Do all steps, then let everybody present everything they have."""
+        for step in steps:
+            await self.do(step)
+            if self.oracle.violations:
+                return self.oracle.violations
+        await self.end()
+        return self.oracle.violations
+
+    async def do(self, step: Step) -> None:
+        """Do one step, and wait for all that happens without time passing."""
+        match step:
+            case Visit(name, plan):
+                self.send(name, plan, self.browser(name).jar)
+            case Theft(which, plan):
+                copies = self.apps[0].copies
+                if copies:
+                    self.send("thief", plan, copies[which % len(copies)])
+            case GoOn(which):
+                self._go_on(which)
+            case Vanish(which):
+                self._vanish(which)
+            case Leave(which):
+                self._leave(which)
+            case Wait(seconds):
+                await asyncio.sleep(seconds)
+            case SetClock(seconds):
+                virtual_loop().clock.wall_offset += seconds
+                self.log(f"the wall clock is set by {seconds} s")
+            case Deliver(which):
+                if self.shared is not None and self.shared.messages:
+                    self.shared.deliver(which % len(self.shared.messages))
+            case Order():
+                self._order(step)
+        await asyncio.sleep(TICK)
+        await self.settle()
+
+    def send(self, name: str, plan: Plan, cookie: str | None) -> Exchange:
+        """Send a request."""
+        self._counter += 1
+        browser = self.browser(name)
+        ex = Exchange(self._counter, name, plan, cookie, self.ledger.now(), browser.expects)
+        app = self.apps[plan.node % len(self.apps)]
+        app.know(ex)
+        self.apps[0].know(ex)
+        self.exchanges.append(ex)
+        headers = [(NUMBER, str(ex.number))]
+        if cookie is not None:
+            headers.append(("Cookie", f"AIOHTTP_SESSION={cookie}"))
+        if plan.opens or plan.upgrade:
+            headers += UPGRADE
+        self.log(f"{name}#{ex.number}: {plan}")
+        assert app.runner.server is not None
+        ex.client = Client(app.runner.server, "/ws" if plan.opens else "/page", headers)
+        return ex
+
+    def _go_on(self, which: int) -> None:
+        held = [ex for ex in self.exchanges if ex.held]
+        if held:
+            ex = held[which % len(held)]
+            self.log(f"{ex}: goes on from {ex.let_go()}")
+
+    def _vanish(self, which: int) -> None:
+        under_way = [ex for ex in self.exchanges if not ex.over and not ex.client.answered]
+        if under_way:
+            ex = under_way[which % len(under_way)]
+            self.log(f"{ex}: its client has gone")
+            ex.client.vanish()
+
+    def _leave(self, which: int) -> None:
+        sockets = [s for s in self.oracle.sockets if s.exchange.client.closed is None]
+        if sockets:
+            socket = sockets[which % len(sockets)]
+            self.log(f"{socket.exchange}: its page is left")
+            socket.left = True
+            socket.exchange.client.leave()
+
+    def _order(self, order: Order) -> None:
+        registry = self.apps[order.node % len(self.apps)].registry
+        subject: Hashable = order.user
+        if order.what.endswith("session"):
+            if not (ids := self.ids()):
+                return
+            subject = order.subject or ids[order.which % len(ids)]
+        self.log(f"an administrator: {order.what}({subject}) on node {order.node}")
+        call: Callable[[Hashable], Awaitable[Any]] = getattr(registry, order.what)
+        self._running.append(asyncio.ensure_future(call(subject)))
+        if order.what == "end_session":
+            self.ledger.end_id(subject, order.node)
+        elif order.what == "end_identity":
+            self.ledger.end_identity(str(subject), order.node)
+        else:
+            self.ledger.told_to_close(subject)
+
+    async def settle(self) -> None:
+        """Wait until nothing happens without time passing; judge what happened."""
+        moved = True
+        while moved:
+            await virtual_loop().quiet()
+            moved = False
+            for ex in self.exchanges:
+                if not ex.over:
+                    moved |= self._follow(ex)
+        self.oracle.check_sockets()
+
+    def _follow(self, ex: Exchange) -> bool:
+        """Take note of how far a request has come; tell whether that was news."""
+        gates = [gate for gate in ex.held if gate != "delivery"]
+        opened = ex.client.hello is not None
+        if not ex.done and not gates and (ex.left_server or opened) and ex.client.answered:
+            self.oracle.done(ex)
+            return True
+        if ex.done and not ex.hold_delivery():
+            ex.over = True
+            arrived = ex.client.status is not None and not ex.plan.lost
+            if arrived and ex.presenter != "thief":
+                raw = ex.client.set_cookie
+                cookie = None if raw in (None, "", '""') else raw
+                self.oracle.deliver(ex, cookie, has_cookie=raw is not None)
+            return True
+        return False
+
+    # The end
+
+    async def end(self) -> None:
+        """Let all requests go on to their end; then present every cookie there ever was."""
+        self.log("-- the end --")
+        for _ in range(1000):
+            if all(ex.over for ex in self.exchanges):
+                break
+            for ex in self.exchanges:
+                ex.pauses.clear()
+                ex.let_go()
+            await asyncio.sleep(0.05)
+            await self.settle()
+        for ex in self.exchanges:
+            if not ex.over:
+                self.oracle.blame("stuck", f"{ex} at {list(ex.held)}")
+        if self.shared is not None:
+            self.shared.reconcile()
+            self.oracle.reconciled = True
+        await asyncio.sleep(12.0)
+        await self.settle()
+        for seconds in (0.0, 40.0):
+            await asyncio.sleep(seconds)
+            for name in BROWSERS:
+                await self._present(name, self.browser(name).jar)
+            for cookie in list(self.apps[0].copies):
+                await self._present("thief", cookie)
+
+    async def _present(self, name: str, cookie: str | None) -> None:
+        for action in ("open", "read", "open"):
+            if self.oracle.violations:
+                return
+            cookie = cookie if name == "thief" else self.browser(name).jar
+            self.send(name, Plan(action), cookie)
+            await self.settle()
+
+
+def play(
+    config: Config, steps: Sequence[Step], redis_port: int | None = None
+) -> tuple[list[Violation], list[str]]:
+    """Play one world; return what was violated, and the trace."""
+
+    async def main() -> tuple[list[Violation], list[str]]:
+        async with World(config, redis_port) as world:
+            return list(await world.play(steps)), world.trace
+
+    return run(main)

@@ -1,0 +1,878 @@
+"""
+The close engine against peers that behave, and against peers that don't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import ssl
+import weakref
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType, web
+
+from aiohttp_session_ws.close_codes import (
+    NORMAL,
+    RECONNECT,
+    SESSION_ENDED,
+    SLOW_CONSUMER,
+    Close,
+)
+from aiohttp_session_ws.connections import closing
+from aiohttp_session_ws.connections.closing import ends_with_close
+from aiohttp_session_ws.connections.connection import (
+    CLOSED,
+    CLOSING,
+    ServedWebSocket,
+    TrackedConnection,
+)
+from aiohttp_session_ws.options import Timeouts
+
+from .served import (
+    NORMAL_CLOSE,
+    PATIENT,
+    QUICK,
+    RawPeer,
+    answer,
+    close_frame,
+    served,
+    until,
+)
+
+ENDED = close_frame(SESSION_ENDED)
+
+
+async def sync(*peers: RawPeer) -> list[list[tuple[int, bytes]]]:
+    """Let all peers answer politely, and read to their ends."""
+    return await asyncio.gather(*map(answer, peers))
+
+
+class TestFrames:
+    async def test_are_written_before_anything_is_awaited(self) -> None:
+        """The frames of an order are with the kernel when the call returns."""
+        async with served() as s:
+            peers = [await s.peer(path) for path in ("/echo", "/deaf", "/echo")]
+            connections = s.manager.all()
+            done = s.manager.close_now(connections, SESSION_ENDED)
+            written = [(c.state, c.ws.closed, c.ws.close_code) for c in connections]
+            for connection in connections:
+                assert connection.transport is not None
+                assert not connection.transport.get_write_buffer_size()
+            frames = await sync(*peers)
+            s.manager.timeouts = QUICK
+            s.manager.close_soon(s.manager.all(), NORMAL)
+
+            assert written == [(CLOSING, True, 4401)] * 3
+            assert frames == [[ENDED]] * 3
+            for connection in connections:  # the deaf one goes on
+                assert connection.task is not None
+                connection.task.cancel()
+            await done
+
+    async def test_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An order for many gives way to others, and comes back before it reads an answer."""
+        monkeypatch.setattr(closing, "SLICE", 0.0)
+        monkeypatch.setattr(closing, "LOOK", 1)
+        async with served() as s:
+            peers = [await s.peer() for _ in range(5)]
+            connections = s.manager.all()
+            done = s.manager.close_now(connections, SESSION_ENDED)
+            at_once = sum(c.state is CLOSING for c in connections)
+            ordered = [c.close_order for c in connections]
+            frames, result = await asyncio.gather(sync(*peers), done)
+
+            assert (at_once, ordered) == (1, [SESSION_ENDED] * 5)
+            assert (frames, result) == ([[ENDED]] * 5, (0, 0))
+
+    async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who answers while frames are written is closed when all are."""
+        monkeypatch.setattr(closing, "SLICE", 0.0)
+        monkeypatch.setattr(closing, "LOOK", 1)
+        async with served() as s:
+            (first, one), (last, two) = await s.connect(), await s.connect()
+            done = s.manager.close_now([one, two], SESSION_ENDED)
+            assert isinstance(one.closing, closing.Closing)
+            one.closing.data_received(b"\x88\x80\0\0\0\0")
+            assert one.transport is not None
+            waited = not one.transport.is_closing()
+            code, frames, _ = await asyncio.gather(first.closed(), answer(last), done)
+
+            assert waited
+            assert (code, frames) == (4401, [ENDED])
+
+    async def test_outside_of_any_task(self) -> None:
+        """An order may come from a callback of the event loop."""
+        async with served() as s:
+            peers = [await s.peer(path) for path in ("/echo", "/deaf")]
+            loop = asyncio.get_running_loop()
+            s.manager.timeouts = Timeouts(close=PATIENT.close, handler_grace=0.0)
+            loop.call_soon(s.manager.close_soon, s.manager.all(), RECONNECT)
+            frames = await sync(*peers)
+            await until(lambda: not s.manager.open.size)
+
+            assert frames == [[close_frame(RECONNECT)]] * 2
+
+    async def test_is_the_last_one(self) -> None:
+        """Whoever answers or leaves, aiohttp adds no frame of its own."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            frames, _ = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert frames == [ENDED]
+            assert connection.ws.close_code == 4401
+
+    async def test_empty_order(self) -> None:
+        """An order that finds nothing is done at once."""
+        async with served() as s:
+            done = s.manager.close_now([], SESSION_ENDED)
+
+            assert await done == (0, 0)
+
+
+class TestPeers:
+    @pytest.mark.parametrize("path", ["/echo", "/deaf"])
+    async def test_polite(self, path: str) -> None:
+        """A polite client is not cut, though its handler doesn't read."""
+        timeouts = Timeouts(close=PATIENT.close, handler_grace=0.01)
+        async with served(timeouts if path == "/deaf" else PATIENT) as s:
+            peer, connection = await s.connect(path)
+            _, result = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert result == (0, int(path == "/deaf"))
+            assert connection.state is CLOSED
+
+    async def test_mute_and_its_handler_was_receiving(self) -> None:
+        """A moment is enough for it; it is not cut."""
+        async with served() as s:
+            peer, connection = await s.connect()
+
+            assert await s.manager.close_now([connection], SESSION_ENDED) == (0, 0)
+            assert await peer.closed() == 4401
+
+    async def test_mute_and_its_handler_was_not(self) -> None:
+        """It is cut at the deadline."""
+        async with served(QUICK) as s:
+            peer, connection = await s.connect("/deaf")
+
+            assert await s.manager.close_now([connection], SESSION_ENDED) == (1, 1)
+            assert await peer.closed() == 4401
+
+    async def test_hangs_up_instead_of_an_answer(self) -> None:
+        """The end of the connection is as good as an answer."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            peer.close()
+
+            assert await done == (0, 0)
+
+    async def test_answers_in_two_pieces(self) -> None:
+        """A close frame may come in parts."""
+        async with served() as s:
+            peer, connection = await s.connect("/deaf")
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            assert await peer.frame() == ENDED
+            await peer.send(b"\x88\x82\0\0")
+            await peer.send(b"\0\0\x03\xe8")
+            ended = await peer.frame()
+            assert connection.task is not None
+            connection.task.cancel()
+
+            assert ended is None
+            assert (await done)[0] == 0
+
+    async def test_talks_on(self) -> None:
+        """Nothing that comes after the order reaches the handler, and it doesn't end the wait."""
+        heard: list[Any] = []
+
+        async def listen(connection: TrackedConnection) -> None:
+            async for message in connection.ws:
+                heard.append(message.data)
+
+        async with served(listen=listen) as s:
+            peer, connection = await s.connect("/listen")
+            await peer.say(1, b"before")
+            await until(lambda: heard)
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            await peer.say(1, b"after")
+            frames, _ = await asyncio.gather(answer(peer), done)
+
+            assert (heard, frames) == (["before"], [ENDED])
+
+    async def test_what_was_queued(self) -> None:
+        """Nor does what had come before, but was not read."""
+        go = asyncio.Event()
+        heard: list[WSMsgType] = []
+
+        async def late(connection: TrackedConnection) -> None:
+            await connection.ws.receive()
+            await go.wait()
+            heard.append((await connection.ws.receive()).type)
+
+        async with served(late=late) as s:
+            peer, connection = await s.connect("/late")
+            await peer.say(1, b"one")
+            await until(lambda: not connection.ws.receiving)
+            await peer.say(1, b"two")
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            go.set()
+            await asyncio.gather(answer(peer), done)
+
+            assert heard == [WSMsgType.CLOSED]
+
+    async def test_stuck(self) -> None:
+        """One that doesn't read is cut, with what it hasn't taken."""
+        async with served(QUICK) as s:
+            peer, connection = await s.stuck()
+
+            assert (await s.manager.close_now([connection], SESSION_ENDED))[0] == 1
+            assert connection.transport is not None
+            assert connection.transport.get_write_buffer_size() == 0
+            peer.close()
+
+    async def test_a_full_queue_is_no_reason_to_cut(self) -> None:
+        """A client that has sent more than its handler reads is heard all the same."""
+        async with served(Timeouts(close=PATIENT.close, handler_grace=0.01)) as s:
+            peer, connection = await s.connect("/deaf")
+            transport = connection.transport
+            assert transport is not None
+            frame = b"\x82\xfe\xff\xff\0\0\0\0" + bytes(65535)
+            while transport.is_reading():
+                await peer.send(frame)
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            await answer(peer)
+
+            assert (await done)[0] == 0
+
+    async def test_had_closed_already(self) -> None:
+        """One whose close is under way is left to end it."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            await peer.say(8, NORMAL_CLOSE)
+            await until(lambda: connection.ws.closed)
+            await s.manager.close_now([connection], SESSION_ENDED)
+
+            assert await peer.closed() == 1000
+
+    async def test_the_handler_is_closing(self) -> None:
+        """A close that a handler has begun gets its answer, and the order waits for it."""
+
+        async def leave(connection: TrackedConnection) -> None:
+            await connection.ws.close(code=4000)
+
+        async with served(leave=leave) as s:
+            peer, connection = await s.connect("/leave")
+            await until(lambda: connection.ws.closed)
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            frames, result = await asyncio.gather(answer(peer), done)
+
+            assert (frames, result) == ([close_frame(Close(4000))], (0, 0))
+            assert connection.ws.close_code == 4000
+
+
+class TestTls:
+    async def test_polite(self, tls: ssl.SSLContext) -> None:
+        """As without TLS."""
+        async with served(tls=tls) as s:
+            peer, connection = await s.connect()
+            frames, result = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert (frames, result) == ([ENDED], (0, 0))
+            assert connection.tls_socket.fileno() == -1
+
+    @pytest.mark.parametrize("says_so", ["never", "before", "after"])
+    async def test_stuck(self, tls: ssl.SSLContext, says_so: str) -> None:
+        """Nor does it help to say before or after the order that nothing more will come."""
+        async with served(QUICK, tls=tls) as s:
+            peer, connection = await s.stuck()
+            assert connection.transport is not None
+            if says_so == "before":
+                await peer.notify()  # type: ignore[attr-defined]  # it is a TlsPeer
+                await until(connection.transport.is_closing)
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            if says_so == "after":
+                await peer.notify()  # type: ignore[attr-defined]
+            aborted, _ = await done
+            await until(lambda: connection.tls_socket.fileno() == -1)
+
+            assert aborted == 1
+            peer.close()
+
+    async def test_closed_twice(self, tls: ssl.SSLContext) -> None:
+        """Under a TLS transport that is closed twice asyncio loses the connection; we don't."""
+        async with served(QUICK, tls=tls) as s:
+            peer, connection = await s.stuck()
+            assert connection.transport is not None
+            connection.transport.close()
+            connection.transport.close()
+            aborted, _ = await s.manager.close_now([connection], SESSION_ENDED)
+            await until(lambda: connection.tls_socket.fileno() == -1)
+
+            assert aborted == 1
+            peer.close()
+
+
+class TestHandlers:
+    async def test_a_stuck_socket_delays_no_other(self) -> None:
+        """The handler of one that is gone is cancelled while another is still being closed."""
+        timeouts = Timeouts(close=PATIENT.close, handler_grace=0.01)
+        async with served(timeouts) as s:
+            slow, stuck = await s.stuck()
+            peer, connection = await s.connect("/deaf")
+            done = s.manager.close_now([stuck, connection], SESSION_ENDED)
+            await answer(peer)
+            assert connection.task is not None
+            await asyncio.wait({connection.task})
+
+            assert connection.cancelled
+            assert stuck.state is CLOSING
+            slow.close()
+            await done
+
+    async def test_that_leaves_is_not_cancelled(self) -> None:
+        """A handler that reads ends by itself."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            _, result = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert result == (0, 0)
+            assert s.left == [connection]
+
+    async def test_that_goes_on_is_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        """One that doesn't let itself be cancelled is logged, and holds nobody up."""
+        stop = asyncio.Event()
+
+        async def stubborn(connection: TrackedConnection) -> None:
+            while not stop.is_set():
+                try:
+                    await stop.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        async with served(QUICK, stubborn=stubborn) as s:
+            peer, connection = await s.connect("/stubborn")
+            _, result = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+            await until(lambda: "goes on though" in caplog.text)
+
+            assert result == (0, 1)
+            assert s.manager.orphans() == [connection]
+            stop.set()
+            await until(lambda: not s.manager.orphans())
+
+    async def test_that_was_left_behind(self) -> None:
+        """A later order ends the handler of a socket that is gone."""
+        async with served(Timeouts(close=PATIENT.close, handler_grace=0.01)) as s:
+            peer, connection = await s.connect("/deaf")
+            gone = s.manager.start_close(connection, NORMAL)
+            await answer(peer)
+            await gone
+            left_alone = not connection.cancelled
+
+            assert left_alone
+            assert await s.manager.close_now(s.manager.of("session"), SESSION_ENDED) == (0, 1)
+
+    async def test_ends_its_own_session(self) -> None:
+        """It is neither waited for nor cancelled; the others are closed, it goes on to its end."""
+        results: list[Any] = []
+
+        async def suicide(connection: TrackedConnection) -> None:
+            await connection.ws.receive()
+            results.append(await s.manager.close_now(s.manager.of("session"), SESSION_ENDED))
+            results.append((await connection.ws.receive()).type)
+
+        async with served(suicide=suicide) as s:
+            other, peer = await s.peer(), await s.peer("/suicide")
+            await peer.say(1, b"now")
+            frames = await sync(other, peer)
+            await until(lambda: len(s.left) == 2)
+
+            assert frames == [[ENDED]] * 2
+            assert results == [(0, 0), WSMsgType.CLOSED]
+
+    async def test_child_ends_its_own_session(self) -> None:
+        """A child of the handler waits for the socket, but not for the handler."""
+        results: list[Any] = []
+
+        async def parent(connection: TrackedConnection) -> None:
+            async def child() -> None:
+                results.append(await s.manager.close_now([connection], SESSION_ENDED))
+                results.append(connection.state)
+
+            await asyncio.create_task(child())
+
+        async with served(parent=parent) as s:
+            peer = await s.peer("/parent")
+            frames = await answer(peer)
+            await until(lambda: s.left)
+
+            assert frames == [ENDED]
+            assert results == [(0, 0), CLOSED]
+
+    async def test_of_a_handshake(self) -> None:
+        """A handshake that hangs is cancelled when the grace is over; it has no socket yet."""
+
+        async def hang() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                s.manager.discard_handshake(connection)
+
+        async with served(QUICK) as s:
+            task = asyncio.create_task(hang())
+            connection = TrackedConnection("session", ServedWebSocket(), None, task)
+            s.manager.add_handshake(connection)
+
+            assert await s.manager.close_now([connection], SESSION_ENDED) == (0, 1)
+            await asyncio.wait({task})
+            assert s.manager.opening.size == 0
+
+
+class TestOrders:
+    async def test_two_at_a_time(self) -> None:
+        """The first one tells, both wait."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            first = s.manager.close_now([connection], SESSION_ENDED)
+            second = s.manager.close_now([connection], RECONNECT)
+            frames, *results = await asyncio.gather(answer(peer), first, second)
+
+            assert frames == [ENDED]
+            assert results == [(0, 0), (0, 0)]
+
+    async def test_the_earlier_deadline_counts(self) -> None:
+        """An order with less time bounds what an earlier one has begun."""
+        async with served() as s:
+            peer, connection = await s.connect("/deaf")
+            first = s.manager.close_now([connection], SESSION_ENDED)
+            s.manager.timeouts = QUICK
+            assert (await s.manager.close_now([connection], RECONNECT))[0] == 1
+            s.manager.timeouts = Timeouts(handler_grace=0.0)
+            assert connection.task is not None
+            connection.task.cancel()
+            await first
+            peer.close()
+
+    async def test_a_cancelled_caller_stops_nothing(self) -> None:
+        """The engine belongs to the registry."""
+        async with served() as s:
+            peer, connection = await s.connect()
+
+            async def order() -> None:
+                await s.manager.close_now([connection], SESSION_ENDED)
+
+            task = asyncio.create_task(order())
+            await until(lambda: connection.state is CLOSING)
+            task.cancel()
+            frames = await answer(peer)
+            await until(lambda: connection.state is CLOSED)
+
+            assert frames == [ENDED]
+
+    async def test_leaving(self) -> None:
+        """Leaving the block closes with what the handler means, and waits until it is gone."""
+
+        async def leave(connection: TrackedConnection) -> None:
+            """Do nothing."""
+
+        async with served(leave=leave) as s:
+            (peer, connection) = await s.connect("/leave")
+            frames = await answer(peer)
+            await until(lambda: connection.state is CLOSED)
+
+            assert frames == [close_frame(NORMAL)]
+            assert not s.manager.open.size
+
+    async def test_no_task_per_socket(self) -> None:
+        """Served sockets are closed without a task of the engine."""
+        async with served() as s:
+            peers = [await s.peer() for _ in range(3)]
+            before = len(asyncio.all_tasks())
+            done = s.manager.close_now(s.manager.all(), SESSION_ENDED)
+
+            assert len(asyncio.all_tasks()) == before
+            await asyncio.gather(sync(*peers), done)
+
+
+class TestByHand:
+    @staticmethod
+    def thing(close: Any) -> Any:
+        return type("Thing", (), {"close": close})()
+
+    async def test_one_that_hangs_holds_no_other(self) -> None:
+        """Something registered by hand has a deadline of its own."""
+        waiting = asyncio.Event()
+
+        async def hang(self: object) -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        async with served(Timeouts(close=1.0, handler_grace=0.01)) as s:
+            s.manager.add_by_hand("session", self.thing(hang))
+            peer, connection = await s.connect("/deaf")
+            done = asyncio.ensure_future(s.manager.close_now(s.manager.of("session"), NORMAL))
+            await waiting.wait()
+            await answer(peer)
+            assert connection.task is not None
+            await asyncio.wait({connection.task})
+            still_waiting = not done.done()
+
+            assert still_waiting
+            assert await done == (1, 1)
+            assert not s.manager.open.size
+
+    async def test_code_and_message(self) -> None:
+        """They are passed to what takes them."""
+        told: list[Any] = []
+
+        def close(self: object, code: int, message: bytes) -> None:
+            told.append((code, message))
+
+        def bare(self: object) -> None:
+            told.append("bare")
+
+        async with served() as s:
+            for one in (close, bare):
+                s.manager.add_by_hand("session", self.thing(one))
+
+            assert await s.manager.close_now(s.manager.of("session"), SLOW_CONSUMER) == (0, 0)
+            assert told == [(1013, b"too slow"), "bare"]
+
+    async def test_one_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """It is logged, counts as cut, and is out."""
+
+        async def fail(self: object) -> None:
+            raise LookupError("a bug")
+
+        async with served() as s:
+            s.manager.add_by_hand("session", self.thing(fail))
+
+            assert await s.manager.close_now(s.manager.of("session"), NORMAL) == (1, 0)
+            assert "LookupError" in caplog.text
+            assert not s.manager.open.size
+
+    async def test_one_that_refuses_to_be_cancelled(self) -> None:
+        """It is left behind at its deadline."""
+        stop = asyncio.Event()
+
+        async def stubborn(self: object) -> None:
+            while not stop.is_set():
+                try:
+                    await stop.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        async with served(QUICK) as s:
+            s.manager.add_by_hand("session", self.thing(stubborn))
+
+            assert await s.manager.close_now(s.manager.of("session"), NORMAL) == (1, 0)
+            stop.set()
+
+    async def test_a_websocket_of_aiohttp(self) -> None:
+        """As in 1.1.1, a bare WebSocketResponse may be registered."""
+
+        async def bare(connection: TrackedConnection) -> None:
+            """Leave it to the other."""
+
+        async with served(bare=bare) as s:
+            there = asyncio.Event()
+            stop = asyncio.Event()
+
+            async def handler(request: web.Request) -> web.WebSocketResponse:
+                ws = web.WebSocketResponse()
+                await ws.prepare(request)
+                s.manager.add_by_hand("session", ws)
+                there.set()
+                async for _ in ws:
+                    pass
+                stop.set()
+                return ws
+
+            app = web.Application()
+            app.router.add_get("/", handler)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            peer = await RawPeer.open(s.url.with_host(host).with_port(port))
+            await there.wait()
+            result = await s.manager.close_now(s.manager.of("session"), SESSION_ENDED)
+            await stop.wait()
+
+            assert result == (0, 0)
+            assert await peer.closed() == 4401
+            peer.close()
+            await runner.cleanup()
+
+
+class TestOtherEndpoints:
+    async def test_a_websocket_that_another_library_has_opened(self) -> None:
+        """It is closed by its own close(), and cut if its client doesn't hang up."""
+        connections: list[TrackedConnection] = []
+
+        async def handler(request: web.Request) -> web.WebSocketResponse:
+            ws = web.WebSocketResponse()
+            await ws.prepare(request)
+            connection = TrackedConnection("adopted", ws, request, asyncio.current_task())
+            s.manager.add_handshake(connection)
+            s.manager.open_connection(connection)
+            connections.append(connection)
+            async for _ in ws:
+                pass
+            s.manager.handler_exited(connection)
+            return ws
+
+        async with served() as s:
+            runner, url = await start(handler)
+            peer = await RawPeer.open(url)
+            await until(lambda: connections)
+            frames, result = await asyncio.gather(
+                answer(peer), s.manager.close_now(connections, SESSION_ENDED)
+            )
+
+            assert (frames[0], result) == (ENDED, (0, 0))
+            peer.close()
+            await runner.cleanup()
+
+    async def test_a_stream(self) -> None:
+        """Its transport is ended and its handler cancelled at once: nothing tells it."""
+        connections: list[TrackedConnection] = []
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"data: x\n\n")
+            connection = TrackedConnection("stream", response, request, asyncio.current_task())
+            s.manager.add_handshake(connection)
+            s.manager.open_connection(connection)
+            connections.append(connection)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                s.manager.handler_exited(connection)
+            return response
+
+        async with served() as s:
+            runner, url = await start(handler)
+            peer = await RawPeer.connect(url)
+            await until(lambda: connections)
+            result = await s.manager.close_now(connections, SESSION_ENDED)
+
+            assert result == (0, 1)
+            assert (await peer.receive()).endswith(b"data: x\n\n\r\n")
+            peer.close()
+            await runner.cleanup()
+
+
+async def start(handler: Any) -> tuple[web.AppRunner, Any]:
+    """Serve one handler of aiohttp; return its runner and its URL."""
+    from yarl import URL
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    return runner, URL.build(scheme="http", host=host, port=port, path="/")
+
+
+class TestLastWords:
+    async def test_before_the_close_frame(self) -> None:
+        """An order lets the endpoint say something, which depends on the close."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            connection.last_words = lambda close: f"goodbye {close.code}"
+            frames, _ = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert frames == [(1, b"goodbye 4401"), ENDED]
+
+    async def test_bytes(self) -> None:
+        """Bytes go as a binary message; nothing is sent for nothing."""
+        async with served() as s:
+            (peer, one), (other, two) = await s.connect(), await s.connect()
+            one.last_words = lambda close: b"\x01"
+            two.last_words = lambda close: None
+            frames, _ = await asyncio.gather(
+                sync(peer, other), s.manager.close_now([one, two], SESSION_ENDED)
+            )
+
+            assert frames == [[(2, b"\x01"), ENDED], [ENDED]]
+
+    async def test_no_order_no_words(self) -> None:
+        """A handler that leaves has said what it had to say."""
+
+        async def leave(connection: TrackedConnection) -> None:
+            connection.last_words = lambda close: "never"
+
+        async with served(leave=leave) as s:
+            peer = await s.peer("/leave")
+
+            assert await answer(peer) == [close_frame(NORMAL)]
+
+    async def test_not_behind_what_waits(self) -> None:
+        """They are dropped if the transport has something else to send."""
+        async with served(QUICK) as s:
+            peer, connection = await s.stuck()
+            connection.last_words = lambda close: "late"
+            assert connection.transport is not None
+            written = connection.transport.get_write_buffer_size()
+            s.manager.close_soon([connection], SESSION_ENDED)
+            frame = connection.transport.get_write_buffer_size() - written
+
+            assert frame == 2 + len(ENDED[1])
+            peer.close()
+
+    async def test_a_bug_in_them(self, caplog: pytest.LogCaptureFixture) -> None:
+        """It is logged, and the socket is closed all the same."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            connection.last_words = lambda close: str(1 // 0)
+            frames, result = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert (frames, result) == ([ENDED], (0, 0))
+            assert "ZeroDivisionError" in caplog.text
+
+    async def test_compressed(self) -> None:
+        """They are compressed as everything is that is sent to this client."""
+        async with served(options={"compress": True}) as s:
+            peer, connection = await s.connect()
+            connection.last_words = lambda close: "goodbye"
+            frames, _ = await asyncio.gather(
+                answer(peer), s.manager.close_now([connection], SESSION_ENDED)
+            )
+
+            assert frames == [(1, b"goodbye"), ENDED]  # a raw peer offers no compression
+
+
+class TestHook:
+    async def test_is_called_once(self) -> None:
+        """Only for what was registered, once, when it is out of the index."""
+        seen: list[tuple[TrackedConnection, int]] = []
+        async with served() as s:
+            s.manager.on_removed = lambda c: seen.append((c, s.manager.open.size))
+            (peer, one), (other, two) = await s.connect(), await s.connect()
+            one.registered = True
+            await asyncio.gather(sync(peer, other), s.manager.close_now([one, two], SESSION_ENDED))
+
+            assert [c for c, _ in seen] == [one]
+            assert two.state is CLOSED
+
+    @pytest.mark.parametrize("how", ["sync", "async"])
+    async def test_that_fails(self, how: str, caplog: pytest.LogCaptureFixture) -> None:
+        """It is logged, and the order is done."""
+
+        def fail(connection: TrackedConnection) -> Any:
+            if how == "sync":
+                raise LookupError("a bug")
+            return self._fail()
+
+        async with served() as s:
+            s.manager.on_removed = fail
+            peer, connection = await s.connect()
+            connection.registered = True
+            await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
+
+            assert "unregister() failed" in caplog.text
+
+    async def _fail(self) -> None:
+        raise LookupError("a bug")
+
+    async def test_that_hangs(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An order waits for it as long as for a peer, and no longer."""
+
+        async def hang(connection: TrackedConnection) -> None:
+            await asyncio.Event().wait()
+
+        async with served(Timeouts(close=0.5, handler_grace=0.5)) as s:
+            s.manager.on_removed = hang
+            peer, connection = await s.connect()
+            connection.registered = True
+            await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
+
+            assert connection.state is CLOSED
+            assert "takes too long" in caplog.text
+
+
+class TestMemory:
+    async def test_nothing_is_kept(self) -> None:
+        """Neither a timer nor an order keeps a connection that was closed."""
+
+        async def closed() -> weakref.ref[ServedWebSocket]:
+            peer, connection = await s.connect()
+            ref = weakref.ref(connection.ws)
+            await asyncio.gather(answer(peer), s.manager.close_now([connection], SESSION_ENDED))
+            task = connection.task
+            assert task is not None
+            await asyncio.wait({task})
+            s.left.clear()
+            peer.close()
+            return ref
+
+        async with served(options={"compress": False, "heartbeat": 30.0}) as s:
+            ref = await closed()
+            await until(lambda: not s.manager.open.size)
+            gc.collect()  # aiohttp's own circles
+
+            assert ref() is None
+
+    async def test_timers_hold_no_context(self) -> None:
+        """What an order's caller has in its context isn't kept by the engine's timers."""
+        held: contextvars.ContextVar[Any] = contextvars.ContextVar("held")
+
+        class Thing:
+            pass
+
+        async def order(connection: TrackedConnection) -> weakref.ref[Thing]:
+            thing = Thing()
+            held.set(thing)
+            s.manager.close_soon([connection], SESSION_ENDED)
+            return weakref.ref(thing)
+
+        async with served() as s:
+            peer, connection = await s.connect("/deaf")
+            ref = await asyncio.create_task(order(connection))
+            await until(lambda: ref() is None)
+
+            assert connection.state is CLOSING
+            peer.close()
+            assert connection.task is not None
+            connection.task.cancel()
+
+
+class TestCloseFrameOfAClient:
+    @pytest.mark.parametrize("size", [0, 2, 3, 60, 125])
+    def test_is_found_behind_anything(self, size: int) -> None:
+        """Whatever it answers with, and whatever came before it."""
+        mask = b"\x11\x22\x33\x44"
+        payload = ((4401).to_bytes(2) + b"r" * 123)[:size]
+        masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+        frame = bytes([0x88, 0x80 | size]) + mask + masked
+
+        assert ends_with_close(frame)
+        assert ends_with_close(b"\x81\x81\0\0\0\0x" + frame)
+        assert not ends_with_close(frame[:-1] if size else frame[:-2])
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"\x88", b"\x81\x81\0\0\0\0x", b"\x88\x82\0\0\0\0\0\1", b"x" * 500]
+    )
+    def test_is_not_seen_in_anything_else(self, data: bytes) -> None:
+        """Texts, codes that can't be, and parts of frames are none."""
+        assert not ends_with_close(data)

@@ -1,0 +1,61 @@
+"""
+What we rely on of aiohttp and aiohttp-session beyond what they document.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+
+import aiohttp_session_ws
+
+PACKAGE = Path(aiohttp_session_ws.__file__).parent
+
+
+def calls_of(method: str) -> list[tuple[str, ast.Call]]:
+    """Return where the package calls a method of that name."""
+    return [
+        (f"{path.relative_to(PACKAGE)}:{node.lineno}", node)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == method
+    ]
+
+
+class TestAiohttp:
+    @pytest.mark.parametrize("name", ["_send_heartbeat", "_reset_heartbeat"])
+    def test_methods_of_a_websocket(self, name: str) -> None:
+        """Our heartbeat takes the place of a private method, and calls another."""
+        method = getattr(web.WebSocketResponse, name)
+
+        assert [*inspect.signature(method).parameters] == ["self"]
+
+    @pytest.mark.parametrize("name", ["_req", "_pong_response_cb"])
+    def test_attributes_of_a_websocket(self, name: str) -> None:
+        """It looks at two more."""
+        assert hasattr(web.WebSocketResponse(), name)
+
+    def test_headers_of_aiohttp_4(self) -> None:
+        """``headers.getall()`` takes no default there."""
+        wrong = [
+            place for place, call in calls_of("getall") if len(call.args) + len(call.keywords) > 1
+        ]
+
+        assert wrong == []
+
+
+class TestAiohttpSession:
+    def test_whether_a_session_was_changed(self) -> None:
+        """Only a private name tells whether a session will be saved."""
+        session = aiohttp_session.Session(None, data=None, new=True)
+        assert session._changed is False
+
+        session["key"] = "value"
+        assert session._changed is True
