@@ -315,7 +315,7 @@ class Fire:
 async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
     """Fire at an application, then look at what is left of it."""
     fuzzed = Fuzzed()
-    timeouts = Timeouts(close=0.5, handler_grace=0.5)
+    timeouts = Timeouts(close=2.0, handler_grace=2.0)
     server = Server(fuzzed.calls, SessionWSRegistry(identify=who, timeouts=timeouts))
     runner = web.AppRunner(server.app, access_log=None)
     await runner.setup()
@@ -336,10 +336,10 @@ async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
             await asyncio.sleep(0.01)
         while left := [t for t in asyncio.all_tasks() - before if "session_ws" in str(t)]:
             await asyncio.wait(left, timeout=1)
+    assert not (await fuzzed.calls.publish("f.t.1")).sockets
     await runner.cleanup()
     gc.collect()
     assert not unhandled, unhandled[:3]
-    assert not (await fuzzed.calls.publish("f.t.1")).sockets
     return fire
 
 

@@ -94,7 +94,7 @@ class Application:
             compress=False, max_msg_size=self._host.limits.message
         ) | (options or WebSocketOptions())
         self._name = name
-        self._registries: list[SessionWSRegistry] = []
+        self._registries: list[tuple[SessionWSRegistry, str]] = []
         signals = self._host.signals
         self.on_call_start: Signal[CallDetails] = signals.on_start
         self.on_call_success: Signal[CallDetails] = signals.on_success
@@ -167,9 +167,10 @@ class Application:
         The handler does that with its first connection. A process that may publish before it
         has had one calls this.
         """
-        if registry not in self._registries:
-            self._registries.append(registry)
-            ground.on_relay(registry, self._relay_name, self._on_relayed(registry))
+        if all(registry is not one for one, _ in self._registries):
+            name = self._relay_name()
+            self._registries.append((registry, name))
+            ground.on_relay(registry, name, self._on_relayed(registry))
 
     async def publish(
         self,
@@ -214,11 +215,11 @@ class Application:
             return Delivery(nodes=0, complete=False)
         wanted = _chooser(whose, number)
         sockets, nodes, complete = 0, 1, True
-        for registry in self._registries:
+        for registry, name in self._registries:
             own = await self._host.topics.publish(registry, topic, args, kwargs, wanted)
-            others = await ground.relay(registry, self._relay_name, message)
+            others = await registry.relay(name, message)
             sockets += own.sockets + others.sockets
-            nodes = max(nodes, others.nodes)
+            nodes += others.nodes
             complete = complete and own.complete and others.complete
         return Delivery(sockets, nodes, complete)
 
@@ -231,7 +232,6 @@ class Application:
             realms[""] = self._host.default_realm
         return schema_of(realms, self._host.default_args)
 
-    @property
     def _relay_name(self) -> str:
         """
         The same for this application in all processes, and for no other.
@@ -268,7 +268,7 @@ class Application:
                 allowed = await allowed
             if not allowed:
                 raise web.HTTPForbidden(text="not authorized")
-        await ws.connect(protocol)
+        await ws.connect(protocol, save=False)
         if protocol is None:
             await WsrpcConversation(self._host, registry, ws).run()
         else:

@@ -128,7 +128,7 @@ class Conversation:
             try:
                 if not is_identity(identity):
                     raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
-                await ground.prove(self._registry, self.connection, identity, since)
+                await self._registry.prove(self.connection, identity, since=since)
                 self._proven = True
             except (InvalidIdentity, TypeError) as exc:
                 log.warning("no log-out will find the identity of a session: %s", exc)
@@ -173,7 +173,10 @@ class Conversation:
             yield lambda: halves.leave(deadline)
         if self._proven:
             self._proven = False
-            yield lambda: ground.disprove(self._registry, self.connection)
+            yield self._disprove
+
+    async def _disprove(self) -> None:
+        self._registry.disprove(self.connection)
 
     async def _ask(
         self,

@@ -4,30 +4,26 @@ What calls stand on, of the layers below: the one place that knows how it is to 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
 from ..connections.connection import Connection, TrackedConnection
 from ..handlers.serve import Hook, converse
 from ..options import Timeouts
+from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
 from ..results import Delivery
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
 
-__all__ = [
-    "disprove",
-    "now",
-    "on_relay",
-    "prove",
-    "push",
-    "registry_from",
-    "relay",
-    "serve",
-    "timeouts",
-]
+__all__ = ["on_relay", "push", "registry_from", "serve", "timeouts"]
+
+_Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
+
+_RECEIVERS: Final[WeakKeyDictionary[Core, _Receivers]] = WeakKeyDictionary()
 
 
 async def serve(
@@ -57,51 +53,20 @@ def timeouts(registry: SessionWSRegistry) -> Timeouts:
     return core_of(registry).timeouts
 
 
-def now(registry: SessionWSRegistry) -> Any:
-    """
-    Return the time as :func:`prove` wants it.
-    """
-    ask = getattr(registry, "now", None)
-    return None if ask is None else ask()
-
-
-async def prove(
-    registry: SessionWSRegistry, connection: Connection, identity: Hashable, since: Any
-) -> None:
-    """
-    File a connection under an identity that its client has proven.
-    """
-    file = getattr(registry, "prove", None)
-    if file is not None:
-        await file(connection, identity, since=since)
-
-
-async def disprove(registry: SessionWSRegistry, connection: Connection) -> None:
-    """
-    Take that back.
-    """
-    forget = getattr(registry, "disprove", None)
-    if forget is not None:
-        await forget(connection)
-
-
 def on_relay(
     registry: SessionWSRegistry, name: str, receiver: Callable[[bytes], Awaitable[object]]
 ) -> None:
     """
-    Let *receiver* have what other processes relay by *name*.
+    Let *receiver* have what other processes relay by *name*; several may have one name.
     """
-    listen = getattr(registry, "on_relay", None)
-    if listen is not None:
-        listen(name)(receiver)
+    names = _RECEIVERS.setdefault(core_of(registry), {})
+    receivers = names.get(name)
+    if receivers is None:
+        receivers = names[name] = []
 
+        @registry.on_relay(name)
+        async def receive(data: bytes) -> None:
+            for one in tuple(receivers):
+                await one(data)
 
-async def relay(registry: SessionWSRegistry, name: str, data: bytes) -> Delivery:
-    """
-    Send *data* to the same endpoint on all other nodes.
-    """
-    tell = getattr(registry, "relay", None)
-    if tell is None:
-        return Delivery()
-    delivery: Delivery = await tell(name, data)
-    return delivery
+    receivers.append(receiver)

@@ -117,7 +117,7 @@ class WampConversation(Conversation):
         await self._send(wamp.welcome(session.id, known))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
-        since = ground.now(self._registry)
+        since = self._registry.now()
         session = Session(self, new_id(), hello.realm, self._ws.request)
         session.auth_id = hello.details.authid
         session.auth_methods = tuple(hello.details.authmethods or ())

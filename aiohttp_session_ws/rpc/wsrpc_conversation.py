@@ -14,7 +14,7 @@ from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
-from . import ground, wsrpc
+from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation, Step
 from .errors import (
@@ -112,7 +112,7 @@ class WsrpcConversation(Conversation):
 
     async def _join(self) -> None:
         realm = self._host.realm("")
-        since = ground.now(self._registry)
+        since = self._registry.now()
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
