@@ -28,6 +28,7 @@ from aiohttp import ClientError, ClientSession, TCPConnector, WSMsgType, web
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc
 from tests.rpc.support import Server, who
+from tests.support.inspect import transport_of
 
 LIMITS: Final = rpc.CallLimits(
     calls=8, waiting=8, waiting_bytes=65_536, outgoing=262_144, patience=0.3, message=65_536,
@@ -268,7 +269,7 @@ class Fire:
                 await self._send(ws, protocol)
             await asyncio.sleep(source.choice([0, 0.02, 0.2]))
             if source.random() < 0.3:
-                transport = ws._response.connection and ws._response.connection.transport
+                transport = transport_of(ws)
                 if transport is not None:
                     transport.abort()
             else:

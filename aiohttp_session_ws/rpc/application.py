@@ -19,15 +19,15 @@ from ..results import Delivery
 from ..signals import Signal
 from ..typing import WebSocketOptions
 from . import ground
-from .binding import Signature
 from .call import CallDetails, EventDetails
 from .errors import RPCResult
 from .host import Host
 from .limits import CallLimits
 from .realm import Realm
-from .routes import expect_generator
 from .schema import schema_of
 from .session import Session
+from .signature import Signature
+from .table import expect_generator
 from .wamp import CODECS
 from .wamp_conversation import WampConversation
 from .wsrpc_conversation import WsrpcConversation

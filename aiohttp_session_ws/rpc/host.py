@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .binding import Signature
 from .call import CallSignals
 from .errors import NO_SUCH_REALM, RPCError
 from .limits import CallLimits
 from .realm import Realm
 from .scope import Scope
 from .session import Session
+from .signature import Signature
 from .topics import Topics
 
 __all__ = ["Host"]

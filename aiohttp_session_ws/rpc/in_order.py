@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import wamp_messages as wamp
 from .errors import RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
@@ -22,6 +22,8 @@ from .wamp import Codec
 __all__ = ["InOrder"]
 
 log = logging.getLogger("aiohttp_session_ws")
+
+Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +40,7 @@ class InOrder:
 
     Attributes:
         requests: The numbers of those that aren't answered yet.
+        handlers: What does them, and answers, by their types; and the numbers of these.
     """
 
     session: Session
@@ -45,25 +48,24 @@ class InOrder:
     sender: Sender
     codec: Codec
     requests: set[int] = field(default_factory=set)
-    _queue: deque[tuple[int, int, Coroutine[Any, Any, None]]] = field(default_factory=deque)
+    handlers: dict[type, tuple[int, Handler]] = field(default_factory=dict)
+    _queue: deque[tuple[int, Any, Handler]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
 
-    def put(self, kind: int, request: int, work: Coroutine[Any, Any, None]) -> None:
+    def take(self, message: Any) -> None:
         """
-        Do something when what came before is done.
+        Do what a message asks for when what came before is done.
 
         Args:
-            kind: Of the request.
-            request: Its number.
-            work: What to do, and to answer; what it raises is answered here.
+            message: One that has a handler; what that raises is answered here.
         """
+        kind, handler = self.handlers[type(message)]
         if len(self._queue) > self.scope.limits.waiting:
-            work.close()
-            error = wamp.error(kind, request, UNAVAILABLE, ("too many at once",))
+            error = wamp.error(kind, message.request, UNAVAILABLE, ("too many at once",))
             self.sender.post(self.codec.encode(error))
             return
-        self.requests.add(request)
-        self._queue.append((kind, request, work))
+        self.requests.add(message.request)
+        self._queue.append((kind, message, handler))
         if self._task is None or self._task.done():
             self._task = start(self._run(), "requests in order")
 
@@ -78,8 +80,6 @@ class InOrder:
         """
         Give up what isn't done.
         """
-        for _, _, work in self._queue:
-            work.close()
         self._queue.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
@@ -88,13 +88,13 @@ class InOrder:
     async def _run(self) -> None:
         with contextlib.suppress(SessionGone):
             while self._queue:
-                kind, request, work = self._queue.popleft()
+                kind, message, handler = self._queue.popleft()
                 try:
-                    await work
+                    await handler(message)
                 except SessionGone:
                     raise
                 except Exception as exc:  # noqa: BLE001  # it is explained
-                    await self.answer(request, self._explain(kind, request, exc))
+                    await self.answer(message.request, self._explain(kind, message.request, exc))
 
     def _explain(self, kind: int, request: int, failure: Exception) -> wamp.Frame:
         if isinstance(failure, RPCError):

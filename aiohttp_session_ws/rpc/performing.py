@@ -18,10 +18,10 @@ from ..exceptions import WebSocketDisconnect
 from . import errors
 from .call import Call, CallDetails, CallSignals, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult, SessionGone
-from .routes import RouteClass
 from .scope import Scope
 from .sending import Sender
 from .session import Session
+from .table import RouteClass
 
 __all__ = ["Performer"]
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .authentication import Authentication, Authenticator, TicketAuthenticator
-from .binding import Signature
-from .routes import Routes, Served, expect_generator
+from .routes import Routes
 from .scope import Guard
+from .signature import Signature
+from .table import Served, expect_generator
 
 __all__ = ["Realm"]
 

@@ -32,6 +32,10 @@ class Registrations:
     work: InOrder
     _by_name: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.work.handlers[wamp.Register] = 64, self.register
+        self.work.handlers[wamp.Unregister] = 66, self.unregister
+
     def number_of(self, name: str) -> int:
         """
         Return the number of a registration.

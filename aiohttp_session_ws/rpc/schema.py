@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from .binding import Signature, is_injected, is_required, type_of
 from .realm import Realm
-from .routes import Procedure
+from .signature import Signature, is_injected, is_required, type_of
+from .table import Procedure
 
 __all__ = ["schema_of"]
 

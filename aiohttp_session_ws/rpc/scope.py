@@ -9,11 +9,12 @@ from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
-from .binding import Arguments, Binder, Kind, Signature, kind_of
+from .binding import Arguments, Binder
 from .errors import INVALID_URI, NO_SUCH_PROCEDURE, NOT_AUTHORIZED, RPCError
 from .limits import CallLimits
-from .routes import RouteClass, Served, Topic
 from .session import RPCRequest, Session
+from .signature import Kind, Signature, kind_of
+from .table import RouteClass, Served, Topic
 
 __all__ = ["Guard", "Scope"]
 

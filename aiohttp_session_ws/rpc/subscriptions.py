@@ -41,6 +41,10 @@ class Subscriptions:
     work: InOrder
     _by_id: dict[int, Subscription] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.work.handlers[wamp.Subscribe] = 32, self.subscribe
+        self.work.handlers[wamp.Unsubscribe] = 34, self.unsubscribe
+
     def of(self, topic: str) -> Subscription | None:
         """
         Return the session's subscription to a topic.

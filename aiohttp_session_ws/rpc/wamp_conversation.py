@@ -27,13 +27,11 @@ from .registrations import Registrations
 from .session import Session
 from .subscriptions import Subscriptions
 from .wamp import Codec
-from .wamp_dialect import WampDialect, payload, value_of
+from .wamp_dialect import WampDialect, payload, value_of, welcome_details
 
 __all__ = ["WampConversation"]
 
 _QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
-_FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
-_ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
 
 
 class WampConversation(Conversation):
@@ -90,8 +88,6 @@ class WampConversation(Conversation):
         finally:
             await self._leave()
 
-    # Beginning
-
     async def _join(self) -> None:
         """
         Go from HELLO to WELCOME.
@@ -105,16 +101,7 @@ class WampConversation(Conversation):
         except TimeoutError:
             why = "HELLO or authentication took too long"
             raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
-        details: dict[str, Any] = {
-            "roles": _ROLES,
-            "realm": session.realm,
-            "authid": session.auth_id,
-            "authmethod": session.auth_method,
-            "authrole": session.auth_role,
-            "authprovider": session.auth_provider,
-        }
-        known = {name: value for name, value in details.items() if value is not None}
-        await self._send(wamp.welcome(session.id, known))
+        await self._send(wamp.welcome(session.id, welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
         since = self._registry.now()
@@ -135,8 +122,6 @@ class WampConversation(Conversation):
         if not isinstance(message, wamp.Authenticate):
             raise ProtocolViolation("the answer to CHALLENGE is AUTHENTICATE")
         return message.signature
-
-    # Listening
 
     async def _next(self) -> tuple[wamp.Message, int]:
         """
@@ -192,21 +177,23 @@ class WampConversation(Conversation):
         if self._calls is not None:
             self._calls.cancel(message.request, message.options.mode)
 
-    def _on_subscribe(self, message: wamp.Subscribe) -> None:
+    def _on_request(self, message: Any) -> None:
         self._expect_new(message.request)
-        self._work().put(32, message.request, self._own_subscriptions().subscribe(message))
+        self._work().take(message)
 
-    def _on_unsubscribe(self, message: wamp.Unsubscribe) -> None:
-        self._expect_new(message.request)
-        self._work().put(34, message.request, self._own_subscriptions().unsubscribe(message))
-
-    def _on_register(self, message: wamp.Register) -> None:
-        self._expect_new(message.request)
-        self._work().put(64, message.request, self._own_registrations().register(message))
-
-    def _on_unregister(self, message: wamp.Unregister) -> None:
-        self._expect_new(message.request)
-        self._work().put(66, message.request, self._own_registrations().unregister(message))
+    def _work(self) -> InOrder:
+        """
+        Return what does requests in order; most sessions need it late or never.
+        """
+        if self._in_order is None:
+            session, scope = self._expect_session(), self._scope
+            assert scope is not None
+            work = self._in_order = InOrder(session, scope, self._sender, self._codec)
+            self._registrations = Registrations(work)
+            self._subscriptions = Subscriptions(
+                self._host.topics, self._registry, self.connection, work
+            )
+        return self._in_order
 
     def _on_publish(self, message: wamp.Publish) -> None:
         if message.options.acknowledge:
@@ -224,29 +211,6 @@ class WampConversation(Conversation):
             error = RemoteError(message.uri, message.args, message.kwargs)
             self._asking.answer(message.request, error=error)
 
-    # What is made when it is first needed
-
-    def _work(self) -> InOrder:
-        if self._in_order is None:
-            assert self._session is not None
-            assert self._scope is not None
-            self._in_order = InOrder(self._session, self._scope, self._sender, self._codec)
-        return self._in_order
-
-    def _own_subscriptions(self) -> Subscriptions:
-        if self._subscriptions is None:
-            self._subscriptions = Subscriptions(
-                self._host.topics, self._registry, self.connection, self._work()
-            )
-        return self._subscriptions
-
-    def _own_registrations(self) -> Registrations:
-        if self._registrations is None:
-            self._registrations = Registrations(self._work())
-        return self._registrations
-
-    # What a session does
-
     async def call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
     ) -> Any:
@@ -254,7 +218,9 @@ class WampConversation(Conversation):
         Call what the client has registered.
         """
         self._expect_session()
-        registration = self._own_registrations().number_of(name)
+        self._work()
+        assert self._registrations is not None
+        registration = self._registrations.number_of(name)
 
         async def send(request: int) -> None:
             await self._send(wamp.invocation(request, registration, args, kwargs))
@@ -281,8 +247,6 @@ class WampConversation(Conversation):
         Refuse: WAMP's events have a topic.
         """
         raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
-
-    # Ending
 
     async def leave(self, uri: str, message: str) -> None:
         """
@@ -335,10 +299,10 @@ class WampConversation(Conversation):
 _Handler = Callable[[WampConversation, Any], None]
 _HANDLERS: Final[Mapping[type, _Handler]] = {
     wamp.Cancel: WampConversation._on_cancel,
-    wamp.Subscribe: WampConversation._on_subscribe,
-    wamp.Unsubscribe: WampConversation._on_unsubscribe,
-    wamp.Register: WampConversation._on_register,
-    wamp.Unregister: WampConversation._on_unregister,
+    wamp.Subscribe: WampConversation._on_request,
+    wamp.Unsubscribe: WampConversation._on_request,
+    wamp.Register: WampConversation._on_request,
+    wamp.Unregister: WampConversation._on_request,
     wamp.Publish: WampConversation._on_publish,
     wamp.Yield: WampConversation._on_yield,
     wamp.Error: WampConversation._on_error,

@@ -5,15 +5,20 @@ What values become in WAMP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from . import wamp_messages as wamp
 from .errors import RPCError, RPCProgressReport, RPCResult
+from .session import Session
 from .wamp import Codec
 
 __all__ = ["WampDialect"]
 
 Payload: TypeAlias = tuple[Sequence[Any], Mapping[str, Any] | None]
+
+
+_FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
+_ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
 
 
 class WampDialect:
@@ -84,3 +89,18 @@ def value_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if kwargs:
         return RPCResult(args, kwargs) if args else kwargs
     return args[0] if len(args) == 1 else args or None
+
+
+def welcome_details(session: Session) -> dict[str, Any]:
+    """
+    Return what a client is told when it has joined, but for what is unknown.
+    """
+    details: dict[str, Any] = {
+        "roles": _ROLES,
+        "realm": session.realm,
+        "authid": session.auth_id,
+        "authmethod": session.auth_method,
+        "authrole": session.auth_role,
+        "authprovider": session.auth_provider,
+    }
+    return {name: value for name, value in details.items() if value is not None}

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aiohttp_session_ws import rpc
-from aiohttp_session_ws.rpc.routes import Served
+from aiohttp_session_ws.rpc.table import Served
 
 
 def served(routes: rpc.Routes) -> Served:

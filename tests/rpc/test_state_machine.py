@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
 
 from aiohttp_session_ws import SessionWSRegistry, rpc
 
+from ..support.inspect import transport_of
 from .support import PATIENCE, QUICK, Server, who
 
 MODES = st.sampled_from(["kill", "killnowait", "skip"])
@@ -263,9 +264,9 @@ class Sessions(RuleBasedStateMachine):
     @rule(client=clients)
     def vanish(self, client: Client) -> None:
         """Go without a word."""
-        connection = client.ws._response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
+        transport = transport_of(client.ws)
+        if transport is not None:
+            transport.abort()
         client.gone = True
 
     @rule()

@@ -10,6 +10,7 @@ import pytest
 
 from aiohttp_session_ws import rpc
 
+from ..support.inspect import transport_of
 from .conftest import Serve
 from .support import WampPeer, until
 
@@ -291,8 +292,8 @@ class TestPublishing:
         async with server.wamp() as peer, server.wamp() as slow:
             await subscribe(peer)
             await subscribe(slow)
-            connection: Any = slow.ws._response.connection
-            transport = connection.transport
+            transport = transport_of(slow.ws)
+            assert transport is not None
             transport.pause_reading()
             async with asyncio.timeout(5):
                 for n in range(300):
