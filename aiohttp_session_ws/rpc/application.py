@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import logging
@@ -20,7 +21,7 @@ from ..signals import Signal
 from ..typing import WebSocketOptions
 from . import ground
 from .call import CallDetails, EventDetails
-from .errors import RPCResult
+from .errors import RPCResult, SessionGone
 from .host import Host
 from .limits import CallLimits
 from .realm import Realm
@@ -269,10 +270,11 @@ class Application:
             if not allowed:
                 raise web.HTTPForbidden(text="not authorized")
         await ws.connect(protocol, save=False)
-        if protocol is None:
-            await WsrpcConversation(self._host, registry, ws).run()
-        else:
-            await WampConversation(self._host, registry, ws, CODECS[protocol]).run()
+        with contextlib.suppress(SessionGone):  # the client has hung up already
+            if protocol is None:
+                await WsrpcConversation(self._host, registry, ws).run()
+            else:
+                await WampConversation(self._host, registry, ws, CODECS[protocol]).run()
 
 
 def _chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:

@@ -47,9 +47,9 @@ class Calls:
     def __contains__(self, number: int) -> bool:
         return number in self.performer.unanswered
 
-    async def take(self, call: Call, timeout: float | None = None) -> None:
+    def take(self, call: Call, timeout: float | None = None) -> bool:
         """
-        Run a call now, or when there is room, or refuse it.
+        Run a call now, if there is room; tell whether. If not, :meth:`wait` is for it.
 
         Args:
             call: A new one, whose number isn't in use.
@@ -58,12 +58,17 @@ class Calls:
         self.performer.unanswered[call.number] = call
         if timeout:
             self._set_deadline(call, timeout)
+        return self._begin_if_room(call)
+
+    async def wait(self, call: Call) -> None:
+        """
+        Let a call wait for room, or refuse it.
+        """
         limits = self.limits
         if len(self._running) >= limits.calls:
             await asyncio.sleep(0)  # many calls may have come at once, and not had their turn
-        if not (self._waiting or len(self._running) >= limits.calls or self.sender.is_full):
-            self._begin(call)
-            return
+            if self._begin_if_room(call):
+                return
         if self._waiting is None:
             self._waiting = deque()
             self.sender.on_room = self._go_on
@@ -125,6 +130,12 @@ class Calls:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
                 log.warning("a call goes on though its session is over: %s", task.get_coro())
+
+    def _begin_if_room(self, call: Call) -> bool:
+        if self._waiting or len(self._running) >= self.limits.calls or self.sender.is_full:
+            return False
+        self._begin(call)
+        return True
 
     def _begin(self, call: Call) -> None:
         self._running.add(call)

@@ -89,7 +89,10 @@ class Performer:
         if not call.answered:
             call.answered = True
             self.unanswered.pop(call.number, None)
-            await self.sender.send(data if error is None else self.encode(call, error))
+            if error is not None:
+                data = self.encode(call, error)
+            if not self.sender.write(data):
+                await self.sender.send(data)
 
     def refuse(self, call: Call, error: RPCError) -> None:
         """

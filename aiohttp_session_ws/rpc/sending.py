@@ -8,9 +8,12 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
+
+from aiohttp import WSMsgType, web
 
 from ..close_codes import SLOW_CONSUMER, Close
+from ..connections.frames import encode_frame
 from ..exceptions import WebSocketDisconnect
 from ..handlers.websocket import WebSocket
 from .errors import SessionGone
@@ -20,19 +23,6 @@ __all__ = ["Sender"]
 
 _AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
 _POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
-
-
-class _Buffer(Protocol):
-    def get_write_buffer_size(self) -> int: ...
-
-
-class _Gone:
-    """
-    The transport of a client that hung up.
-    """
-
-    def get_write_buffer_size(self) -> int:
-        return 0
 
 
 class Sender:
@@ -53,11 +43,13 @@ class Sender:
     """
 
     __slots__ = (
-        "_binary",
+        "_at_once",
         "_closing",
         "_limits",
+        "_opcode",
         "_patience",
         "_queue",
+        "_response",
         "_sent",
         "_task",
         "_transport",
@@ -68,9 +60,15 @@ class Sender:
 
     def __init__(self, ws: WebSocket, binary: bool, limits: CallLimits) -> None:
         self._ws = ws
-        self._binary = binary
         self._limits = limits
-        self._transport: _Buffer = ws.request.transport or _Gone()
+        transport = ws.request.transport
+        if transport is None:
+            raise SessionGone("the client has hung up")
+        self._transport = transport
+        self._response: web.WebSocketResponse = ws.connection.ws
+        # aiohttp's writer compresses, where that was agreed on.
+        self._at_once = -1 if self._response.compress else _AT_ONCE
+        self._opcode = WSMsgType.BINARY if binary else WSMsgType.TEXT
         self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -100,6 +98,24 @@ class Sender:
         """
         return self._ws.closed
 
+    def write(self, data: bytes) -> bool:
+        """
+        Send a frame now, if nothing is in the way; tell whether it was sent.
+
+        It goes to the transport as a push does, without aiohttp's writer, which would look for
+        the same things once more.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if self._response.closed or self._transport.is_closing():
+            raise SessionGone("the socket is closed")
+        transport = self._transport
+        if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
+            return False
+        transport.write(encode_frame(data, self._opcode))
+        return True
+
     async def send(self, data: bytes) -> None:
         """
         Send a frame, and wait until the transport has it and has room again.
@@ -107,21 +123,20 @@ class Sender:
         Raises:
             SessionGone: If the socket is closed.
         """
-        if self._queue or len(data) > _AT_ONCE or self._transport.get_write_buffer_size():
+        if not self.write(data):
             sent = asyncio.get_running_loop().create_future()
             self._put(data, sent)
             await sent
-            return
-        try:
-            await self._write(data)
-        except WebSocketDisconnect:
-            raise SessionGone("the socket is closed") from None
 
     def post(self, data: bytes) -> None:
         """
         Send a frame, behind what waits; don't wait for it.
         """
-        self._put(data, None)
+        try:
+            if not self.write(data):
+                self._put(data, None)
+        except SessionGone:
+            pass  # whoever it is for as well
 
     async def room(self) -> None:
         """
@@ -155,7 +170,9 @@ class Sender:
             await asyncio.wait({self._task})
 
     def _write(self, data: bytes) -> Coroutine[Any, Any, None]:
-        return self._ws.send(data) if self._binary else self._ws.send_text(data)
+        return (
+            self._ws.send(data) if self._opcode is WSMsgType.BINARY else self._ws.send_text(data)
+        )
 
     def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         if self._queue is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -31,14 +31,15 @@ class Codec:
     Attributes:
         name: The subprotocol.
         binary: Whether its frames are binary ones.
+        batched: Whether a frame has several messages.
     """
 
-    __slots__ = ("_batched", "_decode", "_encode", "binary", "name")
+    __slots__ = ("_decode", "_encode", "batched", "binary", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.binary = ".msgpack" in name
-        self._batched = name.endswith(".batched")
+        self.batched = name.endswith(".batched")
         self._encode: Callable[[Any], bytes]
         self._decode: Callable[[Any], Message]
         if self.binary:
@@ -48,18 +49,34 @@ class Codec:
             self._encode = msgspec.json.Encoder().encode
             self._decode = msgspec.json.Decoder(Message).decode
 
-    def decode(self, frame: str | bytes) -> Iterable[tuple[Message, int]]:
+    def decode(self, frame: str | bytes) -> Iterator[tuple[Message, int]]:
         """
-        Return the messages of a frame and their sizes; they may be decoded one by one.
+        Return the messages of a frame and their sizes, which are decoded one by one.
 
         Raises:
-            ProtocolViolation: Here or in the iteration, if it isn't one of this dialect.
+            ProtocolViolation: In the iteration, if it isn't one of this dialect.
+        """
+        if self.batched:
+            self._expect_kind(frame)
+            for piece in _pieces(frame):
+                yield self._message(piece), len(piece)
+        else:
+            yield self.decode_one(frame), len(frame)
+
+    def decode_one(self, frame: str | bytes) -> Message:
+        """
+        Return the message of a frame that is no batch.
+
+        Raises:
+            ProtocolViolation: If it isn't one of this dialect.
         """
         if isinstance(frame, str) is self.binary:
+            self._expect_kind(frame)
+        return self._message(frame)
+
+    def _expect_kind(self, frame: str | bytes) -> None:
+        if isinstance(frame, str) is self.binary:
             raise ProtocolViolation("a text frame and a binary one are not the same dialect")
-        if not self._batched:
-            return ((self._message(frame), len(frame)),)
-        return ((self._message(piece), len(piece)) for piece in _pieces(frame))
 
     def encode(self, frame: Frame) -> bytes:
         """
@@ -73,7 +90,7 @@ class Codec:
                 if type(frame[i]) not in _ATOMS:
                     frame[i] = _mark_bytes(frame[i])
         data = self._encode(frame)
-        if not self._batched:
+        if not self.batched:
             return data
         if self.binary:
             return len(data).to_bytes(_LENGTH) + data

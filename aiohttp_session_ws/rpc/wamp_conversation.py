@@ -60,7 +60,7 @@ class WampConversation(Conversation):
         super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
-        self._messages: Iterator[tuple[wamp.Message, int]] = iter(())
+        self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
         self._in_order: InOrder | None = None
         self._subscriptions: Subscriptions | None = None
         self._registrations: Registrations | None = None
@@ -128,9 +128,13 @@ class WampConversation(Conversation):
         Return the next message, and its size.
         """
         while True:
-            for message in self._messages:
-                return message
-            self._messages = iter(self._codec.decode(await self._ws.receive()))
+            if self._messages is not None:
+                for message in self._messages:
+                    return message
+            frame = await self._ws.receive()
+            if not self._codec.batched:
+                return self._codec.decode_one(frame), len(frame)
+            self._messages = self._codec.decode(frame)
 
     async def _listen(self) -> bool:
         """
@@ -148,7 +152,11 @@ class WampConversation(Conversation):
             if self._closing:
                 continue
             if type(message) is wamp.Call:
-                await self._on_call(message, size)
+                call = self._call(message, size)
+                timeout = message.options.timeout
+                assert self._calls is not None
+                if not self._calls.take(call, timeout and timeout / 1000):
+                    await self._calls.wait(call)
             else:
                 handler = _HANDLERS.get(type(message))
                 if handler is None:
@@ -157,13 +165,10 @@ class WampConversation(Conversation):
             if self._sender.queued:
                 await self._sender.room()
 
-    async def _on_call(self, message: wamp.Call, size: int) -> None:
-        assert self._calls is not None
-        request, options = message.request, message.options
+    def _call(self, message: wamp.Call, size: int) -> Call:
+        request, progress = message.request, message.options.receive_progress is True
         self._expect_new(request)
-        progress = options.receive_progress is True
-        call = Call(request, message.procedure, message.args, message.kwargs, size, progress)
-        await self._calls.take(call, options.timeout and options.timeout / 1000)
+        return Call(request, message.procedure, message.args, message.kwargs, size, progress)
 
     def _expect_new(self, request: int) -> None:
         """

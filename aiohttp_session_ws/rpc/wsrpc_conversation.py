@@ -155,7 +155,8 @@ class WsrpcConversation(Conversation):
             log.debug("a call with the number of one that isn't answered yet was ignored")
         else:
             call = Call(message.id, message.method, message.args, message.kwargs, size)
-            await self._calls.take(call)
+            if not self._calls.take(call):
+                await self._calls.wait(call)
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:

@@ -104,9 +104,9 @@ class TestWamp:
     def test_kinds_of_frames(self) -> None:
         """Text in a binary dialect is a violation, and the other way round."""
         with pytest.raises(ProtocolViolation):
-            JSON.decode(b'[48,1,{},"a"]')
+            messages(JSON, b'[48,1,{},"a"]')
         with pytest.raises(ProtocolViolation):
-            MSGPACK.decode("x")
+            messages(MSGPACK, "x")
 
     @pytest.mark.parametrize(
         ("codec", "frame"),
