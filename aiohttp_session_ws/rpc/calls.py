@@ -43,6 +43,7 @@ class Calls:
     _running: set[Call] = field(default_factory=set)
     _waiting: deque[Call] | None = None
     _bytes: int = 0  # of what waits
+    _returned: int = 0  # how many of them were begun already
 
     def __contains__(self, number: int) -> bool:
         return number in self.performer.unanswered
@@ -69,14 +70,12 @@ class Calls:
             await asyncio.sleep(0)  # many calls may have come at once, and not had their turn
             if self._begin_if_room(call):
                 return
-        if self._waiting is None:
-            self._waiting = deque()
-            self.sender.on_room = self._go_on
-        many = len(self._waiting) >= limits.waiting
+        waiting = self._wait_list()
+        many = len(waiting) >= limits.waiting
         if many or self._bytes + call.size > limits.waiting_bytes:
             await self._refuse(call)
             return
-        self._waiting.append(call)
+        waiting.append(call)
         self._bytes += call.size
         if self.sender.is_full:
             self.sender.watch()
@@ -148,6 +147,9 @@ class Calls:
     async def _run(self, call: Call) -> None:
         if call.task is None:  # it was started eagerly
             call.task = asyncio.current_task()
+        if self.sender.is_full and not (call.given_up or call.answered):
+            self._put_back(call)  # those before it, in this very turn, have filled the queue
+            return
         call.begun = True
         try:
             await self.performer.perform(call, self._set_deadline)
@@ -160,21 +162,37 @@ class Calls:
             if self._waiting:
                 self._go_on()
 
+    def _put_back(self, call: Call) -> None:
+        self._running.discard(call)
+        call.task = None
+        self._wait_list().insert(self._returned, call)
+        self._returned += 1
+        self._bytes += call.size
+        self.sender.watch()
+
+    def _wait_list(self) -> deque[Call]:
+        if self._waiting is None:
+            self._waiting = deque()
+            self.sender.on_room = self._go_on
+        return self._waiting
+
     def _go_on(self) -> None:
         """
         Begin what waits, as far as there is room.
         """
-        full = self.sender.is_full
+        full = self.sender.is_full or self.sender.is_closed  # and the session ends next
         while self._waiting and len(self._running) < self.limits.calls and not full:
             call = self._waiting.popleft()
             self._bytes -= call.size
+            self._returned = max(0, self._returned - 1)
             self._begin(call)
             full = self.sender.is_full
-        if self._waiting and full:
+        if self._waiting and self.sender.is_full:
             self.sender.watch()
 
     def _withdraw(self, call: Call) -> None:
         if self._waiting is not None:
+            self._returned -= self._waiting.index(call) < self._returned
             self._waiting.remove(call)
             self._bytes -= call.size
         call.given_up = True

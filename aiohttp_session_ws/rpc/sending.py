@@ -189,6 +189,9 @@ class Sender:
                     await self._send_first(self._queue)
                 else:
                     await asyncio.sleep(_POLL)
+                if self.is_closed:
+                    self._drop()
+                    return
                 if self.on_room is not None:
                     self.on_room()
         except WebSocketDisconnect:
