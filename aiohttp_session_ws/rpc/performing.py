@@ -91,7 +91,7 @@ class Performer:
             self.unanswered.pop(call.number, None)
             if error is not None:
                 data = self.encode(call, error)
-            if not self.sender.write(data):
+            if not self.sender.write_soon(data):
                 await self.sender.send(data)
 
     def refuse(self, call: Call, error: RPCError) -> None:

@@ -22,6 +22,8 @@ from .limits import CallLimits
 __all__ = ["Sender"]
 
 _AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
+_TOGETHER: Final = 1024  # bytes of an answer that may be written with others
+_MANY: Final = 64  # answers that are written without waiting for more
 _POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
 
 
@@ -51,7 +53,9 @@ class Sender:
         "_queue",
         "_response",
         "_sent",
+        "_loop",
         "_task",
+        "_together",
         "_transport",
         "_ws",
         "on_room",
@@ -74,6 +78,8 @@ class Sender:
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None  # runs while the task does
         self._sent = 0  # how many had to wait
+        self._together: list[bytes] | None = None  # answers that are written next
+        self._loop = asyncio.get_running_loop()
         self.on_room: Callable[[], None] | None = None
         self.queued = 0
 
@@ -98,6 +104,36 @@ class Sender:
         """
         return self._ws.closed
 
+    def write_soon(self, data: bytes) -> bool:
+        """
+        Send an answer now, or with others of this turn of the loop; tell whether nothing is in
+        the way.
+
+        To write takes longer than most calls do, and those that come together are answered
+        together. Whatever must not be overtaken by an event goes by :meth:`write`.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if self._together is None:
+            if not self.write(data):
+                return False
+            self._together = []
+            self._loop.call_soon(self._write_together)
+        elif len(data) > _TOGETHER:
+            return False
+        else:
+            self._together.append(encode_frame(data, self._opcode))
+            if len(self._together) >= _MANY:
+                self._write_together()
+                self._together = []
+        return True
+
+    def _write_together(self) -> None:
+        together, self._together = self._together, None
+        if together and not (self._response.closed or self._transport.is_closing()):
+            self._transport.write(b"".join(together))
+
     def write(self, data: bytes) -> bool:
         """
         Send a frame now, if nothing is in the way; tell whether it was sent.
@@ -110,6 +146,9 @@ class Sender:
         """
         if self._response.closed or self._transport.is_closing():
             raise SessionGone("the socket is closed")
+        if self._together:
+            self._write_together()
+            self._together = []  # and what comes in this turn is written in the next
         transport = self._transport
         if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
             return False
