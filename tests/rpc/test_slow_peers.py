@@ -119,9 +119,12 @@ async def test_refusals(serve: Serve, dialect: str) -> None:
 
         flooding = asyncio.create_task(flood())
         await until(lambda: not server.calls.sessions)
-        transport.resume_reading()
         flooding.cancel()
         await asyncio.wait({flooding})
+        own = transport.get_extra_info("socket")
+        transport.resume_reading()
+        transport.abort()  # what it has not sent yet, nobody takes
+        await until(lambda: own.fileno() == -1)
 
 
 async def test_published(serve: Serve, complaints: Complaints) -> None:
