@@ -13,6 +13,7 @@ from yarl import URL
 
 from ._expiring import ExpiringDict
 from ._logging import log
+from ._refused import Forbidden
 from ._tasks import maybe_await
 from .typing import Origins
 
@@ -89,7 +90,7 @@ class OriginPolicy:
             return
         if callable(self._origins):
             if not await maybe_await(self._origins(request)):
-                raise web.HTTPForbidden(text="websocket refused: the application's origins check")
+                raise Forbidden("origin", "websocket refused: the application's origins check")
             return
         headers = request.headers
         origin = headers.get(hdrs.ORIGIN)
@@ -101,7 +102,7 @@ class OriginPolicy:
         if single and key in self._accepted:
             return
         if not (single and self._matches(*key)):
-            raise web.HTTPForbidden(text=self._refusal(headers.getall(hdrs.ORIGIN), host))
+            raise Forbidden("origin", self._refusal(headers.getall(hdrs.ORIGIN), host))
         if len(self._accepted) >= _REMEMBERED:
             self._accepted.clear()
         self._accepted.add(key)

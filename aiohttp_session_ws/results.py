@@ -4,20 +4,24 @@ What orders, pushes and queries return: copies that may be kept and logged.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from typing import Self
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 from ._logging import fingerprint
 
 __all__ = [
     "CloseReport",
+    "ClusterStats",
     "ConnectionInfo",
     "Count",
     "Delivery",
+    "Handle",
     "NodeInfo",
     "Nodes",
     "Snapshot",
+    "Stats",
 ]
 
 
@@ -70,6 +74,16 @@ class Delivery:
     complete: bool = True
 
 
+class Handle(str):
+    """
+    A name of a session that may be shown to a page, as ``registry.handle(id)`` returns it.
+
+    What comes back from the page is a text: ``Handle(text)``.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ConnectionInfo:
     """
@@ -87,6 +101,8 @@ class ConnectionInfo:
         idle: For how many seconds its handler has waited for a message; since it was
             opened if it never has.
         node: The process that serves it; empty on a registry that knows no other.
+        user_agent: What its client calls itself, the first 200 characters of it: not to be
+            trusted, and not to be shown without escaping.
     """
 
     id: str
@@ -97,6 +113,7 @@ class ConnectionInfo:
     path: str
     idle: float
     node: str = ""
+    user_agent: str = ""
 
     def __repr__(self) -> str:
         whose = "nobody" if self.identity is None else fingerprint(self.identity)
@@ -180,3 +197,103 @@ class Nodes(tuple[NodeInfo, ...]):
         self = super().__new__(cls, nodes)
         self.complete = complete
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """
+    What one process has counted since it started, and what it holds at this moment.
+
+    Attributes:
+        node: How it is called; empty on a registry that knows no other.
+        open: How many sockets and streams are open.
+        opening: How many handshakes are on their way.
+        streams: How many of the open ones are streams.
+        records: How many ends, renewals and notes are remembered.
+        outbox: How many orders wait for Redis.
+        orders_given: How many orders this process has given.
+        orders_heard: How many orders of other processes it has carried out.
+        orders_reconciled: How many records it had missed, and found later.
+        outages: How many times Redis was away, or could not be heard.
+        outage_seconds: For how long in all, the present outage included.
+        closes: How many sockets and streams have ended, by who began (``"order"``,
+            ``"handler"`` or ``"client"``) and close code.
+        refusals: How many handshakes were refused, by a word for why: ``"origin"``,
+            ``"authorize"``, ``"ended"``, ``"reconnect"``, ``"limit"``, ``"rate"``, ``"total"``,
+            ``"draining"``, ``"redis"``, ``"identify"``, ``"late"``, ``"no id"``, ``"handler"``,
+            ``"no websocket"``, ``"client gone"`` or ``"error"``.
+    """
+
+    node: str = ""
+    open: int = 0
+    opening: int = 0
+    streams: int = 0
+    records: int = 0
+    outbox: int = 0
+    orders_given: int = 0
+    orders_heard: int = 0
+    orders_reconciled: int = 0
+    outages: int = 0
+    outage_seconds: float = 0.0
+    closes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """
+        Return the same as JSON can hold it: ``closes`` as ``{"order": {"4401": 2}}``.
+        """
+        closes: dict[str, dict[str, int]] = {}
+        for (by, code), count in self.closes.items():
+            closes.setdefault(by, {})[str(code)] = count
+        return {**asdict(self), "closes": closes}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Self:
+        """
+        Return what :meth:`as_dict` has made JSON of; what is unknown is left out.
+        """
+        known = {one.name: body[one.name] for one in fields(cls) if one.name in body}
+        closes = {
+            (by, int(code)): count
+            for by, codes in body.get("closes", {}).items()
+            for code, count in codes.items()
+        }
+        return cls(**{**known, "closes": closes})
+
+
+class ClusterStats(tuple[Stats, ...]):
+    """
+    The figures of all processes, by name.
+
+    Attributes:
+        complete: Whether everybody has answered who is known to run.
+    """
+
+    complete: bool
+
+    def __new__(cls, stats: Iterable[Stats], *, complete: bool = True) -> Self:
+        """
+        Return a tuple of *stats*.
+        """
+        self = super().__new__(cls, sorted(stats, key=lambda one: one.node))
+        self.complete = complete
+        return self
+
+    @property
+    def total(self) -> Stats:
+        """
+        The sums of all.
+        """
+        sums: dict[str, Any] = {}
+        for one in fields(Stats):
+            values = [getattr(stats, one.name) for stats in self]
+            if one.name == "node":
+                continue
+            if one.name in ("closes", "refusals"):
+                counts: Counter[Any] = Counter()
+                for value in values:
+                    counts.update(value)
+                sums[one.name] = dict(counts)
+            else:
+                sums[one.name] = sum(values)
+        return Stats(**sums)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import aiosignal
 from aiohttp import web
 
-from ._logging import log
+from ._logging import fingerprint, log
 from .typing import ConnectionContext, WebSocketHook
 
 __all__ = [
@@ -21,11 +21,22 @@ __all__ = [
     "HandshakeDetails",
     "HookList",
     "OpenDetails",
+    "OrderDetails",
+    "OrderKind",
     "Signal",
+    "Signals",
+    "SubjectKind",
 ]
 
 D = TypeVar("D")
 H = TypeVar("H")
+
+#: What was ordered: something has ended, sockets are to reconnect, or a session goes on under
+#: another id, with its sockets closed or kept.
+OrderKind: TypeAlias = Literal["end", "close", "renew", "refresh"]
+
+#: What an order is about; a lineage stands for a session whose id isn't known.
+SubjectKind: TypeAlias = Literal["id", "identity", "label", "lineage"]
 
 
 class Signal(aiosignal.Signal[D]):
@@ -118,6 +129,38 @@ class CloseDetails:
     identity: Hashable | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OrderDetails:
+    """
+    An order that has taken effect on this node, whichever node gave it.
+
+    Attributes:
+        kind: What was ordered.
+        subject_kind: What it is about.
+        subject: The id, the identity, the name and value of the label, or the token.
+        by: Who gave it, as told to ``by=``; ``None`` if nobody said.
+        sockets: How many open sockets of this node it closes.
+        handshakes: How many handshakes of this node it refuses.
+        node: The node that gave it; empty on a registry that knows no other, or if an order was
+            missed and its record found later.
+    """
+
+    kind: OrderKind
+    subject_kind: SubjectKind
+    subject: Hashable = field(repr=False)
+    by: str | None
+    sockets: int
+    handshakes: int
+    node: str
+
+    @property
+    def fingerprint(self) -> str:
+        """
+        What the subject is called in logs.
+        """
+        return fingerprint(self.subject)
+
+
 class HookList(list[H]):
     """
     A list of callables that is a decorator, too: it gives the function back.
@@ -151,6 +194,7 @@ class Signals:
         self.on_fail: Signal[FailDetails] = Signal(owner)
         self.on_open: Signal[OpenDetails] = Signal(owner)
         self.on_close: Signal[CloseDetails] = Signal(owner)
+        self.on_order: Signal[OrderDetails] = Signal(owner)
         self.on_refresh: Signal[Any] = Signal(owner)  # of connections
         self.connection_ctx: HookList[ConnectionContext[Any]] = HookList()
         self.on_request: HookList[WebSocketHook[Any]] = HookList()

@@ -4,6 +4,7 @@ Aliases and protocols to annotate an application with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -13,7 +14,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, TypeVar
 
 from aiohttp import web
 
@@ -22,6 +23,7 @@ __all__ = [
     "ConnectionContext",
     "Data",
     "IdFactory",
+    "Identified",
     "Identify",
     "Labels",
     "Origins",
@@ -38,7 +40,23 @@ Data: TypeAlias = str | bytes | bytearray | memoryview
 #: Returns a new session ws id; sync or async.
 IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
 
-#: Returns whom a request's session belongs to, ``None`` for nobody; sync or async.
+
+class Identified(NamedTuple):
+    """
+    What ``identify`` may return to say until when it holds, as for a token that expires.
+
+    Attributes:
+        identity: Whom the session belongs to; ``None`` if it is anonymous.
+        until: When its sockets are closed with 4401, in seconds since the epoch: the ``exp`` of
+            a token. From then on none is opened.
+    """
+
+    identity: Hashable | None
+    until: float = math.inf
+
+
+#: Returns whom a request's session belongs to, ``None`` for nobody; sync or async. An
+#: :class:`Identified` says until when, too.
 Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
 
 #: Returns further names that a request's session can be ended by, as a dict; sync or async.

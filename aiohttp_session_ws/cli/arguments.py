@@ -9,7 +9,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
+
+from .. import __version__
 
 __all__: list[str] = []
 
@@ -27,8 +29,8 @@ where Redis is:
   into the variable. The URL is never printed.
 
 ids and identities:
-  ID and WHO are what the application uses, or the hash of it that the logs and the table of
-  `connections` show; a hash is understood as long as the session has an open socket.
+  ID, WHO and VALUE are what the application uses. Of an id or an identity the hash will do that
+  the logs and the table of `connections` show, as long as the session has an open socket.
   `--identity 42` means both the text and the number, since a command line can't tell them
   apart. With --json-ids they are JSON and mean themselves only: 42, '"42"', '["ann", 7]'.
   That is for scripts.
@@ -57,6 +59,11 @@ class Options(argparse.Namespace):
         command: What to do.
         session: An id or its hash.
         identity: An identity or its hash.
+        label: A label's name and its value.
+        socket: The own id of a socket.
+        by: Who gives the order.
+        every: Seconds between two looks.
+        times: How many looks; 0 for no end.
     """
 
     redis: str = ""
@@ -69,6 +76,11 @@ class Options(argparse.Namespace):
     command: str = ""
     session: str | None = None
     identity: str | None = None
+    label: tuple[str, str] | None = None
+    socket: str | None = None
+    by: str | None = None
+    every: float = 2.0
+    times: int = 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,15 +114,7 @@ def make_parser() -> Parser:
     """
     Return what reads the command line.
     """
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    # Without defaults: those of a command would replace what was given before it.
-    add = common.add_argument
-    add("--redis", metavar="URL", help=f"where Redis is; better in {URL}")
-    add("--prefix", metavar="P", help=f"the registry's prefix ({Options.prefix})")
-    wait = f"seconds that `close` and `end` wait for what processes report ({Options.wait:g})"
-    add("--wait", metavar="S", type=_positive, help=wait)
-    add("--json", action="store_true", help="print JSON")
-
+    common = _common()
     parser = Parser(
         prog=PROG,
         description=DESCRIPTION,
@@ -119,6 +123,7 @@ def make_parser() -> Parser:
         parents=[common],
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, text: str) -> Parser:
@@ -131,34 +136,57 @@ def make_parser() -> Parser:
     connections = command("connections", "list the open sockets")
     command("count", "tell how many sockets are open")
     command("nodes", "list the processes")
+    command("stats", "tell what the processes have counted")
+    _add_watching(command("watch", "show who is connected, again and again, until Ctrl-C"))
+    whose = _add_whose(close, required=True)
+    one = "the one that `connections --json` calls so"
+    whose.add_argument("--socket", metavar="ID", default=argparse.SUPPRESS, type=_given, help=one)
+    _add_whose(end, required=True)
     for child in (close, end):
-        _whose(child, required=True)
+        _add(child, "--by", metavar="NAME", help="who gives the order, for the processes' logs")
     keep = f"for how long nobody comes back; longer than a session lasts ({Options.keep:g})"
-    end.add_argument(
-        "--keep", metavar="DAYS", type=_positive, default=argparse.SUPPRESS, help=keep
-    )
-    _whose(connections, required=False)
-    connections.add_argument(
-        "--show-ids",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print ids and identities too, not only their hashes",
-    )
+    _add(end, "--keep", metavar="DAYS", type=_positive, help=keep)
+    _add_whose(connections, required=False)
+    show = "print ids and identities too, not only their hashes"
+    _add(connections, "--show-ids", action="store_true", help=show)
     return parser
 
 
-def _whose(parser: Parser, *, required: bool) -> None:
+def _common() -> Parser:
+    """
+    Return what all commands understand, before and after their names.
+    """
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    add = common.add_argument
+    add("--redis", metavar="URL", help=f"where Redis is; better in {URL}")
+    add("--prefix", metavar="P", help=f"the registry's prefix ({Options.prefix})")
+    wait = f"seconds that `close` and `end` wait for what processes report ({Options.wait:g})"
+    add("--wait", metavar="S", type=_positive, help=wait)
+    add("--json", action="store_true", help="print JSON")
+    return common
+
+
+def _add(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    # Without a default: that of a command would replace what was given before it.
+    parser.add_argument(name, default=argparse.SUPPRESS, **options)
+
+
+def _add_watching(parser: Parser) -> None:
+    every = f"seconds between two looks ({Options.every:g})"
+    _add(parser, "--every", metavar="S", type=_positive, help=every)
+    _add(parser, "--times", metavar="N", type=_number, help="how many looks; without it, no end")
+
+
+def _add_whose(parser: Parser, *, required: bool) -> Any:
     whose = parser.add_mutually_exclusive_group(required=required)
-    for name, metavar, text in (
-        ("--session", "ID", "of the session with this id"),
-        ("--identity", "WHO", "of all sessions of this identity"),
+    for name, metavar, kind, text in (
+        ("--session", "ID", _given, "of the session with this id"),
+        ("--identity", "WHO", _given, "of all sessions of this identity"),
+        ("--label", "NAME=VALUE", _label, "of all sessions with this label"),
     ):
-        whose.add_argument(
-            name, metavar=metavar, type=_given, default=argparse.SUPPRESS, help=text
-        )
-    parser.add_argument(
-        "--json-ids", action="store_true", default=argparse.SUPPRESS, help="ID or WHO is JSON"
-    )
+        whose.add_argument(name, metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text)
+    _add(parser, "--json-ids", action="store_true", help="ID, WHO or VALUE is JSON")
+    return whose
 
 
 def _given(text: str) -> str:
@@ -175,3 +203,16 @@ def _positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError("it is a number > 0")
     return number
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError("it is a whole number > 0")
+    return int(text)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError("it is NAME=VALUE, as device=phone")
+    return name, value

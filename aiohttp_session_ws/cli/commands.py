@@ -10,16 +10,17 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
 from .._logging import fingerprint
 from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisUnavailable
 from ..options import Expiry
 from ..redis import RedisSessionWSRegistry
-from ..results import CloseReport, ConnectionInfo, Nodes, Snapshot
+from ..results import CloseReport, ClusterStats, ConnectionInfo, Nodes, Snapshot
 from .arguments import Options, parse
-from .output import Answer, of_connections, of_count, of_nodes, of_order
+from .output import Answer, of_connections, of_count, of_nodes, of_order, of_stats, show
+from .watching import watch
 
 __all__: list[str] = []
 
@@ -28,6 +29,8 @@ UNSURE: Final = 1
 USAGE: Final = 2
 AWAY: Final = 3
 INTERRUPTED: Final = 130  # what shells say of a process that SIGINT has ended
+
+Give: TypeAlias = Callable[..., Coroutine[Any, Any, CloseReport]]
 
 HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
 NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -47,17 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, InvalidSessionWSId, InvalidIdentity) as exc:  # or the URL
         _complain(str(exc))
         return USAGE
+    except BrokenPipeError:
+        _let_go()
+        return DONE
     except KeyboardInterrupt:
+        if options.command == "watch":
+            return DONE  # there is no other way to leave it
         _complain("interrupted; an order may or may not have been given")
         return INTERRUPTED
     for note in answer.notes:
         _complain(note)
     try:
-        print(answer.text(as_json=options.json), flush=True)  # noqa: T201  that's what it's for
+        if options.command != "watch":
+            show(answer.text(as_json=options.json))
     except BrokenPipeError:
-        # Nobody reads on. Python would say so once more when it closes the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go()
     return UNSURE if answer.notes else DONE
+
+
+def _let_go() -> None:
+    # Nobody reads on. Python would say so once more when it closes the output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:
@@ -88,11 +101,20 @@ async def run(options: Options) -> Answer:
             case "nodes":
                 nodes = await registry.nodes()
                 return of_nodes(nodes, _asked(nodes, options, complete=nodes.complete))
+            case "stats":
+                stats = await registry.cluster_stats()
+                return of_stats(stats, _asked(stats, options, complete=stats.complete))
+            case "watch":
+                return await watch(registry, options)
+        if options.socket is not None:
+            return await _close_one(registry, options.socket, options.wait)
         return await _order(registry, options)
 
 
 async def _connections(registry: RedisSessionWSRegistry, options: Options) -> Answer:
     whose = options.session is not None or options.identity is not None
+    if options.label is not None:
+        return await _labelled(registry, options)
     nodes, everything = await asyncio.gather(registry.nodes(), registry.connections())
     found = everything
     if whose:
@@ -106,16 +128,27 @@ async def _connections(registry: RedisSessionWSRegistry, options: Options) -> An
     return of_connections(found, notes, show_ids=options.show_ids)
 
 
+async def _labelled(registry: RedisSessionWSRegistry, options: Options) -> Answer:
+    _, labels, _ = resolve(options, ())
+    questions = [registry.connections(label=label) for label in labels]
+    nodes, found = await asyncio.gather(registry.nodes(), asyncio.gather(*questions))
+    infos = sorted({info for some in found for info in some}, key=lambda info: info.opened_at)
+    complete = nodes.complete and all(some.complete for some in found)
+    notes = _asked(nodes, options, complete=complete)
+    return of_connections(Snapshot(infos), notes, show_ids=options.show_ids)
+
+
+async def _close_one(registry: RedisSessionWSRegistry, socket: str, wait: float) -> Answer:
+    report = await registry.close_connection(socket, wait=wait)
+    notes = [] if report.sockets else ["no open socket has this id"]
+    if not report.sockets:
+        report = _sum([report])
+    return of_order("close", report, notes, known=bool(report.sockets))
+
+
 async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
     key, subjects, known = await _whom(registry, options)
-    give = {
-        ("close", "session_ws_id"): registry.close_all_session,
-        ("close", "identity"): registry.close_all_identity,
-        ("end", "session_ws_id"): registry.end_session,
-        ("end", "identity"): registry.end_identity,
-    }[options.command, key]
-    orders = [give(subject, wait=options.wait) for subject in subjects]
-    report = _sum(await asyncio.gather(*orders))
+    report = await _give(registry, options, key, subjects)
     notes = []
     if not known:
         notes.append(
@@ -135,6 +168,23 @@ async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
     return of_order(options.command, report, notes, known=known)
 
 
+async def _give(
+    registry: RedisSessionWSRegistry, options: Options, key: str, subjects: Sequence[Any]
+) -> CloseReport:
+    orders_of: dict[tuple[str, str], Give] = {
+        ("close", "session_ws_id"): registry.close_all_session,
+        ("close", "identity"): registry.close_all_identity,
+        ("close", "label"): registry.close_all_label,
+        ("end", "session_ws_id"): registry.end_session,
+        ("end", "identity"): registry.end_identity,
+        ("end", "label"): registry.end_label,
+    }
+    give = orders_of[options.command, key]
+    whom = subjects if key == "label" else [(subject,) for subject in subjects]
+    orders = [give(*subject, wait=options.wait, by=options.by) for subject in whom]
+    return _sum(await asyncio.gather(*orders))
+
+
 def _sum(reports: Sequence[CloseReport]) -> CloseReport:
     """
     Make one report of several, without this process, which serves nobody.
@@ -150,7 +200,7 @@ def _sum(reports: Sequence[CloseReport]) -> CloseReport:
     )
 
 
-def _asked(nodes: Nodes, options: Options, *, complete: bool) -> list[str]:
+def _asked(nodes: Nodes | ClusterStats, options: Options, *, complete: bool) -> list[str]:
     if not complete:
         return ["not all processes answered in time: there may be more"]
     return [] if nodes else [_nobody(options)]
@@ -166,9 +216,7 @@ def _nobody(options: Options) -> str:
 # Who is meant
 
 
-async def _whom(
-    registry: RedisSessionWSRegistry, options: Options
-) -> tuple[str, list[Hashable], bool]:
+async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str, list[Any], bool]:
     text = options.session if options.session is not None else options.identity
     live: Iterable[ConnectionInfo] = ()
     if not options.json_ids and HASH.fullmatch(text or ""):
@@ -176,7 +224,7 @@ async def _whom(
     return resolve(options, live)
 
 
-def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Hashable], bool]:
+def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:
     """
     Tell who is meant.
 
@@ -185,23 +233,33 @@ def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list
         live: The open sockets, of which a hash may be the hash.
 
     Returns:
-        The attribute of a ``ConnectionInfo``, what it may be, and whether we are sure.
+        The attribute of a ``ConnectionInfo``, or ``"label"``; what it may be; and whether we are
+        sure.
 
     Raises:
         ValueError: If no process can have such an id or identity.
     """
+    if options.label is not None:
+        name, text = options.label
+        values = [_read(text)] if options.json_ids else _literals(text)
+        return "label", [(name, value) for value in values], True
     key = "identity" if options.session is None else "session_ws_id"
     text = str(options.identity if options.session is None else options.session)
     if options.json_ids:
         return key, [_read(text)], True
-    literals: list[Hashable] = [text]
-    if NUMBER.fullmatch(text):
-        literals.append(int(text))
+    literals = _literals(text)
     if not HASH.fullmatch(text):
         return key, literals, True
     there = {getattr(info, key) for info in live} - {None}
     hashed = [subject for subject in there if fingerprint(subject) == text]
     return key, hashed or literals, bool(hashed) or not there.isdisjoint(literals)
+
+
+def _literals(text: str) -> list[Hashable]:
+    """
+    Return what a text on the command line may mean.
+    """
+    return [text, int(text)] if NUMBER.fullmatch(text) else [text]
 
 
 def _read(text: str) -> Any:
@@ -215,5 +273,5 @@ def _read(text: str) -> Any:
 
 def _as_tuple(value: Any) -> Any:
     if isinstance(value, dict):
-        raise ValueError("no id")
+        raise ValueError("no id")  # noqa: TRY004  it is JSON of a wrong kind
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

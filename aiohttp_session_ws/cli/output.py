@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from .._logging import fingerprint
-from ..results import CloseReport, ConnectionInfo, Count, Nodes, Snapshot
+from ..results import (
+    CloseReport,
+    ClusterStats,
+    ConnectionInfo,
+    Count,
+    Nodes,
+    Snapshot,
+    Stats,
+)
 
 __all__: list[str] = []
 
@@ -40,6 +48,13 @@ class Answer:
         return json.dumps(self.body) if as_json else "\n".join(self.lines)
 
 
+def show(text: str) -> None:
+    """
+    Print what somebody has asked for.
+    """
+    print(text, flush=True)  # noqa: T201  that's what it's for
+
+
 def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: bool) -> Answer:
     """
     Tell what an order did.
@@ -52,6 +67,41 @@ def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: 
     ]
     body = {**asdict(report), "complete": report.complete, "known": known}
     return Answer(lines, body, notes)
+
+
+def of_stats(stats: ClusterStats, notes: Sequence[str]) -> Answer:
+    """
+    Tell what processes have counted.
+    """
+    total = stats.total
+    lines = stats_table(stats)
+    closes = sorted(total.closes.items(), key=lambda item: -item[1])
+    rows = [[by, str(code), str(count)] for (by, code), count in closes]
+    lines += ["", *table(["CLOSED BY", "CODE", "TIMES"], rows)] if rows else []
+    refusals = sorted(total.refusals.items(), key=lambda item: -item[1])
+    rows = [[word, str(count)] for word, count in refusals]
+    lines += ["", *table(["REFUSED", "TIMES"], rows)] if rows else []
+    body = {"nodes": [one.as_dict() for one in stats], "complete": not notes}
+    return Answer(lines, body, notes)
+
+
+def stats_table(stats: Iterable[Stats]) -> list[str]:
+    """
+    Return the lines of a table of processes.
+    """
+    heads = ["NODE", "OPEN", "OPENING", "STREAMS", "GIVEN", "HEARD", "FOUND LATE", "OUTBOX"]
+    rows = [
+        [
+            one.node,
+            *(str(n) for n in (one.open, one.opening, one.streams)),
+            *(str(n) for n in (one.orders_given, one.orders_heard, one.orders_reconciled)),
+            str(one.outbox),
+            f"{one.outages}, {span(one.outage_seconds)}" if one.outages else "-",
+            str(one.records),
+        ]
+        for one in stats
+    ]
+    return table([*heads, "OUTAGES", "RECORDS"], rows)
 
 
 def of_count(count: Count, notes: Sequence[str]) -> Answer:
@@ -110,6 +160,7 @@ def _describe(info: ConnectionInfo, *, show_ids: bool) -> dict[str, Any]:
         "path": info.path,
         "opened_at": info.opened_at,
         "idle": info.idle,
+        "user_agent": info.user_agent,
     }
     if show_ids:
         described |= {"session": info.session_ws_id, "identity": info.identity}

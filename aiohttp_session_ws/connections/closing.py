@@ -18,267 +18,51 @@ Theory of operation. An order closes any number of connections:
 There is no task and no timer per websocket: a deadline per order, and one queue of handlers. Only
 what was registered by hand, which may hang in its ``close()``, has a task and a deadline of its
 own. All of it belongs to the registry: a caller that is cancelled stops waiting, and nothing else.
+
+More than 300 lines, since every step hands over to the next one and shares what is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
-import struct
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from .._logging import fingerprint, log
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..options import Timeouts
-from .connection import (
-    CLOSED,
-    OPEN,
-    OPENING,
-    ServedWebSocket,
-    TrackedConnection,
-    step_once,
-)
-from .frames import encode_frame
+from .close_order import CloseOrder, Closing
+from .connection import CLOSED, CLOSING, OPEN, OPENING, TrackedConnection
+from .farewell import call_close, write_last_words
+from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-SLICE: Final = 0.0045  # seconds of CPU for writing frames, then others have their turn
-_MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
+SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
 LOOK: Final = 16  # frames between two looks at the clock
-_ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
+ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
+_MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
-_LONGEST_CLOSE: Final = 131  # bytes of a close frame of a client
-_PACK_CODE: Final = struct.Struct("!H").pack
-_COMPRESSED_AT_ONCE: Final = 1024  # bytes of last words that aiohttp compresses without a task
 
 
-class Closing(asyncio.Protocol):
+class Caller(NamedTuple):
     """
-    A connection that is being closed, and what its transport talks to meanwhile.
+    Who gives an order.
 
     Attributes:
-        connection: Which one.
-        begun: Whether its close frame was written; not for a handshake.
-        aside: Whether aiohttp is left to hear the client, since it has closed by itself.
-        gone: Whether its transport has ended.
-        removed: Whether it is out of the index, and the hook has been called.
-        aborted: Whether it had to be cut: the deadline passed, or closing it failed.
-        brief: Whether its transport is closed after a moment, without an answer.
-        ends_handler: Whether its handler is to be cancelled when the grace is over.
-        told: The order that has begun to close it.
-        orders: The orders whose deadlines it must meet.
-        after_removal: The orders that wait for its removal.
-        after_handler: The orders that wait for the end of its handler.
+        connection: The connection whose handler it is, or whose handler's child.
+        task: The task.
     """
 
-    __slots__ = (
-        "_engine",
-        "_inner",
-        "_tail",
-        "aborted",
-        "after_handler",
-        "after_removal",
-        "aside",
-        "begun",
-        "brief",
-        "connection",
-        "ends_handler",
-        "gone",
-        "orders",
-        "removed",
-        "told",
-    )
-
-    def __init__(self, engine: CloseEngine, connection: TrackedConnection) -> None:
-        self._engine = engine
-        self._inner: Any = None  # aiohttp's protocol
-        self._tail = b""
-        self.connection = connection
-        self.begun = False
-        self.aside = False
-        self.brief = False
-        self.gone = False
-        self.removed = False
-        self.aborted = False
-        self.ends_handler = False
-        self.told: CloseOrder | None = None
-        self.orders: list[CloseOrder] = []
-        self.after_removal: list[CloseOrder] = []
-        self.after_handler: list[CloseOrder] = []
-
-    @property
-    def handler_ended(self) -> bool:
-        """
-        Whether the handler needn't be waited for any more.
-        """
-        connection = self.connection
-        return connection.task is None or connection.handler_left or connection.cancelled
-
-    def watch(self, transport: asyncio.Transport) -> None:
-        """
-        Step between *transport* and aiohttp.
-        """
-        assert self.connection.request is not None
-        self._inner = self.connection.request.protocol
-        # Not transport.get_protocol(), which fails on a TLS transport that has ended.
-        transport.set_protocol(self)
-        if not transport.is_closing() and not transport.is_reading():
-            transport.resume_reading()  # aiohttp's queue may be full, and nobody will read it
-
-    def data_received(self, data: bytes) -> None:
-        """
-        Drop what the client sends, and see whether it answers with a close frame.
-        """
-        if self.aside:
-            self._inner.data_received(data)
-            return
-        # It is the last thing that a client may send (RFC 6455, 5.5.1), so the end of what came
-        # tells, wherever its frames begin. Should something else look like it, this is a bit
-        # early; should it come in two pieces, the first one is kept.
-        tail = self._tail + data
-        self._tail = tail[-_LONGEST_CLOSE:]
-        if ends_with_close(tail) and self.told is not None:
-            if self.told.writing:
-                self.told.answered.append(self)
-            else:
-                self.close_transport()
-
-    def close_transport(self) -> None:
-        """
-        Close the transport when all that was written is sent.
-        """
-        transport = self.connection.transport
-        # To close a TLS transport twice makes asyncio lose the connection under it.
-        if transport is not None and not transport.is_closing():
-            transport.close()
-
-    def pause_writing(self) -> None:
-        """
-        Tell aiohttp, for those who wait to send.
-        """
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        """
-        Tell aiohttp, for those who wait to send.
-        """
-        self._inner.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """
-        Tell aiohttp, and remove the connection.
-        """
-        try:
-            self._inner.connection_lost(exc)
-        finally:
-            self._engine.set_gone(self)
-
-
-def ends_with_close(data: bytes) -> bool:
-    """
-    Tell whether *data* ends with a close frame of a client, which is masked.
-    """
-    end = len(data)
-    for size in (0, *range(2, 126)):
-        at = end - 6 - size
-        if at < 0:
-            return False
-        if data[at] == 0x88 and data[at + 1] == 0x80 | size:
-            # The first two bytes of the payload are the code, masked by the first two of four.
-            code = (
-                (data[at + 6] ^ data[at + 2]) << 8 | data[at + 7] ^ data[at + 3] if size else 1000
-            )
-            if 1000 <= code <= 4999:
-                return True
-    return False
-
-
-class CloseOrder:
-    """
-    What one order waits for, and until when.
-
-    Args:
-        close: What the peers are told.
-        deadline: Called when its time is over.
-
-    Attributes:
-        close: What the peers are told.
-        frame: The close frame, made once.
-        reason: The reason as bytes, made once.
-        writing: Whether not all frames are written yet.
-        answered: Those whose clients have answered before that.
-        done: Has its result when nothing is left to wait for: how many sockets were aborted, and
-            how many handlers cancelled. Who awaits it may be cancelled, which stops nothing.
-        pending: How many things it waits for, and one more while it is writing.
-        transports: How many transports have to end before its deadline.
-        closings: What these belong to.
-        aborted: How many sockets were aborted.
-        cancelled: How many handlers were cancelled.
-        timer: Aborts what is left.
-    """
-
-    __slots__ = (
-        "aborted",
-        "answered",
-        "cancelled",
-        "close",
-        "closings",
-        "done",
-        "frame",
-        "pending",
-        "reason",
-        "timer",
-        "transports",
-        "writing",
-    )
-
-    def __init__(self, close: Close, done: asyncio.Future[tuple[int, int]]) -> None:
-        self.close = close
-        self.reason = close.reason.encode()
-        self.frame = encode_frame(_PACK_CODE(close.code) + self.reason, WSMsgType.CLOSE)
-        self.writing = True
-        self.answered: list[Closing] = []
-        self.done = done
-        self.pending = 1
-        self.transports = 0
-        self.closings: list[Closing] = []
-        self.aborted = 0
-        self.cancelled = 0
-        self.timer: asyncio.TimerHandle | None = None
-
-    def bound(self, closing: Closing) -> None:
-        """
-        Let a transport end before the deadline.
-        """
-        self.transports += 1
-        self.closings.append(closing)
-        closing.orders.append(self)
-
-    def settle(self) -> None:
-        """
-        Count down one thing that it waited for.
-        """
-        self.pending -= 1
-        if not self.pending and not self.done.done():
-            self.done.set_result((self.aborted, self.cancelled))
-
-    def transport_ended(self) -> None:
-        """
-        Count down one transport; the last one stops the timer.
-        """
-        self.transports -= 1
-        if not self.transports:
-            self.closings.clear()
-            if self.timer is not None:
-                self.timer.cancel()
-                self.timer = None
+    connection: TrackedConnection | None
+    task: asyncio.Task[Any] | None
 
 
 class CloseEngine:
@@ -314,7 +98,7 @@ class CloseEngine:
         self,
         connections: Sequence[TrackedConnection],
         close: Close,
-        me: TrackedConnection | None = None,
+        current: Callable[[], TrackedConnection | None] = lambda: None,
     ) -> asyncio.Future[tuple[int, int]]:
         """
         Close connections and end their handlers.
@@ -323,14 +107,13 @@ class CloseEngine:
             connections: Open ones; opening ones, whose handlers are ended only; or ones that
                 have left their handlers behind.
             close: What to tell the peers.
-            me: The connection whose handler calls. Neither the order waits for that handler,
-                which would wait for itself, nor is it cancelled.
+            current: Returns the connection whose handler calls. Neither the order waits for
+                that handler, which would wait for itself, nor is it cancelled.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        for connection in connections:
-            if connection.state is OPEN or connection.state is OPENING:
-                connection.close_order = close
-        self._close_some(order, connections, 0, me, asyncio.current_task())
+        end = _write_frames(order, connections, 0)
+        caller = Caller(current(), asyncio.current_task())
+        self._follow(order, connections, 0, end, caller)
         return order.done
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
@@ -338,6 +121,7 @@ class CloseEngine:
         Close one connection without ending its handler; the result is there when it is removed.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
+        _ = _write_frames(order, (connection,), 0)
         closing = self._closing_of(connection)
         if not closing.removed:
             order.pending += 1
@@ -347,46 +131,52 @@ class CloseEngine:
             self._begin(closing, order)
             self._watch(closing)
         elif not closing.gone:
-            self._bound(order, closing)
+            order.bound(closing)
+        self._start_timer(order)
         order.settle()
         return order.done
 
-    def _close_some(
+    def _close_more(
         self,
         order: CloseOrder,
         connections: Sequence[TrackedConnection],
         start: int,
-        me: TrackedConnection | None,
-        caller: asyncio.Task[Any] | None,
+        caller: Caller,
     ) -> None:
         """
-        Write close frames from *start* on, for as long as a slice may take.
+        Go on with an order for which a slice was not enough.
         """
-        begun: list[Closing] = []
-        stop_at = time.thread_time() + SLICE
-        end = len(connections)
-        for number in range(start, end):
-            if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
-                end = number
-                break
-            connection = connections[number]
-            closing = self._closing_of(connection)
-            self._join(order, closing, me, caller)
-            if closing.begun:
-                if not closing.gone:
-                    self._bound(order, closing)
-            elif not _is_handshake(connection):
-                self._begin(closing, order)
-                begun.append(closing)
+        end = _write_frames(order, connections, start)
+        self._follow(order, connections, start, end, caller)
+
+    def _follow(
+        self,
+        order: CloseOrder,
+        connections: Sequence[TrackedConnection],
+        start: int,
+        end: int,
+        caller: Caller,
+    ) -> None:
+        """
+        Do what follows the close frames, before anybody else has a turn.
+        """
         if end < len(connections):
             # Before the loop looks for answers again: so the next slice comes before these.
             loop = asyncio.get_running_loop()
-            args = order, connections, end, me, caller
-            _ = loop.call_soon(self._close_some, *args, context=self._context)
-        for closing in begun:  # before anybody else has a turn, or answers would be missed
-            self._watch(closing)
+            args = order, connections, end, caller
+            _ = loop.call_soon(self._close_more, *args, context=self._context)
+        for number in range(start, end):
+            connection = connections[number]
+            closing = self._closing_of(connection)
+            self._join(order, closing, caller)
+            if not closing.begun and not _is_handshake(connection):
+                self._begin(closing, order)
+                self._watch(closing)
+            elif closing.begun and not closing.gone:
+                order.bound(closing)
         if end == len(connections):
             order.writing = False
+            self._start_timer(order)
             self._close_answered(order)
             order.settle()
 
@@ -394,9 +184,9 @@ class CloseEngine:
         """
         Close the transports of those who have answered while frames were written, some at a time.
         """
-        for closing in order.answered[:_ANSWERS]:
+        for closing in order.answered[:ANSWERS]:
             closing.close_transport()
-        del order.answered[:_ANSWERS]
+        del order.answered[:ANSWERS]
         if order.answered:
             loop = asyncio.get_running_loop()
             _ = loop.call_soon(self._close_answered, order, context=self._context)
@@ -404,23 +194,18 @@ class CloseEngine:
     def _closing_of(self, connection: TrackedConnection) -> Closing:
         closing: Closing | None = connection.closing
         if closing is None:
-            closing = connection.closing = Closing(self, connection)
-            closing.begun = closing.gone = closing.removed = connection.state is CLOSED
+            closing = connection.closing = Closing(connection, self.set_gone)
+        if connection.state is CLOSED and not closing.begun:  # perhaps since it was ordered
+            closing.begun = closing.gone = closing.removed = True
         return closing
 
-    def _join(
-        self,
-        order: CloseOrder,
-        closing: Closing,
-        me: TrackedConnection | None,
-        caller: asyncio.Task[Any] | None,
-    ) -> None:
+    def _join(self, order: CloseOrder, closing: Closing, caller: Caller) -> None:
         """
         Let *order* wait for a connection and for its handler.
         """
         connection = closing.connection
-        is_me = connection is me
-        if is_me and connection.task is caller:
+        is_me = connection is caller.connection
+        if is_me and connection.task is caller.task:
             return
         handshake = _is_handshake(connection)
         if not (closing.removed or handshake):
@@ -438,49 +223,28 @@ class CloseEngine:
 
     def _begin(self, closing: Closing, order: CloseOrder) -> None:
         """
-        Write the close frame.
+        Begin to close what was just told, or can't be told any more.
         """
-        connection = closing.connection
+        connection, ws = closing.connection, closing.connection.ws
         closing.begun = True
         closing.told = order
-        self._bound(order, closing)
+        order.bound(closing)
+        if connection.state is CLOSING:
+            closing.brief = ws.receiving
+            return
         connection.set_closing()
         if connection.send_queue is not None:
             connection.send_queue.drop()
-        transport, ws = connection.transport, connection.ws
-        if transport is None or transport.is_closing():
-            return
-        try:
-            if isinstance(ws, ServedWebSocket):
-                closing.aside = ws.closed
-                if not closing.aside:
-                    self._write_end(closing, ws, transport, order)
-            elif _is_ours(ws):  # a stream
-                transport.close()
-        except Exception:
-            log.warning("closing a websocket failed", exc_info=True)
-            closing.aborted = True
-            connection.abort()
+        if isinstance(ws, ServedWebSocket):
+            closing.aside = ws.closed
+        elif _is_ours(ws):  # a stream
+            closing.close_transport()
 
-    @staticmethod
-    def _write_end(
-        closing: Closing, ws: ServedWebSocket, transport: asyncio.Transport, order: CloseOrder
-    ) -> None:
+    def _start_timer(self, order: CloseOrder) -> None:
         """
-        Write the last words and the close frame.
+        Let the deadline of an order begin, now that all frames are written.
         """
-        connection = closing.connection
-        closing.brief = ws.receiving
-        if connection.last_words is not None and connection.close_order is not None:
-            _write_last_words(connection, transport, connection.close_order)
-        ws.write_close(transport, order.close.code, order.frame)
-
-    def _bound(self, order: CloseOrder, closing: Closing) -> None:
-        """
-        Let a transport end before the deadline of an order, which begins with its first.
-        """
-        order.bound(closing)
-        if order.timer is None:
+        if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
             deadline = loop.time() + self.timeouts.close
@@ -528,7 +292,7 @@ class CloseEngine:
         assert order is not None
         try:
             async with asyncio.timeout(self.timeouts.close):
-                await _call_close(connection.ws, order.close.code, order.reason)
+                await call_close(connection.ws, order.close)
                 while not connection.disconnected:
                     await asyncio.sleep(_POLL)
         except TimeoutError:
@@ -589,13 +353,13 @@ class CloseEngine:
         """
         Wait for an overridden ``unregister()``, for as long as for a peer.
         """
+        hook = self._tasks.spawn(_call(result), "unregister", contextvars.Context())
         try:
-            async with asyncio.timeout(self.timeouts.close):
-                await result
-        except TimeoutError:
-            log.warning("unregister() takes too long and was cancelled")
-        except Exception:
-            log.exception("unregister() failed")
+            # Not a timeout around it: it may not let itself be cancelled.
+            await asyncio.wait({hook}, timeout=self.timeouts.close)
+            if not hook.done():
+                log.warning("unregister() takes too long and is cancelled")
+                hook.cancel()
         finally:
             closing.removed = True
             self.settle(closing)
@@ -616,7 +380,7 @@ class CloseEngine:
                 order.cancelled += closing.connection.cancelled
                 order.settle()
             closing.after_handler.clear()
-        if closing.removed and closing.handler_ended:
+        if closing.handler_ended and (closing.removed or not closing.begun):
             closing.connection.closing = None  # or both would wait for the garbage collector
 
     def _give_grace(self, closing: Closing) -> None:
@@ -625,7 +389,7 @@ class CloseEngine:
         """
         loop = asyncio.get_running_loop()
         stream = not isinstance(closing.connection.ws, web.WebSocketResponse)
-        if stream or not self.timeouts.handler_grace:
+        if stream:
             self._cancel(closing)  # it has nothing to read, so nothing tells it of the end
             return
         self._graces[closing] = loop.time() + self.timeouts.handler_grace
@@ -677,6 +441,54 @@ class CloseEngine:
         self._graces.clear()
 
 
+def _write_frames(order: CloseOrder, connections: Sequence[TrackedConnection], start: int) -> int:
+    """
+    Write close frames from *start* on, for as long as a slice may take.
+
+    Nothing else is done here, since everything before a frame delays it.
+
+    Returns:
+        Where to go on.
+    """
+    end = len(connections)
+    stop_at = time.thread_time() + SLICE if end - start > LOOK else math.inf
+    for number in range(start, end):
+        if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
+            return number
+        connection = connections[number]
+        transport, ws = connection.transport, connection.ws
+        if (
+            (connection.state is OPEN or (connection.state is OPENING and ws.prepared))
+            and transport is not None
+            and isinstance(ws, ServedWebSocket)
+            and not (transport.is_closing() or ws.closed)
+        ):
+            _write_end(connection, ws, transport, order)
+    return end
+
+
+def _write_end(
+    connection: TrackedConnection,
+    ws: ServedWebSocket,
+    transport: asyncio.Transport,
+    order: CloseOrder,
+) -> None:
+    """
+    Write the last words and the close frame.
+    """
+    try:
+        if connection.send_queue is not None:
+            connection.send_queue.drop()
+        if connection.seldom is not None and connection.close_order is not None:
+            write_last_words(connection, transport, connection.close_order)
+        ws.write_close(transport, order.close.code, order.frame)
+    except Exception:
+        log.warning("closing a websocket failed", exc_info=True)
+        connection.abort()
+    else:
+        connection.set_closing()
+
+
 def _is_handshake(connection: TrackedConnection) -> bool:
     """
     Tell whether there is no websocket yet that could be closed.
@@ -693,50 +505,6 @@ def _is_ours(ws: object) -> bool:
     return isinstance(ws, web.StreamResponse)
 
 
-def _write_last_words(
-    connection: TrackedConnection, transport: asyncio.Transport, close: Close
-) -> None:
-    """
-    Write what an endpoint has left to say, if nothing is in the way.
-    """
-    assert connection.last_words is not None
-    try:
-        words = connection.last_words(close)
-        if not words or transport.get_write_buffer_size() or connection.ws.closed:
-            return
-        opcode = WSMsgType.TEXT if isinstance(words, str) else WSMsgType.BINARY
-        payload = words.encode() if isinstance(words, str) else bytes(words)
-        if connection.ws.compress and len(payload) > _COMPRESSED_AT_ONCE:
-            return
-        step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way
-    except Exception:
-        log.exception("the last words of a websocket failed")
-
-
-async def _call_close(ws: Any, code: int, reason: bytes) -> None:
-    """
-    Call the ``close()`` of something that was registered by hand.
-    """
-    if isinstance(ws, web.WebSocketResponse):
-        # Without drain: a peer that stopped reading would hold it for ever.
-        await ws.close(code=code, message=reason, drain=False)
-        return
-    try:
-        inspect.signature(ws.close).bind(code=code, message=b"")
-    except (TypeError, ValueError):
-        result = ws.close()
-    else:
-        result = ws.close(code=code, message=reason)
-    if inspect.isawaitable(result):
-        # In a task of its own, for one that doesn't let itself be cancelled.
-        task = asyncio.ensure_future(result)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            await asyncio.shield(task)
-        finally:
-            task.cancel()
-
-
 def _log_stubborn(connection: TrackedConnection) -> None:
     assert connection.task is not None
     log.warning(
@@ -745,3 +513,10 @@ def _log_stubborn(connection: TrackedConnection) -> None:
         fingerprint(connection.session_ws_id),
         connection.task.get_coro(),
     )
+
+
+async def _call(result: Awaitable[None]) -> None:
+    try:
+        await result
+    except Exception:
+        log.exception("unregister() failed")

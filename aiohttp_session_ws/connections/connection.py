@@ -4,6 +4,8 @@ One websocket, and what is known of it.
 A connection is ``OPENING`` while its handshake runs, ``OPEN`` from then on, ``CLOSING`` from the
 moment the engine has begun to close it, and ``CLOSED`` once nothing can reach its peer any more.
 Each step is one method of :class:`TrackedConnection`; there is no way back.
+
+More than 300 lines, half of which tell what each attribute means: all layers above rely on them.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ import enum
 import math
 import socket
 import time
-from collections.abc import Callable, Coroutine, Hashable
-from types import CoroutineType
+from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from .._lineage import Lineage, Subject
 from .._logging import fingerprint
@@ -26,194 +27,9 @@ from ..close_codes import NORMAL, Close, as_close
 
 __all__ = ["Connection"]
 
-
 V = TypeVar("V")
 
 _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
-
-# aiohttp's own, without the detour of super(): they are called for each message.
-_send_str: Final = web.WebSocketResponse.send_str
-_send_bytes: Final = web.WebSocketResponse.send_bytes
-_send_frame: Final = web.WebSocketResponse.send_frame
-_receive: Final[Any] = web.WebSocketResponse.receive
-
-#: How often a websocket may be read that the server has closed. A handler that goes on for ever
-#: would stop the event loop, since nothing makes it wait; aiohttp's limit is the same.
-_LAST_READS: Final = 5
-
-
-class ServedWebSocket(web.WebSocketResponse):
-    """
-    A websocket response that the engine can close.
-
-    From the moment when the engine has written the close frame it takes nothing to send and
-    delivers nothing that the client has sent. aiohttp's own ``close()`` follows when the transport
-    has ended: before, it would write a frame of its own, and wait.
-
-    It uses four private names of aiohttp: ``_send_heartbeat``, ``_reset_heartbeat``, ``_req``
-    and ``_pong_response_cb``, all in :meth:`_send_heartbeat`. Without them a peer that is held up
-    would be taken for dead; nothing else depends on them.
-
-    Attributes:
-        closed_with: The code with which this side began to close it.
-        heard_at: When its handler last turned to its messages, by the event loop's clock.
-    """
-
-    # Not in its dictionary, which has no room for more without a table of its own.
-    __slots__ = ("_ended", "_last_receive", "closed_with", "heard_at")
-
-    _ended: int  # 0, or 1 and how often it was read since the engine closed it
-    _last_receive: CoroutineType[Any, Any, WSMessage] | None
-    closed_with: int | None
-    heard_at: float | None
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._ended = 0
-        self._last_receive = None
-        self.closed_with = None
-        self.heard_at = None
-
-    # aiohttp's are the same, but written in Python; the index asks for them all the time.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    @property
-    def receiving(self) -> bool:
-        """
-        Whether somebody waits for a message.
-        """
-        return self._last_receive is not None and self._last_receive.cr_frame is not None
-
-    @property
-    def closed(self) -> bool:
-        """
-        Whether nothing can be sent or received any more.
-        """
-        return self._ended > 0 or super().closed
-
-    @property
-    def close_code(self) -> int | None:
-        """
-        The code that it was closed with; ``None`` while it is open.
-        """
-        return self.closed_with if self._ended else super().close_code
-
-    def write_close(self, transport: asyncio.Transport, code: int, frame: bytes) -> None:
-        """
-        Write a close frame now.
-        """
-        self._ended = 1
-        self.closed_with = code
-        transport.write(frame)
-
-    def release(self) -> None:
-        """
-        Let go of what aiohttp keeps for an open websocket, now that the transport has ended.
-        """
-        if self._ended:
-            # It stops the heartbeat, and can't write: nothing is left to wait for.
-            step_once(super().close())
-            error = self.exception()
-            if error is not None:  # that it can't write; with its frames it would be a circle
-                error.__traceback__ = None
-
-    def _send_heartbeat(self) -> None:
-        if self._ended:
-            return
-        super()._send_heartbeat()
-        transport = None if self._req is None else self._req.transport
-        if self._pong_response_cb is None or transport is None or transport.is_closing():
-            return
-        if not transport.is_reading():
-            # The pong of a peer that is held up can't be heard, so don't wait for it; aiohttp
-            # has nothing public for this. If the peer is dead, TCP finds out by the ping.
-            self._reset_heartbeat()
-
-    def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
-        """
-        Receive as aiohttp does.
-        """
-        # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
-        self.heard_at = _monotonic()
-        if self._ended:
-            return self._receive_end()
-        self._last_receive = receive = _receive(self, timeout)
-        return receive  # type: ignore[no-any-return]
-
-    async def _receive_end(self) -> WSMessage:
-        self._ended += 1
-        if self._ended > _LAST_READS:
-            raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
-        return WSMessage(WSMsgType.CLOSED, None, None)
-
-    def send_str(self, data: str, compress: int | None = None) -> Coroutine[Any, Any, None]:
-        """
-        Send a text as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else _send_str(self, data, compress)
-
-    def send_bytes(self, data: bytes, compress: int | None = None) -> Coroutine[Any, Any, None]:
-        """
-        Send a binary message as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else _send_bytes(self, data, compress)
-
-    def send_frame(
-        self, message: bytes, opcode: WSMsgType, compress: int | None = None
-    ) -> Coroutine[Any, Any, None]:
-        """
-        Send a frame as aiohttp does.
-        """
-        if self._ended:
-            return _refuse_to_send()
-        return _send_frame(self, message, opcode, compress)
-
-    def ping(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
-        """
-        Send a ping as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else super().ping(message)
-
-    def pong(self, message: bytes = b"") -> Coroutine[Any, Any, None]:
-        """
-        Send a pong as aiohttp does.
-        """
-        return _refuse_to_send() if self._ended else super().pong(message)
-
-    def close(
-        self, *, code: int = 1000, message: bytes = b"", drain: bool = True
-    ) -> Coroutine[Any, Any, bool]:
-        """
-        Close as aiohttp does; nothing happens if the engine has closed it.
-        """
-        if self._ended:
-            return _no_close()
-        # receive() sets close_code before it answers the client's close, with 1000. No code
-        # yet, or another one, means that nobody but this side has asked.
-        if not self.closed and (self.close_code is None or code != WSCloseCode.OK):
-            self.closed_with = code
-        return super().close(code=code, message=message, drain=drain)
-
-
-async def _refuse_to_send() -> None:
-    raise ClientConnectionResetError("Cannot write to closing transport")
-
-
-async def _no_close() -> bool:
-    return False
-
-
-def step_once(coro: Coroutine[Any, Any, object]) -> bool:
-    """
-    Run a coroutine up to its first wait, without a task; tell whether it needed none.
-    """
-    try:
-        coro.send(None)
-    except StopIteration:
-        return True
-    coro.close()
-    return False
 
 
 class State(enum.Enum):
@@ -232,7 +48,6 @@ OPENING: Final = State.OPENING
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 CLOSED: Final = State.CLOSED
-
 
 #: Of what belongs to none, like most of what is registered by hand.
 NO_LINEAGE: Final = Lineage("", 0, 0.0)

@@ -6,11 +6,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Final
+
+from aiohttp import hdrs
 
 from ..results import ConnectionInfo, Snapshot
-from .connection import ServedWebSocket, TrackedConnection
+from .connection import TrackedConnection
+from .websocket import ServedWebSocket
 
 __all__: list[str] = []
+
+LONGEST: Final = 200  # characters of a name that clients choose
 
 
 def snapshot(connections: Iterable[TrackedConnection], now: float, node: str = "") -> Snapshot:
@@ -41,4 +47,5 @@ def _describe(
         path="" if request is None else request.path,
         idle=now - max(at, heard or at),
         node=node,
+        user_agent="" if request is None else request.headers.get(hdrs.USER_AGENT, "")[:LONGEST],
     )

@@ -12,6 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
+from .._refused import Unavailable
+
 __all__: list[str] = []
 
 LOOK: Final = 1.0  # seconds between two looks for clients that have hung up
@@ -106,9 +108,7 @@ class TimedHandshake:
     ) -> None:
         self._handshakes.discard(self)
         if self._late and self._task.uncancel() == 0 and exc_type is asyncio.CancelledError:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"}, text="websocket refused: the handshake took too long"
-            )
+            raise Unavailable("late", "websocket refused: the handshake took too long")
 
     def cancel(self) -> None:
         """

@@ -4,9 +4,10 @@ Connections by a key.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
+from .._lineage import Lineage, Subject
 from .connection import CLOSED, NO_LINEAGE, OPEN, RegisteredObject, TrackedConnection
 
 __all__: list[str] = []
@@ -127,3 +128,149 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+
+class ConnectionIndex:
+    """
+    Where connections are found: by the id, the lineage, the identity and the labels of a session.
+
+    Attributes:
+        open: Open connections by session ws id, until they are gone.
+        opening: Those whose handshake runs, by session ws id: known to orders only.
+        lineages: Both, by the token of their lineage.
+        identities: Both, by identity.
+        labels: Both, by label.
+    """
+
+    def __init__(self) -> None:
+        self.open = Index()
+        self.opening = Index()
+        self.lineages = Index()
+        self.identities = Index()
+        self.labels = Index()
+
+    def file_handshake(self, connection: TrackedConnection) -> None:
+        """
+        File a handshake under its id and its lineage.
+        """
+        self.opening.add(connection.session_ws_id, connection)
+        self._add_lineage(connection)
+
+    def file_by_hand(
+        self, connection: TrackedConnection, identity: Hashable | None, lineage: Lineage
+    ) -> bool:
+        """
+        File something that was registered by hand, as open; tell whether it wasn't there yet.
+        """
+        if not self.open.add_new(connection.session_ws_id, connection):
+            return False
+        if identity is not None:
+            self.file_identity(connection, identity)
+        if lineage is not NO_LINEAGE:
+            connection.lineage = lineage
+            self._add_lineage(connection)
+        return True
+
+    def file_identity(
+        self,
+        connection: TrackedConnection,
+        identity: Hashable | None,
+        labels: Iterable[Subject] = (),
+    ) -> None:
+        """
+        File a connection under whom it belongs to, and under its labels.
+        """
+        if identity is not None:
+            connection.identity = identity
+            self.identities.add(identity, connection)
+        connection.labels = tuple(labels)
+        for label in connection.labels:
+            self.labels.add(label, connection)
+
+    def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
+        """
+        File a connection under an identity that its client has proven, beside its session's.
+        """
+        self.discard_proven(connection)
+        if connection.state is CLOSED:
+            return
+        connection.proven = identity, since
+        if identity != connection.identity:
+            self.identities.add(identity, connection)
+
+    def discard_proven(self, connection: TrackedConnection) -> None:
+        """
+        Take out what :meth:`file_proven` has filed.
+        """
+        if connection.proven is not None:
+            identity, _ = connection.proven
+            connection.proven = None
+            if identity != connection.identity:
+                self.identities.discard(identity, connection.ws)
+
+    def refile(
+        self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
+    ) -> None:
+        """
+        File a connection under another id and another generation of its lineage.
+        """
+        if connection.state is CLOSED:
+            return
+        index = self._index_of(connection)
+        if session_ws_id != connection.session_ws_id:
+            index.discard(connection.session_ws_id, connection.ws)
+            connection.session_ws_id = session_ws_id
+            index.add(session_ws_id, connection)
+        self._discard_lineage(connection)
+        connection.lineage = lineage
+        self._add_lineage(connection)
+
+    def open_connection(self, connection: TrackedConnection) -> None:
+        """
+        File a connection as open.
+        """
+        self.opening.discard(connection.session_ws_id, connection.ws)
+        connection.set_open()
+        self.open.add(connection.session_ws_id, connection)
+
+    def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
+        """
+        Return the open connections of a subject, or all.
+        """
+        if subject is None:
+            return self.open
+        if subject.kind == "id":
+            return self.open.of(subject.value)
+        index = self.identities if subject.kind == "identity" else self.labels
+        key = subject.value if subject.kind == "identity" else subject
+        return [c for c in index.of(key) if c.opened_at is not None]
+
+    def handshakes(self) -> list[TrackedConnection]:
+        """
+        Return the opening connections.
+        """
+        return list(self.opening)
+
+    def take_out(self, connection: TrackedConnection) -> None:
+        """
+        Take a connection out for good.
+        """
+        self._index_of(connection).discard(connection.session_ws_id, connection.ws)
+        connection.set_closed()
+        self._discard_lineage(connection)
+        self.discard_proven(connection)
+        if connection.identity is not None:
+            self.identities.discard(connection.identity, connection.ws)
+        for label in connection.labels:
+            self.labels.discard(label, connection.ws)
+
+    def _index_of(self, connection: TrackedConnection) -> Index:
+        return self.opening if connection.opened_at is None else self.open
+
+    def _add_lineage(self, connection: TrackedConnection) -> None:
+        if connection.lineage.token:
+            self.lineages.add(connection.lineage.token, connection)
+
+    def _discard_lineage(self, connection: TrackedConnection) -> None:
+        if connection.lineage.token:
+            self.lineages.discard(connection.lineage.token, connection.ws)

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
-from aiohttp import web
-
+from .._refused import Unavailable
 from ..close_codes import NORMAL, TOO_MANY_CONNECTIONS
 from ..exceptions import HandshakeRefused
 from ..options import Limits
@@ -28,9 +27,7 @@ def expect_room(limits: Limits, manager: ConnectionManager) -> None:
         aiohttp.web.HTTPServiceUnavailable: If there may not.
     """
     if limits.total is not None and manager.total >= limits.total:
-        raise web.HTTPServiceUnavailable(
-            headers={"Retry-After": "1"}, text="websocket refused: too many connections"
-        )
+        raise Unavailable("total", "websocket refused: too many connections")
 
 
 async def make_room(

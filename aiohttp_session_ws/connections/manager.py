@@ -1,5 +1,7 @@
 """
 The connections of this process: their way into the index, and the only way out of it.
+
+More than 300 lines, most of them short methods: it is the one door to this folder.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiohttp import web
 
@@ -18,6 +20,7 @@ from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, SLOW_CONSUMER, Close
 from ..options import PushQueue, Timeouts
 from ..results import Snapshot
+from ..typing import Data
 from .closing import CloseEngine
 from .connection import (
     CLOSED,
@@ -26,35 +29,20 @@ from .connection import (
     OPENING,
     Connection,
     RegisteredObject,
-    ServedWebSocket,
     TrackedConnection,
 )
+from .counters import Counters
 from .describe import snapshot
-from .frames import encode_message
-from .index import Index
-from .send_queue import SendQueue
+from .index import ConnectionIndex
+from .push import Pushed, Pusher
+from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
 TICK: Final = 1.0  # seconds between two looks for connections that died without a word
 
-_SMALL: Final = 16_384  # bytes of a frame for which any transport has room
 
-
-class Pushed(NamedTuple):
-    """
-    What became of a push.
-
-    Attributes:
-        sockets: How many sockets took it: it was written, or is in their queue.
-        missed: How many missed it because their queue is full.
-    """
-
-    sockets: int
-    missed: int
-
-
-class ConnectionManager:
+class ConnectionManager(ConnectionIndex):
     """
     The index of a registry, and what closes and feeds the connections in it.
 
@@ -65,11 +53,7 @@ class ConnectionManager:
         current: Returns the connection whose handler is calling.
 
     Attributes:
-        open: Open connections by session ws id, until they are gone.
-        opening: Those whose handshake runs, by session ws id: known to orders only.
-        lineages: Both, by the token of their lineage.
-        identities: Both, by identity.
-        labels: Both, by label.
+        counters: What happened to the connections.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
@@ -83,14 +67,11 @@ class ConnectionManager:
         tasks: BackgroundTasks,
         current: Callable[[], TrackedConnection | None],
     ) -> None:
-        self.open = Index()
-        self.opening = Index()
-        self.lineages = Index()
-        self.identities = Index()
-        self.labels = Index()
+        super().__init__()
+        self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
-        self.push_queue = push_queue
+        self._pusher = Pusher(push_queue, tasks, self._close_slow)
         self._admitted = 0
         self._current = current
         self._engine = CloseEngine(timeouts, tasks, self._remove)
@@ -110,6 +91,17 @@ class ConnectionManager:
     def timeouts(self, timeouts: Timeouts) -> None:
         self._engine.timeouts = timeouts
 
+    @property
+    def push_queue(self) -> PushQueue:
+        """
+        How much of what is pushed may wait for a slow peer; counts for new queues.
+        """
+        return self._pusher.limit
+
+    @push_queue.setter
+    def push_queue(self, limit: PushQueue) -> None:
+        self._pusher.limit = limit
+
     def start(self, timeouts: Timeouts) -> None:
         """
         Begin to serve an application.
@@ -123,127 +115,16 @@ class ConnectionManager:
         File a handshake, so that orders find it.
         """
         connection.closer = self
-        self.opening.add(connection.session_ws_id, connection)
-        self._add_lineage(connection)
+        self.file_handshake(connection)
         if self._ticker is None:
             self._tick_later()
-
-    def file_identity(
-        self,
-        connection: TrackedConnection,
-        identity: Hashable | None,
-        labels: Iterable[Subject] = (),
-    ) -> None:
-        """
-        File a connection under whom it belongs to, and under its labels.
-        """
-        if identity is not None:
-            connection.identity = identity
-            self.identities.add(identity, connection)
-        connection.labels = tuple(labels)
-        for label in connection.labels:
-            self.labels.add(label, connection)
-
-    def tracked(self, connection: Connection) -> TrackedConnection:
-        """
-        Return what is kept of a connection, which is the only kind there is.
-        """
-        assert isinstance(connection, TrackedConnection)
-        return connection
-
-    def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
-        """
-        File a connection under an identity that its client has proven, beside its session's.
-        """
-        self.discard_proven(connection)
-        if connection.state is CLOSED:
-            return
-        connection.proven = identity, since
-        if identity != connection.identity:
-            self.identities.add(identity, connection)
-
-    def discard_proven(self, connection: TrackedConnection) -> None:
-        """
-        Take out what :meth:`file_proven` has filed.
-        """
-        if connection.proven is not None:
-            identity, _ = connection.proven
-            connection.proven = None
-            if identity != connection.identity:
-                self.identities.discard(identity, connection.ws)
-
-    def refile(
-        self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
-    ) -> None:
-        """
-        File a connection under another id and another generation of its lineage.
-        """
-        if connection.state is CLOSED:
-            return
-        index = self._index_of(connection)
-        if session_ws_id != connection.session_ws_id:
-            index.discard(connection.session_ws_id, connection.ws)
-            connection.session_ws_id = session_ws_id
-            index.add(session_ws_id, connection)
-        self._discard_lineage(connection)
-        connection.lineage = lineage
-        self._add_lineage(connection)
-
-    def open_connection(self, connection: TrackedConnection) -> None:
-        """
-        File a connection as open.
-        """
-        self.opening.discard(connection.session_ws_id, connection.ws)
-        connection.set_open()
-        self.open.add(connection.session_ws_id, connection)
-
-    def add_by_hand(
-        self,
-        session_ws_id: Hashable,
-        ws: object,
-        identity: Hashable | None = None,
-        lineage: Lineage = NO_LINEAGE,
-    ) -> TrackedConnection | None:
-        """
-        File something that was registered by hand; return ``None`` if it is there already.
-        """
-        connection = RegisteredObject(session_ws_id, ws, self)
-        if not self.open.add_new(session_ws_id, connection):
-            return None
-        if identity is not None:
-            self.file_identity(connection, identity)
-        if lineage is not NO_LINEAGE:
-            connection.lineage = lineage
-            self._add_lineage(connection)
-        return connection
-
-    def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
-        """
-        Take out what was registered by hand; nothing happens if it isn't there.
-        """
-        if self.open.discard_bare(session_ws_id, ws):
-            return
-        connection = self.open.get(session_ws_id, ws)
-        if connection is None or connection.request is not None:
-            return
-        if connection.send_queue is not None:
-            connection.send_queue.drop()
-        if connection.state is OPEN:
-            self._take_out(connection)
-
-    def discard_stream(self, connection: TrackedConnection) -> None:
-        """
-        Take out a stream whose handler has left; one that is being closed goes when it is closed.
-        """
-        if connection.state is OPEN:
-            self._take_out(connection)
 
     def discard_handshake(self, connection: TrackedConnection) -> None:
         """
         Forget a handshake that came to nothing; one that is being closed goes when it is closed.
         """
         if connection.state is OPENING:
-            self._take_out(connection)
+            self.take_out(connection)
         self.handler_exited(connection)
 
     def admit(self) -> int:
@@ -261,6 +142,49 @@ class ConnectionManager:
         if connection.state is OPEN:
             self.close_soon([connection], close)
 
+    def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
+        """
+        Take out what was registered by hand; nothing happens if it isn't there.
+        """
+        if self.open.discard_bare(session_ws_id, ws):
+            return
+        connection = self.open.get(session_ws_id, ws)
+        if connection is None or connection.request is not None:
+            return
+        if connection.send_queue is not None:
+            connection.send_queue.drop()
+        if connection.state is OPEN:
+            self.take_out(connection)
+
+    def discard_stream(self, connection: TrackedConnection) -> None:
+        """
+        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        """
+        if connection.state is OPEN:
+            self.take_out(connection)
+
+    def add_by_hand(
+        self,
+        session_ws_id: Hashable,
+        ws: object,
+        identity: Hashable | None = None,
+        lineage: Lineage = NO_LINEAGE,
+    ) -> TrackedConnection | None:
+        """
+        File something that was registered by hand; return ``None`` if it is there already.
+        """
+        connection = RegisteredObject(session_ws_id, ws, self)
+        if identity is None and lineage is NO_LINEAGE:
+            return connection if self.open.add_new(session_ws_id, connection) else None
+        return connection if self.file_by_hand(connection, identity, lineage) else None
+
+    def tracked(self, connection: Connection) -> TrackedConnection:
+        """
+        Return what is kept of a connection, which is the only kind there is.
+        """
+        assert isinstance(connection, TrackedConnection)
+        return connection
+
     # Looking
 
     @property
@@ -274,14 +198,19 @@ class ConnectionManager:
         """
         Return the open connections of an id, and those whose handlers only are left.
         """
-        orphaned = self._orphaned(lambda c: c.session_ws_id == session_ws_id)
-        return self.open.of(session_ws_id) + orphaned
+        found = self.open.of(session_ws_id)
+        if self._orphaned_handlers:
+            found += self._orphaned(lambda c: c.session_ws_id == session_ws_id)
+        return found
 
     def of_lineage(self, token: str) -> list[TrackedConnection]:
         """
         Return all connections of a lineage: opening, open, and those whose handlers only are left.
         """
-        return self.lineages.of(token) + self._orphaned(lambda c: c.lineage.token == token)
+        found = self.lineages.of(token)
+        if self._orphaned_handlers:
+            found += self._orphaned(lambda c: c.lineage.token == token)
+        return found
 
     def of_subject(self, subject: Subject) -> list[TrackedConnection]:
         """
@@ -289,31 +218,13 @@ class ConnectionManager:
         """
         kind, value = subject
         if kind == "id":
-            if value not in self.open and value not in self.opening:
-                if not self._orphaned_handlers:
-                    return []  # most orders of other nodes
+            known = value in self.open or value in self.opening
+            if not (known or self._orphaned_handlers):
+                return []  # most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: c.identity == value)
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
-
-    def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
-        """
-        Return the open connections of a subject, or all.
-        """
-        if subject is None:
-            return self.open
-        if subject.kind == "id":
-            return self.open.of(subject.value)
-        index = self.identities if subject.kind == "identity" else self.labels
-        key = subject.value if subject.kind == "identity" else subject
-        return [c for c in index.of(key) if c.opened_at is not None]
-
-    def handshakes(self) -> list[TrackedConnection]:
-        """
-        Return the opening connections.
-        """
-        return list(self.opening)
 
     def all(self) -> list[TrackedConnection]:
         """
@@ -335,7 +246,7 @@ class ConnectionManager:
         return list(self._orphaned_handlers)
 
     def _orphaned(self, wanted: Callable[[TrackedConnection], bool]) -> list[TrackedConnection]:
-        return [c for c in self._orphaned_handlers if wanted(c)] if self._orphaned_handlers else []
+        return [c for c in self._orphaned_handlers if wanted(c)]
 
     # The way out
 
@@ -356,13 +267,17 @@ class ConnectionManager:
         Returns:
             How many were aborted, and how many handlers were cancelled: an awaitable of these.
         """
-        return self._engine.close(list(connections), close, self._current())
+        chosen = list(connections)
+        for connection in chosen:
+            if connection.state is OPEN or connection.state is OPENING:
+                connection.close_order = close
+        return self._engine.close(chosen, close, self._current)
 
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
         """
         Close connections as :meth:`close_now` does, without waiting.
         """
-        _ = self._engine.close(list(connections), close, self._current())
+        _ = self.close_now(connections, close)
 
     def start_close(self, connection: TrackedConnection, close: Close) -> asyncio.Future[object]:
         """
@@ -420,9 +335,11 @@ class ConnectionManager:
         if connection.send_queue is not None:
             connection.send_queue.drop()
         self._refused.discard(connection)
-        self._take_out(connection)
+        self.take_out(connection)
         if connection.task is not None and not connection.handler_left:
             self._orphaned_handlers.add(connection)
+        elif connection.request is None and connection.close_order is not None:
+            self.counters.closed("order", connection.close_order.code)  # by hand: no handler
         if not connection.registered or self.on_removed is None:
             return None
         try:
@@ -431,83 +348,19 @@ class ConnectionManager:
             log.exception("unregister() failed")
             return None
 
-    def _take_out(self, connection: TrackedConnection) -> None:
-        self._index_of(connection).discard(connection.session_ws_id, connection.ws)
-        connection.set_closed()
-        self._discard_lineage(connection)
-        self.discard_proven(connection)
-        if connection.identity is not None:
-            self.identities.discard(connection.identity, connection.ws)
-        for label in connection.labels:
-            self.labels.discard(label, connection.ws)
-
-    def _index_of(self, connection: TrackedConnection) -> Index:
-        return self.opening if connection.opened_at is None else self.open
-
-    def _add_lineage(self, connection: TrackedConnection) -> None:
-        if connection.lineage.token:
-            self.lineages.add(connection.lineage.token, connection)
-
-    def _discard_lineage(self, connection: TrackedConnection) -> None:
-        if connection.lineage.token:
-            self.lineages.discard(connection.lineage.token, connection.ws)
-
     # Pushing
 
     def push(
-        self,
-        connections: Iterable[TrackedConnection],
-        data: str | bytes | bytearray | memoryview,
-        *,
-        by_endpoint: bool = False,
+        self, connections: Iterable[TrackedConnection], data: Data, *, by_endpoint: bool = False
     ) -> Pushed:
         """
-        Send a message to connections that take it, without waiting for any of them.
-
-        It is encoded once. What can be written at once is written; the rest waits in the queue
-        of each connection. Queues are emptied when the caller gives way to other tasks.
-
-        Args:
-            connections: Where to; what is opening or closing is left out.
-            data: A text, or bytes for a binary message.
-            by_endpoint: Whether it is the connections' own endpoint that sends, so that those
-                which take no pushes get it too.
+        Send a message to those of *connections* that take it, without waiting for any of them;
+        to their own endpoint's messages all do.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
-        payload, opcode, frame = encode_message(data)
-        small = len(frame) < _SMALL
-        sockets = missed = 0
-        for c in connections:
-            if c.state is not OPEN or c.close_order is not None:
-                continue
-            if not (c.takes_pushes or by_endpoint):
-                continue
-            transport = c.transport
-            if (
-                transport is not None
-                and (c.send_queue is None or c.send_queue.empty)
-                and isinstance(c.ws, ServedWebSocket)
-                and not c.ws.compress
-                and not transport.get_write_buffer_size()
-                and (small or 2 * len(frame) < transport.get_write_buffer_limits()[1])
-            ):
-                if not (c.ws.closed or transport.is_closing()):
-                    transport.write(frame)
-                    sockets += 1
-            elif _takes_frames(c):
-                taken = self._queue_of(c).put(payload, opcode)
-                sockets += taken
-                missed += not taken
-        return Pushed(sockets, missed)
-
-    def _queue_of(self, connection: TrackedConnection) -> SendQueue:
-        queue = connection.send_queue
-        if not isinstance(queue, SendQueue):
-            queue = SendQueue(connection, self.push_queue, self.tasks, self._close_slow)
-            connection.send_queue = queue
-        return queue
+        return self._pusher.push(connections, data, by_endpoint=by_endpoint)
 
     def _close_slow(self, connection: TrackedConnection) -> None:
         self.close_soon([connection], SLOW_CONSUMER)
@@ -527,10 +380,13 @@ class ConnectionManager:
         now = time.monotonic()
         due: list[TrackedConnection] = []
         for connection in self.open:
-            if connection.request is None or connection.state is not OPEN:
+            if connection.state is not OPEN:
                 continue
-            transport = connection.transport
-            if transport is None or transport.is_closing() or _is_closed(connection.ws):
+            transport, ws = connection.transport, connection.ws
+            if transport is None:
+                if connection.request is not None:
+                    self._sweep(connection)
+            elif transport.is_closing() or (type(ws) is ServedWebSocket and ws.closed):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)
@@ -566,15 +422,3 @@ class ConnectionManager:
 
 def _is_closed(ws: object) -> bool:
     return isinstance(ws, web.WebSocketResponse) and ws.closed
-
-
-def _takes_frames(connection: TrackedConnection) -> bool:
-    """
-    Tell whether what is put into a queue may ever be sent.
-    """
-    ws, transport = connection.ws, connection.transport
-    if transport is not None and transport.is_closing():
-        return False
-    # What was registered by hand may be anything.
-    prepared, closed = getattr(ws, "prepared", True), getattr(ws, "closed", False)
-    return hasattr(ws, "send_frame") and prepared and not closed

@@ -15,8 +15,9 @@ from typing import Final
 from aiohttp import WSMessage, WSMsgType
 
 from ..close_codes import Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import WebSocketDisconnect, WebSocketStateError
 from ..web.session_ws import end_of
 

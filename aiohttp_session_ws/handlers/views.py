@@ -69,7 +69,10 @@ def _is_coroutine_function(function: object) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     call = getattr(function, "__call__", None)  # noqa: B004  an object with an async one
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+        return True
+    code = getattr(function, "__code__", None)  # one made by types.coroutine()
+    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 class WebSocketView(web.View):

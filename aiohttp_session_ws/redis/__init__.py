@@ -4,7 +4,7 @@ The registry of many processes, which publish orders to each other through Redis
 Needs the extra ``redis``: ``pip install 'aiohttp-session-ws[redis]'``.
 """
 
-from .cluster import State
+from .health import State
 from .io.connect import MakeClient
 from .registry import RedisSessionWSRegistry, RegistryOptions
 

@@ -4,8 +4,10 @@ How orders of other nodes take effect on this one.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
@@ -17,6 +19,8 @@ from .messages import CloseSession
 from .recent import SeenOrders
 
 __all__: list[str] = []
+
+HOLD: Final = 3.0  # seconds; longer than a response is waited for by default
 
 
 class Applier:
@@ -34,38 +38,61 @@ class Applier:
         self._seen = seen
         self._clock = clock
 
-    def apply(self, order: HeardOrder) -> Effect:
+    def apply(self, heard: HeardOrder, sender: str) -> Effect:
         """
         Let an order that was just published take effect; what is left is to close sockets.
 
         What Redis refused to record is published twice, and carried out once.
         """
-        changes, closes, close, by, _, refresh = order
+        order, given = self._order(heard)
+        effect = self._node.apply(order, before=given)
+        if not heard.held:  # or it is announced when it comes again
+            self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        return effect
+
+    def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
+        """
+        Return an order as this node carries it out, and when it was given if that matters.
+        """
+        changes, closes, close, by, _, refresh, _ = heard
         if not closes:
-            return self._node.apply(Order(changes, (), close, by, refresh))
+            return Order(changes, (), close, by, refresh), None
         given = self._local(max([order.at for order in closes]))
         if given is not None:
             # With a log-in or a renewal it is about those who share the id: who has its
             # answer, and connects, comes after it.
             given += -self._clock.error if changes else self._clock.error
+            given = min(given, time.monotonic())  # who comes from now on comes after it
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:
             close = closes[0].close
-        return self._node.apply(Order(changes, subjects, close, by, refresh), before=given)
+        return Order(changes, subjects, close, by, refresh), given
 
-    def carry_out_soon(self, order: HeardOrder) -> None:
+    def carry_out_soon(self, order: HeardOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
+
+        If it will come again, when a response has been sent, they are closed then; and after
+        a while in any case, for the node that sends it may have died.
         """
-        effect = self.apply(order)
+        if order.held:
+            if self._node.apply(Order(order.changes)).closing:
+                _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
+            return
+        effect = self.apply(order, sender)
         if effect.closing:
             self._node.carry_out_soon(effect)
+
+    def _release(self, changes: tuple[Change, ...]) -> None:
+        self._node.carry_out_soon(self._node.apply(Order(changes)))
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """
         Let records take effect that were missed when they were published.
         """
         self._node.learn(changes)
+        for change in changes:
+            self._node.order_found(change)
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)

@@ -133,4 +133,12 @@ class RedisClock(Clock):
         """
         if not self.known or at < PENDING:
             return at
-        return at - PENDING + self._best.offset + self.error
+        # Of an earlier process, of before the machine was started, it may be anything.
+        return min(at - PENDING + self._best.offset, self.now()) + self.error
+
+    def start_after(self, last: float) -> None:
+        """
+        Go on from *last*, which an earlier process has seen.
+        """
+        if last < PENDING:
+            super().start_after(last)

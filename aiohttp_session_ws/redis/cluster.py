@@ -5,6 +5,8 @@ An order goes out through ``outbound``, ``io/outbox`` and the script in ``io/scr
 records it, gives it a number and publishes it. It comes in through ``io/subscriber``, ``inbound``
 and ``apply``. What a node has missed it finds by its heartbeats (``membership``), and reads
 (``reconcile``). Three connections take commands, orders and data, and two listen.
+
+It is long since it is all that a registry asks for, method by method; each is in one part.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any
 
 from .._lineage import Lineage, Subject
 from .._logging import OncePerMinute, fingerprint, log
@@ -20,6 +22,7 @@ from .._tasks import supervise
 from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
 from ..registry.cluster import LocalNode, Order
+from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.records import (
     IdNote,
@@ -32,9 +35,10 @@ from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
 from .entries import Encoder, Entry
+from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
-from .io.connect import LIMIT, TROUBLE, MakeClient, end_tasks, reason
+from .io.connect import LIMIT, TROUBLE, MakeClient, close_client, end_tasks, reason
 from .io.line import Link
 from .io.outbox import ORDERS, Outbox
 from .io.publisher import Publisher
@@ -43,6 +47,7 @@ from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
 from .messages import CloseSession, Record, as_json, time_of, with_time
+from .outages import Outages
 from .outbound import Outbound, Pending
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
@@ -51,10 +56,6 @@ from .requests import DATA, REPORTS, Requests
 from .write_back import WriteBack
 
 __all__: list[str] = []
-
-State: TypeAlias = Literal["connected", "degraded"]
-
-STEADY: Final = 1.0  # seconds that a change has to last until it is one of the state
 
 
 class RedisCluster:
@@ -77,7 +78,6 @@ class RedisCluster:
         name: What this node is called.
         clock: The one clock of all nodes.
         serves: Whether this node holds sockets: an application, and not a script.
-        state: ``"degraded"`` while Redis doesn't answer or orders can't be heard.
     """
 
     remote = True
@@ -98,7 +98,6 @@ class RedisCluster:
         self.name = name
         self.clock = RedisClock()
         self.serves = True
-        self.state: State = "degraded"
         self._make = make
         self._prefix = prefix
         self._on_outage: OnOutage = on_outage
@@ -109,15 +108,8 @@ class RedisCluster:
         self._changed = changed
         self._logged = OncePerMinute()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._steady: asyncio.TimerHandle | None = None
-        self._hears = False  # orders
-        self._hears_data = False
-        self._why_deaf = "not subscribed yet"
-        self._pending_times = False  # whether something ended before the clock was known
-        self._settled = asyncio.Event()
-        self._started = False
-        self._seemed_connected = False
-        self._changed_at = 0.0
+        self._outages = Outages()
+        self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
         """
@@ -130,6 +122,7 @@ class RedisCluster:
         self.recent = RecentOrders()
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
+        self.health = Health(self.commands, self._state_changed)
         self.encoder = Encoder(prefix, instance, self._resolve)
         self.outbox = Outbox(make, prefix, self.encoder, self._learn, self._published)
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
@@ -142,10 +135,14 @@ class RedisCluster:
             self._missed,
             self._lost,
         )
+        self._wire_what_is_missed(node)
+        self._wire_what_is_told(node)
+
+    def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance, self.commands, self.outbox, self.membership, self.recent
         )
         self.reconciler = Reconciler(
             node,
@@ -156,6 +153,9 @@ class RedisCluster:
             self.numbers,
             self.recent,
         )
+
+    def _wire_what_is_told(self, node: LocalNode) -> None:
+        instance, prefix = self.instance, self._prefix
         self.requests = Requests(
             instance,
             self.membership,
@@ -196,14 +196,21 @@ class RedisCluster:
         """
         Whether Redis answers, and orders are heard.
         """
-        return bool(self._tasks) and self.commands.available and self._hears
+        return bool(self._tasks) and self.health.connected
+
+    @property
+    def state(self) -> State:
+        """
+        ``"degraded"`` while Redis doesn't answer or orders can't be heard.
+        """
+        return self.health.state if self._tasks else "degraded"
 
     @property
     def why(self) -> str:
         """
         Why it is not connected, for messages.
         """
-        return self.commands.why or f"it can't be subscribed to: {self._why_deaf}"
+        return self.health.why
 
     async def start(self, node: LocalNode) -> None:
         """
@@ -212,7 +219,7 @@ class RedisCluster:
         Raises:
             NotSetUp: If what makes a client can't.
         """
-        self._expect_client()
+        await self._expect_client()
         self._wire(node)
         self.membership.serves = self.serves
         handlers: Handlers = {f"{REPORTS}:{self.instance}": self.requests.take}
@@ -222,7 +229,10 @@ class RedisCluster:
             data = {DATA: self.queries.hear, **data}
         make, prefix = self._make, self._prefix
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
-        others = Subscriber(make, prefix, data, self._hear_data, self._lose_data)
+        health = self.health
+        others = Subscriber(
+            make, prefix, data, health.subscribed_to_data, health.unsubscribed_from_data
+        )
         self._run(self.commands.link.run, "the connection for commands")
         self._run(self.outbox.link.run, "the connection for orders")
         self._run(self._data.run, "the connection for data")
@@ -233,16 +243,21 @@ class RedisCluster:
         self._run(self.write_back.run, "the write-back")
         self._run(self._prepare, "the check of Redis' settings")
         try:
-            await self._settle_in()
+            await asyncio.wait_for(self.membership.beaten.wait(), 2 * LIMIT)
+            await self.health.settle(LIMIT)
+        except TimeoutError:
+            await self.health.settle(0.0)
         except BaseException:  # it is cancelled
             await self.stop()
             raise
+        if not self.connected:
+            self._outages.change("degraded")
         if self.serves and not self.connected:
             log.warning("Redis can't be used (%s): the application starts without it", self.why)
 
-    def _expect_client(self) -> None:
+    async def _expect_client(self) -> None:
         try:
-            _ = self._make()
+            await close_client(self._make())
         except TypeError as exc:
             raise NotSetUp(
                 f"redis= is a callable that can't be called so ({exc}): let it take no argument"
@@ -256,21 +271,6 @@ class RedisCluster:
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.add(asyncio.create_task(supervise(run, name), name=f"{name} to Redis"))
 
-    async def _settle_in(self) -> None:
-        """
-        Wait until all is connected, or something can't be.
-        """
-        try:
-            async with asyncio.timeout(2 * LIMIT):
-                await self.membership.beaten.wait()
-                while self.commands.available and not (self._hears and self._hears_data):
-                    self._settled.clear()
-                    await self._settled.wait()
-        except TimeoutError:
-            pass
-        self._started, self._seemed_connected = True, self.connected
-        self._report_now()
-
     async def stop(self) -> None:
         """
         Leave the other nodes: let Redis take what waits for it, for a few seconds at most.
@@ -283,14 +283,10 @@ class RedisCluster:
         await self.membership.leave()
         self.commands.stop()
         self.outbox.stop()
-        if self._steady is not None:
-            self._steady.cancel()
-            self._steady = None
+        self.health.stop()
+        self._outages.stop()
         await end_tasks(self._tasks)
         self._tasks.clear()
-        self._started = False
-        self._hears = self._hears_data = False
-        self.state = "degraded"
 
     def _log_lost(self, left: Sequence[Entry]) -> None:
         if self._journaled:
@@ -331,70 +327,27 @@ class RedisCluster:
         if self._journaled:
             await self.write_back.write_records(tuple(self.node.records))
 
-    # What happens to its connections
+    # What the parts tell each other
 
     def _availability_changed(self) -> None:
-        if not self.commands.available:
-            if self._logged.allows("away"):
-                log.warning("Redis is away: %s", self.commands.why)
-        else:
+        if self.commands.available:
             self.lookup.forget()
             self.membership.hurry()
             self.reconciler.missed()
-        self._report()
+        self.health.availability_changed()
 
     def _subscribed(self) -> None:
-        self._hears = True
         self.lookup.forget()
         self.membership.subscribed()
-        self._report()
+        self.health.subscribed()
 
     def _unsubscribed(self, why: str) -> None:
-        self._why_deaf = why
-        if self._hears and self._logged.allows("deaf"):
-            log.warning("orders of other nodes can't be heard: %s", why)
-        self._hears = False
         self.lookup.forget()
-        self._report()
+        self.health.unsubscribed(why)
 
-    def _hear_data(self) -> None:
-        self._hears_data = True
-        self._settled.set()
-
-    def _lose_data(self, why: str) -> None:
-        self._hears_data = False
-        self._settled.set()
-
-    def _report(self) -> None:
-        """
-        Change the state soon, if it lasts: what Redis does in between is no news.
-        """
-        self._settled.set()
-        if not self._started or self.connected == self._seemed_connected:
-            return
-        loop = asyncio.get_running_loop()
-        self._seemed_connected, self._changed_at = self.connected, loop.time()
-        if not self.commands.available:
-            self._report_now()  # it has not answered for a second
-        elif self._steady is None:
-            self._steady = loop.call_later(STEADY, self._report_steady)
-
-    def _report_steady(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() < (until := self._changed_at + STEADY):
-            self._steady = loop.call_at(until, self._report_steady)
-        else:
-            self._steady = None
-            self._report_now()
-
-    def _report_now(self) -> None:
-        state: State = "connected" if self.connected else "degraded"
-        if state != self.state:
-            self.state = state
-            log.info("the websocket registry is %s", state)
-            self._changed(state)
-
-    # What the parts tell each other
+    def _state_changed(self, state: State) -> None:
+        self._outages.change(state)
+        self._changed(state)
 
     def _beaten(self) -> None:
         """
@@ -403,6 +356,10 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.inbound.unrecorded and self.membership.takes_writes:
+            # Whoever gave these orders writes them now, if it lives.
+            self.inbound.unrecorded = False
+            self.write_back.lost()
         self.outbox.flush()
 
     def _missed(self) -> None:
@@ -454,7 +411,7 @@ class RedisCluster:
 
     def record(self, order: Order) -> None:
         """
-        Record an order now, and tell nobody: the response that goes with it is on its way.
+        Record an order now; open sockets wait: the response that goes with it is on its way.
         """
         self._note_times()
         self.outbound.record(order)
@@ -491,7 +448,7 @@ class RedisCluster:
         """
         Whether orders may be missed now, so that a handshake has to ask right before it opens.
         """
-        return not self._hears or bool(self.numbers.missing)
+        return not self.health.hears or bool(self.numbers.missing)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """
@@ -567,6 +524,26 @@ class RedisCluster:
         Send a message to all other nodes, at most once and in the order of the calls.
         """
         return self.queries.relay(name, data)
+
+    def figures(self) -> Figures:
+        """
+        Return what was counted; called from any thread.
+        """
+        number, seconds = self._outages.so_far()
+        if not self._tasks:
+            return Figures(outages=number, outage_seconds=seconds)
+        return Figures(len(self.outbox), self.reconciler.found, number, seconds)
+
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask all other nodes something that their registries answer.
+
+        Args:
+            name: The name of the question.
+            body: What JSON can hold.
+            wait: Seconds to wait for their answers; with 0 they are only told.
+        """
+        return await self.queries.ask(name, body, wait)
 
 
 def _name_of(record: Record) -> str:

@@ -47,6 +47,7 @@ class HeardOrder(NamedTuple):
         by: Who gave it.
         question: Under which number to report, if that is asked for.
         refresh: Which open sockets go on in place of being closed.
+        held: Whether open sockets wait for the order to come again: a response is on its way.
     """
 
     changes: tuple[Change, ...]
@@ -55,6 +56,7 @@ class HeardOrder(NamedTuple):
     by: str | None = None
     question: str | None = None
     refresh: Refresh | None = None
+    held: bool = False
 
 
 def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
@@ -127,7 +129,7 @@ def _order(body: list[Any]) -> HeardOrder:
     closes = tuple([_close_session(text) for text in closing]) if closing else ()
     if not rest:
         return HeardOrder(changes, closes)
-    close, by, question, *refresh = rest
+    held, close, by, question, *refresh = (*rest, None, None, None) if len(rest) == 1 else rest
     return HeardOrder(
         changes,
         closes,
@@ -135,12 +137,14 @@ def _order(body: list[Any]) -> HeardOrder:
         None if by is None else str(by),
         None if question is None else str(question),
         _refresh(*refresh[0]) if refresh else None,
+        bool(held),
     )
 
 
-def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any) -> Refresh:
+def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any, until: Any) -> Refresh:
     lineage = Lineage(str(token), _generation(generation), _time(began))
-    return Refresh(lineage, _value(session_ws_id))
+    end = math.inf if until is None else _time(until)
+    return Refresh(lineage, _value(session_ws_id), end)
 
 
 def _record(body: list[Any]) -> Record:

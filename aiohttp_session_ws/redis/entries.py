@@ -31,6 +31,7 @@ class Entry:
         by: Who gave it.
         question: Under which number to report.
         refresh: Which open sockets go on in place of being closed.
+        held: Whether open sockets wait for the order to come again.
         quiet: Whether it is recorded only.
         published: Whether it was published.
         stored: Whether Redis has recorded it.
@@ -44,6 +45,7 @@ class Entry:
         "changes",
         "close",
         "closes",
+        "held",
         "published",
         "question",
         "quiet",
@@ -60,6 +62,7 @@ class Entry:
         question: str | None = None,
         refresh: Refresh | None = None,
         *,
+        held: bool = False,
         quiet: bool = False,
     ) -> None:
         self.changes = changes
@@ -68,6 +71,7 @@ class Entry:
         self.by = by
         self.question = question
         self.refresh = refresh
+        self.held = held
         self.quiet = quiet
         self.published = self.stored = self.alone = False
         self._waiter: asyncio.Future[None] | None = None
@@ -142,6 +146,7 @@ class Encoder:
                     entry.by,
                     entry.question,
                     entry.refresh,
+                    held=entry.held,
                 )
             )
         body = envelope(self._sender, texts).encode() if texts else b""

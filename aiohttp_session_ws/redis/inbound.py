@@ -34,6 +34,9 @@ class Inbound:
         doubt: Called when numbers don't follow each other.
         unreadable: Called with the first and the last number, 0 if it has none, of a message
             that can't be read.
+
+    Attributes:
+        unrecorded: Whether orders were heard that Redis had refused to record.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Inbound:
         self._unreadable = unreadable
         self._own = envelope(instance, [""]).encode()
         self._logged = OncePerMinute()
+        self.unrecorded = False
 
     def hear(self, data: bytes) -> Awaitable[None] | None:
         """
@@ -77,6 +81,7 @@ class Inbound:
             return None
         sender, orders = message
         self._recent.add(sender, body)
+        self.unrecorded = self.unrecorded or not last
         if len(orders) > FEW:
             return self._carry_out_many(sender, orders, first, last)
         readable = True
@@ -107,7 +112,7 @@ class Inbound:
         if order is None:
             return False
         if order.question is None:
-            self._applier.carry_out_soon(order)
+            self._applier.carry_out_soon(order, sender)
         else:
             self._report(sender, order)
         return True

@@ -8,11 +8,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from aiohttp import web
-
 from .._expiring import ExpiringDict
 from .._lineage import Subject
 from .._logging import OncePerMinute, describe_error, log
+from .._refused import Unavailable
 from ..connections.connection import TrackedConnection
 from ..exceptions import RedisUnavailable
 from ..registry.cluster import LocalNode
@@ -150,10 +149,8 @@ class Lookup:
                 return
             if not isinstance(exc, RedisUnavailable):
                 log.error("a handshake could not be checked: %s", describe_error(exc))
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"},
-                text="websocket refused: the session can't be checked now",
-            ) from None
+            text = "websocket refused: the session can't be checked now"
+            raise Unavailable("redis", text) from None
         self.take(connection, values)
 
     def take(self, connection: TrackedConnection, values: Sequence[bytes | None]) -> None:

@@ -224,6 +224,13 @@ class Membership:
             self._missed()
 
     @property
+    def takes_writes(self) -> bool:
+        """
+        Whether Redis took the last heartbeat.
+        """
+        return self._last is not None and not self._last.refused
+
+    @property
     def floor(self) -> int:
         """
         Up to which number records can't be found any more.

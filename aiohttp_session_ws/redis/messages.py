@@ -178,6 +178,8 @@ def order_text(
     by: str | None = None,
     question: str | None = None,
     refresh: Refresh | None = None,
+    *,
+    held: bool = False,
 ) -> str:
     """
     Return an order as JSON, of records that are JSON already.
@@ -189,14 +191,17 @@ def order_text(
         by: Who gave the order.
         question: Under which number to report, if that is asked for.
         refresh: Which open sockets go on in place of being closed.
+        held: Whether open sockets wait for the order to come again.
     """
     text = f"[[{','.join(changes)}],[{','.join(closes)}]"
-    if close is not None or by is not None or question is not None or refresh is not None:
-        how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
-        text += f",{how},{_optional(by)},{_optional(question)}"
+    if close is None and by is None and question is None and refresh is None:
+        return text + (",1]" if held else "]")
+    how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
+    text += f",{held:d},{how},{_optional(by)},{_optional(question)}"
     if refresh is not None:
-        (token, generation, began), session_ws_id = refresh
-        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)}]"
+        (token, generation, began), session_ws_id, until = refresh
+        end = "null" if until == math.inf else repr(float(until))
+        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)},{end}]"
     return text + "]"
 
 

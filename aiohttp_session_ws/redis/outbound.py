@@ -107,10 +107,12 @@ class Outbound:
 
     def record(self, order: Order) -> None:
         """
-        Record an order now, and tell nobody.
+        Record an order now; on other nodes it counts for handshakes, but closes nothing yet.
+
+        They would close, and this node might die before it has published the order.
         """
         if order.changes:
-            _ = self._outbox.put(Entry(order.changes, quiet=True))
+            _ = self._outbox.put(Entry(order.changes, held=True))
 
     def publish(self, order: Order, wait: float) -> Pending:
         """
@@ -154,7 +156,7 @@ class Outbound:
         """
         Carry out an order of another node, and report to it.
         """
-        effect = self._applier.apply(order)
+        effect = self._applier.apply(order, sender)
         _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
 
     async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from .._lineage import Subject
 from .._logging import OncePerMinute, log
 from ..registry.cluster import LocalNode
+from ..registry.questions import Answers
 from ..results import ConnectionInfo, Count, Delivery, NodeInfo, Nodes, Snapshot
 from ..typing import Data
 from .decoding import WRONG, as_tuple, name
@@ -22,6 +23,7 @@ from .requests import DATA, Requests
 __all__: list[str] = []
 
 PART: Final = 500  # connections in one message
+OWN: Final = frozenset({"connections", "count", "nodes", "push", "relay"})  # answered right here
 
 
 class Queries:
@@ -114,6 +116,24 @@ class Queries:
             here.complete and request.complete and all(a.get("complete") for a in answers),
         )
 
+    async def ask(self, question: str, body: dict[str, Any], wait: float) -> Answers:
+        """
+        Ask all other nodes something that their registries answer.
+
+        Args:
+            question: Its name.
+            body: What JSON can hold.
+            wait: Seconds to wait for the answers; with 0 they are only told.
+        """
+        text = {"do": question, **body}
+        if not wait:
+            told = self._requests.tell(text, b"")
+            return Answers(expected=0 if told and self._requests.alone else 1)
+        request = await self._requests.ask(text, timeout=wait)
+        answered = len(request.answered)
+        expected = max(len(request.expected | request.answered), answered + (not request.complete))
+        return Answers(tuple(request.answers), expected, answered)
+
     def relay(self, name: str, data: bytes) -> Delivery:
         """
         Send a message to the same endpoint on all other nodes.
@@ -133,6 +153,10 @@ class Queries:
             asker, number = name(body["from"]), str(body["q"])
             if asker == self._instance:
                 return
+            if body["do"] not in OWN:
+                coro = self._answer(asker, number, body)
+                _ = self._node.tasks.spawn(coro, "answer another node")
+                return  # it may take long, and pushes come after it
             async for answer in self._answers(body, payload):
                 if number and not self._requests.answer(asker, number, DATA, answer):
                     return  # without its last part it doesn't count as complete
@@ -163,6 +187,11 @@ class Queries:
                 yield {"sockets": delivery.sockets, "complete": delivery.complete}
             case "relay":
                 self._node.receive_relay(str(body["name"]), payload)
+
+    async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
+        answer = await self._node.answer(str(body["do"]), body)
+        if number:
+            _ = self._requests.answer(asker, number, DATA, answer)
 
     def _myself(self) -> NodeInfo:
         connections = self._node.connections

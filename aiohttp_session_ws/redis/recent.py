@@ -46,6 +46,8 @@ class HeardNumbers:
             return self.find(first, last)
         if first > self.last + 1:
             self.missing.append((self.last + 1, first - 1))
+        else:
+            _ = self.find(first, self.last)
         self.last = last
         return False
 

@@ -43,6 +43,9 @@ class Reconciler:
         applier: Lets what is found take effect.
         numbers: What was heard.
         recent: What was ordered lately.
+
+    Attributes:
+        found: How many records were found that had been missed.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Reconciler:
         self._applier = applier
         self._numbers = numbers
         self._recent = recent
+        self.found = 0
         self._wake = asyncio.Event()
         self._all = False  # all connections are to be looked at
 
@@ -151,6 +155,7 @@ class Reconciler:
             else:
                 changes.append(record)
                 texts.append(value.decode())
+        self.found += len(changes) + len(closes)
         self._applier.learn(changes, closes)
         if changes:
             self._recent.add("", envelope("", [order_text(texts)]).encode())

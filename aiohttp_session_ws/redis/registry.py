@@ -16,8 +16,9 @@ from ..registry.cluster import Cluster
 from ..registry.registry import SessionWSRegistry
 from ..results import Nodes
 from ..signals import Signal
-from ..typing import Authorize, Identify, IdFactory, Origins
-from .cluster import RedisCluster, State
+from ..typing import Authorize, Identify, IdFactory, Labels, Origins
+from .cluster import RedisCluster
+from .health import State
 from .io.connect import MakeClient, client_maker
 
 __all__ = ["RedisSessionWSRegistry", "RegistryOptions", "State"]
@@ -31,6 +32,7 @@ class RegistryOptions(TypedDict, total=False):
     id_factory: IdFactory
     session_key: str
     identify: Identify | None
+    labels: Labels | None
     authorize: Authorize | None
     origins: Origins
     limits: Limits | None
@@ -38,6 +40,7 @@ class RegistryOptions(TypedDict, total=False):
     push_queue: PushQueue | None
     timeouts: Timeouts | None
     journal: str | Path | None
+    handle_key: str | bytes | None
 
 
 class RedisSessionWSRegistry(SessionWSRegistry):

@@ -54,14 +54,15 @@ class PendingRequest:
 
     def take(self, sender: str, answer: Answer) -> None:
         """
-        Take an answer, or a part of one.
+        Take an answer, or a part of one; one that settles the question needs no other.
         """
         self.answers.append(answer)
         if answer.get("unresolved"):
             self.known = False  # it doesn't know identities, so there may be more
         if answer.get("last", True):
             self.answered.add(sender)
-        if self.expected <= self.answered and not self._all.done():
+        settled = answer.get("settles") or self.expected <= self.answered
+        if settled and not self._all.done():
             self._all.set_result(None)
 
     async def wait(self, timeout: float) -> None:

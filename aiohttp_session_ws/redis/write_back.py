@@ -5,6 +5,7 @@ What Redis has lost is written again: only on evidence, and only what is missing
 from __future__ import annotations
 
 import asyncio
+import random
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -23,6 +24,8 @@ from .recent import RecentOrders
 __all__: list[str] = []
 
 PAUSE: Final = 1.0  # seconds after a failure
+FEW: Final = 2000  # messages that are not worth sharing out
+OWNERS: Final = 3  # nodes that see to each order of another
 AT_ONCE: Final = 250  # records that are written again in one step
 
 
@@ -68,14 +71,22 @@ class WriteBack:
             await self._trouble.wait()
             self._trouble.clear()
             try:
-                await self._write_back(lambda sender: sender == self._instance, lambda key: True)
-                # By then all that live have said so, also to a Redis that has forgotten them.
-                await asyncio.sleep(2 * PULSE)
-                await self._write_back_of_gone()
+                await self._write_all()
             except TROUBLE as exc:
                 log.debug("what is lost can't be written now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._trouble.set()
+
+    async def _write_all(self) -> None:
+        await self._write_back(lambda sender: sender == self._instance, lambda key: True)
+        # Others are about to write theirs, and most have said by then that they live.
+        await asyncio.sleep(random.uniform(0.5, 1.0))
+        living = frozenset([*await self._membership.living(), self._instance])
+        await self._write_share(lambda sender: sender not in living)
+        # By then all have, also to a Redis that has forgotten them; and who has died in between
+        # has perhaps not written his.
+        await asyncio.sleep(PULSE * random.uniform(1.0, 1.5))
+        await self._write_share(lambda sender: sender != self._instance)
 
     async def write_records(self, changes: Iterable[Change]) -> None:
         """
@@ -89,22 +100,19 @@ class WriteBack:
                 some = {}
         _ = await self._write_missing(some)
 
-    async def _write_back_of_gone(self) -> None:
+    async def _write_share(self, is_meant: Callable[[str], bool]) -> None:
         """
-        Write again what nodes have ordered that are gone, shared out among those that live.
+        Write again this node's share of what others have ordered: all of it if it is little.
         """
         living = await self._membership.living()
-        if self._instance not in living:
-            return  # no heartbeat has come through
-        mine = living.index(self._instance)
+        few = len(self._recent) <= FEW or self._instance not in living
+        mine = 0 if few else living.index(self._instance)
 
         def is_mine(key: str) -> bool:
-            # Two for each, for their lists may differ for a moment.
-            owner = zlib.crc32(key.encode()) % len(living)
-            return mine in (owner, (owner + 1) % len(living))
+            # Some for each, for a node that started lately doesn't know it.
+            return few or (mine - zlib.crc32(key.encode())) % len(living) < OWNERS
 
-        alive = frozenset(living)
-        await self._write_back(lambda sender: sender not in alive, is_mine)
+        await self._write_back(is_meant, is_mine)
 
     async def _write_back(
         self, is_meant: Callable[[str], bool], is_mine: Callable[[str], bool]

@@ -4,7 +4,6 @@ Arrival: every request is judged before any handler sees its session.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Hashable
 from typing import Final
@@ -12,7 +11,8 @@ from typing import Final
 from aiohttp import web
 from aiohttp_session import Session
 
-from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._lineage import LAST_GENERATION, Lineage
+from .._refused import Unavailable
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
 from ..sessions.context import HANDLING, RequestContext, set_current
@@ -37,54 +37,6 @@ __all__: list[str] = []
 
 #: Seconds after an end in which another response may be on its way with the right cookie.
 SETTLED: Final = 10.0
-OWN_KEYS: Final = 2  # the id and the lineage
-
-
-def arrive_at_once(
-    core: Core, request: web.Request, session: Session, arrived: float, started: float
-) -> RequestContext | None:
-    """
-    Judge a request whose session is loaded, carries all it needs, and is of no interest to
-    any record; ``None`` if there is more to do.
-    """
-    try:  # quicker than get()
-        session_ws_id, lineage = session[core.keys.id], Lineage.parse(session[core.keys.lineage])
-    except KeyError:
-        return None
-    if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
-        return None
-    if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
-        return None
-    context = RequestContext(request, arrived, started)
-    context.lineage, context.session_ws_id = lineage, session_ws_id
-    context.newest, context.carried = lineage.generation, True
-    context.held_data = len(session) > OWN_KEYS
-    context.session, context.stage = session, HANDLING
-    if core.identifier.asks:
-        context.content = content_of(session, core.keys)
-    return context
-
-
-def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
-    """
-    Tell whether no record but that of its own newest generation may concern a session.
-    """
-    records = core.records
-    if records.knows(lineage.token):
-        record = records.lineage(lineage.token)
-        if (
-            not isinstance(record, LineageRenewed)
-            or record.generation != lineage.generation
-            or not record.seen
-        ):
-            return False
-    elif lineage.generation:
-        return False
-    if not records.has_subjects:
-        return True
-    if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
-        return False
-    return not core.identifier.asks or records.latest_owner_end < lineage.began
 
 
 class Arrival:
@@ -242,9 +194,7 @@ class Arrival:
         try:
             return await self._core.identifier.of_lineage(self._request, lineage.token)
         except (IdentifyFailed, InvalidIdentity) as exc:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"}, text="the session can't be identified now"
-            ) from exc
+            raise Unavailable("identify", "the session can't be identified now") from exc
 
     async def _act_on(self, session: Session) -> None:
         """
@@ -254,17 +204,19 @@ class Arrival:
         state, age, _ = context.status
         if state is State.ALIVE or lineage is None:
             return
-        if state is State.ENDED or age >= core.expiry.renewal_grace:
-            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
-            return
         record = core.records.lineage(lineage.token)
-        if not is_server_side(session) or not isinstance(record, LineageRenewed):
-            return
-        if "login" not in record.by:
+        if (
+            state is State.REPLACED
+            and is_server_side(session)
+            and isinstance(record, LineageRenewed)
+            and "login" not in record.by
+        ):
             context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
+        elif state is State.ENDED or age >= core.expiry.renewal_grace:
+            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
 
     async def _begin_anew(self, *, mint: bool) -> None:
         """

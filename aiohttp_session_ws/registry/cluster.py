@@ -1,5 +1,5 @@
 """
-What a registry needs from a cluster of processes, and the cluster of one.
+What a registry needs from a cluster of processes, and a cluster of it.
 
 Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things must hold: records
 merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
@@ -9,8 +9,9 @@ a question about a session is answered from the records, not from what this proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
@@ -19,10 +20,10 @@ from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
-from ..sessions.encoding import encode
 from ..sessions.records import Change, Records
 from ..sessions.status import Status
 from ..typing import Data
+from .questions import Answers, Figures
 
 __all__: list[str] = []
 
@@ -34,10 +35,12 @@ class Refresh(NamedTuple):
     Attributes:
         lineage: The lineage with that generation.
         session_ws_id: The id.
+        until: When the session no longer belongs to its identity, by the wall clock.
     """
 
     lineage: Lineage
     session_ws_id: Hashable
+    until: float = math.inf
 
 
 class Order(NamedTuple):
@@ -129,6 +132,21 @@ class LocalNode(Protocol):
         Take a message that another node has relayed.
         """
 
+    async def answer(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """
+        Answer a question of another node.
+        """
+
+    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
+        """
+        Announce an order of another node that has taken effect.
+        """
+
+    def order_found(self, change: Change) -> None:
+        """
+        Announce a record that was missed when it was published.
+        """
+
 
 class PendingReport(Protocol):
     """
@@ -148,10 +166,12 @@ class Cluster(Protocol):
     Attributes:
         remote: Whether there are other nodes at all.
         name: What this node is called.
+        serves: Whether this node holds sockets: an application, and not a script.
     """
 
     remote: bool
     name: str
+    serves: bool
 
     @property
     def clock(self) -> Clock:
@@ -259,124 +279,17 @@ class Cluster(Protocol):
         Send a message to all other nodes, at most once and in the order of the calls.
         """
 
-
-class OwnReport:
-    """
-    The report of an order that no other node was told of.
-    """
-
-    async def report(self, own: CloseReport) -> CloseReport:
+    def figures(self) -> Figures:
         """
-        Return what this node has done.
-        """
-        return own
-
-
-class SingleProcess:
-    """
-    The cluster of one process.
-
-    Args:
-        clock: Its clock.
-        journaled: Whether what it is told must be fit for a journal.
-    """
-
-    remote = False
-    name = ""
-
-    def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
-        self._clock = Clock() if clock is None else clock
-        self._journaled = journaled
-
-    @property
-    def clock(self) -> Clock:
-        """
-        The clock of this process.
-        """
-        return self._clock
-
-    @property
-    def deaf(self) -> bool:
-        """
-        Whether orders may be missed now: there are none.
-        """
-        return False
-
-    def check_subject(self, value: Hashable) -> None:
-        """
-        Expect what the journal can hold, if there is one: nobody else is told.
-        """
-        if self._journaled:
-            encode(value)
-
-    def record(self, order: Order) -> None:
-        """
-        Do nothing: the memory of this process is all there is.
+        Return what was counted; called from any thread.
         """
 
-    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
         """
-        Tell nobody.
-        """
-        return OwnReport()
+        Ask all other nodes something that their registries answer.
 
-    def check_due(self, token: str) -> bool:
+        Args:
+            name: The name of the question.
+            body: What JSON can hold.
+            wait: Seconds to wait for their answers; with 0 they are only told.
         """
-        Tell that there is nothing to ask.
-        """
-        return False
-
-    async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
-        """
-        Learn nothing: the memory of this process is all there is.
-        """
-        return True
-
-    async def check_handshake(self, connection: TrackedConnection) -> None:
-        """
-        Learn nothing.
-        """
-
-    async def end_others(
-        self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
-    ) -> bool:
-        """
-        Agree: the memory of this process was asked.
-        """
-        return True
-
-    async def start(self, node: LocalNode) -> None:
-        """
-        Do nothing.
-        """
-
-    async def stop(self) -> None:
-        """
-        Do nothing.
-        """
-
-    async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
-        """
-        Return the connections of this process.
-        """
-        return here
-
-    async def count(self, here: int) -> Count:
-        """
-        Return how many sockets this process has.
-        """
-        return Count(here)
-
-    async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
-    ) -> Delivery:
-        """
-        Return what became of the push on this process.
-        """
-        return here
-
-    async def relay(self, name: str, data: bytes) -> Delivery:
-        """
-        Send it to nobody.
-        """
-        return Delivery(0, nodes=0)

@@ -1,5 +1,5 @@
 """
-The parts of a registry, wired together.
+The parts of a registry, wired together, and the one way in which an order takes effect.
 
 Theory of operation
 ===================
@@ -57,7 +57,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from aiohttp import web
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
-from .._logging import fingerprint, log
+from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
@@ -71,21 +71,22 @@ from ..connections.connection import (
 from ..connections.handshakes import Handshakes
 from ..connections.manager import ConnectionManager
 from ..exceptions import InvalidSessionWSId, NotSetUp, WrongLoop
-from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..results import CloseReport, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
-from ..sessions.context import current_connection, current_request
+from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
-from ..sessions.session import SessionKeys
 from ..sessions.status import State, Status, status
 from ..signals import Signals
-from ..typing import Authorize, Data, Identify, IdFactory, Labels, Origins
+from ..typing import Data
+from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
+from .settings import Options
 
 __all__: list[str] = []
 
@@ -198,6 +199,8 @@ class Core:
         cluster: The other nodes.
         clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
+        announcer: Tells of orders.
+        questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
         draining: Whether handshakes are refused since the process ends.
@@ -209,43 +212,45 @@ class Core:
         ids: Ids,
         hooks: Hooks,
         overrides: Overrides,
-        id_factory: IdFactory,
-        keys: SessionKeys,
+        options: Options,
         cluster: Cluster,
-        identify: Identify | None,
-        labels: Labels | None,
-        authorize: Authorize | None,
-        origins: Origins,
-        limits: Limits,
-        expiry: Expiry,
-        push_queue: PushQueue,
-        timeouts: Timeouts,
         journal: Journal | None,
         signals: Signals,
     ) -> None:
         self.ids = ids
         self.hooks = hooks
         self.overrides = overrides
-        self.id_factory = id_factory
-        self.keys = keys
+        self.id_factory = options.id_factory
+        self.keys = options.keys
+        self.authorize = options.authorize
+        self.origin_policy = OriginPolicy(options.origins)
+        self.limits = options.limits
+        self.expiry = options.expiry
+        self.timeouts = options.timeouts
+        self.handle_key = options.handle_key
         self.cluster = cluster
         self.clock: Clock = cluster.clock
-        self.authorize = authorize
-        self.origin_policy = OriginPolicy(origins)
-        self.limits = limits
-        self.expiry = expiry
-        self.timeouts = timeouts
         self.journal = journal
         self.signals = signals
-        self.identifier = Identifier(identify, labels, cluster.check_subject)
+        self.identifier = Identifier(options.identify, options.labels, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
         self.tasks = BackgroundTasks()
-        self.connections = ConnectionManager(timeouts, push_queue, self.tasks, current_connection)
+        self.connections = ConnectionManager(
+            options.timeouts, options.push_queue, self.tasks, current_connection
+        )
         self.connections.on_removed = self._call_unregister
         self.relays = Relays(self.tasks)
-        self.handshakes = Handshakes(timeouts.handshake)
+        self.questions = Questions()
+        self.announcer = Announcer(self.tasks, signals.on_order, cluster.name)
+        self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        """
+        Set what is known once an application runs, or has been seen.
+        """
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -358,11 +363,12 @@ class Core:
         """
         Let the open sockets of a lineage go on under its next generation.
         """
-        lineage, session_ws_id = refresh
+        lineage, session_ws_id, until = refresh
         for connection in self.connections.of_lineage(lineage.token):
             older = connection.lineage.generation < lineage.generation
             if older and connection.state is OPEN:
                 self.connections.refile(connection, session_ws_id, lineage)
+                connection.until = until
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")
@@ -379,9 +385,14 @@ class Core:
         if not concerned:
             return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
+        judged: dict[tuple[object, ...], Close | None] = {}  # many may be of one session
         handshakes = 0
         for connection, told in concerned:
-            close = self.close_for(self.status_of(connection))
+            c = connection
+            key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
+            if key not in judged:
+                judged[key] = self.close_for(self.status_of(connection))
+            close = judged[key]
             if close is not None:
                 close = order.close or close
             elif told:
@@ -459,21 +470,34 @@ class Core:
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
 
-    async def give(self, order: Order, wait: float = 0.0) -> CloseReport:
+    async def give(
+        self, order: Order, wait: float = 0.0, except_: Connection | None = None
+    ) -> CloseReport:
         """
         Let an order take effect here and everywhere, and wait until its sockets are gone.
 
         Args:
             order: The order.
             wait: Seconds to wait for what other nodes report.
+            except_: A connection of this node that it leaves alone.
         """
         effect = self.apply(order)
-        self.log_order(order)
+        if except_ is not None:
+            effect = _without(except_, effect)
+        self.announcer.given(order, effect)
         pending = self.cluster.publish(order, wait=wait)
         report = await pending.report(await self.carry_out(effect))
         if order.changes and not await self.committed():
             report = replace(report, stored=False)
         return report
+
+    def note_own_end(self, end: SubjectEnded) -> None:
+        """
+        Let what a request begins begin after what its own handler has ended.
+        """
+        context = current_request()
+        if context is not None and context.stage is HANDLING and context.connection is None:
+            context.ordering().own_ends[end.subject] = end.before
 
     def reject_handshakes(self, order: Order) -> None:
         """
@@ -496,7 +520,9 @@ class Core:
         """
         Let an order take effect here and everywhere, and wait for nothing.
         """
-        self.carry_out_soon(self.apply(order))
+        effect = self.apply(order)
+        self.announcer.given(order, effect)
+        self.carry_out_soon(effect)
         self.cluster.publish(order)
 
     def learn(self, changes: Sequence[Change]) -> None:
@@ -506,15 +532,6 @@ class Core:
         news = self.merge(changes)
         if news:
             self.carry_out_soon(self.effect_of(Order(tuple(news))))
-
-    def log_order(self, order: Order) -> None:
-        """
-        Log who has ended what.
-        """
-        if order.by is not None:
-            subjects = [c.subject for c in order.changes if isinstance(c, SubjectEnded)]
-            what = ", ".join(f"{s.kind} {fingerprint(s.value)}" for s in subjects)
-            log.info("%s was ended by %s", what or "a session", order.by)
 
     def warn_once(self, what: str, message: str, *args: object) -> None:
         """
@@ -596,7 +613,7 @@ class Core:
         File something that was registered by hand; tell whether its session lives.
         """
         lineage = NO_LINEAGE
-        if self.records.epoch:
+        if self.records.epoch and self.connections.open.get(session_ws_id, ws) is None:
             lineage = self._lineage_by_hand(session_ws_id)
             if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
                 return False
@@ -626,6 +643,24 @@ class Core:
         Describe the open connections of this node.
         """
         return self.connections.snapshot(subject, self.cluster.name)
+
+    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
+        """
+        Announce an order of another node that has taken effect.
+        """
+        self.announcer.heard(order, effect, node)
+
+    def order_found(self, change: Change) -> None:
+        """
+        Announce a record that was missed when it was published.
+        """
+        self.announcer.found(change)
+
+    async def answer(self, name: str, body: Body) -> Body:
+        """
+        Answer a question of another node.
+        """
+        return await self.questions.answer(name, body)
 
     def receive_relay(self, name: str, data: bytes) -> None:
         """
@@ -669,8 +704,8 @@ class Core:
         if not here:
             raise WrongLoop(
                 "the registry belongs to the event loop of its application; from another thread"
-                " call asyncio.run_coroutine_threadsafe(registry.end_session(id), loop), with"
-                " any of its coroutines and the loop of the application"
+                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+                " with any of its coroutines and the loop of the application"
             )
 
     async def start(self) -> None:
@@ -753,3 +788,14 @@ class Core:
         if self.journal is not None:
             await self.journal.stop()
         self.loop = None
+
+
+def _without(connection: Connection, effect: Effect) -> Effect:
+    """
+    Return what is left to do of an order if one connection is left alone.
+    """
+    closing = [
+        (close, tuple(one for one in found if one is not connection))
+        for close, found in effect.closing
+    ]
+    return Effect(tuple(closing), effect.handshakes)

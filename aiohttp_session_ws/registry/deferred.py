@@ -10,9 +10,11 @@ from typing import Final
 
 from aiohttp import web
 
+from .._lineage import Subject
 from .._logging import describe_error, log
 from .._tasks import maybe_await
 from ..sessions.context import RequestContext, Stage, context_of
+from ..sessions.session import cookie_of, loaded_session, put_session, will_be_saved
 from .arrival import Arrival
 from .cluster import Order
 from .core import Core
@@ -26,9 +28,21 @@ POLL: Final = 0.01  # seconds between two looks at a transport's buffer; it has 
 async def context_for(core: Core, request: web.Request) -> RequestContext:
     """
     Return the context of *request*, which is judged now if the middleware hasn't.
+
+    Its handler may have replaced the session by then: what it came with is loaded again.
     """
     context = context_of(request)
-    return await Arrival(core, request).judge() if context is None else context
+    if context is not None:
+        return context
+    session = loaded_session(request)
+    replaced = session is not None and session.new and bool(cookie_of(request))
+    if not replaced:
+        return await Arrival(core, request).judge()
+    put_session(request, None)
+    try:
+        return await Arrival(core, request).judge()
+    finally:
+        put_session(request, session)
 
 
 async def settle(
@@ -52,29 +66,24 @@ async def _settle(
     context: RequestContext,
     response: web.StreamResponse | None,
 ) -> None:
+    saved = will_be_saved(response)
     try:
-        order = await Settlement(core, request, context, response).settle()
-    except Exception:
-        order = unsettled_order(context)
+        await Settlement(core, request, context, response, saved=saved).settle()
+    finally:  # what has ended has ended, also if the rest failed
+        order = order_of(context)
         if order is not None:
-            _ = core.tasks.spawn(close_when_sent(core, request, context, order), "close when sent")
-        raise
-    if order is not None:
-        _ = core.tasks.spawn(close_when_sent(core, request, context, order), "close when sent")
-        if order.changes:
-            await core.committed()
-
-
-def unsettled_order(context: RequestContext) -> Order | None:
-    """
-    Return what an explicit order has ended, of a request that could not be settled.
-    """
-    changes = context.orders.changes
-    return Order(changes) if changes else None
+            close_later(core, request, context)
+            if order.changes:
+                await core.committed()
 
 
 async def settle_when_sent(
-    core: Core, request: web.Request, context: RequestContext, response: web.StreamResponse
+    core: Core,
+    request: web.Request,
+    context: RequestContext,
+    response: web.StreamResponse,
+    *,
+    saved: bool,
 ) -> None:
     """
     Settle a request without the middleware: aiohttp_session has saved by then.
@@ -82,28 +91,56 @@ async def settle_when_sent(
     await response_sent(context, request.transport, core.timeouts.response)
     if context.stage is not Stage.HANDLING:
         return
-    order = await Settlement(core, request, context, response).settle()
-    context.finish()
-    if order is not None:
-        await _close(core, context, order)
+    try:
+        await Settlement(core, request, context, response, saved=saved, late=True).settle()
+    finally:
+        context.finish()
+        order = order_of(context)
+        if order is not None:
+            await _close(core, context, order)
 
 
-async def close_when_sent(
-    core: Core, request: web.Request, context: RequestContext, order: Order
-) -> None:
+def order_of(context: RequestContext) -> Order | None:
     """
-    Tell other nodes of an order and close its sockets when the response has been sent.
+    Return what is to be told and closed when the response of a request has been sent.
     """
-    ordered = time.monotonic()
+    orders = context.orders
+    if not orders.changes and not orders.close_requested:
+        return None
+    if orders.refresh is not None:
+        return Order(orders.changes, refresh=orders.refresh)
+    known = context.session_ws_id is not None
+    return Order(orders.changes, (Subject("id", context.session_ws_id),) if known else ())
+
+
+def close_later(core: Core, request: web.Request, context: RequestContext) -> None:
+    """
+    Close the sockets of what a request has ordered when its response has been sent.
+
+    That is ``timeouts.response`` seconds after the first order at the latest, whatever becomes of
+    the handler.
+    """
+    orders = context.ordering()
+    orders.ordered = time.monotonic()
+    if orders.closer is None or orders.closer.done():
+        closing = _close_when_sent(core, request, context)
+        orders.closer = core.tasks.spawn(closing, "close when sent")
+
+
+async def _close_when_sent(core: Core, request: web.Request, context: RequestContext) -> None:
     await response_sent(context, request.transport, core.timeouts.response)
-    await _close(core, context, order, before=ordered)
+    order = order_of(context)
+    if order is not None:
+        await _close(core, context, order, before=context.orders.ordered)
 
 
 async def _close(
     core: Core, context: RequestContext, order: Order, *, before: float | None = None
 ) -> None:
+    effect = core.effect_of(order, before=before)
+    core.announcer.given(order, effect)
     core.cluster.publish(order, recorded=True)
-    await core.carry_out(core.effect_of(order, before=before))
+    await core.carry_out(effect)
     if core.overrides.close_all_session and context.session_ws_id is not None:
         try:
             await maybe_await(core.hooks.close_all_session(context.session_ws_id))

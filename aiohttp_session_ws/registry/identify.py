@@ -16,26 +16,13 @@ from .._lineage import Subject
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, NotSetUp
 from ..sessions.session import copy_of, loaded_session, put_session
-from ..typing import Identify, Labels
+from ..typing import Identified, Identify, Labels
 
-__all__ = ["Identified"]
+__all__: list[str] = []
 
 REMEMBERED: Final = 100_000  # lineages whose owner is known
 REMEMBERED_FOR: Final = 3600.0  # seconds
 MOST_LABELS: Final = 8
-
-
-class Identified(NamedTuple):
-    """
-    What ``identify`` may return to say until when it holds, as for a token that expires.
-
-    Attributes:
-        identity: Whom the session belongs to; ``None`` if it is anonymous.
-        until: When its sockets are closed with 4401, in seconds since the epoch.
-    """
-
-    identity: Hashable | None
-    until: float = math.inf
 
 
 class Owner(NamedTuple):
@@ -88,7 +75,7 @@ class Identifier:
         self.optional = False
         self._check = check
         self.asks = identify is not None or labels is not None
-        self._known: ExpiringDict[str, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
+        self._known: ExpiringDict[Hashable, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
 
     def expect(self) -> None:
         """
@@ -145,6 +132,8 @@ class Identifier:
         """
         found = await _ask("identify", self.identify, request)
         identity, until = found if isinstance(found, Identified) else (found, math.inf)
+        if not _is_time(until):
+            raise InvalidIdentity(f"until= is in seconds since the epoch, not {until!r}")
         if identity is not None:
             identity = self.usable(identity)
         return Owner(identity, await self._labels_of(request), until)
@@ -175,17 +164,33 @@ class Identifier:
         """
         Return whom *request* belongs to; ``identify`` is asked once per lineage.
         """
-        known = self._known.get(token)
+        key = self._key(request, token)
+        known = self._known.get(key)
         if known is None:
             known = await self.of(request)
-            self._known.put(token, known)
+            self._known.put(key, known)
         return known
 
-    def remember(self, token: str, owner: Owner) -> None:
+    def remember(self, request: web.Request, token: str, owner: Owner) -> None:
         """
-        Note whom a lineage belongs to.
+        Note whom the lineage of *request* belongs to.
         """
-        self._known.put(token, owner)
+        if self.asks and owner.subjects:  # a stale cookie makes a lineage each time
+            self._known.put(self._key(request, token), owner)
+
+    def _key(self, request: web.Request, token: str) -> Hashable:
+        """
+        Return what an owner is remembered by: a lineage has one identity, but its labels may
+        change with whatever its session holds.
+        """
+        if self.labels is None:
+            return token
+        session = loaded_session(request)
+        return token, None if session is None else hash(repr(dict(session)))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, ...]:

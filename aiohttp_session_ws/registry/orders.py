@@ -4,29 +4,17 @@ The facet of a registry that gives orders: whose sockets are to close, and what 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Hashable, Iterable
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable
 
-from aiohttp import web
-
-from .._lineage import Lineage, Subject
+from .._lineage import Subject
 from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
-from ..exceptions import SessionEnded, SessionWSError
-from ..results import CloseReport
-from ..sessions.context import HANDLING, RequestContext
+from ..results import CloseReport, Handle
 from ..sessions.records import Change, LineageEnded, SubjectEnded
-from ..sessions.session import (
-    begin_session,
-    empty_in_storage,
-    has_storage,
-    will_be_saved,
-)
 from .cluster import Order
 from .core import Core
-from .deferred import context_for, settle, settle_when_sent
+from .handles import resolve
 
 __all__: list[str] = []
 
@@ -67,6 +55,7 @@ class Orders:
         *,
         close: Close | int | None = None,
         reason: str | None = None,
+        except_: Connection | None = None,
         wait: float = 0.0,
         by: str | None = None,
     ) -> CloseReport:
@@ -79,6 +68,7 @@ class Orders:
             session_ws_id: Whose sockets.
             close: The close code, 4403 by default.
             reason: The close reason.
+            except_: A connection that is left open, as that of the handler that calls.
             wait: Seconds to wait for the reports of other nodes, where there are any.
             by: Who gives the order, for the log.
 
@@ -86,7 +76,7 @@ class Orders:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
         subject = Subject("id", self._core.usable_id(session_ws_id))
-        return await self._close(subject, close, reason, wait, by)
+        return await self._close(subject, close, reason, wait, by, except_)
 
     async def close_all_identity(
         self,
@@ -148,15 +138,16 @@ class Orders:
         reason: str | None,
         wait: float,
         by: str | None,
+        except_: Connection | None = None,
     ) -> CloseReport:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        return await core.give(Order(closes=(subject,), close=told, by=by), wait)
+        return await core.give(Order(closes=(subject,), close=told, by=by), wait, except_)
 
     async def end_session(
         self,
-        session_ws_id: Hashable,
+        session_ws_id: Hashable | Handle,
         *,
         close: Close | int | None = None,
         reason: str | None = None,
@@ -172,7 +163,8 @@ class Orders:
         process are gone.
 
         Args:
-            session_ws_id: Which id.
+            session_ws_id: Which id; or its handle, which is known as long as a socket of it is
+                open: later nothing ends, and ``stored`` is false.
             close: The close code, 4401 by default.
             reason: The close reason.
             wait: Seconds to wait for the reports of other nodes, where there are any.
@@ -183,9 +175,14 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
+        if isinstance(session_ws_id, Handle):
+            session_ws_id = await resolve(core, session_ws_id)
+            if session_ws_id is None:
+                return CloseReport(stored=False)
         subject = Subject("id", core.usable_id(session_ws_id))
         before = core.clock.end_time()
         end = SubjectEnded(subject, before, core.ttl)
+        core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order(changes, close=told, by=by), wait)
@@ -271,339 +268,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
+        core.note_own_end(end)
         told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), close=told, by=by), wait)
-
-    # What a client has proven over its socket
-
-    def now(self) -> float:
-        """
-        Return the time by the one clock, for :meth:`prove`.
-        """
-        return self._core.clock.begin_time()
-
-    async def prove(self, connection: Connection, identity: Hashable, *, since: float) -> None:
-        """
-        File an open connection under an identity that its client has proven over the socket.
-
-        It is found by every order, push and question for that identity, beside that of its
-        session. One per connection; another replaces it. The periodic check leaves it alone.
-
-        Args:
-            connection: An open connection.
-            identity: Whom its client has proven to be.
-            since: When the proof began, as :meth:`now` said: an end of the identity since then
-                concerns it.
-
-        Raises:
-            SessionEnded: If that identity was ended since. The connection is closed with 4401.
-            InvalidIdentity: If *identity* can't be one.
-        """
-        core = self._core
-        core.expect_loop()
-        subject = Subject("identity", core.identifier.usable(identity))
-        tracked = core.connections.tracked(connection)
-        core.connections.file_proven(tracked, identity, since)  # first, so that orders find it
-        if core.status_of(tracked).alive and core.cluster.remote:
-            await core.cluster.check_request(tracked.lineage.token, [subject])
-        if not core.status_of(tracked).alive:
-            core.connections.close_soon([tracked], SESSION_ENDED)
-            raise SessionEnded("the identity was ended while its client proved it")
-
-    def disprove(self, connection: Connection) -> None:
-        """
-        Take back what :meth:`prove` has filed; nothing happens if there is nothing.
-        """
-        core = self._core
-        core.expect_loop()
-        core.connections.discard_proven(core.connections.tracked(connection))
-
-    # Orders about the session of a request
-
-    async def schedule_close_all_session(
-        self, request: web.Request, response: web.StreamResponse
-    ) -> Any:
-        """
-        Close the sockets of the session that *request* came with, once it is answered.
-
-        Handshakes in flight are rejected at once. When the handler is done it is decided what
-        happened: whoever replaces or empties the session has ended it. A session that is
-        left as it was may reconnect. Called in the handler of an open websocket, it closes the
-        sockets of that session now.
-
-        Args:
-            request: The request that is being handled.
-            response: The response. Its connection will not be kept alive, as in 1.1.1.
-        """
-        response.force_close()  # as 1.1.1 did; nothing depends on it
-        core = self._core
-        context = await context_for(core, request)
-        if context.connection is not None:
-            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
-            return
-        context.ordering().close_requested = True
-        if context.session_ws_id is not None:
-            order = Order(closes=(Subject("id", context.session_ws_id),))
-            core.reject_handshakes(order)
-        await self._settle_without_middleware(request, context, response, when_sent=True)
-
-    async def schedule_end_session(
-        self, request: web.Request, response: web.StreamResponse
-    ) -> None:
-        """
-        Log out: end the session of *request* and give it a new, empty one.
-
-        The end is recorded before anything is awaited. Open sockets are closed with 4401 when
-        the response has been sent. What a storage keeps on the server under the old key is
-        emptied. Called in the handler of an open websocket, it ends that session and closes its
-        sockets now.
-
-        Args:
-            request: The request that is being handled.
-            response: The response; it carries the new session.
-        """
-        core = self._core
-        context = await context_for(core, request)
-        if context.connection is not None:
-            await self._end_open(context.connection.lineage, context.session_ws_id)
-            return
-        self._end_own(context)
-        await self._shielded(self._begin_after(request, context), "begin after an end")
-        await self._settle_without_middleware(request, context, response)
-
-    async def schedule_end_identity(
-        self, request: web.Request, response: web.StreamResponse
-    ) -> None:
-        """
-        Log out everywhere: end all sessions of the identity behind *request*.
-
-        As :meth:`schedule_end_session` and :meth:`end_identity` in one. If nobody is
-        identified, only the session of *request* ends.
-
-        Args:
-            request: The request that is being handled.
-            response: The response; it carries the new session.
-
-        Raises:
-            NotSetUp: If the registry has no ``identify``.
-            IdentifyFailed: If that raised. The session of *request* has ended.
-        """
-        core = self._core
-        core.identifier.expect()
-        context = await context_for(core, request)
-        connection = context.connection
-        if connection is not None:
-            if connection.identity is not None:
-                await self.end_identity(connection.identity)
-            await self._end_open(connection.lineage, context.session_ws_id)
-            return
-        self._end_own(context)
-        await self._shielded(self._end_everywhere(request, context), "end an identity")
-        await self._settle_without_middleware(request, context, response)
-
-    async def schedule_end_others(
-        self, request: web.Request, response: web.StreamResponse
-    ) -> bool:
-        """
-        Log out everywhere else: end all other sessions of the identity behind *request*.
-
-        The session of *request* goes on as a new one that is saved with the response; every
-        copy of its older cookies has ended with the others.
-
-        Args:
-            request: The request that is being handled.
-            response: The response; it carries the session as it goes on.
-
-        Returns:
-            Whether that was done. Not if the session isn't alive any more at this moment, or
-            in a cluster if Redis can't be asked: then nothing has ended.
-
-        Raises:
-            NotSetUp: If the registry has no ``identify``.
-            IdentifyFailed: If that raised. Nothing has ended.
-            SessionWSError: If *response* can't carry the session.
-        """
-        core = self._core
-        core.identifier.expect()
-        context = await context_for(core, request)
-        _expect_savable(context, response)
-        identity = (await core.identifier.of(request)).identity
-        lineage, session = context.lineage, context.session
-        if identity is None or lineage is None or session is None or context.fresh:
-            return False
-        was = await core.identifier.of_content(request, session, context.content or {})
-        since = lineage.began if identity == was.identity else context.arrived
-        subject = Subject("identity", identity)
-        found = core.judge(lineage, context.session_ws_id, was)
-        if not found.alive or core.records.ended_before(subject) >= since:
-            return False
-        before = core.clock.end_time()
-        end = SubjectEnded(subject, before, core.ttl)
-        own = LineageEnded(lineage.token, before, carries=True, ttl=core.ttl)
-        subjects = [Subject("id", context.session_ws_id), subject]
-        if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
-            return False
-        orders = context.ordering()
-        orders.begins = True
-        orders.own_ends[subject] = before
-        core.apply(Order((end, own)))
-        orders.changes += (end, own)
-        await self._settle_without_middleware(request, context, response)
-        return True
-
-    async def renew_session(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        *,
-        sockets: Literal["close", "keep"] = "close",
-    ) -> None:
-        """
-        Renew the session of *request*: it goes on under a new id.
-
-        Its sockets are closed with 4403 when the response has been sent, and reconnect with the
-        new cookie; an older one opens nothing.
-
-        Args:
-            request: The request that is being handled.
-            response: The response; it carries the session with its new id.
-            sockets: ``"keep"`` lets open sockets go on under the new id, on all nodes, and sends
-                ``on_refresh``; not if the identity changes in the same request.
-
-        Raises:
-            SessionEnded: If the session had ended when the request arrived.
-            SessionWSError: If *response* can't carry the session.
-        """
-        core = self._core
-        context = await context_for(core, request)
-        _expect_savable(context, response)
-        if sockets not in ("close", "keep"):
-            raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
-        await maybe_await(core.ids.new_id(request))
-        context.ordering().keeps_sockets = sockets == "keep"
-        await self._settle_without_middleware(request, context, response)
-
-    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
-        """
-        Await *ending*, which goes on if the client vanishes and its request is cancelled.
-        """
-        await asyncio.shield(self._core.tasks.spawn(ending, name))
-
-    async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
-        identity = await self._identity_behind(request, context)
-        if identity is not None:
-            self._end_in_request(context, Subject("identity", identity))
-        await self._begin_after(request, context)
-
-    def _end_own(self, context: RequestContext) -> None:
-        """
-        Record the end of the lineage that a request came with.
-        """
-        core, lineage = self._core, context.lineage
-        ended = context.ordering().ended = core.clock.end_time()
-        if lineage is None:
-            return
-        minor = not context.held_data and core.identifier.identify is not None
-        changes: list[Change] = [
-            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
-        ]
-        if not minor and core.overrides.random_ids and context.session_ws_id is not None:
-            # What is registered by hand under this id is refused by it.
-            changes.append(core.note(context.session_ws_id, lineage))
-        self._record(context, changes)
-
-    def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
-        core = self._core
-        before = core.clock.end_time()
-        context.ordering().own_ends[subject] = before
-        self._record(context, [SubjectEnded(subject, before, core.ttl)])
-
-    def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
-        """
-        Let an order of a request take effect for handshakes, here and everywhere.
-        """
-        order = Order(tuple(changes))
-        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
-            self._core.give_soon(order)
-            return
-        self._core.apply(order)
-        self._core.cluster.record(order)
-        context.ordering().changes += order.changes
-
-    async def _identity_behind(
-        self, request: web.Request, context: RequestContext
-    ) -> Hashable | None:
-        """
-        Return whom the session of *request* belongs to, or did before it was replaced.
-        """
-        identifier = self._core.identifier
-        owner = await identifier.of(request)
-        if owner.identity is None and context.session is not None and context.content:
-            owner = await identifier.of_content(request, context.session, context.content)
-        return owner.identity
-
-    async def _begin_after(self, request: web.Request, context: RequestContext) -> None:
-        """
-        Give a request whose session was ended a new, empty one.
-        """
-        core = self._core
-        await self._claim(request, context)
-        if has_storage(request):
-            await empty_in_storage(request, context.session)
-            await begin_session(request)
-        else:
-            await maybe_await(core.ids.delete_id(request))
-        await maybe_await(core.ids.ensure_id(request))
-
-    async def _claim(self, request: web.Request, context: RequestContext) -> None:
-        """
-        Keep the end of a session with those that hold data if it belonged to somebody.
-        """
-        core, lineage = self._core, context.lineage
-        record = None if lineage is None else core.records.lineage(lineage.token)
-        if not isinstance(record, LineageEnded) or not record.minor:
-            return
-        if await self._identity_behind(request, context) is not None:
-            self._record(context, [record.as_major()])
-
-    async def _end_open(self, lineage: Lineage, session_ws_id: Hashable) -> None:
-        """
-        End the session of an open websocket.
-        """
-        core = self._core
-        at = core.clock.end_time()
-        changes: list[Change] = [LineageEnded(lineage.token, at, carries=False, ttl=core.ttl)]
-        if core.overrides.random_ids:
-            changes.append(core.note(session_ws_id, lineage))
-        await core.give(Order(tuple(changes), closes=(Subject("id", session_ws_id),)))
-
-    async def _settle_without_middleware(
-        self,
-        request: web.Request,
-        context: RequestContext,
-        response: web.StreamResponse,
-        *,
-        when_sent: bool = False,
-    ) -> None:
-        """
-        Settle a request that no middleware settles: now, before aiohttp_session saves, or when
-        the response has been sent, if the handler may go on to change the session.
-        """
-        core = self._core
-        if context.behind_middleware or context.orders.deferred:
-            return
-        context.ordering().deferred = True
-        core.warn_missing_middleware()
-        if when_sent:
-            coro = settle_when_sent(core, request, context, response)
-            _ = core.tasks.spawn(coro, "settle when sent")
-        else:
-            await settle(core, request, context, response)
-
-
-def _expect_savable(context: RequestContext, response: web.StreamResponse) -> None:
-    if context.connection is not None or not will_be_saved(response):
-        raise SessionWSError(
-            "the session can't be saved with this response: aiohttp_session saves it with a"
-            " web.Response that has not been sent, not with a websocket or a stream"
-        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from aiohttp import web
 
@@ -19,20 +19,33 @@ from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
-from .cluster import Cluster, SingleProcess
+from .cluster import Cluster
 from .core import Core, Overrides
+from .handles import Handles, add_resolving
 from .ids import DEFAULT_ID_FACTORY, Ids
+from .operations import Operations, add_answers
 from .orders import Orders
+from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
+from .request_orders import RequestOrders
+from .settings import Options, expect, expect_callable, expect_identify, expect_key, option
+from .single_process import SingleProcess
+from .threads import ThreadSafe
 
 __all__ = ["SessionWSRegistry"]
 
-T = TypeVar("T")
-
 
 class SessionWSRegistry(
-    Ids, Orders, Pushes, Queries, Mapping[Hashable, "frozenset[web.WebSocketResponse]"]
+    Ids,
+    Orders,
+    RequestOrders,
+    Proofs,
+    Pushes,
+    Queries,
+    Operations,
+    Handles,
+    Mapping[Hashable, "frozenset[web.WebSocketResponse]"],
 ):
     """
     The sockets of this process by the id of their session, and the orders to close them.
@@ -61,6 +74,7 @@ class SessionWSRegistry(
         timeouts: How long peers, handlers and responses are waited for.
         journal: The path of a file that remembers what has ended when the process restarts;
             for a registry of one process.
+        handle_key: A secret that all processes share, for :meth:`handle`.
 
     Attributes:
         connection_ctx: Async generator functions with one ``yield``, like aiohttp's
@@ -79,6 +93,8 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
+            sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
             ``sockets="keep"``, and it goes on under another id.
 
@@ -101,31 +117,40 @@ class SessionWSRegistry(
         push_queue: PushQueue | None = None,
         timeouts: Timeouts | None = None,
         journal: str | Path | None = None,
+        handle_key: str | bytes | None = None,
     ) -> None:
-        _expect_callables(
-            id_factory=id_factory, identify=identify, labels=labels, authorize=authorize
+        options = Options(
+            id_factory=expect_callable(id_factory, "id_factory"),
+            keys=SessionKeys(expect(session_key, str, "session_key")),
+            identify=expect_callable(identify, "identify"),
+            labels=expect_callable(labels, "labels"),
+            authorize=expect_callable(authorize, "authorize"),
+            origins=origins,
+            limits=option(limits, Limits, "limits"),
+            expiry=option(expiry, Expiry, "expiry"),
+            push_queue=option(push_queue, PushQueue, "push_queue"),
+            timeouts=option(timeouts, Timeouts, "timeouts"),
+            handle_key=expect_key(handle_key, "handle_key"),
         )
+        expect_identify(options)
         self._core = Core(
             ids=self,
             hooks=self,
             overrides=self._overrides(id_factory),
-            id_factory=id_factory,
-            keys=SessionKeys(_expect(session_key, str, "session_key")),
+            options=options,
             cluster=self._make_cluster(journaled=journal is not None),
-            identify=identify,
-            labels=labels,
-            authorize=authorize,
-            origins=origins,
-            limits=_option(limits, Limits, "limits"),
-            expiry=_option(expiry, Expiry, "expiry"),
-            push_queue=_option(push_queue, PushQueue, "push_queue"),
-            timeouts=_option(timeouts, Timeouts, "timeouts"),
             journal=None if journal is None else Journal(journal),
             signals=Signals(self),
         )
-        if self._core.limits.per_identity is not None and identify is None:
-            raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
-        signals = self._core.signals
+        self._finish(self._core)
+
+    def _finish(self, core: Core) -> None:
+        """
+        Answer what other nodes ask, and show the signals.
+        """
+        add_answers(core)
+        add_resolving(core)
+        signals = core.signals
         self.connection_ctx = signals.connection_ctx
         self.on_request = signals.on_request
         self.on_response = signals.on_response
@@ -135,6 +160,7 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_order = signals.on_order
         self.on_refresh = signals.on_refresh
 
     def adopt(
@@ -159,21 +185,6 @@ class SessionWSRegistry(
             raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
         return self._core.adopt(request, ws)
 
-    async def drain(self, window: float) -> None:
-        """
-        Close all sockets of this process little by little, for a rolling restart.
-
-        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
-        *window* seconds, so that their clients don't all reconnect at the same time. Other
-        requests are served, and orders given meanwhile are told in place of 1012. May be
-        awaited twice.
-
-        Args:
-            window: Seconds.
-        """
-        self._core.expect_loop()
-        await self._core.drain(window)
-
     def _make_cluster(self, *, journaled: bool) -> Cluster:
         return SingleProcess(journaled=journaled)
 
@@ -194,6 +205,13 @@ class SessionWSRegistry(
             close_all=own("close_all"),
             close_all_session=own("close_all_session"),
         )
+
+    @property
+    def threadsafe(self) -> ThreadSafe:
+        """
+        The same for other threads, where each call blocks, for 10 s at most.
+        """
+        return ThreadSafe(self._core, self)
 
     @property
     def state(self) -> Literal["connected", "degraded"]:
@@ -246,12 +264,11 @@ class SessionWSRegistry(
         core = self._core
         core.expect_loop()
         hash(ws)
-        if core.connections.open.get(core.usable_id(session_ws_id), ws) is None:
-            if identity is not None:
-                core.identifier.expect()
-                core.identifier.usable(identity)
-            if not core.add_by_hand(session_ws_id, ws, identity):
-                raise SessionEnded("the session has ended: close what was to be registered")
+        if identity is not None:
+            core.identifier.expect()
+            core.identifier.usable(identity)
+        if not core.add_by_hand(core.usable_id(session_ws_id), ws, identity):
+            raise SessionEnded("the session has ended: close what was to be registered")
         return None
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
@@ -272,19 +289,3 @@ def core_of(registry: SessionWSRegistry) -> Core:
     Return the parts of a registry.
     """
     return registry._core
-
-
-def _expect_callables(**options: object) -> None:
-    for name, value in options.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be callable with the request, not {value!r}")
-
-
-def _expect(value: T, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, not a {type(value).__name__}")
-    return value
-
-
-def _option(value: T | None, kind: type[T], name: str) -> T:
-    return kind() if value is None else _expect(value, kind, name)

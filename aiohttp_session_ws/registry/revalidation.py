@@ -4,6 +4,8 @@ The periodic check: does the session of an open socket still live?
 It asks as arrival does, on a copy of the request that was upgraded, and it saves nothing, gives
 no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
 deleted from its storage, or came to belong to somebody else without our middleware.
+
+A little over 300 lines long: when to check and what to conclude share the state of a connection.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import time
 from collections.abc import Awaitable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp_session import Session
 
 from .._lineage import Lineage
@@ -27,15 +29,14 @@ from ..connections.manager import ConnectionManager
 from ..options import Expiry
 from ..sessions.session import (
     SessionKeys,
-    created_at,
     expires_at,
     is_server_side,
     loaded_session,
-    put_session,
 )
 from ..sessions.status import Status
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
+from .request_again import jitter, request_again, was_touched
 
 __all__: list[str] = []
 
@@ -106,7 +107,7 @@ class Revalidator:
 
     def __init__(self, core: Sessions) -> None:
         self._core = core
-        self._running: set[Hashable] = set()  # ids that are being checked
+        self._running: dict[Hashable, asyncio.Task[None]] = {}  # by the id that is being checked
         self._failed_at: float | None = None  # when a check failed, until one works again
         self._offset = 0.0  # of the wall clock from ours
         self._stopped = True
@@ -133,7 +134,7 @@ class Revalidator:
         connection.session_ends = ends = expires_at(session)
         connection.server_side = session is not None and is_server_side(session)
         due = self._next(ends)
-        if session is not None and ends < math.inf and _was_touched(connection, session):
+        if session is not None and ends < math.inf and was_touched(connection, session):
             # What the handshake has changed counts anew from now on, but only here: nobody
             # saves it with a websocket.
             due = min(due, time.monotonic() + SOONEST)
@@ -146,7 +147,7 @@ class Revalidator:
         now = time.monotonic()
         due = now + ends - time.time()
         every = self._core.expiry.revalidate_every
-        return due if every is None else min(due, now + max(SOONEST, _jitter(every)))
+        return due if every is None else min(due, now + max(SOONEST, jitter(every)))
 
     def _last(self, connection: TrackedConnection) -> float:
         """
@@ -189,27 +190,55 @@ class Revalidator:
             connection.check_at = min(connection.check_at, now + random.uniform(0, within))
 
     def _begin(self, connection: TrackedConnection) -> None:
-        session_ws_id = connection.session_ws_id
-        if session_ws_id in self._running:
-            return
-        self._running.add(session_ws_id)
-        _ = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
+        if connection.session_ws_id not in self._running:
+            _ = self._start_check(connection.session_ws_id)
+
+    def _start_check(self, session_ws_id: Hashable) -> asyncio.Task[None]:
+        task = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
+        if not task.done():  # an eager task, which never waited
+            self._running[session_ws_id] = task
+        return task
+
+    async def check_now(self, connections: Iterable[TrackedConnection]) -> None:
+        """
+        Check the sessions of some connections, each once; a few at a time.
+        """
+        ids = {c.session_ws_id for c in connections if c.request is not None}
+        turns = asyncio.Semaphore(CHECKS)
+
+        async def check(session_ws_id: Hashable) -> None:
+            async with turns:
+                # One under way may have asked before what has changed since.
+                while (running := self._running.get(session_ws_id)) is not None:
+                    await asyncio.wait({running})
+                await asyncio.wait({self._start_check(session_ws_id)})
+
+        await asyncio.gather(*map(check, ids))
 
     async def _check(self, session_ws_id: Hashable) -> None:
         """
         Check the sessions of an id, each once for all of its sockets.
         """
         by_lineage: dict[str, list[TrackedConnection]] = {}
+        by_hand = []
         for connection in self._core.connections.open.of(session_ws_id):
-            if connection.request is not None:
+            if connection.request is None:
+                by_hand.append(connection)
+            else:
                 by_lineage.setdefault(connection.lineage.token, []).append(connection)
         try:
             for connections in by_lineage.values():
-                await self._check_all(connections)
+                close = await self._check_all(connections)
+                if close is not None and len(by_lineage) == 1:
+                    # What was registered by hand under this id has no other session.
+                    self._core.connections.close_soon(by_hand, close)
         finally:
-            self._running.discard(session_ws_id)
+            self._running.pop(session_ws_id, None)
 
-    async def _check_all(self, connections: Sequence[TrackedConnection]) -> None:
+    async def _check_all(self, connections: Sequence[TrackedConnection]) -> Close | None:
+        """
+        Check one session; return with what all of its sockets are closed, if they are.
+        """
         last = max(connections, key=lambda connection: connection.opened_at or 0.0)
         try:
             async with asyncio.timeout(CHECK_LIMIT):
@@ -222,13 +251,14 @@ class Revalidator:
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
-            self._apply(connections, found)
+            return self._apply(connections, found)
+        return None
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
         """
         Find out what the request of a connection would be told if it came now.
         """
-        core, request = self._core, _request_again(connection)
+        core, request = self._core, request_again(connection)
         session_ws_id = await core.current_id(request)
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
@@ -242,7 +272,9 @@ class Revalidator:
         server_side = session is not None and is_server_side(session)
         return SessionState(session_ws_id, lineage, owner, authorized, ends, server_side)
 
-    def _apply(self, connections: Sequence[TrackedConnection], found: SessionState) -> None:
+    def _apply(
+        self, connections: Sequence[TrackedConnection], found: SessionState
+    ) -> Close | None:
         """
         Close the sockets that the session doesn't stand for any more; check the others on.
         """
@@ -257,11 +289,15 @@ class Revalidator:
                 closing.setdefault(close, []).append(connection)
                 continue
             connection.session_ends, connection.tries = ends, 0
-            connection.until = found.owner.until
+            if not _is_older(found, connection):
+                connection.until = found.owner.until
             connection.server_side = connection.server_side or found.server_side
             connection.check_at = min(due, self._last(connection))
         for close, over in closing.items():
             self._core.connections.close_soon(over, close)
+            if len(over) == len(connections):
+                return close
+        return None
 
     def _close_for(self, connection: TrackedConnection, found: SessionState) -> Close | None:
         """
@@ -270,6 +306,8 @@ class Revalidator:
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
+        if _is_older(found, connection):
+            return None  # its cookie is of before a refresh; what came after it nobody knows here
         was, now = connection.lineage, found.lineage
         another = now is not None and now.token != was.token
         if another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
@@ -310,43 +348,17 @@ class Revalidator:
             )
         self._failed_at = now
         tries = max(connection.tries for connection in connections)
-        due = now + _jitter(min(LONGEST, SOONEST * 2**tries))
+        due = now + jitter(min(LONGEST, SOONEST * 2**tries))
         for connection in connections:
             connection.tries = min(tries + 1, 10)
             connection.check_at = min(due, self._last(connection))
 
 
-def _jitter(seconds: float) -> float:
+def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
     """
-    Return *seconds*, give or take a fifth.
+    Tell whether what was found is an older copy of a session whose sockets were kept.
     """
-    return seconds * random.uniform(0.8, 1.2)
-
-
-def _was_touched(connection: TrackedConnection, session: Session) -> bool:
-    """
-    Tell whether the handshake may have changed its session, which is not saved.
-    """
-    opened = connection.opened_at or time.monotonic()
-    began = time.time() - (opened - connection.started)
-    return created_at(session) >= int(began) and hdrs.SET_COOKIE not in connection.ws.headers
-
-
-def _request_again(connection: TrackedConnection) -> web.Request:
-    """
-    Return the request of a connection as it would come now, with no session loaded.
-    """
-    request, ws = connection.request, connection.ws
-    assert request is not None
-    if hdrs.SET_COOKIE not in ws.headers:
-        request = request.clone()
-    else:
-        cookies = [*request.headers.getall(hdrs.COOKIE, [])[:1]]
-        cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
-        headers = [(k, v) for k, v in request.headers.items() if k.lower() != "cookie"]
-        headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts
-        # aiohttp reads any bytes as text, but can't write them again.
-        legible = [(name, value.encode(errors="replace").decode()) for name, value in headers]
-        request = request.clone(headers=legible)
-    put_session(request, None)
-    return request
+    (token, generation, _), there = connection.lineage, found.lineage
+    if there is None or found.server_side or there.token != token:
+        return False
+    return there.generation < generation

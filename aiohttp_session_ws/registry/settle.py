@@ -9,9 +9,6 @@ session that would bring an ended one back, or overwrite a newer cookie, is not.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final, NamedTuple
-
 from aiohttp import web
 from aiohttp_session import Session
 
@@ -20,50 +17,20 @@ from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
-from ..sessions.session import cookie_of, loaded_session, put_session, was_changed, will_be_saved
+from ..sessions.session import (
+    cookie_of,
+    id_in,
+    loaded_session,
+    put_session,
+    was_changed,
+)
 from ..sessions.status import State
 from .arrival import SETTLED, new_lineage
 from .cluster import Order, Refresh
 from .core import Core
-from .identify import NOBODY, Owner
+from .outcome import Outcome, compare
 
 __all__: list[str] = []
-
-
-class Outcome(NamedTuple):
-    """
-    What a handler did to the session that its request came with.
-
-    Attributes:
-        anew: It was replaced or emptied, or its derived id went away or changed.
-        owner: Whom the session belongs to now.
-        previous: Whom it belonged to.
-        renewed: It goes on under another id.
-        removed: Its id was taken away, and nothing tells whether somebody has logged out.
-    """
-
-    anew: bool
-    owner: Owner
-    previous: Owner
-    renewed: bool
-    removed: bool
-
-    @property
-    def changed_hands(self) -> bool:
-        """
-        Whether the session belongs to somebody else, or to nobody any more.
-        """
-        return not self.anew and self.owner.identity != self.previous.identity
-
-    @property
-    def logged_in(self) -> bool:
-        """
-        Whether an anonymous visitor has logged in.
-        """
-        return self.changed_hands and self.previous.identity is None
-
-
-UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
 
 
 class Settlement:
@@ -75,6 +42,8 @@ class Settlement:
         request: The request.
         context: What it came with.
         response: What its handler returned or raised; ``None`` if there is no response.
+        saved: Whether aiohttp_session saves a changed session with it.
+        late: Whether it has done so by now: nothing can be written any more.
     """
 
     def __init__(
@@ -83,22 +52,21 @@ class Settlement:
         request: web.Request,
         context: RequestContext,
         response: web.StreamResponse | None,
+        *,
+        saved: bool,
+        late: bool = False,
     ) -> None:
         self._core = core
         self._request = request
         self._context = context
         self._orders = context.orders
-        self._saved = will_be_saved(response)
+        self._saved = saved
+        self._late = late
         self._refused = response is None or response.status >= 400
-        self._changes: list[Change] = []
-        self._refresh: Refresh | None = None
 
-    async def settle(self) -> Order | None:
+    async def settle(self) -> None:
         """
         Make the records, and see to it that only what may be is saved.
-
-        Returns:
-            What is left to do when the response has been sent.
 
         Raises:
             IdentifyFailed: If ``identify`` failed. Nothing of the session is saved.
@@ -115,7 +83,6 @@ class Settlement:
             except BaseException:
                 put_session(self._request, None)
                 raise
-        return self._order(context.session_ws_id)
 
     def _is_refused_handshake(self) -> bool:
         return self._context.handshake_failed and self._orders is NO_ORDERS
@@ -129,70 +96,23 @@ class Settlement:
         return not self._context.held_data and not self._core.keys.holds_data(session)
 
     async def _settle_session(self, session: Session) -> None:
-        if self._is_as_given(session):
-            outcome = UNCHANGED
-        else:
-            outcome = await self._compare(session)
+        outcome = await compare(self._core, self._request, self._context, session)
         saves = await self._may_save(session, outcome)
-        self._record_end(session, outcome, carries=saves and self._is_somebodys(session, outcome))
+        carries = saves and self._is_somebodys(session, outcome)
+        # The application's id_factory may fail: then the response carries nothing.
+        certain = self._core.overrides.random_ids
+        self._record_end(outcome, carries=carries and certain)
         if not saves:
             put_session(self._request, None)
+        elif self._late:
+            pass
         elif self._saved and session.empty:
             if cookie_of(self._request):
                 session.changed()  # its cookie goes
         elif self._saved:
             await self._write(session, outcome)
-
-    def _is_as_given(self, session: Session) -> bool:
-        """
-        Tell whether the only changes are those that were made on arrival.
-        """
-        context = self._context
-        return (
-            context.given
-            and session is context.session
-            and self._orders is NO_ORDERS
-            and not self._core.overrides.ids
-            and dict(session) == context.content
-        )
-
-    async def _compare(self, session: Session) -> Outcome:
-        """
-        Classify how the handler changed the session.
-        """
-        core, context, keys = self._core, self._context, self._core.keys
-        came = None if context.fresh else context.session_ws_id
-        anew = session is not context.session or self._was_emptied(session)
-        owner = previous = NOBODY
-        if core.overrides.ids:
-            now = await core.current_id(self._request)
-            if now != came and not self._orders.renewed:
-                # A derived id tells whose session it is, where nothing else does.
-                owner, previous = Owner(now), Owner(came)
-                anew = anew or (core.identifier.identify is not None and came is not None)
-        else:
-            now = session.get(keys.id)
-        renewed = self._orders.renewed or (not core.overrides.ids and now not in (None, came))
-        removed = not core.overrides.ids and now is None and came is not None
-        if core.identifier.identify is not None:
-            owner = await core.identifier.of(self._request)
-            previous = await self._previous_owner()
-            renewed, removed = renewed or removed, False
-        return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
-
-    def _was_emptied(self, session: Session) -> bool:
-        context = self._context
-        if context.carried:
-            return self._core.keys.lineage not in session
-        return context.held_data and session.empty
-
-    async def _previous_owner(self) -> Owner:
-        context = self._context
-        if context.fresh or context.session is None or not context.content:
-            return NOBODY
-        return await self._core.identifier.of_content(
-            self._request, context.session, context.content
-        )
+        if carries and not certain:
+            self._record_end(outcome, carries=True)
 
     async def _may_save(self, session: Session, outcome: Outcome) -> bool:
         """
@@ -247,7 +167,7 @@ class Settlement:
             return False
         return by is None or by in record.by
 
-    def _record_end(self, session: Session, outcome: Outcome, *, carries: bool) -> None:
+    def _record_end(self, outcome: Outcome, *, carries: bool) -> None:
         """
         Record what the handler has ended, whether its response is saved or not.
         """
@@ -271,7 +191,11 @@ class Settlement:
         core = self._core
         if session.empty or not self._saved:
             return False
-        if outcome.anew and self._orders.ended is None and session.get(core.keys.id) is not None:
+        if (
+            outcome.anew
+            and self._orders.ended is None
+            and id_in(session, core.keys.id) is not None
+        ):
             return True  # the handler has given an id to what it put in the place
         if core.identifier.identify is not None and outcome.owner.identity is None:
             return False
@@ -300,7 +224,7 @@ class Settlement:
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
-            await self._renew(session, lineage)
+            await self._renew(session, lineage, outcome.owner.until)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
@@ -316,9 +240,9 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
-        core.identifier.remember(lineage.token, outcome.owner)
+        core.identifier.remember(self._request, lineage.token, outcome.owner)
 
-    async def _renew(self, session: Session, lineage: Lineage) -> None:
+    async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
         Let the lineage go on under the id that the handler has given it.
         """
@@ -327,10 +251,11 @@ class Settlement:
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
         if self._orders.keeps_sockets:
-            self._refresh = Refresh(renewed, await core.current_id(self._request))
+            session_ws_id = await core.current_id(self._request)
+            self._refresh = Refresh(renewed, session_ws_id, until)
             core.apply(Order(refresh=self._refresh))
         if not core.overrides.ids:
-            for session_ws_id in (session.get(core.keys.id), context.session_ws_id):
+            for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 
@@ -352,20 +277,19 @@ class Settlement:
             )
         )
 
-    async def _settle_id(self) -> Order | None:
+    async def _settle_id(self) -> None:
         """
         Settle a request whose id is kept outside of any session.
         """
         core, context = self._core, self._context
         came, lineage = context.session_ws_id, context.lineage
         if came is None or lineage is None or self._orders.ended is not None:
-            return self._order(came)
+            return
         now = await core.current_id(self._request)
         if now is None:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
         elif now != came:
             self._change(LineageEnded(lineage.token, core.clock.end_time(), True, core.ttl))
-        return self._order(came)
 
     def _change(self, change: Change) -> None:
         """
@@ -374,16 +298,4 @@ class Settlement:
         order = Order((change,))
         self._core.apply(order)
         self._core.cluster.record(order)
-        self._changes.append(change)
-
-    def _order(self, session_ws_id: Hashable | None) -> Order | None:
-        """
-        Return what is to be told and closed when the response has been sent.
-        """
-        told = self._changes or self._orders.changes
-        if not told and not self._orders.close_requested:
-            return None
-        closes = () if session_ws_id is None else (Subject("id", session_ws_id),)
-        if self._refresh is not None:
-            return Order(tuple(self._changes), refresh=self._refresh)
-        return Order((*self._orders.changes, *self._changes), closes)
+        self._context.ordering().changes += (change,)

@@ -247,12 +247,6 @@ class WampConversation(Conversation):
             return False
         return await self._subscriptions.send_event(topic, *payload(RPCResult(args, kwargs)))
 
-    async def emit(self, data: Any) -> None:
-        """
-        Refuse: WAMP's events have a topic.
-        """
-        raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
-
     async def leave(self, uri: str, message: str) -> None:
         """
         Say GOODBYE, and wait for the client's no longer than for anything else.

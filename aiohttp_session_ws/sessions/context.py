@@ -57,16 +57,22 @@ class RequestOrders:
         own_ends: What it has ended, and the time of each.
         changes: The records of it, to be told when the response has been sent.
         deferred: Whether the request is settled without the middleware.
+        refresh: Which open sockets go on under another id.
+        ordered: When the last of it was ordered, by the event loop's clock.
+        closer: Waits for the response, to close the sockets.
     """
 
     __slots__ = (
         "begins",
         "changes",
         "close_requested",
+        "closer",
         "deferred",
         "ended",
         "keeps_sockets",
+        "ordered",
         "own_ends",
+        "refresh",
         "renewed",
     )
 
@@ -79,6 +85,9 @@ class RequestOrders:
         self.own_ends: dict[Subject, float] = {}
         self.changes: tuple[Change, ...] = ()
         self.deferred = False
+        self.refresh: Any = None  # a cluster.Refresh, which is a floor above
+        self.ordered = 0.0
+        self.closer: asyncio.Task[None] | None = None
 
 
 NO_ORDERS: Final = RequestOrders()  # of most requests

@@ -20,10 +20,12 @@ from aiohttp import web
 
 from .._lineage import Subject
 from .._origin import is_websocket
+from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
-from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
+from ..connections.connection import TrackedConnection
 from ..connections.limits import expect_room, make_room
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
 from ..registry.deferred import context_for
@@ -38,6 +40,7 @@ from ..sessions.session import (
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
 from .lookup import expect_one_registry
+from .refusal import reason_for
 from .workers import warn_workers
 
 __all__: list[str] = []
@@ -85,6 +88,7 @@ class Handshake:
                 context, connection = await self._steps()
         except BaseException as exc:
             self._discard()
+            core.connections.counters.refused(reason_for(exc))
             await core.signals.on_fail.send(FailDetails(self._request, exc))
             raise
         return context, connection
@@ -156,9 +160,7 @@ class Handshake:
 
     def _expect_serving(self) -> None:
         if self._core.draining:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"}, text="websocket refused: the server is stopping"
-            )
+            raise Unavailable("draining", "websocket refused: the server is stopping")
 
     def _file(self, context: RequestContext) -> TrackedConnection:
         """
@@ -180,7 +182,7 @@ class Handshake:
     def _expect_alive(self, context: RequestContext) -> None:
         core = self._core
         if context.session_ws_id is None or context.lineage is None:
-            raise web.HTTPForbidden(text="websocket refused: the session has no session ws id")
+            raise Forbidden("no id", "websocket refused: the session has no session ws id")
         close = core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
@@ -220,11 +222,11 @@ class Handshake:
         try:
             owner = await core.identifier.of(self._request)
         except (IdentifyFailed, InvalidIdentity) as exc:
-            raise web.HTTPServiceUnavailable(
-                headers={"Retry-After": "1"},
-                text="websocket refused: the session can't be identified now",
-            ) from exc
-        core.identifier.remember(connection.lineage.token, owner)
+            text = "websocket refused: the session can't be identified now"
+            raise Unavailable("identify", text) from exc
+        core.identifier.remember(self._request, connection.lineage.token, owner)
+        if owner.until <= time.time():
+            raise HandshakeRefused(SESSION_EXPIRED)
         connection.until = owner.until
         if not owner.subjects:
             return
@@ -246,7 +248,7 @@ class Handshake:
                     refused = HandshakeRefused(allowed)
                     refused.by_authorize = True
                     raise refused
-                raise web.HTTPForbidden(text="websocket refused: not authorized")
+                raise Forbidden("authorize", "websocket refused: not authorized")
         if core.signals.on_auth_success:
             await core.signals.on_auth_success.send(details)
 
@@ -290,6 +292,12 @@ class Handshake:
         if context is not None and not context.behind_middleware and context.given:
             put_session(self._request, None)  # the new id must not be saved with an error
         if connection is not None:
-            if connection.ws.prepared:
-                core.connections.close_soon([connection], INTERNAL_ERROR)
+            self._close_unopened(connection)
             core.connections.discard_handshake(connection)
+
+    def _close_unopened(self, connection: TrackedConnection) -> None:
+        """
+        Close the socket of a handshake that failed after it was answered.
+        """
+        if connection.ws.prepared:
+            self._core.connections.close_soon([connection], INTERNAL_ERROR)

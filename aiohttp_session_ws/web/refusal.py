@@ -4,13 +4,46 @@ Refusing a handshake so that the script of a page learns why.
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from aiohttp import web
 
-from ..close_codes import Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from .._refused import Forbidden, Unavailable
+from ..close_codes import RECONNECT, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
+from ..connections.connection import TrackedConnection
+from ..connections.websocket import ServedWebSocket
+from ..exceptions import HandshakeRefused, SessionWSClosed
 from ..registry.core import Core
 
 __all__: list[str] = []
+
+#: The words for close codes, under which refusals are counted.
+_WORDS: Final = {
+    SESSION_ENDED.code: "ended",
+    RECONNECT.code: "reconnect",
+    TOO_MANY_CONNECTIONS.code: "limit",
+}
+
+
+def reason_for(error: BaseException) -> str:
+    """
+    Return the word under which a handshake is counted that failed with *error*.
+    """
+    match error:
+        case Forbidden() | Unavailable():
+            return error.why
+        case HandshakeRefused(by_authorize=True):
+            return "authorize"
+        case HandshakeRefused(close=close):
+            return _WORDS.get(close.code, "handler")
+        case SessionWSClosed():
+            return "reconnect"  # an order came while the upgrade was written
+        case web.HTTPBadRequest():
+            return "no websocket"
+        case asyncio.CancelledError():
+            return "client gone"
+    return "error"
 
 
 async def accept_and_close(core: Core, request: web.Request, close: Close) -> ServedWebSocket:

@@ -8,15 +8,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Literal, Unpack
+from typing import Final, Unpack
 
 from aiohttp import web
 
 from .._logging import log
 from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, INTERNAL_ERROR, NORMAL, POLICY_VIOLATION, Close
-from ..connections.connection import ServedWebSocket, TrackedConnection
+from ..connections.connection import TrackedConnection
+from ..connections.counters import By
 from ..connections.manager import ConnectionManager
+from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, SessionWSClosed
 from ..registry.core import Core
 from ..sessions.context import RequestContext
@@ -193,9 +195,11 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         """
         core, connection = self._core, self.connection
         close = connection.close_order or close_for_error(error)
+        by, code = end_of(connection, error)
+        core.connections.counters.closed(by, code)
         self._warn_unsaved()
         try:
-            await self._send_on_close(error)
+            await self._send_on_close(by, code)
         finally:
             core.connections.handler_exited(connection)
             self._context.finish()
@@ -210,10 +214,9 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         if error is not None and is_explained(connection, error):
             raise SessionWSClosed(connection.ws) from error
 
-    async def _send_on_close(self, error: BaseException | None) -> None:
+    async def _send_on_close(self, by: By, code: int) -> None:
         signal, connection = self._core.signals.on_close, self.connection
         if signal:
-            by, code = end_of(connection, error)
             details = CloseDetails(
                 self._request,
                 connection.session_ws_id,
@@ -242,9 +245,7 @@ def _expect_open(connection: TrackedConnection) -> None:
         raise SessionWSClosed(connection.ws)
 
 
-def end_of(
-    connection: TrackedConnection, error: BaseException | None = None
-) -> tuple[Literal["order", "handler", "client"], int]:
+def end_of(connection: TrackedConnection, error: BaseException | None = None) -> tuple[By, int]:
     """
     Tell who began to end a connection, and with which code.
 

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
 from ..connections.connection import Connection, TrackedConnection
+from ..connections.counters import By
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
 from ..registry.core import Core
 from ..sessions.context import RequestContext
@@ -92,7 +93,8 @@ class StreamHandshake(Handshake):
     __slots__ = ("_response",)
 
     def __init__(self, core: Core, request: web.Request, response: web.StreamResponse) -> None:
-        super().__init__(core, request, {})
+        # What is prepared can carry no cookie.
+        super().__init__(core, request, {}, save=not response.prepared)
         self._response = response
 
     async def _check_request(self) -> None:
@@ -143,6 +145,11 @@ class AdoptingHandshake(StreamHandshake):
         """
         connection.takes_pushes = False
 
+    def _close_unopened(self, connection: TrackedConnection) -> None:
+        """
+        Leave it to who adopts it: the refusal is told by its close code.
+        """
+
 
 class _Tied(AbstractAsyncContextManager[Connection, None]):
     """
@@ -151,6 +158,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
 
     _context: RequestContext
     _connection: TrackedConnection
+    _is_stream: bool
 
     def __init__(
         self,
@@ -174,6 +182,8 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             if isinstance(exc, HandshakeRefused):
                 raise handshake.refusal(exc) from exc
             raise
+        self._is_stream = not isinstance(self._response, web.WebSocketResponse)
+        core.connections.counters.streams += self._is_stream
         return self._connection
 
     async def _close_refused(self, ws: web.WebSocketResponse, exc: web.HTTPException) -> None:
@@ -193,13 +203,33 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        connections, connection = self._core.connections, self._connection
+        connections, connection, context = self._core.connections, self._connection, self._context
+        connections.counters.streams -= self._is_stream
+        connections.counters.closed(*self._end(exc))
         connections.handler_exited(connection)
-        self._context.connection = None  # what the handler orders next waits for its response
         if not isinstance(self._response, web.WebSocketResponse):
+            context.connection = None  # what the handler orders next waits for its response
             connections.discard_stream(connection)
             return
-        close = connection.close_order or close_for_error(exc)
-        await connections.wait_closed(connection, close)
+        context.finish()
+        try:
+            close = connection.close_order or close_for_error(exc)
+            await connections.wait_closed(connection, close)
+        finally:
+            if not context.behind_middleware:
+                context.release()
         if exc is not None and is_explained(connection, exc):
             raise SessionWSClosed(self._response) from exc
+
+    def _end(self, exc: BaseException | None) -> tuple[By, int]:
+        """
+        Tell who began to end it, and with which close code, or what stands for one.
+        """
+        connection, response = self._connection, self._response
+        if connection.close_order is not None:
+            return "order", connection.close_order.code
+        if isinstance(response, web.WebSocketResponse) and response.close_code is not None:
+            return "client", response.close_code
+        if connection.disconnected:
+            return "client", 1006
+        return "handler", close_for_error(exc).code

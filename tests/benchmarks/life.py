@@ -124,10 +124,8 @@ def close_some(
     Close sessions of one socket, then those of many.
     """
     ones = singles[:: max(1, len(singles) // plan.ones)][: plan.ones]
-    cpu = server.cpu()
     yield "close-one", closed_each(server, client, "single", "close_sessions", ones, 0.02)
     time.sleep(0.3)
-    yield "close-one-cpu", (server.cpu() - cpu) / len(ones)
     lasts, firsts, costs = [], [], []
     for group in groups:
         time.sleep(0.2)

@@ -80,7 +80,6 @@ ROWS: Final[Sequence[Row]] = (
     Row("broadcast-cpu", "broadcast to {n}, CPU per socket", "us", "aiohttp", "<= 0.75x"),
     Row("broadcast", "broadcast to {n}, to the last one", "ms", "aiohttp"),
     Row("close-one", "close 1 of {n}, order to frame", "us", "raw", "<= 1.4x"),
-    Row("close-one-cpu", "close 1 of {n}, CPU", "us", "raw"),
     Row("close-many", "close a tenth of {n}, to the last frame", "ms", "raw", "<= 1.1x"),
     Row("close-many-first", "the same, to the first frame", "ms", "raw", "<= 1 ms"),
     Row("close-many-cpu", "the same, CPU per socket", "us", "raw", "<= 100 us"),
@@ -95,7 +94,7 @@ ROWS: Final[Sequence[Row]] = (
 #: Cost per operation at growing numbers of sockets; their readings are of ``curve:KEY``.
 CURVES: Final = (
     *("next-handshake-cpu", "memory", "broadcast-cpu"),
-    *("close-one", "close-one-cpu", "close-many-cpu", "shutdown-cpu"),
+    *("close-one", "close-many-cpu", "shutdown-cpu"),
 )
 
 

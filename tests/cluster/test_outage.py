@@ -12,7 +12,6 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
-from aiohttp_session_ws.redis.node import Node
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import NotSetUp, Timeouts

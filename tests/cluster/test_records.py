@@ -188,7 +188,7 @@ class TestForeign:
             orders('[[[2,"ended",1,0,9,0,"x"]],[]]'),
             orders('[[[1,"improved","x"]],[]]'),
             orders("[]"),
-            orders('[[],[],[Infinity,""],null,null]'),
+            orders('[[],[],0,[Infinity,""],null,null]'),
             orders(f'[[[1,"ended",{HUGE},0,9,0,"x"]],[]]'),
             orders('[[[1,"before",NaN,9,["identity","x"]]],[]]'),
             orders('[[[1,"before",1,9,["id",[[{}]]]]],[]]'),
@@ -228,7 +228,7 @@ class TestForeign:
         a, b = nodes
         cookie = await log_in(a)
         subject = json.dumps(["id", await id_of(a, cookie)])
-        end = f'[[[1,"before",4e9,60,{subject}]],[],[4000,"over"],null,null]'
+        end = f'[[[1,"before",4e9,60,{subject}]],[],0,[4000,"over"],null,null]'
         async with socket(b, cookie) as ws:
             message = orders('[[[7,"improved"]],[]]', end)
             await redis_server.cli("PUBLISH", f"{PREFIX}:orders", message)

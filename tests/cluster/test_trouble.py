@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestServer
 
+from aiohttp_session_ws import Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.clock import RedisClock
 from tests.support import PATIENCE, expect_close, until
@@ -26,6 +27,7 @@ from tests.support.nodes import (
     node_app,
     nowhere,
     refused,
+    registry_in,
     registry_of,
     settled,
     socket,
@@ -332,3 +334,23 @@ class TestWrongCallable:
         with pytest.raises(Exception, match=re.escape("redis= is a callable")):
             await server.start_server()
         await server.close()
+
+
+class TestGone:
+    async def test_refused_and_gone(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """What Redis refused to record, of a node that has gone since, is recorded by others."""
+        b = await start_node(redis_server.url, "b")
+        server = TestServer(node_app(redis_server.url, "a", timeouts=Timeouts(outbox=0.1)))
+        await server.start_server()
+        registry = registry_in(server)
+        await refuse_writes(redis_server, "OOM")
+        await registry.end_session("x")
+        await until(lambda: cluster_of(b).inbound.unrecorded)
+        await server.close()
+        await take_writes(redis_server, "OOM")
+        cluster_of(b).membership.hurry()
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'):
+                await asyncio.sleep(0.05)

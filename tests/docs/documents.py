@@ -19,6 +19,8 @@ DOCUMENTS = [
     "SECURITY.rst",
     "demo/README.rst",
     "docs/guide.rst",
+    "docs/operating.rst",
+    "docs/works-with.rst",
 ]
 # The commands that the README gives.
 START = "python3 -m venv .venv && .venv/bin/pip install '.[demo]' && .venv/bin/python -m demo"
@@ -44,7 +46,7 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
 PROGRAM, HANDLERS, OPTIONS, WORKERS = blocks(python=True)
 GUIDE = blocks("docs/guide.rst", python=True)
 NAIVE, AUTHORIZE, ORDERS, CONVERSATIONS, IDENTITY, LABELS, REFRESH, PROOF, *REST = GUIDE
-PUSHING, LOOKING, TIME, SIGNALS, THREADS, DRAIN, JOURNAL, *PROCESSES, TESTING = REST
+PUSHING, LOOKING, DEVICES, TIME, SIGNALS, THREADS, DRAIN, JOURNAL, *PROCESSES, TESTING = REST
 
 
 def run(block: str) -> dict[str, Any]:

@@ -361,9 +361,8 @@ class TestGuide:
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            loop = asyncio.get_running_loop()
             lock_out = run(THREADS)["lock_out"]
-            report = await asyncio.to_thread(lock_out, registry, "ann", loop)
+            report = await asyncio.to_thread(lock_out, registry, "ann")
 
             assert await expect_close(ws) == 4401
         assert report.sockets == 1

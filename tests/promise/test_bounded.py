@@ -13,7 +13,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, session_ws
 from tests.support import AiohttpClient, Client, RawPeer, cookie_of, make_app, until
-from tests.support.inspect import connections, is_closing, opening
+from tests.support.inspect import connections, is_closing, opening, ticks
 
 SOCKETS = 1000
 RUDE = SOCKETS // 100
@@ -92,5 +92,5 @@ class TestThousandSockets:
 
         assert not len(registry)
         assert not opening(registry)
-        assert registry._sockets._sweeper is None
+        assert not ticks(registry)
         assert not sockets

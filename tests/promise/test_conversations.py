@@ -33,7 +33,7 @@ from aiohttp_session_ws import (
 )
 from aiohttp_session_ws.signals import CloseDetails
 from tests.support import PATIENCE, RawPeer, Server, make_app, until
-from tests.support.inspect import opening, quiet
+from tests.support.inspect import inspect, left_handlers, opening, quiet
 
 T = TypeVar("T")
 
@@ -220,17 +220,16 @@ class World:
         elif how == "order":
             id_ = conversation.ws.session_ws_id
             closing = self.registry.close_all_session(id_)
-            _ = self.registry._sockets.spawn(closing, "an order of the test")
+            _ = inspect(self.registry).tasks.spawn(closing, "an order of the test")
         else:
             conversation.orders.put_nowait(how)
         await asyncio.sleep(0)
 
     async def settle(self) -> None:
         """Let all that has begun to end come to its end."""
-        sockets = self.registry._sockets
         ended = [c for c in CONVERSATIONS.values() if c.ends]
         await until(lambda: all("out" in c.calls for c in ended))
-        await until(lambda: not sockets._lingering)
+        await until(lambda: not left_handlers(self.registry))
         await until(lambda: len(self.registry) == len(CONVERSATIONS) - len(ended))
         for conversation in ended:
             async with asyncio.timeout(PATIENCE):

@@ -154,7 +154,8 @@ class TestBasicExample:
         client = await aiohttp_client(make_app(ws=handle_websocket))
         await text_of(client, "/")
         async with client.ws_connect("/ws") as ws:
-            async with client.get("/reset", headers={"Cookie": "AIOHTTP_SESSION="}) as response:
+            client.session.cookie_jar.clear()
+            async with client.get("/reset") as response:
                 assert response.status == 200
             await ws.send_str("still here")
 
@@ -192,7 +193,7 @@ class TestLogout:
         jar.clear()
         jar.update_cookies({"AIOHTTP_SESSION": stale.value}, client.make_url("/"))
         async with client.ws_connect("/ws") as ws:
-            await expect_close(ws, 4401)
+            await expect_close(ws, 4403)  # for the grace: the right cookie may be on its way
 
     async def test_answer_ends_keep_alive(self, aiohttp_client: AiohttpClient) -> None:
         """The response that closes sockets closes its own connection as well."""
@@ -288,7 +289,7 @@ class TestRegistry:
         quiet = asyncio.Event()
 
         class BrokerRegistry(SessionWSRegistry):
-            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
                 super().register(session_ws_id, ws)
                 subscribed[session_ws_id] = subscribed.get(session_ws_id, 0) + 1
 

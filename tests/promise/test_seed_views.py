@@ -249,6 +249,8 @@ class TestApistar:
         assert texts[-1] == '{"status": "ok", "message": "Have a nice Day!"}'
         assert await expect_close(ws) == 1000
 
+        registry = SessionWSRegistry()
+        registry.on_response.append(HaveANiceDay().on_response)
         ws = await connect(aiohttp_client, websocket_helloworld, registry)
         texts = [await ws.receive_str() for _ in range(100)]
         assert texts == ["Hello World!"] * 100
@@ -302,7 +304,7 @@ class TestApistar:
             await ws.send(data)
             await ws.send_json(await ws.receive_json())
             seen.append((ws.subprotocols, ws.connecting, ws.connected, ws.closed))
-            await ws.close(code=1001)
+            await ws.close(1001)
             seen.append((ws.subprotocols, ws.connecting, ws.connected, ws.closed))
 
         ws = await connect(aiohttp_client, handler, protocols=["a", "b"])
@@ -321,11 +323,11 @@ class TestApistar:
         ]
 
     async def test_connect_and_reject(self, aiohttp_client: AiohttpClient) -> None:
-        """``connect(subprotocol, close, close_code)`` rejects with a code."""
+        """``connect(subprotocol, close)`` rejects with a code."""
 
         @websocket_handler
         async def handler(ws: WebSocket) -> None:
-            await ws.connect(None, True, POLICY_VIOLATION.code)
+            await ws.connect(None, POLICY_VIOLATION)
 
         ws = await connect(aiohttp_client, handler)
 

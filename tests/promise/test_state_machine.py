@@ -21,12 +21,10 @@ import aiohttp_session
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
-from aiohttp_session_ws.visit import visit_of
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
 )
@@ -38,8 +36,9 @@ from aiohttp_session_ws import (
     get_session_ws_id,
     renew_session_ws,
 )
+from aiohttp_session_ws.sessions.context import context_of
 from tests.support import COOKIE, PATIENCE, WAYS, RawPeer, Server, make_app, until, user_of
-from tests.support.inspect import connections, idle, is_closing, opening, quiet
+from tests.support.inspect import idle, inspect, opening, quiet
 
 T = TypeVar("T")
 
@@ -159,10 +158,11 @@ class World:
     async def inside(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == "/ws":
             return await handler(request)
-        visit = visit_of(request)
-        others = visit.held_others(self.registry._own_keys)
+        context = context_of(request)
+        assert context is not None
+        others = inspect(self.registry).keys.holds_data(context.content or {})
         user = await user_of(request)
-        order = Order(int(request.query["n"]), request.path, visit.session_ws_id, user)
+        order = Order(int(request.query["n"]), request.path, context.session_ws_id, user)
         order.mattered = others or self.has_sockets(order.came_with)
         if order.path == "/everywhere" and user is not None:
             self.end_user(order, user)
@@ -188,8 +188,8 @@ class World:
 
     def has_sockets(self, id_: Any) -> bool:
         """Tell whether a session has sockets, or will have if nothing is done."""
-        sockets = self.registry._sockets
-        return bool(sockets.open.of(id_) or sockets.opening.of(id_))
+        manager = inspect(self.registry).connections
+        return bool(manager.open.of(id_) or manager.opening.of(id_))
 
     def ended(self, *, everywhere: bool) -> set[Any]:
         """Tell which ids have ended: all that a session ever had end together.
@@ -199,19 +199,16 @@ class World:
         known = [order for order in self.orders if order.came_with and order.mattered]
         endings = [*ENDINGS, "/everywhere"] if everywhere else ENDINGS
         ended = {order.came_with for order in known if order.path in endings}
-        renewals = [order for order in known if order.path in RENEWALS]
+        # A visitor's log-in is a lineage of its own, whatever becomes of the visitor's.
+        renewals = [
+            order
+            for order in known
+            if order.path in RENEWALS and not (order.path == "/enter" and order.user is None)
+        ]
         moves = [{order.came_with, order.left_with} for order in renewals]
         while more := [move for move in moves if move & ended and move - ended]:
             ended.update(*more)
         return ended
-
-    def told_to_close(self, id_: str, number: int) -> bool | None:
-        """Tell whether an order came after a handshake; ``None`` if it came about then."""
-        orders = [o for o in self.orders if o.came_with == id_ and o.decided >= number]
-        orders = [o for o in orders if o.path != "/whoami"]
-        if any(order.number > number for order in orders):
-            return True
-        return None if orders else False
 
     def begin(self, point: str) -> tuple[str, Held]:
         self.numbers += 1
@@ -355,7 +352,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: self.world.inspect(registry).draining)
+            await until(lambda: inspect(self.world.registry).draining)
             await self.world.let_all_go()
             await stopping
 
@@ -367,31 +364,17 @@ class SessionsAndSockets(RuleBasedStateMachine):
     def rest(self) -> None:
         """Nothing happens any more."""
 
-    @invariant()
-    def no_ended_session_is_served_for_long(self) -> None:
-        """What is in the registry under a dead id is being closed."""
-        if hasattr(self, "world"):
-            ids = set(self.world.registry)
-            revoked = {i for i in ids if self.world.registry._revocations.get(i) is not None}
-            for connection in connections(self.world.registry):
-                if connection.session_ws_id in revoked:
-                    assert is_closing(connection) or self.world.registry._sockets._tasks
-
     async def promise(self) -> None:
         world = self.world
         await world.let_all_go()
         ended = world.ended(everywhere=False)
         mattered = [order for order in world.orders if order.came_with and order.mattered]
         ended |= {order.came_with for order in mattered if order.path == "/everywhere"}
-        perhaps = world.ended(everywhere=True) - ended
 
         assert not ended & set(world.registry)
-        for peer, (id_, number) in world.peers.items():
-            if id_ in perhaps:
-                continue
-            told = world.told_to_close(id_, number)
-            if peer not in world.gone and (id_ in ended or told is not None):
-                assert await world.is_open(peer) is not (id_ in ended or told)
+        for peer, (id_, _) in world.peers.items():
+            if peer not in world.gone and id_ in ended:
+                assert not await world.is_open(peer)
         await self.stale_cookies_open_nothing(ended)
 
     async def stale_cookies_open_nothing(self, ended: set[Any]) -> None:

@@ -19,6 +19,7 @@ from tests.promise.world.world import World
 
 COOKIE = Config()
 SERVER = Config(storage="memory")
+CLUSTER = Config(cluster="memory")  # no message between them arrives
 STORAGES = pytest.mark.parametrize("config", [COOKIE, SERVER], ids=["cookie", "server"])
 
 NOBODY = None
@@ -42,21 +43,21 @@ def play(config: Config, trap: Trap, *args: Any) -> None:
     )
 
 
-async def page(world: World, cookie: str | None) -> str | None:
+async def page(world: World, cookie: str | None, node: int = 0) -> str | None:
     """Say by which log-in a page with *cookie* is served, ``None`` if as nobody."""
-    ex = await world.visit("probe", "read", cookie=cookie, lost=True)
+    ex = await world.visit("probe", "read", cookie=cookie, lost=True, node=node)
     return (ex.saw or {}).get("tok")
 
 
-async def sock(world: World, cookie: str | None) -> int:
+async def sock(world: World, cookie: str | None, node: int = 0) -> int:
     """Say with which code a handshake with *cookie* is refused, 101 if it opens."""
-    ex = await world.visit("probe", "open", cookie=cookie, lost=True)
+    ex = await world.visit("probe", "open", cookie=cookie, lost=True, node=node)
     return ex.client.closed or ex.client.status or 0
 
 
-async def both(world: World, cookie: str | None) -> tuple[str | None, int]:
+async def both(world: World, cookie: str | None, node: int = 0) -> tuple[str | None, int]:
     """Say what a page and a handshake with *cookie* get."""
-    return await page(world, cookie), await sock(world, cookie)
+    return await page(world, cookie, node), await sock(world, cookie, node)
 
 
 def token(ex: Exchange) -> str:
@@ -389,6 +390,34 @@ def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> No
     play(SERVER, trap)
 
 
+@pytest.mark.parametrize("later", [1, 40])
+def test_a_write_that_is_saved_over_a_renewal_is_repaired(later: int) -> None:
+    """The older generation in the storage is the trace of a race, however old it is."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        held = await world.visit("A", "write", "save")
+        await world.visit("A", "renew")
+        await world.visit("A", "read")
+        await world.finish(held)
+        await world.wait(later)
+        assert await both(world, cookie) == (login, OPEN)
+
+    play(SERVER, trap)
+
+
+def test_an_ended_identity_serves_no_replaced_generation() -> None:
+    """Ended comes before replaced: within the grace no page is served to who has ended."""
+
+    async def trap(world: World) -> None:
+        _, cookie = await log_in(world)
+        await world.visit("A", "renew")
+        await world.do(Order("end_identity"))
+        assert await both(world, cookie) == (NOBODY, 4401)
+
+    play(COOKIE, trap)
+
+
 def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
     """A page that was given the newest generation is not saved over a log-in."""
 
@@ -423,6 +452,104 @@ def test_the_end_of_either_id_ends_a_repaired_session(newest: bool) -> None:
         assert await both(world, cookie) == (NOBODY, 4401)
 
     play(SERVER, trap)
+
+
+# Two nodes that miss each other's messages
+
+
+def test_two_nodes_may_give_the_same_generation() -> None:
+    """Two renewals at once on two nodes leave two cookies that live; the old one is given up."""
+
+    async def trap(world: World) -> None:
+        login, old = await log_in(world)
+        held = [await world.visit("A", "renew", "handled", cookie=old, node=n) for n in (0, 1)]
+        cookies = []
+        for ex in held:
+            await world.finish(ex)
+            cookies.append(jar(world))
+        await world.wait(61)
+        for cookie in cookies:
+            for node in (0, 1):
+                assert await both(world, cookie, node) == (login, OPEN)
+        for node in (0, 1):
+            assert await both(world, old, node) == (NOBODY, 4401)
+
+    play(CLUSTER, trap)
+
+
+def test_a_generation_that_is_seen_on_another_node_is_seen() -> None:
+    """Who comes with a greater generation than a node knows marks it seen there."""
+
+    async def trap(world: World) -> None:
+        login, cookie = await log_in(world)
+        assert await page(world, cookie, 1) == login
+        await world.visit("A", "renew")
+        await world.visit("A", "read", node=1)
+        await world.wait(45)
+        assert await page(world, cookie, 1) is NOBODY
+        await world.wait(120)
+        for node in (0, 1):
+            assert await page(world, cookie, node) is NOBODY
+
+    play(CLUSTER, trap)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_the_end_of_an_id_meets_a_renewal_on_another_node(newest: bool) -> None:
+    """An order by either id ends the session, though no node has heard of the other's part."""
+
+    async def trap(world: World) -> None:
+        _, old = await log_in(world)
+        (first,) = world.ids()
+        await page(world, old, 1)
+        held = await world.visit("A", "renew", "handled", node=1)
+        if not newest:
+            await world.do(Order("end_session", subject=first))
+        await world.finish(held)
+        if newest:
+            await world.do(Order("end_session", subject=world.ids()[-1]))
+        await world.wait(61)
+        for node in (0, 1):
+            assert await both(world, old, node) == (NOBODY, 4401)
+            assert await both(world, jar(world), node) == (NOBODY, 4401)
+
+    play(CLUSTER, trap)
+
+
+def test_redis_judges_who_may_log_out_elsewhere() -> None:
+    """A thief's node that hasn't heard of the owner's order refuses his."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        await world.visit("B", "log_in_renewed", node=1)
+        held = await world.visit(
+            "X", "log_out_elsewhere", "handler", cookie=jar(world, "B"), node=1
+        )
+        mine = token(await world.visit("A", "log_out_elsewhere"))
+        await world.finish(held)
+        assert not held.saved
+        await world.wait(61)
+        for node in (0, 1):
+            assert await both(world, jar(world), node) == (mine, OPEN)
+
+    play(CLUSTER, trap)
+
+
+def test_logging_out_elsewhere_ends_a_log_in_under_way_on_another_node() -> None:
+    """What arrived before the order is ended, what arrives later lives."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        held = await world.visit("B", "log_in_renewed", "handler", node=1)
+        mine = token(await world.visit("A", "log_out_elsewhere"))
+        await world.finish(held)
+        later = token(await world.visit("C", "log_in_renewed", node=1))
+        await world.wait(61)
+        assert await both(world, jar(world, "B"), 1) == (NOBODY, 4401)
+        assert await both(world, jar(world, "C"), 1) == (later, OPEN)
+        assert await both(world, jar(world), 1) == (mine, OPEN)
+
+    play(CLUSTER, trap)
 
 
 # Double clicks

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from aiohttp_session_ws import Expiry
 from aiohttp_session_ws._lineage import Lineage
 from aiohttp_session_ws.registry import deferred
-from aiohttp_session_ws.sessions import status as sessions_status
 from aiohttp_session_ws.sessions.records import Change, LineageEnded, LineageRenewed, Records
 from tests.promise.world.oracle import Violation
 from tests.promise.world.plans import make_world, shrink
@@ -54,26 +54,17 @@ def test_the_promise_holds_in_random_worlds(
 
 
 def without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was replaced is replaced for good at once, or not at all while nobody was seen."""
-    judge: Callable[..., sessions_status.Status] = sessions_status.status
-
-    def status(*args: Any) -> sessions_status.Status:
-        return judge(*args[:-1], 0.0)
-
-    monkeypatch.setattr("aiohttp_session_ws.registry.core.status", status)
-    monkeypatch.setattr("aiohttp_session_ws.options.Expiry.renewal_grace", 0.0, raising=False)
+    """What was replaced is given up at once, while the newer cookie is on its way."""
+    monkeypatch.setattr("tests.promise.world.world.EXPIRY", Expiry(renewal_grace=1e-6))
 
 
 def renewals_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A renewal forgets when its lineage began."""
-    replace = Lineage._replace
 
-    def forgetful(self: Lineage, **changes: Any) -> Lineage:
-        if "generation" in changes:
-            changes["began"] = time.time()
-        return replace(self, **changes)
+    def renewed(self: Lineage, generation: int) -> Lineage:
+        return Lineage(self.token, generation, time.time())
 
-    monkeypatch.setattr(Lineage, "_replace", forgetful)
+    monkeypatch.setattr(Lineage, "renewed", renewed)
 
 
 def ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

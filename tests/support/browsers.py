@@ -44,11 +44,13 @@ class Visit:
         died: Whether the node, as it was when the socket opened, was dead then.
     """
 
-    def __init__(self, tab: Tab, code: int, *, opened: bool, died: bool) -> None:
+    def __init__(self, tab: Tab, code: int, *, opened: bool, died: bool, stale: bool) -> None:
         self.tab = tab
         self.code = code
         self.opened = opened
-        self.living = not tab.browser.ending
+        # A renewal closes all sockets, and who comes with the cookie of before is told so again.
+        renewed = stale or (code == RECONNECT and tab.browser.renewed)
+        self.living = not tab.browser.ending and not renewed
         self.died = died
 
     def __str__(self) -> str:
@@ -63,6 +65,9 @@ class Browser:
         user: Who has logged in.
         id: The session ws id.
         cookie: What the log-in gave; nobody takes it away, as if it had been stolen.
+        stale: Cookies that a renewal has replaced.
+        ids: All session ws ids that it has had.
+        renewed: Whether a renewal was asked for.
         ending: Whether somebody has begun to end the session.
         ended: Whether somebody was told that it is ended.
     """
@@ -75,6 +80,9 @@ class Browser:
         self.user = user
         self.id = ""
         self.cookie = ""
+        self.stale: list[str] = []
+        self.ids: set[str] = set()
+        self.renewed = False
         self.ending = False
         self.ended = False
         self.tabs: list[Tab] = []
@@ -98,8 +106,19 @@ class Browser:
                 )
                 assert told is not None
                 self.id = told["id"]
+                self.ids.add(self.id)
                 return
             await asyncio.sleep(random.uniform(0.05, 0.2))
+
+    async def renew(self, node: NodeProcess) -> None:
+        """Have the session renewed, unless the node goes before it has answered."""
+        self.renewed = True
+        with contextlib.suppress(*Failure):
+            told, cookie = await self.get(node, "/renew")
+            if told is not None and cookie and told["user"] == self.user and not self.ending:
+                self.stale.append(self.cookie)
+                self.cookie, self.id = cookie, told["id"]
+                self.ids.add(self.id)
 
     def open_tabs(self, nodes: Sequence[NodeProcess], random: Random, visits: list[Visit]) -> None:
         """Open a tab on each node."""
@@ -140,6 +159,7 @@ class Tab:
         self.node = node
         self.socket: str | None = None
         self.closed_at = 0.0
+        self._cookie = ""  # that the present attempt has come with
         self._visits = visits
         self._random = random
         self.task = asyncio.create_task(self._try() if once else self._live(), name=str(self))
@@ -155,7 +175,7 @@ class Tab:
         failures = 0
         while True:
             code, opened = await self._connect()
-            if code in (ENDED, REFUSED):
+            if code in (ENDED, REFUSED) and self._cookie == self.browser.cookie:
                 return
             failures = 0 if opened else failures + 1
             if code == RECONNECT and failures == 0:
@@ -169,17 +189,18 @@ class Tab:
         """Live through one connection; return how it ended, and whether it was one."""
         pid = self.node.pid
         code, opened = CUT, False
+        self._cookie = self.browser.cookie
         try:
             async with asyncio.timeout(HELLO):
                 ws = await self.browser.client.ws_connect(
-                    self.node.url + "/ws", headers={"Cookie": self.browser.cookie}, timeout=BYE
+                    self.node.url + "/ws", headers={"Cookie": self._cookie}, timeout=BYE
                 )
             async with ws:
                 message = await ws.receive(timeout=HELLO)
                 if message.type is WSMsgType.TEXT:
                     opened = True
                     self.socket = message.json()["socket"]
-                    if message.json()["id"] != self.browser.id:
+                    if message.json()["id"] not in self.browser.ids:
                         code = STRANGER
                     elif stay:
                         message = await ws.receive()
@@ -193,5 +214,6 @@ class Tab:
             self.socket = None
             self.closed_at = asyncio.get_running_loop().time()
         died = not self.node.running or self.node.pid != pid
-        self._visits.append(Visit(self, code, opened=opened, died=died))
+        stale = self._cookie != self.browser.cookie
+        self._visits.append(Visit(self, code, opened=opened, died=died, stale=stale))
         return code, opened

@@ -9,6 +9,7 @@ test touches a name with an underscore that isn't its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 
 from aiohttp import ClientWebSocketResponse
 
@@ -109,3 +110,21 @@ def looks_later(ws: WebSocket) -> bool:
     """Tell whether it will be looked whether the handler is busy."""
     timer = _reader(ws)._busy
     return timer is not None and not timer.cancelled()
+
+
+def tick(registry: SessionWSRegistry) -> None:
+    """Let the second pass after which a registry looks at its connections."""
+    manager = inspect(registry).connections
+    if manager._ticker is not None:
+        manager._ticker.cancel()
+        manager._tick()
+
+
+def checks(registry: SessionWSRegistry) -> dict[Hashable, asyncio.Task[None]]:
+    """Return the ids whose sessions are being checked."""
+    return inspect(registry).revalidator._running
+
+
+def ticks(registry: SessionWSRegistry) -> bool:
+    """Tell whether a timer runs for the next look at its connections."""
+    return inspect(registry).connections._ticker is not None

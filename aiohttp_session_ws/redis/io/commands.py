@@ -189,6 +189,8 @@ class Commands:
     def _connected(self, line: Line) -> None:
         for command in tuple(self._pending):
             self._send(command, line)
+        if not self._pending and not self.available:
+            _ = self._start(None, ("PING",), probe=True)
 
     def _disconnected(self, why: str) -> None:
         self.why = why

@@ -256,6 +256,7 @@ async def _within(limit: float, coro: Coroutine[Any, Any, None]) -> None:
     finally:
         if not task.done():
             task.cancel()
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
     if not task.done():
         raise TimeoutError(f"no answer within {limit:g} s")
     task.result()

@@ -1,5 +1,8 @@
 """
 The outbox of a node: orders that wait until Redis has recorded them.
+
+It is longer than 300 lines, for all that may become of an order is one machine: it is sent at once
+or waits, is answered, refused, too late or lost with the connection, and comes again.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ class Outbox:
         known: Callable[[list[bytes]], None],
         published: Callable[[bytes], None],
     ) -> None:
-        self.link = Link(make, prefix, self._connected, self._disconnected)
+        self.link = Link(make, prefix, self.connected, self.disconnected)
         self._prefix = prefix
         self._encoder = encoder
         self._known = known
@@ -291,12 +294,18 @@ class Outbox:
 
     # The connection
 
-    def _connected(self, line: Line) -> None:
+    def connected(self, line: Line) -> None:
+        """
+        Send what waits, over a connection that stands.
+        """
         self.channel = channel_of(line.client, self._prefix, ORDERS)
         self._put_back()
         self.flush()
 
-    def _disconnected(self, why: str) -> None:
+    def disconnected(self, why: str) -> None:
+        """
+        Put back what was on its way.
+        """
         self._put_back()
 
     def _put_back(self) -> None:

@@ -2,7 +2,7 @@
 The Lua scripts: records are merged in Redis as :mod:`...sessions.records` merges them in memory.
 
 All keys of a registry have one hash tag, so that they are in one slot of a Redis Cluster: a script
-may use keys that it finds out itself.
+may use keys that it finds out itself. The module has more than 300 lines, most of them Lua.
 """
 
 from __future__ import annotations
@@ -71,20 +71,29 @@ local RENEWED = '^%[1,"renewed",([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),
 local BEFORE = '^%[1,"before",([^,]*),([^,]*),(.*)$'
 local NOTE = '^%[1,"note",([^,]*),([^,]*),([^,]*),(.*)$'
 
+-- Of two numbers the greater, as it was written.
 local function max(a, b)
-    return math.max(tonumber(a), tonumber(b))
+    return tonumber(b) > tonumber(a) and b or a
+end
+
+local function min(a, b)
+    return tonumber(b) < tonumber(a) and b or a
+end
+
+local function milliseconds(seconds)
+    return math.floor(tonumber(seconds) * 1000) + 1
 end
 
 local function ended(key, ttl, text)
     local old = swap(key, text, ttl)
-    if not old then return text end
-    local at, carries, seconds, minor, rest = string.match(old, ENDED)
-    if not at then return text end
-    local at2, carries2, seconds2, minor2 = string.match(text, ENDED)
-    local merged = string.format('[1,"ended",%.17g,%d,%.17g,%d,', max(at, at2),
-        max(carries, carries2), max(seconds, seconds2),
-        math.min(tonumber(minor), tonumber(minor2))) .. rest
-    if merged ~= text then put(key, merged, math.floor(max(seconds, seconds2) * 1000) + 1) end
+    if not old or old == text then return text end
+    local at2, carries2, seconds2, minor2 = string.match(old, ENDED)
+    if not at2 then return text end
+    local at, carries, seconds, minor, rest = string.match(text, ENDED)
+    seconds = max(seconds, seconds2)
+    local merged = '[1,"ended",' .. max(at, at2) .. ',' .. max(carries, carries2) .. ','
+        .. seconds .. ',' .. min(minor, minor2) .. ',' .. rest
+    if merged ~= text then put(key, merged, milliseconds(seconds)) end
     return merged
 end
 
@@ -94,15 +103,15 @@ local function renewed(key, ttl, text)
         put(key, text, ttl)
         return text
     end
-    local gen, after, at, by, seen, seconds = string.match(old or '', RENEWED)
-    if not gen then return old end -- it has ended, or is of another version
-    local gen2, after2, at2, by2, seen2, seconds2, rest = string.match(text, RENEWED)
-    if tonumber(gen) > tonumber(gen2) then return old end
+    local gen2, after2, at2, by2, seen2, seconds2 = string.match(old or '', RENEWED)
+    if not gen2 then return old end -- it has ended, or is of another version
+    local gen, after, at, by, seen, seconds, rest = string.match(text, RENEWED)
+    if tonumber(gen2) > tonumber(gen) then return old end
     local merged = text
-    if tonumber(gen) == tonumber(gen2) then
-        merged = string.format('[1,"renewed",%.0f,%.0f,%.17g,%d,%d,%.17g,', gen,
-            max(after, after2), max(at, at2), bit.bor(tonumber(by), tonumber(by2)),
-            max(seen, seen2), max(seconds, seconds2)) .. rest
+    if tonumber(gen2) == tonumber(gen) then
+        merged = '[1,"renewed",' .. gen .. ',' .. max(after, after2) .. ',' .. max(at, at2) .. ','
+            .. bit.bor(tonumber(by), tonumber(by2)) .. ',' .. max(seen, seen2) .. ','
+            .. max(seconds, seconds2) .. ',' .. rest
     end
     put(key, merged, ttl)
     return merged
@@ -115,7 +124,7 @@ local function end_noted(note, before, seconds)
     local token = string.sub(rest, 1, tonumber(length))
     local text = string.format('[1,"ended",%s,0,%s,0,%s]', before, seconds, token)
     local key = prefix .. 'lineage:' .. token
-    local merged = ended(key, math.floor(tonumber(seconds) * 1000) + 1, text)
+    local merged = ended(key, milliseconds(seconds), text)
     derived[#derived + 1] = merged
     dirty[#dirty + 1] = key
 end
@@ -125,10 +134,9 @@ local function before(key, ttl, text)
     local time, seconds, rest = string.match(text, BEFORE)
     local time2, seconds2 = string.match(old or '', BEFORE)
     if time2 then
-        if tonumber(time2) > tonumber(time) then time = time2 end
-        if tonumber(seconds2) > tonumber(seconds) then seconds = seconds2 end
+        time, seconds = max(time, time2), max(seconds, seconds2)
         local merged = '[1,"before",' .. time .. ',' .. seconds .. ',' .. rest
-        if merged ~= text then put(key, merged, math.floor(seconds * 1000) + 1) end
+        if merged ~= text then put(key, merged, milliseconds(seconds)) end
         text = merged
     end
     local id = string.match(key, '^.-}:end:id:(.*)$')

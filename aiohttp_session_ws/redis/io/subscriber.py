@@ -85,7 +85,6 @@ class Subscriber:
         """
         Listen until there is trouble, and raise it.
         """
-        loop = asyncio.get_running_loop()
         client = self._make()
         pubsub: PubSub | None = None
         try:
@@ -98,31 +97,35 @@ class Subscriber:
                     for name, handle in self._handlers.items()
                 }
                 await pubsub.subscribe(*handlers)
-            pinged, turn = False, loop.time()
-            while True:
-                asked = loop.time()
-                # Never listen() or a get_message() without end: where the system finds a
-                # connection dead, redis-py takes that for silence, and asks for ever.
-                message = await pubsub.get_message(timeout=IDLE)
-                if message is None:
-                    if pinged or loop.time() - asked < IDLE / 2:
-                        raise TimeoutError("Redis doesn't answer")
-                    pinged = True
-                    async with asyncio.timeout(LIMIT):
-                        await pubsub.ping()
-                    continue
-                pinged = False
-                if message["type"] == "subscribe":
-                    # redis-py reconnects without a word but this one.
-                    self._subscribed()
-                elif message["type"] == "message":
-                    await self._handle(handlers[message["channel"]], message["data"])
-                if loop.time() - turn > TURN:
-                    await asyncio.sleep(0)  # get_message() gives way only if there is none
-                    turn = loop.time()
+            await self._get_messages(pubsub, handlers)
         finally:
             if pubsub is not None:
                 with contextlib.suppress(*TROUBLE):
                     async with asyncio.timeout(LIMIT):
                         await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py's
             await close_client(client)
+
+    async def _get_messages(self, pubsub: PubSub, handlers: Mapping[bytes, Handle]) -> None:
+        loop = asyncio.get_running_loop()
+        pinged, turn = False, loop.time()
+        while True:
+            asked = loop.time()
+            # Never listen() or a get_message() without end: where the system finds a
+            # connection dead, redis-py takes that for silence, and asks for ever.
+            message = await pubsub.get_message(timeout=IDLE)
+            if message is None:
+                if pinged or loop.time() - asked < IDLE / 2:
+                    raise TimeoutError("Redis doesn't answer")
+                pinged = True
+                async with asyncio.timeout(LIMIT):
+                    await pubsub.ping()
+                continue
+            pinged = False
+            if message["type"] == "subscribe":
+                # redis-py reconnects without a word but this one.
+                self._subscribed()
+            elif message["type"] == "message":
+                await self._handle(handlers[message["channel"]], message["data"])
+            if loop.time() - turn > TURN:
+                await asyncio.sleep(0)  # get_message() gives way only if there is none
+                turn = loop.time()

@@ -18,13 +18,38 @@ KILLED: Final = "redis killed"
 LOST: Final = "redis killed, data lost"
 FROZEN: Final = "redis frozen"
 PUBSUB: Final = "pub/sub killed"
+CLIENTS: Final = "all clients killed"
+FLUSHED: Final = "redis flushed"
+SCRIPTS: Final = "scripts flushed"
+PAUSED: Final = "redis paused"
+FULL: Final = "redis full"
 NODE: Final = "node killed"
+STOPPED: Final = "node frozen"
 
 # What is done to Redis one after another; meanwhile nodes are killed, also one after another.
-OF_REDIS: Final = (KILLED, LOST, FROZEN, PUBSUB)
-DOWN: Final = {KILLED: 4.0, LOST: 4.0, FROZEN: 6.0, PUBSUB: 0.0, NODE: 4.0}  # seconds at most
+OF_REDIS: Final = (
+    KILLED,
+    LOST,
+    FROZEN,
+    PUBSUB,
+    CLIENTS,
+    FLUSHED,
+    SCRIPTS,
+    PAUSED,
+    FULL,
+)
+OF_NODES: Final = (NODE, STOPPED)
+DOWN: Final = {  # seconds at most
+    KILLED: 4.0,
+    LOST: 4.0,
+    FROZEN: 6.0,
+    PAUSED: 2.0,
+    FULL: 3.0,
+    NODE: 4.0,
+    STOPPED: 4.0,
+}
 SHORTEST: Final = 0.05  # second
-ENOUGH: Final = 5.0  # seconds in which any node finds its Redis again and tells it all
+ENOUGH: Final = 6.0  # seconds in which any node finds its Redis again and tells it all
 
 
 @dataclass(frozen=True)
@@ -55,25 +80,25 @@ def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
     at = random.uniform(0.5, 1.5)
     while True:
         for kind in random.sample(OF_REDIS, len(OF_REDIS)):
-            lasting = random.uniform(SHORTEST, DOWN[kind]) if DOWN[kind] else 0.0
+            lasting = random.uniform(SHORTEST, DOWN[kind]) if kind in DOWN else 0.0
             if at + lasting > seconds:
                 return
             yield Fault(at, kind, lasting)
             # Often the next one comes before everybody has recovered from this one.
-            at += lasting + random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(
-                0.5, 1.5
-            )
+            pause = random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(0.5, 1.5)
+            at += lasting + (max(pause, ENOUGH) if kind in (LOST, FLUSHED) else pause)
 
 
 def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
-    """Plan which nodes are killed, never two at once: somebody has to remember."""
+    """Plan which nodes are killed, never two at once nor soon: somebody has to remember."""
     at = random.uniform(1.0, 4.0)
     while True:
-        lasting = random.uniform(SHORTEST, DOWN[NODE])
+        kind = random.choice(OF_NODES)
+        lasting = random.uniform(SHORTEST, DOWN[kind])
         if at + lasting > seconds:
             return
-        yield Fault(at, NODE, lasting, random.randrange(nodes))
-        at += lasting + random.uniform(2.0, 6.0)
+        yield Fault(at, kind, lasting, random.randrange(nodes))
+        at += lasting + random.uniform(6.0, 12.0)
 
 
 def schedule(seed: int, seconds: float, nodes: int) -> list[Fault]:
@@ -103,7 +128,7 @@ class Hand:
         self._redis = redis
         self._nodes = nodes
         self._say = say
-        self.done: dict[str, int] = dict.fromkeys([*OF_REDIS, NODE], 0)
+        self.done: dict[str, int] = dict.fromkeys([*OF_REDIS, *OF_NODES], 0)
         self.deaths: dict[int, float] = {}
         self._away: list[tuple[float, float]] = []  # when Redis was
         self._since = math.inf  # since when it is
@@ -113,16 +138,16 @@ class Hand:
         """Do it all: what concerns Redis, and what concerns nodes beside it."""
         start = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._follow(start, [f for f in faults if f.kind != NODE]))
-            both.create_task(self._follow(start, [f for f in faults if f.kind == NODE]))
+            both.create_task(self._follow(start, [f for f in faults if f.node < 0]))
+            both.create_task(self._follow(start, [f for f in faults if f.node >= 0]))
 
-    def had_time(self, begin: float, end: float) -> bool:
+    def had_time(self, begin: float, end: float, enough: float = ENOUGH) -> bool:
         """Return whether Redis was there for a while in one go between two moments."""
         for away, back in [*self._away, (self._since, end)]:
-            if min(away, end) - begin >= ENOUGH:
+            if min(away, end) - begin >= enough:
                 return True
             begin = max(begin, back)
-        return end - begin >= ENOUGH
+        return end - begin >= enough
 
     def lost_data(self, after: float) -> float:
         """Return when Redis lost its data next."""
@@ -137,28 +162,57 @@ class Hand:
             self.done[fault.kind] += 1
 
     async def _do(self, fault: Fault) -> None:
-        loop, redis = asyncio.get_running_loop(), self._redis
-        start = loop.time()
-        if fault.kind == NODE:
-            node = self._nodes[fault.node]
-            self.deaths[node.pid] = start
-            node.kill()
+        if fault.node >= 0:
+            await self._do_to_node(fault, self._nodes[fault.node])
+        elif fault.kind in DOWN:
+            loop = asyncio.get_running_loop()
+            self._since = start = loop.time()
+            await self._take_away(fault)
+            self._away.append((start, loop.time()))
+            self._since = math.inf
+        else:
+            await self._disturb(fault)
+
+    async def _do_to_node(self, fault: Fault, node: NodeProcess) -> None:
+        if fault.kind == STOPPED:
+            node.freeze()
             await asyncio.sleep(fault.seconds)
-            await node.start()
+            node.thaw()
             return
-        if fault.kind == PUBSUB:
-            await redis.kill_pubsub()
-            return
-        self._since = start
+        self.deaths[node.pid] = asyncio.get_running_loop().time()
+        node.kill()
+        await asyncio.sleep(fault.seconds)
+        await node.start()
+
+    async def _take_away(self, fault: Fault) -> None:
+        """Have no Redis, or one that takes nothing, for some time."""
+        redis = self._redis
         if fault.kind == LOST:
-            self._losses.append(start)
+            self._losses.append(asyncio.get_running_loop().time())
         if fault.kind == FROZEN:
             redis.freeze()
             await asyncio.sleep(fault.seconds)
             redis.thaw()
+        elif fault.kind == PAUSED:
+            await redis.cli("CLIENT", "PAUSE", int(fault.seconds * 1000))
+            await asyncio.sleep(fault.seconds)
+        elif fault.kind == FULL:
+            await redis.cli("CONFIG", "SET", "maxmemory", 1)
+            await asyncio.sleep(fault.seconds)
+            await redis.cli("CONFIG", "SET", "maxmemory", 0)
         else:
             redis.kill()
             await asyncio.sleep(fault.seconds)
             await redis.restart(keep_data=fault.kind == KILLED)
-        self._away.append((start, loop.time()))
-        self._since = math.inf
+
+    async def _disturb(self, fault: Fault) -> None:
+        redis = self._redis
+        if fault.kind in (PUBSUB, CLIENTS):
+            await redis.kill_pubsub()
+        if fault.kind == CLIENTS:
+            await redis.kill_clients()
+        if fault.kind == FLUSHED:
+            self._losses.append(asyncio.get_running_loop().time())
+            await redis.cli("FLUSHALL")
+        if fault.kind == SCRIPTS:
+            await redis.cli("SCRIPT", "FLUSH")

@@ -65,15 +65,31 @@ class Recorder:
         self._redis = redis
         self._prefix = prefix
 
-    def key(self, order: Order) -> str:
-        """Return the key of the record that an order makes."""
-        if order.identity is not None:
-            return f"{self._prefix}:identity:{json.dumps(order.identity)}"
-        return f"{self._prefix}:rev:{json.dumps(order.browsers[0].id)}"
-
     async def has(self, order: Order) -> bool:
         """Return whether an order is in Redis now."""
-        return bool(await self._redis.cli("EXISTS", self.key(order)))
+        async with self._redis.client() as client:
+            return (await self._recorded(client, [order]))[0]
+
+    async def _recorded(self, client: Redis, orders: Sequence[Order]) -> list[bool]:
+        """Return of which orders Redis has the record."""
+        if not orders:
+            return []
+        keys = []
+        for order in orders:
+            id_ = json.dumps(order.browsers[0].id)
+            who = f"identity:{json.dumps(order.identity)}" if order.identity else f"id:{id_}"
+            keys += [f"{{{self._prefix}}}:end:{who}", f"{{{self._prefix}}}:of:{id_}"]
+        found = await client.mget(keys)
+        ends, notes = found[::2], found[1::2]
+        # A log-out ends the lineage, which the note of its id names.
+        tokens = ["" if note is None else json.loads(note)[5] for note in notes]
+        lineages = await client.mget(
+            [f"{{{self._prefix}}}:lineage:{json.dumps(token)}" for token in tokens]
+        )
+        return [
+            end is not None or str(lineage).startswith('[1,"ended"')
+            for end, lineage in zip(ends, lineages, strict=True)
+        ]
 
     @contextlib.asynccontextmanager
     async def watching(self, orders: Sequence[Order]) -> AsyncIterator[None]:
@@ -93,15 +109,8 @@ class Recorder:
             missing = [order for order in orders if not order.stored]
             # Away just now, as so often here.
             with contextlib.suppress(RedisError, OSError):
-                for order, found in (
-                    zip(
-                        missing,
-                        await client.mget([self.key(order) for order in missing]),
-                        strict=True,
-                    )
-                    if missing
-                    else ()
-                ):
-                    if found is not None:
+                recorded = await self._recorded(client, missing)
+                for order, is_there in zip(missing, recorded, strict=True):
+                    if is_there:
                         order.stored = asyncio.get_running_loop().time()
             await asyncio.sleep(LOOK)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.cluster.chaos.faults import NODE, OF_REDIS, schedule
+from tests.cluster.chaos.faults import OF_NODES, OF_REDIS, schedule
 from tests.cluster.chaos.world import Chaos, Report, running
 from tests.support.redis_servers import RedisServer
 
@@ -52,11 +52,11 @@ class TestSchedule:
 
     @pytest.mark.parametrize("seed", range(20))
     def test_everything_happens(self, seed: int) -> None:
-        """A minute has faults of every kind, and Redis is put right before the next one."""
-        faults = schedule(seed, 60, 3)
+        """Two minutes have faults of every kind, and Redis is put right before the next one."""
+        faults = schedule(seed, 120, 3)
 
-        assert {fault.kind for fault in faults} == {*OF_REDIS, NODE}
-        of_redis = [fault for fault in faults if fault.kind != NODE]
+        assert {fault.kind for fault in faults} == {*OF_REDIS, *OF_NODES}
+        of_redis = [fault for fault in faults if fault.node < 0]
         for fault, following in pairwise(of_redis):
             assert fault.at + fault.seconds < following.at
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable
-from typing import Any
 
 import aiohttp_session
 from aiohttp import web
@@ -25,7 +24,6 @@ from .actions import ACTIONS
 from .exchange import Exchange
 from .ledger import Content
 from .oracle import Oracle
-from .virtual import virtual_loop
 
 NUMBER = "X-Exchange"  # the header by which a request is known
 
@@ -36,14 +34,12 @@ class Observed(AbstractStorage):
     Args:
         inner: The storage.
         app: Whose requests it serves.
-        remote: Whether it asks a server outside of the world.
     """
 
-    def __init__(self, inner: AbstractStorage, app: App, *, remote: bool) -> None:
+    def __init__(self, inner: AbstractStorage, app: App) -> None:
         super().__init__(cookie_name=inner.cookie_name, max_age=inner.max_age)
         self._inner = inner
         self._app = app
-        self._remote = remote
 
     async def new_session(self) -> Session:
         """Make a session."""
@@ -53,8 +49,7 @@ class Observed(AbstractStorage):
         """Load the session, with a pause before and after."""
         ex = self._app.exchange_of(request)
         await ex.pass_gate("load")
-        with self._app.asking(remote=self._remote):
-            session = await self._inner.load_session(request)
+        session = await self._inner.load_session(request)
         if ex.loaded is None:
             self._app.oracle.ledger.load(ex, copy.deepcopy(dict(session)))
         await ex.pass_gate("loaded")
@@ -68,8 +63,7 @@ class Observed(AbstractStorage):
         content = copy.deepcopy(dict(session))
         self._app.oracle.ledger.save(ex, content)
         await ex.pass_gate("save")
-        with self._app.asking(remote=self._remote):
-            await self._inner.save_session(request, response, session)
+        await self._inner.save_session(request, response, session)
         cookie = response.cookies.get(self.cookie_name)
         if cookie is not None and cookie.value:
             self._app.keep_copy(cookie.coded_value)
@@ -84,7 +78,6 @@ class App:
         registry: Its registry.
         storage: Its storage.
         oracle: Who judges.
-        remote: Whether the storage asks a server outside of the world.
         handler_cancellation: Whether aiohttp cancels the handler of a client that is gone.
     """
 
@@ -94,14 +87,13 @@ class App:
         storage: AbstractStorage,
         oracle: Oracle,
         *,
-        remote: bool = False,
         handler_cancellation: bool = False,
     ) -> None:
         self.registry = registry
         self.oracle = oracle
         self.copies: list[str] = []
         self._by_number: dict[str, Exchange] = {}
-        sessions = aiohttp_session.session_middleware(Observed(storage, self, remote=remote))
+        sessions = aiohttp_session.session_middleware(Observed(storage, self))
         app = web.Application(middlewares=[self._outside, sessions, session_ws_middleware])
         setup(app, registry)
         app.on_response_prepare.append(self._on_prepare)
@@ -115,6 +107,10 @@ class App:
         """Expect a request."""
         self._by_number[str(ex.number)] = ex
 
+    def forget(self) -> None:
+        """Forget all requests: aiohttp keeps the handlers of its last 1024 routes."""
+        self._by_number.clear()
+
     def exchange_of(self, request: web.Request) -> Exchange:
         """Return which exchange *request* is of."""
         return self._by_number[request.headers[NUMBER]]
@@ -123,10 +119,6 @@ class App:
         """Let the thief have a copy of a cookie."""
         if cookie not in self.copies:
             self.copies.append(cookie)
-
-    def asking(self, *, remote: bool) -> Any:
-        """Let no time pass while a server outside is asked."""
-        return virtual_loop().asking_outside(count=int(remote))
 
     # What the registry calls
 

@@ -15,14 +15,8 @@ from typing import Any
 from aiohttp_session_ws import SessionWSRegistry
 from aiohttp_session_ws._lineage import Lineage, Subject
 from aiohttp_session_ws.connections.connection import TrackedConnection
-from aiohttp_session_ws.registry.cluster import (
-    Cluster,
-    LocalNode,
-    Order,
-    OwnReport,
-    PendingReport,
-    SingleProcess,
-)
+from aiohttp_session_ws.registry.cluster import Cluster, LocalNode, Order, PendingReport
+from aiohttp_session_ws.registry.single_process import SingleProcess
 from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import Change, Records
 from aiohttp_session_ws.sessions.status import status
@@ -109,7 +103,7 @@ class MemoryCluster(SingleProcess):
         if not recorded:
             self._shared.record(order)
         self._shared.send(self._node, order)
-        return OwnReport()
+        return super().publish(order)
 
     def check_due(self, token: str) -> bool:
         """Tell whether it is time to ask."""

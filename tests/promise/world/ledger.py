@@ -10,6 +10,7 @@ and what administrators order, and keeps two facts of each log-in:
   only ways a living browser loses its session".
 
 It knows nothing of lineages, generations and records, nor of anything else of the implementation.
+It is long since every exception that the text makes is judged here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Ledger:
     Attributes:
         logins: All, by token.
         exchanges: All requests.
+        ids: All ids that any log-in was saved with, the oldest first.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Ledger:
         self.log = log
         self.logins: dict[Any, Login] = {}
         self.exchanges: list[Exchange] = []
+        self.ids: dict[Hashable, None] = {}
         self._moments = 0
         self._saves = 0
         self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
@@ -102,6 +105,7 @@ class Ledger:
         self._shaking: set[Exchange] = set()
         self._identity_ends: list[tuple[Hashable, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
+        self._renewals: list[tuple[str | None, list[int]]] = []
         self._presented: list[Content] = []
         self._saved: list[Content] = []
         self._root: dict[Hashable, Hashable] = {}  # joins the ids that one session had
@@ -131,6 +135,7 @@ class Ledger:
     def renewed(self, ex: Exchange, session: Content) -> None:
         """Note that *ex* has renewed its session."""
         session["tags"] = [*session.get("tags", ()), ex.number]
+        self._renewals.append((session.get("tok"), session["tags"]))
         self._shake(ex)
 
     def replaced(self, ex: Exchange) -> None:
@@ -154,6 +159,7 @@ class Ledger:
 
     def log_out(self, ex: Exchange) -> None:
         """Note that *ex* ends the session it came with, whatever it was given."""
+        ex.replaced = True
         self._doom(ex, f"{ex} logged out")
         self.end(self.logins.get(ex.token), ex, ex.plan.node)
 
@@ -219,13 +225,12 @@ class Ledger:
         now, name = self.now(), f"end_session({session_ws_id})"
         self._id_ends.append((session_ws_id, now))
         for login in self.logins.values():
-            if session_ws_id in login.ids and login.at < now:
+            # Of several sessions that came to share an id, those that had another before are
+            # found by it only as far as they still carry it.
+            shared = self.derive is not None and login.ids != {session_ws_id}
+            if session_ws_id in login.ids and login.at < now and not shared:
                 self.end(login, name, node)
-            came_with = login.by and login.by in self._elsewhere and login.by.loaded
-            if (
-                session_ws_id in self.ids_of(login)
-                or (came_with and self.id_of(came_with) == session_ws_id)
-            ):
+            if session_ws_id in self.ids_of(login) or self._goes_on_from(login, session_ws_id):
                 login.doomed.add(name)
                 login.shaken = now
 
@@ -259,6 +264,7 @@ class Ledger:
             self._root[self.root(session_ws_id)] = self.root(self.id_of(ex.loaded))
         if login := self.logins.get(content.get("tok")):
             login.ids.add(session_ws_id)
+            self.ids.setdefault(session_ws_id)
             if any(i == session_ws_id and t >= login.arrived for i, t in self._id_ends):
                 login.doomed.add("its id was ended while it logged in")
         self._judge_races(ex)
@@ -276,15 +282,33 @@ class Ledger:
 
     def ids_of(self, login: Login) -> set[Hashable]:
         """Return the ids that a log-in may be found under."""
+        found = {*login.ids}
         if self.derive is not None:
-            return {*login.ids, self.derive(login.user)}
+            found.add(self.derive(login.user))
         if self.identify:
-            return login.ids
-        loaded = self.id_of(login.by.loaded) if login.by and login.by.loaded else None
-        roots = {self.root(session_ws_id) for session_ws_id in {*login.ids, loaded}}
-        return {
-            i for i in {*self._root, *login.ids, loaded} if i is not None and self.root(i) in roots
-        }
+            return found
+        if login.by and login.by.loaded:
+            found.add(self.id_of(login.by.loaded))
+        roots = {self.root(session_ws_id) for session_ws_id in found}
+        known = {*self._root, *self._root.values(), *found} - {None}
+        return {session_ws_id for session_ws_id in known if self.root(session_ws_id) in roots}
+
+    def _goes_on_from(self, login: Login, session_ws_id: Hashable) -> bool:
+        """Tell whether a log-in goes on from a session with this id, by a log-out elsewhere."""
+        if login.by is None or login.by not in self._elsewhere:
+            return False
+        contents = [content for content in (login.by.loaded, login.by.saw) if content]
+        return session_ws_id in map(self.id_of, contents)
+
+    def contested(self, token: str, tags: list[int]) -> bool:
+        """Tell whether a log-in was renewed in another way, too: perhaps nobody got that."""
+        paths = [path for of, path in self._renewals if of == token]
+        return any(path != tags[: len(path)] and tags != path[: len(tags)] for path in paths)
+
+    def told_to_reconnect(self, login: Login, since: float) -> bool:
+        """Tell whether sockets of a log-in were told to come back since then, or may be now."""
+        under_way = [ex for ex in self._shaking if not ex.done]
+        return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
     def root(self, session_ws_id: Hashable) -> Hashable:
         """Return what all ids that a session had have in common."""
@@ -357,12 +381,16 @@ class Ledger:
     def _shake(self, ex: Exchange) -> None:
         """Note that sockets of the session of *ex*, and under its id, have to come back."""
         self._shaking.add(ex)
+        for login in self._shaken_by(ex):
+            login.shaken = self.now()
+
+    def _shaken_by(self, ex: Exchange) -> list[Login]:
+        """Find the log-ins whose sockets have to come back by what *ex* does."""
         contents = [content for content in (ex.loaded, ex.saw, ex.left, *ex.saved) if content]
         tokens = {content.get("tok") for content in contents}
         ids = {self.id_of(content) for content in contents}
-        for login in self.logins.values():
-            if login.token in tokens or ids & self.ids_of(login):
-                login.shaken = self.now()
+        logins = self.logins.values()
+        return [login for login in logins if login.token in tokens or ids & self.ids_of(login)]
 
     def _ended_lately(self, ex: Exchange) -> bool:
         """Tell whether somebody has ended the session that *ex* came with."""

@@ -143,7 +143,8 @@ class Oracle:
         tags = ex.saw.get("tags", [])
         for since, other in self.served:
             newer = other.get("tok") == login.token and len(other["tags"]) > len(tags)
-            if newer and other["tags"][: len(tags)] == tags:
+            extends = newer and other["tags"][: len(tags)] == tags
+            if extends and not self.ledger.contested(login.token, other["tags"]):
                 late = ex.loaded_at - since - GRACE
                 if late > (MISSED if self.nodes > 1 else 0):
                     self.blame("given up", f"{ex} is served {tags} after {other['tags']}")
@@ -176,10 +177,8 @@ class Oracle:
         self.ledger.log(f"{ex}: {status}{f' {ex.client.closed}' if ex.client.closed else ''}")
         if ex.refused:
             self._judge_refusal(ex)
-        elif status is not None and status >= 500 and ex.plan.ending not in MAY_FAIL:
-            late = ex.plan.upgrade and ex.done_at - ex.arrived >= HANDSHAKE
-            if not (status == 503 and late):  # what asks for a websocket may not load for ever
-                self.blame("error", f"{ex} was answered with {status}")
+        elif status is not None and status >= 500 and not self._may_fail(ex):
+            self.blame("error", f"{ex} was answered with {status}")
 
     def _judge_refusal(self, ex: Exchange) -> None:
         status, code = ex.client.status, ex.client.closed
@@ -191,7 +190,8 @@ class Oracle:
             self.blame("error", f"{ex} was refused with {status}")
             return
         login = self._living(ex)
-        if login is not None and (code != 4403 or login.shaken < ex.arrived - GRACE):
+        told = login is not None and self.ledger.told_to_reconnect(login, ex.arrived - GRACE)
+        if login is not None and (code != 4403 or not told):
             self.blame("refused", f"{ex} got {code}, though {login.token} lives")
 
     def deliver(self, ex: Exchange, cookie: str | None, *, has_cookie: bool) -> None:
@@ -201,14 +201,15 @@ class Oracle:
         saw: str | None = (ex.saw or {}).get("tok")
         lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
         slow = ex.judged_at - ex.arrived >= SETTLED  # it may have been given an empty session
-        another = slow or self._began_anew(ex) or not browser.came_from(ex.cookie)
+        unheard = self.nodes > 1  # a write on a node that hadn't heard of what came in between
+        another = slow or unheard or self._began_anew(ex) or not browser.came_from(ex.cookie)
         uninvited = has_cookie and browser.jar != ex.cookie and another
         if has_cookie:
             browser.parents[cookie] = ex.cookie
             browser.jar, browser.order = cookie, ex.order
         if ex.plan.opens or not ex.client.status or ex.client.status >= 400:
             token: str | None = browser.expects
-        elif (ex.left or {}).get("tok") == saw:
+        elif (ex.left or {}).get("tok") == saw and not ex.replaced:
             token = browser.expects
         else:
             token = self._told(ex)
@@ -248,7 +249,7 @@ class Oracle:
         ex, code = socket.exchange, socket.exchange.client.closed
         if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
             return
-        if code != 4403 or login.shaken < ex.arrived - GRACE:
+        if code != 4403 or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
     # Questions
@@ -274,12 +275,18 @@ class Oracle:
         return max(login.ended, socket.opened_at)
 
     def _asked_before(self, ex: Exchange, login: Login) -> bool:
-        """Tell whether the end came when *ex* had perhaps asked already, on another node.
+        """Tell whether the end came when *ex* had perhaps asked Redis already.
 
-        The message, or the next heartbeat, closes its socket.
+        A message, or the next heartbeat, closes its socket.
         """
         assert login.ended is not None
-        return ex.plan.node != login.ended_on and ex.arrived < login.ended
+        return self.nodes > 1 and ex.arrived < login.ended
+
+    def _may_fail(self, ex: Exchange) -> bool:
+        """Tell whether an error is nobody's fault."""
+        # What asks for a websocket may not load for ever, whatever it turns out to be.
+        late = ex.plan.upgrade and ex.done_at - ex.arrived >= HANDSHAKE
+        return late or ex.plan.ending in MAY_FAIL
 
     def _began_anew(self, ex: Exchange) -> bool:
         """Tell whether *ex* was given a session that has nothing to do with its cookie."""

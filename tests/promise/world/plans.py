@@ -32,6 +32,8 @@ T = TypeVar("T")
 STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
 #: What happens most often is there more than once.
 WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "knock": 1}
+#: How likely a request is held up at a gate; elsewhere it is less.
+PAUSES = {"handler": 0.3, "handled": 0.3}
 #: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
 WAITS = [0.2, 11.0, 31.0, 70.0]
 
@@ -43,8 +45,8 @@ def make_config(rng: random.Random) -> Config:
         identify=rng.random() < 0.7,
         ids="derived" if rng.random() < 0.2 else "unique",
         legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
-        cancels=rng.random() < 0.3,
-        nodes=2 if rng.random() < 0.25 else 1,
+        cancels=rng.random() < 0.4,
+        cluster=rng.choices(["", "memory", "redis"], [73, 25, 2])[0],
     )
 
 
@@ -57,7 +59,7 @@ def make_plan(rng: random.Random, config: Config) -> Plan:
         action,
         user=rng.choice(["ann", "ann", "bob"]),
         ending=rng.choice(ENDINGS) if rng.random() < 0.15 else "return",
-        pauses=tuple(gate for gate in GATES if rng.random() < 0.2),
+        pauses=tuple(gate for gate in GATES if rng.random() < PAUSES.get(gate, 0.2)),
         lost=rng.random() < 0.1,
         upgrade=rng.random() < 0.08,
         node=rng.randrange(config.nodes),
@@ -71,9 +73,9 @@ def make_step(rng: random.Random, config: Config) -> Step:
         return Visit(rng.choice(BROWSERS), make_plan(rng, config))
     if kind < 0.46:
         return Theft(rng.randrange(100), make_plan(rng, config))
-    if kind < 0.82:
+    if kind < 0.80:
         return GoOn(rng.randrange(100))
-    if kind < 0.88:
+    if kind < 0.86:
         return Wait(rng.choice(WAITS))
     if kind < 0.91:
         return Vanish(rng.randrange(100))
@@ -98,7 +100,44 @@ def make_world(seed: int) -> tuple[Config, list[Step]]:
     """Make the world of a seed: its kind, and what happens in it."""
     rng = random.Random(seed)
     config = make_config(rng)
-    return config, [make_step(rng, config) for _ in range(rng.randrange(5, 30))]
+    steps: list[Step] = []
+    steps += [Visit(name, Plan("log_in_renewed")) for name in BROWSERS if rng.random() < 0.4]
+    for _ in range(rng.randrange(5, 30)):
+        if rng.random() < 0.05:
+            steps += impatient(rng, config)
+        elif rng.random() < 0.05:
+            steps += overtaken(rng, config)
+        elif config.nodes > 1 and rng.random() < 0.1:
+            steps += uninformed(rng, config)
+        else:
+            steps.append(make_step(rng, config))
+    return config, steps
+
+
+def impatient(rng: random.Random, config: Config) -> list[Step]:
+    """Let a browser go away while its request is held up in the handler, or right after it."""
+    plan = replace(make_plan(rng, config), pauses=(rng.choice(["handled", "identify", "save"]),))
+    return [Visit(rng.choice(BROWSERS), plan), Vanish(-1)]
+
+
+def uninformed(rng: random.Random, config: Config) -> list[Step]:
+    """Let a browser use a node that has asked lately, and misses what is ordered on another."""
+    name, node = rng.choice(BROWSERS), rng.randrange(config.nodes)
+    what = rng.choice(["end_session", "end_identity" if config.identify else "end_session"])
+    plan = make_plan(rng, config)
+    return [
+        Visit(name, Plan("read", node=node)),
+        Order(what, rng.randrange(100), node=1 - node),
+        Visit(name, replace(plan, action=rng.choice(["renew", plan.action]), node=node)),
+    ]
+
+
+def overtaken(rng: random.Random, config: Config) -> list[Step]:
+    """Let a browser renew its session, and come back, while another of its requests is slow."""
+    name = rng.choice(BROWSERS)
+    slow = replace(make_plan(rng, config), pauses=(rng.choice(["load", "handler", "handled"]),))
+    renewal = Plan(rng.choice(["renew", "delete_id", "log_in_renewed"]))
+    return [Visit(name, slow), Visit(name, renewal), Visit(name, Plan("read"))]
 
 
 def shrink(

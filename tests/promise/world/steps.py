@@ -19,7 +19,7 @@ class Config:
             keep sessions on the server.
         identify: Whether the registry knows users.
         ids: ``"unique"``; ``"derived"`` from the user by ``id_factory``.
-        nodes: How many servers there are.
+        cluster: ``"memory"`` or ``"redis"`` for two nodes, by what they know of each other.
         legacy: Whether the browsers have sessions of before the installation: ``"bare"``
             without an id, ``"1.1.1"`` with one.
         cancels: Whether aiohttp cancels the handler of a client that is gone.
@@ -28,9 +28,14 @@ class Config:
     storage: str = "simple"
     identify: bool = True
     ids: str = "unique"
-    nodes: int = 1
+    cluster: str = ""
     legacy: str = ""
     cancels: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many servers there are."""
+        return 2 if self.cluster else 1
 
     @property
     def on_server(self) -> bool:

@@ -21,7 +21,7 @@ from unittest import mock
 
 T = TypeVar("T")
 
-EPOCH = 1_800_000_000.0  # what the wall clock shows when a world begins
+EPOCH = float(int(time.time()))  # what the wall clock shows when a world begins
 UPTIME = 1_000.0  # what the monotonic clock shows then
 SILENCE = 5.0  # real seconds after which a server outside of the world is given up
 CLOCKS = (time.time, time.monotonic)
@@ -56,7 +56,7 @@ class VirtualSelector(selectors.BaseSelector):
         clock: Whose time.
 
     Attributes:
-        outside: Number of questions that a server outside of the world has yet to answer.
+        outside: Connections to a server outside of the world that has yet to answer.
         patience: Real seconds to listen to the outside before the loop counts as idle.
         idle: Called once when the loop is idle; the time doesn't jump then.
     """
@@ -64,7 +64,7 @@ class VirtualSelector(selectors.BaseSelector):
     def __init__(self, clock: VirtualTime) -> None:
         self._clock = clock
         self._real = selectors.DefaultSelector()
-        self.outside = 0
+        self.outside: set[object] = set()
         self.patience = 0.0
         self.idle: list[Callable[[], None]] = []
 
@@ -122,20 +122,41 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return the virtual time."""
         return self.clock.monotonic()
 
+    async def create_connection(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
+        """Connect to a server outside; no time passes while it has yet to answer."""
+        outside, key = self.virtual_selector.outside, object()
+        outside.add(key)
+        try:
+            connected: tuple[Any, Any] = await super().create_connection(
+                protocol_factory, *args, **options
+            )
+        finally:
+            outside.discard(key)
+        transport, protocol = connected
+        write, received, lost = transport.write, protocol.data_received, protocol.connection_lost
+
+        def write_and_wait(data: bytes) -> None:
+            outside.add(key)
+            write(data)
+
+        def receive(data: bytes) -> None:
+            outside.discard(key)
+            received(data)
+
+        def lose(exc: Exception | None) -> None:
+            outside.discard(key)
+            lost(exc)
+
+        transport.write = write_and_wait
+        transport.writelines = lambda data: write_and_wait(b"".join(data))
+        protocol.data_received, protocol.connection_lost = receive, lose
+        return transport, protocol
+
     async def quiet(self) -> None:
         """Wait until all tasks wait; no time passes."""
         idle = asyncio.Event()
         self.virtual_selector.idle.append(idle.set)
         await idle.wait()
-
-    @contextlib.contextmanager
-    def asking_outside(self, *, count: int = 1) -> Iterator[None]:
-        """Let no time jump while a server outside of the world is asked *count* questions."""
-        self.virtual_selector.outside += count
-        try:
-            yield
-        finally:
-            self.virtual_selector.outside -= count
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -4,20 +4,34 @@ A world: servers, browsers with cookie jars, a thief with copies, administrators
 A plan is a list of steps. A world does one after the other; between two steps it waits until all
 that can happen without time passing has happened. So the same plan gives the same world, and a
 step can be left out to see whether it mattered.
+
+It is long since it also knows how each kind of server, storage and cluster is set up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
+from unittest import mock
 
 import aiohttp_session
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import Session
 
-from aiohttp_session_ws import DEFAULT_ID_FACTORY, DEFAULT_SESSION_KEY, SessionWSRegistry
+from aiohttp_session_ws import (
+    DEFAULT_ID_FACTORY,
+    DEFAULT_SESSION_KEY,
+    Expiry,
+    SessionWSRegistry,
+)
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.redis.inbound import Inbound
 
 from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
@@ -42,7 +56,16 @@ from .virtual import run, virtual_loop
 from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
+EXPIRY = Expiry()
+HEAR = Inbound.hear
+MEASURE = RedisClock.measure
+PATIENCE = 0.001  # real seconds in which what Redis publishes is heard
 TICK = 0.001  # seconds between two steps
+
+
+def measure(clock: RedisClock, server: float, sent: float, received: float) -> None:
+    """Let Redis' clock be the one of the world."""
+    MEASURE(clock, time.time(), sent, received)
 
 
 class World:
@@ -51,9 +74,11 @@ class World:
     def __init__(self, config: Config, redis_port: int | None = None) -> None:
         self.config = config
         self.trace: list[str] = []
-        self._remote = config.storage == "redis"
+        self._redis_port = redis_port
         self._storage, self._close_storage = make_storage(config.storage, redis_port)
         self._counter = 0
+        self._messages = 0
+        self._faults = contextlib.ExitStack()
         self._running: list[asyncio.Task[Any]] = []
         ledger = Ledger(
             identify=config.identify,
@@ -64,7 +89,8 @@ class World:
         )
         self.oracle = Oracle(ledger, config.nodes)
         self.apps: list[App] = []
-        self.shared = SharedRecords() if config.nodes > 1 else None
+        self.shared = SharedRecords() if config.cluster == "memory" else None
+        self._prefix = f"world {secrets.token_hex(8)}"
 
     @property
     def ledger(self) -> Ledger:
@@ -84,6 +110,11 @@ class World:
 
     async def __aenter__(self) -> World:
         virtual_loop().set_exception_handler(self._on_loop_error)
+        if self.config.cluster == "redis":
+            virtual_loop().virtual_selector.patience = PATIENCE
+            self._faults.enter_context(mock.patch.object(RedisClock, "measure", measure))
+            lossy = mock.patch.object(Inbound, "hear", lambda node, data: self._hear(node, data))
+            self._faults.enter_context(lossy)
         for _ in range(self.config.nodes):
             await self._add_app()
         if self.config.legacy:
@@ -96,35 +127,47 @@ class World:
             task.cancel()
         for app in self.apps:
             await app.runner.cleanup()
-        with virtual_loop().asking_outside(count=int(self._remote)):
-            await self._close_storage()
+            app.forget()
+        await self._close_storage()
+        self._faults.close()
+        self.oracle.sockets.clear()
+        self.exchanges.clear()
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
 
     async def _add_app(self) -> None:
         app: App
-        options: dict[str, Any] = {"id_factory": self._make_id}
+        options: dict[str, Any] = {"id_factory": self._make_id, "expiry": EXPIRY}
         if self.config.ids == "unique":
             options["id_factory"] = DEFAULT_ID_FACTORY
         if self.config.identify:
             options["identify"] = lambda request: app.identify(request)
         options["authorize"] = lambda request: app.authorize(request)
-        if self.shared is None:
-            registry = SessionWSRegistry(**options)
+        name = f"node {len(self.apps)}"
+        if self.shared is not None:
+            registry = registry_in(self.shared, name, **options)
+        elif self.config.nodes > 1:
+            url = f"redis://127.0.0.1:{self._redis_port}"
+            options |= {"prefix": self._prefix, "node": name}
+            registry = RedisSessionWSRegistry(url, **options)
         else:
-            registry = registry_in(self.shared, f"node {len(self.apps)}", **options)
+            registry = SessionWSRegistry(**options)
         app = App(
             registry,
             self._storage,
             self.oracle,
-            remote=self._remote,
             handler_cancellation=self.config.cancels,
         )
         if self.apps:
             app.copies = self.apps[0].copies
         self.apps.append(app)
         await app.runner.setup()
+
+    def _hear(self, node: Inbound, data: bytes) -> Awaitable[None] | None:
+        """Lose every third of the messages that are published."""
+        self._messages += 1
+        return HEAR(node, data) if self._messages % 3 else None
 
     async def _make_id(self, request: web.Request) -> str:
         """Derive an id from the user."""
@@ -140,12 +183,12 @@ class World:
         if self.config.legacy == "1.1.1":
             content[DEFAULT_SESSION_KEY] = f"old-{browser.name}"
             login.ids.add(f"old-{browser.name}")
+            self.ledger.ids[f"old-{browser.name}"] = None
         storage = self._storage
         data = {"session": content, "created": int(virtual_loop().clock.time()) - 50}
         session = Session(None, data=data, new=False)  # type: ignore[arg-type]  # it's one
         response = web.Response()
-        with virtual_loop().asking_outside(count=int(self._remote)):
-            await storage.save_session(make_mocked_request("GET", "/"), response, session)
+        await storage.save_session(make_mocked_request("GET", "/"), response, session)
         browser.jar = response.cookies[storage.cookie_name].coded_value
         browser.expects = login.token
         self.apps[0].keep_copy(browser.jar)
@@ -181,8 +224,8 @@ class World:
         await self.do(Wait(seconds))
 
     def ids(self) -> list[str]:
-        """Return the ids of all sessions that a log-in was ever saved in."""
-        return sorted({str(i) for login in self.ledger.logins.values() for i in login.ids})
+        """Return the ids of all sessions that a log-in was ever saved in, the oldest first."""
+        return [str(session_ws_id) for session_ws_id in self.ledger.ids]
 
     def browser(self, name: str) -> Browser:
         """Return a browser."""
@@ -328,23 +371,25 @@ class World:
                 self.oracle.blame("stuck", f"{ex} at {list(ex.held)}")
         if self.shared is not None:
             self.shared.reconcile()
-            self.oracle.reconciled = True
-        await asyncio.sleep(12.0)
+        await asyncio.sleep(12.0)  # several heartbeats
+        self.oracle.reconciled = True
         await self.settle()
-        for seconds in (0.0, 40.0):
-            await asyncio.sleep(seconds)
-            for name in BROWSERS:
-                await self._present(name, self.browser(name).jar)
-            for cookie in list(self.apps[0].copies):
-                await self._present("thief", cookie)
+        await self._present_everything("open", "read")
+        await asyncio.sleep(40.0)
+        await self._present_everything("read", "open")
 
-    async def _present(self, name: str, cookie: str | None) -> None:
-        for action in ("open", "read", "open"):
-            if self.oracle.violations:
-                return
-            cookie = cookie if name == "thief" else self.browser(name).jar
-            self.send(name, Plan(action), cookie)
-            await self.settle()
+    async def _present_everything(self, *actions: str) -> None:
+        """Let browsers present what they have, and the thief every copy of a cookie."""
+        for action in actions:
+            for name in BROWSERS:
+                self.send(name, Plan(action), self.browser(name).jar)
+                await self.settle()
+        for cookie in list(self.apps[0].copies):
+            for action in actions:
+                if self.oracle.violations:
+                    return
+                self.send("thief", Plan(action), cookie)
+                await self.settle()
 
 
 def play(

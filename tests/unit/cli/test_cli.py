@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
-from aiohttp_session_ws.cli.arguments import URL
-from aiohttp_session_ws.cli.output import span
 
+from aiohttp_session_ws import __version__
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.cli import commands
+from aiohttp_session_ws.cli.arguments import URL
+from aiohttp_session_ws.cli.output import span
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket
@@ -177,6 +178,45 @@ class TestProcesses:
         assert count.body["complete"] is False
         assert await expect_close(cluster.sockets[2]) == 4401
 
+    async def test_one_socket(self, cluster: Cluster, run: Run) -> None:
+        """One socket is closed by its own id, and nothing else is."""
+        url = cluster.redis.url
+        found = (await run(url, "connections", "--identity", "bob", "--json")).body
+        done = await run(url, "close", "--socket", found["connections"][0]["socket"])
+        again = await run(url, "close", "--socket", "0123456789ab")
+
+        assert (done.code, await expect_close(cluster.sockets[2])) == (0, 4403)
+        assert done.out.startswith("1 socket told to start anew")
+        assert (again.code, "no open socket has this id" in again.err) == (1, True)
+        assert not cluster.sockets[0].closed
+
+    async def test_stats(self, cluster: Cluster, run: Run) -> None:
+        """It tells what each process has counted, and how sockets have ended."""
+        url = cluster.redis.url
+        await run(url, "end", "--identity", "bob", "--wait", "20", "--by", "admin:7")
+        assert await expect_close(cluster.sockets[2]) == 4401
+        told = await run(url, "stats")
+        body = (await run(url, "stats", "--json")).body
+
+        lines = [re.split("  +", line) for line in told.out.splitlines()]
+        assert [line[:2] for line in lines[:3]] == [["NODE", "OPEN"], ["a", "1"], ["b", "1"]]
+        assert ["order", "4401", "1"] in lines
+        assert [node["closes"] for node in body["nodes"]] == [{}, {"order": {"4401": 1}}]
+        assert (told.code, body["complete"]) == (0, True)
+
+    async def test_watch(self, cluster: Cluster, run: Run) -> None:
+        """It shows the same again and again, and what has happened since."""
+        ending = asyncio.create_task(cluster.sockets[0].close())
+        shown = await run(cluster.redis.url, "watch", "--times", "3", "--every", "0.1")
+        as_json = await run(cluster.redis.url, "watch", "--times", "2", "--every", "0.1", "--json")
+        await ending
+
+        assert (shown.code, shown.err, shown.out.count("NODE ")) == (0, "", 3)
+        assert shown.out.count("WITHIN 0.1 S") == 2
+        assert "\x1b" not in shown.out  # it is no terminal
+        looks = [json.loads(line) for line in as_json.out.splitlines()]
+        assert [len(look["nodes"]) for look in looks] == [2, 2]
+
     async def test_as_a_program(self, cluster: Cluster) -> None:
         """It runs as its help says; a reader that has gone is no error."""
         environ = {URL: cluster.redis.url, "PYTHONPATH": str(ROOT)}
@@ -267,6 +307,33 @@ class TestWhom:
         assert 399 * 86400 < ttl <= 400 * 86400
 
 
+class TestLabels:
+    async def test_label(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
+        """What has a label is found and ended by it, a number too."""
+        client = await start_node(redis_server.url, labels=lambda request: {"device": 7})
+        cookie, url = await log_in(client), redis_server.url
+        async with socket(client, cookie) as ws:
+            found = await run(url, "connections", "--label", "device=7", "--json")
+            other = await run(url, "connections", "--label", "device=8", "--json")
+            done = await run(url, "end", "--label", "device=7", "--json")
+
+            assert await expect_close(ws) == 4401
+        assert len(found.body["connections"]) == 1
+        assert other.body["connections"] == []
+        assert (done.code, done.body["sockets"]) == (0, 1)
+        assert await refused(client, cookie) == 4401
+
+    async def test_close(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
+        """It may be told as JSON; who is told to reconnect may."""
+        client = await start_node(redis_server.url, labels=lambda request: {"device": 7})
+        cookie = await log_in(client)
+        async with socket(client, cookie) as ws:
+            argv = ["--label", "device=7", "--json-ids"]
+            done = await run(redis_server.url, "close", *argv)
+
+            assert (done.code, await expect_close(ws)) == (0, 4403)
+
+
 class TestTrouble:
     async def test_no_redis(self, run: Run) -> None:
         """It says that Redis isn't there, and not with which password it tried."""
@@ -317,6 +384,9 @@ class TestTrouble:
             (["end", "--session", ""], "is a variable of your script not set?"),
             (["end", "--session", "x", "--identity", "y"], "not allowed with"),
             (["end", "--session", "x", "--wait", "0"], "a number > 0"),
+            (["end", "--label", "device"], "NAME=VALUE"),
+            (["end", "--label", "device=7", "--session", "x"], "not allowed with"),
+            (["watch", "--times", "0"], "a whole number > 0"),
             (["end", "--session", "x", "--keep", "long"], "a number > 0"),
             (["end", "--session", "{}", "--json-ids"], "with --json-ids an id is JSON"),
             (["end", "--identity", "ann", "--json-ids"], "with --json-ids an id is JSON"),
@@ -375,6 +445,7 @@ class TestTrouble:
         monkeypatch.setattr(commands, "run", interrupt)
 
         assert (await run(nowhere(), "count")).code == 130
+        assert (await run(nowhere(), "watch")).code == 0
 
 
 class TestPrinting:
@@ -401,6 +472,10 @@ class TestPrinting:
     def test_span(self, seconds: float, text: str) -> None:
         """A duration is short to read."""
         assert span(seconds) == text
+
+    async def test_version(self, run: Run) -> None:
+        """It tells its version."""
+        assert await run("", "--version") == (0, f"{__version__}\n", "")
 
     async def test_help(self, run: Run) -> None:
         """The help tells where the URL comes from, and each exit code."""

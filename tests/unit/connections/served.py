@@ -5,6 +5,7 @@ A manager of connections behind a server, without sessions, and peers to talk to
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,8 +17,9 @@ from yarl import URL
 
 from aiohttp_session_ws._tasks import BackgroundTasks
 from aiohttp_session_ws.close_codes import NORMAL, Close
-from aiohttp_session_ws.connections.connection import ServedWebSocket, TrackedConnection
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.connections.manager import ConnectionManager
+from aiohttp_session_ws.connections.websocket import ServedWebSocket
 from aiohttp_session_ws.options import PushQueue, Timeouts
 from tests.support.clients import PATIENCE, until
 from tests.support.peers import NORMAL_CLOSE, RawPeer, TlsPeer
@@ -122,6 +124,14 @@ class Served:
         others = set(self.manager.open)
         peer = await self.peer(path, receive_buffer=receive_buffer)
         (connection,) = set(self.manager.open) - others
+        return peer, connection
+
+    async def slow(self, path: str = "/echo") -> tuple[RawPeer, TrackedConnection]:
+        """Return a peer that takes little at a time, and its connection."""
+        peer, connection = await self.connect(path, receive_buffer=4096)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return peer, connection
 
     async def stuck(self) -> tuple[RawPeer, TrackedConnection]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import ssl
 import weakref
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
@@ -22,13 +24,13 @@ from aiohttp_session_ws.close_codes import (
     Close,
 )
 from aiohttp_session_ws.connections import closing
-from aiohttp_session_ws.connections.closing import ends_with_close
+from aiohttp_session_ws.connections.close_order import Closing, ends_with_close
 from aiohttp_session_ws.connections.connection import (
     CLOSED,
     CLOSING,
-    ServedWebSocket,
     TrackedConnection,
 )
+from aiohttp_session_ws.connections.websocket import ServedWebSocket
 from aiohttp_session_ws.options import Timeouts
 
 from .served import (
@@ -88,13 +90,14 @@ class TestFrames:
             assert (frames, result) == ([[ENDED]] * 5, (0, 0))
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who answers while frames are written is closed when all are."""
+        """Who answers while frames are written is closed when all are, some at a time."""
+        monkeypatch.setattr(closing, "ANSWERS", 1)
         monkeypatch.setattr(closing, "SLICE", 0.0)
         monkeypatch.setattr(closing, "LOOK", 1)
         async with served() as s:
             (first, one), (last, two) = await s.connect(), await s.connect()
             done = s.manager.close_now([one, two], SESSION_ENDED)
-            assert isinstance(one.closing, closing.Closing)
+            assert isinstance(one.closing, Closing)
             one.closing.data_received(b"\x88\x80\0\0\0\0")
             assert one.transport is not None
             waited = not one.transport.is_closing()
@@ -439,6 +442,30 @@ class TestHandlers:
             await asyncio.wait({task})
             assert s.manager.opening.size == 0
 
+    async def test_of_a_handshake_that_comes_to_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may end, or be taken out, before its turn in an order has come, or between two."""
+        monkeypatch.setattr(closing, "SLICE", 0.0)
+        monkeypatch.setattr(closing, "LOOK", 1)
+        async with served() as s:
+            task = asyncio.current_task()
+            first, second = (
+                TrackedConnection("session", ServedWebSocket(), None, task) for _ in range(2)
+            )
+            for connection in (first, second):
+                s.manager.add_handshake(connection)
+            thing = s.manager.add_by_hand("session", self)
+            assert thing is not None
+            done = s.manager.close_now([first, second, thing], SESSION_ENDED)
+            for connection in (first, second):
+                s.manager.discard_handshake(connection)
+            s.manager.remove_by_hand("session", self)
+
+            assert await done == (0, 0)
+            assert await s.manager.close_now([first, second, thing], NORMAL) == (0, 0)
+            assert await s.manager.start_close(first, NORMAL) == (0, 0)
+
 
 class TestOrders:
     async def test_two_at_a_time(self) -> None:
@@ -737,6 +764,30 @@ class TestLastWords:
 
             assert frame == 2 + len(ENDED[1])
             peer.close()
+
+    async def test_not_before_what_is_being_compressed(self) -> None:
+        """They are dropped if a sender is in the way that a thread works for."""
+
+        async def send(connection: TrackedConnection) -> None:
+            await connection.ws.receive()
+            sending = asyncio.create_task(connection.ws.send_bytes(os.urandom(5_000_000)))
+            for _ in range(3):  # until the thread is at it
+                await asyncio.sleep(0)
+            s.manager.close_soon([connection], SESSION_ENDED)
+            await asyncio.wait({sending})
+
+        async with (
+            served(options={"compress": True}, send=send) as s,
+            aiohttp.ClientSession() as session,
+            session.ws_connect(s.url / "send", compress=15) as ws,
+        ):
+            await until(lambda: s.manager.open.size)
+            (connection,) = s.manager.all()
+            connection.last_words = lambda close: "goodbye"
+            await ws.send_str("go")
+            message = await ws.receive()
+
+            assert (message.type, message.data) == (WSMsgType.CLOSE, 4401)
 
     async def test_a_bug_in_them(self, caplog: pytest.LogCaptureFixture) -> None:
         """It is logged, and the socket is closed all the same."""

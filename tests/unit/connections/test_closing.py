@@ -15,13 +15,13 @@ from aiohttp import WSMsgType, web
 from aiohttp_session_ws import (
     REGISTRY_KEY,
     Close,
-    Connection,
     SessionWSRegistry,
     Timeouts,
     registry_from,
     session_ws,
 )
 from aiohttp_session_ws.close_codes import GOING_AWAY
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.results import CloseReport
 from tests.support import (
     NORMAL_CLOSE,
@@ -309,7 +309,7 @@ class TestTls:
     @staticmethod
     async def full(
         client: Client, registry: SessionWSRegistry, path: str
-    ) -> tuple[TlsPeer, Connection]:
+    ) -> tuple[TlsPeer, TrackedConnection]:
         """Return a peer that doesn't read, once nothing more goes to it, and its connection."""
         peer = await TlsPeer.open(client.make_url(path), cookie_of(client), receive_buffer=4096)
         (connection,) = connections(registry)

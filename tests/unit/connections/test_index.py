@@ -5,7 +5,6 @@ Connections by a key.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -14,16 +13,9 @@ from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.connections.index import Index
 
 
-class Nothing:
-    """What no connection of these tests needs: somebody who closes it."""
-
-    async def close_connection(self, connection: Any, close: Any) -> None:
-        """Close nothing."""
-
-
 def connection(session_ws_id: Hashable) -> TrackedConnection:
     """Return a connection of a socket of its own."""
-    return TrackedConnection(session_ws_id, object(), Nothing())
+    return TrackedConnection(session_ws_id, object())
 
 
 class Model(RuleBasedStateMachine):
@@ -50,7 +42,7 @@ class Model(RuleBasedStateMachine):
         """File a connection unless it is there."""
         new = connection(key)
 
-        again = TrackedConnection(key, new.ws, Nothing())
+        again = TrackedConnection(key, new.ws)
 
         assert self.index.add_new(key, new)
         assert not self.index.add_new(key, again)

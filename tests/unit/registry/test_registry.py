@@ -107,7 +107,7 @@ class Watching(SessionWSRegistry):
         super().__init__(**options)
         self.heard: asyncio.Queue[tuple[str, Hashable, object]] = asyncio.Queue()
 
-    def register(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
+    def register(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:  # type: ignore[override]  # as 1.1.1 had it
         """Hear of a socket."""
         self.heard.put_nowait(("register", session_ws_id, ws))
         return super().register(session_ws_id, ws)
@@ -121,7 +121,7 @@ class Watching(SessionWSRegistry):
 class AsyncWatching(Watching):
     """Does the same with awaitables, and takes its time."""
 
-    async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+    async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
         """Hear of a socket."""
         await asyncio.sleep(0)
         Watching.register(self, session_ws_id, ws)
@@ -449,7 +449,7 @@ class TestOverrides:
         failure = RuntimeError("no broker")
 
         class Registry(Watching):
-            def register(self, session_ws_id: Hashable, ws: Any) -> Awaitable[None] | None:
+            def register(self, session_ws_id: Hashable, ws: Any) -> Awaitable[None] | None:  # type: ignore[override]  # as 1.1.1 had it
                 if late:
                     return self._fail()
                 raise failure
@@ -511,7 +511,7 @@ class TestOverrides:
         entered, closed, ran = asyncio.Event(), asyncio.Event(), False
 
         class Registry(SessionWSRegistry):
-            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
                 entered.set()
                 await closed.wait()
 
@@ -539,7 +539,7 @@ class TestOverrides:
         """An override needn't call ours: the registry knows its sockets without it."""
 
         class Registry(SessionWSRegistry):
-            def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:
+            def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
                 pass
 
             def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import AbstractStorage, SimpleCookieStorage
-from aiohttp_session_ws.revocation import Kind, Revocations
+from aiohttp_session import AbstractStorage
+from aiohttp_session.redis_storage import RedisStorage
+from redis.asyncio import Redis
 
 from aiohttp_session_ws import SessionWSRegistry, get_session_ws_id
 from tests.support import (
-    COOKIE,
     QUICK,
     AiohttpClient,
     Client,
@@ -24,27 +24,17 @@ from tests.support import (
     expect_close,
     make_app,
 )
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Wall
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    return Wall(monkeypatch)
 
 
 @pytest.fixture
-def registry(clock: Clock) -> SessionWSRegistry:
-    registry = SessionWSRegistry(timeouts=QUICK)
-    registry._revocations = Revocations(clock=clock)
-    return registry
+def registry(wall: Wall) -> SessionWSRegistry:
+    return SessionWSRegistry(timeouts=QUICK)
 
 
 async def seen(client: Client, cookie: str | None = None) -> dict[str, Any]:
@@ -98,7 +88,7 @@ class TestMinting:
 
 class TestDeadIds:
     async def test_ended(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, clock: Clock
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, wall: Wall
     ) -> None:
         """A stale cookie gets an empty session; after a while it gets a new cookie too."""
         client = await aiohttp_client(make_app(registry))
@@ -106,59 +96,55 @@ class TestDeadIds:
         stale = cookie_of(client)
         await registry.end_session(id_)
         young = await seen(client, stale)
-        clock.now += 11
+        wall.advance(11)
         old = await seen(client, stale)
 
         assert young == {"user": None, "id": None, "set": False}
         assert (old["user"], old["set"]) == (None, True)
         assert old["id"] not in (None, id_)
 
-    async def test_moved(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, clock: Clock
+    @pytest.mark.parametrize("met", [True, False])
+    async def test_renewed(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, wall: Wall, met: bool
     ) -> None:
-        """A cookie from before a renewal is left alone, and after a while given a new id."""
+        """
+        A cookie from before a renewal is left alone for the grace; after it it is replaced by
+        an empty session if somebody has come with the newer one, else it serves on.
+        """
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         stale = cookie_of(client)
         await client.get("/renew")
+        if met:
+            await client.get("/whoami")
         young = await seen(client, stale)
-        clock.now += 11
+        wall.advance(31)
         old = await seen(client, stale)
 
         assert young == {"user": "ann", "id": id_, "set": False}
-        assert (old["user"], old["set"]) == ("ann", True)
-        assert old["id"] not in (None, id_)
+        if met:
+            assert (old["user"], old["set"]) == (None, True)
+            assert old["id"] not in (None, id_)
+        else:
+            assert old == young
 
-    async def test_moved_and_saved_meanwhile(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    async def test_renewed_and_saved_meanwhile(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, redis_port: int
     ) -> None:
-        """A request that loaded the session just before its renewal was saved sees the new one."""
-        sessions = ["old", "new"]
+        """On the server, an older generation is the trace of a lost race, and is repaired."""
+        async with Redis(host="127.0.0.1", port=redis_port) as redis:
+            client = await aiohttp_client(make_app(registry, RedisStorage(redis)))
+            await client.get("/login")
+            key = cookie_of(client).replace("=", "_")
+            before = await redis.get(key)
+            await client.get("/renew")
+            assert before is not None
+            await redis.set(key, before)  # a request that overlapped has saved its older copy
+            await client.get("/whoami")
+            async with client.ws_connect("/ws") as ws:
+                _, user = (await ws.receive()).json()
 
-        class ServerSide(SimpleCookieStorage):
-            async def load_session(self, request: web.Request) -> aiohttp_session.Session:
-                data = {"created": 9999999999, "session": {registry.session_key: sessions.pop(0)}}
-                return aiohttp_session.Session("key", data=data, new=False)  # type: ignore[arg-type]  # test data
-
-        registry._revocations.move("old", "new", 60)
-        client = await aiohttp_client(make_app(registry, ServerSide()))
-
-        assert await seen(client) == {"user": None, "id": "new", "set": False}
-
-    async def test_meeting_one_restarts_its_time(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, clock: Clock
-    ) -> None:
-        """As long as a stale cookie is tried, its id stays dead."""
-        client = await aiohttp_client(make_app(registry, SimpleCookieStorage(max_age=100_000)))
-        id_ = await (await client.get("/login")).text()
-        await registry.end_session(id_)
-        ttl = 100_000 + 3600
-        clock.now += ttl - 1
-        met = registry._revocations.get(id_)
-        clock.now += ttl - 1
-
-        assert met is not None
-        assert registry._revocations.get(id_) is not None
+        assert user == "ann"
 
     async def test_the_old_data_is_wiped_from_the_server(
         self, aiohttp_client: AiohttpClient, redis_port: int, storage: AbstractStorage
@@ -187,12 +173,13 @@ class TestUpgradeHeaderOnAPage:
     async def test_an_ended_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """It gets 403 and not the page."""
+        """It gets the page of nobody."""
         client = await aiohttp_client(make_app(registry))
         id_ = await (await client.get("/login")).text()
         await registry.end_session(id_)
-
-        assert (await self.ask(client, "/whoami", cookie_of(client))).startswith(b"HTTP/1.1 403")
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        async with client.get("/whoami", headers=headers) as response:
+            assert (await response.json())["user"] is None
 
     @pytest.mark.parametrize("way", ["invalidate", "new_session", "pattern", "end_session_ws"])
     async def test_logging_out(
@@ -200,15 +187,14 @@ class TestUpgradeHeaderOnAPage:
     ) -> None:
         """A log-out works though the request asks for a websocket."""
         client = await aiohttp_client(make_app(registry))
-        id_ = await (await client.get("/login")).text()
+        await client.get("/login")
         async with client.ws_connect("/ws") as ws:
             await ws.receive()
-            await self.ask(client, f"/out/{way}", cookie_of(client))
+            stale = cookie_of(client)
+            await self.ask(client, f"/out/{way}", stale)
             await expect_close(ws)
-        record = registry._revocations.get(id_)
 
-        assert record is not None
-        assert record.kind is Kind.ENDED
+        assert (await seen(client, stale))["user"] is None
 
     async def test_a_post(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
@@ -228,16 +214,3 @@ class TestUpgradeHeaderOnAPage:
             text = await response.text()
 
         assert text == "None"
-
-    async def test_a_page_without_a_session(self, aiohttp_client: AiohttpClient) -> None:
-        """A handler that needs no session is not bothered with one."""
-
-        async def static(request: web.Request) -> web.Response:
-            return web.Response()
-
-        app = make_app()
-        app.router.add_get("/static", static)
-        client = await aiohttp_client(app)
-        head = await self.ask(client, "/static", f"{COOKIE}=x")
-
-        assert head.startswith(b"HTTP/1.1 200")

@@ -16,6 +16,8 @@ from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import Expiry, SessionWSRegistry
+from aiohttp_session_ws.connections import manager
+from aiohttp_session_ws.registry import revalidation
 from tests.support import (
     QUICK,
     AiohttpClient,
@@ -27,9 +29,11 @@ from .scene import MAX_AGE, STORAGES, Clocks, Scene, Start
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """Stop the wall clock, for us and for aiohttp_session."""
+    """Stop the wall clock, for us and for aiohttp_session, and what checks go by."""
     clocks = Clocks()
-    monkeypatch.setattr(time, "time", lambda: clocks.wall)
+    monkeypatch.setattr(time, "time", clocks.time)
+    for module in (manager, revalidation):
+        monkeypatch.setattr(module, "time", clocks)
     return clocks
 
 
@@ -66,10 +70,10 @@ async def start(aiohttp_client: AiohttpClient, clocks: Clocks) -> AsyncIterator[
         *extra: Any,
         log_in: bool = True,
         identify: Any = None,
+        kind: type[SessionWSRegistry] = SessionWSRegistry,
         **options: Any,
     ) -> Scene:
-        registry = SessionWSRegistry(identify=identify, expiry=Expiry(**options), timeouts=QUICK)
-        registry._checker._alarm.clock = lambda: clocks.loop
+        registry = kind(identify=identify, expiry=Expiry(**options), timeouts=QUICK)
         client = await aiohttp_client(make_app(registry, storage, *extra))
         scenes.append(Scene(client, registry, clocks))
         if log_in:

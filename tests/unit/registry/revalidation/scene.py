@@ -15,17 +15,17 @@ import aiohttp_session
 import pytest
 from aiohttp import WSMsgType, web
 from aiohttp_session import AbstractStorage
-from aiohttp_session_ws.connection import Connection
 from redis.asyncio import Redis
 
-from aiohttp_session_ws import SessionWSRegistry, expiry
+from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from tests.support import (
     PATIENCE,
     Client,
     cookie_of,
     until,
 )
-from tests.support.inspect import connections
+from tests.support.inspect import checks, connections, tick
 
 MAX_AGE = 3600
 
@@ -59,6 +59,14 @@ class Clocks:
         """Let time pass."""
         self.loop += seconds
         self.wall += seconds
+
+    def monotonic(self) -> float:
+        """Stand in for the function of that name."""
+        return self.loop
+
+    def time(self) -> float:
+        """Stand in for the function of that name."""
+        return self.wall
 
 
 in_cookie = pytest.mark.parametrize("storage", COOKIE_STORAGES, indirect=True)
@@ -101,20 +109,14 @@ class Scene:
     sockets: list[aiohttp.ClientWebSocketResponse] = field(default_factory=list)
 
     @property
-    def checker(self) -> expiry.Checker:
-        """What is tested."""
-        return self.registry._checker
-
-    @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[TrackedConnection]:
         """The open ones, in the order of their opening."""
         return connections(self.registry)
 
     @property
     def dues(self) -> list[float]:
         """In how many seconds each is looked at."""
-        found = [connection.deadline for connection in self.connections]
-        return [deadline.due - self.clocks.loop for deadline in found if deadline is not None]
+        return [connection.check_at - self.clocks.loop for connection in self.connections]
 
     async def connect(self) -> aiohttp.ClientWebSocketResponse:
         """Open a socket."""
@@ -132,15 +134,22 @@ class Scene:
         self.clocks.tick(10)
 
     def ring(self, seconds: float = 0.0) -> None:
-        """Let time pass, and have the checker look at the clock."""
+        """Let time pass, and have the registry look at its clocks."""
         self.clocks.tick(seconds)
-        self.checker._alarm.ring()
+        tick(self.registry)
 
     async def wait(self, seconds: float = 0.0) -> None:
         """Let time pass, and all that is due by then be checked."""
         self.ring(seconds)
-        deadlines, clocks = self.checker._deadlines, self.clocks
-        await until(lambda: not self.checker._running and not deadlines.first <= clocks.loop)
+        await until(self._all_checked)
+
+    def _all_checked(self) -> bool:
+        if checks(self.registry):
+            return False
+        if not any(due <= 0 for due in self.dues):
+            return True
+        tick(self.registry)
+        return False
 
     async def stays(self, ws: aiohttp.ClientWebSocketResponse) -> bool:
         """Tell whether nobody has begun to close a socket."""

@@ -7,11 +7,8 @@ from __future__ import annotations
 import pytest
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session_ws.deadlines import LONGEST
 
-from tests.support import (
-    until,
-)
+from aiohttp_session_ws.registry.revalidation import LONGEST
 
 from .scene import (
     EXPIRED,
@@ -73,17 +70,3 @@ class TestClocks:
         await scene.wait(1)
 
         assert faulty.loads == before
-
-    async def test_the_timer(self, start: Start) -> None:
-        """It never sleeps for more than a minute, as long as there is a socket."""
-        scene = await start(SimpleCookieStorage())
-        ws = await scene.connect()
-        first = scene.checker._alarm._at - scene.clocks.loop
-        await scene.wait(LONGEST)
-        second = scene.checker._alarm._at - scene.clocks.loop
-        await ws.close()
-        await until(lambda: not scene.connections)
-        scene.ring(LONGEST)
-
-        assert (first, second) == (LONGEST, LONGEST)
-        assert scene.checker._alarm._timer is None

@@ -11,9 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session_ws.visit import VISIT
 from redis.asyncio import Redis
 
+from aiohttp_session_ws.sessions.context import current_request
+from aiohttp_session_ws.sessions.records import LineageRenewed
 from tests.support import (
     COOKIE,
     AiohttpClient,
@@ -22,7 +23,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import quiet, records
+from tests.support.inspect import inspect, quiet, records
 
 from .scene import (
     ENDED,
@@ -99,9 +100,11 @@ class TestRevalidation:
         """A renewal whose order still waits for its answer lets the sockets come back."""
         scene = await start(redis_storage)
         ws = await scene.connect()
-        (id_,) = scene.registry
+        (connection,) = scene.connections
+        core, token = inspect(scene.registry), connection.lineage.token
         await scene.edit(redis, {scene.registry.session_key: "another"})
-        scene.registry._revocations.move(id_, "another", 60.0)
+        by = frozenset({"renewal"})
+        core.records.merge(LineageRenewed(token, 1, 0, core.clock.now(), by, True, 60.0))  # type: ignore[arg-type]
         await scene.wait(1.2 * EVERY)
 
         assert await closed(ws) == RECONNECT
@@ -170,27 +173,32 @@ class TestIdentity:
     async def test_of_nobody(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
     ) -> None:
-        """It isn't asked for once the session is gone, when it may not find a user."""
+        """It isn't asked for once the session is gone."""
+        asked = []
 
         async def identify(request: web.Request) -> object:
-            return (await aiohttp_session.get_session(request))["user"]
+            asked.append(request.path)
+            return (await aiohttp_session.get_session(request)).get("user")
 
         scene = await start(redis_storage, identify=identify)
         ws = await scene.connect()
         await scene.edit(redis, None)
+        asked.clear()
         await scene.wait(1.2 * EVERY)
 
         assert await closed(ws) == ENDED
+        assert asked == []
 
     async def test_in_no_request(self, start: Start) -> None:
         """A check runs in a context of its own, with a request of its own."""
         seen = []
 
         def identify(request: web.Request) -> str:
-            seen.append((VISIT.get(), request, request.path))
+            seen.append((current_request(), request, request.path))
             return "ann"
 
         scene = await start(SimpleCookieStorage(), identify=identify)
+        seen.clear()
         await scene.connect()
         await scene.wait(1.2 * EVERY)
 

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session_ws.deadlines import LONGEST
-from aiohttp_session_ws.expiry import CHECKS
 from redis.asyncio import Redis
 
-from aiohttp_session_ws import expiry
+from aiohttp_session_ws.registry import revalidation
+from aiohttp_session_ws.registry.revalidation import CHECKS, LONGEST
+from aiohttp_session_ws.sessions.records import LineageEnded
 from tests.support import (
     AiohttpClient,
     GatedStorage,
@@ -23,7 +23,7 @@ from tests.support import (
     make_app,
     until,
 )
-from tests.support.inspect import idle
+from tests.support.inspect import checks, idle, inspect
 
 from .scene import (
     ENDED,
@@ -128,7 +128,7 @@ class TestTrouble:
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated)
         ws = await scene.connect()
-        monkeypatch.setattr(expiry, "CHECK_LIMIT", 0.001)
+        monkeypatch.setattr(revalidation, "CHECK_LIMIT", 0.001)
         gated.loading.shut = True
         await scene.wait(1.2 * EVERY)
         gated.loading.let()
@@ -179,11 +179,13 @@ class TestTrouble:
         assert await closed(ws) == RECONNECT
 
     async def test_ended_by_a_lost_order(self, start: Start) -> None:
-        """A check sees that the id was revoked, whatever became of the order to close."""
+        """A check sees that the lineage has ended, whatever became of the order to close."""
         scene = await start(SimpleCookieStorage())
         ws = await scene.connect()
         (connection,) = scene.connections
-        scene.registry._revocations.end(connection.session_ws_id, 3600.0)
+        core = inspect(scene.registry)
+        end = LineageEnded(connection.lineage.token, core.clock.end_time(), False, 3600.0)
+        core.records.merge(end)
         await scene.wait(1.2 * EVERY)
 
         assert await closed(ws) == ENDED
@@ -193,7 +195,9 @@ class TestTrouble:
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated, max_lifetime=1000.0)
         ws = await scene.connect()
-        scene.checker._running.update(f"frozen {n}" for n in range(CHECKS))
+        me = asyncio.current_task()
+        assert me is not None
+        checks(scene.registry).update({f"frozen {n}": me for n in range(CHECKS)})
         scene.ring(1.2 * EVERY)
         stays = await scene.stays(ws)
         scene.ring(1000)
@@ -219,7 +223,7 @@ class TestChecks:
             assert faulty.loads == before + n
 
     async def test_so_many_at_once(self, start: Start) -> None:
-        """Checks are bounded in number; the others wait in the heap."""
+        """Checks are bounded in number; the others wait for the next second."""
         gated = GatedStorage(SimpleCookieStorage())
         scene = await start(gated)
         for n in range(CHECKS + 8):
@@ -230,15 +234,13 @@ class TestChecks:
         scene.ring(1.2 * EVERY)
         await until(lambda: len(gated.loading.waiting) == CHECKS)
         scene.ring(1)
-        waiting = len(scene.checker._deadlines)
-        wakes = scene.checker._alarm._at - scene.clocks.loop
         at_once = gated.loads - before
         gated.loading.let()
-        await until(lambda: gated.loads == before + CHECKS + 8)
         await scene.wait()
 
-        assert (at_once, waiting, wakes) == (CHECKS, 8, LONGEST)
-        assert len(scene.checker._deadlines) == CHECKS + 8
+        assert at_once == CHECKS
+        assert gated.loads == before + CHECKS + 8
+        assert min(scene.dues) > 0
 
     async def test_closed_meanwhile(self, start: Start, redis_storage: RedisStorage) -> None:
         """A socket that goes while it is checked leaves nothing behind."""
@@ -251,21 +253,7 @@ class TestChecks:
         await ws.close()
         await until(lambda: not scene.connections)
         gated.loading.let()
-        await until(lambda: not scene.checker._running)
-
-        assert not scene.checker._deadlines
-
-    async def test_closed_before(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
-        """Nor does one that is gone when its check begins."""
-        scene = await start(SimpleCookieStorage())
-        await scene.connect()
-        (connection,) = scene.connections
-        scene.ring(1.2 * EVERY)
-        await scene.registry._sockets.let_go(connection)
-        await until(lambda: not scene.checker._running and idle(scene.registry))
-
-        assert not scene.checker._deadlines
-        assert not ours(caplog)
+        await until(lambda: not checks(scene.registry))
 
     async def test_opened_meanwhile(
         self, start: Start, redis_storage: RedisStorage, redis: Redis
@@ -302,11 +290,9 @@ class TestChecks:
         scene.ring(1.2 * EVERY)
         await gated.loading.arrived.wait()
         await scene.client.server.close()
-        checker = scene.checker
 
-        assert checker._alarm._timer is None
-        assert not checker._deadlines
-        assert not checker._running
+        assert not checks(scene.registry)
+        assert idle(scene.registry)
         assert not ours(caplog)
 
     async def test_the_application_begins_anew(

@@ -1,0 +1,89 @@
+"""
+``watch``: one screen that is drawn again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, Final
+
+from ..redis import RedisSessionWSRegistry
+from ..results import ClusterStats
+from .arguments import Options
+from .output import Answer, show, stats_table, table
+
+__all__: list[str] = []
+
+CLEAR: Final = "\x1b[H\x1b[2J"  # what a terminal understands
+
+
+async def watch(registry: RedisSessionWSRegistry, options: Options) -> Answer:
+    """
+    Draw screens until it is interrupted, or has drawn as many as were asked for.
+    """
+    before: ClusterStats | None = None
+    for number in count(1):
+        stats = await registry.cluster_stats()
+        _draw(stats, before, options)
+        if number == options.times:
+            break
+        before = stats
+        await asyncio.sleep(options.every)
+    return Answer([], {"nodes": len(stats), "complete": stats.complete})
+
+
+def _draw(stats: ClusterStats, before: ClusterStats | None, options: Options) -> None:
+    if options.json:
+        nodes = [one.as_dict() for one in stats]
+        show(json.dumps({"at": time.time(), "complete": stats.complete, "nodes": nodes}))
+        return
+    columns, lines = shutil.get_terminal_size()
+    text = [line[:columns] for line in screen(stats, before, options.every)]
+    if sys.stdout.isatty():
+        show(CLEAR + "\n".join(text[: lines - 1]))
+    else:
+        show("\n".join([*text, ""]))
+
+
+def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> list[str]:
+    """
+    Return the lines of a screen.
+
+    Args:
+        stats: The figures now.
+        before: Those of the last look.
+        every: Seconds between two looks.
+    """
+    total = stats.total
+    sure = "" if stats.complete else " (not all processes answered)"
+    at = time.strftime("%H:%M:%S")
+    lines = [
+        f"{at}  {total.open} open, {total.opening} opening, {len(stats)} processes{sure}",
+        "",
+        *stats_table(stats),
+    ]
+    if before is None:
+        return lines
+    was = before.total
+    closes = _news(total.closes, was.closes)
+    refusals = _news(total.refusals, was.refusals)
+    orders = max(0, total.orders_given - was.orders_given)
+    rows = [[f"closed by {by} with {code}", str(n)] for (by, code), n in closes.items()]
+    rows += [[f"refused: {word}", str(n)] for word, n in refusals.items()]
+    rows += [["orders", str(orders)]] if orders else []
+    news = table([f"WITHIN {every:g} S", "TIMES"], rows)
+    return [*lines, "", *news]
+
+
+def _news(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, int]:
+    """
+    Return what was counted since; a process that has stopped takes its counts along.
+    """
+    news = {key: number - before.get(key, 0) for key, number in now.items()}
+    return {key: number for key, number in news.items() if number > 0}

@@ -1,0 +1,67 @@
+"""
+What is said to a peer, or to an object, right before its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any, Final
+
+from aiohttp import WSMsgType, web
+
+from .._logging import log
+from ..close_codes import Close
+from .connection import TrackedConnection
+from .websocket import step_once
+
+__all__: list[str] = []
+
+_COMPRESSED_AT_ONCE: Final = 1024  # bytes of last words that aiohttp compresses without a task
+
+
+def write_last_words(
+    connection: TrackedConnection, transport: asyncio.Transport, close: Close
+) -> None:
+    """
+    Write what an endpoint has left to say, if nothing is in the way.
+    """
+    last_words = connection.last_words
+    if last_words is None:
+        return
+    try:
+        words = last_words(close)
+        if not words or transport.get_write_buffer_size() or connection.ws.closed:
+            return
+        opcode = WSMsgType.TEXT if isinstance(words, str) else WSMsgType.BINARY
+        payload = words.encode() if isinstance(words, str) else bytes(words)
+        if connection.ws.compress and len(payload) > _COMPRESSED_AT_ONCE:
+            return
+        step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way
+    except Exception:
+        log.exception("the last words of a websocket failed")
+
+
+async def call_close(ws: Any, close: Close) -> None:
+    """
+    Call the ``close()`` of something that was registered by hand.
+    """
+    code, reason = close.code, close.reason.encode()
+    if isinstance(ws, web.WebSocketResponse):
+        # Without drain: a peer that stopped reading would hold it for ever.
+        await ws.close(code=code, message=reason, drain=False)
+        return
+    try:
+        inspect.signature(ws.close).bind(code=code, message=b"")
+    except (TypeError, ValueError):
+        result = ws.close()
+    else:
+        result = ws.close(code=code, message=reason)
+    if inspect.isawaitable(result):
+        # In a task of its own, for one that doesn't let itself be cancelled.
+        task = asyncio.ensure_future(result)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.shield(task)
+        finally:
+            task.cancel()

@@ -1,0 +1,51 @@
+"""
+How often and for how long Redis was away. No I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+__all__: list[str] = []
+
+
+class Outages:
+    """
+    The times in which Redis could not be used, or orders could not be heard.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._number = 0
+        self._seconds = 0.0
+        self._since: float | None = None  # when the present one began
+
+    def change(self, state: Literal["connected", "degraded"]) -> None:
+        """
+        Note a change of the state.
+        """
+        if state == "degraded" and self._since is None:
+            self._since = self._clock()
+            self._number += 1
+        elif state == "connected":
+            self.stop()
+
+    def stop(self) -> None:
+        """
+        Note that the present outage is over, or that nobody is there to notice it any more.
+        """
+        if self._since is not None:
+            self._seconds += self._clock() - self._since
+            self._since = None
+
+    def so_far(self) -> tuple[int, float]:
+        """
+        Return how many there were, and their seconds in all.
+        """
+        since = self._since
+        return self._number, self._seconds + (0.0 if since is None else self._clock() - since)

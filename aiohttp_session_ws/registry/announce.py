@@ -1,0 +1,166 @@
+"""
+What has been ordered, for operators: counted, logged, and sent to the receivers of ``on_order``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from typing import Final, NamedTuple
+
+from .._expiring import ExpiringDict
+from .._logging import log
+from .._tasks import BackgroundTasks
+from ..sessions.records import Change, LineageEnded, LineageRenewed, SubjectEnded
+from ..signals import OrderDetails, OrderKind, Signal, SubjectKind
+from .cluster import Effect, Order
+
+__all__: list[str] = []
+
+TWICE: Final = 60.0  # seconds within which the same order may be published once more
+MANY: Final = 10_000  # orders that are remembered for that
+
+_DONE: Final[dict[OrderKind, str]] = {
+    "end": "was ended",
+    "close": "is to reconnect",
+    "renew": "was renewed",
+    "refresh": "was renewed in place",
+}
+
+
+class About(NamedTuple):
+    """
+    What an order is about.
+
+    Attributes:
+        kind: What was ordered.
+        subject_kind: What sort of subject it is.
+        subject: The subject.
+        change: What has ended or was renewed, and when; ``None`` if the order only closes.
+    """
+
+    kind: OrderKind
+    subject_kind: SubjectKind
+    subject: Hashable
+    change: tuple[Hashable, float] | None = None
+
+
+class Announcer:
+    """
+    Tells of each order, once on every node.
+
+    Args:
+        tasks: Where receivers run.
+        signal: The signal.
+        node: What this node is called.
+
+    Attributes:
+        orders_given: How many orders this node has given.
+        orders_heard: How many orders of others it has carried out.
+    """
+
+    def __init__(self, tasks: BackgroundTasks, signal: Signal[OrderDetails], node: str) -> None:
+        self.orders_given = self.orders_heard = 0
+        self._tasks = tasks
+        self._signal = signal
+        self._node = node
+        self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MANY, TWICE)
+
+    def given(self, order: Order, effect: Effect) -> None:
+        """
+        Announce an order of this node.
+        """
+        if not _is_mark(order):
+            self.orders_given += 1
+            self._announce(order, effect, self._node)
+
+    def heard(self, order: Order, effect: Effect, node: str) -> None:
+        """
+        Announce an order of another node; its name is empty if that isn't known any more.
+        """
+        if not _is_mark(order):
+            self.orders_heard += 1
+            self._announce(order, effect, node)
+
+    def found(self, change: Change) -> None:
+        """
+        Announce what was missed when it was ordered.
+        """
+        order = Order((change,))
+        if not _is_mark(order):
+            self._announce(order, Effect(), "")
+
+    def _announce(self, order: Order, effect: Effect, node: str) -> None:
+        if not (self._signal or log.isEnabledFor(logging.INFO)):
+            return
+        about = _about(order)
+        if about is None or about.change in self._known:
+            return
+        if about.change is not None:
+            self._known.put(about.change, True)
+        details = OrderDetails(
+            kind=about.kind,
+            subject_kind=about.subject_kind,
+            subject=about.subject,
+            by=order.by,
+            sockets=sum(len(found) for _, found in effect.closing),
+            handshakes=effect.handshakes,
+            node=node,
+        )
+        _log(details)
+        if self._signal:
+            _ = self._tasks.spawn(self._signal.send(details), "tell of an order")
+
+
+def _log(details: OrderDetails) -> None:
+    by = f" by {details.by}" if details.by is not None else ""
+    node = f" on {details.node}" if details.node else ""
+    log.info(
+        "%s %s %s%s%s: %d sockets and %d handshakes here",
+        details.subject_kind,
+        details.fingerprint,
+        _DONE[details.kind],
+        by,
+        node,
+        details.sockets,
+        details.handshakes,
+    )
+
+
+def _is_mark(order: Order) -> bool:
+    """
+    Tell whether an order only says that a session was seen, or whose an id is.
+    """
+    if order.closes or order.refresh is not None:
+        return False
+    for change in order.changes:
+        match change:
+            case LineageEnded() | SubjectEnded():
+                return False
+            case LineageRenewed(seen=False):
+                return False
+    return True
+
+
+def _about(order: Order) -> About | None:
+    """
+    Tell what an order is about: of several subjects, the one that most depends on.
+    """
+    for change in order.changes:
+        if isinstance(change, SubjectEnded):
+            kind, value = change.subject
+            return About("end", kind, value, (change.subject, change.before))
+    for change in order.changes:
+        match change:
+            case LineageEnded(token=token, at=at):
+                what: OrderKind = "end"
+            case LineageRenewed(token=token, at=at):
+                what = "renew" if order.refresh is None else "refresh"
+            case _:
+                continue
+        for kind, value in order.closes:
+            return About(what, kind, value, (token, at))
+        return About(what, "lineage", token, (token, at))
+    for subject in order.closes:
+        return About("close", subject.kind, subject.value)
+    return None

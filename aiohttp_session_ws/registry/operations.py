@@ -1,0 +1,204 @@
+"""
+The facet of a registry for operators: figures, and a rolling restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import asdict
+from typing import Final
+
+from .._lineage import Subject
+from ..close_codes import RECONNECT, Close, as_close
+from ..connections.connection import OPEN
+from ..results import CloseReport, ClusterStats, Stats
+from ..sessions.encoding import decode, encode
+from .cluster import Effect
+from .core import Core
+from .questions import Body
+
+__all__: list[str] = []
+
+WAIT: Final = 1.0  # seconds for the answers of other nodes
+PART: Final = 500  # connections that are looked through in a row
+
+
+class Operations:
+    """
+    What has happened, on this process and on all.
+    """
+
+    _core: Core
+
+    def stats(self) -> Stats:
+        """
+        Return what this process has counted, and what it holds; may be called in any thread.
+        """
+        return stats_of(self._core)
+
+    async def close_connection(
+        self,
+        connection_id: str,
+        *,
+        close: Close | int | None = None,
+        reason: str | None = None,
+        wait: float = 5.0,
+    ) -> CloseReport:
+        """
+        Close one connection, on whichever process it is; its session may reconnect.
+
+        Waits until it is gone.
+
+        Args:
+            connection_id: Its own id, as ``connections()`` tells it.
+            close: The close code, 4403 by default.
+            reason: The close reason.
+            wait: Seconds to wait for the process that has it, where there are others.
+
+        Returns:
+            A report of one socket, or of none if it is gone already.
+        """
+        core = self._core
+        core.expect_loop()
+        told = as_close(close, reason, RECONNECT)
+        report = await close_here(core, connection_id, told)
+        if report.sockets:
+            return report
+        body = {"id": connection_id, "code": told.code, "reason": told.reason}
+        answers = await core.cluster.ask("close", body, wait)
+        for found in answers.bodies:
+            if found.get("sockets"):
+                return CloseReport(1, int(found["aborted"]), int(found["cancelled"]))
+        return CloseReport(
+            nodes_expected=1 + answers.expected, nodes_answered=1 + answers.answered
+        )
+
+    async def recheck(self, identity: Hashable, *, wait: float = 0.0) -> CloseReport:
+        """
+        Check all sockets of an identity now, as the periodic check does: its rights have changed.
+
+        Each session is loaded once more, and ``identify``, ``labels`` and ``authorize`` are asked.
+        Waits until that is done on this process.
+
+        Args:
+            identity: Whose sockets.
+            wait: Seconds to wait for the reports of other nodes, where there are any.
+
+        Returns:
+            How many sockets are closed by that, and by how many processes it was said.
+
+        Raises:
+            NotSetUp: If the registry has no ``identify``.
+            InvalidIdentity: If *identity* is ``None`` or can't be hashed.
+        """
+        core = self._core
+        core.expect_loop()
+        core.identifier.expect()
+        identity = core.identifier.usable(identity)
+        body = {"identity": encode(identity)} if core.cluster.remote else {}
+        answers, here = await asyncio.gather(
+            core.cluster.ask("recheck", body, wait), recheck_here(core, identity)
+        )
+        there = sum(int(answer.get("sockets", 0)) for answer in answers.bodies)
+        return CloseReport(
+            here + there, nodes_expected=1 + answers.expected, nodes_answered=1 + answers.answered
+        )
+
+    async def cluster_stats(self) -> ClusterStats:
+        """
+        Return the figures of all processes, which are asked at this moment.
+        """
+        core = self._core
+        core.expect_loop()
+        answers = await core.cluster.ask("stats", {}, WAIT)
+        stats = [Stats.from_dict(body) for body in answers.bodies]
+        if core.cluster.serves:
+            stats.append(stats_of(core))
+        return ClusterStats(stats, complete=answers.complete)
+
+    async def drain(self, window: float) -> None:
+        """
+        Close all sockets of this process little by little, for a rolling restart.
+
+        New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
+        *window* seconds, so that their clients don't all reconnect at the same time. Other
+        requests are served, and orders given meanwhile are told in place of 1012. May be
+        awaited twice.
+
+        Args:
+            window: Seconds.
+        """
+        self._core.expect_loop()
+        await self._core.drain(window)
+
+
+async def close_here(core: Core, connection_id: str, close: Close) -> CloseReport:
+    """
+    Close a connection of this process by its own id; nothing happens if it isn't here.
+    """
+    connections = list(core.connections.open)
+    for start in range(0, len(connections), PART):
+        part = connections[start : start + PART]
+        found = [connection for connection in part if connection.id == connection_id]
+        if found:
+            return await core.carry_out(Effect(((close, tuple(found)),)))
+        await asyncio.sleep(0)  # the next part may take as long
+    return CloseReport()
+
+
+async def recheck_here(core: Core, identity: Hashable) -> int:
+    """
+    Check the sockets of an identity on this process; return how many are closed by that.
+    """
+    found = [*core.connections.open_of(Subject("identity", identity))]
+    connections = [connection for connection in found if connection.state is OPEN]
+    await core.revalidator.check_now(connections)
+    return sum(connection.close_order is not None for connection in connections)
+
+
+def add_answers(core: Core) -> None:
+    """
+    Let a registry answer what others ask with these methods.
+    """
+
+    async def close(body: Body) -> Body:
+        told = Close(int(body["code"]), str(body["reason"]))
+        report = await close_here(core, str(body["id"]), told)
+        return {**asdict(report), "settles": bool(report.sockets)}
+
+    async def recheck(body: Body) -> Body:
+        if core.identifier.identify is None:
+            return {"unresolved": True}
+        return {"sockets": await recheck_here(core, decode(body["identity"]))}
+
+    core.questions.add("close", close)
+    core.questions.add("recheck", recheck)
+
+    async def stats(body: Body) -> Body:
+        return stats_of(core).as_dict()
+
+    core.questions.add("stats", stats)
+
+
+def stats_of(core: Core) -> Stats:
+    """
+    Return what a process has counted.
+    """
+    connections, figures = core.connections, core.cluster.figures()
+    counters = connections.counters
+    return Stats(
+        node=core.cluster.name,
+        open=connections.open.size,
+        opening=connections.opening.size,
+        streams=counters.streams,
+        records=len(core.records),
+        outbox=figures.outbox,
+        orders_given=core.announcer.orders_given,
+        orders_heard=core.announcer.orders_heard,
+        orders_reconciled=figures.reconciled,
+        outages=figures.outages,
+        outage_seconds=figures.outage_seconds,
+        closes={(str(by), code): count for (by, code), count in counters.closes().items()},
+        refusals=counters.refusals.copy(),
+    )

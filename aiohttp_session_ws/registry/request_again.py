@@ -1,0 +1,52 @@
+"""
+The request of an open connection as it would come now, for the periodic check.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from aiohttp import hdrs, web
+from aiohttp_session import Session
+
+from ..connections.connection import TrackedConnection
+from ..sessions.session import created_at, put_session
+
+__all__: list[str] = []
+
+
+def jitter(seconds: float) -> float:
+    """
+    Return *seconds*, give or take a fifth.
+    """
+    return seconds * random.uniform(0.8, 1.2)
+
+
+def was_touched(connection: TrackedConnection, session: Session) -> bool:
+    """
+    Tell whether the handshake may have changed its session, which is not saved.
+    """
+    opened = connection.opened_at or time.monotonic()
+    began = time.time() - (opened - connection.started)
+    return created_at(session) >= int(began) and hdrs.SET_COOKIE not in connection.ws.headers
+
+
+def request_again(connection: TrackedConnection) -> web.Request:
+    """
+    Return the request of a connection as it would come now, with no session loaded.
+    """
+    request, ws = connection.request, connection.ws
+    assert request is not None
+    if hdrs.SET_COOKIE not in ws.headers:
+        request = request.clone()
+    else:
+        cookies = [request.headers[hdrs.COOKIE]] if hdrs.COOKIE in request.headers else []
+        cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
+        headers = [(k, v) for k, v in request.headers.items() if k.lower() != "cookie"]
+        headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts
+        # aiohttp reads any bytes as text, but can't write them again.
+        legible = [(name, value.encode(errors="replace").decode()) for name, value in headers]
+        request = request.clone(headers=legible)
+    put_session(request, None)
+    return request

@@ -1,0 +1,338 @@
+"""
+The facet of a registry for orders that a request gives about its own session.
+
+Each is recorded before anything is awaited, so that a client that vanishes undoes nothing; open
+sockets are closed when the response has been sent. One module, though over 300 lines long, since
+log-out, log-out everywhere and renewal share these steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Hashable, Iterable
+from typing import Any, Literal
+
+from aiohttp import web
+
+from .._lineage import Lineage, Subject
+from .._tasks import maybe_await
+from ..exceptions import SessionWSError
+from ..sessions.context import HANDLING, RequestContext
+from ..sessions.records import Change, LineageEnded, SubjectEnded
+from ..sessions.session import (
+    begin_session,
+    empty_in_storage,
+    has_storage,
+    will_be_saved,
+)
+from .cluster import Order
+from .core import Core
+from .deferred import close_later, context_for, settle, settle_when_sent
+
+__all__: list[str] = []
+
+
+class RequestOrders:
+    """
+    Orders about the session of the request that is being handled.
+    """
+
+    _core: Core
+
+    async def schedule_close_all_session(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> Any:
+        """
+        Close the sockets of the session that *request* came with, once it is answered.
+
+        Handshakes in flight are rejected at once. When the handler is done it is decided what
+        happened: whoever replaces or empties the session has ended it. A session that is
+        left as it was may reconnect. Called in the handler of an open websocket, it closes the
+        sockets of that session now.
+
+        Args:
+            request: The request that is being handled.
+            response: The response. Its connection will not be kept alive, as in 1.1.1.
+        """
+        response.force_close()  # as 1.1.1 did; nothing depends on it
+        core = self._core
+        context = await context_for(core, request)
+        if context.connection is not None:
+            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
+            return
+        context.ordering().close_requested = True
+        if context.session_ws_id is not None:
+            order = Order(closes=(Subject("id", context.session_ws_id),))
+            core.reject_handshakes(order)
+        if context.behind_middleware:
+            close_later(core, request, context)
+        await self._settle_without_middleware(request, context, response, when_sent=True)
+
+    async def schedule_end_session(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> None:
+        """
+        Log out: end the session of *request* and give it a new, empty one.
+
+        The end is recorded before anything is awaited. Open sockets are closed with 4401 when
+        the response has been sent. What a storage keeps on the server under the old key is
+        emptied. Called in the handler of an open websocket, it ends that session and closes its
+        sockets now.
+
+        Args:
+            request: The request that is being handled.
+            response: The response; it carries the new session.
+        """
+        core = self._core
+        context = await context_for(core, request)
+        if context.connection is not None:
+            await self._end_open(context.connection.lineage, context.session_ws_id)
+            return
+        self._end_own(context)
+        close_later(core, request, context)
+        await self._shielded(self._begin_after(request, context), "begin after an end")
+        await self._settle_without_middleware(request, context, response)
+
+    async def schedule_end_identity(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> None:
+        """
+        Log out everywhere: end all sessions of the identity behind *request*.
+
+        As :meth:`schedule_end_session` and :meth:`end_identity` in one. If nobody is
+        identified, only the session of *request* ends.
+
+        Args:
+            request: The request that is being handled.
+            response: The response; it carries the new session.
+
+        Raises:
+            NotSetUp: If the registry has no ``identify``.
+            IdentifyFailed: If that raised. The session of *request* has ended.
+        """
+        core = self._core
+        core.identifier.expect()
+        context = await context_for(core, request)
+        connection = context.connection
+        if connection is not None:
+            changes: list[Change] = []
+            if connection.identity is not None:
+                subject = Subject("identity", connection.identity)
+                changes.append(SubjectEnded(subject, core.clock.end_time(), core.ttl))
+            await self._end_open(connection.lineage, context.session_ws_id, *changes)
+            return
+        self._end_own(context)
+        close_later(core, request, context)
+        await self._shielded(self._end_everywhere(request, context), "end an identity")
+        await self._settle_without_middleware(request, context, response)
+
+    async def schedule_end_others(
+        self, request: web.Request, response: web.StreamResponse
+    ) -> bool:
+        """
+        Log out everywhere else: end all other sessions of the identity behind *request*.
+
+        The session of *request* goes on as a new one that is saved with the response; every
+        copy of its older cookies has ended with the others.
+
+        Args:
+            request: The request that is being handled.
+            response: The response; it carries the session as it goes on.
+
+        Returns:
+            Whether that was done. Not if the session isn't alive any more at this moment, or
+            in a cluster if Redis can't be asked: then nothing has ended.
+
+        Raises:
+            NotSetUp: If the registry has no ``identify``.
+            IdentifyFailed: If that raised. Nothing has ended.
+            SessionWSError: If *response* can't carry the session.
+        """
+        core = self._core
+        core.identifier.expect()
+        context = await context_for(core, request)
+        _expect_savable(context, response)
+        identity = (await core.identifier.of(request)).identity
+        lineage, session = context.lineage, context.session
+        if identity is None or lineage is None or session is None or context.fresh:
+            return False
+        was = await core.identifier.of_content(request, session, context.content or {})
+        since = lineage.began if identity == was.identity else context.arrived
+        subject = Subject("identity", identity)
+        found = core.judge(lineage, context.session_ws_id, was)
+        if not found.alive or core.records.ended_before(subject) >= since:
+            return False
+        before = core.clock.end_time()
+        end = SubjectEnded(subject, before, core.ttl)
+        own = LineageEnded(lineage.token, before, carries=True, ttl=core.ttl)
+        subjects = [Subject("id", context.session_ws_id), subject]
+        if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
+            return False
+        orders = context.ordering()
+        orders.begins = True
+        orders.own_ends[subject] = before
+        core.apply(Order((end, own)))
+        orders.changes += (end, own)
+        await self._settle_without_middleware(request, context, response)
+        return True
+
+    async def renew_session(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        *,
+        sockets: Literal["close", "keep"] = "close",
+    ) -> None:
+        """
+        Renew the session of *request*: it goes on under a new id.
+
+        Its sockets are closed with 4403 when the response has been sent, and reconnect with the
+        new cookie; an older one opens nothing.
+
+        Args:
+            request: The request that is being handled.
+            response: The response; it carries the session with its new id.
+            sockets: ``"keep"`` lets open sockets go on under the new id, on all nodes, and sends
+                ``on_refresh``; not if the identity changes in the same request.
+
+        Raises:
+            SessionEnded: If the session had ended when the request arrived.
+            SessionWSError: If *response* can't carry the session.
+        """
+        core = self._core
+        context = await context_for(core, request)
+        _expect_savable(context, response)
+        if sockets not in ("close", "keep"):
+            raise ValueError(f"sockets is 'close' or 'keep', not {sockets!r}")
+        await maybe_await(core.ids.new_id(request))
+        context.ordering().keeps_sockets = sockets == "keep"
+        await self._settle_without_middleware(request, context, response)
+
+    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
+        """
+        Await *ending*, which goes on if the client vanishes and its request is cancelled.
+        """
+        await asyncio.shield(self._core.tasks.spawn(ending, name))
+
+    async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
+        identity = await self._identity_behind(request, context)
+        if identity is not None:
+            self._end_in_request(context, Subject("identity", identity))
+        await self._begin_after(request, context)
+
+    def _end_own(self, context: RequestContext) -> None:
+        """
+        Record the end of the lineage that a request came with.
+        """
+        core, lineage = self._core, context.lineage
+        ended = context.ordering().ended = core.clock.end_time()
+        if lineage is None:
+            return
+        minor = not context.held_data and core.identifier.identify is not None
+        changes: list[Change] = [
+            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
+        ]
+        if not minor and core.overrides.random_ids and context.session_ws_id is not None:
+            # What is registered by hand under this id is refused by it.
+            changes.append(core.note(context.session_ws_id, lineage))
+        self._record(context, changes)
+
+    def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
+        core = self._core
+        before = core.clock.end_time()
+        context.ordering().own_ends[subject] = before
+        self._record(context, [SubjectEnded(subject, before, core.ttl)])
+
+    def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
+        """
+        Let an order of a request take effect for handshakes, here and everywhere.
+        """
+        order = Order(tuple(changes))
+        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
+            self._core.give_soon(order)
+            return
+        self._core.apply(order)
+        self._core.cluster.record(order)
+        context.ordering().changes += order.changes
+
+    async def _identity_behind(
+        self, request: web.Request, context: RequestContext
+    ) -> Hashable | None:
+        """
+        Return whom the session of *request* belongs to, or did before it was replaced.
+        """
+        identifier = self._core.identifier
+        owner = await identifier.of(request)
+        if owner.identity is None and context.session is not None and context.content:
+            owner = await identifier.of_content(request, context.session, context.content)
+        return owner.identity
+
+    async def _begin_after(self, request: web.Request, context: RequestContext) -> None:
+        """
+        Give a request whose session was ended a new, empty one.
+        """
+        core = self._core
+        await self._claim(request, context)
+        if has_storage(request):
+            await empty_in_storage(request, context.session)
+            await begin_session(request)
+        else:
+            await maybe_await(core.ids.delete_id(request))
+        await maybe_await(core.ids.ensure_id(request))
+
+    async def _claim(self, request: web.Request, context: RequestContext) -> None:
+        """
+        Keep the end of a session with those that hold data if it belonged to somebody.
+        """
+        core, lineage = self._core, context.lineage
+        record = None if lineage is None else core.records.lineage(lineage.token)
+        if not isinstance(record, LineageEnded) or not record.minor:
+            return
+        if await self._identity_behind(request, context) is not None:
+            self._record(context, [record.as_major()])
+
+    async def _end_open(self, lineage: Lineage, session_ws_id: Hashable, *others: Change) -> None:
+        """
+        End the session of an open websocket, and what else is ended with it.
+        """
+        core = self._core
+        at = core.clock.end_time()
+        changes: list[Change] = [
+            *others,
+            LineageEnded(lineage.token, at, carries=False, ttl=core.ttl),
+        ]
+        if core.overrides.random_ids:
+            changes.append(core.note(session_ws_id, lineage))
+        await core.give(Order(tuple(changes), closes=(Subject("id", session_ws_id),)))
+
+    async def _settle_without_middleware(
+        self,
+        request: web.Request,
+        context: RequestContext,
+        response: web.StreamResponse,
+        *,
+        when_sent: bool = False,
+    ) -> None:
+        """
+        Settle a request that no middleware settles: now, before aiohttp_session saves, or when
+        the response has been sent, if the handler may go on to change the session.
+        """
+        core = self._core
+        if context.behind_middleware or context.orders.deferred:
+            return
+        context.ordering().deferred = True
+        core.warn_missing_middleware()
+        if when_sent:
+            saved = will_be_saved(response)
+            coro = settle_when_sent(core, request, context, response, saved=saved)
+            _ = core.tasks.spawn(coro, "settle when sent")
+        else:
+            await settle(core, request, context, response)
+
+
+def _expect_savable(context: RequestContext, response: web.StreamResponse) -> None:
+    if context.connection is not None or not will_be_saved(response):
+        raise SessionWSError(
+            "the session can't be saved with this response: aiohttp_session saves it with a"
+            " web.Response that has not been sent, not with a websocket or a stream"
+        )

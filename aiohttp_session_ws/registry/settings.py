@@ -1,0 +1,96 @@
+"""
+The options of a registry, checked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+from ..options import Expiry, Limits, PushQueue, Timeouts
+from ..sessions.session import SessionKeys
+from ..typing import Authorize, Identify, IdFactory, Labels, Origins
+
+__all__: list[str] = []
+
+T = TypeVar("T")
+
+SHORTEST_KEY = 16  # bytes
+
+
+class Options(NamedTuple):
+    """
+    The options of a registry.
+    """
+
+    id_factory: IdFactory
+    keys: SessionKeys
+    identify: Identify | None
+    labels: Labels | None
+    authorize: Authorize | None
+    origins: Origins
+    limits: Limits
+    expiry: Expiry
+    push_queue: PushQueue
+    timeouts: Timeouts
+    handle_key: bytes | None
+
+
+def expect_identify(options: Options) -> None:
+    """
+    Expect ``identify`` where another option makes no sense without it.
+
+    Raises:
+        ValueError: If it is missing.
+    """
+    if options.limits.per_identity is not None and options.identify is None:
+        raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+
+
+def expect_callable(value: T, name: str) -> T:
+    """
+    Return *value* if it can be called, or is ``None``.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable with the request, not {value!r}")
+    return value
+
+
+def expect(value: T, kind: type[T], name: str) -> T:
+    """
+    Return *value* if it is of a kind.
+
+    Raises:
+        TypeError: If it isn't.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not a {type(value).__name__}")
+    return value
+
+
+def option(value: T | None, kind: type[T], name: str) -> T:
+    """
+    Return *value* if it is of a kind, and a new one if it is ``None``.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    return kind() if value is None else expect(value, kind, name)
+
+
+def expect_key(value: str | bytes | None, name: str) -> bytes | None:
+    """
+    Return a secret key as bytes.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it is too short to be one.
+    """
+    if value is None:
+        return None
+    key = value.encode() if isinstance(value, str) else expect(value, bytes, name)
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"{name} is a secret of {SHORTEST_KEY} bytes or more, not of {len(key)}")
+    return key

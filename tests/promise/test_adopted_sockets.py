@@ -1,0 +1,313 @@
+"""
+A websocket that another library has opened ends with its session, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from aiohttp import WSMsgType, web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import Close, Limits, NotSetUp, registry_from
+from aiohttp_session_ws.exceptions import SessionWSClosed
+from tests.promise.conftest import Serve
+from tests.promise.site import DEAD, OUT, Site, user_of
+from tests.support import PATIENCE, QUICK, RawPeer, Turnstile, expect_close, until
+from tests.support.inspect import connections, idle, inspect, opening
+
+
+class Foreign:
+    """
+    The view of another library.
+
+    Attributes:
+        running: How many handlers are in their block.
+        errors: What ended the others.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.errors: list[BaseException] = []
+
+    async def echo(self, request: web.Request) -> web.WebSocketResponse:
+        """Open a websocket as everybody does, tell of it, and echo."""
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await self._adopt(request, ws, self._echo(ws))
+        return ws
+
+    async def deaf(self, request: web.Request) -> web.WebSocketResponse:
+        """Open one and never read."""
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await self._adopt(request, ws, asyncio.Event().wait())
+        return ws
+
+    async def _adopt(self, request: web.Request, ws: web.WebSocketResponse, rest: Any) -> None:
+        try:
+            async with registry_from(request).adopt(request, ws):
+                self.running += 1
+                try:
+                    await ws.send_json({"user": await user_of(request), "id": ""})
+                    await rest
+                finally:
+                    self.running -= 1
+        except BaseException as exc:
+            rest.close()
+            self.errors.append(exc)
+            raise
+
+    async def _echo(self, ws: web.WebSocketResponse) -> None:
+        async for message in ws:
+            await ws.send_str(message.data)
+
+    def views(self) -> dict[str, Any]:
+        """Return where they are."""
+        return {"/gql": self.echo, "/deaf": self.deaf}
+
+
+@pytest.fixture
+def foreign() -> Foreign:
+    """Views of another library."""
+    return Foreign()
+
+
+async def gone(site: Site, foreign: Foreign) -> None:
+    """Wait until nothing is left."""
+    core = inspect(site.registry)
+    await until(lambda: not (foreign.running or connections(site.registry)))
+    await until(lambda: idle(site.registry))
+    assert not (core.connections.orphans() or core.connections.lineages.size)
+    assert not opening(site.registry)
+
+
+class TestOrders:
+    @pytest.mark.parametrize("path", [*OUT, "/everywhere"])
+    async def test_a_log_out(
+        self, serve: Serve, storage: AbstractStorage, foreign: Foreign, path: str
+    ) -> None:
+        """However somebody logs out, it is closed with the code of a socket of our own."""
+        site = await serve(storage, foreign.views(), identify=user_of)
+        browser = await site.logged_in()
+        stale = browser.cookie
+        ours, theirs = await browser.open(), await browser.open("/gql")
+        await browser.get(path)
+
+        assert await ours.code() == await theirs.code()
+        await gone(site, foreign)
+        assert await site.knock(stale, "/gql") in site.shut(await _told(site, stale))
+
+    async def test_it_works_meanwhile(self, serve: Serve, foreign: Foreign) -> None:
+        """It is served by its library, looked at, and passed over by pushes."""
+        site = await serve(None, foreign.views(), identify=user_of)
+        socket = await (await site.logged_in()).open("/gql")
+        registry = site.registry
+
+        assert await socket.lives()
+        assert (await registry.send_identity("ann", "news")).sockets == 0
+        assert len(await registry.connections(identity="ann")) == 1
+        (connection,) = connections(registry)
+        assert registry[connection.session_ws_id] == {connection.ws}
+        await socket.ws.close()
+        await gone(site, foreign)
+        assert not foreign.errors
+
+    @pytest.mark.parametrize("path", ["/gql", "/deaf"])
+    async def test_a_client_that_does_not_answer(
+        self, serve: Serve, foreign: Foreign, path: str
+    ) -> None:
+        """It is cut at the deadline, whatever its handler does."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        peer = await RawPeer.open(site.url.with_path(path), browser.cookie)
+        await until(lambda: foreign.running)
+        began = time.monotonic()
+        report = await site.registry.close_all()
+
+        # aiohttp doesn't wait for the answer if the handler was receiving.
+        assert (report.sockets, report.aborted) == (1, path == "/deaf")
+        assert report.cancelled == (path == "/deaf")
+        assert time.monotonic() - began < QUICK.close + QUICK.handler_grace + 1.0
+        await gone(site, foreign)
+        peer.close()
+
+    @pytest.mark.parametrize("path", ["/gql", "/deaf"])
+    async def test_a_client_that_vanishes(
+        self, serve: Serve, foreign: Foreign, path: str
+    ) -> None:
+        """Its handler ends."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        peer = await RawPeer.open(site.url.with_path(path), browser.cookie)
+        await until(lambda: foreign.running)
+        peer.vanish()
+
+        await gone(site, foreign)
+
+    async def test_the_shutdown(self, serve: Serve, foreign: Foreign) -> None:
+        """It is told that the server goes away."""
+        site = await serve(None, foreign.views())
+        socket = await (await site.logged_in()).open("/gql")
+        stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
+
+        assert await socket.code() == 1001
+        await stopping
+
+
+async def _told(site: Site, cookie: str) -> int:
+    """Return what a socket of our own is told."""
+    told = await site.knock(cookie)
+    return told if isinstance(told, int) else DEAD
+
+
+class TestRefusals:
+    async def _refused(self, site: Site, cookie: str, **headers: str) -> int:
+        async with site.thief.ws_connect(
+            site.url.with_path("/gql"), headers={"Cookie": cookie, **headers}
+        ) as ws:
+            return await expect_close(ws)
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [
+            ({"authorize": lambda _: False}, 1008),
+            ({"authorize": lambda _: Close(4000, "not you")}, 4000),
+        ],
+    )
+    async def test_by_the_registry(
+        self, serve: Serve, foreign: Foreign, options: dict[str, Any], code: int
+    ) -> None:
+        """A refusal is a close code, and the handler learns of it by an error."""
+        site = await serve(None, foreign.views(), **options)
+        browser = await site.logged_in()
+
+        assert await self._refused(site, browser.cookie) == code
+        await gone(site, foreign)
+        assert [type(exc) for exc in foreign.errors] == [SessionWSClosed]
+
+    @pytest.mark.parametrize(
+        ("limits", "code"),
+        [(Limits(per_session=1, on_limit="refuse"), 4429), (Limits(total=1), 1001)],
+    )
+    async def test_by_a_limit(
+        self, serve: Serve, foreign: Foreign, limits: Limits, code: int
+    ) -> None:
+        """One too many is told so."""
+        site = await serve(None, foreign.views(), limits=limits)
+        browser = await site.logged_in()
+        first = await browser.open()
+
+        assert await self._refused(site, browser.cookie) == code
+        assert await first.lives()
+        await first.ws.close()
+        await gone(site, foreign)
+
+    async def test_a_foreign_page(self, serve: Serve, foreign: Foreign) -> None:
+        """The origin is compared, also where the library has not."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+
+        assert await self._refused(site, browser.cookie, Origin="http://evil.example") == 1008
+        await gone(site, foreign)
+
+    async def test_an_end_while_it_opens(self, serve: Serve, foreign: Foreign) -> None:
+        """What ends while ``authorize`` is asked is told."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return True
+
+        site = await serve(None, foreign.views(), authorize=authorize, identify=user_of)
+        browser = await site.logged_in()
+        asked.shut = True
+        knocking = asyncio.ensure_future(self._refused(site, browser.cookie))
+        async with asyncio.timeout(PATIENCE):
+            await asked.arrived.wait()
+        await site.registry.end_identity("ann")
+        asked.let()
+
+        assert await knocking == DEAD
+        await gone(site, foreign)
+
+    async def test_before_it_is_prepared(self, serve: Serve) -> None:
+        """A websocket that isn't open can't be adopted: the error says so."""
+        errors: list[Exception] = []
+
+        async def early(request: web.Request) -> web.Response:
+            try:
+                async with registry_from(request).adopt(request, web.WebSocketResponse()):
+                    pass
+            except NotSetUp as exc:
+                errors.append(exc)
+            return web.Response()
+
+        site = await serve(None, {"/early": early})
+        await (await site.logged_in()).get("/early")
+
+        assert "after ws.prepare()" in str(errors[0])
+
+
+class TestSessions:
+    async def test_no_id_is_saved(
+        self, serve: Serve, storage: AbstractStorage, foreign: Foreign
+    ) -> None:
+        """The handshake has been answered: an id that was made for it lives with the socket."""
+        saved: list[object] = []
+        save = storage.save_session
+
+        async def note(request: web.Request, response: Any, session: Any) -> None:
+            saved.append(response)
+            await save(request, response, session)
+
+        storage.save_session = note  # type: ignore[method-assign]
+        site = await serve(storage, foreign.views())
+        browser = await site.browser()
+        socket = await browser.open("/gql")
+        (connection,) = connections(site.registry)
+        report = await site.registry.end_session(connection.session_ws_id)
+
+        assert not saved
+        assert not browser.cookie
+        assert report.sockets == 1
+        assert await socket.code() == DEAD
+
+    async def test_no_warning(
+        self, serve: Serve, foreign: Foreign, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nobody is warned of a websocket that isn't ours."""
+        caplog.set_level(logging.WARNING)
+        site = await serve(None, foreign.views())
+        socket = await (await site.logged_in()).open("/gql")
+        await socket.ws.close()
+        await gone(site, foreign)
+        await (await site.browser()).get()
+
+        assert not caplog.records
+
+    async def test_a_log_out_by_its_own_handler(self, serve: Serve) -> None:
+        """A handler that ends its own session is neither waited for nor cancelled."""
+        done: list[int] = []
+
+        async def leave(request: web.Request) -> web.WebSocketResponse:
+            ws = web.WebSocketResponse()
+            await ws.prepare(request)
+            async with registry_from(request).adopt(request, ws) as connection:
+                assert (await ws.receive()).type is WSMsgType.TEXT
+                report = await site.registry.end_session(connection.session_ws_id)
+                done.append(report.cancelled)
+            return ws
+
+        site = await serve(None, {"/leave": leave})
+        browser = await site.logged_in()
+        ws = await browser.session.ws_connect(site.url.with_path("/leave"))
+        await ws.send_str("out")
+
+        assert await expect_close(ws) == DEAD
+        await until(lambda: done == [0])
+        assert await browser.user() is None

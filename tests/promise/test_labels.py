@@ -1,0 +1,193 @@
+"""
+Sessions can be ended by further names: a device, an identity provider's session.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import Expiry, NotSetUp, SessionWSRegistry
+from aiohttp_session_ws.exceptions import InvalidIdentity
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, DEAD, Browser, Site, user_of
+from tests.support.inspect import connections, records
+
+
+async def labels_of(request: web.Request) -> dict[str, str | None]:
+    """Read the device and the provider's session from the session."""
+    session = await aiohttp_session.get_session(request)
+    return {"device": session.get("device"), "sid": session.get("sid")}
+
+
+async def start(
+    serve: Serve, storage: AbstractStorage | None = None, **options: Any
+) -> tuple[Site, Browser]:
+    """Serve somebody who has logged in on a phone."""
+    options = {"identify": user_of, "labels": labels_of, **options}
+    site = await serve(storage, **options)
+    return site, await on_device(site, "phone")
+
+
+async def on_device(site: Site, device: str) -> Browser:
+    """Log in on a device."""
+    browser = await site.browser()
+    await browser.get(f"/write?device={device}")
+    await browser.get("/login/renew")
+    return browser
+
+
+class TestEnd:
+    async def test_sockets_and_cookies(self, serve: Serve, storage: AbstractStorage) -> None:
+        """All sessions of a label end, and no others."""
+        site, phone = await start(serve, storage)
+        laptop = await on_device(site, "laptop")
+        stale, socket, other = phone.cookie, await phone.open(), await laptop.open()
+        report = await site.registry.end_label("device", "phone", by="the owner")
+
+        assert report.sockets == 1
+        assert await socket.code() == DEAD
+        assert await other.lives()
+        assert await site.presented(stale) in site.out()
+        assert await laptop.user() == "ann"
+
+    async def test_without_a_socket(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A session that has no socket ends as well; what begins later lives."""
+        site, phone = await start(serve, storage)
+        stale = phone.cookie
+        await site.registry.end_label("device", "phone")
+
+        assert await site.presented(stale) in site.out()
+        again = await on_device(site, "phone")
+        assert await again.user() == "ann"
+        assert (await again.open()).user == "ann"
+
+    async def test_a_renewed_session(self, serve: Serve) -> None:
+        """A renewal doesn't escape, nor does a copy from before it."""
+        site, phone = await start(serve)
+        stale = phone.cookie
+        await phone.get("/renew")
+        await site.registry.end_label("device", "phone")
+
+        assert await phone.user() is None
+        assert await site.presented(stale) in site.out()
+
+    async def test_a_label_that_came_later(self, serve: Serve) -> None:
+        """A label that a session is given after its log-in ends it, too."""
+        site = await serve(None, identify=user_of, labels=labels_of)
+        browser = await site.logged_in()
+        await browser.get()
+        await (await browser.open()).ws.close()  # its labels are known now
+        await browser.get("/write?device=phone")
+        await site.registry.end_label("device", "phone")
+
+        assert await browser.user() is None
+
+    async def test_without_identify(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Labels need no identities."""
+        site, phone = await start(serve, storage, identify=None)
+        stale, socket = phone.cookie, await phone.open()
+        await site.registry.end_label("device", "phone")
+
+        assert await socket.code() == DEAD
+        assert await site.seen(stale) is None
+        assert await site.knock(stale) in site.shut()
+
+    async def test_without_identify_and_socket(self, serve: Serve) -> None:
+        """Nor do pages whose session was given its label by the log-in."""
+        site, phone = await start(serve, identify=None)
+        await phone.get()
+        await site.registry.end_label("device", "phone")
+
+        assert await phone.user() is None
+
+
+class TestOthers:
+    async def test_close(self, serve: Serve) -> None:
+        """An order to reconnect is no end."""
+        site, phone = await start(serve)
+        socket = await phone.open()
+        report = await site.registry.close_all_label("device", "phone")
+
+        assert report.sockets == 1
+        assert await socket.code() == AGAIN
+        assert (await phone.open()).user == "ann"
+
+    async def test_push_and_look(self, serve: Serve) -> None:
+        """A label is found, and pushed to."""
+        site, phone = await start(serve)
+        socket, other = await phone.open(), await (await on_device(site, "laptop")).open()
+        delivery = await site.registry.send_label("device", "phone", "news")
+
+        assert (delivery.sockets, delivery.complete) == (1, True)
+        assert await socket.ws.receive_str(timeout=5) == "news"
+        found = await site.registry.connections(label=("device", "phone"))
+        assert [info.session_ws_id for info in found] == [socket.id]
+        assert await other.lives()
+
+    async def test_the_check(self, serve: Serve) -> None:
+        """Labels are compared by the periodic check, as the identity is."""
+        labels: dict[str, str | None] = {"device": "phone", "sid": None}
+        site, phone = await start(
+            serve, labels=lambda _: dict(labels), expiry=Expiry(revalidate_every=1.0)
+        )
+        socket = await phone.open()
+        labels["device"] = "laptop"
+
+        assert await socket.code() == AGAIN
+
+
+class TestMistakes:
+    async def test_not_set_up(self, serve: Serve) -> None:
+        """Without ``labels`` there are none."""
+        site = await serve(None, identify=user_of)
+
+        with pytest.raises(NotSetUp, match="labels="):
+            await site.registry.end_label("device", "phone")
+
+    @pytest.mark.parametrize("value", [None, []])
+    async def test_a_value(self, serve: Serve, value: Any) -> None:
+        """A value is hashable, and something."""
+        site, _ = await start(serve)
+
+        with pytest.raises(InvalidIdentity):
+            await site.registry.end_label("device", value)
+
+    @pytest.mark.parametrize("found", ["phone", {1: "phone"}, dict.fromkeys("123456789", 1)])
+    async def test_what_labels_returns(self, serve: Serve, found: Any) -> None:
+        """What can't be labels refuses the handshake, and opens nothing."""
+        site = await serve(None, identify=user_of, labels=lambda _: found)
+        browser = await site.logged_in()
+
+        assert await site.knock(browser.cookie) == 503
+        assert not connections(site.registry)
+
+    async def test_what_can_fail(self, serve: Serve) -> None:
+        """A log-in with labels that fail is a 503, and saves nothing."""
+
+        async def fail(request: web.Request) -> dict[str, str]:
+            raise RuntimeError("the database is away")
+
+        site = await serve(None, identify=user_of, labels=fail)
+        browser = await site.browser()
+        await browser.get()
+        answer = await browser.get("/login")
+
+        assert (answer.status, answer.saved) == (503, False)
+
+    async def test_no_callable(self) -> None:
+        """What can't be called isn't taken."""
+        with pytest.raises(TypeError, match="labels"):
+            SessionWSRegistry(labels="device")  # type: ignore[arg-type]
+
+    async def test_no_record_for_nothing(self, serve: Serve) -> None:
+        """Visitors without labels leave nothing behind."""
+        site, _ = await start(serve)
+        before = records(site.registry)
+        await (await site.browser()).get()
+
+        assert records(site.registry) == before

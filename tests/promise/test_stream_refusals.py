@@ -1,0 +1,186 @@
+"""
+How a stream is refused: by a status, since there is no close code for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_session_ws import Close, Limits, SessionWSRegistry, session_stream
+from tests.promise.conftest import Serve
+from tests.promise.feeds import EVENTS, Feed, listen, status_of
+from tests.promise.site import Answer, Browser, Site, user_of
+from tests.support import PATIENCE, Turnstile
+from tests.support.inspect import opening
+
+
+async def start(serve: Serve, **options: Any) -> tuple[Site, Browser, Feed]:
+    """Serve a stream to somebody who has logged in."""
+    feed = Feed()
+    site = await serve(None, {"/events": feed.events}, **{"identify": user_of, **options})
+    return site, await site.logged_in(), feed
+
+
+def left_alone(site: Site, feed: Feed) -> bool:
+    """Tell whether nothing is left of what was refused."""
+    return not (len(site.registry) or opening(site.registry) or feed.running)
+
+
+class TestEnded:
+    @pytest.mark.parametrize(("headers", "status"), [({}, 401), (EVENTS, 204)])
+    async def test_a_stale_cookie(
+        self, serve: Serve, headers: dict[str, str], status: int
+    ) -> None:
+        """An EventSource gets what stops it in every browser, anybody else what says why."""
+        site, browser, feed = await start(serve)
+        stale = browser.cookie
+        await browser.get("/out/helper")
+
+        assert await site.replay(stale, "/events", **headers) == _refused(status, "session ended")
+        assert left_alone(site, feed)
+
+    async def test_everywhere_without_a_socket(self, serve: Serve) -> None:
+        """A session ended by its identity opens no stream, here or later."""
+        site, browser, feed = await start(serve)
+        await site.registry.end_identity("ann")
+
+        assert await status_of(site, browser.cookie, **EVENTS) == 204
+        assert left_alone(site, feed)
+
+
+def _refused(status: int, reason: str) -> Answer:
+    return Answer(status, "" if status == 204 else f"refused: {reason}", saved=False)
+
+
+class TestReplaced:
+    async def test_an_older_cookie(self, serve: Serve) -> None:
+        """It may come again with the newer one, which is on its way."""
+        site, browser, feed = await start(serve)
+        stale = browser.cookie
+        await browser.get("/renew")
+        async with site.thief.get(
+            site.url.with_path("/events"), headers={"Cookie": stale}
+        ) as response:
+            assert (response.status, response.headers["Retry-After"]) == (409, "1")
+
+        assert left_alone(site, feed)
+
+    async def test_an_order_while_it_opens(self, serve: Serve) -> None:
+        """An order that comes while ``authorize`` is asked refuses it."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return True
+
+        site, browser, feed = await start(serve, authorize=authorize)
+        asked.shut = True
+        knocking = asyncio.ensure_future(status_of(site, browser.cookie))
+        async with asyncio.timeout(PATIENCE):
+            await asked.arrived.wait()
+        await site.registry.close_all()
+        asked.let()
+
+        assert await knocking == 409
+        assert left_alone(site, feed)
+
+    async def test_an_end_while_it_opens(self, serve: Serve) -> None:
+        """An end does so for good."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return True
+
+        site, browser, feed = await start(serve, authorize=authorize)
+        asked.shut = True
+        knocking = asyncio.ensure_future(status_of(site, browser.cookie))
+        async with asyncio.timeout(PATIENCE):
+            await asked.arrived.wait()
+        await site.registry.end_identity("ann")
+        asked.let()
+
+        assert await knocking == 401
+        assert left_alone(site, feed)
+
+
+class TestOthers:
+    async def test_a_foreign_page(self, serve: Serve) -> None:
+        """The origin is looked at first."""
+        site, browser, feed = await start(serve)
+
+        assert await status_of(site, browser.cookie, Origin="http://evil.example") == 403
+        assert left_alone(site, feed)
+
+    @pytest.mark.parametrize("allowed", [False, Close(4000, "not you")])
+    async def test_not_authorized(self, serve: Serve, allowed: object) -> None:
+        """A close code can't be told, so it is a 403 as well."""
+        site, browser, feed = await start(serve, authorize=lambda _: allowed)
+
+        assert await status_of(site, browser.cookie) == 403
+        assert left_alone(site, feed)
+
+    async def test_too_many(self, serve: Serve) -> None:
+        """One too many of a session gets 429."""
+        limits = Limits(per_session=1, on_limit="refuse")
+        site, browser, feed = await start(serve, limits=limits)
+        stream = await listen(browser)
+
+        assert await status_of(site, browser.cookie) == 429
+        assert feed.running == 1
+        stream.close()
+
+    async def test_no_room(self, serve: Serve) -> None:
+        """One too many for the server gets 503."""
+        site, browser, _ = await start(serve, limits=Limits(total=1))
+        stream = await listen(browser)
+
+        assert await status_of(site, browser.cookie) == 503
+        stream.close()
+
+    async def test_draining(self, serve: Serve) -> None:
+        """So does whoever comes while the process drains."""
+        site, browser, feed = await start(serve)
+        await site.registry.drain(0.0)
+
+        assert await status_of(site, browser.cookie) == 503
+        assert left_alone(site, feed)
+
+    async def test_without_the_middleware(self, serve: Serve) -> None:
+        """The statuses are the same where nobody judges requests but the stream itself."""
+        site, browser, feed = await start(serve, site={"middleware": False})
+        stale = browser.cookie
+        await browser.get("/out/helper")
+
+        assert await status_of(site, stale) == 401
+        assert left_alone(site, feed)
+
+    async def test_a_visitor_who_is_refused(self, serve: Serve) -> None:
+        """A visitor who is refused gets no cookie."""
+        site, _, _ = await start(serve, authorize=lambda _: False)
+        answer = await (await site.browser()).get("/events")
+
+        assert (answer.status, answer.saved) == (403, False)
+
+
+class TestWithoutSetup:
+    async def test_it_says_so(self, serve: Serve) -> None:
+        """An application that has its session but no id for it is told what is wrong."""
+
+        class Nobodys(SessionWSRegistry):
+            def ensure_id(self, request: web.Request) -> None:
+                """Give none."""
+
+        async def events(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                pass
+            return response
+
+        site = await serve(None, {"/events": events}, registry=Nobodys())
+
+        assert (await (await site.browser()).get("/events")).status == 403

@@ -1,0 +1,403 @@
+"""
+A streamed response ends with its session, as a socket does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from http.cookies import SimpleCookie
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage
+from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_sse import EventSourceResponse
+
+from aiohttp_session_ws import Expiry, Limits, NotSetUp, session_stream
+from tests.promise.conftest import Serve
+from tests.promise.feeds import EVENTS, Feed, Reader, ended, listen, status_of
+from tests.promise.site import OUT, user_of
+from tests.support import PATIENCE, QUICK, until
+from tests.support.inspect import connections
+from tests.support.slow_peers import narrow
+
+BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds; the last one is the machine's
+
+
+@pytest.fixture
+def feed() -> Feed:
+    """Views that stream."""
+    return Feed()
+
+
+@pytest.fixture(params=[True, False], ids=["cancelled", "not cancelled"])
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Whether the server cancels the handlers of clients that have gone."""
+    return {"handler_cancellation": request.param}
+
+
+def views(feed: Feed) -> dict[str, Any]:
+    return {"/events": feed.events, "/flood": feed.flood}
+
+
+class TestOrders:
+    @pytest.mark.parametrize("path", [*OUT, "/everywhere"])
+    async def test_a_log_out(
+        self, serve: Serve, storage: AbstractStorage, feed: Feed, path: str
+    ) -> None:
+        """However somebody logs out, the stream is cut and its handler cancelled."""
+        site = await serve(storage, views(feed), identify=user_of)
+        browser = await site.logged_in()
+        stale, stream = browser.cookie, await listen(browser)
+        await browser.get(path)
+
+        assert await ended(stream)
+        await feed.gone(site.registry)
+        assert feed.cancelled == 1
+        refused = 409 if path == "/out/pattern" else 204
+        allowed = (refused, 200) if isinstance(storage, RedisStorage) else (refused,)
+        assert await status_of(site, stale, **EVENTS) in allowed
+        assert await site.seen(stale) is None
+
+    async def test_orders_of_an_operator(self, serve: Serve, feed: Feed) -> None:
+        """An order by id counts streams, and waits for them."""
+        site = await serve(None, views(feed))
+        browser = await site.logged_in()
+        stream, socket = await listen(browser), await browser.open()
+        report = await site.registry.end_session(socket.id)
+
+        assert (report.sockets, report.aborted, report.cancelled) == (2, 0, 1)
+        assert await ended(stream)
+        await feed.gone(site.registry)
+
+    @pytest.mark.parametrize("path", ["/renew", "/close"])
+    async def test_an_order_to_reconnect(self, serve: Serve, feed: Feed, path: str) -> None:
+        """An order that isn't the end cuts the stream too, and the next one opens."""
+        site = await serve(None, views(feed))
+        browser = await site.logged_in()
+        stream = await listen(browser)
+        await browser.get(path)
+
+        assert await ended(stream)
+        again = await listen(browser)
+        again.close()
+
+    async def test_before_it_is_prepared(self, serve: Serve) -> None:
+        """An order that comes before the response begins is carried out."""
+        arrived = asyncio.Event()
+
+        async def slow(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                arrived.set()
+                await asyncio.Event().wait()
+            return response
+
+        site = await serve(None, {"/slow": slow})
+        browser = await site.logged_in()
+        _, writer = await site.send("/slow", browser.cookie)
+        async with asyncio.timeout(PATIENCE):
+            await arrived.wait()
+        report = await site.registry.close_all()
+
+        assert (report.sockets, report.cancelled) == (1, 1)
+        writer.close()
+
+    async def test_by_its_own_handler(self, serve: Serve) -> None:
+        """A handler that ends its own session is neither waited for nor cancelled."""
+        done = asyncio.Event()
+
+        async def leave(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response) as connection:
+                await response.prepare(request)
+                await response.write(b"data: hello\n\n")
+                report = await site.registry.end_session(connection.session_ws_id)
+                assert (report.sockets, report.cancelled) == (1, 0)
+                done.set()
+            return response
+
+        site = await serve(None, {"/events": leave})
+        browser = await site.logged_in()
+        stream = await listen(browser)
+
+        assert await ended(stream)
+        assert done.is_set()
+        assert await browser.user() is None
+
+    async def test_the_check(self, serve: Serve, feed: Feed) -> None:
+        """A session that has gone without a word takes its streams along."""
+        users: dict[str, str | None] = {"now": "ann"}
+        site = await serve(
+            None,
+            views(feed),
+            identify=lambda _: users["now"],
+            expiry=Expiry(revalidate_every=1.0),
+        )
+        stream = await listen(await site.logged_in())
+        users["now"] = None
+
+        assert await ended(stream)
+        await feed.gone(site.registry)
+
+    async def test_the_shutdown(self, serve: Serve, feed: Feed) -> None:
+        """It goes with the application."""
+        site = await serve(None, views(feed))
+        stream = await listen(await site.logged_in())
+        await site.stack.aclose()
+        stream.close()
+
+        assert (feed.running, feed.cancelled) == (0, 1)
+
+    async def test_a_limit(self, serve: Serve, feed: Feed) -> None:
+        """The oldest makes room for one more."""
+        site = await serve(None, views(feed), limits=Limits(per_session=1))
+        browser = await site.logged_in()
+        first = await listen(browser)
+        second = await listen(browser)
+
+        assert await ended(first)
+        assert len(connections(site.registry)) == 1
+        second.close()
+
+
+class TestRudeClients:
+    async def test_one_that_stops_reading(
+        self, serve: Serve, feed: Feed, how: dict[str, Any]
+    ) -> None:
+        """It is cut at the deadline, and its handler gets nothing through."""
+        site = await serve(None, views(feed), site=how)
+        browser = await site.logged_in()
+        peer = await Reader.get(site, "/flood", browser.cookie)
+        await until(lambda: connections(site.registry))
+        (connection,) = connections(site.registry)
+        narrow(connection)
+        transport = connection.transport
+        assert transport is not None
+        await until(lambda: transport.get_write_buffer_size() > 50_000)
+        began = time.monotonic()
+        report = await site.registry.end_session(connection.session_ws_id)
+
+        assert (report.sockets, report.aborted, report.cancelled) == (1, 1, 1)
+        assert time.monotonic() - began < BOUND
+        await feed.gone(site.registry)
+        peer.close()
+
+    @pytest.mark.parametrize("path", ["/events", "/flood"])
+    async def test_one_that_vanishes(
+        self, serve: Serve, feed: Feed, how: dict[str, Any], path: str
+    ) -> None:
+        """Its handler is cancelled though nobody else would tell it."""
+        site = await serve(None, views(feed), site=how)
+        browser = await site.logged_in()
+        peer = await Reader.get(site, path, browser.cookie)
+        await until(lambda: feed.running)
+        peer.vanish()
+
+        await feed.gone(site.registry)
+
+    async def test_one_that_keeps_its_half_open(
+        self, serve: Serve, feed: Feed, how: dict[str, Any]
+    ) -> None:
+        """A client that says no more, and never closes, loses its stream in time."""
+        site = await serve(None, views(feed), site=how)
+        browser = await site.logged_in()
+        peer = await Reader.get(site, "/events", browser.cookie)
+        await until(lambda: feed.running)
+        began = time.monotonic()
+        report = await site.registry.close_all()
+
+        assert report.sockets == 1
+        assert time.monotonic() - began < BOUND
+        await feed.gone(site.registry)
+        peer.close()
+
+    async def test_a_handler_that_does_not_leave(self, serve: Serve) -> None:
+        """The order doesn't wait for a handler that takes no cancellation."""
+        stop, cancelled = asyncio.Event(), 0
+
+        async def stubborn(request: web.Request) -> web.StreamResponse:
+            nonlocal cancelled
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                while not stop.is_set():
+                    try:
+                        await stop.wait()
+                    except asyncio.CancelledError:
+                        cancelled += 1
+            return response
+
+        site = await serve(None, {"/stubborn": stubborn})
+        browser = await site.logged_in()
+        peer = await Reader.get(site, "/stubborn", browser.cookie)
+        await peer.read_head()
+        began = time.monotonic()
+        report = await site.registry.close_all()
+        took = time.monotonic() - began
+        await until(lambda: cancelled)
+        stop.set()
+        peer.close()
+
+        assert (report.sockets, report.cancelled, cancelled) == (1, 1, 1)
+        assert took < BOUND
+
+
+class TestEndedResponses:
+    async def test_keep_alive(self, serve: Serve) -> None:
+        """What its handler has ended isn't cut by a later order, nor is its connection."""
+
+        async def short(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                await response.write(b"all there is")
+                await response.write_eof()
+            return response
+
+        site = await serve(None, {"/short": short})
+        browser = await site.logged_in()
+        peer = await Reader.get(site, "/short", browser.cookie)
+        body = b""
+        while b"0\r\n\r\n" not in body:
+            body += await peer.receive()
+        report = await site.registry.close_all()
+        await peer.send(f"GET /page HTTP/1.1\r\nHost: {site.url.authority}\r\n\r\n".encode())
+
+        assert b"all there is" in body
+        assert report.sockets == 0
+        assert (await peer.receive()).startswith(b"HTTP/1.1 200")
+        peer.close()
+
+    async def test_an_order_after_its_end(self, serve: Serve) -> None:
+        """A handler that goes on after the end of its response is ended; the client has it all."""
+        wrote = asyncio.Event()
+
+        async def lingering(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                await response.write(b"all there is")
+                await response.write_eof()
+                wrote.set()
+                await asyncio.Event().wait()
+            return response
+
+        site = await serve(None, {"/lingering": lingering})
+        browser = await site.logged_in()
+        task = asyncio.ensure_future(browser.get("/lingering"))
+        async with asyncio.timeout(PATIENCE):
+            await wrote.wait()
+        report = await site.registry.close_all()
+
+        assert report.cancelled == 1
+        assert (await task).body == "all there is"
+
+    async def test_a_long_poll(self, serve: Serve) -> None:
+        """A plain response that takes its time is one, too; its session is saved as usual."""
+
+        async def poll(request: web.Request) -> web.StreamResponse:
+            response = web.Response(text="news")
+            async with session_stream(request, response):
+                pass
+            return response
+
+        site = await serve(None, {"/poll": poll})
+        browser = await site.browser()
+        answer = await browser.get("/poll")
+
+        assert answer == (200, "news", True)
+        assert browser.cookie
+
+
+class TestIds:
+    async def test_one_is_given(self, serve: Serve, feed: Feed, storage: AbstractStorage) -> None:
+        """A session without id gets one, which is saved on the response."""
+        site = await serve(storage, views(feed))
+        browser = await site.browser()
+        stream = await listen(browser)
+        socket = await browser.open()
+
+        assert "AIOHTTP_SESSION" in stream.cookies
+        assert [c.session_ws_id for c in connections(site.registry)] == [socket.id] * 2
+        await browser.get("/out/helper")
+        assert await ended(stream)
+
+    async def test_another_response_cookie_stays(self, serve: Serve, feed: Feed) -> None:
+        """A session that has an id is not saved again."""
+        site = await serve(None, views(feed))
+        browser = await site.logged_in()
+        stream = await listen(browser)
+
+        assert stream.cookies == SimpleCookie()
+        stream.close()
+
+
+class TestLooking:
+    async def test_no_pushes(self, serve: Serve, feed: Feed) -> None:
+        """It is found by who looks, and passed over by who pushes."""
+        site = await serve(None, views(feed), identify=user_of)
+        browser = await site.logged_in()
+        stream, socket = await listen(browser), await browser.open()
+        registry = site.registry
+        delivery = await registry.send_identity("ann", "news")
+
+        assert (delivery.sockets, delivery.complete) == (1, True)
+        assert (await registry.broadcast("more")).sockets == 1
+        found = await registry.connections(identity="ann")
+        assert sorted(info.path or "" for info in found) == ["/events", "/ws"]
+        assert await registry.count() == 2
+        assert registry[socket.id] == {c.ws for c in connections(registry) if not c.is_stream}
+        stream.close()
+
+
+class TestMistakes:
+    async def test_entered_too_late(self, serve: Serve) -> None:
+        """A response that has begun can't be refused any more: the error says so."""
+        errors: list[Exception] = []
+
+        async def late(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            try:
+                async with session_stream(request, response):
+                    pass
+            except NotSetUp as exc:
+                errors.append(exc)
+            return response
+
+        site = await serve(None, {"/late": late})
+        await (await site.logged_in()).get("/late")
+
+        assert "before response.prepare()" in str(errors[0])
+
+
+class TestAiohttpSSE:
+    async def test_as_it_is(self, serve: Serve) -> None:
+        """An EventSourceResponse is a response like any other."""
+        finished = asyncio.Event()
+
+        async def events(request: web.Request) -> web.StreamResponse:
+            response = EventSourceResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                try:
+                    async with response:
+                        await response.send("hello")
+                        await response.wait()
+                finally:
+                    finished.set()
+            return response
+
+        site = await serve(None, {"/events": events})
+        browser = await site.logged_in()
+        stream = await browser.session.get(site.url.with_path("/events"))
+        assert await stream.content.readline() == b"data: hello\r\n"
+        await browser.get("/out/helper")
+
+        assert await ended(stream)
+        async with asyncio.timeout(PATIENCE):
+            await finished.wait()
+        await until(lambda: not connections(site.registry))

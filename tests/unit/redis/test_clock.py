@@ -1,0 +1,96 @@
+"""
+The one clock of all nodes.
+"""
+
+from __future__ import annotations
+
+import random
+
+from aiohttp_session_ws.redis.clock import LATE, PENDING, RedisClock
+
+
+class Times:
+    """A process whose clock is wrong, and a Redis whose clock is the right one."""
+
+    def __init__(self, skew: float = 600.0) -> None:
+        self.now = 100.0
+        self.skew = skew
+        self.clock = RedisClock(wall=lambda: self.right + skew, monotonic=lambda: self.now)
+
+    @property
+    def right(self) -> float:
+        """The time of Redis."""
+        return self.now + 1_700_000_000.0
+
+    def measure(self, there: float, back: float) -> None:
+        """Ask Redis, and take so many seconds there and back."""
+        sent = self.now
+        self.now += there
+        said = self.right
+        self.now += back
+        self.clock.measure(said, sent, self.now)
+
+
+class TestRedisClock:
+    def test_error(self) -> None:
+        """Ends are never before, and beginnings never after the right time."""
+        rng, times = random.Random(1), Times()
+        for _ in range(50):
+            times.measure(rng.uniform(0, 0.05), rng.uniform(0, 0.05))
+            times.now += 1.0
+            assert times.clock.begin_time() <= times.right <= times.clock.end_time()
+            times.now += 1.0  # for the clock never runs back
+
+    def test_best_counts(self) -> None:
+        """One quick answer of ten is enough."""
+        times = Times()
+        times.measure(0.1, 0.0)
+        times.measure(0.0001, 0.0001)
+        assert times.clock.error < 0.001
+        times.measure(0.15, 0.0)
+        assert times.clock.error < 0.001
+
+    def test_late(self) -> None:
+        """An answer that was held up tells no time, unless all are."""
+        times = Times()
+        for _ in range(LATE - 1):
+            times.measure(0.5, 0.1)
+            assert not times.clock.known
+        times.measure(0.5, 0.1)
+        assert times.clock.known
+        assert abs(times.clock.now() - times.right) < 0.31
+
+    def test_unknown(self) -> None:
+        """Until it is known an end concerns everything, and what begins has begun at 0."""
+        times = Times(skew=-600.0)
+        assert times.clock.begin_time() == 0.0
+        end = times.clock.end_time()
+        assert end > times.right
+        assert times.clock.resolve(end) == end
+        times.now += 30.0
+        times.measure(0.001, 0.001)
+        assert abs(times.clock.resolve(end) - (times.right - 30.0)) < 0.01
+        assert times.clock.resolve(5.0) == 5.0
+
+    def test_earlier_process(self) -> None:
+        """A time of before the machine was started again is not in the future."""
+        times = Times()
+        times.measure(0.001, 0.001)
+        assert times.clock.resolve(PENDING + 1e6) <= times.right + 0.01
+
+    def test_increasing(self) -> None:
+        """What begins at the tick of an end doesn't exist; a set clock changes nothing."""
+        times = Times()
+        times.measure(0.01, 0.01)
+        stamps = [times.clock.end_time(), times.clock.begin_time(), times.clock.end_time()]
+        times.clock.measure(times.right - 300.0, times.now, times.now)
+        stamps += [times.clock.begin_time(), times.clock.end_time()]
+        assert stamps == sorted(set(stamps))
+
+    def test_clock_was_set(self) -> None:
+        """When Redis' own clock is set, the new time counts."""
+        times = Times()
+        times.measure(0.001, 0.001)
+        times.now += 100.0
+        times.clock.measure(times.right + 50.0, times.now, times.now)
+        assert abs(times.clock.now() - (times.right + 50.0)) < 0.1

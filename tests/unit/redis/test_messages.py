@@ -1,0 +1,159 @@
+"""
+Records and orders on their way through Redis: what is written can be read.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws._lineage import Lineage, Subject
+from aiohttp_session_ws.close_codes import RECONNECT, Close
+from aiohttp_session_ws.redis.decoding import (
+    read_message,
+    read_numbers,
+    read_order,
+    read_record,
+)
+from aiohttp_session_ws.redis.messages import (
+    CloseSession,
+    Record,
+    as_json,
+    encode,
+    envelope,
+    keys_of_lookup,
+    order_text,
+)
+from aiohttp_session_ws.registry.cluster import Refresh
+from aiohttp_session_ws.sessions.records import (
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    SubjectEnded,
+)
+
+VALUES = ["plain", 'quoted " \\ \n', "half a pair \ud800", "☃", 7, -(2**70), ("a", 1, ("b",))]
+RECORDS: list[Record] = [
+    LineageEnded("tok", 1.25, carries=True, ttl=60.0, minor=False),
+    LineageEnded('tok"en', 1763740000.1234567, carries=False, ttl=3600.0, minor=True),
+    LineageRenewed("t", 3, 2, 1.5, frozenset({"renewal", "login"}), seen=True, ttl=9.0),
+    LineageRenewed("t", 2**53, 0, 1.5, frozenset({"login"}), seen=False, ttl=9.5),
+    *[SubjectEnded(Subject("id", value), 1.1, 60.0) for value in VALUES],
+    SubjectEnded(Subject("label", ("device", "x,y")), 1.1, 60.0),
+    *[IdNote(value, "to,k", 0.0, 60.0) for value in VALUES],
+    CloseSession(Subject("identity", "ann"), "a/1/7", 2.5, Close(4000, 'moved, "house"')),
+]
+
+
+class TestRecords:
+    @pytest.mark.parametrize("number", range(len(RECORDS)))
+    def test_round_trip(self, number: int) -> None:
+        """What is written is what is read, to the last digit."""
+        record = RECORDS[number]
+        assert read_record(encode(record).text) == record
+
+    def test_key(self) -> None:
+        """Equal subjects have one key, and a look-up asks for it."""
+        assert as_json(1) == as_json(True) == as_json(1.0)
+        ended = encode(SubjectEnded(Subject("id", "x"), 1.0, 1.0)).key
+        note = encode(IdNote("x", "t", 1.0, 1.0)).key
+        lineage = encode(LineageEnded("t", 1.0, carries=False, ttl=1.0)).key
+        close = encode(CloseSession(Subject("id", "x"), "n", 1.0, RECONNECT)).key
+        keys = keys_of_lookup("t", [Subject("id", "x")], closes=True)
+        assert sorted(keys) == sorted([ended, note, lineage, close])
+
+    @pytest.mark.parametrize("value", [b"bytes", 1j, frozenset(), float("nan"), object()])
+    def test_refused(self, value: Any) -> None:
+        """What other nodes couldn't read is refused by a TypeError that names it."""
+        with pytest.raises(TypeError, match=type(value).__name__):
+            as_json(value)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "[]",
+            "7",
+            "null",
+            "{}",
+            "[1]",
+            '[2,"ended",1,0,9,0,"x"]',
+            '[1,"ended",1,0,9,0,7]',
+            '[1,"ended",1,0,0,0,"x"]',
+            '[1,"ended",NaN,0,9,0,"x"]',
+            '[1,"renewed",-1,0,1,1,0,9,"x"]',
+            '[1,"renewed",1.5,0,1,1,0,9,"x"]',
+            '[1,"renewed",1,0,1,9,0,9,"x"]',
+            '[1,"before",1,9,["nobody","x"]]',
+            '[1,"before",1,9,["id",null]]',
+            '[1,"before",1,9,["id",{}]]',
+            '[1,"improved","x"]',
+            b"\xff",
+        ],
+    )
+    def test_unreadable(self, text: str | bytes) -> None:
+        """What is of another version or kind, or makes no sense, is no record."""
+        assert read_record(text) is None
+
+
+class TestOrders:
+    def test_round_trip(self) -> None:
+        """All parts of an order arrive."""
+        changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
+        closes = [r for r in RECORDS if isinstance(r, CloseSession)]
+        refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1))
+        text = order_text(
+            [encode(r).text for r in changes],
+            [encode(r).text for r in closes],
+            Close(4001, "why"),
+            "the operator",
+            "17",
+            refresh,
+            held=True,
+        )
+        order = read_order(text)
+        assert order is not None
+        assert order == (
+            tuple(changes),
+            tuple(closes),
+            Close(4001, "why"),
+            "the operator",
+            "17",
+            refresh,
+            True,
+        )
+
+    @pytest.mark.parametrize("held", [False, True])
+    def test_short(self, held: bool) -> None:
+        """Most orders have no more than what they end."""
+        record = RECORDS[0]
+        order = read_order(order_text([encode(record).text], held=held))
+        assert order is not None
+        assert (order.changes, order.held, order.close) == ((record,), held, None)
+
+    def test_message(self) -> None:
+        """A message is numbers, its sender, and an order on each line."""
+        orders = [order_text([encode(record).text]) for record in RECORDS[:4]]
+        body = envelope("a/1", orders).encode()
+        assert read_numbers(b"9:4\n" + body) == (6, 9, body)
+        assert read_numbers(b"0:0\n" + body) == (0, 0, body)
+        assert read_message(body) == ("a/1", orders)
+
+    @pytest.mark.parametrize("data", [b"", b"x", b"1:\n", b":1\n", b"-1:1\n", b"1\n", b"1:1"])
+    def test_no_numbers(self, data: bytes) -> None:
+        """What doesn't begin with numbers isn't ours."""
+        assert read_numbers(data) is None
+
+    def test_garbage(self) -> None:
+        """Whatever bytes come, reading raises nothing."""
+        rng = random.Random(1)
+        text = envelope("x", [order_text([encode(r).text for r in RECORDS[:3]])]).encode()
+        for _ in range(2000):
+            broken = bytearray(text)
+            for _ in range(rng.randrange(1, 6)):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+            message = read_message(bytes(broken))
+            for order in message[1] if message else ():
+                _ = read_order(order)

@@ -1,0 +1,154 @@
+"""
+The outbox: what becomes of orders whose batch takes too long, or that Redis refuses to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from aiohttp_session_ws.exceptions import RedisUnavailable
+from aiohttp_session_ws.redis.entries import Encoder, Entry, body_of
+from aiohttp_session_ws.redis.io import outbox as module
+from aiohttp_session_ws.redis.io.outbox import Outbox
+from aiohttp_session_ws.sessions.records import LineageEnded
+
+
+class Line:
+    """A connection to a Redis that answers as a test says."""
+
+    def __init__(self, answer: Callable[[list[str]], Any]) -> None:
+        self.client = None
+        self.answer = answer
+        self.batches: list[list[str]] = []
+        self.bodies: list[bytes] = []
+        self.waiting: list[asyncio.Future[Any]] = []
+
+    def call(self, *args: Any) -> asyncio.Future[Any]:
+        """Take a script; answer with what the test says, or never if it says None."""
+        count = int(args[2]) - 1
+        keys = [str(key).rpartition(":")[2] for key in args[4 : 4 + count]]
+        self.batches.append(keys)
+        self.bodies.append(body_of(args[2:]) if args[2 + count + 4] else b"")
+        future = asyncio.get_running_loop().create_future()
+        answer = self.answer(keys)
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        elif answer is not None:
+            future.set_result(answer)
+        else:
+            self.waiting.append(future)
+        return future
+
+
+class Box:
+    """An outbox and its connection."""
+
+    def __init__(self, answer: Callable[[list[str]], Any], monkeypatch: Any) -> None:
+        monkeypatch.setattr(module, "LIMIT", 0.05)
+        monkeypatch.setattr(module, "SOON", 0.01)
+        monkeypatch.setattr(module, "channel_of", lambda *_: "orders")
+        encoder = Encoder("p", "a/1", lambda record: record)
+        self.published: list[bytes] = []
+        self.outbox = Outbox(lambda: None, "p", encoder, lambda _: None, self.published.append)  # type: ignore[arg-type, return-value]
+        self.line = Line(answer)
+        self.outbox.link.drop = self.reconnect  # type: ignore[method-assign]
+
+    def connect(self) -> None:
+        """Give it a connection."""
+        self.outbox.link.line = self.line  # type: ignore[assignment]
+        self.outbox.connected(self.line)  # type: ignore[arg-type]
+
+    def reconnect(self, why: str) -> None:
+        """Give it another connection, as after trouble."""
+        for future in self.line.waiting:
+            if not future.done():
+                future.set_exception(RedisUnavailable(why))
+                _ = future.exception()
+        self.line.waiting.clear()
+        asyncio.get_running_loop().call_soon(self.connect)
+
+    def put(self, *names: str) -> list[Entry]:
+        """Put orders."""
+        return [
+            self.outbox.put(Entry([LineageEnded(name, 1.0, carries=False, ttl=60.0)]))
+            for name in names
+        ]
+
+
+class TestOutbox:
+    async def test_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An order is written in the turn in which it is given."""
+        box = Box(lambda keys: [], monkeypatch)
+        box.connect()
+        box.put("x")
+        assert box.line.batches == [['"x"']]
+        assert await box.outbox.drain(1.0) == []
+        assert len(box.published) == 1
+
+    async def test_poison(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that takes too long is found by halving, and holds up no other."""
+        poison = '"n13"'
+        box = Box(lambda keys: None if poison in keys else [], monkeypatch)
+        entries = box.put(*[f"n{n}" for n in range(40)])
+        box.connect()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*[e.wait(20) for n, e in enumerate(entries) if n != 13])
+        assert not entries[13].stored
+        late = box.put("later")
+        await late[0].wait(20)
+        assert late[0].stored
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+        assert entries[13].stored
+
+    async def test_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What Redis refuses to write is published once, held once, and written later."""
+        box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
+        box.connect()
+        entries = box.put("x", "y")
+        async with asyncio.timeout(20):
+            while len(box.line.batches) < 8:
+                await asyncio.sleep(0.01)
+        assert len(box.outbox) == 2
+        assert all(entry.published and not entry.stored for entry in entries)
+        told = [body for body in box.line.bodies if body]
+        assert len(told) == 2
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+        assert all(entry.stored for entry in entries)
+
+    async def test_in_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Redis 6.2 puts the word of a refusal behind the place in the script."""
+        error = ResponseError("Error running script (call to f_1): @user_script:9: -MISCONF Disk")
+        box = Box(lambda keys: error, monkeypatch)
+        box.connect()
+        box.put("x")
+        async with asyncio.timeout(20):
+            while box.outbox.refused != "MISCONF":
+                await asyncio.sleep(0.01)
+        box.outbox.stop()
+
+    async def test_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was on its way when the connection broke is sent again, in its order."""
+        box = Box(lambda keys: None, monkeypatch)
+        box.connect()
+        entries = box.put("a", "b", "c")
+        box.line.answer = lambda keys: []
+        box.outbox.disconnected("cut")
+        box.reconnect("cut")
+        assert await box.outbox.drain(20) == []
+        assert all(entry.stored for entry in entries)
+        assert [key for keys in box.line.batches[2:] for key in keys] == ['"a"', '"b"', '"c"']
+
+    async def test_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More than it holds are lost from the front, with an error."""
+        monkeypatch.setattr(module, "DEPTH", 3)
+        box = Box(lambda keys: [], monkeypatch)
+        box.put("a", "b", "c", "d")
+        left = await box.outbox.drain(0.01)
+        assert [entry.changes[0].token for entry in left] == ["b", "c", "d"]  # type: ignore[union-attr]

@@ -1,0 +1,111 @@
+"""
+Which numbers were heard, what was heard lately, and which orders were carried out.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from aiohttp_session_ws.redis import recent
+from aiohttp_session_ws.redis.recent import HeardNumbers, RecentOrders, SeenOrders
+
+
+class TestHeardNumbers:
+    def test_in_order(self) -> None:
+        """Numbers that follow each other leave nothing missing."""
+        numbers = HeardNumbers()
+        assert numbers.hear(1, 1)
+        assert numbers.hear(2, 500)
+        assert (numbers.last, numbers.missing) == (500, [])
+
+    def test_gap(self) -> None:
+        """Those that are left out are missing, until they are found."""
+        numbers = HeardNumbers()
+        assert not numbers.hear(10, 12)
+        assert numbers.missing == [(1, 9)]
+        assert numbers.find(4, 6)
+        assert numbers.missing == [(1, 3), (7, 9)]
+        assert numbers.hear(1, 3)
+        assert numbers.find(1, 99)
+        assert not numbers.missing
+
+    def test_backwards(self) -> None:
+        """A number that was heard before is doubtful: Redis counts from another start."""
+        numbers = HeardNumbers()
+        numbers.hear(1, 100)
+        assert not numbers.hear(5, 5)
+        numbers.restart(7)
+        assert (numbers.last, numbers.missing) == (7, [(1, 7)])
+
+    def test_rewind(self) -> None:
+        """What another server got last is read again."""
+        numbers = HeardNumbers()
+        numbers.hear(1, 100)
+        numbers.rewind(90, 95)
+        assert (numbers.last, numbers.missing) == (95, [(91, 95)])
+
+    def test_random(self) -> None:
+        """In whatever order they come, what is missing is what has not come."""
+        rng = random.Random(3)
+        for _ in range(300):
+            numbers, heard, last = HeardNumbers(), set[int](), 0
+            for _ in range(rng.randrange(1, 12)):
+                first = rng.randrange(1, 30)
+                end = first + rng.randrange(4)
+                if rng.random() < 0.7:
+                    numbers.hear(first, end)
+                    last = max(last, end)
+                    heard |= set(range(first, end + 1))
+                else:
+                    numbers.reach(end)
+                    last = max(last, end)
+            missing = {n for low, high in numbers.missing for n in range(low, high + 1)}
+            assert missing == set(range(1, last + 1)) - heard
+
+
+class TestRecentOrders:
+    def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The oldest messages go when they are too many or too old."""
+        monkeypatch.setattr(recent, "LARGEST", 10)
+        now = [0.0]
+        orders = RecentOrders(lambda: now[0])
+        for n in range(5):
+            orders.add(f"node {n % 2}", b"1234")
+        assert len(orders) == 2
+        now[0] = recent.KEPT + 1
+        assert list(orders.of(lambda sender: True)) == []
+        orders.add("a", b"new")
+        assert len(orders) == 1
+
+    def test_of(self) -> None:
+        """Those of some senders are found, the oldest first."""
+        orders = RecentOrders()
+        for n, sender in enumerate("abab"):
+            orders.add(sender, str(n).encode())
+        assert list(orders.of(lambda sender: sender == "b")) == [b"1", b"3"]
+
+
+class TestSeenOrders:
+    def test_once(self) -> None:
+        """An order is new once, and one's own never."""
+        seen = SeenOrders("a/1")
+        number = seen.new()
+        assert number.startswith("a/1/")
+        assert not seen.add(number)
+        assert seen.add("b/1/1")
+        assert not seen.add("b/1/1")
+        assert seen.first_seen("c/1/1") is None
+
+    def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The oldest are forgotten when they are too many or too old."""
+        monkeypatch.setattr(recent, "MOST", 3)
+        now = [0.0]
+        seen = SeenOrders("a", lambda: now[0])
+        for n in range(5):
+            seen.add(str(n))
+        assert [n for n in range(5) if seen.first_seen(str(n)) is not None] == [2, 3, 4]
+        now[0] = recent.KEPT + 1
+        seen.add("new")
+        assert seen.first_seen("4") is None

@@ -1,0 +1,290 @@
+"""
+The scripts in Redis: they merge records as the memory of a node does, and number them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from aiohttp_session_ws._lineage import Lineage, Subject
+from aiohttp_session_ws.close_codes import RECONNECT
+from aiohttp_session_ws.redis.decoding import read_message, read_numbers, read_order, read_record
+from aiohttp_session_ws.redis.entries import Encoder, Entry
+from aiohttp_session_ws.redis.io import scripts
+from aiohttp_session_ws.redis.io.scripts import END_OTHERS, FIND, HEARTBEAT, LEAVE, WRITE, Script
+from aiohttp_session_ws.redis.messages import CloseSession, Record, encode
+from aiohttp_session_ws.sessions.records import (
+    Cause,
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
+
+TAG = "{p}:"
+
+
+class Scripts:
+    """Redis, with our scripts."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self.encoder = Encoder("p", "a/1", lambda record: record)
+
+    async def run(self, script: Script, *args: Any) -> Any:
+        """Run a script."""
+        return await self.client.eval(script.text, *args)
+
+    async def write(self, *entries: Entry) -> Any:
+        """Write entries; return what Redis knew more."""
+        args = self.encoder.arguments(entries, "orders")
+        assert args is not None
+        return await self.run(WRITE, *args)
+
+    async def end_others(self, lineage: Lineage, subjects: Sequence[Subject], since: float) -> Any:
+        """End others, if a session is alive."""
+        entry = Entry([SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)])
+        args = self.encoder.to_judge(entry, "orders", lineage, subjects, since, 30.0)
+        return await self.run(END_OTHERS, *args)
+
+    async def beat(self, node: str = "a/1", *, serves: bool = True) -> list[bytes]:
+        """Give a sign of life."""
+        answer: list[bytes] = await self.run(HEARTBEAT, 1, TAG, node, str(int(serves)), "epoch")
+        return answer
+
+    async def find(self, first: int, last: int, most: int = 100) -> tuple[int, set[bytes]]:
+        """Return up to which number records were found, and their keys."""
+        reached, *found = await self.run(FIND, 1, TAG, first, last, most)
+        return int(float(reached)), set(found[::2])
+
+
+@pytest.fixture
+async def redis(redis_port: int) -> AsyncIterator[Scripts]:
+    """An empty Redis."""
+    async with Redis(port=redis_port, db=7) as client:
+        await client.flushdb()
+        yield Scripts(client)
+        await client.flushdb()
+
+
+def change(rng: random.Random) -> Change:
+    """Make up a change of one of a few lineages and ids."""
+    token, at = f"t{rng.randrange(3)}", 1000 + rng.randrange(6) + 0.25
+    ttl = 100.0 + rng.randrange(3)
+    match rng.randrange(5):
+        case 0:
+            return LineageEnded(token, at, rng.random() < 0.5, ttl)
+        case 1:
+            causes: list[Cause] = ["renewal", "login"]
+            by = frozenset(rng.sample(causes, rng.randrange(1, 3)))
+            seen, generation = rng.random() < 0.5, rng.randrange(1, 4)
+            return LineageRenewed(token, generation, rng.randrange(3), at, by, seen, ttl)
+        case 2:
+            kind, value = rng.choice(["id", "identity"]), f"x{rng.randrange(3)}"
+            return SubjectEnded(Subject(kind, value), at, ttl)  # type: ignore[arg-type]
+    return IdNote(f"x{rng.randrange(3)}", token, at, ttl)
+
+
+def essence(record: Record | None) -> Any:
+    """Return a record without what Redis keeps by a TTL of the key."""
+    match record:
+        case LineageEnded(token, at, carries):
+            return token, at, carries
+        case LineageRenewed() | SubjectEnded() | IdNote():
+            return record[:-1]
+    return record
+
+
+class TestMerge:
+    async def test_as_in_memory(self, redis: Scripts) -> None:
+        """In whatever order they come, Redis and memory end up with the same."""
+        rng = random.Random(11)
+        for _ in range(60):
+            await redis.client.flushdb()
+            records = Records()
+            for _ in range(rng.randrange(1, 14)):
+                some = [change(rng) for _ in range(rng.randrange(1, 3))]
+                for one in some:
+                    records.merge(one)
+                await redis.write(Entry(some))
+            for record in records:
+                text = await redis.client.get(TAG + encode(record).key)
+                assert text is not None
+                assert essence(read_record(text)) == essence(record)
+
+    async def test_known(self, redis: Scripts) -> None:
+        """Who writes less than is known is told of it."""
+        ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
+        await redis.write(Entry([ended]))
+        renewed = LineageRenewed("t", 1, 0, 6.0, frozenset({"login"}), seen=False, ttl=60.0)
+        (known,) = await redis.write(Entry([renewed]))
+        assert read_record(known) == ended
+        assert await redis.write(Entry([ended])) == []
+
+    async def test_other_version(self, redis: Scripts) -> None:
+        """A record of another version is overwritten by an end, and by nothing else."""
+        await redis.client.set(TAG + 'lineage:"t"', "[2,true]")
+        renewed = LineageRenewed("t", 1, 0, 6.0, frozenset({"login"}), seen=False, ttl=60.0)
+        await redis.write(Entry([renewed]))
+        assert await redis.client.get(TAG + 'lineage:"t"') == b"[2,true]"
+        ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
+        await redis.write(Entry([ended]))
+        text = await redis.client.get(TAG + 'lineage:"t"')
+        assert text is not None
+        assert read_record(text) == ended
+
+
+class TestPublish:
+    async def test_numbers(self, redis: Scripts) -> None:
+        """Each record has a number, and is published under it; what is quiet has none."""
+        async with redis.client.pubsub() as pubsub:
+            await pubsub.subscribe("orders")
+            subject = Subject("id", "x")
+            await redis.write(
+                Entry(
+                    [SubjectEnded(subject, 1.0, 60.0)],
+                    [CloseSession(subject, "n", 1.0, RECONNECT)],
+                ),
+                Entry([LineageEnded("quiet", 1.0, carries=False, ttl=60.0)], quiet=True),
+                Entry([LineageEnded("t", 1.0, carries=False, ttl=60.0)]),
+            )
+            message = await _message(pubsub)
+        numbers = read_numbers(message)
+        assert numbers is not None
+        assert numbers[:2] == (1, 3)
+        body = read_message(numbers[2])
+        assert body is not None
+        sender, orders = body
+        assert (sender, len(orders)) == ("a/1", 2)
+        assert all(read_order(order) for order in orders)
+        reached, keys = await redis.find(1, 3)
+        assert reached == 3
+        assert keys == {b'{p}:end:id:"x"', b'{p}:close:id:"x"', b'{p}:lineage:"t"'}
+        assert await redis.client.exists('{p}:lineage:"quiet"')
+
+    async def test_derived(self, redis: Scripts) -> None:
+        """What Redis finds out itself is published, too."""
+        await redis.write(Entry([IdNote("x", "t", 3.0, 60.0)]))
+        async with redis.client.pubsub() as pubsub:
+            await pubsub.subscribe("orders")
+            await redis.write(Entry([SubjectEnded(Subject("id", "x"), 5.0, 60.0)]))
+            _ = await _message(pubsub)
+            message = await _message(pubsub)
+        numbers = read_numbers(message)
+        assert numbers is not None
+        assert numbers[:2] == (3, 3)
+        body = read_message(numbers[2])
+        assert body is not None
+        assert body[0] == ""
+        order = read_order(body[1][0])
+        assert order is not None
+        assert order.changes == (LineageEnded("t", 5.0, carries=False, ttl=60.0),)
+
+    async def test_many(self, redis: Scripts) -> None:
+        """An order may have more records than Lua can pass at once."""
+        changes = [LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0) for n in range(5000)]
+        await redis.write(Entry(changes))
+        assert await redis.client.get("{p}:seq") == b"5000"
+        first, keys = await redis.find(1, 5000, 300)
+        assert (first, len(keys)) == (300, 300)
+
+
+async def _message(pubsub: Any) -> bytes:
+    async with asyncio.timeout(20):
+        async for message in pubsub.listen():
+            if message["type"] == "message":
+                data: bytes = message["data"]
+                return data
+    raise AssertionError("no message")
+
+
+class TestEndOthers:
+    ME = Lineage("me", 2, 10.0)
+    SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"))
+
+    async def test_alive(self, redis: Scripts) -> None:
+        """A session of which nothing is recorded may end the others, once."""
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 1
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            LineageEnded("me", 1.0, carries=True, ttl=60.0),
+            LineageRenewed("me", 3, 0, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
+            LineageRenewed("me", 4, 3, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
+            SubjectEnded(Subject("id", "x"), 10.0, 60.0),
+            SubjectEnded(Subject("identity", "ann"), 10.0, 60.0),
+        ],
+    )
+    async def test_over(self, redis: Scripts, record: Change) -> None:
+        """One that has ended or was replaced ends nothing."""
+        await redis.write(Entry([record]))
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
+        ended = await redis.client.get('{p}:end:identity:"ann"')
+        assert ended is None or b"50.0" not in ended
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            LineageRenewed("me", 2, 1, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
+            LineageRenewed("me", 3, 2, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
+            SubjectEnded(Subject("id", "x"), 9.0, 60.0),
+            SubjectEnded(Subject("identity", "ann"), 9.0, 60.0),
+        ],
+    )
+    async def test_lives(self, redis: Scripts, record: Change) -> None:
+        """The newest generation, and what began after an end, is alive."""
+        await redis.write(Entry([record]))
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 1
+
+    async def test_since(self, redis: Scripts) -> None:
+        """A log-in of the same request is ended by what came since it arrived only."""
+        await redis.write(Entry([SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)]))
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
+        assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
+
+
+class TestHeartbeat:
+    async def test_members(self, redis: Scripts) -> None:
+        """The list of members has a new version whenever somebody comes or goes."""
+        versions = [(await redis.beat())[4]]
+        versions.append((await redis.beat())[4])
+        versions.append((await redis.beat("b/1"))[4])
+        versions.append((await redis.beat("script/1", serves=False))[4])
+        await redis.run(LEAVE, 1, TAG, "b/1")
+        versions.append((await redis.beat())[4])
+        assert versions == [b"1", b"1", b"2", b"2", b"3"]
+        assert await redis.client.zrange("{p}:nodes", 0, -1) == [b"a/1"]
+
+    async def test_lost(self, redis: Scripts) -> None:
+        """A Redis that has lost its data has another epoch, and counts anew."""
+        await redis.write(Entry([LineageEnded("t", 1.0, carries=False, ttl=60.0)]))
+        before = await redis.beat()
+        await redis.client.flushdb()
+        await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "another")
+        after = await redis.beat()
+        assert (before[1], after[1]) == (b"1", b"0")
+        assert before[2] != after[2]
+        assert before[3] == after[3] != b""
+
+    async def test_trimmed(self, redis: Scripts) -> None:
+        """What was recorded long ago can't be found by its number any more, which is told."""
+        for n in range(5):
+            await redis.write(Entry([LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0)]))
+        await redis.beat()
+        marks: Any = await redis.client.zrange("{p}:marks", 0, -1, withscores=True)
+        (mark, score), *_ = marks
+        assert mark == b"5"
+        await redis.client.zadd("{p}:marks", {mark: score - scripts.KEPT - 1})
+        await redis.write(Entry([LineageEnded("new", 1.0, carries=False, ttl=60.0)]))
+        assert (await redis.beat())[5] == b"5"
+        assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}

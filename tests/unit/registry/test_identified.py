@@ -1,0 +1,152 @@
+"""
+Identities that hold until some time, as a token's do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import aiohttp_session
+import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError, web
+from aiohttp_session import AbstractStorage
+
+from aiohttp_session_ws import SessionWSRegistry, renew_session_ws
+from aiohttp_session_ws.connections import manager
+from aiohttp_session_ws.signals import FailDetails
+from aiohttp_session_ws.typing import Identified
+from tests.support import PATIENCE, QUICK, AiohttpClient, Client, make_app, user_of
+from tests.support.inspect import connections
+
+EXPIRED = (4401, "session expired")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look every moment for what is due, and not every second."""
+    monkeypatch.setattr(manager, "TICK", 0.01)
+
+
+async def token_of(request: web.Request) -> Identified | None:
+    """Identify by a token in the session that says until when it holds."""
+    session = await aiohttp_session.get_session(request)
+    user = await user_of(request)
+    return None if user is None else Identified(user, session.get("until", math.inf))
+
+
+async def refresh(request: web.Request) -> web.Response:
+    """Take a new token, for the sockets that are open too."""
+    session = await aiohttp_session.get_session(request)
+    session["until"] = time.time() + float(request.query["for"])
+    response = web.Response()
+    await renew_session_ws(request, response, sockets="keep")
+    return response
+
+
+async def closed(ws: Any) -> tuple[int, str]:
+    """Read on until the server closes; return its code and its reason."""
+    while True:
+        message = await ws.receive(timeout=PATIENCE)
+        if message.type is WSMsgType.CLOSE:
+            return int(message.data), str(message.extra)
+
+
+async def start(
+    aiohttp_client: AiohttpClient,
+    registry: SessionWSRegistry,
+    storage: AbstractStorage | None = None,
+) -> Client:
+    """Serve a page that refreshes the token; somebody has logged in."""
+    app = make_app(registry, storage)
+    app.router.add_get("/refresh", refresh)
+    client = await aiohttp_client(app)
+    await client.get("/login")
+    return client
+
+
+class TestUntil:
+    async def test_closed(self, aiohttp_client: AiohttpClient) -> None:
+        """A socket is closed when its identity's time is over, and not before."""
+        until = time.time() + 0.5
+        registry = SessionWSRegistry(
+            identify=lambda request: Identified("ann", until), timeouts=QUICK
+        )
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/ws") as ws:
+            assert len(await registry.connections(identity="ann")) == 1
+
+            assert await closed(ws) == EXPIRED
+            assert until <= time.time() < until + PATIENCE
+
+    async def test_over(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that comes later is refused, with the same code."""
+        over = time.time() - 1
+        registry = SessionWSRegistry(identify=lambda request: Identified("ann", over))
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/ws") as ws:
+            assert await closed(ws) == EXPIRED
+        assert not len(registry)
+
+    async def test_anonymous(self, aiohttp_client: AiohttpClient) -> None:
+        """An anonymous session may have an end, too, and belongs to nobody."""
+        until = time.time() + 0.3
+        registry = SessionWSRegistry(
+            identify=lambda request: Identified(None, until), timeouts=QUICK
+        )
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/ws") as ws:
+            (info,) = await registry.connections()
+
+            assert info.identity is None
+            assert await closed(ws) == EXPIRED
+
+    @pytest.mark.parametrize("until", [math.nan, "tomorrow", None])
+    async def test_no_time(self, aiohttp_client: AiohttpClient, until: Any) -> None:
+        """What is no time is an error that names it."""
+        registry = SessionWSRegistry(identify=lambda request: Identified("ann", until))
+        failures: list[BaseException | None] = []
+
+        @registry.on_fail
+        async def note(details: FailDetails) -> None:
+            failures.append(details.exception.__cause__)
+
+        client = await start(aiohttp_client, registry)
+        with pytest.raises(WSServerHandshakeError, match="503"):
+            await client.ws_connect("/ws")
+
+        assert "until= is in seconds" in str(failures[0])
+
+
+class TestRefresh:
+    async def test_longer(self, aiohttp_client: AiohttpClient, storage: AbstractStorage) -> None:
+        """A token that is refreshed in place keeps the sockets until its own time is over."""
+        registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
+        client = await start(aiohttp_client, registry, storage)
+        await client.get("/refresh", params={"for": "0.7"})
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            await client.get("/refresh", params={"for": "1.5"})
+            (connection,) = connections(registry)
+            until = connection.until
+
+            assert await closed(ws) == EXPIRED
+            assert until <= time.time()
+
+    async def test_checked_after(
+        self, aiohttp_client: AiohttpClient, storage: AbstractStorage
+    ) -> None:
+        """The periodic check finds an older cookie then, and lets the socket live."""
+        registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
+        client = await start(aiohttp_client, registry, storage)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            await client.get("/refresh", params={"for": "3600"})
+            (connection,) = connections(registry)
+            until, connection.check_at = connection.until, 0.0
+            while connection.check_at == 0.0:  # it says when it is checked again
+                await ws.send_str("still there?")
+                assert await ws.receive_str(timeout=PATIENCE) == "still there?"
+
+            assert connection.until == until

@@ -1,0 +1,163 @@
+"""
+The periodic check, now: somebody's rights have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+from aiohttp_session import SimpleCookieStorage
+
+from aiohttp_session_ws import Close, NotSetUp, SessionWSRegistry
+from aiohttp_session_ws.exceptions import InvalidIdentity
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    Client,
+    Started,
+    Turnstile,
+    cookie_of,
+    expect_close,
+    make_app,
+    until,
+    user_of,
+)
+
+
+@dataclass
+class Rights:
+    """Who may connect; how often that was asked."""
+
+    refused: dict[str, object] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def authorize(self, request: web.Request) -> object:
+        """Look whether somebody may."""
+        user = str(await user_of(request))
+        self.asked.append(user)
+        return self.refused.get(user, True)
+
+
+@pytest.fixture
+def rights() -> Rights:
+    return Rights()
+
+
+@pytest.fixture
+def registry(rights: Rights) -> SessionWSRegistry:
+    return SessionWSRegistry(identify=user_of, authorize=rights.authorize, timeouts=QUICK)
+
+
+@pytest.fixture
+async def client(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
+    return await aiohttp_client(make_app(registry))
+
+
+async def cookie_for(client: Client, user: str) -> dict[str, str]:
+    """Log in in a browser of its own."""
+    client.session.cookie_jar.clear()
+    await client.get("/login", params={"user": user})
+    cookie = cookie_of(client)
+    client.session.cookie_jar.clear()
+    return {"Cookie": cookie}
+
+
+class TestRecheck:
+    @pytest.mark.parametrize(("answer", "code"), [(False, 4403), (Close(4499, "paid up?"), 4499)])
+    async def test_closed(
+        self,
+        client: Client,
+        registry: SessionWSRegistry,
+        rights: Rights,
+        answer: object,
+        code: int,
+    ) -> None:
+        """Who may no longer be connected is closed; whose rights are as they were, is not."""
+        ann, bob = await cookie_for(client, "ann"), await cookie_for(client, "bob")
+        async with (
+            client.ws_connect("/ws", headers=ann) as anns,
+            client.ws_connect("/ws", headers=bob) as bobs,
+        ):
+            await bobs.receive(timeout=PATIENCE)
+            rights.refused["ann"] = rights.refused["bob"] = answer
+            report = await registry.recheck("ann")
+
+            assert await expect_close(anns) == code
+            await bobs.send_str("still there?")
+            assert await bobs.receive_str(timeout=PATIENCE) == "still there?"
+        assert (report.sockets, report.complete) == (1, True)
+
+    async def test_once_per_session(
+        self, client: Client, registry: SessionWSRegistry, rights: Rights
+    ) -> None:
+        """All sockets of a session are checked by one question; each session is asked about."""
+        first, second = await cookie_for(client, "ann"), await cookie_for(client, "ann")
+        async with (
+            client.ws_connect("/ws", headers=first),
+            client.ws_connect("/ws", headers=first),
+            client.ws_connect("/ws", headers=second),
+        ):
+            rights.asked.clear()
+            report = await registry.recheck("ann")
+
+        assert (report.sockets, rights.asked) == (0, ["ann", "ann"])
+
+    async def test_after_one_under_way(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, rights: Rights
+    ) -> None:
+        """A check that had begun before may have seen the old rights: there is another one."""
+        storage, gate = SimpleCookieStorage(), Turnstile()
+        load = storage.load_session
+        client = await aiohttp_client(make_app(registry, storage))
+        cookie = await cookie_for(client, "ann")
+        async with client.ws_connect("/ws", headers=cookie) as ws:
+            await ws.receive(timeout=PATIENCE)
+
+            async def slowly(request):  # type: ignore[no-untyped-def]
+                await gate()
+                return await load(request)
+
+            storage.load_session = slowly  # type: ignore[method-assign]
+            gate.shut = True
+            first = asyncio.create_task(registry.recheck("ann"))
+            await gate.arrived.wait()
+            rights.asked.clear()
+            second = asyncio.create_task(registry.recheck("ann"))
+            gate.let()
+            await asyncio.gather(first, second)
+
+        assert rights.asked == ["ann", "ann"]
+
+    async def test_nobody(self, client: Client, registry: SessionWSRegistry) -> None:
+        """Who has no sockets has none to be checked."""
+        assert (await registry.recheck("ann")).sockets == 0
+        with pytest.raises(InvalidIdentity):
+            await registry.recheck(None)
+
+    async def test_without_identify(self, started: Started) -> None:
+        """Without identify nobody is anybody."""
+        registry = await started(SessionWSRegistry())
+        with pytest.raises(NotSetUp):
+            await registry.recheck("ann")
+
+    async def test_storage_fails(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """What can't be checked stays, and is tried again."""
+        storage = SimpleCookieStorage()
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.ws_connect("/ws", headers=await cookie_for(client, "ann")) as ws:
+            await ws.receive(timeout=PATIENCE)
+
+            async def fail(request):  # type: ignore[no-untyped-def]
+                raise OSError
+
+            storage.load_session = fail  # type: ignore[method-assign]
+            assert (await registry.recheck("ann")).sockets == 0
+            await ws.send_str("still there?")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there?"
+        await until(lambda: not len(registry))

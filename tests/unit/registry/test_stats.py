@@ -1,0 +1,228 @@
+"""
+What a registry counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import timeit
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from aiohttp import WSServerHandshakeError, web
+
+from aiohttp_session_ws import Limits, SessionWSRegistry, session_stream
+from aiohttp_session_ws.close_codes import POLICY_VIOLATION
+from aiohttp_session_ws.connections.counters import Counters
+from aiohttp_session_ws.results import ClusterStats, Stats
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    Client,
+    Started,
+    expect_close,
+    make_app,
+    until,
+    user_of,
+)
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(identify=user_of, timeouts=QUICK)
+
+
+async def start(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
+    """Serve the app of most tests to somebody who has logged in."""
+    client = await aiohttp_client(make_app(registry))
+    await client.get("/login")
+    return client
+
+
+class TestCounting:
+    async def test_closes(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Sockets are counted while they are open, and by how they have ended."""
+        client = await start(aiohttp_client, registry)
+        first, second, third = [await client.ws_connect("/ws") for _ in range(3)]
+        assert registry.stats().open == 3
+
+        await first.close(code=1001)
+        await until(lambda: len(registry.stats().closes) == 1)
+        await second.receive(timeout=PATIENCE)
+        await second.send_bytes(b"no text: the handler fails")
+        assert await expect_close(second) == 1011
+        await registry.end_identity("ann")
+        assert await expect_close(third) == 4401
+        await until(lambda: not registry.stats().open)
+        stats = registry.stats()
+        assert stats.closes == {("client", 1001): 1, ("handler", 1011): 1, ("order", 4401): 1}
+        assert (stats.orders_given, stats.records) == (2, 2)  # with that of the log-in
+
+    async def test_by_hand(self, started: Started, registry: SessionWSRegistry) -> None:
+        """So is what was registered by hand."""
+
+        class Thing:
+            def close(self) -> None:
+                """Do nothing."""
+
+        await started(registry)
+        registry.register("id", Thing())
+        await registry.close_all_session("id")
+
+        assert registry.stats().closes == {("order", 4403): 1}
+
+    async def test_streams(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A stream is open, and a stream."""
+        entered = asyncio.Event()
+
+        async def events(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                entered.set()
+                await asyncio.Event().wait()
+            return response
+
+        app = make_app(registry)
+        app.router.add_get("/events", events)
+        client = await aiohttp_client(app)
+        async with client.get("/events"):
+            await entered.wait()
+            during = registry.stats()
+            (session_ws_id,) = registry
+            await registry.end_session(session_ws_id)
+        await until(lambda: not registry.stats().streams)
+        after = registry.stats()
+
+        assert (during.open, during.streams) == (1, 1)
+        assert (after.open, after.streams, after.closes) == (0, 0, {("order", 4401): 1})
+
+    async def test_per_thread(self, started: Started, registry: SessionWSRegistry) -> None:
+        """Figures may be read in any thread, as an exporter does."""
+        await started(registry)
+        with ThreadPoolExecutor() as pool:
+            stats = await asyncio.get_running_loop().run_in_executor(pool, registry.stats)
+
+        assert stats == registry.stats() == Stats()
+
+    async def test_cost(self) -> None:
+        """Counting costs next to nothing, when a socket opens or closes."""
+        counters, number = Counters(), 100_000
+        seconds = min(
+            timeit.repeat(lambda: counters.closed("client", 1000), number=number, repeat=5)
+        )
+
+        assert seconds / number < 1e-6  # on a machine that is busy with other things
+
+
+class TestRefusals:
+    async def refusals(
+        self, client: Client, registry: SessionWSRegistry, **options: str
+    ) -> list[str]:
+        """Try to connect; return under which words that was counted."""
+        try:
+            async with client.ws_connect("/ws", headers=options) as ws:
+                await ws.receive(timeout=PATIENCE)
+        except WSServerHandshakeError:
+            pass
+        return list(registry.stats().refusals)
+
+    async def test_origin(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A foreign page."""
+        client = await start(aiohttp_client, registry)
+
+        assert await self.refusals(client, registry, Origin="https://evil.example") == ["origin"]
+
+    @pytest.mark.parametrize("answer", [False, POLICY_VIOLATION])
+    async def test_authorize(self, aiohttp_client: AiohttpClient, answer: object) -> None:
+        """What authorize refuses, however it does."""
+        registry = SessionWSRegistry(authorize=lambda request: answer)
+        client = await start(aiohttp_client, registry)
+
+        assert await self.refusals(client, registry) == ["authorize"]
+
+    @pytest.mark.parametrize(
+        ("limits", "word"),
+        [(Limits(total=1), "total"), (Limits(per_session=1, on_limit="refuse"), "limit")],
+    )
+    async def test_limits(self, aiohttp_client: AiohttpClient, limits: Limits, word: str) -> None:
+        """One too many."""
+        registry = SessionWSRegistry(limits=limits, timeouts=QUICK)
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/ws"):
+            assert await self.refusals(client, registry) == [word]
+
+    async def test_draining(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Who comes while the process is drained."""
+        client = await start(aiohttp_client, registry)
+        await registry.drain(0)
+
+        assert await self.refusals(client, registry) == ["draining"]
+
+    async def test_ended(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
+        """Who comes with a stale cookie."""
+        client = await start(aiohttp_client, registry)
+        await registry.end_identity("ann")
+
+        assert await self.refusals(client, registry) == ["ended"]
+
+    async def test_identify(self, aiohttp_client: AiohttpClient) -> None:
+        """Who can't be identified."""
+        registry = SessionWSRegistry(identify=lambda request: 1 / 0)
+        client = await aiohttp_client(make_app(registry))
+
+        assert await self.refusals(client, registry) == ["identify"]
+
+    async def test_no_websocket(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Who asks for a page."""
+        client = await start(aiohttp_client, registry)
+        await client.get("/ws")
+
+        assert registry.stats().refusals == {"no websocket": 1}
+
+
+class TestStats:
+    STATS = Stats(
+        node="a", open=2, outage_seconds=1.5, closes={("order", 4401): 2}, refusals={"late": 1}
+    )
+
+    def test_json(self) -> None:
+        """They survive JSON, and what a newer version adds."""
+        body = json.loads(json.dumps(self.STATS.as_dict()))
+
+        assert body["closes"] == {"order": {"4401": 2}}
+        assert Stats.from_dict({**body, "news": 7}) == self.STATS
+
+    def test_total(self) -> None:
+        """Those of several processes add up."""
+        other = Stats(node="b", open=1, closes={("order", 4401): 1, ("client", 1000): 1})
+        both = ClusterStats([other, self.STATS], complete=False)
+
+        assert [stats.node for stats in both] == ["a", "b"]
+        assert not both.complete
+        assert both.total == Stats(
+            open=3,
+            outage_seconds=1.5,
+            closes={("order", 4401): 3, ("client", 1000): 1},
+            refusals={"late": 1},
+        )
+
+    async def test_of_one(self, started: Started, registry: SessionWSRegistry) -> None:
+        """A registry that knows no other process has its own figures only."""
+        await started(registry)
+        stats = await registry.cluster_stats()
+
+        assert list(stats) == [registry.stats()]
+        assert stats.complete
