@@ -95,6 +95,7 @@ class Application:
             compress=False, max_msg_size=self._host.limits.message
         ) | (options or WebSocketOptions())
         self._name = name
+        self._warned = False
         self._registries: list[tuple[SessionWSRegistry, str]] = []
         signals = self._host.signals
         self.on_call_start: Signal[CallDetails] = signals.on_start
@@ -212,7 +213,9 @@ class Application:
                 " publish where to fetch it"
             )
         if not self._registries:
-            log.warning("published before any connection: call attach(registry) at the start")
+            if not self._warned:
+                self._warned = True
+                log.warning("published before any connection: call attach(registry) at the start")
             return Delivery(nodes=0, complete=False)
         wanted = _chooser(whose, number)
         sockets, nodes, complete = 0, 1, True

@@ -25,7 +25,7 @@ from .host import Host
 from .performing import Performer
 from .realm import Realm
 from .scope import Scope
-from .sending import Sender
+from .sending import Sender, start
 from .session import Session, enter, is_identity
 
 __all__ = ["Conversation"]
@@ -156,14 +156,22 @@ class Conversation:
         session, self._session = self._session, None
         if session is None:
             return
-        session.closed = True
         self._host.sessions.discard(session)
-        if self._asking is not None:
-            self._asking.stop()
-            self._asking = None
+        self._interrupt_all(session)
+        self._asking = None
         grace = ground.timeouts(self._registry).handler_grace
         deadline = asyncio.get_running_loop().time() + grace
-        await run_all(self._endings(deadline), deadline)
+        # In a task of its own: the server cancels handlers that linger, and would cut short the
+        # second half that happens to run. Each has its time, so this is over soon.
+        ending = start(run_all(self._endings(deadline), deadline), "end of a session")
+        cancelled: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.wait({ending})
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
 
     def _endings(self, deadline: float) -> Iterator[Step]:
         """

@@ -206,7 +206,8 @@ class TestLogOut:
 
             async def handler(name: str = name) -> AsyncIterator[None]:
                 yield
-                await asyncio.sleep(0.01)
+                for _ in range(3):
+                    await asyncio.sleep(0)
                 left.append(name)
 
             handler.__signature__ = __import__("inspect").Signature()  # type: ignore[attr-defined]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import PushQueue, SessionWSRegistry, rpc
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
+from aiohttp_session_ws.close_codes import Close
+from aiohttp_session_ws.rpc.host import Host
+from aiohttp_session_ws.rpc.wamp import CODECS
+from aiohttp_session_ws.rpc.wamp_conversation import WampConversation
+from aiohttp_session_ws.rpc.wsrpc_conversation import WsrpcConversation
 
 from ..support.inspect import transport_of
 from .conftest import Serve
@@ -95,36 +100,81 @@ async def test_stream_is_as_fast_as_its_reader(serve: Serve) -> None:
     assert made.parts < 2000
 
 
+class StuckSocket:
+    """A socket whose peer sends calls for ever and reads nothing."""
+
+    def __init__(self, frames: Iterator[str]) -> None:
+        self.frames = frames
+        self.received = 0
+        self.written = 0
+        self.stuck = asyncio.Event()
+        self.closed = False
+        self.compress = 0
+        self.identity = self.last_words = None
+        # It is its own request, transport, connection and response.
+        self.request = self.transport = self.connection = self.ws = self
+
+    def get_write_buffer_size(self) -> int:
+        return self.written
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    async def receive(self) -> str:
+        await asyncio.sleep(0)
+        if self.closed:
+            raise WebSocketDisconnect(1013)
+        self.received += 1
+        return next(self.frames)
+
+    async def send_text(self, data: bytes) -> None:
+        self.written += len(data)
+        await self.stuck.wait()
+        raise WebSocketDisconnect(1013)
+
+    async def close(self, close: Close, reason: str = "") -> None:
+        assert close.code == 1013
+        self.closed = True
+        self.stuck.set()
+
+
 @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
-async def test_refusals(serve: Serve, dialect: str) -> None:
-    """A flood of calls that are refused doesn't grow memory either."""
-    made = Made()
-    limits = rpc.CallLimits(calls=1, waiting=0, outgoing=10_000, patience=0.2)
-    server = await serve(made.routes, limits=limits)
-    connecting: Any = server.wamp() if dialect == "wamp" else server.wsrpc()
-    async with connecting as peer:
-        (session,) = server.calls.sessions
-        transport = stop_reading(peer)
-        for end in (session.request.transport, transport):
-            assert end is not None
-            sock = end.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 10_000)
-        name = "nothing" * 100
+async def test_refusals(dialect: str) -> None:
+    """A flood of calls that are refused doesn't grow memory: reading stops, then the peer goes."""
 
-        async def flood() -> None:
-            for n in range(2, 30_000):
-                request: Any = {"id": n, "method": name}
-                await peer.say([48, n, {}, name] if dialect == "wamp" else request)
+    def frames() -> Iterator[str]:
+        if dialect == "wamp":
+            yield json.dumps([1, "realm", {}])
+        for n in range(3, 1_000_000):
+            call: Any = {"id": n, "method": "wait"}
+            yield json.dumps([48, n, {}, "wait"] if dialect == "wamp" else call)
 
-        flooding = asyncio.create_task(flood())
-        await until(lambda: not server.calls.sessions)
-        flooding.cancel()
-        await asyncio.wait({flooding})
-        own = transport.get_extra_info("socket")
-        transport.resume_reading()
-        transport.abort()  # what it has not sent yet, nobody takes
-        await until(lambda: own.fileno() == -1)
+    limits = rpc.CallLimits(calls=1, waiting=0, outgoing=10_000, patience=0.1)
+    host = Host(None, limits, rpc.Realm(""))
+    routes = rpc.Routes()
+
+    @routes.route()
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    assert host.default_realm is not None
+    host.default_realm.add_rpc_routes(routes)
+    ws: Any = StuckSocket(frames())
+    registry = SessionWSRegistry(timeouts=QUICK)
+    codec = CODECS["wamp.2.json"]
+    conversation = (
+        WampConversation(host, registry, ws, codec)
+        if dialect == "wamp"
+        else WsrpcConversation(host, registry, ws)
+    )
+    with pytest.raises(WebSocketDisconnect):
+        await conversation.run()
+    assert ws.closed
+    assert ws.received < 500
+    assert ws.written < 50_000
 
 
 async def test_published(serve: Serve, complaints: Complaints) -> None:

@@ -140,6 +140,7 @@ class World:
         self.runner = web.AppRunner(self.server.app)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        self.calls.attach(self.server.registry)
         self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
         self.browser = ClientSession(
             connector=TCPConnector(limit=0), cookie_jar=CookieJar(unsafe=True)
