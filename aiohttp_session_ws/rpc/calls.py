@@ -107,6 +107,10 @@ class Calls:
         Returns:
             What runs them.
         """
+        for call in self._waiting or ():
+            call.answered = True
+            if call.deadline is not None:
+                call.deadline.cancel()
         self._waiting = None
         self.performer.unanswered.clear()
         own, tasks = asyncio.current_task(), set()

@@ -3,6 +3,9 @@ The conversation with a client that speaks WAMP.
 
 It goes from HELLO to GOODBYE, and may begin again on the same connection. Reading never stops
 for a call that runs: each has its own task, and what must be done in order has one.
+
+All that depends on where a connection stands (joining, joined, told GOODBYE) is here, and makes
+it some lines longer than the others.
 """
 
 from __future__ import annotations
@@ -233,7 +236,7 @@ class WampConversation(Conversation):
         return await self._ask(send, self._interrupt, timeout)
 
     def _interrupt(self, request: int) -> None:
-        if not (self._closing or self._ws.closed):
+        if not self._closing:
             self._post(wamp.interrupt(request))
 
     async def send_event(

@@ -506,6 +506,19 @@ class TestDeadlines:
         assert gate.arrived == 1
 
 
+    async def test_of_a_session_that_is_over(self, serve: Serve) -> None:
+        """The deadline of a call that waited is over with its session."""
+        gate = Gate()
+        server = await serve(gated(gate), limits=rpc.CallLimits(calls=1))
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "wait"], [48, 2, {"timeout": 20}, "wait"])
+            assert (await peer.ask([6, {}, "x"]))[0] == 6
+            assert (await peer.ask([1, "realm", {}]))[0] == 2
+            assert await peer.ask([48, 3, {"timeout": 60}, "wait"]) == [
+                8, 48, 3, {}, "wamp.error.timeout",
+            ]  # fmt: skip
+
+
 class TestLimits:
     async def test_order_and_refusal(self, serve: Serve) -> None:
         """So many run, so many wait in order, and all others are refused at once."""
