@@ -14,11 +14,13 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
+from ..handlers.serve import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
 from ..signals import Signal
 from ..typing import WebSocketOptions
+from ..web.setup import registry_from
 from . import ground
 from .call import CallDetails, EventDetails
 from .errors import RPCResult, SessionGone
@@ -29,6 +31,7 @@ from .schema import schema_of
 from .session import Session
 from .signature import Signature
 from .table import expect_generator
+from .topics import as_key, chooser
 from .wamp import CODECS
 from .wamp_conversation import WampConversation
 from .wsrpc_conversation import WsrpcConversation
@@ -159,8 +162,9 @@ class Application:
             aiohttp.web.HTTPBadRequest: If the request is no handshake, or none of the
                 dialects that it offers is spoken here.
         """
-        self.attach(ground.registry_from(request))
-        return await ground.serve(request, self._talk, self._options)
+        self.attach(registry_from(request))
+        # Without the registry's hooks, which are for endpoints that talk text.
+        return await converse(request, self._talk, self._options, hooks=False)
 
     def attach(self, registry: SessionWSRegistry) -> None:
         """
@@ -217,7 +221,7 @@ class Application:
                 self._warned = True
                 log.warning("published before any connection: call attach(registry) at the start")
             return Delivery(nodes=0, complete=False)
-        wanted = _chooser(whose, number)
+        wanted = chooser(whose, number)
         sockets, nodes, complete = 0, 1, True
         for registry, name in self._registries:
             own = await self._host.topics.publish(registry, topic, args, kwargs, wanted)
@@ -249,7 +253,7 @@ class Application:
     def _on_relayed(self, registry: SessionWSRegistry) -> Callable[[bytes], Any]:
         async def receive(data: bytes) -> None:
             topic, args, kwargs, whose, number = _decode(data)
-            wanted = _chooser([_as_key(identity) for identity in whose], number)
+            wanted = chooser([as_key(identity) for identity in whose], number)
             await self._host.topics.publish(registry, topic, args, kwargs, wanted)
 
         return receive
@@ -258,7 +262,7 @@ class Application:
         """
         Serve a socket in the dialect that its client wants.
         """
-        registry = ground.registry_from(ws.request)
+        registry = registry_from(ws.request)
         offered = ws.subprotocols
         protocol = next((name for name in offered if name in CODECS), None)
         dialect = "wsrpc" if not offered else "wamp"
@@ -278,21 +282,3 @@ class Application:
                 await WsrpcConversation(self._host, registry, ws).run()
             else:
                 await WampConversation(self._host, registry, ws, CODECS[protocol]).run()
-
-
-def _chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:
-    """
-    Return what tells which sessions get an event; ``None`` if all do.
-    """
-    if not whose and number is None:
-        return None
-    return lambda session: (
-        (not whose or session.identity == whose[0]) and number in (None, session.id)
-    )
-
-
-def _as_key(value: Any) -> Any:
-    """
-    Return an identity as it was before it went through a message: tuples come as lists.
-    """
-    return tuple(map(_as_key, value)) if isinstance(value, list) else value

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
-from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
@@ -27,6 +26,7 @@ from .realm import Realm
 from .scope import Scope
 from .sending import Sender, start
 from .session import Session, enter, is_identity
+from .socket import Socket
 
 __all__ = ["Conversation"]
 
@@ -56,7 +56,7 @@ class Conversation:
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool,
+        self, host: Host, registry: SessionWSRegistry, ws: Socket, *, binary: bool,
         numbers: tuple[int, int],
     ) -> None:  # fmt: skip
         self._host = host

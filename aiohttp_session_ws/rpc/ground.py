@@ -8,31 +8,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
-
 from ..connections.connection import Connection, TrackedConnection
-from ..handlers.serve import Hook, converse
 from ..options import Timeouts
 from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
 from ..results import Delivery
-from ..typing import WebSocketOptions
-from ..web.setup import registry_from
 
-__all__ = ["on_relay", "push", "registry_from", "serve", "timeouts"]
+__all__ = ["on_relay", "push", "timeouts"]
 
 _Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
 
 _RECEIVERS: Final[WeakKeyDictionary[Core, _Receivers]] = WeakKeyDictionary()
-
-
-async def serve(
-    request: web.Request, handler: Hook, options: WebSocketOptions
-) -> web.StreamResponse:
-    """
-    Serve a websocket, without the hooks of endpoints that talk text.
-    """
-    return await converse(request, handler, options, hooks=False)
 
 
 def push(

@@ -15,9 +15,9 @@ from aiohttp import WSMsgType, web
 from ..close_codes import SLOW_CONSUMER, Close
 from ..connections.frames import encode_frame
 from ..exceptions import WebSocketDisconnect
-from ..handlers.websocket import WebSocket
 from .errors import SessionGone
 from .limits import CallLimits
+from .socket import Socket
 
 __all__ = ["Sender"]
 
@@ -62,7 +62,7 @@ class Sender:
         "queued",
     )
 
-    def __init__(self, ws: WebSocket, binary: bool, limits: CallLimits) -> None:
+    def __init__(self, ws: Socket, binary: bool, limits: CallLimits) -> None:
         self._ws = ws
         self._limits = limits
         transport = ws.request.transport

@@ -135,3 +135,21 @@ def hold(subscription: Subscription, data: bytes) -> bool:
         return False
     subscription.held.append(data)
     return True
+
+
+def chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:
+    """
+    Return what tells which sessions get an event; ``None`` if all do.
+    """
+    if not whose and number is None:
+        return None
+    return lambda session: (
+        (not whose or session.identity == whose[0]) and number in (None, session.id)
+    )
+
+
+def as_key(value: Any) -> Any:
+    """
+    Return an identity as it was before it went through a message: tuples come as lists.
+    """
+    return tuple(map(as_key, value)) if isinstance(value, list) else value

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
 from ..exceptions import SessionEnded
-from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import errors, ground, wamp_messages as wamp
 from .call import Call
@@ -28,6 +27,7 @@ from .ids import new_id
 from .in_order import InOrder
 from .registrations import Registrations
 from .session import Session
+from .socket import Socket
 from .subscriptions import Subscriptions
 from .wamp import Codec
 from .wamp_dialect import WampDialect, payload, value_of, welcome_details
@@ -57,9 +57,7 @@ class WampConversation(Conversation):
         "_subscriptions",
     )
 
-    def __init__(
-        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
-    ) -> None:
+    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket, codec: Codec) -> None:
         super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours

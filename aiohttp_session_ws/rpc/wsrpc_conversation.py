@@ -12,7 +12,6 @@ from typing import Any
 
 from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
-from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
@@ -29,6 +28,7 @@ from .host import Host
 from .ids import new_id
 from .sending import start
 from .session import Session
+from .socket import Socket
 
 __all__ = ["WsrpcConversation"]
 
@@ -85,7 +85,7 @@ class WsrpcConversation(Conversation):
 
     __slots__ = ("_events", "_timer")
 
-    def __init__(self, host: Host, registry: SessionWSRegistry, ws: WebSocket) -> None:
+    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket) -> None:
         super().__init__(host, registry, ws, binary=False, numbers=(4, 2))
         self._timer: asyncio.TimerHandle | None = None
         self._events: set[asyncio.Task[None]] | None = None
