@@ -39,3 +39,18 @@ class Unavailable(web.HTTPServiceUnavailable):
     def __init__(self, why: str, text: str) -> None:
         super().__init__(headers=RETRY, text=text)
         self.why = why
+
+
+class TooMany(web.HTTPTooManyRequests):
+    """
+    429 with ``Retry-After``: there were too many lately.
+
+    Args:
+        why: The word for it.
+        text: What the client is told.
+        pause: Seconds until it may be tried again.
+    """
+
+    def __init__(self, why: str, text: str, pause: int) -> None:
+        super().__init__(headers={"Retry-After": str(pause)}, text=text)
+        self.why = why

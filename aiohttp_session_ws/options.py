@@ -24,6 +24,12 @@ def _expect_seconds(name: str, value: float) -> None:
         raise ValueError(f"{name} is a number of seconds >= 0, not {value!r}")
 
 
+def _expect_positive(name: str, value: float, kind: str = "a number of seconds > 0") -> None:
+    _expect_number(name, value, kind.removesuffix(" > 0"))
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {kind}, not {value!r}")
+
+
 def _expect_count(name: str, value: object, kind: str = "a number > 0") -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {kind}, not {value!r}")
@@ -81,9 +87,14 @@ class Limits:
         on_limit: What happens to one too many of a session or an identity:
             ``"evict_oldest"`` closes the oldest with 4429 and lets the new one in when
             that is gone; ``"refuse"`` refuses the new one.
+        handshakes_per_second: Of one session, on average; a second's worth may come at once,
+            and one at least. One too many gets 429 with ``Retry-After``.
+        messages_per_second: Of one session, over all its sockets of this process, likewise.
+            The socket that brings one too many is closed with 1008. Sockets that another
+            library reads aren't counted.
 
     Raises:
-        TypeError: If a limit is no whole number.
+        TypeError: If a limit is no number, or one of sockets no whole number.
         ValueError: If a limit is not > 0, or *on_limit* something else.
     """
 
@@ -91,12 +102,17 @@ class Limits:
     per_identity: int | None = None
     total: int | None = None
     on_limit: Literal["evict_oldest", "refuse"] = "evict_oldest"
+    handshakes_per_second: float | None = None
+    messages_per_second: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("per_session", "per_identity", "total"):
             number = getattr(self, name)
             if number is not None:
                 _expect_count(name, number, "a number > 0 or None")
+        for name in ("handshakes_per_second", "messages_per_second"):
+            if (rate := getattr(self, name)) is not None:
+                _expect_positive(name, rate, "a number > 0 or None")
         if self.on_limit not in _POLICIES:
             raise ValueError(f"on_limit is 'evict_oldest' or 'refuse', not {self.on_limit!r}")
 
@@ -116,6 +132,9 @@ class Expiry:
             storage has no ``max_age``. With one, it is that plus an hour.
         renewal_grace: Seconds for which a session that was renewed is still served under
             its old id, so that parallel requests and a lost response log nobody out.
+        keep_alive: Seconds after which a message that comes in over a socket saves the session
+            once more, if the storage keeps it on the server, so that it doesn't expire there;
+            ``None`` to leave that to HTTP requests. The cookie isn't renewed by it.
 
     Raises:
         TypeError: If one of them is no number.
@@ -126,15 +145,14 @@ class Expiry:
     max_lifetime: float | None = None
     revocation_ttl: float = 30 * 24 * 3600.0
     renewal_grace: float = 30.0
+    keep_alive: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("revalidate_every", "max_lifetime", "revocation_ttl", "renewal_grace"):
-            seconds = getattr(self, name)
-            if seconds is None and name in ("revalidate_every", "max_lifetime"):
-                continue
-            _expect_number(name, seconds)
-            if not 0 < seconds < math.inf:
-                raise ValueError(f"{name} is a number of seconds > 0, not {seconds!r}")
+        for name in ("revalidate_every", "max_lifetime", "keep_alive"):
+            if (seconds := getattr(self, name)) is not None:
+                _expect_positive(name, seconds)
+        for name in ("revocation_ttl", "renewal_grace"):
+            _expect_positive(name, getattr(self, name))
 
     def ttl(self, max_age: int | None) -> float:
         """

@@ -23,6 +23,7 @@ __all__ = [
     "OpenDetails",
     "OrderDetails",
     "OrderKind",
+    "PresenceDetails",
     "Signal",
     "Signals",
     "SubjectKind",
@@ -161,6 +162,23 @@ class OrderDetails:
         return fingerprint(self.subject)
 
 
+@dataclass(frozen=True, slots=True)
+class PresenceDetails:
+    """
+    An identity that has come, with its first socket, or gone, with its last.
+
+    Attributes:
+        identity: Whose socket it is.
+        node: Where it was; empty on a registry that knows no other.
+        news: Whether it has just happened. False if this process only learns of it now, since it
+            has started later, or missed it.
+    """
+
+    identity: Hashable = field(repr=False)
+    node: str
+    news: bool
+
+
 class HookList(list[H]):
     """
     A list of callables that is a decorator, too: it gives the function back.
@@ -195,6 +213,8 @@ class Signals:
         self.on_open: Signal[OpenDetails] = Signal(owner)
         self.on_close: Signal[CloseDetails] = Signal(owner)
         self.on_order: Signal[OrderDetails] = Signal(owner)
+        self.on_first: Signal[PresenceDetails] = Signal(owner)
+        self.on_last: Signal[PresenceDetails] = Signal(owner)
         self.on_refresh: Signal[Any] = Signal(owner)  # of connections
         self.connection_ctx: HookList[ConnectionContext[Any]] = HookList()
         self.on_request: HookList[WebSocketHook[Any]] = HookList()

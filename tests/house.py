@@ -38,6 +38,7 @@ _NO_CODE: Final = frozenset(
         *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
     }
 )
+_NAMED_TUPLES: Final = frozenset({"_replace", "_asdict", "_fields", "_make"})  # public, all four
 OWN: Final = frozenset({"self", "cls", "super()", "type(self)"})  # objects of the same class
 
 
@@ -55,6 +56,23 @@ class Import:
     line: int
     target: str
     name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassIn:
+    """
+    A class, and where it stands.
+    """
+
+    module: Module
+    node: ast.ClassDef
+
+    @property
+    def name(self) -> str:
+        """
+        Its name.
+        """
+        return self.node.name
 
 
 class Module:
@@ -147,7 +165,7 @@ def foreign_underscores(module: Module) -> Iterator[tuple[int, str, str]]:
         Line, what stands there, the name.
     """
     for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Attribute) or node.attr in module.own_names:
+        if not isinstance(node, ast.Attribute) or node.attr in module.own_names | _NAMED_TUPLES:
             continue
         if node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = ast.unparse(node.value)
@@ -241,31 +259,43 @@ class House:
         return max(floor_of.values())
 
     @cached_property
-    def bases(self) -> dict[str, tuple[Module, ast.ClassDef, list[str]]]:
+    def classes(self) -> dict[str, ClassIn]:
         """
-        Classes by name: where they stand, and the names of their bases.
+        The classes, by the dotted names of their modules and their own.
         """
         return {
-            node.name: (module, node, [_plain_name(base) for base in node.bases])
+            f"{module.name}.{node.name}": ClassIn(module, node)
             for module in self.modules.values()
             for node in module.classes
         }
+
+    def bases(self, name: str) -> list[str]:
+        """
+        Return the bases of a class that are ours: of its module, or imported into it.
+        """
+        module, node = self.classes[name].module, self.classes[name].node
+        places = {one.name: one.target for one in self.imports(module)}
+        found = []
+        for base in map(_plain_name, node.bases):
+            place = module.name
+            if f"{place}.{base}" not in self.classes:
+                place = places.get(base, "")
+            if f"{place}.{base}" in self.classes and f"{place}.{base}" != name:
+                found.append(f"{place}.{base}")
+        return found
 
     def ancestry(self, name: str) -> list[str]:
         """
         Return the longest chain of classes of ours from *name* up.
         """
-        if name not in self.bases:
-            return []
-        above = (self.ancestry(base) for base in self.bases[name][2] if base != name)
-        return [name, *max(above, key=len, default=[])]
+        return [name, *max(map(self.ancestry, self.bases(name)), key=len, default=[])]
 
     def ancestors(self, name: str) -> set[str]:
         """
         Return all classes of ours above *name*.
         """
-        direct = {base for base in self.bases[name][2] if base in self.bases and base != name}
-        return direct.union(*(self.ancestors(base) for base in direct))
+        direct = self.bases(name)
+        return {*direct}.union(*map(self.ancestors, direct))
 
 
 def _plain_name(base: ast.expr) -> str:
@@ -313,7 +343,7 @@ def shape(house: House) -> dict[str, object]:
     for module in modules:
         inside = len(module.parts) > 1 or module.is_package
         folders[module.parts[0] if module.parts and inside else "(top)"] += module.code_lines
-    deepest = max((house.ancestry(name) for name in house.bases), key=len, default=[])
+    deepest = max(map(house.ancestry, house.classes), key=len, default=[])
     return {
         "modules": len(house.modules),
         "lines": lines,
@@ -328,7 +358,7 @@ def shape(house: House) -> dict[str, object]:
         "import circles": sorted((len(circle) for circle in house.circles), reverse=True),
         "floors of the import graph": house.floors,
         "deepest class": len(deepest),
-        "deepest class, from below": " < ".join(deepest),
+        "deepest class, from below": " < ".join(house.classes[name].name for name in deepest),
         "names at the top": len(house.modules[house.folder.name].exported),
     }
 

@@ -218,6 +218,7 @@ class TrackedConnection(Connection):
         send_queue: What was pushed and is not sent yet.
         known_orders: The orders that its handshake found recorded.
         admitted: When it took its place, as counted by the manager.
+        first_id: Its first id, if its session was given another one since.
         registered: Whether the ``register()`` hook was called.
         cancelled: Whether the engine has cancelled the handler.
         handler_left: Whether the handler has left ``session_ws``.
@@ -249,6 +250,7 @@ class TrackedConnection(Connection):
     )
 
     cancelled = Seldom(False)
+    first_id = Seldom[Hashable](None)
     keeps_id = Seldom(True)
     known_orders = Seldom[object](None)
     labels = Seldom[tuple[Subject, ...]](())

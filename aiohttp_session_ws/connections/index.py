@@ -219,6 +219,8 @@ class ConnectionIndex:
         index = self._index_of(connection)
         if session_ws_id != connection.session_ws_id:
             index.discard(connection.session_ws_id, connection.ws)
+            if connection.first_id is None:
+                connection.first_id = connection.session_ws_id
             connection.session_ws_id = session_ws_id
             index.add(session_ws_id, connection)
         self._discard_lineage(connection)

@@ -142,19 +142,20 @@ class ConnectionManager(ConnectionIndex):
         if connection.state is OPEN:
             self.close_soon([connection], close)
 
-    def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> None:
+    def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> bool:
         """
-        Take out what was registered by hand; nothing happens if it isn't there.
+        Take out what was registered by hand; tell whether it was there.
         """
         if self.open.discard_bare(session_ws_id, ws):
-            return
+            return True
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
-            return
+            return False
         if connection.send_queue is not None:
             connection.send_queue.drop()
         if connection.state is OPEN:
             self.take_out(connection)
+        return True
 
     def discard_stream(self, connection: TrackedConnection) -> None:
         """
@@ -386,7 +387,7 @@ class ConnectionManager(ConnectionIndex):
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            elif transport.is_closing() or (type(ws) is ServedWebSocket and ws.closed):
+            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and ws.closed):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)

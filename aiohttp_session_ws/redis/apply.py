@@ -76,11 +76,12 @@ class Applier:
         a while in any case, for the node that sends it may have died.
         """
         if order.held:
-            if self._node.apply(Order(order.changes)).closing:
+            held = self._node.apply(Order(order.changes))
+            if held.closing or held.replaced:
                 _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
             return
         effect = self.apply(order, sender)
-        if effect.closing:
+        if effect.closing or effect.replaced:
             self._node.carry_out_soon(effect)
 
     def _release(self, changes: tuple[Change, ...]) -> None:

@@ -67,7 +67,7 @@ class RedisCluster:
         prefix: What all keys and channels begin with.
         name: What this node is called.
         on_outage: What happens to handshakes while Redis is away.
-        identifies: Whether this node knows whom sessions belong to.
+        resolves: The kinds of subjects that this node knows of its sockets.
         journaled: Whether a journal keeps what Redis hasn't taken when the node stops.
         patience: Seconds that Redis has at the end to take what waits for it.
         grace: Seconds in which an older generation is replaced though the newer wasn't seen.
@@ -89,7 +89,7 @@ class RedisCluster:
         name: str,
         *,
         on_outage: OnOutage,
-        identifies: bool,
+        resolves: frozenset[str],
         journaled: bool,
         patience: float,
         grace: float,
@@ -101,7 +101,7 @@ class RedisCluster:
         self._make = make
         self._prefix = prefix
         self._on_outage: OnOutage = on_outage
-        self._identifies = identifies
+        self._resolves = resolves
         self._journaled = journaled
         self._patience = patience
         self._grace = grace
@@ -169,7 +169,7 @@ class RedisCluster:
             self.seen,
             self.clock,
             self.applier,
-            identifies=self._identifies,
+            resolves=self._resolves,
         )
         self.inbound = Inbound(
             instance,
@@ -186,7 +186,7 @@ class RedisCluster:
             self.name,
             self.requests,
             serves=self.serves,
-            identifies=self._identifies,
+            resolves=self._resolves,
         )
 
     # Its life
@@ -533,6 +533,17 @@ class RedisCluster:
         if not self._tasks:
             return Figures(outages=number, outage_seconds=seconds)
         return Figures(len(self.outbox), self.reconciler.found, number, seconds)
+
+    async def living(self) -> frozenset[str] | None:
+        """
+        Return the instances of the other nodes that live; ``None`` if that can't be found out.
+        """
+        if not self.connected:
+            return None
+        try:
+            return frozenset(await self.membership.living()) - {self.instance}
+        except TROUBLE:
+            return None
 
     async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
         """

@@ -141,10 +141,12 @@ def _order(body: list[Any]) -> HeardOrder:
     )
 
 
-def _refresh(token: Any, generation: Any, began: Any, session_ws_id: Any, until: Any) -> Refresh:
+def _refresh(
+    token: Any, generation: Any, began: Any, session_ws_id: Any, until: Any, was: Any
+) -> Refresh:
     lineage = Lineage(str(token), _generation(generation), _time(began))
     end = math.inf if until is None else _time(until)
-    return Refresh(lineage, _value(session_ws_id), end)
+    return Refresh(lineage, _value(session_ws_id), end, _value(was))
 
 
 def _record(body: list[Any]) -> Record:

@@ -177,4 +177,6 @@ def keys_of_connection(connection: TrackedConnection) -> list[str]:
     subjects = [Subject("id", connection.session_ws_id), *connection.labels]
     if connection.identity is not None:
         subjects.append(Subject("identity", connection.identity))
+    if connection.proven is not None:
+        subjects.append(Subject("identity", connection.proven[0]))
     return keys_of_lookup(connection.lineage.token, subjects, closes=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -104,28 +104,50 @@ def encode(record: Record) -> Stored:
     Raises:
         TypeError: If other nodes couldn't read its subject.
     """
-    match record:
-        case LineageEnded(token, at, carries, ttl, minor):
-            name = quote(token)
-            head = f'[1,"ended",{at!r},{carries:d},{ttl!r},{minor:d},'
-            return Stored("lineage:" + name, _milliseconds(ttl), f"{head}{name}]")
-        case LineageRenewed(token, generation, after, at, by, seen, ttl):
-            name, causes = quote(token), sum(CAUSES[cause] for cause in by)
-            head = f'[1,"renewed",{generation},{after},{at!r},{causes},{seen:d},{ttl!r},'
-            return Stored("lineage:" + name, _milliseconds(ttl), f"{head}{name}]")
-        case SubjectEnded(subject, before, ttl):
-            text = f'[1,"before",{before!r},{ttl!r},{subject_text(subject)}]'
-            return Stored("end:" + subject_key(subject), _milliseconds(ttl), text)
-        case IdNote(session_ws_id, token, began, ttl):
-            name, session = quote(token), as_json(session_ws_id)
-            text = f'[1,"note",{began!r},{ttl!r},{len(name)},{name},{session}]'
-            return Stored("of:" + session, _milliseconds(ttl), text)
-        case CloseSession(subject, number, at, close):
-            text = (
-                f'[1,"close",{at!r},{close.code},{quote(number)},{quote(close.reason)}'
-                f",{subject_text(subject)}]"
-            )
-            return Stored("close:" + subject_key(subject), _milliseconds(CLOSE_TTL), text)
+    return _ENCODERS[type(record)](record)
+
+
+def _ended(record: LineageEnded) -> Stored:
+    token, at, carries, ttl, minor = record
+    name = quote(token)
+    text = f'[1,"ended",{at!r},{carries:d},{ttl!r},{minor:d},{name}]'
+    return Stored("lineage:" + name, _milliseconds(ttl), text)
+
+
+def _renewed(record: LineageRenewed) -> Stored:
+    token, generation, after, at, by, seen, ttl = record
+    name, causes = quote(token), sum(CAUSES[cause] for cause in by)
+    text = f'[1,"renewed",{generation},{after},{at!r},{causes},{seen:d},{ttl!r},{name}]'
+    return Stored("lineage:" + name, _milliseconds(ttl), text)
+
+
+def _before(record: SubjectEnded) -> Stored:
+    subject, before, ttl = record
+    text = f'[1,"before",{before!r},{ttl!r},{subject_text(subject)}]'
+    return Stored("end:" + subject_key(subject), _milliseconds(ttl), text)
+
+
+def _note(record: IdNote) -> Stored:
+    session_ws_id, token, began, ttl = record
+    name, session = quote(token), as_json(session_ws_id)
+    text = f'[1,"note",{began!r},{ttl!r},{len(name)},{name},{session}]'
+    return Stored("of:" + session, _milliseconds(ttl), text)
+
+
+def _close(record: CloseSession) -> Stored:
+    subject, number, at, close = record
+    how = f"{close.code},{quote(number)},{quote(close.reason)}"
+    text = f'[1,"close",{at!r},{how},{subject_text(subject)}]'
+    return Stored("close:" + subject_key(subject), _milliseconds(CLOSE_TTL), text)
+
+
+_ENCODERS: Final[dict[type, Callable[[Any], Stored]]] = {
+    LineageEnded: _ended,
+    LineageRenewed: _renewed,
+    SubjectEnded: _before,
+    IdNote: _note,
+    CloseSession: _close,
+}
 
 
 def _milliseconds(ttl: float) -> int:
@@ -199,9 +221,10 @@ def order_text(
     how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
     text += f",{held:d},{how},{_optional(by)},{_optional(question)}"
     if refresh is not None:
-        (token, generation, began), session_ws_id, until = refresh
+        (token, generation, began), session_ws_id, until, was = refresh
         end = "null" if until == math.inf else repr(float(until))
-        text += f",[{quote(token)},{generation},{began!r},{as_json(session_ws_id)},{end}]"
+        ids = f"{as_json(session_ws_id)},{end},{as_json(was)}"
+        text += f",[{quote(token)},{generation},{began!r},{ids}]"
     return text + "]"
 
 

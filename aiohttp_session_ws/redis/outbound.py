@@ -12,6 +12,7 @@ from typing import Final
 from ..close_codes import RECONNECT
 from ..registry.cluster import Effect, LocalNode, Order
 from ..results import CloseReport
+from ..sessions.records import SubjectEnded
 from .apply import Applier
 from .clock import RedisClock
 from .decoding import HeardOrder
@@ -42,6 +43,12 @@ class Pending:
         self._request = request
         self._wait = wait
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait until Redis has published it, for *timeout* seconds at most.
+        """
+        await self._entry.wait(timeout)
+
     async def report(self, own: CloseReport) -> CloseReport:
         """
         Wait for what the others report, and add it to what this node has done.
@@ -50,7 +57,7 @@ class Pending:
         """
         entry, request = self._entry, self._request
         if request is None:
-            return replace(own, stored=entry.stored)
+            return own if own.stored is entry.stored else replace(own, stored=entry.stored)
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
         finally:
@@ -83,7 +90,7 @@ class Outbound:
         seen: The close orders that were carried out here.
         clock: The one clock of all nodes.
         applier: Lets the orders of others take effect.
-        identifies: Whether this node knows whom sessions belong to.
+        resolves: The kinds of subjects that this node knows of its sockets.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Outbound:
         clock: RedisClock,
         applier: Applier,
         *,
-        identifies: bool,
+        resolves: frozenset[str],
     ) -> None:
         self._node = node
         self._outbox = outbox
@@ -103,7 +110,7 @@ class Outbound:
         self._seen = seen
         self._clock = clock
         self._applier = applier
-        self._identifies = identifies
+        self._resolves = resolves
 
     def record(self, order: Order) -> None:
         """
@@ -162,13 +169,16 @@ class Outbound:
     async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:
         report = await self._node.carry_out(effect)
         body = {name: getattr(report, name) for name in COUNTED}
-        if not self._identifies and _is_about_identities(order):
+        if not self._resolves >= _kinds_of(order):
             body["unresolved"] = True
         assert order.question is not None
         _ = self._requests.answer(sender, order.question, REPORTS, body)
 
 
-def _is_about_identities(order: HeardOrder) -> bool:
-    subjects = [getattr(change, "subject", None) for change in order.changes]
+def _kinds_of(order: HeardOrder) -> set[str]:
+    """
+    Return the kinds of subjects that an order is about.
+    """
+    subjects = [change.subject for change in order.changes if isinstance(change, SubjectEnded)]
     subjects += [close.subject for close in order.closes]
-    return any(subject is not None and subject.kind != "id" for subject in subjects)
+    return {subject.kind for subject in subjects}

@@ -36,7 +36,7 @@ class Queries:
         label: What it is called.
         requests: Who asks and answers.
         serves: Whether it holds sockets.
-        identifies: Whether it knows whom sessions belong to.
+        resolves: The kinds of subjects that it knows of its sockets.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Queries:
         requests: Requests,
         *,
         serves: bool,
-        identifies: bool,
+        resolves: frozenset[str],
     ) -> None:
         self._node = node
         self._instance = instance
         self._label = label
         self._requests = requests
         self._serves = serves
-        self._identifies = identifies
+        self._resolves = resolves
         self._logged = OncePerMinute()
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
@@ -174,7 +174,7 @@ class Queries:
                 yield {"node": asdict(self._myself())}
             case "connections":
                 subject = _as_subject(body["of"])
-                unresolved = subject is not None and subject.kind != "id" and not self._identifies
+                unresolved = not self._knows(subject)
                 found = self._node.snapshot(subject)
                 for start in range(0, max(1, len(found)), PART):
                     infos = [asdict(info) for info in found[start : start + PART]]
@@ -183,8 +183,10 @@ class Queries:
                     await asyncio.sleep(0)  # the next part may take as long
             case "push":
                 data = payload.decode() if body["text"] else payload
-                delivery = await self._node.push_here(_as_subject(body["of"]), data)
-                yield {"sockets": delivery.sockets, "complete": delivery.complete}
+                subject = _as_subject(body["of"])
+                delivery = await self._node.push_here(subject, data)
+                complete = delivery.complete and self._knows(subject)
+                yield {"sockets": delivery.sockets, "complete": complete}
             case "relay":
                 self._node.receive_relay(str(body["name"]), payload)
 
@@ -192,6 +194,9 @@ class Queries:
         answer = await self._node.answer(str(body["do"]), body)
         if number:
             _ = self._requests.answer(asker, number, DATA, answer)
+
+    def _knows(self, subject: Subject | None) -> bool:
+        return subject is None or subject.kind in self._resolves
 
     def _myself(self) -> NodeInfo:
         connections = self._node.connections

@@ -104,7 +104,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             prefix,
             self.node,
             on_outage=on_outage,
-            identifies=options.get("identify") is not None,
+            resolves=_resolves(options),
             journaled=options.get("journal") is not None,
             patience=(options.get("timeouts") or Timeouts()).outbox,
             grace=(options.get("expiry") or Expiry()).renewal_grace,
@@ -174,3 +174,15 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         """
         self._redis.serves = serves
         self._core.identifier.optional = not serves
+
+
+def _resolves(options: RegistryOptions) -> frozenset[str]:
+    """
+    Return the kinds of subjects that a registry knows of its sockets.
+    """
+    kinds = {"id"}
+    if options.get("identify") is not None:
+        kinds.add("identity")
+    if options.get("labels") is not None:
+        kinds.add("label")
+    return frozenset(kinds)

@@ -5,6 +5,8 @@ Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things 
 merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
 before it is published, and what was published while a node couldn't hear is found by it later; and
 a question about a session is answered from the records, not from what this process remembers.
+
+A little over 300 lines long: nearly all of it tells what a method has to do.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class Refresh(NamedTuple):
         lineage: The lineage with that generation.
         session_ws_id: The id.
         until: When the session no longer belongs to its identity, by the wall clock.
+        was: The id before: what was registered by hand is filed under that only.
     """
 
     lineage: Lineage
     session_ws_id: Hashable
     until: float = math.inf
+    was: Hashable = None
 
 
 class Order(NamedTuple):
@@ -69,10 +73,12 @@ class Effect(NamedTuple):
     Attributes:
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
+        replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
     """
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
+    replaced: tuple[TrackedConnection, ...] = ()
 
 
 NO_EFFECT: Final = Effect()
@@ -158,6 +164,11 @@ class PendingReport(Protocol):
         Wait for what the others report, and add it to what this node has done.
         """
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait until the others have been sent it, for *timeout* seconds at most.
+        """
+
 
 class Cluster(Protocol):
     """
@@ -166,11 +177,13 @@ class Cluster(Protocol):
     Attributes:
         remote: Whether there are other nodes at all.
         name: What this node is called.
+        instance: What it is called among the others: its name, and something random.
         serves: Whether this node holds sockets: an application, and not a script.
     """
 
     remote: bool
     name: str
+    instance: str
     serves: bool
 
     @property
@@ -288,8 +301,10 @@ class Cluster(Protocol):
         """
         Ask all other nodes something that their registries answer.
 
-        Args:
-            name: The name of the question.
-            body: What JSON can hold.
-            wait: Seconds to wait for their answers; with 0 they are only told.
+        With 0 seconds to *wait* they are only told.
+        """
+
+    async def living(self) -> frozenset[str] | None:
+        """
+        Return the instances of the other nodes that live; ``None`` if that can't be found out.
         """

@@ -47,6 +47,7 @@ What may not be awaited where
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
@@ -83,15 +84,18 @@ from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
 from .settings import Options
+from .traffic import Traffic
 
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
 DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
+REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 
@@ -203,6 +207,8 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        presence: Who is there.
+        traffic: What clients send.
         draining: Whether handshakes are refused since the process ends.
     """
 
@@ -251,6 +257,8 @@ class Core:
         """
         Set what is known once an application runs, or has been seen.
         """
+        self.traffic = Traffic(self, self.limits, self.expiry)
+        self.presence = Presence(self)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -363,15 +371,19 @@ class Core:
         """
         Let the open sockets of a lineage go on under its next generation.
         """
-        lineage, session_ws_id, until = refresh
+        lineage, session_ws_id, until, was = refresh
         for connection in self.connections.of_lineage(lineage.token):
             older = connection.lineage.generation < lineage.generation
-            if older and connection.state is OPEN:
+            if older and connection.state is OPEN and connection.request is not None:
                 self.connections.refile(connection, session_ws_id, lineage)
                 connection.until = until
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")
+        if self.overrides.random_ids:  # else others may share the id
+            for connection in self.connections.open.of(was):
+                if connection.request is None and connection.state is OPEN:
+                    self.connections.refile(connection, session_ws_id, lineage)
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
@@ -385,15 +397,19 @@ class Core:
         if not concerned:
             return NO_EFFECT
         closing: dict[Close, dict[TrackedConnection, None]] = {}
-        judged: dict[tuple[object, ...], Close | None] = {}  # many may be of one session
+        replaced: list[TrackedConnection] = []
+        judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
         handshakes = 0
         for connection, told in concerned:
             c = connection
             key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
             if key not in judged:
-                judged[key] = self.close_for(self.status_of(connection))
-            close = judged[key]
+                judged[key] = self.status_of(connection)
+            close = self.close_for(judged[key])
             if close is not None:
+                if judged[key].state is State.REPLACED and not order.closes and c.state is OPEN:
+                    replaced.append(connection)  # it may go on: the order itself tells
+                    continue
                 close = order.close or close
             elif told:
                 close = order.close or self._told(connection, order)
@@ -404,7 +420,8 @@ class Core:
                 handshakes += 1
             else:
                 closing.setdefault(close, {})[connection] = None
-        return Effect(tuple((c, tuple(found)) for c, found in closing.items()), handshakes)
+        found = tuple((close, tuple(some)) for close, some in closing.items())
+        return Effect(found, handshakes, tuple(replaced))
 
     def _told(self, connection: TrackedConnection, order: Order) -> Close:
         """
@@ -451,6 +468,7 @@ class Core:
         """
         sockets = sum(not c.removed for _, found in effect.closing for c in found)
         waits = [self.connections.close_now(found, close) for close, found in effect.closing]
+        self._look_again(effect.replaced)
         return self._report(waits, sockets, effect.handshakes)
 
     async def _report(
@@ -469,6 +487,19 @@ class Core:
         """
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
+        self._look_again(effect.replaced)
+
+    def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
+        """
+        Close sockets of an older generation in a moment, unless word comes that they go on.
+        """
+        if replaced:
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
+            _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
+
+    def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
+        still = [c for c in replaced if c.state is OPEN and self.close_for(self.status_of(c))]
+        self.connections.close_soon(still, RECONNECT)
 
     async def give(
         self, order: Order, wait: float = 0.0, except_: Connection | None = None
@@ -620,6 +651,17 @@ class Core:
         _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
         return True
 
+    def remove_by_hand(self, session_ws_id: Hashable, ws: Any) -> None:
+        """
+        Take out what was registered by hand, though its session may have another id by now.
+        """
+        if self.connections.remove_by_hand(session_ws_id, ws):
+            return
+        note = self.records.note_of(session_ws_id)
+        for connection in [] if note is None else self.connections.of_lineage(note.token):
+            if connection.ws is ws:
+                _ = self.connections.remove_by_hand(connection.session_ws_id, ws)
+
     def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
         """
         Return the lineage that an id belongs to, as far as can be found out.
@@ -636,7 +678,9 @@ class Core:
     def _call_unregister(self, connection: TrackedConnection) -> Any:
         if not self.overrides.unregister:
             return None
-        return self.hooks.unregister(connection.session_ws_id, connection.ws)
+        first_id = connection.first_id
+        session_ws_id = connection.session_ws_id if first_id is None else first_id
+        return self.hooks.unregister(session_ws_id, connection.ws)
 
     def snapshot(self, subject: Subject | None) -> Snapshot:
         """
@@ -730,6 +774,7 @@ class Core:
                     self.records.merge(change)
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
+            self.presence.start()
         except BaseException:
             await self.stop()
             raise
@@ -739,6 +784,8 @@ class Core:
         Refuse handshakes, and close all sockets with 1012 in random order over *window* seconds.
         """
         self.draining = True
+        for connection in self.connections.handshakes():
+            connection.reject(SERVICE_RESTART)  # one that is being answered is closed then
         if self._draining is None:
             self._draining = self.tasks.spawn(self._drain(window), "drain")
         await asyncio.shield(self._draining)
@@ -763,7 +810,10 @@ class Core:
         """
         self.draining = True
         if self.timeouts.drain:
-            await self.drain(self.timeouts.drain)
+            try:
+                await self.drain(self.timeouts.drain)
+            except Exception:
+                log.exception("draining at shutdown failed")
         opening = self.connections.handshakes()
         for connection in opening:
             connection.reject(GOING_AWAY)
@@ -798,4 +848,4 @@ def _without(connection: Connection, effect: Effect) -> Effect:
         (close, tuple(one for one in found if one is not connection))
         for close, found in effect.closing
     ]
-    return Effect(tuple(closing), effect.handshakes)
+    return Effect(tuple(closing), effect.handshakes, effect.replaced)

@@ -16,12 +16,13 @@ from .._tasks import maybe_await
 from ..sessions.context import RequestContext, Stage, context_of
 from ..sessions.session import cookie_of, loaded_session, put_session, will_be_saved
 from .arrival import Arrival
-from .cluster import Order
+from .cluster import NO_EFFECT, Order
 from .core import Core
 from .settle import Settlement
 
 __all__: list[str] = []
 
+PUBLISHED: Final = 0.25  # seconds that a response waits until a refresh is published
 POLL: Final = 0.01  # seconds between two looks at a transport's buffer; it has no event for us
 
 
@@ -72,9 +73,20 @@ async def _settle(
     finally:  # what has ended has ended, also if the rest failed
         order = order_of(context)
         if order is not None:
-            close_later(core, request, context)
+            if order.refresh is None:
+                close_later(core, request, context)
+            else:
+                await _refresh(core, order)
             if order.changes:
                 await core.committed()
+
+
+async def _refresh(core: Core, order: Order) -> None:
+    """
+    Tell other nodes which sockets go on, before the page can come there with its new cookie.
+    """
+    core.announcer.given(order, NO_EFFECT)
+    await core.cluster.publish(order, recorded=True).published(PUBLISHED)
 
 
 async def settle_when_sent(

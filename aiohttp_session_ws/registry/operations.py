@@ -172,6 +172,8 @@ def add_answers(core: Core) -> None:
             return {"unresolved": True}
         return {"sockets": await recheck_here(core, decode(body["identity"]))}
 
+    core.questions.add("presence", core.presence.hear)
+    core.questions.add("present", core.presence.respond)
     core.questions.add("close", close)
     core.questions.add("recheck", recheck)
 

@@ -28,7 +28,7 @@ from .orders import Orders
 from .proofs import Proofs
 from .push import Pushes
 from .queries import Queries
-from .request_orders import RequestOrders
+from .request_orders import ScheduledOrders
 from .settings import Options, expect, expect_callable, expect_identify, expect_key, option
 from .single_process import SingleProcess
 from .threads import ThreadSafe
@@ -39,7 +39,7 @@ __all__ = ["SessionWSRegistry"]
 class SessionWSRegistry(
     Ids,
     Orders,
-    RequestOrders,
+    ScheduledOrders,
     Proofs,
     Pushes,
     Queries,
@@ -93,6 +93,9 @@ class SessionWSRegistry(
         on_fail: Signal; a handshake failed, for whatever reason.
         on_open: Signal; the contexts and the handler run next.
         on_close: Signal; the socket is let go next.
+        on_first: Signal; the first socket of an identity on any node has opened. To be told on
+            all nodes within seconds; receivers are added before the application starts.
+        on_last: Signal; the last one has been gone for 5 s, or with its node.
         on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
             sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
@@ -160,6 +163,8 @@ class SessionWSRegistry(
         self.on_fail = signals.on_fail
         self.on_open = signals.on_open
         self.on_close = signals.on_close
+        self.on_first = signals.on_first
+        self.on_last = signals.on_last
         self.on_order = signals.on_order
         self.on_refresh = signals.on_refresh
 
@@ -280,7 +285,7 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        core.connections.remove_by_hand(core.usable_id(session_ws_id), ws)
+        core.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
 

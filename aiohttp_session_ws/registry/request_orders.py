@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import Subject
 from .._tasks import maybe_await
+from ..connections.connection import TrackedConnection
 from ..exceptions import SessionWSError
 from ..sessions.context import HANDLING, RequestContext
 from ..sessions.records import Change, LineageEnded, SubjectEnded
@@ -32,7 +33,7 @@ from .deferred import close_later, context_for, settle, settle_when_sent
 __all__: list[str] = []
 
 
-class RequestOrders:
+class ScheduledOrders:
     """
     Orders about the session of the request that is being handled.
     """
@@ -58,7 +59,7 @@ class RequestOrders:
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
-            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
+            await maybe_await(core.hooks.close_all_session(context.connection.session_ws_id))
             return
         context.ordering().close_requested = True
         if context.session_ws_id is not None:
@@ -86,7 +87,7 @@ class RequestOrders:
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
-            await self._end_open(context.connection.lineage, context.session_ws_id)
+            await self._end_open(context.connection)
             return
         self._end_own(context)
         close_later(core, request, context)
@@ -119,7 +120,7 @@ class RequestOrders:
             if connection.identity is not None:
                 subject = Subject("identity", connection.identity)
                 changes.append(SubjectEnded(subject, core.clock.end_time(), core.ttl))
-            await self._end_open(connection.lineage, context.session_ws_id, *changes)
+            await self._end_open(connection, *changes)
             return
         self._end_own(context)
         close_later(core, request, context)
@@ -291,11 +292,12 @@ class RequestOrders:
         if await self._identity_behind(request, context) is not None:
             self._record(context, [record.as_major()])
 
-    async def _end_open(self, lineage: Lineage, session_ws_id: Hashable, *others: Change) -> None:
+    async def _end_open(self, connection: TrackedConnection, *others: Change) -> None:
         """
         End the session of an open websocket, and what else is ended with it.
         """
-        core = self._core
+        core, lineage = self._core, connection.lineage
+        session_ws_id = connection.session_ws_id
         at = core.clock.end_time()
         changes: list[Change] = [
             *others,

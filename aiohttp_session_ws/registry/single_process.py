@@ -30,6 +30,11 @@ class OwnReport:
         """
         return own
 
+    async def published(self, timeout: float) -> None:
+        """
+        Wait for nobody.
+        """
+
 
 class SingleProcess:
     """
@@ -41,7 +46,7 @@ class SingleProcess:
     """
 
     remote = False
-    name = ""
+    name = instance = ""
     serves = True
 
     def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
@@ -152,3 +157,9 @@ class SingleProcess:
         Ask nobody.
         """
         return Answers()
+
+    async def living(self) -> frozenset[str] | None:
+        """
+        Return nobody.
+        """
+        return frozenset()

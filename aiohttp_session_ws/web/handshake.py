@@ -8,6 +8,8 @@ The handshake: from a request to a socket that is open and filed, in one order o
 5. ``authorize``, then the limits.
 6. An order that came meanwhile rejects it; then the upgrade.
 7. Open.
+
+A little over 300 lines long: one class, whose methods are these steps.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from typing import Final
 
 from aiohttp import web
 
-from .._lineage import Subject
+from .._lineage import Lineage, Subject
 from .._origin import is_websocket
 from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
 from ..connections.limits import expect_room, make_room
+from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
@@ -128,7 +131,8 @@ class Handshake:
         """
         Return the response that becomes the connection.
         """
-        return ServedWebSocket(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
+        kind = MeteredWebSocket if self._core.traffic.metered else ServedWebSocket
+        return kind(**(WebSocketOptions(heartbeat=HEARTBEAT) | self._options))
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
@@ -144,9 +148,8 @@ class Handshake:
         Refuse a handshake before its session is loaded.
         """
         if not is_websocket(self._request):
-            raise web.HTTPBadRequest(
-                text="this address speaks websocket only: send GET with 'Upgrade: websocket'"
-            )
+            text = "this address speaks websocket only: send GET with 'Upgrade: websocket'"
+            raise web.HTTPBadRequest(text=text)
         await self._check_place()
 
     async def _check_place(self) -> None:
@@ -167,10 +170,10 @@ class Handshake:
         Judge a handshake and file it as opening; no await stands between the two.
         """
         core, request = self._core, self._request
-        self._expect_alive(context)
+        lineage = self._expect_alive(context)
+        core.traffic.expect_rate(lineage.token)
         connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
-        assert context.lineage is not None
-        connection.lineage = context.lineage
+        connection.lineage = lineage
         connection.task, connection.started = asyncio.current_task(), context.started
         connection.registered = core.overrides.unregister
         self._judge(connection)
@@ -179,7 +182,7 @@ class Handshake:
         self._connection = connection
         return connection
 
-    def _expect_alive(self, context: RequestContext) -> None:
+    def _expect_alive(self, context: RequestContext) -> Lineage:
         core = self._core
         if context.session_ws_id is None or context.lineage is None:
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
@@ -188,6 +191,7 @@ class Handshake:
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
             raise HandshakeRefused(close)
+        return context.lineage
 
     def _judge(self, connection: TrackedConnection) -> None:
         """
@@ -280,6 +284,7 @@ class Handshake:
         context.connection = connection
         context.content = None
         core.connections.open_connection(connection)
+        core.traffic.meter(connection)
         core.revalidator.watch(connection, loaded_session(self._request))
         if not core.cluster.remote:
             warn_workers(core, self._request)

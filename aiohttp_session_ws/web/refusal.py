@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from .._refused import Forbidden, Unavailable
+from .._refused import Forbidden, TooMany, Unavailable
 from ..close_codes import RECONNECT, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
 from ..connections.connection import TrackedConnection
 from ..connections.websocket import ServedWebSocket
@@ -31,7 +31,7 @@ def reason_for(error: BaseException) -> str:
     Return the word under which a handshake is counted that failed with *error*.
     """
     match error:
-        case Forbidden() | Unavailable():
+        case Forbidden() | Unavailable() | TooMany():
             return error.why
         case HandshakeRefused(by_authorize=True):
             return "authorize"

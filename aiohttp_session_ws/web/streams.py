@@ -212,8 +212,8 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             connections.discard_stream(connection)
             return
         context.finish()
+        close = connection.close_order or close_for_error(exc)
         try:
-            close = connection.close_order or close_for_error(exc)
             await connections.wait_closed(connection, close)
         finally:
             if not context.behind_middleware:

@@ -35,8 +35,7 @@ class Feed:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Say hello, then be silent."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        async with session_stream(request, response) as connection:
-            assert connection.ws is response
+        async with session_stream(request, response):
             await response.prepare(request)
             await response.write(b"data: hello\n\n")
             await self._run(asyncio.Event().wait())

@@ -82,7 +82,8 @@ async def gone(site: Site, foreign: Foreign) -> None:
     core = inspect(site.registry)
     await until(lambda: not (foreign.running or connections(site.registry)))
     await until(lambda: idle(site.registry))
-    assert not (core.connections.orphans() or core.connections.lineages.size)
+    assert not core.connections.orphans()
+    assert not core.connections.lineages.size
     assert not opening(site.registry)
 
 
@@ -137,9 +138,7 @@ class TestOrders:
         peer.close()
 
     @pytest.mark.parametrize("path", ["/gql", "/deaf"])
-    async def test_a_client_that_vanishes(
-        self, serve: Serve, foreign: Foreign, path: str
-    ) -> None:
+    async def test_a_client_that_vanishes(self, serve: Serve, foreign: Foreign, path: str) -> None:
         """Its handler ends."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()

@@ -132,7 +132,7 @@ class TestOthers:
     async def test_the_check(self, serve: Serve) -> None:
         """Labels are compared by the periodic check, as the identity is."""
         labels: dict[str, str | None] = {"device": "phone", "sid": None}
-        site, phone = await start(
+        _, phone = await start(
             serve, labels=lambda _: dict(labels), expiry=Expiry(revalidate_every=1.0)
         )
         socket = await phone.open()

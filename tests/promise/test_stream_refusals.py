@@ -172,7 +172,7 @@ class TestWithoutSetup:
         """An application that has its session but no id for it is told what is wrong."""
 
         class Nobodys(SessionWSRegistry):
-            def ensure_id(self, request: web.Request) -> None:
+            async def ensure_id(self, request: web.Request) -> None:
                 """Give none."""
 
         async def events(request: web.Request) -> web.StreamResponse:

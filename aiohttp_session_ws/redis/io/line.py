@@ -19,6 +19,14 @@ from ...exceptions import RedisUnavailable
 from ..entries import Argument
 from .connect import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
 
+pack: Callable[[Any], bytes] | None = None
+try:  # redis-py looks at each argument in Python
+    import hiredis
+except ImportError:
+    pass
+else:
+    pack = hiredis.pack_command
+
 __all__: list[str] = []
 
 LONGEST: Final = 0.5  # seconds between two tries to connect
@@ -71,7 +79,8 @@ class Line:
         assert self._connection is not None, "not connected"
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        self._send(self._connection.pack_command(*args))
+        command = self._connection.pack_command(*args) if pack is None else [pack(args)]
+        self._send(command)
         return answer
 
     def _send(self, command: Sequence[bytes]) -> None:

@@ -103,7 +103,7 @@ class TestOrders:
         """All parts of an order arrive."""
         changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
         closes = [r for r in RECORDS if isinstance(r, CloseSession)]
-        refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1))
+        refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
         text = order_text(
             [encode(r).text for r in changes],
             [encode(r).text for r in closes],

@@ -1,0 +1,224 @@
+"""
+Who is there: the first and the last socket of each identity, over all nodes.
+
+Each node knows which identities have a socket where. It looks at its own once a second, and tells
+the others what has changed, with a number; who has missed a number, or is new, asks for all. What
+has left lingers for some seconds, since pages are reloaded. A node that is no longer a living
+member has taken its identities along. While Redis is away nobody is taken for gone.
+
+All of it runs only if ``on_first`` or ``on_last`` has a receiver when the application starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections import deque
+from collections.abc import Hashable, Iterable
+from typing import Final, Protocol
+
+from .._tasks import BackgroundTasks
+from ..connections.manager import ConnectionManager
+from ..sessions.encoding import decode, encode
+from ..signals import PresenceDetails, Signals
+from .cluster import Cluster
+from .questions import Body
+
+__all__: list[str] = []
+
+LOOK: Final = 1.0  # seconds between two looks at the own sockets
+LINGER: Final = 5.0  # seconds after which a page that was reloaded should be back
+BEAT: Final = 5.0  # seconds between two looks at the other nodes
+WAIT: Final = 1.0  # seconds for the answers of other nodes
+HERE: Final = ""  # this node, in the list of nodes
+
+
+class Node(Protocol):
+    """
+    What is needed of a registry.
+    """
+
+    cluster: Cluster
+    connections: ConnectionManager
+    signals: Signals
+    tasks: BackgroundTasks
+
+
+class Presence:
+    """
+    Where which identities have sockets.
+
+    Args:
+        core: The registry's parts.
+    """
+
+    def __init__(self, core: Node) -> None:
+        self._core = core
+        self._on = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._nodes: dict[Hashable, set[str]] = {}  # by identity
+        self._seen: dict[Hashable, float] = {}  # when this node has seen an identity of its own
+        self._others: dict[str, set[Hashable]] = {}  # the identities of other nodes
+        self._heard: dict[str, int] = {}  # the last number of each
+        self._unsure: set[str] = set()  # whom to ask for all
+        self._number = 0
+        self._beat_at = 0.0
+        self._events: deque[tuple[bool, PresenceDetails]] = deque()
+        self._telling = False
+
+    def start(self) -> None:
+        """
+        Begin to look, if anybody wants to know.
+        """
+        signals = self._core.signals
+        self._on = bool(signals.on_first or signals.on_last) and self._core.cluster.serves
+        if self._on:
+            self._begin()
+            _ = self._core.tasks.spawn(self._run(), "presence", contextvars.Context())
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await self._look()
+            if self._core.cluster.remote and time.monotonic() >= self._beat_at:
+                self._beat_at = time.monotonic() + BEAT
+                await self._beat()
+
+    # This node
+
+    async def _look(self) -> None:
+        """
+        Compare the own sockets with those of the last look.
+        """
+        now, seen = time.monotonic(), self._seen
+        present = self._present()
+        came = [identity for identity in present if identity not in seen]
+        seen.update(dict.fromkeys(present, now))
+        left = []
+        if len(seen) > len(present):
+            left = [identity for identity, at in seen.items() if at <= now - LINGER]
+        for identity in left:
+            del seen[identity]
+        if came or left:
+            self._change(HERE, came, left)
+            await self._tell(came, left)
+
+    def _present(self) -> set[Hashable]:
+        found = set()
+        for connection in self._core.connections.open:
+            if connection.identity is not None:
+                found.add(connection.identity)
+            if connection.seldom is not None and connection.proven is not None:
+                found.add(connection.proven[0])
+        return found
+
+    async def _tell(self, came: Iterable[Hashable] = (), left: Iterable[Hashable] = ()) -> None:
+        """
+        Tell the others what has changed; nothing, to show up to which number.
+        """
+        if not self._core.cluster.remote:
+            return
+        body = {"came": [*map(encode, came)], "left": [*map(encode, left)]}
+        self._number += bool(body["came"] or body["left"])
+        _ = await self._core.cluster.ask("presence", {"number": self._number, **body}, 0)
+
+    # Other nodes
+
+    async def _beat(self) -> None:
+        """
+        Find out who lives, and ask those of whom something was missed.
+        """
+        living = await self._core.cluster.living()
+        if living is not None:
+            for node in self._others.keys() - living:
+                self._change(node, (), self._others.pop(node))
+                self._heard.pop(node, None)
+            self._unsure |= living - self._heard.keys()
+            self._unsure &= living
+        if self._unsure:
+            asked, self._unsure = self._unsure, set()
+            answers = await self._core.cluster.ask("present", {"of": sorted(asked)}, WAIT)
+            for body in answers.bodies:
+                if "number" in body:
+                    self._replace(str(body["from"]), body)
+        await self._tell()
+
+    async def respond(self, body: Body) -> Body:
+        """
+        Tell another node all identities of this one, if it asks for them.
+        """
+        name = self._core.cluster.instance
+        if not self._on or name not in body["of"]:
+            return {}
+        return {"number": self._number, "all": [encode(identity) for identity in self._seen]}
+
+    async def hear(self, body: Body) -> Body:
+        """
+        Take what has changed on another node.
+        """
+        node, number = str(body["from"]), int(body["number"])
+        if not self._on:
+            return {}
+        came, left = _identities(body["came"]), _identities(body["left"])
+        heard = self._heard.get(node)
+        if heard is None or number != heard + bool(came or left):
+            self._unsure.add(node)  # something was missed
+            self._beat_at = 0.0
+            return {}
+        self._heard[node] = number
+        self._others[node].difference_update(left)
+        self._others[node].update(came)
+        self._change(node, came, left)
+        return {}
+
+    def _replace(self, node: str, body: Body) -> None:
+        """
+        Take all that another node has.
+        """
+        before, now = self._others.get(node, set()), {*_identities(body["all"])}
+        self._others[node], self._heard[node] = now, int(body["number"])
+        self._change(node, now - before, before - now, news=False)
+
+    # What comes of it
+
+    def _change(
+        self,
+        node: str,
+        came: Iterable[Hashable],
+        left: Iterable[Hashable],
+        *,
+        news: bool = True,
+    ) -> None:
+        for identity in came:
+            nodes = self._nodes.setdefault(identity, set())
+            if not nodes:
+                self._events.append((True, self._details(identity, node, news=news)))
+            nodes.add(node)
+        for identity in left:
+            nodes = self._nodes.get(identity, set())
+            nodes.discard(node)
+            if not nodes and self._nodes.pop(identity, None) is not None:
+                self._events.append((False, self._details(identity, node, news=news)))
+        if self._events and not self._telling:
+            self._telling = True
+            _ = self._core.tasks.spawn(self._send(), "tell who is there", contextvars.Context())
+
+    def _details(self, identity: Hashable, node: str, *, news: bool) -> PresenceDetails:
+        name = self._core.cluster.name if node == HERE else node.rpartition("/")[0]
+        return PresenceDetails(identity, name, news)
+
+    async def _send(self) -> None:
+        signals = self._core.signals
+        try:
+            while self._events:
+                first, details = self._events.popleft()
+                await (signals.on_first if first else signals.on_last).send(details)
+        finally:
+            self._telling = False
+
+
+def _identities(texts: Iterable[str]) -> list[Hashable]:
+    return [decode(text) for text in texts]

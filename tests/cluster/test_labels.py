@@ -1,0 +1,101 @@
+"""
+Labels on two nodes.
+"""
+
+from __future__ import annotations
+
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from tests.cluster.conftest import Sites
+from tests.promise.site import AGAIN, DEAD, Site
+from tests.promise.test_labels import labels_of, on_device
+from tests.support import PATIENCE, until
+from tests.support.nodes import StartNode, acquaint, registry_of
+from tests.support.redis_servers import RedisServer
+
+PHONE = ("device", "phone")
+
+
+async def start(sites: Sites) -> tuple[Site, Site]:
+    """Start two nodes whose sessions have labels."""
+    return await sites(labels=labels_of)
+
+
+class TestEnd:
+    async def test_everywhere(self, sites: Sites) -> None:
+        """Sockets of both nodes close, and no copy of the cookie is good for anything."""
+        a, b = await start(sites)
+        phone = await on_device(a, "phone")
+        here, there = await phone.open(), await (await b.browser(phone.cookie)).open()
+        stale = phone.cookie
+        report = await a.registry.end_label(*PHONE, wait=PATIENCE)
+
+        assert (report.sockets, report.complete) == (2, True)
+        assert (await here.code(), await there.code()) == (DEAD, DEAD)
+        assert await a.presented(stale) == await b.presented(stale) == (None, DEAD)
+
+    async def test_a_session_without_a_socket(self, sites: Sites) -> None:
+        """Nor is that of a session that no node holds a socket of."""
+        a, b = await start(sites)
+        stale = (await on_device(a, "phone")).cookie
+        assert await b.seen(stale) == "ann"
+        await a.registry.end_label(*PHONE, wait=PATIENCE)
+
+        assert await b.presented(stale) == (None, DEAD)
+
+    async def test_a_label_that_came_later(self, sites: Sites) -> None:
+        """A node that knew the session without the label asks again."""
+        a, b = await start(sites)
+        browser = await a.logged_in()
+        assert await b.knock(browser.cookie) == "ann"
+        await b.registry.end_label("device", "laptop")  # owners are asked for now
+        assert await b.seen(browser.cookie) == "ann"
+        await browser.get("/write?device=phone")
+        assert await b.seen(browser.cookie) == "ann"
+        await a.registry.end_label(*PHONE, wait=PATIENCE)
+
+        assert await b.seen(browser.cookie) is None
+
+
+class TestOthers:
+    async def test_close_push_and_look(self, sites: Sites) -> None:
+        """What isn't an end reaches both nodes as well."""
+        a, b = await start(sites)
+        phone = await on_device(a, "phone")
+        there = await (await b.browser(phone.cookie)).open()
+        delivery = await a.registry.send_label(*PHONE, "news", wait=PATIENCE)
+
+        assert (delivery.sockets, delivery.complete) == (1, True)
+        assert await there.ws.receive_str(timeout=PATIENCE) == "news"
+        found = await a.registry.connections(label=PHONE)
+        assert (len(found), found.complete) == (1, True)
+        report = await a.registry.close_all_label(*PHONE, wait=PATIENCE)
+        assert (report.sockets, report.complete) == (1, True)
+        assert await there.code() == AGAIN
+
+    async def test_a_node_without_labels(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """It can't tell, so nothing is complete; it can for identities."""
+        a = await start_node(redis_server.url, "a", labels=labels_of)
+        b = await start_node(redis_server.url, "b")
+        await acquaint(a, b)
+        registry = registry_of(a)
+
+        assert not (await registry.connections(label=PHONE)).complete
+        assert not (await registry.end_label(*PHONE, wait=PATIENCE)).complete
+        assert not (await registry.send_label(*PHONE, "news", wait=PATIENCE)).complete
+        assert (await registry.connections(identity="ann")).complete
+        assert (await registry.end_identity("ann", wait=PATIENCE)).complete
+
+    async def test_a_script(self, sites: Sites, redis_server: RedisServer) -> None:
+        """A script without ``labels`` ends them."""
+        a, b = await start(sites)
+        phone = await on_device(a, "phone")
+        there = await (await b.browser(phone.cookie)).open()
+        async with RedisSessionWSRegistry(redis_server.url) as script:
+            report = await script.end_label(*PHONE, wait=PATIENCE)
+
+        assert (report.sockets, report.complete) == (1, True)
+        assert await there.code() == DEAD
+        await until(lambda: not len(b.registry))
+        assert await a.presented(phone.cookie) == (None, DEAD)

@@ -1,0 +1,119 @@
+"""
+Who is there, over all nodes.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from aiohttp_session_ws import REGISTRY_KEY
+from aiohttp_session_ws.registry import presence
+from aiohttp_session_ws.signals import PresenceDetails
+from tests.support import AiohttpClient, Client, until
+from tests.support.nodes import acquaint, cluster_of, log_in, node_app, socket
+from tests.support.redis_servers import RedisServer
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look every moment, and wait for nobody."""
+    monkeypatch.setattr(presence, "LOOK", 0.01)
+    monkeypatch.setattr(presence, "LINGER", 0.05)
+    monkeypatch.setattr(presence, "BEAT", 0.1)
+
+
+class Told(list[tuple[str, object, str, bool]]):
+    """What the receivers of a node were given."""
+
+    async def come(self, details: PresenceDetails) -> None:
+        """Note who has come."""
+        self.append(("first", details.identity, details.node, details.news))
+
+    async def gone(self, details: PresenceDetails) -> None:
+        """Note who has gone."""
+        self.append(("last", details.identity, details.node, details.news))
+
+
+async def start(
+    aiohttp_client: AiohttpClient, redis: RedisServer, name: str
+) -> tuple[Client, Told]:
+    """Start a node that notes who comes and goes."""
+    told = Told()
+    app = node_app(redis.url, name)
+    app[REGISTRY_KEY].on_first.append(told.come)
+    app[REGISTRY_KEY].on_last.append(told.gone)
+    client = await aiohttp_client(app)
+    client.session.cookie_jar.clear()
+    return client, told
+
+
+class TestPresence:
+    async def test_everywhere(
+        self, aiohttp_client: AiohttpClient, redis_server: RedisServer
+    ) -> None:
+        """Every node is told once of the first socket on any, and of the last."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        b, at_b = await start(aiohttp_client, redis_server, "b")
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        async with socket(a, cookie):
+            await until(lambda: at_a and at_b)
+            async with socket(b, cookie):
+                pass
+        await until(lambda: len(at_a) == len(at_b) == 2)
+
+        for told in (at_a, at_b):
+            assert [(what, who) for what, who, _, _ in told] == [("first", "ann"), ("last", "ann")]
+        assert at_a[0] == ("first", "ann", "a", True)
+        assert at_b[0][2] == "a"
+
+    async def test_later(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """A node that starts later is told who is there, and that it is no news."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        async with socket(a, await log_in(a)):
+            await until(lambda: at_a)
+            _, at_b = await start(aiohttp_client, redis_server, "b")
+            await until(lambda: at_b)
+
+        assert at_b[0] == ("first", "ann", "a", False)
+
+    async def test_crash(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """A node that gives no sign of life any more has taken its identities along."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        b, at_b = await start(aiohttp_client, redis_server, "b")
+        await acquaint(a, b)
+        async with socket(b, await log_in(b)):
+            await until(lambda: at_a and at_b)
+            name = cluster_of(b).instance
+            await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "1", name)
+            await until(lambda: len(at_a) == 2)
+
+        assert at_a[1] == ("last", "ann", "b", True)
+
+    async def test_stopped(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """So has one that stops."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        b, at_b = await start(aiohttp_client, redis_server, "b")
+        await acquaint(a, b)
+        async with socket(b, await log_in(b)):
+            await until(lambda: at_a and at_b)
+            await b.server.close()
+        await until(lambda: len(at_a) == 2)
+
+        assert at_a[1][:3] == ("last", "ann", "b")
+
+    async def test_outage(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """Nobody is taken for gone while Redis is."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        b, at_b = await start(aiohttp_client, redis_server, "b")
+        await acquaint(a, b)
+        async with socket(b, await log_in(b)):
+            await until(lambda: at_a and at_b)
+            redis_server.kill()
+            await until(lambda: not cluster_of(a).connected)
+            await redis_server.restart()
+            await until(lambda: cluster_of(a).connected and cluster_of(b).connected)
+            during = [*at_a]
+        await until(lambda: len(at_a) >= 2)
+
+        assert [what for what, *_ in during] == ["first"]

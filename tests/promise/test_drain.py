@@ -1,0 +1,184 @@
+"""
+A process that drains lets its clients go little by little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_session_ws import Timeouts
+from tests.promise.conftest import Serve
+from tests.promise.feeds import Feed, ended, listen
+from tests.promise.site import DEAD, Browser, Site, Socket, user_of
+from tests.support import Turnstile, until
+from tests.support.inspect import connections, idle, inspect
+
+RESTART = 1012
+
+
+async def crowd(site: Site, size: int) -> list[tuple[Browser, Socket]]:
+    """Open sockets of as many sessions."""
+    browsers = [await site.logged_in() for _ in range(size)]
+    return [(browser, await browser.open()) for browser in browsers]
+
+
+class TestDrain:
+    async def test_little_by_little(self, serve: Serve) -> None:
+        """All go within the window, none before its turn, in no order that one could guess."""
+        site = await serve()
+        sockets = [socket for _, socket in await crowd(site, 40)]
+        closed: list[tuple[float, int]] = []
+
+        async def note(number: int, socket: Socket) -> None:
+            assert await socket.code() == RESTART
+            closed.append((time.monotonic() - began, number))
+
+        began = time.monotonic()
+        notes = [asyncio.ensure_future(note(*pair)) for pair in enumerate(sockets)]
+        await site.registry.drain(1.0)
+        took = time.monotonic() - began
+        await asyncio.gather(*notes)
+
+        assert took >= 1.0
+        assert not len(site.registry)
+        assert 8 <= sum(at < 0.5 for at, _ in closed) <= 32  # a machine may be slow
+        order = [number for _, number in closed]
+        assert order not in (sorted(order), sorted(order, reverse=True))
+
+    async def test_newcomers(self, serve: Serve) -> None:
+        """They get 503 from the first moment on; pages are served."""
+        site = await serve()
+        (browser, socket), (_, other) = await crowd(site, 2)
+        draining = asyncio.ensure_future(site.registry.drain(0.5))
+        await asyncio.sleep(0)
+
+        assert await site.knock(browser.cookie) == 503
+        assert await browser.user() == "ann"
+        assert {await socket.code(), await other.code()} == {RESTART}
+        await draining
+
+    async def test_a_handshake_in_flight(self, serve: Serve) -> None:
+        """One that began before gets 503 as well."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return True
+
+        site = await serve(authorize=authorize)
+        browser = await site.logged_in()
+        asked.shut = True
+        knocking = asyncio.ensure_future(site.knock(browser.cookie))
+        await asked.arrived.wait()
+        await site.registry.drain(0.0)
+        asked.let()
+
+        assert await knocking == 503
+        assert not connections(site.registry)
+
+    async def test_one_that_is_answered_meanwhile(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that opens at the last moment is closed, too."""
+        answering = Turnstile()
+        prepare = web.WebSocketResponse.prepare
+
+        async def held(self: web.WebSocketResponse, request: web.Request) -> Any:
+            await answering()
+            return await prepare(self, request)
+
+        site = await serve()
+        browser = await site.logged_in()
+        monkeypatch.setattr(web.WebSocketResponse, "prepare", held)
+        answering.shut = True
+        knocking = asyncio.ensure_future(site.knock(browser.cookie))
+        await answering.arrived.wait()
+        await site.registry.drain(0.0)
+        answering.let()
+
+        assert await knocking == RESTART
+        assert not connections(site.registry)
+
+    async def test_orders_win(self, serve: Serve) -> None:
+        """An order that is given meanwhile is told in place of 1012, at once."""
+        site = await serve(identify=user_of)
+        pairs = await crowd(site, 3)
+        draining = asyncio.ensure_future(site.registry.drain(1.0))
+        await asyncio.sleep(0)
+        await pairs[0][0].get("/out/helper")
+        report = await site.registry.end_identity("ann")
+
+        assert report.sockets <= 3
+        codes = [await socket.code() for _, socket in pairs]
+        assert codes.count(DEAD) >= 2
+        await draining
+
+    async def test_twice(self, serve: Serve) -> None:
+        """Whoever awaits it again waits for the same; who gives up stops nothing."""
+        site = await serve()
+        (_, socket), _ = await crowd(site, 2)
+        impatient = asyncio.ensure_future(site.registry.drain(0.3))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await site.registry.drain(60.0)
+
+        assert await socket.code() == RESTART
+        assert not len(site.registry)
+        await until(lambda: idle(site.registry))
+
+    async def test_a_stream(self, serve: Serve) -> None:
+        """Streams go as well."""
+        feed = Feed()
+        site = await serve(None, {"/events": feed.events})
+        stream = await listen(await site.logged_in())
+        await site.registry.drain(0.0)
+
+        assert await ended(stream)
+        await feed.gone(site.registry)
+
+    async def test_nobody(self, serve: Serve) -> None:
+        """With no sockets it is over at once."""
+        site = await serve()
+        began = time.monotonic()
+        await site.registry.drain(30.0)
+
+        assert time.monotonic() - began < 5.0
+
+
+class TestShutdown:
+    async def test_timeouts_drain(self, serve: Serve) -> None:
+        """The shutdown drains by itself, if it is to."""
+        site = await serve(timeouts=Timeouts(close=1.0, handler_grace=0.5, drain=0.5))
+        sockets = [socket for _, socket in await crowd(site, 5)]
+        began = time.monotonic()
+        stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
+
+        assert [await socket.code() for socket in sockets] == [RESTART] * 5
+        await stopping
+        assert time.monotonic() - began >= 0.3
+
+    async def test_without(self, serve: Serve) -> None:
+        """By default it doesn't."""
+        site = await serve()
+        ((_, socket),) = await crowd(site, 1)
+        stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
+
+        assert await socket.code() == 1001
+        await stopping
+
+    async def test_after_a_drain(self, serve: Serve) -> None:
+        """A shutdown in the middle of a drain closes the rest."""
+        site = await serve()
+        sockets = [socket for _, socket in await crowd(site, 5)]
+        draining = asyncio.ensure_future(site.registry.drain(60.0))
+        await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
+
+        assert {await socket.code() for socket in sockets} <= {RESTART, 1001}
+        await stopping
+        draining.cancel()
