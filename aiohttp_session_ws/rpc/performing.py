@@ -137,9 +137,9 @@ class Performer:
         """
         Find the handler, bind its arguments and run it.
         """
-        target = self.scope.find(call.name)
         if self.scope.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
+        target = self.scope.find(call.name)
         function, kind = target.function, target.kind
         values, named = target.bind(self.session, (call.name, call.args, call.kwargs))
         if target.owner is not None:

@@ -70,7 +70,6 @@ class Subscriptions:
         """
         if message.options.get("match", "exact") != "exact":
             raise RPCError(_OPTION_NOT_ALLOWED, "topics are subscribed to by their exact names")
-        self.work.scope.find_topic(message.topic)
         await self.work.scope.expect_allowed(self.work.session, "subscribe", message.topic)
         subscription = self.of(message.topic) or await self._begin(message.topic)
         number = self.topics.add(subscription)

@@ -505,7 +505,6 @@ class TestDeadlines:
         assert answer == [8, 48, 2, {}, "wamp.error.timeout"]
         assert gate.arrived == 1
 
-
     async def test_of_a_session_that_is_over(self, serve: Serve) -> None:
         """The deadline of a call that waited is over with its session."""
         gate = Gate()
