@@ -72,7 +72,7 @@ class Asking:
         if error is None:
             answer.set_result(result)
         else:
-            answer.set_exception(error)
+            _fail(answer, error)
 
     def stop(self) -> None:
         """
@@ -81,5 +81,9 @@ class Asking:
         pending, self._pending = self._pending, {}
         for answer in pending.values():
             if not answer.done():
-                answer.set_exception(SessionGone("the session is over"))
-                answer.exception()  # somebody may have asked, and been cancelled since
+                _fail(answer, SessionGone("the session is over"))
+
+
+def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
+    answer.set_exception(error)
+    answer.exception()  # whoever has asked may have been cancelled in this very turn

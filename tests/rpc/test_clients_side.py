@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from aiohttp_session_ws import rpc
+from aiohttp_session_ws.rpc.asking import Asking
 
 from .conftest import Serve
 from .support import Server, WampPeer, until
@@ -96,6 +98,24 @@ class TestWamp:
             assert await peer.hear() == [69, 1, {"mode": "killnowait"}]
             with pytest.raises(asyncio.CancelledError):
                 await call
+
+    async def test_error_for_one_who_is_cancelled(self, serve: Serve) -> None:
+        """An ERROR that comes in the very turn of a cancellation is nobody's."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            asking = Asking(1, 1)
+
+            async def send(number: int) -> None: ...
+
+            call = asyncio.create_task(asking.ask(send, lambda number: None, None))
+            await asyncio.sleep(0)
+            asking.answer(1, error=rpc.RemoteError("client.error.no"))
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            del call
+            gc.collect()
 
     async def test_inside_a_call(self, serve: Serve) -> None:
         """A call of ours inside a call of theirs ends with it."""
