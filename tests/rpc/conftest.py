@@ -68,4 +68,6 @@ def quiet(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> I
     """Let nothing be logged that somebody should look at, unless the test asks what was."""
     yield
     if "complaints" not in request.fixturenames:
-        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+        loud = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        # In its debug mode asyncio times callbacks.
+        assert [r.getMessage() for r in loud if "Executing <" not in r.getMessage()] == []
