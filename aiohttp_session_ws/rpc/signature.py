@@ -4,6 +4,7 @@ Signatures: what a function takes, read once, at registration.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
@@ -19,6 +20,7 @@ Kind: TypeAlias = Literal["coroutine", "stream", "plain", "thread"]
 
 _NAMES: Final = frozenset({"session", "request"})
 _ANNOTATIONS: Final = (Session, web.Request, RPCRequest)
+_FRAMES: Final = 8  # from here to whoever declares a route, and a bit
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
@@ -50,7 +52,7 @@ class Signature:
         self.name = getattr(function, "__qualname__", repr(function))
         self.parts = tuple(parts)
         try:
-            signature = inspect.signature(function, eval_str=True)
+            signature = _read(function)
         except (NameError, SyntaxError) as exc:
             raise self._unfit(f"has an annotation that can't be read here ({exc})") from exc
         parameters = list(signature.parameters.values())
@@ -84,7 +86,7 @@ class Signature:
             return
         try:
             msgspec.json.Decoder(type_of(parameter))
-        except (TypeError, ValueError, RuntimeError) as exc:
+        except (TypeError, ValueError, RuntimeError, NameError) as exc:
             msg = f"has an annotation of {parameter.name!r} that msgspec can't read: {exc}"
             raise self._unfit(msg) from exc
 
@@ -110,6 +112,22 @@ class Signature:
             except TypeError as exc:
                 msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
                 raise self._unfit(msg) from exc
+
+
+def _read(function: Callable[..., Any]) -> inspect.Signature:
+    """
+    Read a signature whose annotations may name what is local to whoever declares it.
+    """
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:
+        frame = inspect.currentframe()
+        for _ in range(_FRAMES):
+            if frame is not None:
+                with contextlib.suppress(NameError):
+                    return inspect.signature(function, eval_str=True, locals=frame.f_locals)
+                frame = frame.f_back
+        raise
 
 
 def kind_of(function: Callable[..., Any]) -> Kind:

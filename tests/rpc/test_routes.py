@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from aiohttp_session_ws import rpc
@@ -88,6 +89,20 @@ class TestNames:
             async def init(self) -> None: ...
 
         assert meaning(routes, "shop.cart") == ("init", {})
+
+    def test_local_types(self) -> None:
+        """Annotations may name what is local to whoever declares the route."""
+
+        class Local(msgspec.Struct):
+            x: int
+
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def take(value: Local) -> None: ...
+
+        (procedure,) = served(routes).procedures
+        assert procedure.signature.parameters[0].annotation is Local
 
     def test_later(self) -> None:
         """What is declared once a realm has the routes is served as well."""
