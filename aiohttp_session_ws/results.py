@@ -209,7 +209,7 @@ class Stats:
         open: How many sockets and streams are open.
         opening: How many handshakes are on their way.
         streams: How many of the open ones are streams.
-        records: How many ends, renewals and notes are remembered.
+        records: How many ends, renewals and notes are held, some of which may have expired.
         outbox: How many orders wait for Redis.
         orders_given: How many orders this process has given.
         orders_heard: How many orders of other processes it has carried out.

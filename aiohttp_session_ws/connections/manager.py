@@ -351,14 +351,17 @@ class ConnectionManager(ConnectionIndex):
 
     # Pushing
 
-    def push(self, connections: Iterable[TrackedConnection], data: Data) -> Pushed:
+    def push(
+        self, connections: Iterable[TrackedConnection], data: Data, *, by_endpoint: bool = False
+    ) -> Pushed:
         """
-        Send a message to those of *connections* that take it, without waiting for any of them.
+        Send a message to those of *connections* that take it, without waiting for any of them;
+        to their own endpoint's messages all do.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
-        return self._pusher.push(connections, data)
+        return self._pusher.push(connections, data, by_endpoint=by_endpoint)
 
     def _close_slow(self, connection: TrackedConnection) -> None:
         self.close_soon([connection], SLOW_CONSUMER)

@@ -56,7 +56,9 @@ class Pusher:
         self._tasks = tasks
         self._give_up = give_up
 
-    def push(self, connections: Iterable[TrackedConnection], data: Data) -> Pushed:
+    def push(
+        self, connections: Iterable[TrackedConnection], data: Data, *, by_endpoint: bool = False
+    ) -> Pushed:
         """
         Send a message to connections that take it, without waiting for any of them.
 
@@ -66,6 +68,8 @@ class Pusher:
         Args:
             connections: Where to; what is opening or closing is left out.
             data: A text, or bytes for a binary message.
+            by_endpoint: Whether it is the connections' own endpoint that sends, so that those
+                which take no pushes get it too.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
@@ -74,7 +78,9 @@ class Pusher:
         small = len(frame) < _SMALL
         sockets = missed = 0
         for c in connections:
-            if c.state is not OPEN or c.close_order is not None or not c.takes_pushes:
+            if c.state is not OPEN or c.close_order is not None:
+                continue
+            if not (c.takes_pushes or by_endpoint):
                 continue
             transport = c.transport
             if (

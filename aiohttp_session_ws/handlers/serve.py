@@ -23,16 +23,22 @@ Hook: TypeAlias = WebSocketHook[WebSocket]
 
 
 async def converse(
-    request: web.Request, handler: Hook, options: WebSocketOptions
+    request: web.Request, handler: Hook, options: WebSocketOptions, *, hooks: bool = True
 ) -> web.StreamResponse:
     """
     Serve a websocket from its request to its end.
+
+    Args:
+        request: The handshake.
+        handler: What talks.
+        options: Those of the response.
+        hooks: Whether the registry's hooks run, which are for endpoints that talk text.
     """
     core, ws = core_from(request), WebSocket(request, options)
     answer: object = None
     try:
         try:
-            answer = await _converse(core, ws, handler)
+            answer = await _converse(core, ws, handler, hooks=hooks)
         except BaseException as exc:
             if not is_disconnect(ws, exc):
                 await leave(ws, exc)
@@ -50,19 +56,19 @@ async def converse(
     return response
 
 
-async def _converse(core: Core, ws: WebSocket, handler: Hook) -> object:
+async def _converse(core: Core, ws: WebSocket, handler: Hook, *, hooks: bool) -> object:
     """
     Let the hooks and the handler have the socket; return what the handler does.
     """
     answer: object = None
     if not is_websocket(ws.request):
         await ws.connect()  # says what is wrong
-    for hook in core.signals.on_request:
+    for hook in core.signals.on_request if hooks else ():
         await hook(ws)
         if ws.closed:  # nothing is left to do for the handler
             break
     else:
-        for step in (handler, *reversed(core.signals.on_response)):
+        for step in (handler, *reversed(core.signals.on_response if hooks else ())):
             try:
                 result = await step(ws)
             except Exception as exc:

@@ -129,17 +129,12 @@ def _log(details: OrderDetails) -> None:
 
 def _is_mark(order: Order) -> bool:
     """
-    Tell whether an order only says that a session was seen, or whose an id is.
+    Tell whether an order only says that a request has come with a session's newest generation.
     """
-    if order.closes or order.refresh is not None:
+    changes = order.changes
+    if len(changes) != 1 or not isinstance(changes[0], LineageRenewed):
         return False
-    for change in order.changes:
-        match change:
-            case LineageEnded() | SubjectEnded():
-                return False
-            case LineageRenewed(seen=False):
-                return False
-    return True
+    return changes[0].seen and not order.closes
 
 
 def _about(order: Order) -> About | None:

@@ -194,7 +194,7 @@ def stats_of(core: Core) -> Stats:
         open=connections.open.size,
         opening=connections.opening.size,
         streams=counters.streams,
-        records=len(core.records),
+        records=core.records.held,
         outbox=figures.outbox,
         orders_given=core.announcer.orders_given,
         orders_heard=core.announcer.orders_heard,

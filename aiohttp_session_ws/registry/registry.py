@@ -59,7 +59,8 @@ class SessionWSRegistry(
         identify: Called with the request, sync or async; returns whom its session belongs
             to, as something hashable, or ``None`` if it is anonymous. It reads the session that
             the request carries; ``aiohttp_security.authorized_userid`` fits. With it a log-in
-            and a log-out are seen without a word from the application.
+            and a log-out are seen without a word from the application. It may say until when,
+            by an :class:`~aiohttp_session_ws.typing.Identified`.
         labels: Called as ``identify`` is; returns a dict of further names that the session can
             be ended by, at most 8: ``{"device": ..., "sid": ...}``.
         authorize: Called with the request before the upgrade, sync or async. A handshake for

@@ -174,6 +174,14 @@ class Records:
         ends = len(self._ended) + len(self._minor) + len(self._subjects)
         return ends + len(self._renewed) + len(self._notes)
 
+    @property
+    def held(self) -> int:
+        """
+        How many there are, expired ones among them; may be asked in any thread.
+        """
+        kept = (self._ended, self._minor, self._subjects, self._renewed, self._notes)
+        return sum(len(records.entries) for records in kept)
+
     def __iter__(self) -> Iterator[Change]:
         yield from self._ended.values()
         yield from self._minor.values()

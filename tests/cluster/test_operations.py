@@ -6,10 +6,15 @@ from __future__ import annotations
 
 import asyncio
 
+import aiohttp_session
+from aiohttp import web
+
+from aiohttp_session_ws import renew_session_ws
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.outages import Outages
 from aiohttp_session_ws.signals import OrderDetails
-from tests.support import PATIENCE, Client, expect_close, until
+from aiohttp_session_ws.typing import Identified
+from tests.support import PATIENCE, AiohttpClient, Client, expect_close, until, user_of
 from tests.support.inspect import connections
 from tests.support.nodes import (
     Nodes,
@@ -18,8 +23,10 @@ from tests.support.nodes import (
     becomes,
     cluster_of,
     log_in,
+    node_app,
     registry_of,
     socket,
+    visit,
 )
 from tests.support.redis_servers import RedisServer
 
@@ -237,3 +244,35 @@ class TestHandles:
             assert await expect_close(ws) == 4401
         assert handle == registry_of(a).handle(info.session_ws_id)
         assert (report.sockets, report.complete) == (1, True)
+
+
+class TestRefresh:
+    async def test_until(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """A token that is refreshed on one node moves the end of sockets on another."""
+
+        async def token_of(request: web.Request) -> Identified | None:
+            session = await aiohttp_session.get_session(request)
+            user = await user_of(request)
+            return None if user is None else Identified(user, session.get("until", 2e9))
+
+        async def refresh(request: web.Request) -> web.Response:
+            (await aiohttp_session.get_session(request))["until"] = 3e9
+            response = web.Response()
+            await renew_session_ws(request, response, sockets="keep")
+            return response
+
+        clients = []
+        for name in "ab":
+            app = node_app(redis_server.url, name, identify=token_of)
+            app.router.add_get("/refresh", refresh)
+            clients.append(await aiohttp_client(app))
+        a, b = clients
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            (connection,) = connections(registry_of(b))
+            assert connection.until == 2e9
+            await visit(a, "/refresh", cookie)
+            await until(lambda: connection.until == 3e9)
+            await ws.send_str("still there?")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there?"

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable
 
+from aiohttp import ClientWebSocketResponse
+
 from aiohttp_session_ws import SessionWSRegistry, WebSocket
 from aiohttp_session_ws.connections.connection import State, TrackedConnection
 from aiohttp_session_ws.connections.send_queue import SendQueue
@@ -52,6 +54,13 @@ async def quiet(registry: SessionWSRegistry) -> None:
 def left_handlers(registry: SessionWSRegistry) -> list[TrackedConnection]:
     """Return the connections that are gone while their handlers run."""
     return inspect(registry).connections.orphans()
+
+
+def transport_of(ws: ClientWebSocketResponse) -> asyncio.Transport | None:
+    """Return the transport of a client's socket, to be paused or cut; ``None`` once it is gone."""
+    connection = ws._response.connection
+    transport = None if connection is None else connection.transport
+    return transport if isinstance(transport, asyncio.Transport) else None
 
 
 def records(registry: SessionWSRegistry) -> int:

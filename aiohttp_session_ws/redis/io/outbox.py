@@ -105,7 +105,8 @@ class Outbox:
         self.refused = ""
 
     def __len__(self) -> int:
-        flying = sum(len(batch.entries) for batch in self._in_flight)
+        # A copy: stats() may ask in another thread.
+        flying = sum(len(batch.entries) for batch in tuple(self._in_flight))
         return len(self._queue) + len(self._aside) + flying
 
     def put(self, entry: Entry) -> Entry:

@@ -473,6 +473,25 @@ class TestPrinting:
         """A duration is short to read."""
         assert span(seconds) == text
 
+    async def test_screen(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        run: Run,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """On a terminal each look is one screen, no larger than that is."""
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setenv("LINES", "5")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        await start_node(redis_server.url)
+        done = await run(redis_server.url, "watch", "--times", "2", "--every", "0.05")
+        screens = done.out.split("\x1b[H\x1b[2J")
+
+        assert [len(screen.splitlines()) for screen in screens] == [0, 4, 4]
+        assert max(len(line) for screen in screens for line in screen.splitlines()) <= 40
+        assert " 0 open, 0 opening, 1 processes" in screens[1]
+
     async def test_version(self, run: Run) -> None:
         """It tells its version."""
         assert await run("", "--version") == (0, f"{__version__}\n", "")

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import timeit
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from aiohttp import WSServerHandshakeError, web
 
-from aiohttp_session_ws import Limits, SessionWSRegistry, session_stream
+from aiohttp_session_ws import Expiry, Limits, SessionWSRegistry, session_stream
 from aiohttp_session_ws.close_codes import POLICY_VIOLATION
 from aiohttp_session_ws.connections.counters import Counters
 from aiohttp_session_ws.results import ClusterStats, Stats
@@ -27,6 +28,7 @@ from tests.support import (
     until,
     user_of,
 )
+from tests.support.inspect import inspect
 
 
 @pytest.fixture
@@ -110,6 +112,29 @@ class TestCounting:
             stats = await asyncio.get_running_loop().run_in_executor(pool, registry.stats)
 
         assert stats == registry.stats() == Stats()
+
+    async def test_busy(self, started: Started) -> None:
+        """Also while the registry is busy."""
+        registry = await started(SessionWSRegistry(expiry=Expiry(revocation_ttl=1e-4)))
+        counters = inspect(registry).connections.counters
+        begun, stop = threading.Event(), threading.Event()
+
+        def look() -> int:
+            looks = 0
+            begun.set()
+            while not stop.is_set():
+                looks += registry.stats().orders_given >= 0
+            return looks
+
+        looking = asyncio.create_task(asyncio.to_thread(look))
+        await until(begun.is_set)
+        for n in range(500):
+            await registry.end_session(n)  # each is forgotten soon, as others come
+            counters.closed("client", 3000 + n)
+            counters.refused(str(n))
+        stop.set()
+
+        assert await looking > 0
 
     async def test_cost(self) -> None:
         """Counting costs next to nothing, when a socket opens or closes."""

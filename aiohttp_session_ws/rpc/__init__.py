@@ -1,0 +1,51 @@
+"""
+Calls over session sockets: typed procedures, both directions, streams and topics.
+
+It speaks WAMP and wsrpc, and needs the extra ``rpc``, which brings msgspec.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from .application import Application
+from .authentication import CRASecret, session_identity
+from .call import CallDetails, EventDetails
+from .errors import (
+    NotRegistered,
+    RemoteError,
+    RPCError,
+    RPCErrorResult,
+    RPCProgressReport,
+    RPCResult,
+    SessionGone,
+)
+from .limits import CallLimits
+from .realm import Realm
+from .routes import Routes, expose
+from .session import RPCRequest, Session, current_session
+
+__all__ = [
+    "STATIC_DIR",
+    "Application",
+    "CRASecret",
+    "CallDetails",
+    "CallLimits",
+    "EventDetails",
+    "NotRegistered",
+    "RPCError",
+    "RPCErrorResult",
+    "RPCProgressReport",
+    "RPCRequest",
+    "RPCResult",
+    "Realm",
+    "RemoteError",
+    "Routes",
+    "Session",
+    "SessionGone",
+    "current_session",
+    "expose",
+    "session_identity",
+]
+
+#: Where the browser's side is, ``session-ws.js``.
+STATIC_DIR: Final = Path(__file__).parent.parent / "static"

@@ -1,0 +1,284 @@
+"""
+``Application``: realms, the handler that serves them, and publishing to all who have subscribed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from ..handlers.serve import converse
+from ..handlers.websocket import WebSocket
+from ..registry.registry import SessionWSRegistry
+from ..results import Delivery
+from ..signals import Signal
+from ..typing import WebSocketOptions
+from ..web.setup import registry_from
+from . import ground
+from .call import CallDetails, EventDetails
+from .errors import RPCResult, SessionGone
+from .host import Host
+from .limits import CallLimits
+from .realm import Realm
+from .schema import schema_of
+from .session import Session
+from .signature import Signature
+from .table import expect_generator
+from .topics import as_key, chooser
+from .wamp import CODECS
+from .wamp_conversation import WampConversation
+from .wsrpc_conversation import WsrpcConversation
+
+__all__ = ["Application"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+F = TypeVar("F", bound=Callable[..., Any])
+DialectName: TypeAlias = Literal["wamp", "wsrpc"]
+
+_ANYBODY: Final = object()
+_DIALECTS: Final = frozenset({"wamp", "wsrpc"})
+_decode: Final = msgspec.msgpack.Decoder(
+    tuple[str, list[Any], dict[str, Any] | None, list[Any], int | None]
+).decode
+_RELAYED: Final = 65_536  # bytes that a message between processes may have
+
+
+class Application:
+    """
+    Serves calls over session sockets::
+
+        calls = rpc.Application()
+        calls.default.add_rpc_routes(shop)
+        app.router.add_get("/rpc", calls.handler)
+
+    It may stand at several addresses, and several may use one registry.
+
+    Args:
+        allow_default_realm: Whether sessions may ask for a realm that isn't configured.
+        dialects: What is spoken: ``"wamp"``, ``"wsrpc"``, or both.
+        limits: Those of each connection.
+        authorize: Called with the request before the upgrade, sync or async; what is false
+            is answered 403.
+        options: Passed on to :class:`aiohttp.web.WebSocketResponse`.
+        name: Tells processes apart which application an event is for, where several with the
+            same topics use one registry.
+
+    Attributes:
+        on_call_start: Signal; the handler of a call runs next.
+        on_call_success: Signal; it has succeeded, and is answered next.
+        on_call_fail: Signal; it has failed, was cancelled, or was refused before it started.
+        on_event: Signal; a client that speaks wsrpc has sent an event.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_default_realm: bool = True,
+        dialects: Collection[DialectName] = ("wamp", "wsrpc"),
+        limits: CallLimits | None = None,
+        authorize: Callable[[web.Request], Any] | None = None,
+        options: WebSocketOptions | None = None,
+        name: str = "",
+    ) -> None:
+        if isinstance(dialects, str) or not dialects or not _DIALECTS.issuperset(dialects):
+            raise ValueError("Application(dialects=) is a set of 'wamp' and 'wsrpc'")
+        default = Realm("") if allow_default_realm else None
+        self._host = Host(self, CallLimits() if limits is None else limits, default)
+        self._dialects = frozenset(dialects)
+        self._authorize = authorize
+        self._options = WebSocketOptions(
+            compress=False, max_msg_size=self._host.limits.message
+        ) | (options or WebSocketOptions())
+        self._name = name
+        self._warned = False
+        self._registries: list[tuple[SessionWSRegistry, str]] = []
+        signals = self._host.signals
+        self.on_call_start: Signal[CallDetails] = signals.on_start
+        self.on_call_success: Signal[CallDetails] = signals.on_success
+        self.on_call_fail: Signal[CallDetails] = signals.on_fail
+        self.on_event: Signal[EventDetails] = signals.on_event
+
+    @property
+    def default(self) -> Realm:
+        """
+        The realm of all sessions whose own isn't configured, and of those that speak wsrpc.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if self._host.default_realm is None:
+            raise RuntimeError("there is no default realm: Application(allow_default_realm=False)")
+        return self._host.default_realm
+
+    @property
+    def sessions(self) -> frozenset[Session]:
+        """
+        The sessions of this process, as they are now.
+        """
+        return frozenset(self._host.sessions)
+
+    def add_realm(self, realm: Realm) -> None:
+        """
+        Serve a realm.
+
+        Raises:
+            ValueError: If there is one of its URI.
+        """
+        if self._host.realms.setdefault(realm.uri, realm) is not realm:
+            raise ValueError(f"there are two realms {realm.uri!r}: add routes to the one you have")
+
+    def set_default_arg(self, name: str, value: Any) -> None:
+        """
+        Give every function of all realms that takes *name* this argument; no peer can give it
+        then. A realm's own comes first.
+        """
+        self._host.set_default_args({name: value})
+
+    def add_session_state_handler(self, handler: F) -> F:
+        """
+        Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms, and
+        around the realm's own.
+        """
+        signature = Signature(handler)
+        expect_generator(signature, "a session state handler")
+        self._host.state_handlers.append(signature)
+        return handler
+
+    async def handler(self, request: web.Request) -> web.StreamResponse:
+        """
+        Serve a connection; for ``add_get()``, or ``add_route("*", …)``.
+
+        Raises:
+            NotSetUp: If :func:`~aiohttp_session_ws.setup` was not called.
+            aiohttp.web.HTTPForbidden: If ``authorize`` says so.
+            aiohttp.web.HTTPBadRequest: If the request is no handshake, or none of the
+                dialects that it offers is spoken here.
+        """
+        self.attach(registry_from(request))
+        # Without the registry's hooks, which are for endpoints that talk text.
+        return await converse(request, self._talk, self._options, hooks=False)
+
+    def attach(self, registry: SessionWSRegistry) -> None:
+        """
+        Hear through *registry* what other processes publish, and publish to them.
+
+        The handler does that with its first connection. A process that may publish before it
+        has had one calls this.
+        """
+        if all(registry is not one for one, _ in self._registries):
+            name = self._relay_name()
+            self._registries.append((registry, name))
+            ground.on_relay(registry, name, self._on_relayed(registry))
+
+    async def publish(
+        self,
+        topic: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        identity: Any = _ANYBODY,
+        session: Session | int | None = None,
+    ) -> Delivery:
+        """
+        Send an event to all who have subscribed to a topic, in all processes.
+
+        It never waits for a slow peer: events go through the queue of each connection, whose
+        :class:`~aiohttp_session_ws.PushQueue` says what becomes of one that doesn't keep up.
+
+        Args:
+            topic: Its name in full.
+            args: What it says. A bare text is one argument.
+            kwargs: What it says, by name.
+            identity: Only for the sessions of this identity.
+            session: Only for this session, or the one with this id.
+
+        Returns:
+            How many took it, and whether none missed it.
+
+        Raises:
+            ValueError: If it is too large for a message between processes (64 KiB). Nothing
+                is sent in that case.
+        """
+        args = tuple(RPCResult(args).args)
+        number = session.id if isinstance(session, Session) else session
+        whose = [] if identity is _ANYBODY else [identity]
+        message = msgspec.msgpack.encode([topic, args, kwargs, whose, number])
+        if len(message) > _RELAYED:
+            raise ValueError(
+                f"{len(message)} bytes can't be relayed to other processes, {_RELAYED} at most:"
+                " publish where to fetch it"
+            )
+        if not self._registries:
+            if not self._warned:
+                self._warned = True
+                log.warning("published before any connection: call attach(registry) at the start")
+            return Delivery(nodes=0, complete=False)
+        wanted = chooser(whose, number)
+        sockets, nodes, complete = 0, 1, True
+        for registry, name in self._registries:
+            own = await self._host.topics.publish(registry, topic, args, kwargs, wanted)
+            others = await registry.relay(name, message)
+            sockets += own.sockets + others.sockets
+            nodes += others.nodes
+            complete = complete and own.complete and others.complete
+        return Delivery(sockets, nodes, complete)
+
+    def schema(self) -> dict[str, Any]:
+        """
+        Return what may be called and subscribed to, with its types as JSON Schema.
+        """
+        realms = dict(self._host.realms)
+        if self._host.default_realm is not None:
+            realms[""] = self._host.default_realm
+        return schema_of(realms, self._host.default_args)
+
+    def _relay_name(self) -> str:
+        """
+        The same for this application in all processes, and for no other.
+        """
+        if self._name:
+            return f"rpc:{self._name}"
+        realms = [*self._host.realms.values(), self._host.default_realm]
+        topics = sorted(topic.name for r in realms if r for topic in r.served.topics)
+        return f"rpc:{hashlib.sha256(' '.join(topics).encode()).hexdigest()[:16]}"
+
+    def _on_relayed(self, registry: SessionWSRegistry) -> Callable[[bytes], Any]:
+        async def receive(data: bytes) -> None:
+            topic, args, kwargs, whose, number = _decode(data)
+            wanted = chooser([as_key(identity) for identity in whose], number)
+            await self._host.topics.publish(registry, topic, args, kwargs, wanted)
+
+        return receive
+
+    async def _talk(self, ws: WebSocket) -> None:
+        """
+        Serve a socket in the dialect that its client wants.
+        """
+        registry = registry_from(ws.request)
+        offered = ws.subprotocols
+        protocol = next((name for name in offered if name in CODECS), None)
+        dialect = "wsrpc" if not offered else "wamp"
+        if dialect not in self._dialects or (offered and protocol is None):
+            raise web.HTTPBadRequest(text="none of the offered subprotocols is spoken here")
+        if dialect == "wsrpc" and self._host.default_realm is None:
+            raise web.HTTPBadRequest(text="a subprotocol of WAMP's is required")
+        if self._authorize is not None:
+            allowed = self._authorize(ws.request)
+            if inspect.isawaitable(allowed):
+                allowed = await allowed
+            if not allowed:
+                raise web.HTTPForbidden(text="not authorized")
+        await ws.connect(protocol, save=False)
+        with contextlib.suppress(SessionGone):  # the client has hung up already
+            if protocol is None:
+                await WsrpcConversation(self._host, registry, ws).run()
+            else:
+                await WampConversation(self._host, registry, ws, CODECS[protocol]).run()

@@ -1,0 +1,225 @@
+"""
+Authentication: who a session belongs to, by what its realm trusts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import hashlib
+import hmac
+import inspect
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from ..exceptions import WebSocketDisconnect
+from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
+from .session import Session
+
+__all__ = ["Authentication", "CRASecret", "session_identity"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+Authenticator: TypeAlias = Callable[[Session], Any]
+TicketAuthenticator: TypeAlias = Callable[[Session, str], Any]
+#: Challenges the peer by a method, with what belongs to it; returns its signature.
+Challenge: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[str]]
+
+_FAILED: Final = "Authentication failed."
+
+
+@dataclass(frozen=True, slots=True)
+class CRASecret:
+    """
+    What a peer has to know for ``wampcra``.
+
+    Args:
+        secret: The password; with *salt*, also what PBKDF2 (SHA-256) made of it, in Base64, so
+            that nobody need keep the password.
+        role: The peer's, if it knows that.
+        provider: Who says so.
+        salt: What PBKDF2 was salted with; ``None`` if the secret is used as it is.
+        iterations: How often PBKDF2 went round.
+        keylen: How many bytes PBKDF2 made.
+    """
+
+    secret: str | bytes = field(repr=False)
+    role: str = "user"
+    provider: str = "static"
+    salt: str | None = field(default=None, repr=False)
+    iterations: int = 1000
+    keylen: int = 32
+
+
+async def session_identity(session: Session) -> Any:
+    """
+    Return the identity of the socket's own session: a transport authenticator.
+    """
+    return session.connection.identity
+
+
+class Authentication:
+    """
+    How the sessions of a realm say who they are.
+
+    Attributes:
+        transport: Asked in order, before the peer is.
+        ticket: Checks a ticket.
+        cra: Returns the secret of a peer, and its identity.
+        handler: Does it all.
+    """
+
+    __slots__ = ("_key", "_shape", "cra", "handler", "ticket", "transport")
+
+    def __init__(self) -> None:
+        self.transport: list[Authenticator] = []
+        self.ticket: TicketAuthenticator | None = None
+        self.cra: tuple[Authenticator, Authenticator] | None = None
+        self.handler: Callable[[Session], Any] | None = None
+        # What an unknown peer is challenged with looks like what a known one is.
+        self._shape = CRASecret(b"")
+        self._key = secrets.token_bytes(32)
+
+    async def identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
+        """
+        Find out who a session belongs to.
+
+        Args:
+            session: Whose ``auth_…`` attributes tell how, afterwards.
+            challenge: Challenges the peer, if its dialect can.
+
+        Returns:
+            The identity, ``None`` for nobody, and whether the peer itself has proven it.
+
+        Raises:
+            RPCError: If the session may not join.
+        """
+        try:
+            return await self._identify(session, challenge)
+        except (RPCError, ProtocolViolation, SessionGone, WebSocketDisconnect):
+            raise
+        except Exception as exc:
+            log.exception("authentication failed by an error")
+            raise RPCError(AUTHENTICATION_FAILED, _FAILED) from exc
+
+    async def _identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
+        if self.handler is not None:
+            return await self._by_handler(session, self.handler)
+        for authenticator in self.transport:
+            identity = await _result(authenticator(session))
+            if identity is not None:
+                return identity, False
+        if challenge is not None:
+            if self.cra is not None and "wampcra" in session.auth_methods:
+                return await self._by_signature(session, challenge, *self.cra), True
+            if self.ticket is not None and "ticket" in session.auth_methods:
+                return await self._by_ticket(session, challenge, self.ticket), True
+        if self.transport or self.cra is not None or self.ticket is not None:
+            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
+        session.auth_method = "anonymous"
+        return None, False
+
+    @staticmethod
+    async def _by_handler(session: Session, handler: Callable[[Session], Any]) -> tuple[Any, bool]:
+        await _result(handler(session))
+        joins, value, message = session.verdict or (False, AUTHENTICATION_FAILED, _FAILED)
+        if not joins:
+            raise RPCError(value, *([message] if message else []))
+        return value, True
+
+    @staticmethod
+    async def _by_ticket(
+        session: Session, challenge: Challenge, check: TicketAuthenticator
+    ) -> Any:
+        ticket = await challenge("ticket", {})
+        identity = await _result(check(session, ticket))
+        if identity is None:
+            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
+        session.auth_method = "ticket"
+        return identity
+
+    async def _by_signature(
+        self,
+        session: Session,
+        challenge: Challenge,
+        secret_of: Authenticator,
+        identity_of: Authenticator,
+    ) -> Any:
+        found = await _result(secret_of(session))
+        if found is not None:
+            self._shape = found
+        secret: CRASecret = self._stranger(session) if found is None else found
+        text = _challenge_text(session, secret)
+        extra: dict[str, Any] = {"challenge": text}
+        if secret.salt is not None:
+            extra |= {
+                "salt": secret.salt,
+                "iterations": secret.iterations,
+                "keylen": secret.keylen,
+            }
+        signature = await challenge("wampcra", extra)
+        fits = await asyncio.to_thread(_is_signed, secret, text, signature)
+        if found is None or not fits:
+            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
+        session.auth_method = "wampcra"
+        session.auth_role, session.auth_provider = secret.role, secret.provider
+        identity = await _result(identity_of(session))
+        if identity is None:
+            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
+        return identity
+
+    def _stranger(self, session: Session) -> CRASecret:
+        """
+        Return a secret that nobody knows, of the form that the others have.
+        """
+        shape, salt = self._shape, self._shape.salt
+        if salt is not None:
+            digest = hmac.digest(self._key, (session.auth_id or "").encode(), "sha256")
+            salt = digest.hex()[: len(salt)]
+        return CRASecret(
+            secrets.token_bytes(32),
+            shape.role,
+            shape.provider,
+            salt,
+            shape.iterations,
+            shape.keylen,
+        )
+
+
+def _challenge_text(session: Session, secret: CRASecret) -> str:
+    return msgspec.json.encode(
+        {
+            "authid": session.auth_id or "",
+            "authrole": secret.role,
+            "authmethod": "wampcra",
+            "authprovider": secret.provider,
+            "nonce": secrets.token_urlsafe(16),
+            "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            "session": session.id,
+        }
+    ).decode()
+
+
+def _is_signed(secret: CRASecret, text: str, signature: str) -> bool:
+    """
+    Tell whether a text was signed with a secret; it takes as long if it wasn't.
+    """
+    key = secret.secret.encode() if isinstance(secret.secret, str) else secret.secret
+    keys = [key]
+    if secret.salt is not None:
+        salt = secret.salt.encode()
+        derived = hashlib.pbkdf2_hmac("sha256", key, salt, secret.iterations, secret.keylen)
+        keys.append(base64.b64encode(derived))
+    given = signature.encode(errors="replace")
+    digests = [base64.b64encode(hmac.digest(one, text.encode(), "sha256")) for one in keys]
+    return max(hmac.compare_digest(digest, given) for digest in digests)
+
+
+async def _result(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,209 @@
+"""
+What the conversations of both dialects have in common: how a session begins and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias
+
+from ..connections.connection import Connection
+from ..exceptions import InvalidIdentity, NotSetUp
+from ..registry.registry import SessionWSRegistry
+from . import ground
+from .asking import Asking
+from .authentication import Challenge
+from .call import Dialect
+from .calls import Calls
+from .errors import RUNTIME_ERROR, RPCError, SessionGone
+from .halves import Halves, run_all
+from .host import Host
+from .performing import Performer
+from .realm import Realm
+from .scope import Scope
+from .sending import Sender, start
+from .session import Session, enter, is_identity
+from .socket import Socket
+
+__all__ = ["Conversation"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+Step: TypeAlias = Callable[[], Awaitable[object]]
+
+
+class Conversation:
+    """
+    One connection, which may have one session after another.
+
+    Args:
+        host: The application.
+        registry: Whose socket it is.
+        ws: The socket, open.
+        binary: Whether its frames are binary ones.
+        numbers: The first number of a request of ours, and the step to the next.
+
+    Attributes:
+        connection: The socket, as the registry knows it.
+    """
+
+    __slots__ = (
+        "_asking", "_calls", "_halves", "_host", "_numbers", "_proven", "_registry", "_scope",
+        "_sender", "_session", "_ws", "connection",
+    )  # fmt: skip
+
+    def __init__(
+        self, host: Host, registry: SessionWSRegistry, ws: Socket, *, binary: bool,
+        numbers: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self._host = host
+        self._registry = registry
+        self._ws = ws
+        self._numbers = numbers
+        self._sender = Sender(ws, binary, host.limits)
+        self._session: Session | None = None
+        self._scope: Scope | None = None
+        self._calls: Calls | None = None
+        self._asking: Asking | None = None
+        self._halves: Halves | None = None
+        self._proven = False
+        self.connection: Connection = ws.connection
+        self.connection.takes_pushes = False
+
+    async def _begin(
+        self, session: Session, realm: Realm, dialect: Dialect,
+        challenge: Challenge | None = None, since: Any = None,
+    ) -> None:  # fmt: skip
+        """
+        Let a session begin, if its realm lets it.
+
+        Raises:
+            RPCError: If not.
+        """
+        host, sender = self._host, self._sender
+        scope = self._scope = self._scope_of(realm)
+        session.identity, proven = await realm.authentication.identify(session, challenge)
+        if proven or session.identity != self.connection.identity:
+            await self._prove(session.identity, since)
+        self._session = session
+        performer = Performer(session, scope, host.signals, sender, dialect)
+        self._calls = Calls(performer, sender, host.limits)
+        enter(session)
+        host.sessions.add(session)
+        try:
+            await self._enter(session, scope, realm)
+        except (RPCError, SessionGone):
+            raise
+        except Exception as exc:
+            log.exception("a session state handler failed")
+            raise RPCError(RUNTIME_ERROR) from exc
+
+    def _scope_of(self, realm: Realm) -> Scope:
+        try:
+            return self._host.scope(realm)
+        except TypeError as exc:
+            log.exception("%r can't be served", realm)
+            raise RPCError(RUNTIME_ERROR) from exc
+
+    async def _enter(self, session: Session, scope: Scope, realm: Realm) -> None:
+        """
+        Run the first halves of the state handlers.
+        """
+        for signature in self._host.state_handlers_of(realm):
+            if self._halves is None:
+                self._halves = Halves()
+            values, named = scope.inject(signature, session, {})
+            await self._halves.enter(signature.name, signature.function(*values, **named))
+
+    async def _prove(self, identity: Any, since: Any) -> None:
+        """
+        Let log-outs of an identity find this connection.
+        """
+        if identity is None:
+            return
+        with contextlib.suppress(NotSetUp):  # without identify, nobody can be logged out by it
+            try:
+                if not is_identity(identity):
+                    raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
+                await self._registry.prove(self.connection, identity, since=since)
+                self._proven = True
+            except (InvalidIdentity, TypeError) as exc:
+                log.warning("no log-out will find the identity of a session: %s", exc)
+
+    async def emit(self, data: Any) -> None:
+        """
+        Refuse, as all dialects do but wsrpc: their events have a topic.
+        """
+        raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
+
+    def _interrupt_all(self, session: Session) -> None:
+        """
+        Cancel what a session is doing, at once; the rest follows when its client has answered.
+        """
+        session.closed = True
+        if self._calls is not None:
+            self._calls.interrupt()
+        if self._asking is not None:
+            self._asking.stop()
+
+    async def _leave(self) -> None:
+        """
+        End the session, if there is one: what it runs, what it has, and its state handlers.
+        """
+        session, self._session = self._session, None
+        if session is None:
+            return
+        self._host.sessions.discard(session)
+        self._interrupt_all(session)
+        self._asking = None
+        grace = ground.timeouts(self._registry).handler_grace
+        deadline = asyncio.get_running_loop().time() + grace
+        # In a task of its own: the server cancels handlers that linger, and would cut short the
+        # second half that happens to run. Each has its time, so this is over soon.
+        ending = start(run_all(self._endings(deadline), deadline), "end of a session")
+        cancelled: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.wait({ending})
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+
+    def _endings(self, deadline: float) -> Iterator[Step]:
+        """
+        Return what is to be done at the end of a session, in this order.
+        """
+        calls, halves = self._calls, self._halves
+        self._calls = self._halves = None
+        grace = ground.timeouts(self._registry).handler_grace
+        if calls is not None:
+            yield lambda: calls.stop(grace / 2)
+            yield calls.performer.close_objects
+        if halves is not None:
+            yield lambda: halves.leave(deadline)
+        if self._proven:
+            self._proven = False
+            yield self._disprove
+
+    async def _disprove(self) -> None:
+        self._registry.disprove(self.connection)
+
+    async def _ask(
+        self,
+        send: Callable[[int], Awaitable[None]],
+        interrupt: Callable[[int], None],
+        timeout: float | None,
+    ) -> Any:
+        self._expect_session()
+        if self._asking is None:
+            self._asking = Asking(*self._numbers)
+        return await self._asking.ask(send, interrupt, timeout)
+
+    def _expect_session(self) -> Session:
+        if self._session is None or self._session.closed:
+            raise SessionGone("the session is over")
+        return self._session

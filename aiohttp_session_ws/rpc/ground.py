@@ -1,0 +1,58 @@
+"""
+What calls stand on, of the layers below: the one place that knows how it is to be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+from ..connections.connection import Connection, TrackedConnection
+from ..options import Timeouts
+from ..registry.core import Core
+from ..registry.registry import SessionWSRegistry, core_of
+from ..results import Delivery
+
+__all__ = ["on_relay", "push", "timeouts"]
+
+_Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
+
+_RECEIVERS: Final[WeakKeyDictionary[Core, _Receivers]] = WeakKeyDictionary()
+
+
+def push(
+    registry: SessionWSRegistry, connections: Iterable[Connection], data: str | bytes
+) -> Delivery:
+    """
+    Push to connections of this process, through their queues.
+    """
+    tracked = cast("Iterable[TrackedConnection]", connections)  # there are no others
+    sockets, missed = core_of(registry).connections.push(tracked, data, by_endpoint=True)
+    return Delivery(sockets, complete=not missed)
+
+
+def timeouts(registry: SessionWSRegistry) -> Timeouts:
+    """
+    Return how long peers and handlers are waited for.
+    """
+    return core_of(registry).timeouts
+
+
+def on_relay(
+    registry: SessionWSRegistry, name: str, receiver: Callable[[bytes], Awaitable[object]]
+) -> None:
+    """
+    Let *receiver* have what other processes relay by *name*; several may have one name.
+    """
+    names = _RECEIVERS.setdefault(core_of(registry), {})
+    receivers = names.get(name)
+    if receivers is None:
+        receivers = names[name] = []
+
+        @registry.on_relay(name)
+        async def receive(data: bytes) -> None:
+            for one in tuple(receivers):
+                await one(data)
+
+    receivers.append(receiver)

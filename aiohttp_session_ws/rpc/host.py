@@ -1,0 +1,90 @@
+"""
+What the conversations of one application share: its realms, sessions, topics and signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .call import CallSignals
+from .errors import NO_SUCH_REALM, RPCError
+from .limits import CallLimits
+from .realm import Realm
+from .scope import Scope
+from .session import Session
+from .signature import Signature
+from .topics import Topics
+
+__all__ = ["Host"]
+
+
+class Host:
+    """
+    The state of one application.
+
+    Attributes:
+        limits: Those of each connection.
+        signals: Who wants to know of calls.
+        sessions: Who has joined.
+        topics: Who has subscribed to what.
+        realms: By URI.
+        default_realm: Takes everybody else, if there is one.
+        default_args: For the functions of all realms.
+        state_handlers: For the sessions of all realms.
+    """
+
+    def __init__(self, owner: object, limits: CallLimits, default_realm: Realm | None) -> None:
+        self.limits = limits
+        self.signals = CallSignals(owner)
+        self.sessions: set[Session] = set()
+        self.topics = Topics()
+        self.realms: dict[str, Realm] = {}
+        self.default_realm = default_realm
+        self.default_args: dict[str, Any] = {}
+        self.state_handlers: list[Signature] = []
+        self._scopes: dict[Realm, tuple[Scope, int]] = {}
+
+    def realm(self, uri: str) -> Realm:
+        """
+        Return the realm that takes those who ask for *uri*.
+
+        Raises:
+            RPCError: ``no_such_realm``.
+        """
+        realm = self.realms.get(uri, self.default_realm)
+        if realm is None:
+            raise RPCError(NO_SUCH_REALM, "no such realm")
+        return realm
+
+    def scope(self, realm: Realm) -> Scope:
+        """
+        Return what is served in a realm.
+
+        Raises:
+            TypeError: If a function takes what nobody gives.
+        """
+        scope, version = self._scopes.get(realm, (None, -1))
+        if scope is None:
+            defaults = [realm.default_args, self.default_args]
+            scope = Scope(realm.served, defaults, self.limits, realm.errors)
+        if version != realm.version:
+            scope.forget()
+            scope.rpc_handler = realm.rpc_handler
+            scope.check(self.state_handlers_of(realm))
+            self._scopes[realm] = scope, realm.version
+        scope.guard = realm.guard
+        return scope
+
+    def state_handlers_of(self, realm: Realm) -> list[Signature]:
+        """
+        Return the session state handlers for a realm, from outside to inside.
+        """
+        return [*self.state_handlers, *realm.state_handlers]
+
+    def set_default_args(self, values: Mapping[str, Any]) -> None:
+        """
+        Take default arguments for all realms.
+        """
+        self.default_args.update(values)
+        self._scopes.clear()

@@ -1,0 +1,107 @@
+"""
+Requests of one session that are done one after another, in a task of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from . import wamp_messages as wamp
+from .errors import RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
+from .scope import Scope
+from .sending import Sender, start
+from .session import Session
+from .wamp import Codec
+
+__all__ = ["InOrder"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True, eq=False)
+class InOrder:
+    """
+    SUBSCRIBE, REGISTER and their like: a topic may call its client, so reading can't wait for
+    them.
+
+    Args:
+        session: Whose they are.
+        scope: What it may do.
+        sender: The way out.
+        codec: How answers are encoded.
+
+    Attributes:
+        requests: The numbers of those that aren't answered yet.
+        handlers: What does them, and answers, by their types; and the numbers of these.
+    """
+
+    session: Session
+    scope: Scope
+    sender: Sender
+    codec: Codec
+    requests: set[int] = field(default_factory=set)
+    handlers: dict[type, tuple[int, Handler]] = field(default_factory=dict)
+    _queue: deque[tuple[int, Any, Handler]] = field(default_factory=deque)
+    _task: asyncio.Task[None] | None = None
+
+    def take(self, message: Any) -> None:
+        """
+        Do what a message asks for when what came before is done.
+
+        Args:
+            message: One that has a handler; what that raises is answered here.
+        """
+        kind, handler = self.handlers[type(message)]
+        if len(self._queue) > self.scope.limits.waiting:
+            error = wamp.error(kind, message.request, UNAVAILABLE, ("too many at once",))
+            self.sender.post(self.codec.encode(error))
+            return
+        self.requests.add(message.request)
+        self._queue.append((kind, message, handler))
+        if self._task is None or self._task.done():
+            self._task = start(self._run(), "requests in order")
+
+    async def answer(self, request: int, frame: wamp.Frame) -> None:
+        """
+        Send the answer to a request.
+        """
+        self.requests.discard(request)
+        await self.sender.send(self.codec.encode(frame))
+
+    async def stop(self) -> None:
+        """
+        Give up what isn't done.
+        """
+        self._queue.clear()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        with contextlib.suppress(SessionGone):
+            while self._queue:
+                kind, message, handler = self._queue.popleft()
+                try:
+                    await handler(message)
+                except SessionGone:
+                    raise
+                except Exception as exc:  # noqa: BLE001  # it is explained
+                    await self.answer(message.request, self._explain(kind, message.request, exc))
+
+    def _explain(self, kind: int, request: int, failure: Exception) -> wamp.Frame:
+        if isinstance(failure, RPCError):
+            return wamp.error(kind, request, failure.uri, failure.args, failure.kwargs)
+        uri = self.scope.uri_of(failure)
+        if uri is None:
+            uri = RUNTIME_ERROR
+            if not (self.session.closed or self.sender.is_closed):
+                log.error("a topic failed", exc_info=failure)
+        return wamp.error(kind, request, uri)

@@ -1,0 +1,240 @@
+"""
+Running one call: from its name to its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..exceptions import WebSocketDisconnect
+from . import errors
+from .call import Call, CallDetails, CallSignals, Dialect
+from .errors import RPCError, RPCErrorResult, RPCResult, SessionGone
+from .scope import Scope
+from .sending import Sender
+from .session import Session
+from .table import RouteClass
+
+__all__ = ["Performer"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+_TURN: Final = 32  # parts of a stream after which others have their turn
+_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
+
+
+@dataclass(slots=True, eq=False)
+class Performer:
+    """
+    Runs the calls of one session.
+
+    Args:
+        session: Whose.
+        scope: What may be called.
+        signals: Who wants to know.
+        sender: The way out.
+        dialect: What goes out.
+        unanswered: The calls that wait for an answer, by number.
+    """
+
+    session: Session
+    scope: Scope
+    signals: CallSignals
+    sender: Sender
+    dialect: Dialect
+    unanswered: dict[int, Call] = field(default_factory=dict)
+    _objects: dict[RouteClass, Any] | None = None
+
+    async def perform(self, call: Call, expire: Callable[[Call, float], None]) -> None:
+        """
+        Run a call to its end, and answer it unless somebody has.
+
+        Args:
+            call: A new one.
+            expire: Sets its deadline.
+
+        Raises:
+            SessionGone: If nobody is there to hear the answer.
+        """
+        value: Any = None
+        failure: BaseException | None = None
+        data = b""
+        try:
+            if call.given_up:
+                raise asyncio.CancelledError
+            value = await self._invoke(call, expire)
+            if isinstance(value, RPCErrorResult):
+                raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
+            data = self.dialect.result(call.number, value)
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is explained below
+            failure = exc
+        call.answering = True
+        error = None if failure is None else self._explain(call, failure)
+        if failure is None:
+            if self.signals.on_success:
+                await self.signals.on_success.send(self._details(call, value))
+        elif self.signals.on_fail:
+            cancelled = isinstance(failure, asyncio.CancelledError)
+            await self.signals.on_fail.send(
+                self._details(call, error=error if cancelled else failure)
+            )
+        if not call.answered:
+            call.answered = True
+            self.unanswered.pop(call.number, None)
+            if error is not None:
+                data = self.encode(call, error)
+            if not self.sender.write_soon(data):
+                await self.sender.send(data)
+
+    def refuse(self, call: Call, error: RPCError) -> None:
+        """
+        Answer a call at once, whatever runs it does.
+        """
+        call.answered = True
+        self.unanswered.pop(call.number, None)
+        self.sender.post(self.encode(call, error))
+
+    async def tell_refused(self, call: Call, error: RPCError) -> None:
+        """
+        Tell the signals of a call that was refused before it started.
+        """
+        if self.signals.on_fail:
+            await self.signals.on_fail.send(self._details(call, error=error))
+
+    def encode(self, call: Call, error: RPCError) -> bytes:
+        """
+        Encode an error; one that can't be is a runtime error.
+        """
+        try:
+            return self.dialect.error(call.number, error)
+        except Exception:
+            log.exception("an error of %s can't be encoded", call.name)
+            return self.dialect.error(call.number, RPCError(errors.RUNTIME_ERROR))
+
+    async def close_objects(self) -> None:
+        """
+        Let the session's objects of route classes go.
+        """
+        objects, self._objects = self._objects, None
+        for owner, one in reversed((objects or {}).items()):
+            if owner.closes:
+                try:
+                    result = one.aclose()
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception:
+                    log.exception("aclose() of %s failed", owner.name)
+
+    async def _invoke(self, call: Call, expire: Callable[[Call, float], None]) -> Any:
+        """
+        Find the handler, bind its arguments and run it.
+        """
+        if self.scope.guard is not None:
+            await self.scope.expect_allowed(self.session, "call", call.name)
+        target = self.scope.find(call.name)
+        function, kind = target.function, target.kind
+        values, named = target.bind(self.session, (call.name, call.args, call.kwargs))
+        if target.owner is not None:
+            function = functools.partial(function, self._object(target.owner))
+        if target.timeout is not None:
+            expire(call, target.timeout)
+        signals = self.signals
+        if signals.on_start or signals.on_success or signals.on_fail:
+            call.started = time.perf_counter()
+            if signals.on_start:
+                await signals.on_start.send(self._details(call))
+        if kind == "coroutine":
+            value = await function(*values, **named)
+            if not isinstance(value, AsyncIterator):
+                return value
+        elif kind == "thread":
+            return await _in_thread(functools.partial(function, *values, **named))
+        else:
+            value = function(*values, **named)
+            if inspect.isawaitable(value):
+                value = await value
+        return await self._stream(call, value) if isinstance(value, AsyncIterator) else value
+
+    async def _stream(self, call: Call, parts: AsyncIterator[Any]) -> Any:
+        """
+        Send the parts of a stream, each when the peer has room; return its result.
+        """
+        count = 0
+        try:
+            async for part in parts:
+                if isinstance(part, RPCResult | RPCErrorResult):
+                    return part
+                if call.progress and not call.answered:
+                    await self.sender.send(self.dialect.progress(call.number, part))
+                count += 1
+                if not count % _TURN:
+                    await asyncio.sleep(0)
+            return RPCResult()
+        finally:
+            close = getattr(parts, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _object(self, owner: RouteClass) -> Any:
+        if self._objects is None:
+            self._objects = {}
+        if owner not in self._objects:
+            self._objects[owner] = self.scope.make(owner, self.session)
+        return self._objects[owner]
+
+    def _explain(self, call: Call, failure: BaseException) -> RPCError:
+        """
+        Return what the peer is told of a failure; log what it isn't.
+        """
+        if isinstance(failure, RPCError):
+            return failure
+        if isinstance(failure, asyncio.CancelledError) and call.given_up:
+            return RPCError(errors.TIMEOUT if call.expired else errors.CANCELED)
+        uri = self.scope.uri_of(failure)
+        if uri is not None:
+            return RPCError(uri)
+        gone = self.session.closed or self.sender.is_closed
+        if not (gone and _is_gone(failure)):
+            log.error("a call failed: %s", call.name, exc_info=failure)
+        return RPCError(errors.RUNTIME_ERROR)
+
+    def _details(
+        self, call: Call, result: Any = None, error: BaseException | None = None
+    ) -> CallDetails:
+        seconds = time.perf_counter() - call.started if call.answering and call.started else 0.0
+        return CallDetails(
+            self.session, call.name, call.number, call.args, call.kwargs, result, error, seconds
+        )
+
+
+def _is_gone(failure: BaseException) -> bool:
+    if isinstance(failure, BaseExceptionGroup):
+        return all(_is_gone(one) for one in failure.exceptions)
+    return isinstance(failure, _GONE)
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """
+    Run a function in a thread, and stay until it is done: it can't be cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(None, contextvars.copy_context().run, function)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            try:
+                await asyncio.wait({future})
+            except asyncio.CancelledError:
+                continue
+        if not future.cancelled():
+            future.exception()
+        raise

@@ -1,0 +1,140 @@
+"""
+``Routes``: procedures, streams, topics and route classes, in tables.
+
+Whatever a peer calls is looked up in a table that was filled at registration.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .table import Procedure, RouteClass, Served, Topic
+
+__all__ = ["Routes", "expose"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def expose(method: F) -> F:
+    """
+    Let peers call a method of a route class; no other is ever called by them.
+    """
+    setattr(method, "rpc_exposed", True)  # noqa: B010  # a function has no such attribute
+    return method
+
+
+class Routes:
+    """
+    Declares what peers may call and subscribe to::
+
+        shop = rpc.Routes("shop.")
+
+        @shop.route("order.{id}.add")
+        async def add(id: int, item: Item, *, session: rpc.Session) -> Order: ...
+
+    Args:
+        prefix: Put before each name.
+        timeout: Seconds that a call may take, where the route has none of its own.
+    """
+
+    def __init__(self, prefix: str = "", *, timeout: float | None = None) -> None:
+        self.prefix = prefix
+        self.timeout = timeout
+        self._entries: list[Procedure | Topic | RouteClass] = []
+        self._served = [Served()]  # our own, which finds what is there twice, and the realms'
+
+    def route(
+        self, name: str | None = None, *, timeout: float | None = None, threaded: bool = False
+    ) -> Callable[[F], F]:
+        """
+        Let peers call a function: a coroutine function, a plain one, or an async generator
+        function, whose every ``yield`` is progress.
+
+        Args:
+            name: Behind the prefix; the function's own by default. Words in braces, between
+                dots, are arguments.
+            timeout: Seconds that a call may take.
+            threaded: Whether a plain function runs in a thread.
+
+        Raises:
+            TypeError: If the function can't be served.
+            ValueError: If the name is taken, or none.
+        """
+        if callable(name):
+            raise TypeError("route() is called first: @routes.route(), with parentheses")
+
+        def add(function: F) -> F:
+            given = function.__name__ if name is None else name
+            self._add(
+                Procedure(
+                    self.prefix + given,
+                    function,
+                    timeout=self.timeout if timeout is None else timeout,
+                    threaded=threaded,
+                )
+            )
+            return function
+
+        return add
+
+    def topic(self, name: str) -> Callable[[F], F]:
+        """
+        Let peers subscribe to a topic. The first half of the function runs before they are
+        subscribed, and may refuse them by raising :class:`RPCError`; the second half runs when
+        the subscription ends, however it ends.
+
+        Args:
+            name: As for :meth:`route`.
+
+        Raises:
+            TypeError: If the function isn't an async generator function.
+            ValueError: If the name is taken, or none.
+        """
+
+        def add(function: F) -> F:
+            self._add(Topic(self.prefix + name, function))
+            return function
+
+        return add
+
+    def route_class(self, name: str) -> Callable[[type], type]:
+        """
+        Let peers call the methods of a class that :func:`expose` marks. Each session has one
+        object, made at its first call; ``init()`` is called by the class's own name, and
+        ``aclose()`` when the session ends.
+
+        Args:
+            name: The name of the class, behind the prefix.
+
+        Raises:
+            TypeError: If a method can't be served.
+            ValueError: If a name is taken.
+        """
+
+        def add(made: type) -> type:
+            owner = RouteClass(self.prefix + name, made)
+            methods = inspect.getmembers(made, lambda member: hasattr(member, "rpc_exposed"))
+            if not methods:
+                raise TypeError(f"{made.__qualname__} exposes nothing: mark methods by @expose")
+            self._add(owner)
+            for own, method in methods:
+                full = owner.name if own == "init" else f"{owner.name}.{own}"
+                self._add(Procedure(full, method, timeout=self.timeout, owner=owner))
+            return made
+
+        return add
+
+    def serve(self, served: Served) -> None:
+        """
+        Let *served* have what is declared here, now and later.
+        """
+        for entry in self._entries:
+            served.add(entry)
+        self._served.append(served)
+
+    def _add(self, entry: Procedure | Topic | RouteClass) -> None:
+        for served in self._served:
+            served.add(entry)
+        self._entries.append(entry)

@@ -1,0 +1,284 @@
+"""
+Sending to one peer: in order, no faster than it reads, and for no longer than it is patient for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from aiohttp import WSMsgType, web
+
+from ..close_codes import SLOW_CONSUMER, Close
+from ..connections.frames import encode_frame
+from ..exceptions import WebSocketDisconnect
+from .errors import SessionGone
+from .limits import CallLimits
+from .socket import Socket
+
+__all__ = ["Sender"]
+
+_AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
+_TOGETHER: Final = 1024  # bytes of an answer that may be written with others
+_MANY: Final = 64  # answers that are written without waiting for more
+_POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
+
+
+class Sender:
+    """
+    The one way out to a peer.
+
+    What the transport has room for is written at once. Everything else waits in a queue, and
+    there is a task only as long as it isn't empty.
+
+    Args:
+        ws: The socket.
+        binary: Whether frames are binary ones.
+        limits: How much may wait, and for how long.
+
+    Attributes:
+        on_room: Called when something has been sent that had to wait.
+        queued: How many bytes wait here.
+    """
+
+    __slots__ = (
+        "_at_once",
+        "_closing",
+        "_limits",
+        "_loop",
+        "_opcode",
+        "_patience",
+        "_queue",
+        "_response",
+        "_sent",
+        "_task",
+        "_together",
+        "_transport",
+        "_ws",
+        "on_room",
+        "queued",
+    )
+
+    def __init__(self, ws: Socket, binary: bool, limits: CallLimits) -> None:
+        self._ws = ws
+        self._limits = limits
+        transport = ws.request.transport
+        if transport is None:
+            raise SessionGone("the client has hung up")
+        self._transport = transport
+        self._response: web.WebSocketResponse = ws.connection.ws
+        # aiohttp's writer compresses, where that was agreed on.
+        self._at_once = -1 if self._response.compress else _AT_ONCE
+        self._opcode = WSMsgType.BINARY if binary else WSMsgType.TEXT
+        self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None  # runs while the task does
+        self._sent = 0  # how many had to wait
+        self._together: list[bytes] | None = None  # answers that are written next
+        self._loop = asyncio.get_running_loop()
+        self.on_room: Callable[[], None] | None = None
+        self.queued = 0
+
+    @property
+    def outgoing(self) -> int:
+        """
+        How many bytes are not with the peer yet, or at least not with the system.
+        """
+        return self.queued + self._transport.get_write_buffer_size()
+
+    @property
+    def is_full(self) -> bool:
+        """
+        Whether more than allowed waits to be sent.
+        """
+        return self.outgoing > self._limits.outgoing
+
+    @property
+    def is_closed(self) -> bool:
+        """
+        Whether nothing can be sent any more.
+        """
+        return self._ws.closed
+
+    def write_soon(self, data: bytes) -> bool:
+        """
+        Send an answer now, or with others of this turn of the loop; tell whether nothing is in
+        the way.
+
+        To write takes longer than most calls do, and those that come together are answered
+        together. Whatever must not be overtaken by an event goes by :meth:`write`.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if self._together is None:
+            if not self.write(data):
+                return False
+            self._together = []
+            self._loop.call_soon(self._write_together)
+        elif len(data) > _TOGETHER:
+            return False
+        else:
+            self._together.append(encode_frame(data, self._opcode))
+            if len(self._together) >= _MANY:
+                self._write_together()
+                self._together = []
+        return True
+
+    def _write_together(self) -> None:
+        together, self._together = self._together, None
+        if together and not (self._response.closed or self._transport.is_closing()):
+            self._transport.write(b"".join(together))
+
+    def write(self, data: bytes) -> bool:
+        """
+        Send a frame now, if nothing is in the way; tell whether it was sent.
+
+        It goes to the transport as a push does, without aiohttp's writer, which would look for
+        the same things once more.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if self._response.closed or self._transport.is_closing():
+            raise SessionGone("the socket is closed")
+        if self._together:
+            self._write_together()
+            self._together = []  # and what comes in this turn is written in the next
+        transport = self._transport
+        if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
+            return False
+        transport.write(encode_frame(data, self._opcode))
+        return True
+
+    async def send(self, data: bytes) -> None:
+        """
+        Send a frame, and wait until the transport has it and has room again.
+
+        Raises:
+            SessionGone: If the socket is closed.
+        """
+        if not self.write(data):
+            sent = asyncio.get_running_loop().create_future()
+            self._put(data, sent)
+            await sent
+
+    def post(self, data: bytes) -> None:
+        """
+        Send a frame, behind what waits; don't wait for it.
+        """
+        try:
+            if not self.write(data):
+                self._put(data, None)
+        except SessionGone:
+            pass  # whoever it is for as well
+
+    async def room(self) -> None:
+        """
+        Wait until no more waits to be sent than is allowed; the peer has not much time.
+        """
+        while self.is_full and self._task is not None and not self._task.done():
+            await asyncio.wait({self._task}, timeout=_POLL)
+
+    def watch(self) -> None:
+        """
+        Call ``on_room`` as soon as no more waits to be sent than is allowed.
+        """
+        if self._task is None or self._task.done():
+            # In no call's context, or it would be kept as long as the peer is slow.
+            self._task = start(self._work(), "send", contextvars.Context())
+
+    def close(self, close: Close) -> None:
+        """
+        Close the socket, without waiting for it.
+        """
+        if self._closing is None:
+            self._closing = start(self._ws.close(close), "close a websocket")
+
+    async def stop(self) -> None:
+        """
+        Drop what waits.
+        """
+        self._drop()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _write(self, data: bytes) -> Coroutine[Any, Any, None]:
+        return (
+            self._ws.send(data) if self._opcode is WSMsgType.BINARY else self._ws.send_text(data)
+        )
+
+    def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append((data, sent))
+        self.queued += len(data)
+        self.watch()
+
+    async def _work(self) -> None:
+        self._look_later()
+        try:
+            while self._queue or self.is_full:
+                if self._queue:
+                    await self._send_first(self._queue)
+                else:
+                    await asyncio.sleep(_POLL)
+                if self.is_closed:
+                    self._drop()
+                    return
+                if self.on_room is not None:
+                    self.on_room()
+        except WebSocketDisconnect:
+            self._drop()
+        finally:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+    async def _send_first(self, queue: deque[tuple[bytes, asyncio.Future[None] | None]]) -> None:
+        data, sent = queue[0]
+        if sent is None or not sent.done():  # or its sender was cancelled meanwhile
+            await self._write(data)
+        self._sent += 1
+        if queue is self._queue:  # it was not dropped meanwhile
+            queue.popleft()
+            self.queued -= len(data)
+        if sent is not None and not sent.done():
+            sent.set_result(None)
+
+    def _look_later(self) -> None:
+        before = self._sent, self._transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(
+            self._limits.patience, self._look, *before, context=contextvars.Context()
+        )
+
+    def _look(self, sent: int, size: int) -> None:
+        """
+        Close a peer that has taken nothing since the last look.
+        """
+        if self._sent == sent and self._transport.get_write_buffer_size() >= size:
+            self.close(SLOW_CONSUMER)
+        else:
+            self._look_later()
+
+    def _drop(self) -> None:
+        for _, sent in self._queue or ():
+            if sent is not None and not sent.done():
+                sent.set_exception(SessionGone("the socket is closed"))
+        self._queue = None
+        self.queued = 0
+
+
+def start(
+    coro: Coroutine[Any, Any, None], name: str, context: contextvars.Context | None = None
+) -> asyncio.Task[None]:
+    """
+    Start a task.
+    """
+    return asyncio.get_running_loop().create_task(coro, name=name, context=context)

@@ -1,0 +1,169 @@
+"""
+Signatures: what a function takes, read once, at registration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from aiohttp import web
+
+from .session import RPCRequest, Session
+
+__all__ = ["Kind", "Signature"]
+
+Kind: TypeAlias = Literal["coroutine", "stream", "plain", "thread"]
+
+_NAMES: Final = frozenset({"session", "request"})
+_ANNOTATIONS: Final = (Session, web.Request, RPCRequest)
+_FRAMES: Final = 8  # from here to whoever declares a route, and a bit
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class Signature:
+    """
+    What a function takes, and of what kind it is.
+
+    Args:
+        function: The function, or a class whose instances are made for sessions.
+        method: Whether its first parameter is the object.
+        parts: Names of the parts of its pattern.
+
+    Raises:
+        TypeError: If it can't be served; it names the function and the remedy.
+
+    Attributes:
+        function: The function.
+        name: How an error calls it.
+        parameters: What it takes, without the object.
+        returns: The annotation of what it returns or yields.
+    """
+
+    __slots__ = ("_kind", "function", "name", "parameters", "parts", "returns")
+
+    def __init__(
+        self, function: Callable[..., Any], *, method: bool = False, parts: Sequence[str] = ()
+    ) -> None:
+        self.function = function
+        self.name = getattr(function, "__qualname__", repr(function))
+        self.parts = tuple(parts)
+        try:
+            signature = _read(function)
+        except (NameError, SyntaxError) as exc:
+            raise self._unfit(f"has an annotation that can't be read here ({exc})") from exc
+        parameters = list(signature.parameters.values())
+        self.parameters = tuple(parameters[1:] if method else parameters)
+        self.returns = signature.return_annotation
+        self._kind = kind_of(function)
+        for parameter in self.parameters:
+            self._check(parameter)
+        missing = set(parts) - {parameter.name for parameter in self.parameters}
+        if missing and not self._takes_rest:
+            raise self._unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
+
+    @property
+    def kind(self) -> Kind:
+        """
+        How the function is run.
+        """
+        return self._kind
+
+    @property
+    def _takes_rest(self) -> bool:
+        return any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+
+    def _unfit(self, why: str) -> TypeError:
+        return TypeError(f"{self.name}() {why}")
+
+    def _check(self, parameter: inspect.Parameter) -> None:
+        if is_injected(parameter, _NOTHING):
+            if parameter.name in self.parts:
+                raise self._unfit(f"has {parameter.name!r} in its pattern, but that is injected")
+            return
+        try:
+            msgspec.json.Decoder(type_of(parameter))
+        except (TypeError, ValueError, RuntimeError, NameError) as exc:
+            msg = f"has an annotation of {parameter.name!r} that msgspec can't read: {exc}"
+            raise self._unfit(msg) from exc
+
+    def check(self, defaults: Mapping[str, Any], *, injected_only: bool = False) -> None:
+        """
+        Check what can only be checked once the default arguments are known.
+
+        Args:
+            defaults: The default arguments of realm and application.
+            injected_only: Whether no peer gives arguments but by the pattern.
+
+        Raises:
+            TypeError: If a parameter can be filled by nobody.
+        """
+        for p in self.parameters:
+            if is_injected(p, defaults):
+                continue
+            remedy = f"give it by set_default_arg({p.name!r}, …)"
+            if injected_only and p.name not in self.parts and is_required(p):
+                raise self._unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
+            try:
+                msgspec.json.schema_components([type_of(p)])
+            except TypeError as exc:
+                msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
+                raise self._unfit(msg) from exc
+
+
+def _read(function: Callable[..., Any]) -> inspect.Signature:
+    """
+    Read a signature whose annotations may name what is local to whoever declares it.
+    """
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:
+        frame = inspect.currentframe()
+        for _ in range(_FRAMES):
+            if frame is not None:
+                with contextlib.suppress(NameError):
+                    return inspect.signature(function, eval_str=True, locals=frame.f_locals)
+                frame = frame.f_back
+        raise
+
+
+def kind_of(function: Callable[..., Any]) -> Kind:
+    """
+    Tell how a function is run.
+    """
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    for one in (function, call):
+        if inspect.isasyncgenfunction(one):
+            return "stream"
+        if inspect.iscoroutinefunction(one):
+            return "coroutine"
+    return "plain"
+
+
+def type_of(parameter: inspect.Parameter) -> Any:
+    """
+    Return what an argument is converted to.
+    """
+    return Any if parameter.annotation is parameter.empty else parameter.annotation
+
+
+def is_required(parameter: inspect.Parameter) -> bool:
+    """
+    Tell whether an argument must be given.
+    """
+    rest = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    return parameter.default is parameter.empty and not rest
+
+
+def is_injected(parameter: inspect.Parameter, defaults: Mapping[str, Any]) -> bool:
+    """
+    Tell whether a peer can't give an argument.
+    """
+    return (
+        parameter.name in _NAMES
+        or parameter.name in defaults
+        or parameter.annotation in _ANNOTATIONS
+    )

@@ -1,0 +1,132 @@
+"""
+What one session has subscribed to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..connections.connection import Connection
+from ..registry.registry import SessionWSRegistry
+from . import ground, wamp_messages as wamp
+from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError
+from .halves import first_half, run_all, second_half
+from .in_order import InOrder
+from .topics import Subscription, Topics, hold
+
+__all__ = ["Subscriptions"]
+
+_RETRY: Final = 0.05  # seconds until a full queue is tried again
+_OPTION_NOT_ALLOWED: Final = "wamp.error.option_not_allowed"
+
+
+@dataclass(slots=True, eq=False)
+class Subscriptions:
+    """
+    The subscriptions of one session.
+
+    Args:
+        topics: Those of the application.
+        registry: Whose socket the session has.
+        connection: That socket.
+        work: What does its requests in order.
+    """
+
+    topics: Topics
+    registry: SessionWSRegistry
+    connection: Connection
+    work: InOrder
+    _by_id: dict[int, Subscription] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.work.handlers[wamp.Subscribe] = 32, self.subscribe
+        self.work.handlers[wamp.Unsubscribe] = 34, self.unsubscribe
+
+    def of(self, topic: str) -> Subscription | None:
+        """
+        Return the session's subscription to a topic.
+        """
+        return next((s for s in self._by_id.values() if s.topic == topic), None)
+
+    async def send_event(self, topic: str, args: Sequence[Any], kwargs: wamp.Named) -> bool:
+        """
+        Send an event to this session alone; tell whether it has subscribed.
+        """
+        subscription = self.of(topic)
+        if subscription is None:
+            return False
+        data = self.topics.event(subscription, args, kwargs)
+        if subscription.held is not None:
+            return hold(subscription, data)
+        await self.work.sender.send(data)
+        return True
+
+    async def subscribe(self, message: wamp.Subscribe) -> None:
+        """
+        Let the client have a topic's events, if it may.
+        """
+        if message.options.get("match", "exact") != "exact":
+            raise RPCError(_OPTION_NOT_ALLOWED, "topics are subscribed to by their exact names")
+        await self.work.scope.expect_allowed(self.work.session, "subscribe", message.topic)
+        subscription = self.of(message.topic) or await self._begin(message.topic)
+        number = self.topics.add(subscription)
+        await self.work.answer(message.request, wamp.subscribed(message.request, number))
+        while subscription.held:
+            await self.work.sender.send(subscription.held.pop(0))
+        subscription.held = None
+
+    async def unsubscribe(self, message: wamp.Unsubscribe) -> None:
+        """
+        Let it have no more of them.
+        """
+        subscription = self._by_id.pop(message.subscription, None)
+        if subscription is None:
+            raise RPCError(NO_SUCH_SUBSCRIPTION, "no such subscription")
+        await self._end(subscription)
+        codec = self.work.codec
+        data = codec.encode(wamp.unsubscribed(message.request))
+        self.work.requests.discard(message.request)
+        # Behind the events that are in the queue of its connection, which wait for a slow peer.
+        frame = data if codec.binary else data.decode()
+        while not ground.push(self.registry, [self.connection], frame).sockets:
+            if self.work.sender.is_closed:
+                break
+            await asyncio.sleep(_RETRY)
+
+    async def stop(self, deadline: float) -> None:
+        """
+        End all subscriptions, the last one first.
+        """
+        ended = list(reversed(self._by_id.values()))
+        self._by_id.clear()
+        await run_all((lambda one=one: self._end(one) for one in ended), deadline)  # type: ignore[misc]  # bound by default
+
+    async def _begin(self, name: str) -> Subscription:
+        """
+        Run the first half of a topic, for one who counts as a subscriber already.
+        """
+        scope, session = self.work.scope, self.work.session
+        if len(self._by_id) >= scope.limits.subscriptions:
+            raise RPCError(UNAVAILABLE, "too many subscriptions")
+        topic, parts = scope.find_topic(name)
+        values, named = scope.inject(topic.signature, session, parts)
+        subscription = Subscription(name, session, self.work.codec, self.connection)
+        subscription.name = topic.signature.name
+        number = self.topics.add(subscription)
+        self._by_id[number] = subscription
+        generator = topic.signature.function(*values, **named)
+        try:
+            await first_half(subscription.name, generator)
+        except BaseException:
+            await self._end(self._by_id.pop(number, subscription))
+            raise
+        subscription.generator = generator
+        return subscription
+
+    async def _end(self, subscription: Subscription) -> None:
+        self.topics.discard(subscription)
+        if subscription.generator is not None:
+            await second_half(subscription.name, subscription.generator)

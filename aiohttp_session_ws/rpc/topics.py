@@ -1,0 +1,155 @@
+"""
+Who has subscribed to which topic, in one application.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..connections.connection import Connection
+from ..registry.registry import SessionWSRegistry
+from ..results import Delivery
+from . import ground, wamp_messages as wamp
+from .ids import new_id
+from .session import Session
+from .wamp import Codec
+
+__all__ = ["Subscription", "Topics"]
+
+_HELD: Final = 256  # events that wait for SUBSCRIBED; more are missed
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """
+    One session's interest in a topic.
+
+    Attributes:
+        topic: Its name.
+        session: Whose it is.
+        codec: How the session is told.
+        connection: Where.
+        held: What is to be sent once it knows that it has subscribed; then ``None``.
+        generator: What is left of the topic's function.
+        name: How that is called.
+    """
+
+    topic: str
+    session: Session
+    codec: Codec
+    connection: Connection
+    held: list[bytes] | None = field(default_factory=list)
+    generator: Any = None
+    name: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Subscribers:
+    """
+    Who has subscribed to one topic.
+    """
+
+    id: int = field(default_factory=new_id)
+    members: dict[Codec, dict[Subscription, Connection]] = field(default_factory=dict)
+
+
+class Topics:
+    """
+    The topics of an application that anybody has subscribed to.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Subscribers] = {}
+
+    def add(self, subscription: Subscription) -> int:
+        """
+        Add a subscription; return the number that all of its topic have.
+        """
+        subscribers = self._by_name.get(subscription.topic)
+        if subscribers is None:
+            subscribers = self._by_name[subscription.topic] = Subscribers()
+        group = subscribers.members.setdefault(subscription.codec, {})
+        group[subscription] = subscription.connection
+        return subscribers.id
+
+    def discard(self, subscription: Subscription) -> None:
+        """
+        Take a subscription out.
+        """
+        subscribers = self._by_name.get(subscription.topic)
+        if subscribers is not None:
+            group = subscribers.members.get(subscription.codec, {})
+            group.pop(subscription, None)
+            if not group:
+                subscribers.members.pop(subscription.codec, None)
+            if not subscribers.members:
+                del self._by_name[subscription.topic]
+
+    def event(self, subscription: Subscription, args: Sequence[Any], kwargs: wamp.Named) -> bytes:
+        """
+        Return an event for one subscriber.
+        """
+        number = self._by_name[subscription.topic].id
+        return subscription.codec.encode(wamp.event(number, new_id(), args, kwargs))
+
+    async def publish(
+        self,
+        registry: SessionWSRegistry,
+        topic: str,
+        args: Sequence[Any],
+        kwargs: wamp.Named,
+        wanted: Callable[[Session], bool] | None,
+    ) -> Delivery:
+        """
+        Push an event to the subscribers of this process, encoded once per dialect.
+
+        Args:
+            registry: Whose sockets they have.
+            topic: Its name.
+            args: What it says.
+            kwargs: What it says, by name.
+            wanted: Tells which sessions get it; all if ``None``.
+        """
+        subscribers = self._by_name.get(topic)
+        if subscribers is None:
+            return Delivery()
+        sockets, complete, publication = 0, True, new_id()
+        for codec, group in tuple(subscribers.members.items()):
+            data = codec.encode(wamp.event(subscribers.id, publication, args, kwargs))
+            chosen = [s for s in group if wanted is None or wanted(s.session)]
+            ready = [s.connection for s in chosen if s.held is None]
+            held = [hold(s, data) for s in chosen if s.held is not None]
+            delivery = ground.push(registry, ready, data if codec.binary else data.decode())
+            sockets += delivery.sockets + sum(held)
+            complete = complete and delivery.complete and all(held)
+        return Delivery(sockets, complete=complete)
+
+
+def hold(subscription: Subscription, data: bytes) -> bool:
+    """
+    Keep an event for one that doesn't know yet that it has subscribed, if there is room.
+    """
+    if subscription.held is None or len(subscription.held) >= _HELD:
+        return False
+    subscription.held.append(data)
+    return True
+
+
+def chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:
+    """
+    Return what tells which sessions get an event; ``None`` if all do.
+    """
+    if not whose and number is None:
+        return None
+    return lambda session: (
+        (not whose or session.identity == whose[0]) and number in (None, session.id)
+    )
+
+
+def as_key(value: Any) -> Any:
+    """
+    Return an identity as it was before it went through a message: tuples come as lists.
+    """
+    return tuple(map(as_key, value)) if isinstance(value, list) else value

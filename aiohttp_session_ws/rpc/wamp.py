@@ -1,0 +1,169 @@
+"""
+WAMP's encodings: text or bytes in, frozen messages out, and the way back. No I/O.
+
+One :class:`Codec` for each subprotocol.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from .errors import ProtocolViolation
+from .wamp_messages import Frame, Message
+
+__all__ = ["CODECS", "Codec"]
+
+_SEPARATOR: Final = "\x1e"  # ends each message of a batch in JSON
+_LENGTH: Final = 4  # bytes before each message of a batch in MessagePack
+_BYTES: Final = (bytes, bytearray, memoryview)
+_ATOMS: Final = frozenset({int, float, bool, type(None), str})
+
+
+class Codec:
+    """
+    One encoding of the messages.
+
+    Attributes:
+        name: The subprotocol.
+        binary: Whether its frames are binary ones.
+        batched: Whether a frame has several messages.
+    """
+
+    __slots__ = ("_decode", "_encode", "batched", "binary", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.binary = ".msgpack" in name
+        self.batched = name.endswith(".batched")
+        self._encode: Callable[[Any], bytes]
+        self._decode: Callable[[Any], Message]
+        if self.binary:
+            self._encode = msgspec.msgpack.Encoder().encode
+            self._decode = msgspec.msgpack.Decoder(Message).decode
+        else:
+            self._encode = msgspec.json.Encoder().encode
+            self._decode = msgspec.json.Decoder(Message).decode
+
+    def decode(self, frame: str | bytes) -> Iterator[tuple[Message, int]]:
+        """
+        Return the messages of a frame and their sizes, which are decoded one by one.
+
+        Raises:
+            ProtocolViolation: In the iteration, if it isn't one of this dialect.
+        """
+        if self.batched:
+            self._expect_kind(frame)
+            for piece in _pieces(frame):
+                yield self._message(piece), len(piece)
+        else:
+            yield self.decode_one(frame), len(frame)
+
+    def decode_one(self, frame: str | bytes) -> Message:
+        """
+        Return the message of a frame that is no batch.
+
+        Raises:
+            ProtocolViolation: If it isn't one of this dialect.
+        """
+        if isinstance(frame, str) is self.binary:
+            self._expect_kind(frame)
+        return self._message(frame)
+
+    def _expect_kind(self, frame: str | bytes) -> None:
+        if isinstance(frame, str) is self.binary:
+            raise ProtocolViolation("a text frame and a binary one are not the same dialect")
+
+    def encode(self, frame: Frame) -> bytes:
+        """
+        Return the bytes of a message; those of a text frame are UTF-8.
+
+        Raises:
+            Exception: Whatever msgspec says of a value that it can't encode.
+        """
+        if not self.binary:
+            for i in range(3, len(frame)):
+                if type(frame[i]) not in _ATOMS:
+                    frame[i] = _mark_bytes(frame[i])
+        data = self._encode(frame)
+        if not self.batched:
+            return data
+        if self.binary:
+            return len(data).to_bytes(_LENGTH) + data
+        return data + _SEPARATOR.encode()
+
+    def _message(self, data: str | bytes) -> Message:
+        try:
+            message = self._decode(data)
+            if not self.binary and "\\u0000" in data:
+                _restore_bytes(message)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
+            raise ProtocolViolation("malformed message") from None
+        return message
+
+
+def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
+    """
+    Cut a batch into its messages.
+    """
+    if not frame:
+        raise ProtocolViolation("a batch of no messages")
+    if isinstance(frame, str):
+        if not frame.endswith(_SEPARATOR):
+            raise ProtocolViolation("a batch whose last message is cut off")
+        yield from frame[:-1].split(_SEPARATOR)
+        return
+    start = 0
+    while start < len(frame):
+        begin = start + _LENGTH
+        start = begin + int.from_bytes(frame[start:begin])
+        if begin > len(frame) or start > len(frame):
+            raise ProtocolViolation("a batch whose last message is cut off")
+        yield frame[begin:start]
+
+
+def _mark_bytes(value: Any) -> Any:
+    """
+    Write bytes as WAMP does in JSON: Base64 behind a NUL.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind in (list, tuple):
+        return [one if type(one) in _ATOMS else _mark_bytes(one) for one in value]
+    if kind is dict:
+        return {k: v if type(v) in _ATOMS else _mark_bytes(v) for k, v in value.items()}
+    if isinstance(value, _BYTES):
+        return "\0" + base64.b64encode(value).decode()
+    plain = msgspec.to_builtins(value, builtin_types=_BYTES)
+    return plain if type(plain) is str else _mark_bytes(plain)
+
+
+def _restore_bytes(message: Message) -> None:
+    """
+    Read bytes as WAMP writes them in JSON.
+    """
+    for values in (getattr(message, "args", None), getattr(message, "kwargs", None)):
+        if values:
+            _restore(values)
+
+
+def _restore(values: Any) -> None:
+    for key, value in enumerate(values) if isinstance(values, list) else values.items():
+        if isinstance(value, str):
+            if value.startswith("\0"):
+                values[key] = base64.b64decode(value[1:], validate=True)
+        elif isinstance(value, list | dict):
+            _restore(value)
+
+
+#: What is spoken, in the order of the table in the documents; the client's first offer counts.
+CODECS: Final[Mapping[str, Codec]] = {
+    name: Codec(name)
+    for encoding in ("json", "msgpack")
+    for name in (f"wamp.2.{encoding}", f"wamp.2.{encoding}.batched")
+}

@@ -1,0 +1,309 @@
+"""
+The conversation with a client that speaks WAMP.
+
+It goes from HELLO to GOODBYE, and may begin again on the same connection. Reading never stops
+for a call that runs: each has its own task, and what must be done in order has one.
+
+All that depends on where a connection stands (joining, joined, told GOODBYE) is here, and makes
+it some lines longer than the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
+from ..exceptions import SessionEnded
+from ..registry.registry import SessionWSRegistry
+from . import errors, ground, wamp_messages as wamp
+from .call import Call
+from .conversation import Conversation, Step
+from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
+from .host import Host
+from .ids import new_id
+from .in_order import InOrder
+from .registrations import Registrations
+from .session import Session
+from .socket import Socket
+from .subscriptions import Subscriptions
+from .wamp import Codec
+from .wamp_dialect import WampDialect, payload, value_of, welcome_details
+
+__all__ = ["WampConversation"]
+
+_QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
+
+
+class WampConversation(Conversation):
+    """
+    One connection that speaks WAMP.
+
+    Args:
+        host: The application.
+        registry: Whose socket it is.
+        ws: The socket, open.
+        codec: How its frames are encoded.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_codec",
+        "_in_order",
+        "_messages",
+        "_registrations",
+        "_subscriptions",
+    )
+
+    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket, codec: Codec) -> None:
+        super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
+        self._codec = codec
+        self._closing = False  # by an ABORT or a GOODBYE of ours
+        self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
+        self._in_order: InOrder | None = None
+        self._subscriptions: Subscriptions | None = None
+        self._registrations: Registrations | None = None
+        self.connection.last_words = self._last_words
+
+    async def run(self) -> None:
+        """
+        Talk until the socket is closed.
+        """
+        try:
+            goodbye = True
+            while goodbye:
+                await self._join()
+                goodbye = await self._listen()
+                await self._leave()
+                if goodbye:
+                    await self._send(wamp.goodbye(errors.GOODBYE_AND_OUT))
+            await self._ws.close(NORMAL)
+        except ProtocolViolation as exc:
+            await self._abort(errors.PROTOCOL_VIOLATION, str(exc), PROTOCOL_ERROR)
+        except RPCError as exc:
+            await self._abort(exc.uri, str(exc.args[0]) if exc.args else "", NORMAL)
+        except (SessionEnded, SessionGone):
+            pass  # and the socket is closed
+        finally:
+            await self._leave()
+
+    async def _join(self) -> None:
+        """
+        Go from HELLO to WELCOME.
+        """
+        try:
+            async with asyncio.timeout(self._host.limits.join):
+                message, _ = await self._next()
+                if not isinstance(message, wamp.Hello):
+                    raise ProtocolViolation("the first message is HELLO")
+                session = await self._greet(message)
+        except TimeoutError:
+            why = "HELLO or authentication took too long"
+            raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
+        await self._send(wamp.welcome(session.id, welcome_details(session)))
+
+    async def _greet(self, hello: wamp.Hello) -> Session:
+        since = self._registry.now()
+        session = Session(self, new_id(), hello.realm, self._ws.request)
+        session.auth_id = hello.details.authid
+        session.auth_methods = tuple(hello.details.authmethods or ())
+        session.auth_extra = hello.details.authextra
+        dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
+        realm = self._host.realm(hello.realm)
+        await self._begin(session, realm, dialect, self._challenge, since)
+        return session
+
+    async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
+        await self._send(wamp.challenge(method, extra))
+        message, _ = await self._next()
+        if isinstance(message, wamp.Abort):
+            raise SessionGone("the client has changed its mind")
+        if not isinstance(message, wamp.Authenticate):
+            raise ProtocolViolation("the answer to CHALLENGE is AUTHENTICATE")
+        return message.signature
+
+    async def _next(self) -> tuple[wamp.Message, int]:
+        """
+        Return the next message, and its size.
+        """
+        while True:
+            if self._messages is not None:
+                for message in self._messages:
+                    return message
+            frame = await self._ws.receive()
+            if not self._codec.batched:
+                return self._codec.decode_one(frame), len(frame)
+            self._messages = self._codec.decode(frame)
+
+    async def _listen(self) -> bool:
+        """
+        Take what the client says until it leaves; tell whether it may come again.
+        """
+        while True:
+            try:
+                message, size = await self._next()
+            except ProtocolViolation:
+                if self._closing:  # everything but the client's GOODBYE is ignored
+                    continue
+                raise
+            if isinstance(message, wamp.Goodbye | wamp.Abort):
+                return isinstance(message, wamp.Goodbye) and not self._closing
+            if self._closing:
+                continue
+            if type(message) is wamp.Call:
+                call = self._call(message, size)
+                timeout = message.options.timeout
+                assert self._calls is not None
+                if not self._calls.take(call, timeout and timeout / 1000):
+                    await self._calls.wait(call)
+            else:
+                handler = _HANDLERS.get(type(message))
+                if handler is None:
+                    raise ProtocolViolation("a message that makes no sense here")
+                handler(self, message)
+            if self._sender.queued:
+                await self._sender.room()
+
+    def _call(self, message: wamp.Call, size: int) -> Call:
+        request, progress = message.request, message.options.receive_progress is True
+        self._expect_new(request)
+        return Call(request, message.procedure, message.args, message.kwargs, size, progress)
+
+    def _expect_new(self, request: int) -> None:
+        """
+        Refuse the number of a request that isn't answered yet.
+        """
+        in_order = self._in_order is not None and request in self._in_order.requests
+        if in_order or (self._calls is not None and request in self._calls):
+            raise ProtocolViolation("the number of a request that isn't answered yet")
+
+    def _on_cancel(self, message: wamp.Cancel) -> None:
+        if self._calls is not None:
+            self._calls.cancel(message.request, message.options.mode)
+
+    def _on_request(self, message: Any) -> None:
+        self._expect_new(message.request)
+        self._work().take(message)
+
+    def _work(self) -> InOrder:
+        """
+        Return what does requests in order; most sessions need it late or never.
+        """
+        if self._in_order is None:
+            session, scope = self._expect_session(), self._scope
+            assert scope is not None
+            work = self._in_order = InOrder(session, scope, self._sender, self._codec)
+            self._registrations = Registrations(work)
+            self._subscriptions = Subscriptions(
+                self._host.topics, self._registry, self.connection, work
+            )
+        return self._in_order
+
+    def _on_publish(self, message: wamp.Publish) -> None:
+        if message.options.acknowledge:
+            why = ("clients publish nothing here: call a procedure",)
+            self._post(wamp.error(16, message.request, errors.NOT_AUTHORIZED, why))
+
+    def _on_yield(self, message: wamp.Yield) -> None:
+        if self._asking is not None and not message.options.progress:
+            self._asking.answer(message.request, value_of(message.args, message.kwargs))
+
+    def _on_error(self, message: wamp.Error) -> None:
+        if message.kind != 68:
+            raise ProtocolViolation("an ERROR for what nobody has asked")
+        if self._asking is not None:
+            error = RemoteError(message.uri, message.args, message.kwargs)
+            self._asking.answer(message.request, error=error)
+
+    async def call(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
+    ) -> Any:
+        """
+        Call what the client has registered.
+        """
+        self._expect_session()
+        self._work()
+        assert self._registrations is not None
+        registration = self._registrations.number_of(name)
+
+        async def send(request: int) -> None:
+            await self._send(wamp.invocation(request, registration, args, kwargs))
+
+        return await self._ask(send, self._interrupt, timeout)
+
+    def _interrupt(self, request: int) -> None:
+        if not self._closing:
+            self._post(wamp.interrupt(request))
+
+    async def send_event(
+        self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> bool:
+        """
+        Send an event to the client, if it has subscribed.
+        """
+        self._expect_session()
+        if self._subscriptions is None:
+            return False
+        return await self._subscriptions.send_event(topic, *payload(RPCResult(args, kwargs)))
+
+    async def leave(self, uri: str, message: str) -> None:
+        """
+        Say GOODBYE, and wait for the client's no longer than for anything else.
+        """
+        if self._session is None or self._closing:
+            return
+        self._closing = True
+        self._interrupt_all(self._session)
+        loop = asyncio.get_running_loop()
+        timeouts = ground.timeouts(self._registry)
+        loop.call_later(timeouts.close, self._sender.close, NORMAL)
+        await self._send(wamp.goodbye(uri, message))
+
+    def _endings(self, deadline: float) -> Iterator[Step]:
+        in_order, subscriptions = self._in_order, self._subscriptions
+        self._in_order = self._subscriptions = self._registrations = None
+        steps = super()._endings(deadline)
+        yield next(steps)  # the calls
+        if in_order is not None:
+            yield in_order.stop
+        if subscriptions is not None:
+            yield lambda: subscriptions.stop(deadline)
+        yield from steps
+
+    def _last_words(self, close: Close) -> str | bytes | None:
+        if self._session is None or self._closing or close.code in _QUIET:
+            return None
+        self._closing = True
+        uri = errors.SYSTEM_SHUTDOWN if close.code == 1001 else errors.KILLED
+        data = self._codec.encode(wamp.goodbye(uri, close.reason))
+        return data if self._codec.binary else data.decode()
+
+    async def _abort(self, reason: str, message: str, close: Close) -> None:
+        """
+        End the connection, saying why.
+        """
+        self._closing = True
+        with contextlib.suppress(SessionGone):
+            await self._send(wamp.abort(reason, message))
+        await self._ws.close(close)
+
+    async def _send(self, frame: wamp.Frame) -> None:
+        await self._sender.send(self._codec.encode(frame))
+
+    def _post(self, frame: wamp.Frame) -> None:
+        self._sender.post(self._codec.encode(frame))
+
+
+_Handler = Callable[[WampConversation, Any], None]
+_HANDLERS: Final[Mapping[type, _Handler]] = {
+    wamp.Cancel: WampConversation._on_cancel,
+    wamp.Subscribe: WampConversation._on_request,
+    wamp.Unsubscribe: WampConversation._on_request,
+    wamp.Register: WampConversation._on_request,
+    wamp.Unregister: WampConversation._on_request,
+    wamp.Publish: WampConversation._on_publish,
+    wamp.Yield: WampConversation._on_yield,
+    wamp.Error: WampConversation._on_error,
+}

@@ -1,0 +1,243 @@
+"""
+The conversation with a client that speaks wsrpc: one session, as long as the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
+from ..exceptions import SessionEnded
+from ..registry.registry import SessionWSRegistry
+from . import wsrpc
+from .call import Call, EventDetails
+from .conversation import Conversation, Step
+from .errors import (
+    ProtocolViolation,
+    RemoteError,
+    RPCError,
+    RPCProgressReport,
+    RPCResult,
+    SessionGone,
+)
+from .host import Host
+from .ids import new_id
+from .sending import start
+from .session import Session
+from .socket import Socket
+
+__all__ = ["WsrpcConversation"]
+
+log = logging.getLogger("aiohttp_session_ws")
+
+
+class WsrpcDialect:
+    """
+    What a value becomes in wsrpc: it goes out as it is.
+    """
+
+    __slots__ = ()
+
+    def result(self, number: int, value: Any) -> bytes:
+        """
+        Encode a result.
+        """
+        return wsrpc.result(number, plain(value))
+
+    def progress(self, number: int, value: Any) -> bytes:
+        """
+        Refuse: there is no progress on this wire.
+        """
+        raise TypeError("wsrpc has no progress")
+
+    def error(self, number: int, error: RPCError) -> bytes:
+        """
+        Encode an error.
+        """
+        return wsrpc.error(number, error.uri, error.args)
+
+
+def plain(value: Any) -> Any:
+    """
+    Return what a value is in wsrpc: of a result with several parts, whatever holds them.
+    """
+    if not isinstance(value, RPCResult | RPCProgressReport):
+        return value
+    args = tuple(value.args)
+    if value.kwargs:
+        return {"args": args, "kwargs": value.kwargs} if args else value.kwargs
+    return args if len(args) > 1 else args[0] if args else None
+
+
+class WsrpcConversation(Conversation):
+    """
+    One connection that speaks wsrpc.
+
+    Args:
+        host: The application.
+        registry: Whose socket it is.
+        ws: The socket, open.
+    """
+
+    __slots__ = ("_events", "_timer")
+
+    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket) -> None:
+        super().__init__(host, registry, ws, binary=False, numbers=(4, 2))
+        self._timer: asyncio.TimerHandle | None = None
+        self._events: set[asyncio.Task[None]] | None = None
+
+    async def run(self) -> None:
+        """
+        Talk until the socket is closed.
+        """
+        try:
+            await self._join()
+            self._ping()
+            while True:
+                await self._on_frame(await self._ws.receive())
+                if self._sender.queued:
+                    await self._sender.room()
+        except RPCError as exc:
+            await self._ws.close(POLICY_VIOLATION, exc.uri[:120])
+        except (SessionEnded, SessionGone):
+            pass  # and the socket is closed
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._leave()
+
+    async def _join(self) -> None:
+        realm = self._host.realm("")
+        since = self._registry.now()
+        session = Session(self, new_id(), "", self._ws.request)
+        try:
+            async with asyncio.timeout(self._host.limits.join):
+                await self._begin(session, realm, WsrpcDialect(), None, since)
+        except TimeoutError:
+            raise RPCError("wamp.error.authentication_failed") from None
+
+    async def _on_frame(self, frame: str | bytes) -> None:
+        try:
+            message = wsrpc.decode(frame)
+        except ProtocolViolation as exc:
+            log.debug("a frame that isn't wsrpc's was ignored: %s", exc)
+            return
+        if isinstance(message, wsrpc.Request):
+            await self._on_request(message, len(frame))
+        elif isinstance(message, wsrpc.Reply):
+            self._on_reply(message)
+        elif self._host.signals.on_event:
+            self._on_event(message)
+
+    def _on_event(self, event: wsrpc.Event) -> None:
+        """
+        Hand an event to its receivers, or drop it while too many are being received.
+        """
+        if self._events is None:
+            self._events = set()
+        if self._session is None or len(self._events) >= self._host.limits.calls:
+            log.debug("an event was dropped: too many at once")
+            return
+        details = EventDetails(self._session, event.data)
+        task = start(self._host.signals.on_event.send(details), "event")
+        self._events.add(task)
+        task.add_done_callback(self._events.discard)
+
+    async def _on_request(self, message: wsrpc.Request, size: int) -> None:
+        assert self._calls is not None
+        if message.method == "ping":
+            self._sender.post(wsrpc.result(message.id, message.kwargs))
+        elif message.id in self._calls:
+            log.debug("a call with the number of one that isn't answered yet was ignored")
+        else:
+            call = Call(message.id, message.method, message.args, message.kwargs, size)
+            if not self._calls.take(call):
+                await self._calls.wait(call)
+
+    def _on_reply(self, message: wsrpc.Reply) -> None:
+        if message.id == _PING:
+            self._pong()
+        elif self._asking is not None:
+            error = None
+            if message.error is not None:
+                error = RemoteError(*wsrpc.fault(message.error))
+            self._asking.answer(message.id, message.result, error)
+
+    # Whether the peer is there
+
+    def _ping(self) -> None:
+        """
+        Ask the peer for a sign of life; not again before it has answered.
+        """
+        loop = asyncio.get_running_loop()
+        self._sender.post(wsrpc.request(_PING, "ping", {"seq": loop.time()}))
+        self._set_timer(self._host.limits.silence, self._fall_silent)
+
+    def _pong(self) -> None:
+        self._set_timer(self._host.limits.ping, self._ping)
+
+    def _fall_silent(self) -> None:
+        self._sender.close(GOING_AWAY.replace(None, "no answer to a ping"))
+
+    def _set_timer(self, delay: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay, action, context=contextvars.Context())
+
+    # Calling the client
+
+    async def call(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
+    ) -> Any:
+        """
+        Call a route of the client's.
+        """
+        if args and kwargs:
+            raise TypeError("wsrpc takes arguments by position or by name, not both")
+        self._expect_session()
+
+        async def send(number: int) -> None:
+            await self._sender.send(wsrpc.request(number, name, list(args) if args else kwargs))
+
+        return await self._ask(send, lambda number: None, timeout)
+
+    async def send_event(
+        self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> bool:
+        """
+        Refuse: wsrpc has no topics.
+        """
+        raise TypeError("there are no topics in wsrpc: await session.emit(data)")
+
+    async def emit(self, data: Any) -> None:
+        """
+        Send an object that is no call and no answer.
+        """
+        self._expect_session()
+        await self._sender.send(wsrpc.event(data))
+
+    async def leave(self, uri: str, message: str) -> None:
+        """
+        Close the socket.
+        """
+        if self._session is not None:
+            self._interrupt_all(self._session)
+            reason = (message or uri).encode()[:123].decode(errors="ignore")
+            self._sender.close(NORMAL.replace(None, reason))
+
+    def _endings(self, deadline: float) -> Iterator[Step]:
+        yield from super()._endings(deadline)
+        if self._events:
+            for task in self._events:
+                task.cancel()
+            events = set(self._events)
+            yield lambda: asyncio.wait(events)
+
+
+#: The number of all our pings: there is never more than one on its way.
+_PING = 2

@@ -1,0 +1,73 @@
+"""Fixtures of the tests of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aiohttp_session_ws import SessionWSRegistry, rpc
+
+from .support import Server
+
+Serve = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
+    """Serve an application of calls; when the test is over, nothing of it may be left."""
+    servers: list[Server] = []
+
+    async def start(
+        calls: rpc.Application | rpc.Routes | None = None,
+        registry: SessionWSRegistry | None = None,
+        *,
+        routes: Iterable[web.AbstractRouteDef] = (),
+        **options: Any,
+    ) -> Server:
+        if isinstance(calls, rpc.Routes):
+            own, calls = calls, rpc.Application(**options)
+            calls.default.add_rpc_routes(own)
+        server = Server(rpc.Application(**options) if calls is None else calls, registry)
+        server.app.add_routes(routes)
+        server.client = await aiohttp_client(server.app)
+        servers.append(server)
+        return server
+
+    before = asyncio.all_tasks()
+    yield start
+    for server in servers:
+        await server.client.close()
+        await server.client.server.close()
+        assert not server.calls.sessions
+    async with asyncio.timeout(10):
+        while left := [t for t in asyncio.all_tasks() - before if _is_ours(t)]:
+            await asyncio.wait(left)
+
+
+def _is_ours(task: asyncio.Task[Any]) -> bool:
+    return "aiohttp_session_ws" in str(task.get_coro())
+
+
+@pytest.fixture
+def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Return what was logged that somebody should look at."""
+
+    def look() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+    return look
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let nothing be logged that somebody should look at, unless the test asks what was."""
+    yield
+    if "complaints" not in request.fixturenames:
+        loud = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        # In its debug mode asyncio times callbacks.
+        assert [r.getMessage() for r in loud if "Executing <" not in r.getMessage()] == []

@@ -1,0 +1,208 @@
+"""A server for the tests of calls, and clients written by hand, where nothing is forgiven."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp_session
+import msgspec
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
+from aiohttp_session import SimpleCookieStorage
+
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    Timeouts,
+    end_session_ws,
+    rpc,
+    session_ws_middleware,
+    setup,
+)
+
+PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
+QUICK = Timeouts(close=0.3, handler_grace=0.2, response=0.5)
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """Put a user into the session."""
+    session = await aiohttp_session.get_session(request)
+    session["user"] = request.query.get("user", "ann")
+    return web.Response()
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """End the session."""
+    response = web.Response()
+    await end_session_ws(request, response)
+    return response
+
+
+async def who(request: web.Request) -> str | None:
+    """Tell whose session it is."""
+    session = await aiohttp_session.get_session(request)
+    user: str | None = session.get("user")
+    return user
+
+
+class Server:
+    """An application of calls, served at ``/rpc``."""
+
+    def __init__(self, calls: rpc.Application, registry: SessionWSRegistry | None = None) -> None:
+        if registry is None:
+            registry = SessionWSRegistry(identify=who, timeouts=QUICK)
+        self.calls = calls
+        self.registry = registry
+        storage = SimpleCookieStorage()
+        middlewares = [aiohttp_session.session_middleware(storage), session_ws_middleware]
+        self.app = web.Application(middlewares=middlewares)
+        setup(self.app, registry)
+        self.app.router.add_get("/rpc", calls.handler)
+        self.app.router.add_get("/login", log_in)
+        self.app.router.add_get("/logout", log_out)
+        self.client: Any = None
+
+    def wamp(self, protocol: str = "wamp.2.json", **options: Any) -> WampPeer:
+        """Return a WAMP client, to be entered."""
+        connecting = self.client.ws_connect("/rpc", protocols=[protocol], **options)
+        return WampPeer(connecting, protocol)
+
+    def wsrpc(self, **options: Any) -> WsrpcPeer:
+        """Return a wsrpc client, to be entered."""
+        return WsrpcPeer(self.client.ws_connect("/rpc", **options))
+
+
+class Peer:
+    """A client that says what it is told to."""
+
+    ws: ClientWebSocketResponse
+
+    def __init__(self, connecting: Any) -> None:
+        self._connecting = connecting
+
+    async def __aenter__(self) -> Self:
+        self.ws = await self._connecting.__aenter__()
+        await self.begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._connecting.__aexit__(kind, exc, traceback)
+
+    async def begin(self) -> None:
+        """Do what comes first."""
+
+    async def closed(self) -> int:
+        """Expect that the server closes next; return the code."""
+        message = await self.ws.receive(timeout=PATIENCE)
+        assert message.type is WSMsgType.CLOSE, message
+        return int(message.data)
+
+
+class WampPeer(Peer):
+    """A client that speaks WAMP by hand."""
+
+    def __init__(self, connecting: Any, protocol: str) -> None:
+        super().__init__(connecting)
+        self.protocol = protocol
+        self.joins: list[Any] | None = [1, "realm", {"roles": {"caller": {}}}]
+        self.welcome: list[Any] = []
+        self._batch: list[Any] = []
+
+    async def begin(self) -> None:
+        """Join, unless told not to."""
+        assert self.ws.protocol == self.protocol
+        if self.joins is not None:
+            self.welcome = await self.ask(self.joins)
+            assert self.welcome[0] in (2, 4), self.welcome
+
+    def stranger(self) -> Self:
+        """Don't say HELLO by yourself."""
+        self.joins = None
+        return self
+
+    def joining(self, realm: str, **details: Any) -> Self:
+        """Say HELLO to a realm."""
+        self.joins = [1, realm, {"roles": {"caller": {}}} | details]
+        return self
+
+    async def say(self, *messages: list[Any]) -> None:
+        """Send messages; in one batch, if the dialect has batches."""
+        if ".msgpack" in self.protocol:
+            parts = [msgspec.msgpack.encode(message) for message in messages]
+            if self.protocol.endswith("batched"):
+                parts = [b"".join(len(p).to_bytes(4, "big") + p for p in parts)]
+            for part in parts:
+                await self.ws.send_bytes(part)
+            return
+        texts = [json.dumps(message) for message in messages]
+        if self.protocol.endswith("batched"):
+            texts = ["".join(text + "\x1e" for text in texts)]
+        for text in texts:
+            await self.ws.send_str(text)
+
+    async def hear(self) -> list[Any]:
+        """Return the next message."""
+        if not self._batch:
+            message = await self.ws.receive(timeout=PATIENCE)
+            assert message.type in (WSMsgType.TEXT, WSMsgType.BINARY), message
+            self._batch = self._decode(message.data)
+        heard: list[Any] = self._batch.pop(0)
+        return heard
+
+    def _decode(self, data: Any) -> list[Any]:
+        if isinstance(data, str):
+            return [json.loads(text) for text in data.split("\x1e") if text]
+        if not self.protocol.endswith("batched"):
+            return [msgspec.msgpack.decode(data)]
+        found = []
+        while data:
+            size = int.from_bytes(data[:4], "big")
+            found.append(msgspec.msgpack.decode(data[4 : 4 + size]))
+            data = data[4 + size :]
+        return found
+
+    async def ask(self, message: list[Any]) -> list[Any]:
+        """Send a message and return the next one that comes."""
+        await self.say(message)
+        return await self.hear()
+
+    async def call(self, name: str, *args: Any, number: int = 1, **kwargs: Any) -> list[Any]:
+        """Call a procedure, and return the next message that comes."""
+        return await self.ask([48, number, {}, name, list(args), kwargs])
+
+
+class WsrpcPeer(Peer):
+    """A client that speaks wsrpc by hand."""
+
+    async def begin(self) -> None:
+        """Answer the first ping."""
+        ping = await self.ws.receive_json(timeout=PATIENCE)
+        assert ping["method"] == "ping"
+        await self.say({"id": ping["id"], "result": ping["params"]})
+
+    async def say(self, message: Any) -> None:
+        """Send an object."""
+        await self.ws.send_str(json.dumps(message))
+
+    async def hear(self) -> Any:
+        """Return the next object."""
+        return await self.ws.receive_json(timeout=PATIENCE)
+
+    async def ask(self, method: str, params: Any = None, number: int = 3) -> Any:
+        """Call a procedure, and return the next object that comes."""
+        await self.say({"id": number, "method": method, "params": params})
+        return await self.hear()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop run until *condition* holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0)

@@ -1,0 +1,275 @@
+"""Calling the client: procedures of its own, in both dialects."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import rpc
+from aiohttp_session_ws.rpc.asking import Asking
+
+from .conftest import Serve
+from .support import Server, WampPeer, until
+
+Complaints = Callable[[], list[str]]
+
+
+async def register(peer: WampPeer, name: str = "add", number: int = 1) -> int:
+    """Register a procedure of the client's; return its number."""
+    answer = await peer.ask([64, number, {}, name])
+    assert answer[:2] == [65, number]
+    return int(answer[2])
+
+
+def only(server: Server) -> rpc.Session:
+    """Return the one session that there is."""
+    (session,) = server.calls.sessions
+    return session
+
+
+def asking(server: Server, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    """Begin to call the client."""
+    return asyncio.create_task(only(server).call(*args, **kwargs))
+
+
+class TestWamp:
+    @pytest.mark.parametrize(
+        ("answer", "value"),
+        [
+            ([], None),
+            ([[5]], 5),
+            ([[1, 2]], [1, 2]),
+            ([[], {"a": 1}], {"a": 1}),
+            ([[1], {"a": 1}], rpc.RPCResult([1], {"a": 1})),
+        ],
+    )
+    async def test_result(self, serve: Serve, answer: list[Any], value: Any) -> None:
+        """A YIELD is the result."""
+        server = await serve()
+        async with server.wamp() as peer:
+            number = await register(peer)
+            call = asking(server, "add", 1, b=2)
+            assert await peer.hear() == [68, 1, number, {}, [1], {"b": 2}]
+            await peer.say([70, 1, {}, *answer])
+            assert await call == value
+
+    async def test_error(self, serve: Serve) -> None:
+        """An ERROR is a ``RemoteError``."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            call = asking(server, "add")
+            await peer.hear()
+            await peer.say([8, 68, 1, {}, "client.error.no", ["why"], {"x": 1}])
+            with pytest.raises(rpc.RemoteError) as failed:
+                await call
+        assert failed.value.uri == "client.error.no"
+        assert failed.value.args == ("why",)
+        assert failed.value.kwargs == {"x": 1}
+
+    async def test_timeout(self, serve: Serve) -> None:
+        """A timeout tells the client, and late answers are dropped."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            call = asking(server, "add", timeout=0.02)
+            await peer.hear()
+            assert await peer.hear() == [69, 1, {"mode": "killnowait"}]
+            with pytest.raises(TimeoutError):
+                await call
+            await peer.say([70, 1, {}, ["late"]], [8, 68, 1, {}, "late"])
+            call = asking(server, "add")
+            assert (await peer.hear())[1] == 2
+            await peer.say([70, 2, {}, ["in time"]])
+            assert await call == "in time"
+
+    async def test_cancelled(self, serve: Serve) -> None:
+        """So does a cancellation of the wait."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            call = asking(server, "add")
+            await peer.hear()
+            call.cancel()
+            assert await peer.hear() == [69, 1, {"mode": "killnowait"}]
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    async def test_error_for_one_who_is_cancelled(self, serve: Serve) -> None:
+        """An ERROR that comes in the very turn of a cancellation is nobody's."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            asking = Asking(1, 1)
+
+            async def send(number: int) -> None: ...
+
+            call = asyncio.create_task(asking.ask(send, lambda number: None, None))
+            await asyncio.sleep(0)
+            asking.answer(1, error=rpc.RemoteError("client.error.no"))
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            del call
+            gc.collect()
+
+    async def test_inside_a_call(self, serve: Serve) -> None:
+        """A call of ours inside a call of theirs ends with it."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def confirm(session: rpc.Session) -> Any:
+            return await session.call("allow")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await register(peer, "allow")
+            await peer.call("confirm", number=2)
+            await peer.say([49, 2, {}])
+            heard = [await peer.hear(), await peer.hear()]
+            assert sorted(heard) == [
+                [8, 48, 2, {}, "wamp.error.canceled"], [69, 1, {"mode": "killnowait"}],
+            ]  # fmt: skip
+
+    async def test_gone(self, serve: Serve) -> None:
+        """When the socket goes, whoever waits is told at once."""
+        server = await serve()
+        async with server.wamp() as peer:
+            await register(peer)
+            session, call = only(server), asking(server, "add", timeout=None)
+            await peer.hear()
+        with pytest.raises(rpc.SessionGone):
+            await call
+        assert session.closed
+        for again in (session.call("add"), session.send_event("t"), session.emit(1)):
+            with pytest.raises((rpc.SessionGone, TypeError)):
+                await again
+        await session.close()
+
+    async def test_not_registered(self, serve: Serve) -> None:
+        """What the client has not registered can't be called."""
+        server = await serve()
+        async with server.wamp() as peer:
+            with pytest.raises(rpc.NotRegistered, match=r"'add'.*REGISTER"):
+                await only(server).call("add")
+            number = await register(peer)
+            assert (await peer.ask([64, 2, {}, "add"]))[4] == "wamp.error.procedure_already_exists"
+            assert await peer.ask([66, 3, number]) == [67, 3]
+            assert (await peer.ask([66, 4, number]))[4] == "wamp.error.no_such_registration"
+            with pytest.raises(rpc.NotRegistered):
+                await only(server).call("add")
+
+    async def test_limit(self, serve: Serve) -> None:
+        """So many registrations and no more."""
+        server = await serve(limits=rpc.CallLimits(registrations=1))
+        async with server.wamp() as peer:
+            await register(peer)
+            assert (await peer.ask([64, 2, {}, "b"]))[4] == "wamp.error.unavailable"
+
+    async def test_emit(self, serve: Serve) -> None:
+        """``emit()`` is wsrpc's; the error names the other."""
+        server = await serve()
+        async with server.wamp():
+            with pytest.raises(TypeError, match="send_event"):
+                await only(server).emit({})
+
+    async def test_error_for_nothing(self, serve: Serve) -> None:
+        """An ERROR for what nobody asks is a violation."""
+        server = await serve()
+        async with server.wamp() as peer:
+            assert (await peer.ask([8, 48, 1, {}, "x"]))[2] == "wamp.error.protocol_violation"
+
+
+class TestWsrpc:
+    async def test_result(self, serve: Serve) -> None:
+        """Arguments go by position or by name."""
+        server = await serve()
+        async with server.wsrpc() as peer:
+            call = asking(server, "add", 1, 2)
+            asked = await peer.hear()
+            assert asked == {"id": asked["id"], "method": "add", "params": [1, 2]}
+            await peer.say({"id": asked["id"], "result": 3})
+            assert await call == 3
+            call = asking(server, "add", a=1)
+            asked = await peer.hear()
+            assert asked["params"] == {"a": 1}
+            await peer.say({"id": asked["id"], "result": None, "error": "Route not found"})
+            with pytest.raises(rpc.RemoteError):
+                await call
+            with pytest.raises(TypeError, match="not both"):
+                await only(server).call("add", 1, a=2)
+
+    @pytest.mark.parametrize(
+        ("error", "uri", "args"),
+        [
+            ({"type": "ValueError", "message": "no"}, "ValueError", ("no",)),
+            ("Route not found", "wamp.error.runtime_error", ("Route not found",)),
+            ({}, "wamp.error.runtime_error", ()),
+        ],
+    )
+    async def test_error(self, serve: Serve, error: Any, uri: str, args: Any) -> None:
+        """An error of any form is a ``RemoteError``."""
+        server = await serve()
+        async with server.wsrpc() as peer:
+            call = asking(server, "add")
+            asked = await peer.hear()
+            await peer.say({"id": asked["id"], "error": error})
+            with pytest.raises(rpc.RemoteError) as failed:
+                await call
+        assert (failed.value.uri, failed.value.args) == (uri, args)
+
+    async def test_events(self, serve: Serve) -> None:
+        """Events go both ways; there are no topics."""
+        server = await serve()
+        heard: list[Any] = []
+
+        @server.calls.on_event.append
+        async def hear(details: rpc.EventDetails) -> None:
+            heard.append((details.session, details.data))
+
+        async with server.wsrpc() as peer:
+            await only(server).emit({"news": 1})
+            assert await peer.hear() == {"news": 1}
+            await peer.say({"hello": 2})
+            await until(lambda: heard)
+            assert heard == [(only(server), {"hello": 2})]
+            with pytest.raises(TypeError, match="emit"):
+                await only(server).send_event("t")
+
+    async def test_garbage(self, serve: Serve) -> None:
+        """Garbage is ignored, and the connection survives."""
+        server = await serve()
+        async with server.wsrpc() as peer:
+            for text in ("x", "[]", '{"id": "a", "method": "m"}', '{"id": 99, "result": 1}'):
+                await peer.ws.send_str(text)
+            await peer.ws.send_bytes(b"{}")
+            assert await peer.ask("ping", {"a": 1}) == {"id": 3, "result": {"a": 1}}
+
+    async def test_silent(self, serve: Serve) -> None:
+        """A peer that doesn't answer pings is closed."""
+        server = await serve(limits=rpc.CallLimits(ping=0.01, silence=0.05))
+        async with server.wsrpc() as peer:
+            pings = 0
+            for _ in range(3):
+                ping = await peer.hear()
+                pings += ping["method"] == "ping"
+                await peer.say({"id": ping["id"], "result": None})  # harmless
+            assert pings == 3
+            assert (await peer.hear())["method"] == "ping"
+            assert await peer.closed() == 1001
+
+    async def test_no_ping_before_the_answer(self, serve: Serve) -> None:
+        """No ping goes out before the last is answered, whatever the peer says."""
+        server = await serve(limits=rpc.CallLimits(ping=0.01, silence=5.0))
+        async with server.wsrpc() as peer:
+            ping = await peer.hear()
+            for _ in range(100):
+                await peer.say({"id": 77, "result": None})
+            answer = await peer.ask("ping", {"a": 1})
+            assert answer == {"id": 3, "result": {"a": 1}}
+            await peer.say({"id": ping["id"], "result": None})
+            assert (await peer.hear())["method"] == "ping"

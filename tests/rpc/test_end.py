@@ -1,0 +1,358 @@
+"""The end of sessions: log-out, GOODBYE, shutdown, and peers that vanish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
+
+from .conftest import Serve
+from .support import Server, until, who
+
+Complaints = Callable[[], list[str]]
+
+
+class World:
+    """Routes with one of each kind, and what is going on in them."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, int] = {}
+        self.ended: list[str] = []
+        self.routes = routes = rpc.Routes()
+        self.stubborn = asyncio.Event()
+
+        def enter(name: str) -> None:
+            self.running[name] = self.running.get(name, 0) + 1
+
+        def leave(name: str) -> None:
+            self.running[name] -= 1
+            self.ended.append(name)
+
+        @routes.route()
+        async def call() -> None:
+            enter("call")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                leave("call")
+
+        @routes.route()
+        async def stream() -> AsyncIterator[int]:
+            enter("stream")
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                leave("stream")
+
+        @routes.topic("topic")
+        async def topic() -> AsyncIterator[None]:
+            enter("topic")
+            yield
+            leave("topic")
+
+        @routes.route()
+        async def ask(session: rpc.Session) -> None:
+            enter("ask")
+            try:
+                await session.call("allow", timeout=None)
+            finally:
+                leave("ask")
+
+        @routes.route()
+        async def ignore() -> None:
+            enter("ignore")
+            while not self.stubborn.is_set():
+                try:
+                    await self.stubborn.wait()
+                except asyncio.CancelledError:
+                    continue
+            leave("ignore")
+
+        @routes.route()
+        async def quit(session: rpc.Session, uri: str = "shop.close.enough") -> None:
+            await session.close(uri, "bye")
+
+        async def state(session: rpc.Session) -> AsyncIterator[None]:
+            enter("state")
+            yield
+            leave("state")
+
+        self.state = state
+
+    async def serve(self, serve: Serve, **options: Any) -> Server:
+        """Serve it."""
+        calls = rpc.Application()
+        calls.default.add_rpc_routes(self.routes)
+        calls.add_session_state_handler(self.state)
+        return await serve(calls, **options)
+
+    async def engage(self, server: Server) -> Any:
+        """Return a WAMP client that has one of each going on."""
+        peer = server.wamp()
+        await peer.__aenter__()
+        await peer.ask([64, 1, {}, "allow"])
+        await peer.ask([32, 2, {}, "topic"])
+        await peer.say([48, 3, {}, "call"], [48, 4, {"receive_progress": True}, "stream"])
+        await peer.hear()
+        assert (await peer.call("ask", number=5))[0] == 68
+        await until(lambda: sum(self.running.values()) == 5)
+        return peer
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is going on any more."""
+        return not any(self.running.values())
+
+
+class TestLogOut:
+    async def test_one_of_each(self, serve: Serve) -> None:
+        """A log-out ends sockets of each kind, and all that goes on in them."""
+        world = World()
+        server = await world.serve(serve)
+        before = asyncio.all_tasks()
+
+        await server.client.get("/login")
+        peer, other = await world.engage(server), server.wsrpc()
+        await other.__aenter__()
+        await other.say({"id": 3, "method": "call"})
+        await other.say({"id": 5, "method": "ask"})
+        await other.hear()
+        assert len(server.calls.sessions) == 2
+
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await server.client.get("/logout")
+        assert await peer.hear() == [6, {"message": "session ended"}, "wamp.close.killed"]
+        assert await peer.closed() == 4401
+        assert await other.closed() == 4401
+        await until(lambda: world.quiet)
+        assert loop.time() - started < 2
+        assert not server.calls.sessions
+        assert (await server.calls.publish("topic")).sockets == 0
+        await until(lambda: not [t for t in asyncio.all_tasks() - before if "rpc" in str(t)])
+        await peer.__aexit__(None, None, None)
+        await other.__aexit__(None, None, None)
+
+    async def test_reverse_order(self, serve: Serve) -> None:
+        """Calls are cancelled first, then topics left, then state handlers."""
+        world = World()
+        server = await world.serve(serve)
+        peer = await world.engage(server)
+        await peer.__aexit__(None, None, None)
+        await until(lambda: world.quiet)
+        assert world.ended[-2:] == ["topic", "state"]
+
+    async def test_from_inside(self, serve: Serve) -> None:
+        """A call may end its own session's registry entry, and is neither waited for nor lost."""
+        routes, done = rpc.Routes(), []
+
+        @routes.route()
+        async def out(session: rpc.Session) -> None:
+            try:
+                await session.connection.close(4401, "out")
+            finally:
+                done.append(True)
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "out"])
+            assert await peer.closed() == 4401
+        await until(lambda: done)
+
+    async def test_handler_that_goes_on(self, serve: Serve, complaints: Complaints) -> None:
+        """A call that ignores its cancellation is named in the log, and holds up nothing else."""
+        world = World()
+        server = await world.serve(serve)
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "ignore"])
+            await until(lambda: world.running.get("ignore"))
+        await until(lambda: world.running["state"] == 0)
+        assert "goes on though its session is over" in complaints()[0]
+        world.stubborn.set()
+        await until(lambda: world.quiet)
+
+    async def test_second_half_that_hangs(self, serve: Serve, complaints: Complaints) -> None:
+        """Each second half runs, even if another hangs."""
+        calls, left = rpc.Application(), []
+
+        @calls.add_session_state_handler
+        async def outer() -> AsyncIterator[None]:
+            yield
+            left.append("outer")
+
+        @calls.add_session_state_handler
+        async def inner() -> AsyncIterator[None]:
+            yield
+            await asyncio.Event().wait()
+
+        server = await serve(calls)
+        async with server.wamp():
+            pass
+        await until(lambda: left)
+        assert "took too long" in complaints()[0]
+
+    async def test_second_half_while_cancelled(self, serve: Serve) -> None:
+        """The server cancels a handler that lingers; the second halves run all the same."""
+        calls, left = rpc.Application(), []
+        timeouts = Timeouts(close=0.1, handler_grace=0.0)
+
+        for name in ("outer", "inner"):
+
+            async def handler(name: str = name) -> AsyncIterator[None]:
+                yield
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                left.append(name)
+
+            handler.__signature__ = __import__("inspect").Signature()  # type: ignore[attr-defined]
+            calls.add_session_state_handler(handler)
+
+        server = await serve(calls, SessionWSRegistry(identify=who, timeouts=timeouts))
+        async with server.wamp() as peer:
+            await server.registry.close_all(close=4000)
+            await peer.hear()
+            await until(lambda: len(left) == 2)
+        assert left == ["inner", "outer"]
+
+
+class TestGoodbye:
+    async def test_by_the_client(self, serve: Serve) -> None:
+        """GOODBYE ends what is running, and is answered when it has ended."""
+        world = World()
+        server = await world.serve(serve)
+        peer = await world.engage(server)
+        await peer.say([6, {}, "wamp.close.normal"])
+        while (heard := await peer.hear())[0] != 6:
+            assert heard[0] == 69  # what it was being asked
+        assert heard == [6, {}, "wamp.close.goodbye_and_out"]
+        assert world.quiet
+        await peer.__aexit__(None, None, None)
+
+    async def test_by_the_server(self, serve: Serve) -> None:
+        """After a GOODBYE of ours everything but the client's GOODBYE is ignored."""
+        world = World()
+        server = await world.serve(serve)
+        async with server.wamp() as peer:
+            answer = await peer.call("quit")
+            assert answer == [6, {"message": "bye"}, "shop.close.enough"]
+            await peer.say([48, 2, {}, "call"], [99], [6, {}, "wamp.close.goodbye_and_out"])
+            assert await peer.closed() == 1000
+        await until(lambda: world.quiet)
+
+    async def test_that_isnt_answered(self, serve: Serve) -> None:
+        """A client that doesn't answer a GOODBYE is closed."""
+        server = await World().serve(serve)
+        async with server.wamp() as peer:
+            assert (await peer.call("quit"))[0] == 6
+            assert await peer.closed() == 1000
+
+    async def test_wsrpc(self, serve: Serve) -> None:
+        """In wsrpc the socket is closed."""
+        server = await World().serve(serve)
+        async with server.wsrpc() as peer:
+            await peer.say({"id": 3, "method": "quit"})
+            assert await peer.closed() == 1000
+
+
+class TestLastWords:
+    @pytest.mark.parametrize(
+        ("code", "uri"),
+        [
+            (1001, "wamp.close.system_shutdown"), (4401, "wamp.close.killed"),
+            (4403, "wamp.close.killed"), (1013, "wamp.close.killed"), (1000, None), (1002, None),
+        ],
+    )  # fmt: skip
+    async def test_by_code(self, serve: Serve, code: int, uri: str | None) -> None:
+        """An order's last words are GOODBYE; there are none for 1000 and 1002."""
+        server = await serve()
+        async with server.wamp() as peer, server.wsrpc() as other:
+            closing = asyncio.create_task(server.registry.close_all(close=code))
+            if uri is not None:
+                assert (await peer.hear())[::2] == [6, uri]
+            assert await peer.closed() == code
+            assert await other.closed() == code
+            await closing
+
+    async def test_shutdown(self, serve: Serve) -> None:
+        """At shutdown the client is told so."""
+        server = await serve()
+        async with server.wamp("wamp.2.msgpack") as peer:
+            closing = asyncio.create_task(server.client.server.close())
+            assert (await peer.hear())[::2] == [6, "wamp.close.system_shutdown"]
+            assert await peer.closed() == 1001
+            await closing
+
+    async def test_none_before_hello(self, serve: Serve) -> None:
+        """Who has not joined is told nothing."""
+        server = await serve()
+        async with server.wamp().stranger() as peer:
+            closing = asyncio.create_task(server.registry.close_all(close=4401))
+            assert await peer.closed() == 4401
+            await closing
+
+
+class TestPushes:
+    async def test_kept_out(self, serve: Serve) -> None:
+        """Raw pushes of the registry don't get into a protocol of its own."""
+        server = await serve()
+        await server.client.get("/login")
+        async with server.wamp() as peer, server.wsrpc() as other:
+            assert (await server.registry.broadcast("raw")).sockets == 0
+            assert (await server.registry.send_identity("ann", "raw")).sockets == 0
+            assert (await peer.call("x"))[0] == 8
+            assert (await other.ask("x"))["id"] == 3
+
+    async def test_hooks_dont_run(self, serve: Serve) -> None:
+        """``on_request`` and ``on_response`` are for handlers that talk text."""
+        seen: list[str] = []
+        registry = SessionWSRegistry()
+
+        async def hook(ws: Any) -> None:
+            seen.append("hook")
+
+        async def context(connection: Any) -> AsyncIterator[None]:
+            seen.append("in")
+            yield
+            seen.append("out")
+
+        registry.on_request.append(hook)
+        registry.on_response.append(hook)
+        registry.connection_ctx.append(context)
+        server = await serve(None, registry)
+        async with server.wamp():
+            pass
+        await until(lambda: seen == ["in", "out"])
+
+
+async def test_text_socket_beside_it(
+    aiohttp_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sockets of both kinds live in one registry, and one log-out ends them."""
+    calls = rpc.Application()
+    server = Server(calls)
+
+    @websocket_handler
+    async def echo(ws: Any) -> None:
+        await ws.connect()
+        async for message in ws:
+            await ws.send(message)
+
+    server.app.router.add_get("/echo", echo)
+    server.app.router.add_route("*", "/again", calls.handler)
+    server.client = await aiohttp_client(server.app)
+    await server.client.get("/login")
+    again = server.client.ws_connect("/again", protocols=["wamp.2.json"])
+    async with server.wamp() as peer, server.client.ws_connect("/echo") as ws, again as third:
+        await server.client.get("/logout")
+        assert (await peer.hear())[0] == 6
+        assert await peer.closed() == 4401
+        assert (await ws.receive()).data == 4401
+        assert (await third.receive()).data == 4401
+    await until(lambda: not calls.sessions)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

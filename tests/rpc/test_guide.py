@@ -1,0 +1,59 @@
+"""The programs of docs/calls.rst run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import docutils.nodes
+
+from .support import WampPeer
+
+GUIDE = Path(__file__).parent.parent.parent / "docs" / "calls.rst"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of the guide; whatever docutils finds wrong with it is an error."""
+    settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
+    document = docutils.core.publish_doctree(GUIDE.read_text(), settings_overrides=settings)
+    nodes = document.findall(docutils.nodes.literal_block)
+    return [node.astext() for node in nodes if language in node["classes"]]
+
+
+async def test_all(aiohttp_client: Any, capsys: Any) -> None:
+    """All blocks are one program, which does what it says."""
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in blocks("python"):
+        exec(compile(block, "calls.rst", "exec"), names)
+    client = await aiohttp_client(names["make_app"]())
+    async with client.get("/js/session-ws.js") as response:
+        assert response.status == 200
+
+    def peer() -> WampPeer:
+        return WampPeer(client.ws_connect("/rpc", protocols=["wamp.2.json"]), "wamp.2.json")
+
+    async with peer() as one, peer() as two:
+        assert await one.call("shop.add", "2", 3) == [50, 1, {}, [5]]
+        await one.say([48, 2, {"receive_progress": True}, "shop.countdown", [2]])
+        assert [(await one.hear())[3:] for _ in range(3)] == [[[2]], [[1]], []]
+        assert (await two.ask([32, 1, {}, "shop.stock.tea"]))[0] == 33
+        assert (await one.ask([64, 3, {}, "confirm"]))[0] == 65
+        question = await one.call("shop.order.tea", number=4, count=2)
+        assert question[4] == ["Buy 2 tea?"]
+        assert await one.ask([70, question[1], {}, [True]]) == [50, 4, {}, ["done"]]
+        assert (await two.hear())[4] == [-2]
+        assert await one.call("shop.cart.put", "tea", number=5) == [50, 5, {}, [1]]
+        assert len(names["calls"].sessions) == 2
+    async with peer().joining("admins", authmethods=["ticket"]) as admin:
+        assert (await admin.ask([5, "sesame", {}]))[0] == 2
+        assert (await admin.call("other"))[4] == "wamp.error.not_authorized"
+    assert "shop.add took" in capsys.readouterr().out
+
+
+def test_page() -> None:
+    """The page is there, and uses what the program serves."""
+    (page,) = blocks("javascript")
+
+    assert "session-ws.js" in page
+    assert '"shop.order.tea"' in page

@@ -1,0 +1,506 @@
+"""Realms: who may join, and what they may do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import WSServerHandshakeError
+
+from aiohttp_session_ws import rpc
+
+from .conftest import Serve
+from .support import Server, WampPeer, until
+
+Complaints = Callable[[], list[str]]
+
+
+def whoami() -> rpc.Routes:
+    routes = rpc.Routes()
+
+    @routes.route()
+    async def who(session: rpc.Session) -> list[Any]:
+        return [session.identity, session.auth_id, session.auth_method, session.auth_role]
+
+    return routes
+
+
+def application(**options: Any) -> tuple[rpc.Application, rpc.Realm]:
+    """Return an application with one realm, ``club``."""
+    calls, club = rpc.Application(**options), rpc.Realm("club")
+    club.add_rpc_routes(whoami())
+    calls.add_realm(club)
+    return calls, club
+
+
+async def refused(server: Server, realm: str = "club", **details: Any) -> list[Any]:
+    """Say HELLO and expect ABORT and close 1000."""
+    async with server.wamp().stranger() as peer:
+        answer = await peer.ask([1, realm, details])
+        assert answer[0] == 3, answer
+        assert await peer.closed() == 1000
+        return answer
+
+
+def sign(key: bytes, challenge: list[Any]) -> list[Any]:
+    """Return the AUTHENTICATE for a wampcra challenge."""
+    digest = hmac.digest(key, challenge[2]["challenge"].encode(), "sha256")
+    return [5, base64.b64encode(digest).decode(), {}]
+
+
+class TestJoining:
+    async def test_welcome(self, serve: Serve) -> None:
+        """Without an authenticator everybody joins; WELCOME leaves out what is unknown."""
+        calls, _ = application()
+        server = await serve(calls)
+        async with server.wamp().joining("club") as peer:
+            kind, number, details = peer.welcome
+            assert kind == 2
+            assert 1 <= number <= 2**53
+            assert details["realm"] == "club"
+            assert details["authmethod"] == "anonymous"
+            assert "authid" not in details
+            assert None not in details.values()
+            assert set(details["roles"]) == {"broker", "dealer"}
+            assert details["roles"]["dealer"]["features"] == {
+                "progressive_call_results": True, "call_canceling": True, "call_timeout": True,
+            }  # fmt: skip
+            assert await peer.call("who") == [50, 1, {}, [None, None, "anonymous", None]]
+
+    async def test_nulls(self, serve: Serve) -> None:
+        """``authid`` and ``authmethods`` may be null."""
+        calls, _ = application()
+        server = await serve(calls)
+        async with server.wamp().joining("club", authid=None, authmethods=None) as peer:
+            assert peer.welcome[0] == 2
+
+    async def test_no_such_realm(self, serve: Serve) -> None:
+        """Without a default realm, others are refused."""
+        calls, _ = application(allow_default_realm=False)
+        server = await serve(calls)
+        assert (await refused(server, "other"))[2] == "wamp.error.no_such_realm"
+        with pytest.raises(RuntimeError, match="no default realm"):
+            _ = calls.default
+
+    async def test_default_realm(self, serve: Serve) -> None:
+        """With one, it takes them."""
+        calls, _ = application()
+        calls.default.add_rpc_routes(whoami())
+        server = await serve(calls)
+        async with server.wamp().joining("other") as peer:
+            assert peer.welcome[2]["realm"] == "other"
+            assert (await peer.call("who"))[0] == 50
+
+    async def test_again(self, serve: Serve) -> None:
+        """After GOODBYE a HELLO may follow on the same connection, and starts empty."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def visit(session: rpc.Session) -> list[Any]:
+            seen = "name" in session
+            session["name"] = "Ann"
+            return [seen, session.get("name")]
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            assert (await peer.call("visit"))[3] == [False, "Ann"]
+            assert (await peer.call("visit"))[3] == [True, "Ann"]
+            assert (await peer.ask([6, {}, "x"]))[0] == 6
+            assert not server.calls.sessions
+            welcome = await peer.ask([1, "realm", {}])
+            assert welcome[0] == 2
+            assert welcome[1] != peer.welcome[1]
+            assert (await peer.call("visit"))[3] == [False, "Ann"]
+
+    @pytest.mark.parametrize(
+        "message",
+        [[48, 1, {}, "who"], [6, {}, "x"], [5, "x", {}], [1, "club"], [1, "club", {"authid": 5}]],
+    )
+    async def test_first_message(self, serve: Serve, message: list[Any]) -> None:
+        """What isn't a HELLO at first is a violation."""
+        server = await serve(application()[0])
+        async with server.wamp().stranger() as peer:
+            answer = await peer.ask(message)
+            assert (answer[0], answer[2]) == (3, "wamp.error.protocol_violation")
+            assert await peer.closed() == 1002
+
+    async def test_second_hello(self, serve: Serve) -> None:
+        """So is a second one."""
+        server = await serve(application()[0])
+        async with server.wamp().joining("club") as peer:
+            assert (await peer.ask([1, "club", {}]))[2] == "wamp.error.protocol_violation"
+            assert await peer.closed() == 1002
+
+    async def test_too_late(self, serve: Serve) -> None:
+        """Who doesn't say HELLO is sent away."""
+        calls, _ = application(limits=rpc.CallLimits(join=0.05))
+        server = await serve(calls)
+        async with server.wamp().stranger() as peer:
+            assert (await peer.hear())[0] == 3
+            assert await peer.closed() == 1000
+
+    async def test_too_late_with_the_signature(self, serve: Serve) -> None:
+        """Who doesn't answer a challenge as well."""
+        calls, club = application(limits=rpc.CallLimits(join=0.05))
+        club.set_ticket_authenticator(lambda session, ticket: ticket)
+        server = await serve(calls)
+        async with server.wamp().joining("club", authmethods=["ticket"]) as peer:
+            assert peer.welcome[0] == 4
+            assert (await peer.hear())[0] == 3
+
+    async def test_abort_by_the_client(self, serve: Serve) -> None:
+        """A client may change its mind."""
+        calls, club = application()
+        club.set_ticket_authenticator(lambda session, ticket: ticket)
+        server = await serve(calls)
+        async with server.wamp().joining("club", authmethods=["ticket"]) as peer:
+            await peer.say([3, {}, "wamp.error.whatever"])
+            assert await peer.closed() == 1000
+
+
+class TestDialects:
+    @pytest.mark.parametrize(
+        ("dialects", "offer"),
+        [
+            ({"wamp", "wsrpc"}, ["graphql-ws"]),
+            ({"wsrpc"}, ["wamp.2.json"]),
+            ({"wamp"}, []),
+        ],
+    )
+    async def test_refused(self, serve: Serve, dialects: Any, offer: list[str]) -> None:
+        """Only unknown subprotocols, or a dialect that is off, is a bad request."""
+        server = await serve(rpc.Application(dialects=dialects))
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await server.client.ws_connect("/rpc", protocols=offer)
+        assert refused.value.status == 400
+
+    async def test_first_offer(self, serve: Serve) -> None:
+        """The client's first offer that is spoken here is taken."""
+        server = await serve(rpc.Application())
+        protocols = ["x", "wamp.2.msgpack", "wamp.2.json"]
+        async with server.client.ws_connect("/rpc", protocols=protocols) as ws:
+            assert ws.protocol == "wamp.2.msgpack"
+
+    async def test_plain_get(self, serve: Serve) -> None:
+        """A request that is no handshake fires ``on_fail`` alone, before ``authorize``."""
+        asked: list[Any] = []
+        calls = rpc.Application(authorize=asked.append)
+        server = await serve(calls)
+        failed: list[Any] = []
+        for name in ("handshake", "auth_success", "auth_fail", "fail", "open"):
+
+            async def receive(details: Any, name: str = name) -> None:
+                failed.append(name)
+
+            getattr(server.registry, f"on_{name}").append(receive)
+        async with server.client.get("/rpc") as response:
+            assert response.status == 400
+        assert failed == ["fail"]
+        assert asked == []
+
+    @pytest.mark.parametrize("answer", [False, None])
+    async def test_authorize(self, serve: Serve, answer: Any) -> None:
+        """What ``authorize`` says is false is answered 403."""
+
+        async def authorize(request: Any) -> Any:
+            return answer
+
+        server = await serve(rpc.Application(authorize=authorize))
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await server.client.ws_connect("/rpc")
+        assert refused.value.status == 403
+
+
+class TestAuthentication:
+    async def test_transport(self, serve: Serve) -> None:
+        """Transport authenticators are asked in order; the session's identity comes along."""
+        calls, club = application()
+
+        async def nobody(session: rpc.Session) -> None:
+            return None
+
+        club.add_transport_authenticator(nobody)
+        club.add_transport_authenticator(rpc.session_identity)
+        server = await serve(calls)
+        answer = await refused(server)
+        assert answer[1:] == [
+            {"message": "Authentication failed."}, "wamp.error.authentication_failed",
+        ]  # fmt: skip
+        await server.client.get("/login?user=ann")
+        async with server.wamp().joining("club") as peer:
+            assert (await peer.call("who"))[3][0] == "ann"
+
+    async def test_ticket(self, serve: Serve) -> None:
+        """A ticket is checked."""
+        calls, club = application()
+
+        async def check(session: rpc.Session, ticket: str) -> str | None:
+            return session.auth_id if ticket == "sesame" else None
+
+        club.set_ticket_authenticator(check)
+        server = await serve(calls)
+        joining = server.wamp().joining("club", authid="ali", authmethods=["ticket"])
+        async with joining as peer:
+            assert peer.welcome == [4, "ticket", {}]
+            welcome = await peer.ask([5, "sesame", {}])
+            assert welcome[2]["authid"] == "ali"
+            assert welcome[2]["authmethod"] == "ticket"
+            assert (await peer.call("who"))[3] == ["ali", "ali", "ticket", None]
+        joining = server.wamp().joining("club", authmethods=["ticket"])
+        async with joining as peer:
+            assert (await peer.ask([5, "open", {}]))[2] == "wamp.error.authentication_failed"
+        assert (await refused(server, authmethods=["wampcra"]))[0] == 3
+
+    @pytest.mark.parametrize("salted", [False, True])
+    async def test_cra(self, serve: Serve, salted: bool) -> None:
+        """A signature is checked, with or without salt."""
+        calls, club = application()
+        key = b"secret"
+        if salted:
+            derived = hashlib.pbkdf2_hmac("sha256", key, b"salt", 1000, 32)
+            key = base64.b64encode(derived)
+
+        def secret(session: rpc.Session) -> rpc.CRASecret | None:
+            if session.auth_id != "ali":
+                return None
+            return rpc.CRASecret(key, "thief", "cave", salt="salt" if salted else None)
+
+        club.set_cra_handlers(secret, lambda session: f"user:{session.auth_id}")
+        server = await serve(calls)
+
+        def joining(who: str) -> WampPeer:
+            methods = ["ticket", "wampcra"]
+            return server.wamp().joining("club", authid=who, authmethods=methods)
+
+        async with joining("ali") as peer:
+            _, method, extra = peer.welcome
+            assert method == "wampcra"
+            text = json.loads(extra["challenge"])
+            assert text["authid"] == "ali"
+            assert text["authrole"] == "thief"
+            assert text["authprovider"] == "cave"
+            assert text["authmethod"] == "wampcra"
+            assert set(text) >= {"nonce", "timestamp", "session"}
+            assert set(extra) == ({"challenge", "salt", "iterations", "keylen"} if salted
+                                  else {"challenge"})  # fmt: skip
+            welcome = await peer.ask(sign(key, peer.welcome))
+            assert welcome[2]["authrole"] == "thief"
+            assert (await peer.call("who"))[3] == ["user:ali", "ali", "wampcra", "thief"]
+        async with joining("ali") as peer, joining("nobody") as stranger:
+            # Challenged like any other.
+            assert set(stranger.welcome[2]) == set(peer.welcome[2])
+            known, unknown = (json.loads(p.welcome[2]["challenge"]) for p in (peer, stranger))
+            assert known.keys() == unknown.keys()
+            assert known["authrole"] == unknown["authrole"]
+            for one in (peer, stranger):
+                answer = await one.ask(sign(b"wrong", one.welcome))
+                assert answer[2] == "wamp.error.authentication_failed"
+
+    async def test_handler(self, serve: Serve) -> None:
+        """An authentication handler does it all, and refuses if it says nothing."""
+        calls, club = application()
+
+        @club.set_authentication_handler
+        async def check(session: rpc.Session) -> None:
+            if session.auth_id == "ali":
+                await session.mark_authenticated({"name": "ali"})
+                with pytest.raises(RuntimeError, match="decided once"):
+                    await session.abort()
+            elif session.auth_id == "thief":
+                await session.abort("club.error.thief", message="go away")
+
+        server = await serve(calls)
+        assert (await refused(server, authid="thief"))[1:] == [
+            {"message": "go away"}, "club.error.thief",
+        ]  # fmt: skip
+        assert (await refused(server))[2] == "wamp.error.authentication_failed"
+
+    async def test_error(self, serve: Serve, complaints: Complaints) -> None:
+        """One that fails refuses, and nothing of its error is told."""
+        calls, club = application()
+
+        @club.add_transport_authenticator
+        def fail(session: rpc.Session) -> None:
+            raise ValueError("secret")
+
+        server = await serve(calls)
+        assert "secret" not in str(await refused(server))
+        assert complaints() == ["authentication failed by an error"]
+
+    async def test_wsrpc(self, serve: Serve) -> None:
+        """Wsrpc's sessions are the default realm's, which may refuse them."""
+        calls = rpc.Application()
+        calls.default.add_rpc_routes(whoami())
+        calls.default.add_transport_authenticator(rpc.session_identity)
+        server = await serve(calls)
+        async with server.client.ws_connect("/rpc") as ws:
+            message = await ws.receive()
+            assert message.data == 1008
+        await server.client.get("/login?user=ann")
+        async with server.wsrpc() as peer:
+            assert (await peer.ask("who"))["result"][0] == "ann"
+
+
+class TestGuard:
+    async def test_each_action(self, serve: Serve) -> None:
+        """The guard is asked before arguments are read, for each kind of request."""
+        calls, club = application()
+        routes, asked = rpc.Routes(), []
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            yield
+
+        club.add_rpc_routes(routes)
+
+        async def guard(session: rpc.Session, action: str, uri: str) -> bool:
+            asked.append((action, uri))
+            return session.auth_id == "ali"
+
+        club.guard = guard
+        server = await serve(calls)
+        async with server.wamp().joining("club") as peer:
+            answers = [
+                await peer.call("who", "one too many"),
+                await peer.ask([32, 2, {}, "t"]),
+                await peer.ask([64, 3, {}, "mine"]),
+            ]
+            assert [a[4] for a in answers] == ["wamp.error.not_authorized"] * 3
+        async with server.wamp().joining("club", authid="ali") as peer:
+            assert (await peer.call("who"))[0] == 50
+            assert (await peer.ask([32, 2, {}, "t"]))[0] == 33
+            assert (await peer.ask([64, 3, {}, "mine"]))[0] == 65
+        assert asked[:3] == [("call", "who"), ("subscribe", "t"), ("register", "mine")]
+
+
+class TestStateHandlers:
+    async def test_nested(self, serve: Serve) -> None:
+        """The application's run around the realm's, each second half in reverse."""
+        calls, club = application()
+        seen: list[str] = []
+        calls.set_default_arg("seen", seen)
+        club.set_default_arg("name", "club's")
+
+        def handler(prefix: str) -> Any:
+            async def handle(
+                session: rpc.Session, seen: list[str], name: str
+            ) -> AsyncIterator[None]:
+                assert session.identity is None
+                assert rpc.current_session() is session
+                seen.append(f"{prefix} in")
+                yield
+                seen.append(f"{prefix} out")
+
+            return handle
+
+        club.add_session_state_handler(handler("realm"))
+        calls.set_default_arg("name", "all")
+        calls.add_session_state_handler(handler("app"))
+        server = await serve(calls)
+        async with server.wamp().joining("club"):
+            assert seen == ["app in", "realm in"]
+        await until(lambda: len(seen) == 4)
+        assert seen[2:] == ["realm out", "app out"]
+
+    async def test_refuses(self, serve: Serve) -> None:
+        """A first half may refuse; those before it are left."""
+        calls, club = application()
+        left: list[str] = []
+
+        @calls.add_session_state_handler
+        async def outer() -> AsyncIterator[None]:
+            yield
+            left.append("outer")
+
+        @club.add_session_state_handler
+        async def inner() -> AsyncIterator[None]:
+            if True in (True,):
+                raise rpc.RPCError("club.error.full", "full")
+            yield
+
+        server = await serve(calls)
+        assert (await refused(server))[1:] == [{"message": "full"}, "club.error.full"]
+        await until(lambda: left)
+
+    async def test_fails(self, serve: Serve, complaints: Complaints) -> None:
+        """One that fails is logged, and the peer told no more than that."""
+        calls, club = application()
+
+        @club.add_session_state_handler
+        async def broken() -> AsyncIterator[None]:
+            if True in (True,):
+                raise ValueError("secret")
+            yield
+
+        server = await serve(calls)
+        assert (await refused(server))[1:] == [{}, "wamp.error.runtime_error"]
+        assert complaints() == ["a session state handler failed"]
+
+    async def test_missing_argument(self, serve: Serve, complaints: Complaints) -> None:
+        """An argument that nobody gives is named in the log."""
+        calls, club = application()
+
+        @club.add_session_state_handler
+        async def handle(db: str) -> AsyncIterator[None]:
+            yield
+
+        server = await serve(calls)
+        await refused(server)
+        assert len(complaints()) == 1
+
+
+class TestHandler:
+    async def test_takes_all_calls(self, serve: Serve) -> None:
+        """An RPC handler takes all calls in place of the routes."""
+        calls, club = application()
+
+        @club.set_rpc_handler
+        async def handle(request: rpc.RPCRequest) -> Any:
+            if request.uri == "who":
+                return rpc.RPCResult(args=(sum(request.args), request.session.realm))
+            return rpc.RPCErrorResult(args=("no",))
+
+        server = await serve(calls)
+        async with server.wamp().joining("club") as peer:
+            assert await peer.call("who", 1, 2) == [50, 1, {}, [3, "club"]]
+            assert await peer.call("x") == [8, 48, 1, {}, "wamp.error.runtime_error", ["no"]]
+
+    async def test_generator(self, serve: Serve) -> None:
+        """It may be an async generator."""
+        calls, club = application()
+
+        @club.set_rpc_handler
+        async def handle(request: rpc.RPCRequest) -> AsyncIterator[Any]:
+            yield rpc.RPCProgressReport("half")
+            yield rpc.RPCResult(args=(1,))
+
+        server = await serve(calls)
+        async with server.wamp().joining("club") as peer:
+            await peer.say([48, 1, {"receive_progress": True}, "x"])
+            assert await peer.hear() == [50, 1, {"progress": True}, ["half"]]
+            assert await peer.hear() == [50, 1, {}, [1]]
+
+
+async def test_not_set_up(aiohttp_client: Any, complaints: Complaints) -> None:
+    """The handler of an application without ``setup()`` says what to do."""
+    from aiohttp import web
+
+    from aiohttp_session_ws import NotSetUp
+
+    app = web.Application()
+    calls = rpc.Application()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        with pytest.raises(NotSetUp, match="setup"):
+            await calls.handler(request)
+        return web.Response()
+
+    app.router.add_get("/", handler)
+    client = await aiohttp_client(app)
+    async with client.get("/") as response:
+        assert response.status == 200

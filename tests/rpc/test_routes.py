@@ -1,0 +1,238 @@
+"""Tables of names and patterns."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from aiohttp_session_ws import rpc
+from aiohttp_session_ws.rpc.table import Served
+
+
+def served(routes: rpc.Routes) -> Served:
+    """Return what is declared."""
+    realm = rpc.Realm("r")
+    realm.add_rpc_routes(routes)
+    return realm.served
+
+
+def meaning(routes: rpc.Routes, name: str) -> tuple[str, dict[str, str]] | None:
+    """Return which function a name means, and the parts."""
+    found = served(routes).procedures.find(name)
+    return found and (found[0].signature.name.rpartition(".")[2], dict(found[1]))
+
+
+class TestNames:
+    def test_prefix_and_default(self) -> None:
+        """A route is called as its function, behind the prefix."""
+        routes = rpc.Routes("shop.")
+
+        @routes.route()
+        async def add() -> None: ...
+
+        assert meaning(routes, "shop.add") == ("add", {})
+        assert meaning(routes, "add") is None
+
+    def test_exact_wins(self) -> None:
+        """An exact name wins over a pattern, in whichever order they come."""
+        routes = rpc.Routes()
+
+        @routes.route("order.{id}")
+        async def one(id: int) -> None: ...
+
+        @routes.route("order.all")
+        async def every() -> None: ...
+
+        assert meaning(routes, "order.all") == ("every", {})
+        assert meaning(routes, "order.7") == ("one", {"id": "7"})
+        assert meaning(routes, "order.7.8") is None
+        assert meaning(routes, "order.") is None
+
+    def test_patterns(self) -> None:
+        """Patterns of several forms stand side by side."""
+        routes = rpc.Routes()
+
+        @routes.route("a.{x}.c")
+        async def first(x: str) -> None: ...
+
+        @routes.route("{x}.{y}.d")
+        async def second(x: str, y: str) -> None: ...
+
+        assert meaning(routes, "a.1.c") == ("first", {"x": "1"})
+        assert meaning(routes, "a.1.d") == ("second", {"x": "a", "y": "1"})
+        assert meaning(routes, "a.1.e") is None
+
+    def test_never_by_attribute(self) -> None:
+        """Names of attributes mean nothing."""
+        routes = rpc.Routes()
+
+        @routes.route_class("cart")
+        class Cart:
+            @rpc.expose
+            async def put(self) -> None: ...
+
+            async def hidden(self) -> None: ...
+
+        assert meaning(routes, "cart.put") == ("put", {})
+        for name in ("cart.hidden", "cart.__init__", "cart.put.__call__", "__class__", "cart"):
+            assert meaning(routes, name) is None
+
+    def test_init(self) -> None:
+        """``init()`` is called by the class's own name."""
+        routes = rpc.Routes("shop.")
+
+        @routes.route_class("cart")
+        class Cart:
+            @rpc.expose
+            async def init(self) -> None: ...
+
+        assert meaning(routes, "shop.cart") == ("init", {})
+
+    def test_local_types(self) -> None:
+        """Annotations may name what is local to whoever declares the route."""
+
+        class Local(msgspec.Struct):
+            x: int
+
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def take(value: Local) -> None: ...
+
+        (procedure,) = served(routes).procedures
+        assert procedure.signature.parameters[0].annotation is Local
+
+    def test_later(self) -> None:
+        """What is declared once a realm has the routes is served as well."""
+        routes = rpc.Routes()
+        found = served(routes)
+
+        @routes.route()
+        async def late() -> None: ...
+
+        assert found.procedures.find("late") is not None
+
+
+class TestBadUse:
+    def test_twice(self) -> None:
+        """One name for two functions is an error that names both."""
+        routes = rpc.Routes()
+
+        @routes.route("x")
+        async def one() -> None: ...
+
+        with pytest.raises(ValueError, match=r"two\(\) can't be 'x': .*one\(\) is 'x'"):
+
+            @routes.route("x")
+            async def two() -> None: ...
+
+    def test_two_routes_in_a_realm(self) -> None:
+        """Also across two sets of routes in one realm."""
+        realm = rpc.Realm("r")
+        for routes in (rpc.Routes(), rpc.Routes()):
+
+            @routes.route("x")
+            async def one() -> None: ...
+
+            if realm.served.procedures.find("x") is None:
+                realm.add_routes(routes)
+            else:
+                with pytest.raises(ValueError, match="can't be 'x'"):
+                    realm.add_routes(routes)
+
+    def test_patterns_that_meet(self) -> None:
+        """Two patterns that one name could fit are an error."""
+        routes = rpc.Routes()
+
+        @routes.route("a.{x}")
+        async def one(x: str) -> None: ...
+
+        with pytest.raises(ValueError, match=r"'\{y\}\.b'.*'a\.\{x\}'"):
+
+            @routes.route("{y}.b")
+            async def two(y: str) -> None: ...
+
+    @pytest.mark.parametrize("name", ["", "a..b", "a.{b", "a{b}", "{1}"])
+    def test_no_name(self, name: str) -> None:
+        """What is no name is refused."""
+        with pytest.raises(ValueError, match="is no name"):
+
+            @rpc.Routes().route(name)
+            async def f(b: int) -> None: ...
+
+    def test_without_parentheses(self) -> None:
+        """A decorator that isn't called says so."""
+        with pytest.raises(TypeError, match="with parentheses"):
+
+            @rpc.Routes().route  # type: ignore[arg-type]
+            async def f() -> None: ...
+
+    def test_topic_without_yield(self) -> None:
+        """A topic is a generator."""
+        with pytest.raises(TypeError, match=r"f\(\) is a topic, an async function with one"):
+
+            @rpc.Routes().topic("t")
+            async def f() -> None: ...
+
+    def test_threaded_coroutine(self) -> None:
+        """Only plain functions run in threads."""
+        with pytest.raises(TypeError, match=r"f\(\) isn't a plain function"):
+
+            @rpc.Routes().route(threaded=True)
+            async def f() -> None: ...
+
+    def test_class_that_exposes_nothing(self) -> None:
+        """A route class exposes something."""
+        with pytest.raises(TypeError, match="exposes nothing"):
+
+            @rpc.Routes().route_class("c")
+            class C:
+                async def f(self) -> None: ...
+
+    def test_state_handler_without_yield(self) -> None:
+        """A session state handler is a generator."""
+
+        async def f(session: rpc.Session) -> None: ...
+
+        async def g(session: rpc.Session) -> AsyncIterator[None]:
+            yield
+
+        rpc.Realm("r").add_session_state_handler(g)
+        with pytest.raises(TypeError, match=r"f\(\) is a session state handler, an async"):
+            rpc.Application().add_session_state_handler(f)
+
+    def test_two_realms(self) -> None:
+        """One URI is one realm."""
+        calls = rpc.Application()
+        calls.add_realm(rpc.Realm("r"))
+        with pytest.raises(ValueError, match="two realms 'r'"):
+            calls.add_realm(rpc.Realm("r"))
+
+    def test_handler_beside_ticket(self) -> None:
+        """An authentication handler does it all."""
+        realm = rpc.Realm("r")
+        realm.set_ticket_authenticator(lambda session, ticket: None)
+        with pytest.raises(ValueError, match="beside ticket or CRA"):
+            realm.set_authentication_handler(lambda session: None)
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"calls": 0}, ValueError),
+            ({"calls": 1.5}, TypeError),
+            ({"patience": "5"}, TypeError),
+            ({"join": -1.0}, ValueError),
+            ({"calls": True}, TypeError),
+        ],
+    )
+    def test_limits(self, options: dict[str, object], error: type[Exception]) -> None:
+        """A limit of the wrong type or size names its option."""
+        with pytest.raises(error, match=f"CallLimits\\({next(iter(options))}="):
+            rpc.CallLimits(**options)  # type: ignore[arg-type]
+
+    def test_dialects(self) -> None:
+        """Dialects are those that there are."""
+        with pytest.raises(ValueError, match="dialects="):
+            rpc.Application(dialects={"soap"})  # type: ignore[arg-type]

@@ -1,0 +1,131 @@
+"""What an application says of itself: JSON Schema and TypeScript."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import rpc
+from aiohttp_session_ws.rpc.__main__ import main
+
+from . import served
+
+HERE = pathlib.Path(__file__).parent
+
+
+def procedures() -> dict[str, Any]:
+    """Return what is said of procedures."""
+    found: dict[str, Any] = served.application.schema()["realms"][""]["procedures"]
+    return found
+
+
+class TestSchema:
+    def test_arguments(self) -> None:
+        """Arguments have types, docstrings and constraints; what is injected isn't among them."""
+        add = procedures()["shop.order.{id}.add"]
+
+        assert add["description"] == "Add an item to an order."
+        assert add["timeout"] == 5
+        assert add["arguments"] == [
+            {"name": "id", "schema": {"type": "integer"}, "in": "name", "required": True},
+            {"name": "item", "schema": {"$ref": "#/$defs/Item"}, "required": True},
+            {"name": "count", "schema": {"type": "integer", "minimum": 1}, "required": False},
+        ]
+        assert add["result"] == {"$ref": "#/$defs/Order"}
+
+    def test_stream(self) -> None:
+        """A stream has the type of its parts."""
+        prices = procedures()["shop.prices"]
+
+        assert [a["name"] for a in prices["arguments"]] == ["symbols"]
+        assert prices["progress"]["prefixItems"] == [{"type": "string"}, {"type": "number"}]
+        assert prices["result"] == {"type": "null"}
+
+    def test_rest(self) -> None:
+        """``*args`` and ``**kwargs`` are told, and what has no annotation is anything."""
+        total = procedures()["shop.total"]
+
+        assert [a["in"] for a in total["arguments"]] == ["rest", "named rest"]
+        assert procedures()["shop.anything"]["result"] == {}
+
+    def test_topics_and_errors(self) -> None:
+        """Topics and the errors that are declared are told too."""
+        realm = served.application.schema()["realms"][""]
+
+        assert realm["topics"]["shop.stock.{symbol}"]["description"] == "What is left."
+        assert realm["errors"] == ["shop.error.not_found"]
+
+    def test_json(self) -> None:
+        """It is JSON, with all definitions."""
+        schema = json.loads(json.dumps(served.application.schema()))
+
+        assert set(schema["$defs"]) == {"Item", "Order", "Size"}
+
+    def test_unfit(self) -> None:
+        """What no peer can give is an error here as well."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def f(db: TestSchema) -> None: ...
+
+        calls = rpc.Application()
+        calls.default.add_rpc_routes(routes)
+        with pytest.raises(TypeError, match="takes 'db'"):
+            calls.schema()
+
+
+class TestCommand:
+    def test_schema(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The command writes the schema."""
+        assert main(["schema", "tests.rpc.served:application"]) == 0
+        assert json.loads(capsys.readouterr().out) == served.application.schema()
+
+    @pytest.mark.parametrize(
+        "name", ["nowhere:x", "tests.rpc.served:nothing", "tests.rpc.served:shop", "tests", ""]
+    )
+    def test_no_application(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is no application is told in one line."""
+        with pytest.raises(SystemExit) as ended:
+            main(["schema", name])
+        assert ended.value.code == 2
+        assert "error:" in capsys.readouterr().err
+
+    def test_as_module(self, tmp_path: pathlib.Path) -> None:
+        """It runs as a module, in the directory of the application."""
+        (tmp_path / "shop.py").write_text(
+            "from aiohttp_session_ws import rpc\ncalls = rpc.Application()\n"
+        )
+        command = [sys.executable, "-m", "aiohttp_session_ws.rpc", "typescript", "shop:calls"]
+        root = str(HERE.parent.parent)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": root},
+        )  # fmt: skip
+        assert "export type Topic = never;" in done.stdout
+
+
+def test_typescript(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What TypeScript makes of the types: right calls fit, wrong ones don't."""
+    compiler = HERE / "node_modules" / "typescript" / "bin" / "tsc"
+    if shutil.which("node") is None:
+        pytest.skip("there is no node")
+    if not compiler.exists():
+        pytest.skip("the compiler isn't installed: npm install --ignore-scripts, in tests/rpc")
+    main(["typescript", "tests.rpc.served:application"])
+    (tmp_path / "session-ws.d.ts").write_text(capsys.readouterr().out)
+    shutil.copy(HERE / "served.ts", tmp_path)
+    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "es2022",
+               "--moduleResolution", "bundler", "--lib", "es2022,dom", "served.ts"]  # fmt: skip
+    done = subprocess.run(
+        ["node", str(compiler), *options], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == ""
+    assert done.returncode == 0

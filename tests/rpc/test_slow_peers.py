@@ -1,0 +1,231 @@
+"""Peers that read slowly, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
+from aiohttp_session_ws.close_codes import Close
+from aiohttp_session_ws.rpc.host import Host
+from aiohttp_session_ws.rpc.wamp import CODECS
+from aiohttp_session_ws.rpc.wamp_conversation import WampConversation
+from aiohttp_session_ws.rpc.wsrpc_conversation import WsrpcConversation
+
+from ..support.inspect import transport_of
+from .conftest import Serve
+from .support import QUICK, until, who
+
+Complaints = Callable[[], list[str]]
+
+BIG = 3_000_000
+
+
+class Made:
+    """Routes with large answers, and how many were made."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.parts = 0
+        self.routes = rpc.Routes()
+
+        @self.routes.route()
+        async def big() -> str:
+            self.answers += 1
+            return "x" * BIG
+
+        @self.routes.route()
+        async def stream() -> AsyncIterator[str]:
+            while True:
+                self.parts += 1
+                yield "x" * 10_000
+
+        @self.routes.route()
+        async def quick() -> int:
+            return 1
+
+        @self.routes.topic("news")
+        async def news() -> AsyncIterator[None]:
+            yield
+
+
+def stop_reading(peer: Any) -> asyncio.Transport:
+    """Let a client read nothing from now on."""
+    transport = transport_of(peer.ws)
+    assert transport is not None
+    transport.pause_reading()
+    return transport
+
+
+async def test_large_answers(serve: Serve) -> None:
+    """A call counts until its answer is with the transport: few large answers are made."""
+    made = Made()
+    server = await serve(made.routes, limits=rpc.CallLimits(patience=0.2))
+    async with server.wamp() as peer:
+        transport = stop_reading(peer)
+        await peer.say(*([48, n, {}, "big"] for n in range(1, 101)))
+        await until(lambda: not server.calls.sessions)
+        transport.resume_reading()
+    # The first fill what the system takes.
+    assert made.answers * BIG < 30_000_000
+
+
+async def test_slow_reader(serve: Serve) -> None:
+    """A peer that reads gets all of them in the end."""
+    made = Made()
+    server = await serve(made.routes)
+    async with server.wamp(max_msg_size=0) as peer:
+        transport = stop_reading(peer)
+        await peer.say(*([48, n, {}, "big"] for n in range(1, 11)))
+        await until(lambda: made.answers)
+        transport.resume_reading()
+        answers = [await peer.hear() for _ in range(10)]
+        assert sorted(a[1] for a in answers) == list(range(1, 11))
+        assert await peer.call("quick", number=11) == [50, 11, {}, [1]]
+
+
+async def test_stream_is_as_fast_as_its_reader(serve: Serve) -> None:
+    """Each part of a stream waits until the peer has room, which closes one that reads nothing."""
+    made = Made()
+    server = await serve(made.routes, limits=rpc.CallLimits(patience=0.2))
+    async with server.wamp() as peer:
+        transport = stop_reading(peer)
+        await peer.say([48, 1, {"receive_progress": True}, "stream"])
+        await until(lambda: not server.calls.sessions)
+        transport.resume_reading()
+    assert made.parts < 2000
+
+
+class StuckSocket:
+    """A socket whose peer sends calls for ever and reads nothing."""
+
+    def __init__(self, frames: Iterator[str]) -> None:
+        self.frames = frames
+        self.received = 0
+        self.written = 0
+        self.stuck = asyncio.Event()
+        self.closed = False
+        self.compress = 0
+        self.identity = self.last_words = None
+        # It is its own request, transport, connection and response.
+        self.request = self.transport = self.connection = self.ws = self
+
+    def get_write_buffer_size(self) -> int:
+        return self.written
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    async def receive(self) -> str:
+        await asyncio.sleep(0)
+        if self.closed:
+            raise WebSocketDisconnect(1013)
+        self.received += 1
+        return next(self.frames)
+
+    async def send_text(self, data: bytes) -> None:
+        self.written += len(data)
+        await self.stuck.wait()
+        raise WebSocketDisconnect(1013)
+
+    async def close(self, close: Close, reason: str = "") -> None:
+        assert close.code == 1013
+        self.closed = True
+        self.stuck.set()
+
+
+@pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
+async def test_refusals(dialect: str) -> None:
+    """A flood of calls that are refused doesn't grow memory: reading stops, then the peer goes."""
+
+    def frames() -> Iterator[str]:
+        if dialect == "wamp":
+            yield json.dumps([1, "realm", {}])
+        for n in range(3, 1_000_000):
+            call: Any = {"id": n, "method": "wait"}
+            yield json.dumps([48, n, {}, "wait"] if dialect == "wamp" else call)
+
+    limits = rpc.CallLimits(calls=1, waiting=0, outgoing=10_000, patience=0.1)
+    host = Host(None, limits, rpc.Realm(""))
+    routes = rpc.Routes()
+
+    @routes.route()
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    assert host.default_realm is not None
+    host.default_realm.add_rpc_routes(routes)
+    ws: Any = StuckSocket(frames())
+    registry = SessionWSRegistry(timeouts=QUICK)
+    codec = CODECS["wamp.2.json"]
+    conversation = (
+        WampConversation(host, registry, ws, codec)
+        if dialect == "wamp"
+        else WsrpcConversation(host, registry, ws)
+    )
+    with pytest.raises(WebSocketDisconnect):
+        await conversation.run()
+    assert ws.closed
+    assert ws.received < 500
+    assert ws.written < 50_000
+
+
+async def test_published(serve: Serve, complaints: Complaints) -> None:
+    """A subscriber that doesn't keep up is closed with 1013, by the queue of its connection."""
+    made = Made()
+    queue = PushQueue(messages=4, bytes=100_000, patience=0.1)
+    registry = SessionWSRegistry(identify=who, timeouts=QUICK, push_queue=queue)
+    server = await serve(made.routes, registry)
+    async with server.wamp() as peer:
+        await peer.ask([32, 1, {}, "news"])
+        transport = stop_reading(peer)
+        complete = True
+        while server.calls.sessions:
+            delivery = await server.calls.publish("news", ["x" * 50_000])
+            complete = complete and delivery.complete
+            await asyncio.sleep(0)
+        transport.resume_reading()
+    assert not complete
+    assert len(complaints()) == 1
+
+
+async def test_unsubscribed_is_behind_the_events(serve: Serve) -> None:
+    """UNSUBSCRIBED comes behind all events, also to a slow peer."""
+    made = Made()
+    server = await serve(made.routes)
+    async with server.wamp() as peer:
+        number = (await peer.ask([32, 1, {}, "news"]))[2]
+        transport = stop_reading(peer)
+        for n in range(200):
+            await server.calls.publish("news", [n, "x" * 50_000])
+        await peer.say([34, 2, number])
+        await until(lambda: server.registry)
+        transport.resume_reading()
+        heard = [await peer.hear()]
+        while heard[-1][0] == 36:
+            heard.append(await peer.hear())
+        assert heard.pop() == [35, 2]
+        numbers = [event[4][0] for event in heard]
+        assert numbers == list(range(len(numbers)))
+
+
+async def test_cancel_while_an_answer_waits(serve: Serve) -> None:
+    """A call that has begun to answer isn't cancelled any more."""
+    made = Made()
+    server = await serve(made.routes)
+    async with server.wamp(max_msg_size=0) as peer:
+        transport = stop_reading(peer)
+        await peer.say([48, 1, {}, "big"], [48, 2, {}, "big"])
+        await until(lambda: made.answers)
+        await peer.say([49, 1, {"mode": "kill"}])
+        transport.resume_reading()
+        first = await peer.hear()
+        assert (first[0], first[1]) == (50, 1)
+        assert (await peer.hear())[:2] in ([50, 2], [8, 48])

@@ -1,0 +1,311 @@
+"""Topics: subscribing, publishing, and the two halves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import rpc
+
+from ..support.inspect import transport_of
+from .conftest import Serve
+from .support import WampPeer, until
+
+Complaints = Callable[[], list[str]]
+
+
+class Counter:
+    """A topic that counts its subscribers."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.ever = 0
+        self.routes = rpc.Routes("shop.")
+
+        @self.routes.topic("stock.{symbol}")
+        async def stock(symbol: str, session: rpc.Session) -> AsyncIterator[None]:
+            if symbol == "secret":
+                raise rpc.RPCError("wamp.error.not_authorized", "secret")
+            self.now += 1
+            self.ever += 1
+            try:
+                yield
+            finally:
+                self.now -= 1
+
+        @self.routes.route()
+        async def ping() -> str:
+            return "pong"
+
+
+async def subscribe(peer: WampPeer, topic: str = "shop.stock.x", number: int = 1) -> int:
+    """Subscribe; return the number of the subscription."""
+    answer = await peer.ask([32, number, {}, topic])
+    assert answer[:2] == [33, number], answer
+    return int(answer[2])
+
+
+class TestSubscribing:
+    async def test_two_halves(self, serve: Serve) -> None:
+        """The first half runs on subscribe, the second when it ends, however it ends."""
+        counter = Counter()
+        server = await serve(counter.routes)
+        async with server.wamp() as peer:
+            number = await subscribe(peer)
+            assert counter.now == 1
+            assert await peer.ask([34, 2, number]) == [35, 2]
+            assert counter.now == 0
+            await subscribe(peer, number=3)
+            await subscribe(peer, "shop.stock.y", number=4)
+            assert await peer.ask([6, {}, "wamp.close.normal"]) == [
+                6, {}, "wamp.close.goodbye_and_out",
+            ]  # fmt: skip
+            assert counter.now == 0
+            assert counter.ever == 3
+        async with server.wamp() as peer:
+            await subscribe(peer)
+        await until(lambda: counter.now == 0)
+
+    async def test_twice(self, serve: Serve) -> None:
+        """The same topic twice is the same subscription."""
+        counter = Counter()
+        server = await serve(counter.routes)
+        async with server.wamp() as peer, server.wamp() as other:
+            number = await subscribe(peer)
+            assert await subscribe(peer, number=2) == number
+            assert await subscribe(other) == number
+            assert counter.ever == 2
+
+    @pytest.mark.parametrize(
+        ("topic", "options", "uri"),
+        [
+            ("nothing", {}, "wamp.error.invalid_uri"),
+            ("shop.ping", {}, "wamp.error.invalid_uri"),
+            ("shop.stock.secret", {}, "wamp.error.not_authorized"),
+            ("shop.stock", {"match": "prefix"}, "wamp.error.option_not_allowed"),
+        ],
+    )
+    async def test_refused(self, serve: Serve, topic: str, options: Any, uri: str) -> None:
+        """What is no topic is refused, and what the first half says."""
+        counter = Counter()
+        server = await serve(counter.routes)
+        async with server.wamp() as peer:
+            answer = await peer.ask([32, 1, options, topic])
+            assert answer[:5] == [8, 32, 1, {}, uri]
+            assert (await server.calls.publish(topic)).sockets == 0
+        assert counter.now == 0
+
+    async def test_unknown_subscription(self, serve: Serve) -> None:
+        """What isn't subscribed to can't be left."""
+        server = await serve(Counter().routes)
+        async with server.wamp() as peer:
+            answer = await peer.ask([34, 1, 99])
+        assert answer[:5] == [8, 34, 1, {}, "wamp.error.no_such_subscription"]
+
+    async def test_limit(self, serve: Serve) -> None:
+        """So many subscriptions and no more."""
+        server = await serve(Counter().routes, limits=rpc.CallLimits(subscriptions=1))
+        async with server.wamp() as peer:
+            await subscribe(peer)
+            answer = await peer.ask([32, 2, {}, "shop.stock.y"])
+        assert answer[4] == "wamp.error.unavailable"
+
+    async def test_topic_that_asks_its_client(self, serve: Serve) -> None:
+        """A topic may call its client while others wait; requests are done in order."""
+        routes = rpc.Routes()
+
+        @routes.topic("t.{n}")
+        async def topic(n: int, session: rpc.Session) -> AsyncIterator[None]:
+            if n == 1:
+                assert await session.call("allow") == "yes"
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.ask([64, 1, {}, "allow"])
+            await peer.say([32, 2, {}, "t.1"], [32, 3, {}, "t.2"])
+            invocation = await peer.hear()
+            assert invocation[0] == 68
+            await peer.say([70, invocation[1], {}, ["yes"]])
+            assert [(await peer.hear())[:2] for _ in range(2)] == [[33, 2], [33, 3]]
+
+    async def test_yields_twice(self, serve: Serve, complaints: Complaints) -> None:
+        """A topic that yields twice is named in the log."""
+        routes = rpc.Routes()
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            yield
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            number = await subscribe(peer, "t")
+            assert await peer.ask([34, 2, number]) == [35, 2]
+        assert "topic() has yielded twice" in complaints()[0]
+
+    async def test_never_yields(self, serve: Serve, complaints: Complaints) -> None:
+        """One that doesn't yield refuses by an error of ours."""
+        routes = rpc.Routes()
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            for _ in ():
+                yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            assert (await peer.ask([32, 1, {}, "t"]))[4] == "wamp.error.runtime_error"
+        assert len(complaints()) == 1
+
+    async def test_each_second_half(self, serve: Serve, complaints: Complaints) -> None:
+        """Each second half runs, in reverse order, even if another fails."""
+        routes, ended = rpc.Routes(), []
+
+        @routes.topic("t.{n}")
+        async def topic(n: int) -> AsyncIterator[None]:
+            yield
+            ended.append(n)
+            if n == 2:
+                raise ValueError
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            for n in (1, 2, 3):
+                await subscribe(peer, f"t.{n}", n)
+        await until(lambda: len(ended) == 3)
+        assert ended == [3, 2, 1]
+        assert len(complaints()) == 1
+
+    async def test_request_in_flight(self, serve: Serve) -> None:
+        """The number of a subscription that isn't answered yet is a violation."""
+        routes, gate = rpc.Routes(), asyncio.Event()
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            await gate.wait()
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([32, 1, {}, "t"])
+            assert (await peer.ask([32, 1, {}, "t"]))[2] == "wamp.error.protocol_violation"
+            assert await peer.closed() == 1002
+
+
+class TestPublishing:
+    @pytest.mark.parametrize("protocol", ["wamp.2.json", "wamp.2.msgpack.batched"])
+    async def test_event(self, serve: Serve, protocol: str) -> None:
+        """An event goes to all who have subscribed, and to no other."""
+        server = await serve(Counter().routes)
+        async with server.wamp(protocol) as one, server.wamp() as two, server.wamp() as other:
+            number = await subscribe(one)
+            await subscribe(two)
+            await subscribe(other, "shop.stock.y")
+            delivery = await server.calls.publish("shop.stock.x", ["a", 1], {"b": 2})
+            assert (delivery.sockets, delivery.complete) == (2, True)
+            first, second = await one.hear(), await two.hear()
+            assert first == second
+            assert first[:2] == [36, number]
+            assert first[3:] == [{}, ["a", 1], {"b": 2}]
+
+    async def test_chosen(self, serve: Serve) -> None:
+        """It may be for one identity, or one session."""
+        server = await serve(Counter().routes)
+        server.calls.default.add_transport_authenticator(lambda s: (s.auth_id, 1))
+        ann = server.wamp().joining("r", authid="ann")
+        bob = server.wamp().joining("r", authid="bob")
+        async with ann, bob:
+            await subscribe(ann)
+            await subscribe(bob)
+            publish = server.calls.publish
+            assert (await publish("shop.stock.x", "hi", identity=("ann", 1))).sockets == 1
+            assert (await ann.hear())[4] == ["hi"]
+            assert (await publish("shop.stock.x", session=bob.welcome[1])).sockets == 1
+            assert len(await bob.hear()) == 4
+            (session,) = [s for s in server.calls.sessions if s.auth_id == "bob"]
+            assert (await publish("shop.stock.x", session=session)).sockets == 1
+            assert (await publish("shop.stock.x", identity=None)).sockets == 0
+
+    async def test_too_large(self, serve: Serve) -> None:
+        """What can't be relayed is refused before anything is sent."""
+        server = await serve(Counter().routes)
+        async with server.wamp() as peer:
+            await subscribe(peer)
+            with pytest.raises(ValueError, match="can't be relayed"):
+                await server.calls.publish("shop.stock.x", ["x" * 70_000])
+            assert await peer.call("shop.ping", number=5) == [50, 5, {}, ["pong"]]
+
+    async def test_nobody(self, serve: Serve) -> None:
+        """Nobody is no error."""
+        server = await serve(Counter().routes)
+        async with server.wamp():
+            assert (await server.calls.publish("shop.stock.x")).sockets == 0
+
+    async def test_before_any_connection(self, complaints: Complaints) -> None:
+        """Before any connection it isn't known to whom to publish, which is said."""
+        calls = rpc.Application()
+
+        delivery = await calls.publish("t")
+
+        assert not delivery.complete
+        assert "attach(registry)" in complaints()[0]
+
+    async def test_held_until_subscribed(self, serve: Serve) -> None:
+        """An event never comes before its SUBSCRIBED, and none is lost."""
+        routes = rpc.Routes()
+
+        @routes.topic("t")
+        async def topic(session: rpc.Session) -> AsyncIterator[None]:
+            assert await session.send_event("t", "first")
+            await server.calls.publish("t", "second")
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await subscribe(peer, "t")
+            assert [(await peer.hear())[4] for _ in range(2)] == [["first"], ["second"]]
+
+    async def test_send_event(self, serve: Serve) -> None:
+        """An event may be for one session alone, if it has subscribed."""
+        routes, told = Counter().routes, []
+
+        @routes.route()
+        async def remind(session: rpc.Session) -> None:
+            told.append(await session.send_event("shop.stock.x", ["hi"]))
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            assert await peer.call("shop.remind") == [50, 1, {}]
+            await subscribe(peer, number=2)
+            event = await peer.call("shop.remind", number=3)
+            assert event[4] == ["hi"]
+            assert await peer.hear() == [50, 3, {}]
+        assert told == [False, True]
+
+    async def test_slow_one(self, serve: Serve) -> None:
+        """Publishing never waits for a slow peer."""
+        server = await serve(Counter().routes)
+        async with server.wamp() as peer, server.wamp() as slow:
+            await subscribe(peer)
+            await subscribe(slow)
+            transport = transport_of(slow.ws)
+            assert transport is not None
+            transport.pause_reading()
+            async with asyncio.timeout(5):
+                for n in range(300):
+                    await server.calls.publish("shop.stock.x", [n, "x" * 60_000])
+                    assert (await peer.hear())[4][0] == n
+            transport.resume_reading()
+
+
+async def test_publish_by_clients(serve: Serve) -> None:
+    """PUBLISH is refused politely."""
+    server = await serve(Counter().routes)
+    async with server.wamp() as peer:
+        await peer.say([16, 1, {}, "shop.stock.x", ["x"]])
+        answer = await peer.ask([16, 2, {"acknowledge": True}, "shop.stock.x", ["x"]])
+        assert answer[:5] == [8, 16, 2, {}, "wamp.error.not_authorized"]
