@@ -29,7 +29,7 @@ def was_touched(connection: TrackedConnection, session: Session) -> bool:
     """
     opened = connection.opened_at or time.monotonic()
     began = time.time() - (opened - connection.started)
-    return created_at(session) >= int(began) and hdrs.SET_COOKIE not in connection.ws.headers
+    return created_at(session) >= int(began) and not _sets_cookies(connection.ws)
 
 
 def request_again(connection: TrackedConnection) -> web.Request:
@@ -38,7 +38,7 @@ def request_again(connection: TrackedConnection) -> web.Request:
     """
     request, ws = connection.request, connection.ws
     assert request is not None
-    if hdrs.SET_COOKIE not in ws.headers:
+    if not _sets_cookies(ws):
         request = request.clone()
     else:
         cookies = [request.headers[hdrs.COOKIE]] if hdrs.COOKIE in request.headers else []
@@ -50,3 +50,12 @@ def request_again(connection: TrackedConnection) -> web.Request:
         request = request.clone(headers=legible)
     put_session(request, None)
     return request
+
+
+def _sets_cookies(response: web.StreamResponse) -> bool:
+    """
+    Tell whether a response has set cookies, or will when it begins.
+    """
+    if response.prepared:  # then it isn't asked for cookies, which would make it keep a table
+        return hdrs.SET_COOKIE in response.headers
+    return bool(response.cookies)

@@ -189,7 +189,7 @@ class TestBackChannel:
         ],
     )
     async def test_by_sid_and_sub(
-        self, shop: Client, claims: dict[str, str], over: set[str]
+        self, shop: Client, claims: dict[str, Any], over: set[str]
     ) -> None:
         """The sessions that the token names end, and no others."""
         sessions = await sessions_of(shop)

@@ -5,6 +5,7 @@ A streamed response ends with its session, as a socket does.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from http.cookies import SimpleCookie
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_sse import EventSourceResponse
 
-from aiohttp_session_ws import Expiry, Limits, NotSetUp, session_stream
+from aiohttp_session_ws import Expiry, Limits, NotSetUp, SessionWSRegistry, session_stream
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, Reader, ended, listen, status_of
 from tests.promise.site import OUT, user_of
-from tests.support import PATIENCE, QUICK, until
+from tests.support import PATIENCE, QUICK, AiohttpClient, TlsPeer, make_app, until
 from tests.support.inspect import connections
 from tests.support.slow_peers import narrow
 
@@ -214,6 +216,26 @@ class TestRudeClients:
         await feed.gone(site.registry)
         peer.close()
 
+    @pytest.mark.parametrize("path", ["/events", "/flood"])
+    async def test_over_tls(
+        self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, feed: Feed, path: str
+    ) -> None:
+        """One that never answers TLS's word for the end is cut as well."""
+        registry = SessionWSRegistry(timeouts=QUICK)
+        app = make_app(registry)
+        app.router.add_get("/events", feed.events)
+        app.router.add_get("/flood", feed.flood)
+        client = await aiohttp_client(app, tls=tls)
+        peer = await TlsPeer.connect(client.make_url(path))
+        await until(lambda: feed.running)
+        began = time.monotonic()
+        report = await registry.close_all()
+
+        assert report.sockets == 1
+        assert time.monotonic() - began < BOUND
+        await feed.gone(registry)
+        peer.close()
+
     async def test_a_handler_that_does_not_leave(self, serve: Serve) -> None:
         """The order doesn't wait for a handler that takes no cancellation."""
         stop, cancelled = asyncio.Event(), 0
@@ -310,6 +332,37 @@ class TestEndedResponses:
 
         assert answer == (200, "news", True)
         assert browser.cookie
+
+
+class TestLongPolls:
+    async def test_a_newcomer_who_waits(self, serve: Serve) -> None:
+        """The check knows the cookie that the response will set."""
+        news, gone = asyncio.Event(), False
+
+        async def poll(request: web.Request) -> web.StreamResponse:
+            nonlocal gone
+            response = web.Response(text="news")
+            try:
+                async with session_stream(request, response):
+                    await news.wait()
+            except asyncio.CancelledError:
+                gone = True
+                raise
+            return response
+
+        storage = EncryptedCookieStorage(b"k" * 32, max_age=3600)
+        site = await serve(storage, {"/poll": poll}, expiry=Expiry(revalidate_every=1.0))
+        browser = await site.browser()
+        answer = asyncio.ensure_future(browser.get("/poll"))
+        await until(lambda: connections(site.registry))
+        (connection,) = connections(site.registry)
+        for _ in range(2):
+            due = connection.check_at
+            await until(lambda due=due: gone or connection.check_at > due)  # type: ignore[misc]
+        news.set()
+
+        assert not gone
+        assert (await answer).body == "news"
 
 
 class TestIds:
