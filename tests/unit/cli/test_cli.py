@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -223,10 +224,12 @@ class TestProcesses:
         done = await asyncio.to_thread(
             subprocess.run, [*MODULE, "count"], capture_output=True, env=environ, timeout=PATIENCE
         )
+        reader, writer = os.pipe()
+        os.close(reader)
         program = await asyncio.create_subprocess_exec(
-            *MODULE, "nodes", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+            *MODULE, "nodes", stdout=writer, stderr=subprocess.PIPE, env=environ
         )
-        program._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # no API
+        os.close(writer)
         _, err = await program.communicate()
 
         assert (done.returncode, done.stdout, done.stderr) == (0, b"3\n", b"")
