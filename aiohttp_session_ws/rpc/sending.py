@@ -50,13 +50,13 @@ class Sender:
         "_limits",
         "_loop",
         "_opcode",
+        "_out",
         "_patience",
         "_queue",
         "_response",
         "_sent",
         "_task",
         "_together",
-        "_transport",
         "_ws",
         "on_room",
         "queued",
@@ -68,7 +68,7 @@ class Sender:
         transport = ws.request.transport
         if transport is None:
             raise SessionGone("the client has hung up")
-        self._transport = transport
+        self._out = transport
         self._response: web.WebSocketResponse = ws.connection.ws
         # aiohttp's writer compresses, where that was agreed on.
         self._at_once = -1 if self._response.compress else _AT_ONCE
@@ -88,7 +88,7 @@ class Sender:
         """
         How many bytes are not with the peer yet, or at least not with the system.
         """
-        return self.queued + self._transport.get_write_buffer_size()
+        return self.queued + self._out.get_write_buffer_size()
 
     @property
     def is_full(self) -> bool:
@@ -131,8 +131,8 @@ class Sender:
 
     def _write_together(self) -> None:
         together, self._together = self._together, None
-        if together and not (self._response.closed or self._transport.is_closing()):
-            self._transport.write(b"".join(together))
+        if together and not (self._response.closed or self._out.is_closing()):
+            self._out.write(b"".join(together))
 
     def write(self, data: bytes) -> bool:
         """
@@ -144,12 +144,12 @@ class Sender:
         Raises:
             SessionGone: If the socket is closed.
         """
-        if self._response.closed or self._transport.is_closing():
+        if self._response.closed or self._out.is_closing():
             raise SessionGone("the socket is closed")
         if self._together:
             self._write_together()
             self._together = []  # and what comes in this turn is written in the next
-        transport = self._transport
+        transport = self._out
         if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
             return False
         transport.write(encode_frame(data, self._opcode))
@@ -252,7 +252,7 @@ class Sender:
             sent.set_result(None)
 
     def _look_later(self) -> None:
-        before = self._sent, self._transport.get_write_buffer_size()
+        before = self._sent, self._out.get_write_buffer_size()
         loop = asyncio.get_running_loop()
         self._patience = loop.call_later(
             self._limits.patience, self._look, *before, context=contextvars.Context()
@@ -262,7 +262,7 @@ class Sender:
         """
         Close a peer that has taken nothing since the last look.
         """
-        if self._sent == sent and self._transport.get_write_buffer_size() >= size:
+        if self._sent == sent and self._out.get_write_buffer_size() >= size:
             self.close(SLOW_CONSUMER)
         else:
             self._look_later()
