@@ -123,8 +123,11 @@ class World:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for task in self._running:
+        running = list(self._running)
+        for task in running:
             task.cancel()
+        # One that still asks the storage would connect again once that is closed.
+        await asyncio.gather(*running, return_exceptions=True)
         for app in self.apps:
             await app.runner.cleanup()
             app.forget()
