@@ -30,7 +30,7 @@ from tests.support.redis_servers import RedisCluster, RedisServer, SentinelSetup
 from .documents import PROCESSES, blocks, run
 
 OPTIONS, SCRIPT, RELAY, MAKERS = PROCESSES
-COMMANDS, ACL = blocks("docs/guide.rst", python=False)
+_, COMMANDS, ACL = blocks("docs/guide.rst", python=False)
 
 
 async def log_out(client: Client, other: Client) -> int:
