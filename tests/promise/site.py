@@ -16,6 +16,7 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     ClientWebSocketResponse,
+    ClientWSTimeout,
     CookieJar,
     DummyCookieJar,
     WSMsgType,
@@ -380,6 +381,9 @@ class Site:
                 await self.gate()
 
 
+WAITS = ClientWSTimeout(ws_close=0.1)  # for the answer of a handler that may never read it
+
+
 class Browser:
     """A client that keeps its cookies."""
 
@@ -409,7 +413,8 @@ class Browser:
 
     async def open(self, path: str = "/ws") -> Socket:
         """Open a socket that is let in."""
-        ws = await self.session.ws_connect(self.site.url.join(URL(path)))
+        ws = await self.session.ws_connect(self.site.url.join(URL(path)), timeout=WAITS)
+        self.site.stack.push_async_callback(ws.close)  # at the end, unless it is closed by then
         message = await ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.TEXT, message
         hello = message.json()
