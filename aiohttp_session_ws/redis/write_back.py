@@ -201,7 +201,7 @@ class WriteBack:
                     if _says_more(record, stored, value)
                 ]
         for start in range(0, len(missing), AT_ONCE):
-            await self._outbox.wait_empty()  # new orders go first
+            await self._outbox.wait_idle()  # new orders go first
             records = missing[start : start + AT_ONCE]
             closes = [record for record in records if isinstance(record, CloseSession)]
             changes = [record for record in records if not isinstance(record, CloseSession)]
