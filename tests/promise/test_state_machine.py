@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import aiohttp_session
+import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
@@ -403,9 +404,9 @@ class SessionsAndSockets(RuleBasedStateMachine):
         self.runner.close()
 
 
-TestSessionsAndSockets = SessionsAndSockets.TestCase
+TestSessionsAndSockets = pytest.mark.exhaustive(SessionsAndSockets.TestCase)
 TestSessionsAndSockets.settings = settings(
-    max_examples=200,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
