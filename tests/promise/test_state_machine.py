@@ -396,12 +396,14 @@ class SessionsAndSockets(RuleBasedStateMachine):
         assert idle(registry)
 
     def teardown(self) -> None:
-        """Let all go, see whether the promise holds, and stop."""
-        if not self.over and hasattr(self, "world"):
-            self.run_(self.promise())
-            self.run_(self.world.server.close())
-            self.run_(self.nothing_is_left())
-        self.runner.close()
+        """Let all go, see whether the promise holds, and stop; leave nothing to the collector."""
+        with self.runner:
+            if not self.over and hasattr(self, "world"):
+                try:
+                    self.run_(self.promise())
+                finally:
+                    self.run_(self.world.server.close())
+                self.run_(self.nothing_is_left())
 
 
 TestSessionsAndSockets = pytest.mark.exhaustive(SessionsAndSockets.TestCase)
