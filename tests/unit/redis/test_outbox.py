@@ -112,9 +112,7 @@ class TestOutbox:
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         entries = box.put("x", "y")
-        async with asyncio.timeout(20):
-            while len(box.line.batches) < 8:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(box.line.batches) >= 8)
         assert len(box.outbox) == 2
         assert all(entry.published and not entry.stored for entry in entries)
         told = [body for body in box.line.bodies if body]
@@ -166,9 +164,7 @@ class TestOutbox:
         box = Box(lambda keys: error, monkeypatch)
         box.connect()
         box.put("x")
-        async with asyncio.timeout(20):
-            while box.outbox.refused != "MISCONF":
-                await asyncio.sleep(0.01)
+        await until(lambda: box.outbox.refused == "MISCONF")
         box.outbox.stop()
 
     async def test_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
