@@ -34,7 +34,7 @@ from ..typing import Data
 from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
-from .entries import Encoder, Entry
+from .entries import Encoder, Entry, body_of
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -142,7 +142,12 @@ class RedisCluster:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            self.instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance,
+            self.commands,
+            self.outbox,
+            self.membership,
+            self.recent,
+            node.records,
         )
         self.reconciler = Reconciler(
             node,
@@ -368,8 +373,8 @@ class RedisCluster:
         else:
             self.numbers.missing.clear()  # a script has no sockets, and forgets soon
 
-    def _lost(self) -> None:
-        self.write_back.lost()
+    def _lost(self, everything: bool) -> None:
+        self.write_back.lost(everything=everything)
         if self.serves:
             self.reconciler.look_at_all()
 
@@ -481,11 +486,14 @@ class RedisCluster:
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):
-                return bool(await answer)
+                ended = bool(await answer)
         except TROUBLE as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
             return False
+        if ended:
+            self._published(body_of(args))  # it didn't go through the outbox
+        return ended
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
@@ -523,7 +531,7 @@ class RedisCluster:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
         """
-        return self.queries.relay(name, data)
+        return await self.queries.relay(name, data)
 
     def figures(self) -> Figures:
         """

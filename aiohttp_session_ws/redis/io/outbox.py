@@ -24,6 +24,7 @@ from .connect import (
     MakeClient,
     channel_of,
     is_elsewhere,
+    is_for_later,
     is_unknown_script,
     reason,
     refusal,
@@ -49,11 +50,13 @@ class Batch(NamedTuple):
         entries: The entries.
         args: What the script gets.
         sent: When, by the event loop's clock.
+        again: Whether they had been set aside.
     """
 
     entries: list[Entry]
     args: list[Argument]
     sent: float
+    again: bool
 
 
 class Outbox:
@@ -101,6 +104,8 @@ class Outbox:
         self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._idle = asyncio.Event()  # nothing waits but what can't be written
+        self._idle.set()
         self.channel = ""
         self.refused = ""
 
@@ -124,6 +129,7 @@ class Outbox:
             self._lost += 1
         self._queue.append(entry)
         self._empty.clear()
+        self._idle.clear()
         if len(self._in_flight) < AT_ONCE:
             self.flush()
         return entry
@@ -139,11 +145,11 @@ class Outbox:
                 self._queue.extendleft(reversed(entries))
                 return
 
-    async def wait_empty(self) -> None:
+    async def wait_idle(self) -> None:
         """
-        Wait until nothing waits.
+        Wait until nothing waits, but for orders that were set aside since they can't be written.
         """
-        await self._empty.wait()
+        await self._idle.wait()
 
     async def drain(self, timeout: float) -> list[Entry]:
         """
@@ -180,15 +186,15 @@ class Outbox:
             entries.append(queue.popleft())
         return entries
 
-    def _send(self, line: Line, entries: list[Entry]) -> bool:
+    def _send(self, line: Line, entries: list[Entry], *, again: bool = False) -> bool:
         """
-        Send *entries*; tell whether the time is known that they need.
+        Send *entries*, which may have been set aside; tell whether the time is known they need.
         """
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
         loop = asyncio.get_running_loop()
-        batch = Batch(entries, args, loop.time())
+        batch = Batch(entries, args, loop.time(), again)
         self._in_flight.append(batch)
         answer = line.call("EVALSHA", WRITE.digest, *args)
         answer.add_done_callback(partial(self._answered, batch, line))
@@ -222,18 +228,32 @@ class Outbox:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
             self._refuse(batch, word)
+        elif is_for_later(exc):
+            self._aside.extend(batch.entries)
+            self._retry_later()
         elif is_elsewhere(exc):
             self._queue.extendleft(reversed(batch.entries))
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
         self.flush()
+        self._note_rest()
+
+    def _note_rest(self) -> None:
+        """
+        Tell those who wait if nothing is left, or nothing that they wait for.
+        """
         if not len(self):
             self._empty.set()
+        flying = (entry for batch in self._in_flight for entry in batch.entries)
+        if not self._queue and all(e.alone for e in self._aside) and all(e.alone for e in flying):
+            self._idle.set()
 
     def _recorded(self, batch: Batch, known: list[bytes]) -> None:
         self._size = min(BATCH, 2 * self._size)
-        if self.refused or not self._aside:
+        if batch.again and self._aside:
+            self._retry_now()  # the others had perhaps the same trouble, which is over
+        elif self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
         self._looked_again = False
@@ -285,12 +305,19 @@ class Outbox:
             self._retry = asyncio.get_running_loop().call_later(self._delay, self._try_again)
             self._delay = min(LONGEST, 2 * self._delay)
 
+    def _retry_now(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry, self._delay = None, 0.0
+        self._retry_later()
+        self._delay = SOON
+
     def _try_again(self) -> None:
         self._retry = None
         line = self.link.line
         if line is not None and self._aside and len(self._in_flight) < AT_ONCE:
             entries = self._take(self._aside, self._size)
-            if not self._send(line, entries):
+            if not self._send(line, entries, again=True):
                 self._aside.extendleft(reversed(entries))
         if self._aside:
             self._retry_later()
@@ -332,4 +359,5 @@ class Outbox:
         first = self._in_flight.popleft()
         self._put_back()
         self._set_aside(first, f"no answer within {LIMIT:g} s")
+        self._note_rest()
         self.link.drop(f"no answer within {LIMIT:g} s")
