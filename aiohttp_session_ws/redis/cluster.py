@@ -34,7 +34,8 @@ from ..typing import Data
 from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
-from .entries import Encoder, Entry
+from .encoder import Encoder
+from .entries import AnyEntry, Entry
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -288,7 +289,7 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
 
-    def _log_lost(self, left: Sequence[Entry]) -> None:
+    def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
                 "Redis didn't take %d orders before this node stopped; the journal has them, and"
@@ -296,7 +297,8 @@ class RedisCluster:
                 len(left),
             )
             return
-        names = [_name_of(record) for entry in left for record in entry.changes]
+        full = [entry.spelled_out(self.instance) for entry in left]
+        names = [_name_of(record) for entry in full for record in entry.changes]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
             " given a journal=; they ended %s",

@@ -12,7 +12,7 @@ from typing import Final
 
 from .._logging import log
 from ..sessions.records import Change, Records
-from .decoding import read_message, read_order, read_record
+from .decoding import read_message, read_record
 from .entries import Entry
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
@@ -20,6 +20,7 @@ from .io.outbox import Outbox
 from .membership import PULSE, Membership
 from .messages import CloseSession, Record, encode
 from .recent import RecentOrders
+from .rows import read_orders
 
 __all__: list[str] = []
 
@@ -123,12 +124,13 @@ class WriteBack:
         some: dict[str, list[Record]] = {}
         written = 0
         for body in self._recent.of(is_meant):
-            _, texts = read_message(body) or ("", [])
-            for order in filter(None, map(read_order, texts)):
-                for record in (*order.changes, *order.closes):
-                    key = encode(record).key
-                    if is_mine(key):
-                        some.setdefault(key, []).append(record)
+            sender, lines = read_message(body) or ("", [])
+            for line in lines:
+                for order in read_orders(line, sender) or ():
+                    for record in (*order.changes, *order.closes):
+                        key = encode(record).key
+                        if is_mine(key):
+                            some.setdefault(key, []).append(record)
             if len(some) >= AT_ONCE:
                 written += await self._write_missing(some)
                 some = {}

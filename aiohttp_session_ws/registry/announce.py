@@ -66,6 +66,13 @@ class Announcer:
         self._node = node
         self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MANY, TWICE)
 
+    @property
+    def announces(self) -> bool:
+        """
+        Whether anybody wants to know of each order.
+        """
+        return bool(self._signal) or log.isEnabledFor(logging.INFO)
+
     def given(self, order: Order, effect: Effect) -> None:
         """
         Announce an order of this node.
@@ -91,7 +98,7 @@ class Announcer:
             self._announce(order, Effect(), "")
 
     def _announce(self, order: Order, effect: Effect, node: str) -> None:
-        if not (self._signal or log.isEnabledFor(logging.INFO)):
+        if not self.announces:
             return
         about = _about(order)
         if about is None or about.change in self._known:

@@ -50,14 +50,14 @@ import asyncio
 import contextvars
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
-from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._lineage import LAST_GENERATION, Kind, Lineage, Subject
 from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
@@ -468,6 +468,54 @@ class Core:
             if note is not None:  # its lineage may have ended with it
                 connections += self.connections.of_lineage(note.token)
         return connections
+
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Those that something here belongs to or may belong to; and all, if each is announced to
+        somebody, or written to a journal.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+        if self.announcer.announces or (ends and self.journal is not None):
+            return frozenset(values)
+        found = self.connections.held_among(kind, values)
+        if ends and kind == "id":
+            found += self.records.noted_among(values)
+        return frozenset(found)
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+        self.records.end_subjects(kind, values, times, ttl)
+        self.announcer.orders_heard += len(values)
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
+        """
+        self.close_orders.add_many(kind, values, times)
+        self.announcer.orders_heard += len(values)
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
         """
