@@ -409,13 +409,15 @@ class RedisCluster:
         Raises:
             TypeError: If it isn't.
         """
-        _ = as_json(value)
+        if type(value) is not str:
+            _ = as_json(value)
 
     def record(self, order: Order) -> None:
         """
         Record an order now; open sockets wait: the response that goes with it is on its way.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         self.outbound.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> Pending:
@@ -427,11 +429,9 @@ class RedisCluster:
             wait: Seconds to wait for what they report.
             recorded: Whether it is recorded already; it gets a number now all the same.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         return self.outbound.publish(order, wait)
-
-    def _note_times(self) -> None:
-        self._pending_times = self._pending_times or not self.clock.known
 
     def check_due(self, token: str) -> bool:
         """

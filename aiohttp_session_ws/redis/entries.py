@@ -126,7 +126,9 @@ class Single(Waiting):
     size: Final = 1
 
     def __init__(self, shape: Shape, at: float, value: Hashable, number: int = 0) -> None:
-        super().__init__()
+        # Not by super(): there may be very many.
+        self.published = self.stored = self.alone = False
+        self._waiter = None
         self.shape = shape
         self.at = at
         self.value = value

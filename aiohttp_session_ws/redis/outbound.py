@@ -11,7 +11,7 @@ from typing import Final
 
 from .._lineage import Kind
 from ..close_codes import RECONNECT, Close
-from ..registry.cluster import Effect, LocalNode, Order
+from ..registry.cluster import NOTHING_CLOSED, Effect, LocalNode, Order
 from ..results import CloseReport
 from ..sessions.records import SubjectEnded
 from .apply import Applier
@@ -27,6 +27,7 @@ from .rows import Shape
 __all__: list[str] = []
 
 FORGOTTEN: Final = 60.0  # seconds after which nobody waits for a report any more
+_NOTHING_YET: Final = replace(NOTHING_CLOSED, stored=False)
 COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
 
 
@@ -59,6 +60,8 @@ class Pending:
         """
         entry, request = self._entry, self._request
         if request is None:
+            if own is NOTHING_CLOSED:
+                return own if entry.stored else _NOTHING_YET
             return own if own.stored is entry.stored else replace(own, stored=entry.stored)
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))

@@ -82,6 +82,7 @@ class Effect(NamedTuple):
 
 
 NO_EFFECT: Final = Effect()
+NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
 
 
 class LocalNode(Protocol):

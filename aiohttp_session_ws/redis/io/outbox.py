@@ -175,11 +175,12 @@ class Outbox:
         """
         Take entries with *most* records together, but one at least, from a queue.
         """
-        entries = [queue.popleft()]
-        size = entries[0].size
-        while queue and not entries[0].alone and not queue[0].alone:
-            size += max(1, queue[0].size)
-            if size > most:
+        first = queue.popleft()
+        entries, size = [first], first.size
+        while queue and not first.alone:
+            entry = queue[0]
+            size += entry.size or 1
+            if size > most or entry.alone:
                 break
             entries.append(queue.popleft())
         return entries
