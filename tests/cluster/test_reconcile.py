@@ -143,9 +143,7 @@ class TestDeaf:
         failing[0] = 1
         await redis_server.kill_pubsub()
         await becomes(b, "degraded")
-        async with asyncio.timeout(PATIENCE):
-            while failing[0] < 10:
-                await asyncio.sleep(0.01)
+        await until(lambda: failing[0] >= 10)
         assert failing[0] < 1000
         async with Redis.from_url(redis_server.url) as redis:
             assert await redis.ping()
@@ -200,11 +198,8 @@ class TestLostData:
         await redis_server.restart(keep_data=False)
         await becomes(a, "connected")
         await becomes(b, "connected")
-        async with asyncio.timeout(PATIENCE):
-            while len(await redis_server.cli("KEYS", "*:lineage:*")) < 2:
-                await asyncio.sleep(0.01)
-            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.holds("*:lineage:*", 2))
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'))
 
     async def test_told_on(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A node that was not there remembers it too, when all who were have gone."""
@@ -218,9 +213,7 @@ class TestLostData:
         await redis_server.restart(keep_data=False)
         await becomes(second, "connected")
         key = f'{PREFIX}:end:id:"x"'
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", key):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.cli("EXISTS", key))
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""
@@ -228,9 +221,7 @@ class TestLostData:
         await registry_of(a).end_session("x", wait=PATIENCE)
         await redis_server.cli("FLUSHALL")
         cluster_of(a).membership.hurry()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
 
     async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Records go by themselves."""
@@ -253,15 +244,11 @@ class TestLostData:
         await settled(a)
         await redis_server.cli("FLUSHALL")
         cluster_of(a).membership.hurry()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", f"{PREFIX}:seq"):
-                await asyncio.sleep(0.001)
+        await until(lambda: redis_server.cli("EXISTS", f"{PREFIX}:seq"))
         began = asyncio.get_running_loop().time()
         assert (await registry_of(a).end_session("the last", wait=PATIENCE)).complete
         assert asyncio.get_running_loop().time() - began < 2
-        async with asyncio.timeout(PATIENCE):
-            while len(await redis_server.cli("KEYS", "*:end:id:*")) < 2001:
-                await asyncio.sleep(0.05)
+        await until(lambda: redis_server.holds("*:end:id:*", 2001))
         assert int(await redis_server.cli("GET", f"{PREFIX}:seq")) < 2500
 
     async def test_nothing_lost(self, redis_server: RedisServer, nodes: Nodes) -> None:

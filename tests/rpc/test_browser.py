@@ -13,9 +13,10 @@ from aiohttp import web
 from playwright.async_api import Page, async_playwright
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, until
+from .support import Server
 
 SCRIPT = rpc.STATIC_DIR / "session-ws.js"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

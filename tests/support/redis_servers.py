@@ -114,6 +114,10 @@ class RedisServer(Process):
         async with self.client() as client:
             return await client.execute_command(*args)  # type: ignore[no-untyped-call]  # theirs
 
+    async def holds(self, pattern: str, number: int) -> bool:
+        """Tell whether at least *number* keys match."""
+        return len(await self.cli("KEYS", pattern)) >= number
+
     async def kill_pubsub(self) -> int:
         """Cut all connections that have subscribed; return their number."""
         return int(await self.cli("CLIENT", "KILL", "TYPE", "pubsub"))

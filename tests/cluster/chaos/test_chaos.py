@@ -27,6 +27,7 @@ async def server() -> AsyncIterator[RedisServer]:
         yield server
 
 
+@pytest.mark.exhaustive
 async def test_no_survivors(server: RedisServer) -> None:
     """After any faults, what was ended is gone everywhere, and nothing else is."""
     choose = random.Random(SEED)

@@ -17,6 +17,7 @@ from aiohttp_session_ws.redis.entries import Entry
 from aiohttp_session_ws.redis.io import outbox as module
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.sessions.records import LineageEnded
+from tests.support import until
 
 
 class Line:
@@ -112,9 +113,7 @@ class TestOutbox:
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         entries = box.put("x", "y")
-        async with asyncio.timeout(20):
-            while len(box.line.batches) < 8:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(box.line.batches) >= 8)
         assert len(box.outbox) == 2
         assert all(entry.published and not entry.stored for entry in entries)
         told = [body for body in box.line.bodies if body]
@@ -129,9 +128,7 @@ class TestOutbox:
         box = Box(lambda keys: error, monkeypatch)
         box.connect()
         box.put("x")
-        async with asyncio.timeout(20):
-            while box.outbox.refused != "MISCONF":
-                await asyncio.sleep(0.01)
+        await until(lambda: box.outbox.refused == "MISCONF")
         box.outbox.stop()
 
     async def test_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
