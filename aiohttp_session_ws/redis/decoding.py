@@ -81,10 +81,17 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
     """
     try:
         head, *orders = body.decode().split("\n")
-        message = json.loads(head)
-        return (name(message["from"]), orders) if message["v"] == VERSION else None
+        return _sender(head), orders
     except WRONG:
         return None
+
+
+@lru_cache(256)  # there are as many as nodes
+def _sender(head: str) -> str:
+    message = json.loads(head)
+    if message["v"] != VERSION:
+        raise ValueError("another version")
+    return name(message["from"])
 
 
 def read_order(text: str) -> HeardOrder | None:

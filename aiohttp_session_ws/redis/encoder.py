@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as quote
 from .._lineage import Lineage, Subject
 from .clock import PENDING
 from .entries import AnyEntry, Argument, Entry, Single
-from .messages import Record, Stored, encode, envelope, keys_of_lookup, order_text
+from .messages import Record, Stored, encode, envelope, head_of, keys_of_lookup, order_text
 from .rows import Shape, cell_text, row_text
 
 __all__: list[str] = []
@@ -32,6 +32,7 @@ class Encoder:
     ) -> None:
         self._tag = f"{{{prefix}}}:"
         self._sender = sender
+        self._numbers_of = quote(sender)[:-1]  # what the numbers of close orders begin with
         self._resolve = resolve
 
     def arguments(self, entries: Sequence[AnyEntry], channel: str) -> list[Argument] | None:
@@ -42,6 +43,8 @@ class Encoder:
             entries: What it writes.
             channel: Where it publishes that.
         """
+        if len(entries) == 1 and type(entries[0]) is Single and entries[0].at < PENDING:
+            return self._arguments_of_one(entries[0], channel)
         message = Message(self._sender)
         quiet: list[Stored] = []
         told: list[Stored] = []
@@ -69,10 +72,20 @@ class Encoder:
         args += [self._tag + stored.key for stored in records]
         # What was published without a number isn't published so again.
         args += [channel, body, "1" if news and body else "", len(quiet)]
-        args += [quote(self._sender)[:-1], len(rows), *[place for row in rows for place in row]]
+        args += [self._numbers_of, len(rows), *[place for row in rows for place in row]]
         for stored in records:
             args += [stored.ttl, stored.text]
         return args
+
+    def _arguments_of_one(self, entry: Single, channel: str) -> list[Argument]:
+        """
+        Return the same for an order that goes alone, as most do, by fewer steps.
+        """
+        head = head_of(self._sender)
+        row = row_text(entry.shape, entry.number, (cell_text(entry.at, entry.value),))
+        body = f"{head}\n{row}".encode()
+        news, begin = "" if entry.published else "1", len(head) + 2
+        return [1, self._tag, channel, body, news, 0, self._numbers_of, 1, begin, len(body)]
 
     def to_judge(
         self,
@@ -174,12 +187,11 @@ class Message:
         if not self._lines:
             return b"", []
         text = envelope(self._sender, self._lines)
-        end = len(text) - sum(map(len, self._lines)) - len(self._lines)
-        rows, wanted = [], set(self._rows)
-        for number, line in enumerate(self._lines):
-            start, end = end + 2, end + 1 + len(line)
-            if number in wanted:
-                rows.append((start, end))
+        rows, end, done = [], text.index("\n"), 0
+        for number in self._rows:
+            end += sum([len(line) + 1 for line in self._lines[done:number]])
+            start, end, done = end + 2, end + 1 + len(self._lines[number]), number + 1
+            rows.append((start, end))
         return text.encode(), rows
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -239,7 +240,15 @@ def envelope(sender: str, orders: Iterable[str]) -> str:
     """
     Return a message that carries orders, without the numbers.
     """
-    return "\n".join((f'{{"v":{VERSION},"from":{quote(sender)}}}', *orders))
+    return "\n".join((head_of(sender), *orders))
+
+
+@lru_cache(16)
+def head_of(sender: str) -> str:
+    """
+    Return the first line of a message, without the numbers.
+    """
+    return f'{{"v":{VERSION},"from":{quote(sender)}}}'
 
 
 def question_text(sender: str, number: str, body: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from typing import Final, NamedTuple
 
@@ -69,13 +70,17 @@ def row_text(shape: Shape, first: int, cells: Iterable[str]) -> str:
         first: The number of the first, if they are close orders.
         cells: Of each what :func:`cell_text` returns.
     """
+    head = _head_text(shape)
+    return "\t".join((head if shape.ends else f"{head}{first}", *cells))
+
+
+@lru_cache(16)  # most are one of a few
+def _head_text(shape: Shape) -> str:
     ends, kind, close, ttl = shape
     how = f"{close.code}\t{quote(close.reason)}"
     if ends:
-        head = f"ends\t{kind}\t{how}\t{milliseconds(ttl)}\t{ttl!r}"
-    else:
-        head = f"closes\t{kind}\t{how}\t{milliseconds(CLOSE_TTL)}\t{first}"
-    return "\t".join((head, *cells))
+        return f"ends\t{kind}\t{how}\t{milliseconds(ttl)}\t{ttl!r}"
+    return f"closes\t{kind}\t{how}\t{milliseconds(CLOSE_TTL)}\t"
 
 
 def cell_text(at: float, value: Hashable) -> str:
@@ -137,17 +142,21 @@ def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
 
 def _row(fields: list[str]) -> Row:
     what, kind, code, reason, _, rest, *cells = fields
-    if what not in ("ends", "closes") or kind not in _KINDS:
-        raise ValueError("another kind of order or subject")
-    ends = what == "ends"
+    shape = _shape(what, kind, code, reason, rest if what == "ends" else "")
     times = list(map(float, cells[::2]))
     found = json.loads(f"[{','.join(cells[1::2])}]")
     if len(times) != len(found) or not (times and math.isfinite(sum(times))):
         raise ValueError("each order has a time and a subject")
     values = found if set(map(type, found)) == {str} else list(map(value_of, found))
+    return Row(shape, 0 if shape.ends else _number(rest), times, values)
+
+
+@lru_cache(16)  # most are one of a few
+def _shape(what: str, kind: str, code: str, reason: str, ttl: str) -> Shape:
+    if what not in ("ends", "closes") or kind not in _KINDS:
+        raise ValueError("another kind of order or subject")
     close = close_of(int(code), json.loads(reason))
-    shape = Shape(ends, _KINDS[kind], close, ttl_of(rest) if ends else 0.0)
-    return Row(shape, 0 if ends else _number(rest), times, values)
+    return Shape(what == "ends", _KINDS[kind], close, ttl_of(ttl) if what == "ends" else 0.0)
 
 
 def _number(text: str) -> int:

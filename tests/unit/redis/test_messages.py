@@ -18,8 +18,8 @@ from aiohttp_session_ws.redis.decoding import (
     read_order,
     read_record,
 )
-from aiohttp_session_ws.redis.encoder import Message
-from aiohttp_session_ws.redis.entries import Single
+from aiohttp_session_ws.redis.encoder import Encoder, Message
+from aiohttp_session_ws.redis.entries import Entry, Single
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
     Record,
@@ -186,6 +186,19 @@ class TestOrders:
         assert [len(read_orders(line, "a/1") or ()) for line in lines] == [2, 1, 1, 1]
         rows = [body[first - 1 : last].decode() for first, last in places]
         assert rows == [line for line in lines if is_row(line)]
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_alone(self, ends: bool) -> None:
+        """An order that goes alone is written as if another came with it."""
+        encoder = Encoder("p", "a/1", lambda record: record)
+        shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
+        entry = Single(shape, 1.5, "x", 0 if ends else 7)
+        alone = encoder.arguments([entry], "orders")
+        message = Message("a/1")
+        message.add(entry)
+        body, (place,) = message.finish()
+        assert alone == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
+        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == alone
 
     @pytest.mark.parametrize(
         "line",
