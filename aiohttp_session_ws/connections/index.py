@@ -4,7 +4,7 @@ Connections by a key.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .._lineage import Lineage, Subject
@@ -104,6 +104,15 @@ class Index:
         if group is None:
             return []
         return list(group.values()) if isinstance(group, dict) else [group]
+
+    def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some keys that have connections.
+        """
+        groups = self._groups
+        if groups.keys().isdisjoint(keys):
+            return []
+        return [key for key in keys if key in groups]
 
     def keys(self) -> tuple[Hashable, ...]:
         """

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._logging import log
 from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, SLOW_CONSUMER, Close
@@ -226,6 +226,19 @@ class ConnectionManager(ConnectionIndex):
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
+
+    def held_among(self, kind: Kind, values: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some ids, identities or labels that :meth:`of_subject` finds something of.
+        """
+        if self._orphaned_handlers:
+            return [value for value in values if self.of_subject(Subject(kind, value))]
+        if kind == "id":
+            return self.open.among(values) + self.opening.among(values)
+        if kind == "identity":
+            return self.identities.among(values)
+        labels = [Subject("label", value) for value in values]
+        return [subject.value for subject in labels if subject in self.labels]
 
     def all(self) -> list[TrackedConnection]:
         """
