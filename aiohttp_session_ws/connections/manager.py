@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -107,6 +108,7 @@ class ConnectionManager(ConnectionIndex):
         Begin to serve an application.
         """
         self.timeouts = timeouts
+        self._engine.ending = False
 
     # The way in
 
@@ -273,6 +275,21 @@ class ConnectionManager(ConnectionIndex):
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
         return self._engine.close(chosen, close, self._current)
+
+    def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
+        """
+        Close all connections, since the process ends; handshakes in flight are rejected.
+
+        Args:
+            close: What to tell the peers.
+            seconds: How long to wait for them, if that is less than otherwise.
+        """
+        opening = self.handshakes()
+        for connection in opening:
+            connection.reject(close)
+        self.timeouts = replace(self.timeouts, close=min(seconds, self.timeouts.close))
+        self._engine.ending = True
+        return self.close_now([*self.all(), *opening], close)
 
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
         """

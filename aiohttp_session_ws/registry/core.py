@@ -825,13 +825,8 @@ class Core:
                 await self.drain(self.timeouts.drain)
             except Exception:
                 log.exception("draining at shutdown failed")
-        opening = self.connections.handshakes()
-        for connection in opening:
-            connection.reject(GOING_AWAY)
-        close = min(SHUTDOWN_CLOSE, self.timeouts.close)
-        self.connections.timeouts = replace(self.timeouts, close=close)
         try:
-            await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
+            await self.connections.close_for_good(GOING_AWAY, SHUTDOWN_CLOSE)
             if self.overrides.close_all:
                 await maybe_await(self.hooks.close_all())
         except Exception:
