@@ -29,12 +29,12 @@ from .connection import (
     OPEN,
     OPENING,
     Connection,
-    RegisteredObject,
     TrackedConnection,
+    registered_object,
 )
 from .counters import Counters
 from .describe import snapshot
-from .index import ConnectionIndex
+from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
 from .websocket import ServedWebSocket
 
@@ -69,6 +69,7 @@ class ConnectionManager(ConnectionIndex):
         current: Callable[[], TrackedConnection | None],
     ) -> None:
         super().__init__()
+        self.open = Index(self._track)
         self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
@@ -148,7 +149,7 @@ class ConnectionManager(ConnectionIndex):
         """
         Take out what was registered by hand; tell whether it was there.
         """
-        if self.open.discard_bare(session_ws_id, ws):
+        if self.open.discard_object(session_ws_id, ws):
             return True
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
@@ -176,10 +177,17 @@ class ConnectionManager(ConnectionIndex):
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = RegisteredObject(session_ws_id, ws, self)
-        if identity is None and lineage is NO_LINEAGE:
-            return connection if self.open.add_new(session_ws_id, connection) else None
-        return connection if self.file_by_hand(connection, identity, lineage) else None
+        connection = self._track(session_ws_id, ws, time.monotonic())
+        if not self.open.add_new(session_ws_id, connection):
+            return None
+        if identity is not None:
+            self.file_identity(connection, identity)
+        connection.lineage = lineage
+        self._add_lineage(connection)
+        return connection
+
+    def _track(self, session_ws_id: Hashable, ws: object, at: float) -> TrackedConnection:
+        return registered_object(session_ws_id, ws, self, at)
 
     def tracked(self, connection: Connection) -> TrackedConnection:
         """
@@ -397,7 +405,7 @@ class ConnectionManager(ConnectionIndex):
         self._ticker = None
         now = time.monotonic()
         due: list[TrackedConnection] = []
-        for connection in self.open:
+        for connection in self.open.served():
             if connection.state is not OPEN:
                 continue
             transport, ws = connection.transport, connection.ws
