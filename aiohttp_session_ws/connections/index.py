@@ -137,7 +137,9 @@ class Index:
         """
         found: list[TrackedConnection] = []
         for group in self._groups.values():
-            if isinstance(group, dict):
+            if type(group) is TrackedConnection:  # most are, and this is asked each second
+                found.append(group)
+            elif isinstance(group, dict):
                 found += group.values()
             elif not isinstance(group, tuple):
                 found.append(group)

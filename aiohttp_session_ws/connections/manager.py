@@ -36,7 +36,7 @@ from .counters import Counters
 from .describe import snapshot
 from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
-from .websocket import ServedWebSocket
+from .websocket import ServedWebSocket, is_closed
 
 __all__: list[str] = []
 
@@ -412,7 +412,8 @@ class ConnectionManager(ConnectionIndex):
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and ws.closed):
+            # What the engine has closed isn't open, so aiohttp's own answer is enough.
+            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and is_closed(ws)):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)
@@ -431,7 +432,7 @@ class ConnectionManager(ConnectionIndex):
         ws = connection.ws
         # A close that was read is known to the handler, which may have things to finish; one
         # by the heartbeat, which found the peer dead, is not.
-        if _is_closed(ws) and ws.exception() is None:
+        if isinstance(ws, web.WebSocketResponse) and ws.closed and ws.exception() is None:
             _ = self._engine.close_one(connection, NORMAL)
         else:
             _ = self._engine.close([connection], NORMAL)
@@ -452,7 +453,3 @@ def _is_of(connection: TrackedConnection, identity: Hashable) -> bool:
     """
     proven = connection.proven
     return connection.identity == identity or (proven is not None and proven[0] == identity)
-
-
-def _is_closed(ws: object) -> bool:
-    return isinstance(ws, web.WebSocketResponse) and ws.closed
