@@ -98,6 +98,8 @@ DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
+_running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
+
 
 class Ids(Protocol):
     """
@@ -796,21 +798,21 @@ class Core:
             NotSetUp: If no application has started this registry.
             WrongLoop: In another thread or event loop.
         """
+        try:
+            if _running_loop() is self.loop:
+                return
+        except RuntimeError:
+            pass
         if self.loop is None:
             raise NotSetUp(
                 "the registry isn't started: call aiohttp_session_ws.setup(app, registry) and use"
                 " it while the application runs"
             )
-        try:
-            here = asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            here = False
-        if not here:
-            raise WrongLoop(
-                "the registry belongs to the event loop of its application; from another thread"
-                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
-                " with any of its coroutines and the loop of the application"
-            )
+        raise WrongLoop(
+            "the registry belongs to the event loop of its application; from another thread"
+            " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+            " with any of its coroutines and the loop of the application"
+        )
 
     async def start(self) -> None:
         """
@@ -874,13 +876,8 @@ class Core:
                 await self.drain(self.timeouts.drain)
             except Exception:
                 log.exception("draining at shutdown failed")
-        opening = self.connections.handshakes()
-        for connection in opening:
-            connection.reject(GOING_AWAY)
-        close = min(SHUTDOWN_CLOSE, self.timeouts.close)
-        self.connections.timeouts = replace(self.timeouts, close=close)
         try:
-            await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
+            await self.connections.close_for_good(GOING_AWAY, SHUTDOWN_CLOSE)
             if self.overrides.close_all:
                 await maybe_await(self.hooks.close_all())
         except Exception:
