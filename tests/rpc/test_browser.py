@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -85,6 +86,11 @@ class World:
             self.subscribed -= 1
 
         self.calls.default.add_rpc_routes(routes)
+
+
+def keep(secret: rpc.CRASecret, session: rpc.Session) -> rpc.CRASecret:
+    """Return the secret of everybody."""
+    return secret
 
 
 @pytest.fixture(scope="session")
@@ -315,6 +321,50 @@ class TestReconnecting:
             return asked.length;
         }""")
         assert joined == 1
+
+    async def test_signs(self, page: Page, world: World) -> None:
+        """A page may prove what it knows by a signature, with or without a salt."""
+        for salt in (None, "pepper"):
+            realm = rpc.Realm(f"club {salt}")
+            secret = rpc.CRASecret("sesame", salt=salt)
+            realm.set_cra_handlers(
+                functools.partial(keep, secret), lambda session: session.auth_id
+            )
+            world.calls.add_realm(realm)
+        seen = await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            const bytes = (text) => new TextEncoder().encode(text);
+            const base64 = (buffer) => btoa(String.fromCharCode(...new Uint8Array(buffer)));
+            async function keyOf(password, { salt, iterations, keylen }) {
+                if (!salt) return bytes(password);
+                const key = await crypto.subtle.importKey(
+                    "raw", bytes(password), "PBKDF2", false, ["deriveBits"]);
+                const how = { name: "PBKDF2", hash: "SHA-256", salt: bytes(salt), iterations };
+                return bytes(base64(await crypto.subtle.deriveBits(how, key, keylen * 8)));
+            }
+            const sign = (password) => async (challenge, extra) => {
+                const how = { name: "HMAC", hash: "SHA-256" };
+                const raw = await keyOf(password, extra);
+                const key = await crypto.subtle.importKey("raw", raw, how, false, ["sign"]);
+                return base64(await crypto.subtle.sign("HMAC", key, bytes(challenge)));
+            };
+            const seen = [];
+            const tries = [["None", "sesame"], ["pepper", "sesame"], ["None", "x"]];
+            for (const [salt, password] of tries) {
+                const authenticate = () => ({ authid: "a", sign: sign(password) });
+                const client = connect("/rpc", { realm: `club ${salt}`, authenticate });
+                seen.push(await client.call("x").catch((error) => error.uri));
+            }
+            const unable = () => { throw new Error("no key"); };
+            const authenticate = () => ({ authid: "a", sign: unable });
+            const client = connect("/rpc", { realm: "club None", authenticate });
+            seen.push(await client.call("x").catch((error) => error.message));
+            return [...seen, client.state];
+        }""")
+        no_procedure = "wamp.error.no_such_procedure"
+        failed = "wamp.error.authentication_failed"
+
+        assert seen == [no_procedure, no_procedure, failed, "no key", "closed"]
 
     async def test_plain_socket(self, page: Page, server: Server) -> None:
         """The reconnecting socket stands by itself, for pages that talk plain websocket."""
