@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pathlib
+import shutil
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp_session
 import msgspec
+import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from aiohttp_session import SimpleCookieStorage
 
@@ -206,3 +210,17 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0)
+
+
+def expect_clients(path: pathlib.Path) -> None:
+    """
+    Skip a test that needs node and what npm installs; CI is not green without these tests.
+
+    Args:
+        path: What must have been installed.
+    """
+    if shutil.which("node") is None:
+        pytest.skip("there is no node")
+    if not path.exists():
+        reason = "not installed: npm install --ignore-scripts, in tests/rpc"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
