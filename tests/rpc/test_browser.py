@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Browser, Page
 
 from aiohttp_session_ws import rpc
 
@@ -19,7 +17,6 @@ from .conftest import Serve
 from .support import Server, until
 
 SCRIPT = rpc.STATIC_DIR / "session-ws.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 START = """
 async (options) => {
   const module = await import("/static/session-ws.js");
@@ -93,17 +90,6 @@ def keep(secret: rpc.CRASecret, session: rpc.Session) -> rpc.CRASecret:
     return secret
 
 
-@pytest.fixture(scope="session")
-def executable() -> str:
-    """Find the system's browser."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        reason = f"no browser found: install one of {', '.join(BROWSERS)}"
-        # CI must not be green without these tests.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return path
-
-
 @pytest.fixture
 def world() -> World:
     """Return what the page talks to."""
@@ -123,20 +109,16 @@ async def server(serve: Serve, world: World) -> Server:
 
 
 @pytest.fixture
-async def page(executable: str, server: Server) -> AsyncIterator[Page]:
+async def page(browser: Browser, server: Server) -> AsyncIterator[Page]:
     """Open the page."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page()
-        errors: list[Any] = []
-        page.on("pageerror", lambda error: errors.append(error))
-        await page.goto(str(server.client.make_url("/login")))
-        await page.goto(str(server.client.make_url("/")))
-        yield page
-        await browser.close()
-        assert errors == []
+    page = await browser.new_page()
+    errors: list[Any] = []
+    page.on("pageerror", lambda error: errors.append(error))
+    await page.goto(str(server.client.make_url("/login")))
+    await page.goto(str(server.client.make_url("/")))
+    yield page
+    await page.close()
+    assert errors == []
 
 
 def test_size() -> None:
