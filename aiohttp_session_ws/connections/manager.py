@@ -33,6 +33,7 @@ from .connection import (
 )
 from .counters import Counters
 from .describe import snapshot
+from .farewell import write_last_words
 from .index import ConnectionIndex
 from .push import Pushed, Pusher
 from .websocket import ServedWebSocket
@@ -303,6 +304,8 @@ class ConnectionManager(ConnectionIndex):
         Close a connection for the application, as :meth:`Connection.close` tells.
         """
         if connection is self._current():
+            if connection.state is OPEN and connection.transport is not None:
+                write_last_words(connection, connection.transport, close)
             await self._engine.close_one(connection, close)
         else:
             await self.close_now([connection], close)
