@@ -84,7 +84,7 @@ class Conversation:
             RPCError: If not.
         """
         host, sender = self._host, self._sender
-        scope = self._scope = self._scope_of(realm)
+        scope = self._scope = host.scope(realm)
         session.identity, proven = await realm.authentication.identify(session, challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
@@ -99,13 +99,6 @@ class Conversation:
             raise
         except Exception as exc:
             log.exception("a session state handler failed")
-            raise RPCError(RUNTIME_ERROR) from exc
-
-    def _scope_of(self, realm: Realm) -> Scope:
-        try:
-            return self._host.scope(realm)
-        except TypeError as exc:
-            log.exception("%r can't be served", realm)
             raise RPCError(RUNTIME_ERROR) from exc
 
     async def _enter(self, session: Session, scope: Scope, realm: Realm) -> None:
