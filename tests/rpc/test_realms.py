@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import WSServerHandshakeError, web
 
-from aiohttp_session_ws import SessionWSRegistry, rpc
+from aiohttp_session_ws import rpc
 
 from .conftest import Serve
 from .support import Server, WampPeer, until
@@ -467,8 +467,24 @@ class TestStateHandlers:
         outer.add_subapp("/inner", inner)
         with pytest.raises(TypeError, match=r"find\(\) takes 'app' of a type that no peer can"):
             await web.AppRunner(outer).setup()
-        calls.set_default_arg("app", inner)
-        calls.attach(SessionWSRegistry())
+
+    async def test_argument_of_a_cleanup_context(self) -> None:
+        """A cleanup context may give what isn't there before the start."""
+        calls, club = application()
+
+        @club.add_session_state_handler
+        async def handle(db: str) -> AsyncIterator[None]:
+            yield
+
+        async def connect(app: web.Application) -> AsyncIterator[None]:
+            calls.set_default_arg("db", "connected")
+            yield
+
+        app = Server(calls).app
+        app.cleanup_ctx.append(connect)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await runner.cleanup()
 
 
 class TestHandler:
