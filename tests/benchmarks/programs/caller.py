@@ -52,9 +52,9 @@ def payloads(data: bytes) -> tuple[list[bytes], bytes]:
     return found, data
 
 
-def connect(port: int, path: str, dialect: str) -> socket.socket:
+def connect(port: int, path: str, dialect: str) -> tuple[socket.socket, bytes]:
     """
-    Open a websocket, and join.
+    Open a websocket, and join; return it, and what came behind.
     """
     protocol, opening, *_ = DIALECTS[dialect]
     sock = socket.create_connection((HOST, port))
@@ -77,7 +77,7 @@ def connect(port: int, path: str, dialect: str) -> socket.socket:
             if any(one.startswith(begins) for one in found):
                 break
             data += sock.recv(65536)
-    return sock
+    return sock, data
 
 
 class Caller:
@@ -94,11 +94,11 @@ class Caller:
         """
         opened = [connect(port, path, dialect) for _ in range(count)]
         if dialect == "wsrpc":
-            for sock in opened:
-                found, _ = payloads(sock.recv(4096))
+            for sock, data in opened:
+                found, _ = payloads(data or sock.recv(4096))
                 ping = json.loads(found[0])
                 sock.sendall(frame(json.dumps({"id": ping["id"], "result": None}).encode()))
-        self._sockets += opened
+        self._sockets += [sock for sock, _ in opened]
         return {}
 
     def op_call(self, port: int, dialect: str, in_flight: int, seconds: float) -> Answer:
@@ -106,7 +106,8 @@ class Caller:
         Call, and for each answer once more.
         """
         *_, call, contained = DIALECTS[dialect]
-        sock, rest, number, count = connect(port, "/ws", dialect), b"", 0, 0
+        sock, rest = connect(port, "/ws", dialect)
+        number, count = 0, 0
         due, end = in_flight, time.monotonic() + seconds
         while time.monotonic() < end:
             if due:
