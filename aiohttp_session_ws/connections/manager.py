@@ -34,6 +34,7 @@ from .connection import (
 )
 from .counters import Counters
 from .describe import snapshot
+from .farewell import write_last_words
 from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
 from .websocket import ServedWebSocket, is_closed
@@ -341,6 +342,8 @@ class ConnectionManager(ConnectionIndex):
         Close a connection for the application, as :meth:`Connection.close` tells.
         """
         if connection is self._current():
+            if connection.state is OPEN and connection.transport is not None:
+                write_last_words(connection, connection.transport, close)
             await self._engine.close_one(connection, close)
         else:
             await self.close_now([connection], close)
