@@ -35,6 +35,7 @@ from .counters import Counters
 from .describe import snapshot
 from .index import ConnectionIndex
 from .push import Pushed, Pusher
+from .watched import WatchedIndex
 from .websocket import ServedWebSocket
 
 __all__: list[str] = []
@@ -101,6 +102,14 @@ class ConnectionManager(ConnectionIndex):
     @push_queue.setter
     def push_queue(self, limit: PushQueue) -> None:
         self._pusher.limit = limit
+
+    def watch(self, changed: Callable[[Subject], None]) -> None:
+        """
+        Tell of each id and identity whose connections change; before there is any.
+        """
+        self.open = WatchedIndex(lambda key: changed(Subject("id", key)))
+        self.opening = WatchedIndex(lambda key: changed(Subject("id", key)))
+        self.identities = WatchedIndex(lambda key: changed(Subject("identity", key)))
 
     def start(self, timeouts: Timeouts) -> None:
         """
@@ -226,6 +235,14 @@ class ConnectionManager(ConnectionIndex):
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
+
+    def filed(self, subject: Subject) -> list[TrackedConnection]:
+        """
+        Return the connections of an id or an identity that are in the index: open and opening.
+        """
+        if subject.kind == "id":
+            return self.open.of(subject.value) + self.opening.of(subject.value)
+        return self.identities.of(subject.value)
 
     def all(self) -> list[TrackedConnection]:
         """

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 
 from aiohttp_session_ws import (
     REGISTRY_KEY,
+    Limits,
     SessionWSRegistry,
     end_identity_ws,
     end_session_ws,
@@ -171,6 +172,7 @@ def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
         node=args.name,
         on_outage=args.on_outage,
         identify=user_of,
+        limits=Limits(per_identity=args.per_identity, on_limit=args.on_limit, scope="cluster"),
     )
 
 
@@ -221,6 +223,8 @@ def main() -> None:
     parser.add_argument("--prefix", default="aiohttp_session_ws")
     parser.add_argument("--storage", choices=["encrypted", "simple", "redis"], default="encrypted")
     parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
+    parser.add_argument("--per-identity", type=int, help="sockets of a user, on all nodes")
+    parser.add_argument("--on-limit", choices=["evict_oldest", "refuse"], default="evict_oldest")
     args = parser.parse_args()
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
