@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -203,13 +201,6 @@ class WsrpcPeer(Peer):
         """Call a procedure, and return the next object that comes."""
         await self.say({"id": number, "method": method, "params": params})
         return await self.hear()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop run until *condition* holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 def expect_clients(path: pathlib.Path) -> None:

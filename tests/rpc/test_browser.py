@@ -12,9 +12,10 @@ from aiohttp import web
 from playwright.async_api import Browser, Page
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, until
+from .support import Server
 
 SCRIPT = rpc.STATIC_DIR / "session-ws.js"
 START = """

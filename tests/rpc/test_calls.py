@@ -14,9 +14,9 @@ import pytest
 from aiohttp import WSMsgType
 
 from aiohttp_session_ws import WebSocketDisconnect, rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import until
 
 Complaints = Callable[[], list[str]]
 

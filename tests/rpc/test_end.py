@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, until, who
+from .support import Server, who
 
 Complaints = Callable[[], list[str]]
 

@@ -12,7 +12,9 @@ import docutils.nodes
 from aiohttp import web
 from playwright.async_api import Browser
 
-from .support import WampPeer, until
+from tests.support import until
+
+from .support import WampPeer
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "calls.rst"
 

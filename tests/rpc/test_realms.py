@@ -13,9 +13,10 @@ import pytest
 from aiohttp import WSServerHandshakeError, web
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, WampPeer, until
+from .support import Server, WampPeer
 
 Complaints = Callable[[], list[str]]
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from ..support.inspect import transport_of
 from .conftest import Serve
-from .support import WampPeer, until
+from .support import WampPeer
 
 Complaints = Callable[[], list[str]]
 
