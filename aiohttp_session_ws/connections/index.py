@@ -17,6 +17,7 @@ _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 _Entry: TypeAlias = tuple[Any, float]  # an object, and when it was registered
 _Group: TypeAlias = TrackedConnection | dict[Any, TrackedConnection] | _Entry
+Track: TypeAlias = Callable[[Hashable, Any, float], TrackedConnection]
 
 
 class Index:
@@ -37,9 +38,7 @@ class Index:
 
     __slots__ = ("_groups", "_track", "size")
 
-    def __init__(
-        self, track: Callable[[Hashable, Any, float], TrackedConnection] | None = None
-    ) -> None:
+    def __init__(self, track: Track | None = None) -> None:
         self.size = 0
         self._track = track
         self._groups: dict[Hashable, _Group] = {}

@@ -37,6 +37,7 @@ from .describe import snapshot
 from .farewell import write_last_words
 from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
+from .watched import WatchedIndex
 from .websocket import ServedWebSocket, is_closed
 
 __all__: list[str] = []
@@ -104,6 +105,14 @@ class ConnectionManager(ConnectionIndex):
     @push_queue.setter
     def push_queue(self, limit: PushQueue) -> None:
         self._pusher.limit = limit
+
+    def watch(self, changed: Callable[[Subject], None]) -> None:
+        """
+        Tell of each id and identity whose connections change; before there is any.
+        """
+        self.open = WatchedIndex(lambda key: changed(Subject("id", key)), self._track)
+        self.opening = WatchedIndex(lambda key: changed(Subject("id", key)))
+        self.identities = WatchedIndex(lambda key: changed(Subject("identity", key)))
 
     def start(self, timeouts: Timeouts) -> None:
         """
@@ -250,6 +259,14 @@ class ConnectionManager(ConnectionIndex):
             return self.identities.among(values)
         labels = [Subject("label", value) for value in values]
         return [subject.value for subject in labels if subject in self.labels]
+
+    def filed(self, subject: Subject) -> list[TrackedConnection]:
+        """
+        Return the connections of an id or an identity that are in the index: open and opening.
+        """
+        if subject.kind == "id":
+            return self.open.of(subject.value) + self.opening.of(subject.value)
+        return self.identities.of(subject.value)
 
     def all(self) -> list[TrackedConnection]:
         """

@@ -22,7 +22,8 @@ from .entries import Entry
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
-from .membership import LIVING, PULSE, Membership
+from .io.scripts import LIVING
+from .membership import PULSE, Membership
 from .messages import VERSION, CloseSession, Record, Stored, encode
 from .recent import RecentOrders
 from .rows import read_orders

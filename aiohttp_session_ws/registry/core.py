@@ -84,6 +84,7 @@ from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
@@ -210,6 +211,7 @@ class Core:
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
         presence: Who is there.
+        places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
         ttl: For how many seconds an end is kept after it was last met.
         draining: Whether handshakes are refused since the process ends.
@@ -262,6 +264,7 @@ class Core:
         """
         self.traffic = Traffic(self, self.limits, self.expiry)
         self.presence = Presence(self)
+        self.places: Places | None = places_for(self, self.limits)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -762,6 +765,13 @@ class Core:
         """
         self.announcer.found(change)
 
+    def recount(self) -> None:
+        """
+        Report all places once more, if there are limits over all nodes.
+        """
+        if self.places is not None:
+            self.places.recount()
+
     async def answer(self, name: str, body: Body) -> Body:
         """
         Answer a question of another node.
@@ -837,6 +847,8 @@ class Core:
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
             self.presence.start()
+            if self.places is not None:
+                self.places.start()
         except BaseException:
             await self.stop()
             raise

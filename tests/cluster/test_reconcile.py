@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from aiohttp_session_ws.redis import write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
-from aiohttp_session_ws.redis.membership import LIVING
+from aiohttp_session_ws.redis.io.scripts import LIVING
 from tests.support import (
     PATIENCE,
     expect_close,
