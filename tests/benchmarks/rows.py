@@ -90,6 +90,8 @@ ROWS: Final[Sequence[Row]] = (
     Row("orders", "orders for nobody's sessions", "/s", "raw", ">= 80,000 /s", True),
     Row("orders-giver-cpu", "an order, CPU of who gives it", "us", "raw", "<= 10 us"),
     Row("orders-hearer-cpu", "an order, CPU of who hears it", "us", "raw", "<= 6 us"),
+    Row("orders-redis-cpu", "an order, CPU of Redis", "us", "raw"),
+    Row("burst-turn", "{n} orders in a burst, longest turn of who hears", "ms", "", "<= 50 ms"),
 )
 #: Cost per operation at growing numbers of sockets; their readings are of ``curve:KEY``.
 CURVES: Final = (

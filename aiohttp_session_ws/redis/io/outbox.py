@@ -38,6 +38,7 @@ ORDERS: Final = "orders"  # the channel
 DEPTH: Final = 1_000_000  # orders
 BATCH: Final = 500  # records in one script
 AT_ONCE: Final = 2  # batches on their way
+FULL_AT_ONCE: Final = 8  # the same of full ones: in a burst, Redis records while this node gives
 SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
 LONGEST: Final = 1.0  # the most of these
 
@@ -99,6 +100,7 @@ class Outbox:
         self._size = BATCH
         self._delay = SOON
         self._lost = 0
+        self._answered_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._looked_again = False  # for a primary, since Redis last took something
@@ -128,7 +130,8 @@ class Outbox:
             self._lost += 1
         self._queue.append(entry)
         self._empty.clear()
-        if len(self._in_flight) < AT_ONCE:
+        flying = len(self._in_flight)
+        if flying < AT_ONCE or (len(self._queue) >= BATCH and flying < FULL_AT_ONCE):
             self.flush()
         return entry
 
@@ -137,11 +140,19 @@ class Outbox:
         Send what waits, as far as it can be sent now.
         """
         line = self.link.line
-        while line is not None and self._queue and len(self._in_flight) < AT_ONCE:
+        while line is not None and self._queue and len(self._in_flight) < self._most:
             entries = self._take(self._queue, self._size)
             if not self._send(line, entries):
                 self._queue.extendleft(reversed(entries))
                 return
+
+    @property
+    def _most(self) -> int:
+        """
+        How many batches may be on their way.
+        """
+        full = self._size == BATCH and len(self._queue) >= BATCH
+        return FULL_AT_ONCE if full else AT_ONCE
 
     async def wait_empty(self) -> None:
         """
@@ -223,6 +234,7 @@ class Outbox:
         if isinstance(exc, RedisUnavailable):
             return  # what was on its way is put back when that is noticed
         self._in_flight.remove(batch)
+        self._answered_at = asyncio.get_running_loop().time()
         if exc is None:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
@@ -328,7 +340,8 @@ class Outbox:
         now, self._timer = loop.time(), None
         if not self._in_flight:
             return
-        late = self._in_flight[0].sent + LIMIT
+        # It has had its turn only since the one before was answered.
+        late = max(self._in_flight[0].sent, self._answered_at) + LIMIT
         if now - due > STALL:
             late = max(late, now + STALL)  # the answer is perhaps there, and not read yet
         if now < late:
