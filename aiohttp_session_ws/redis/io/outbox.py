@@ -75,6 +75,7 @@ class Outbox:
         encoder: Makes of entries what the script gets.
         known: Called with the records by which Redis knew more, as JSON.
         published: Called with each message that was published.
+        wait: Returns for how many seconds an order that is given now waits for others.
 
     Attributes:
         channel: Where orders are published; it is known once there is a connection.
@@ -88,12 +89,15 @@ class Outbox:
         encoder: Encoder,
         known: Callable[[list[bytes]], None],
         published: Callable[[bytes], None],
+        wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.link = Link(make, prefix, self.connected, self.disconnected)
         self._prefix = prefix
         self._encoder = encoder
         self._known = known
         self._published = published
+        self._wait = wait
+        self._tick: asyncio.TimerHandle | None = None  # what waits is sent then
         self._queue: deque[AnyEntry] = deque()
         self._aside: deque[AnyEntry] = deque()
         self._in_flight: deque[Batch] = deque()
@@ -130,15 +134,23 @@ class Outbox:
             self._lost += 1
         self._queue.append(entry)
         self._empty.clear()
-        flying = len(self._in_flight)
-        if flying < AT_ONCE or (len(self._queue) >= BATCH and flying < FULL_AT_ONCE):
+        flying, full = len(self._in_flight), len(self._queue) >= BATCH
+        if full and flying < FULL_AT_ONCE:
             self.flush()
+        elif flying < AT_ONCE and self._tick is None:
+            if wait := self._wait():
+                self._tick = asyncio.get_running_loop().call_later(wait, self.flush)
+            else:
+                self.flush()
         return entry
 
     def flush(self) -> None:
         """
         Send what waits, as far as it can be sent now.
         """
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
         line = self.link.line
         while line is not None and self._queue and len(self._in_flight) < self._most:
             entries = self._take(self._queue, self._size)
@@ -176,7 +188,7 @@ class Outbox:
         """
         Stop trying.
         """
-        for timer in (self._timer, self._retry):
+        for timer in (self._timer, self._retry, self._tick):
             if timer is not None:
                 timer.cancel()
 
