@@ -63,8 +63,12 @@ class Pending:
             if own is NOTHING_CLOSED:
                 return own if entry.stored else _NOTHING_YET
             return own if own.stored is entry.stored else replace(own, stored=entry.stored)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._wait
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
+            if entry.published:
+                await self._requests.wait_for_joined(request, until - loop.time())
         finally:
             self._requests.close(request)
         answered = 1 + len(request.answered)

@@ -12,7 +12,14 @@ A little over 300 lines long: nearly all of it tells what a method has to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Hashable, Sequence, Set as AbstractSet
+from collections.abc import (
+    Awaitable,
+    Collection,
+    Hashable,
+    Mapping,
+    Sequence,
+    Set as AbstractSet,
+)
 from typing import Any, Final, NamedTuple, Protocol
 
 from .._lineage import Kind, Lineage, Subject
@@ -83,6 +90,47 @@ class Effect(NamedTuple):
 
 NO_EFFECT: Final = Effect()
 NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
+
+
+class Place(NamedTuple):
+    """
+    A socket that counts for a limit over all nodes.
+
+    Attributes:
+        node: The instance of its node.
+        number: Its number there.
+    """
+
+    node: str
+    number: int
+
+
+class Taken(NamedTuple):
+    """
+    What became of a handshake that asked for its place.
+
+    Attributes:
+        granted: Whether it has one.
+        others: By subject those that have to make room, or that are in the way.
+    """
+
+    granted: bool
+    others: dict[Subject, list[Place]]
+
+
+class Held(NamedTuple):
+    """
+    The places of one subject on this node.
+
+    Attributes:
+        subject: An id or an identity.
+        limit: How many it may have on all nodes.
+        ages: For how many seconds which has been there, by number.
+    """
+
+    subject: Subject
+    limit: int
+    ages: dict[int, float]
 
 
 class LocalNode(Protocol):
@@ -187,6 +235,11 @@ class LocalNode(Protocol):
     def order_found(self, change: Change) -> None:
         """
         Announce a record that was missed when it was published.
+        """
+
+    def recount(self) -> None:
+        """
+        Report all places once more: what was reported may be lost, or another node's request.
         """
 
 
@@ -333,11 +386,39 @@ class Cluster(Protocol):
         Return what was counted; called from any thread.
         """
 
-    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
+    ) -> Answers:
         """
-        Ask all other nodes something that their registries answer.
+        Ask all other nodes something that their registries answer, or those in *of*.
 
         With 0 seconds to *wait* they are only told.
+        """
+
+    async def take_place(
+        self, number: int, limits: Mapping[Subject, int], *, evict: bool
+    ) -> Taken | None:
+        """
+        Give a handshake of this node its place under each of some subjects, or under none.
+
+        Args:
+            number: Its number on this node.
+            limits: How many each subject may have.
+            evict: Whether the oldest make room; else it is refused if there is none.
+
+        Returns:
+            What became of it; ``None`` if that can't be found out.
+        """
+
+    async def report_places(
+        self, held: Sequence[Held], *, evict: bool
+    ) -> dict[Subject, list[Place]] | None:
+        """
+        Tell which places this node has under some subjects, and no others.
+
+        Returns:
+            By subject the places on all nodes that are too many: the oldest if these make room,
+            else the newest; ``None`` if it couldn't be told.
         """
 
     async def living(self) -> frozenset[str] | None:

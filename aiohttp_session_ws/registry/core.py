@@ -84,6 +84,7 @@ from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
@@ -97,6 +98,8 @@ SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients ans
 DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
+
+_running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
 
 
 class Ids(Protocol):
@@ -208,6 +211,7 @@ class Core:
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
         presence: Who is there.
+        places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
         ttl: For how many seconds an end is kept after it was last met.
         draining: Whether handshakes are refused since the process ends.
@@ -260,6 +264,7 @@ class Core:
         """
         self.traffic = Traffic(self, self.limits, self.expiry)
         self.presence = Presence(self)
+        self.places: Places | None = places_for(self, self.limits)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -760,6 +765,13 @@ class Core:
         """
         self.announcer.found(change)
 
+    def recount(self) -> None:
+        """
+        Report all places once more, if there are limits over all nodes.
+        """
+        if self.places is not None:
+            self.places.recount()
+
     async def answer(self, name: str, body: Body) -> Body:
         """
         Answer a question of another node.
@@ -796,21 +808,21 @@ class Core:
             NotSetUp: If no application has started this registry.
             WrongLoop: In another thread or event loop.
         """
+        try:
+            if _running_loop() is self.loop:
+                return
+        except RuntimeError:
+            pass
         if self.loop is None:
             raise NotSetUp(
                 "the registry isn't started: call aiohttp_session_ws.setup(app, registry) and use"
                 " it while the application runs"
             )
-        try:
-            here = asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            here = False
-        if not here:
-            raise WrongLoop(
-                "the registry belongs to the event loop of its application; from another thread"
-                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
-                " with any of its coroutines and the loop of the application"
-            )
+        raise WrongLoop(
+            "the registry belongs to the event loop of its application; from another thread"
+            " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+            " with any of its coroutines and the loop of the application"
+        )
 
     async def start(self) -> None:
         """
@@ -835,6 +847,8 @@ class Core:
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
             self.presence.start()
+            if self.places is not None:
+                self.places.start()
         except BaseException:
             await self.stop()
             raise
@@ -874,13 +888,8 @@ class Core:
                 await self.drain(self.timeouts.drain)
             except Exception:
                 log.exception("draining at shutdown failed")
-        opening = self.connections.handshakes()
-        for connection in opening:
-            connection.reject(GOING_AWAY)
-        close = min(SHUTDOWN_CLOSE, self.timeouts.close)
-        self.connections.timeouts = replace(self.timeouts, close=close)
         try:
-            await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
+            await self.connections.close_for_good(GOING_AWAY, SHUTDOWN_CLOSE)
             if self.overrides.close_all:
                 await maybe_await(self.hooks.close_all())
         except Exception:

@@ -159,6 +159,18 @@ class TestOthers:
             assert await who(client, other) is None
             assert await who(client, mine) is None
 
+    async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
+        """What Redis has lost of it is written again, also by the node that was asked for it."""
+        a, b = two
+        await visit(a, "/elsewhere", await log_in(a))
+        cluster_of(b).write_back.lost = lambda **_: None  # type: ignore[method-assign]
+        key = '{aiohttp_session_ws}:end:identity:"ann"'
+        assert await redis_server.cli("DEL", key)
+        cluster_of(a).write_back.lost()
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", key):
+                await asyncio.sleep(0.01)
+
     async def test_two_at_once(self, two: tuple[Client, Client]) -> None:
         """Of two sessions that end each other at the same time one is left at most."""
         a, b = two

@@ -7,15 +7,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
+from aiohttp_session_ws.redis import write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
+from aiohttp_session_ws.redis.io.scripts import LIVING
 from tests.support import (
     PATIENCE,
     expect_close,
     until,
 )
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
@@ -25,6 +28,7 @@ from tests.support.nodes import (
     id_of,
     log_in,
     node_app,
+    refused,
     registry_in,
     registry_of,
     settled,
@@ -35,6 +39,13 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 PREFIX = "{aiohttp_session_ws}"
+
+
+async def recorded(redis: RedisServer, id_: str) -> None:
+    """Wait until Redis has the end of an id."""
+    async with asyncio.timeout(PATIENCE):
+        while not await redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'):
+            await asyncio.sleep(0.01)
 
 
 class TestDeaf:
@@ -214,6 +225,62 @@ class TestLostData:
         await becomes(second, "connected")
         key = f'{PREFIX}:end:id:"x"'
         await until(lambda: redis_server.cli("EXISTS", key))
+
+    async def test_of_one_who_died(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """The first step is for all that others have ordered: one may have died just now."""
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 3600.0))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        await registry_in(first).end_session("x", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent))
+        name = inspect(registry_in(first)).cluster.instance
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", name)  # as if just killed
+        cluster_of(second).membership.hurry()
+        await recorded(redis_server, "x")
+
+    async def test_shares_of_the_dead(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """What is shared out to nodes that have died is written once they count no more."""
+        monkeypatch.setattr(write_back, "FEW", 0)
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.5))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        for number in range(20):
+            await registry_in(first).end_session(f"x{number}", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent) >= 20)
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        seconds, _ = await redis_server.cli("TIME")
+        for number in range(20):
+            ghost = seconds - LIVING + 0.4
+            await redis_server.cli("ZADD", f"{PREFIX}:nodes", ghost, f"ghost {number}")
+        cluster_of(second).membership.hurry()
+        for number in range(20):
+            await recorded(redis_server, f"x{number}")
+
+    async def test_looked_up(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A node writes again all that it remembers, however it has learned of it."""
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        async with TestClient(first) as client:
+            cookie = await log_in(client)
+            id_ = await id_of(client, cookie)
+            await registry_in(first).end_session(id_, wait=PATIENCE)
+        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as after ten minutes
+        second = await start_node(redis_server.url, "second")
+        assert await refused(second, cookie) == 4401
+        assert not len(cluster_of(second).recent)
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        cluster_of(second).membership.hurry()
+        await recorded(redis_server, id_)
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""

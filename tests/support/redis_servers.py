@@ -111,7 +111,9 @@ class RedisServer(Process):
 
     async def cli(self, *args: object) -> Any:
         """Send one command over a connection of its own; return the answer."""
-        async with self.client() as client:
+        # A busy machine may not let even this process have its turn in time.
+        patience = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        async with self.client(**patience) as client:
             return await client.execute_command(*args)  # type: ignore[no-untyped-call]  # theirs
 
     async def holds(self, pattern: str, number: int) -> bool:

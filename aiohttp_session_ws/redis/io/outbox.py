@@ -25,6 +25,7 @@ from .connect import (
     MakeClient,
     channel_of,
     is_elsewhere,
+    is_for_later,
     is_unknown_script,
     reason,
     refusal,
@@ -54,11 +55,13 @@ class Batch(NamedTuple):
         entries: The entries.
         args: What the script gets.
         sent: When, by the event loop's clock.
+        again: Whether they had been set aside.
     """
 
     entries: list[AnyEntry]
     args: list[Argument]
     sent: float
+    again: bool
 
 
 class Outbox:
@@ -111,6 +114,8 @@ class Outbox:
         self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._idle = asyncio.Event()  # nothing waits but what can't be written
+        self._idle.set()
         self.channel = ""
         self.refused = ""
 
@@ -134,6 +139,7 @@ class Outbox:
             self._lost += 1
         self._queue.append(entry)
         self._empty.clear()
+        self._idle.clear()
         flying, full = len(self._in_flight), len(self._queue) >= BATCH
         if full and flying < FULL_AT_ONCE:
             self.flush()
@@ -166,11 +172,11 @@ class Outbox:
         full = self._size == BATCH and len(self._queue) >= BATCH
         return FULL_AT_ONCE if full else AT_ONCE
 
-    async def wait_empty(self) -> None:
+    async def wait_idle(self) -> None:
         """
-        Wait until nothing waits.
+        Wait until nothing waits, but for orders that were set aside since they can't be written.
         """
-        await self._empty.wait()
+        await self._idle.wait()
 
     async def drain(self, timeout: float) -> list[AnyEntry]:
         """
@@ -208,15 +214,15 @@ class Outbox:
             entries.append(queue.popleft())
         return entries
 
-    def _send(self, line: Line, entries: list[AnyEntry]) -> bool:
+    def _send(self, line: Line, entries: list[AnyEntry], *, again: bool = False) -> bool:
         """
-        Send *entries*; tell whether the time is known that they need.
+        Send *entries*, which may have been set aside; tell whether the time is known they need.
         """
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
         loop = asyncio.get_running_loop()
-        batch = Batch(entries, args, loop.time())
+        batch = Batch(entries, args, loop.time(), again)
         self._in_flight.append(batch)
         answer = line.call("EVALSHA", WRITE.digest, *args)
         answer.add_done_callback(partial(self._answered, batch, line))
@@ -251,18 +257,33 @@ class Outbox:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
             self._refuse(batch, word)
+        elif is_for_later(exc):
+            self._aside.extend(batch.entries)
+            self._retry_later()
         elif is_elsewhere(exc):
             self._queue.extendleft(reversed(batch.entries))
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
-        self.flush()
+        if self._tick is None:  # or what waits is sent then
+            self.flush()
+        self._note_rest()
+
+    def _note_rest(self) -> None:
+        """
+        Tell those who wait if nothing is left, or nothing that they wait for.
+        """
         if not len(self):
             self._empty.set()
+        flying = (entry for batch in self._in_flight for entry in batch.entries)
+        if not self._queue and all(e.alone for e in self._aside) and all(e.alone for e in flying):
+            self._idle.set()
 
     def _recorded(self, batch: Batch, known: list[bytes]) -> None:
         self._size = min(BATCH, 2 * self._size)
-        if self.refused or not self._aside:
+        if batch.again and self._aside:
+            self._retry_now()  # the others had perhaps the same trouble, which is over
+        elif self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
         self._looked_again = False
@@ -314,12 +335,19 @@ class Outbox:
             self._retry = asyncio.get_running_loop().call_later(self._delay, self._try_again)
             self._delay = min(LONGEST, 2 * self._delay)
 
+    def _retry_now(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry, self._delay = None, 0.0
+        self._retry_later()
+        self._delay = SOON
+
     def _try_again(self) -> None:
         self._retry = None
         line = self.link.line
         if line is not None and self._aside and len(self._in_flight) < AT_ONCE:
             entries = self._take(self._aside, self._size)
-            if not self._send(line, entries):
+            if not self._send(line, entries, again=True):
                 self._aside.extendleft(reversed(entries))
         if self._aside:
             self._retry_later()
@@ -362,4 +390,5 @@ class Outbox:
         first = self._in_flight.popleft()
         self._put_back()
         self._set_aside(first, f"no answer within {LIMIT:g} s")
+        self._note_rest()
         self.link.drop(f"no answer within {LIMIT:g} s")

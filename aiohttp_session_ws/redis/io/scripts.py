@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 __all__: list[str] = []
 
+LIVING: Final = 15.0  # seconds that a heartbeat counts
 KEPT: Final = 600.0  # seconds that a record can be found by its number
 MOST: Final = 1_000_000  # records that can be found so
 
@@ -31,7 +32,7 @@ class Script(NamedTuple):
     digest: str
 
 
-def _script(*parts: str) -> Script:
+def make_script(*parts: str) -> Script:
     text = "".join(parts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -305,14 +306,14 @@ local function write()
 end
 """.replace("MOST_CHECKED", "1000").replace("MOST", str(MOST))
 
-WRITE: Final = _script(_WRITE, "return write()\n")
+WRITE: Final = make_script(_WRITE, "return write()\n")
 
 # ARGV from the back: of the session that goes on its generation and beginning, the seconds of the
 # grace, since when an end of the identity concerns it, and how many keys, which are the last of
 # KEYS, hold its lineage and its ends. What is before is what WRITE gets.
 #
 # It does not trust what this node remembers: the session must be alive by all that is recorded.
-END_OTHERS: Final = _script(
+END_OTHERS: Final = make_script(
     _WRITE,
     """
 local function take() return tonumber(table.remove(ARGV)) end
@@ -348,7 +349,7 @@ return 1
 # KEYS: the prefix. ARGV: the node, whether it holds sockets, and an epoch for a Redis without one.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
 # members has, and up to which number records can't be found any more.
-HEARTBEAT: Final = _script(
+HEARTBEAT: Final = make_script(
     """
 local prefix = KEYS[1]
 local t = redis.call('TIME')
@@ -396,7 +397,7 @@ return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
 )
 
 # KEYS: the prefix. ARGV: the node.
-LEAVE: Final = _script(
+LEAVE: Final = make_script(
     """
 redis.call('ZREM', KEYS[1] .. 'nodes', ARGV[1])
 redis.call('INCR', KEYS[1] .. 'members')
@@ -406,7 +407,7 @@ redis.call('INCR', KEYS[1] .. 'members')
 # KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
 # Returns up to which number it got, and keys and records in turn. Under a number
 # the keys of some hundred records are found, of which it is the last.
-FIND: Final = _script(
+FIND: Final = make_script(
     """
 local prefix = KEYS[1]
 local from, last, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis.encoder import Encoder, body_of
@@ -144,6 +144,43 @@ class TestOutbox:
         box.line.answer = lambda keys: []
         assert await box.outbox.drain(20) == []
         assert all(entry.stored for entry in entries)
+
+    @pytest.mark.parametrize(
+        "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
+    )
+    async def test_busy(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a busy Redis did not take comes again together, and not one by one."""
+        box = Box(lambda keys: error, monkeypatch)
+        box.connect()
+        entries = [box.put(f"n{n}")[0] for n in range(100)]
+        await until(lambda: len(box.line.batches) > 8)
+        assert not any(entry.alone or entry.published for entry in entries)
+        tried = len(box.line.batches)
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+        assert all(entry.stored for entry in entries)
+        assert len(box.line.batches) <= tried + 3
+
+    async def test_one_after_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was set aside alone comes again at once when the trouble is over."""
+        monkeypatch.setattr(module, "LONGEST", 3600.0)
+        box = Box(lambda keys: ResponseError("ERR whatever"), monkeypatch)
+        box.connect()
+        entries = [box.put(f"n{n}")[0] for n in range(100)]
+        await until(lambda: all(entry.alone for entry in entries))
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+
+    async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What can't be written keeps nobody from writing back what was lost."""
+        poison = '"n3"'
+        box = Box(lambda keys: None if poison in keys else [], monkeypatch)
+        box.connect()
+        box.put(*[f"n{n}" for n in range(10)])
+        async with asyncio.timeout(20):
+            await box.outbox.wait_idle()
+        assert len(box.outbox) == 1
+        box.outbox.stop()
 
     async def test_in_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Redis 6.2 puts the word of a refusal behind the place in the script."""
