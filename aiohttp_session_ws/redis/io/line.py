@@ -42,13 +42,18 @@ class Line:
         self.client = client
         self._prefix = prefix
         self._wire: Wire | None = None
+        self._closed = False
         self._waiting: deque[asyncio.Future[Any]] = deque()
 
     async def connect(self) -> None:
         """
         Connect.
         """
-        self._wire = Wire(await connect(self.client, self._prefix), self._take)
+        connection = await connect(self.client, self._prefix)
+        if self._closed:  # redis-py has swallowed that it was given up
+            await connection.disconnect(nowait=True)
+            raise RedisUnavailable("Redis was connected to too late")
+        self._wire = Wire(connection, self._take)
         self._wire.ended.add_done_callback(lambda _: self.fail())
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
@@ -105,6 +110,7 @@ class Line:
         """
         Let go of the connection and of the client.
         """
+        self._closed = True
         self.fail()
         if self._wire is not None:
             with contextlib.suppress(*TROUBLE):
