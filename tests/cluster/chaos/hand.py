@@ -38,6 +38,7 @@ class Hand:
         nodes: What is killed.
         proxies: The way of each node to Redis.
         say: Told of every deed.
+        journals: Whether the nodes have journals.
 
     Attributes:
         done: How often it did what.
@@ -51,13 +52,15 @@ class Hand:
         nodes: Sequence[NodeProcess],
         proxies: Sequence[Proxy],
         say: Callable[[str], object],
+        *,
+        journals: bool = False,
     ) -> None:
         self._redis = redis
         self._nodes = nodes
         self._proxies = proxies
         self._say = say
         self.done: dict[str, int] = {}
-        self.timeline = Timeline()
+        self.timeline = Timeline(journals=journals)
         self.evicted: set[str] = set()
         self._lives: dict[int, Life] = {}
         self._broken: list[list[Span]] = [[] for _ in nodes]  # the way of each node

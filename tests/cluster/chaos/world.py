@@ -6,7 +6,8 @@ back, and two hands: one logs out at a steady rate, the other (``hand.py``) does
 has planned. ``test_chaos.py`` runs it for half a minute; for longer: ``CHAOS_SECONDS=600
 CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to have the same schedule
 again. ``CHAOS_DENSE=1`` kills nodes every few seconds, and loses data while the nodes are busy
-with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too.
+with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too, and ``CHAOS_JOURNAL=1``
+gives each node a journal.
 
 Orders that nobody can know any more are counted apart, by the rules of ``knowledge.py``. It has
 more than 300 lines: the people, and all that is looked at in the end.
@@ -38,6 +39,7 @@ from tests.support.redis_servers import RedisServer
 
 RATE: Final = float(os.environ.get("CHAOS_RATE", "4"))  # log-outs per second
 USERS: Final = max(25, int(1.5 * RATE))  # at any time; every third has two browsers
+JOURNALS: Final = bool(os.environ.get("CHAOS_JOURNAL"))  # whether nodes have one each
 RENEWALS: Final = 0.4  # for each log-out
 CLOSES: Final = 0.1  # the same for orders that only close
 WAITS: Final = 0.3  # of the log-outs by name, for what other nodes report
@@ -108,7 +110,7 @@ class Chaos:
         self.nodes = nodes
         self.random = random
         self.say = say
-        self.hand = None if redis is None else Hand(redis, nodes, proxies, say)
+        self.hand = None if redis is None else Hand(redis, nodes, proxies, say, journals=JOURNALS)
         self.recorder = None if redis is None else Recorder(redis, prefix)
         self.users: list[list[Browser]] = []  # the browsers of each
         self.ended: list[Browser] = []
