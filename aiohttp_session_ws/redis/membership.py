@@ -16,7 +16,7 @@ from .._logging import log
 from .clock import RedisClock
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
-from .io.scripts import HEARTBEAT, LEAVE
+from .io.scripts import HEARTBEAT, LEAVE, LIVING
 from .recent import HeardNumbers
 
 __all__: list[str] = []
@@ -24,7 +24,6 @@ __all__: list[str] = []
 PULSE: Final = 3.0  # seconds between two heartbeats
 PROBE: Final = 0.5  # seconds between two while Redis is away
 SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
-LIVING: Final = 15.0  # seconds that a heartbeat counts
 REWIND: Final = 60.0  # seconds of numbers that are read again from a server that has started
 ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
 

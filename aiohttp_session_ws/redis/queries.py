@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -116,7 +116,13 @@ class Queries:
             here.complete and request.complete and all(a.get("complete") for a in answers),
         )
 
-    async def ask(self, question: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self,
+        question: str,
+        body: dict[str, Any],
+        wait: float,
+        of: Collection[str] | None = None,
+    ) -> Answers:
         """
         Ask all other nodes something that their registries answer.
 
@@ -124,12 +130,13 @@ class Queries:
             question: Its name.
             body: What JSON can hold.
             wait: Seconds to wait for the answers; with 0 they are only told.
+            of: Whom to ask, if not all.
         """
         text = {"do": question, **body}
         if not wait:
             told = self._requests.tell(text, b"") is not None
             return Answers(expected=0 if told and self._requests.alone else 1)
-        request = await self._requests.ask(text, timeout=wait)
+        request = await self._requests.ask(text, timeout=wait, of=of)
         answered = len(request.answered)
         expected = max(len(request.expected | request.answered), answered + (not request.complete))
         return Answers(tuple(request.answers), expected, answered)
@@ -152,7 +159,7 @@ class Queries:
             if body["v"] != VERSION:
                 return
             asker, number = name(body["from"]), str(body["q"])
-            if asker == self._instance:
+            if asker == self._instance or self._instance not in body.get("to", (self._instance,)):
                 return
             if body["do"] not in OWN:
                 coro = self._answer(asker, number, body)

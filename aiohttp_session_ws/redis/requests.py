@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import count
 from typing import Any, Final, TypeAlias
 
@@ -107,11 +107,12 @@ class Requests:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self) -> PendingRequest:
+    def open(self, of: Collection[str] | None = None) -> PendingRequest:
         """
-        Open a request to all others; :meth:`close` it.
+        Open a request to all others, or to those in *of*; :meth:`close` it.
         """
-        others = self._membership.members - {self._instance}
+        others: Collection[str] = self._membership.members - {self._instance}
+        others = others if of is None else of
         request = PendingRequest(str(next(self._numbers)), others, known=self._membership.known)
         self._open[request.number] = request
         return request
@@ -163,7 +164,12 @@ class Requests:
         return len(self._membership.members - {self._instance})
 
     async def ask(
-        self, body: Answer, payload: bytes = b"", *, timeout: float = PATIENCE
+        self,
+        body: Answer,
+        payload: bytes = b"",
+        *,
+        timeout: float = PATIENCE,
+        of: Collection[str] | None = None,
     ) -> PendingRequest:
         """
         Ask all others, and wait until they have answered.
@@ -172,8 +178,11 @@ class Requests:
             body: The question.
             payload: What goes with it.
             timeout: Seconds to wait at most.
+            of: Whom to ask, if not all.
         """
-        request = self.open()
+        request = self.open(of)
+        if of is not None:
+            body = {**body, "to": sorted(of)}
         until = asyncio.get_running_loop().time() + timeout
         try:
             text = question_text(self._instance, request.number, body)
@@ -184,7 +193,8 @@ class Requests:
             await asyncio.gather(request.wait(timeout), asyncio.wait({published}, timeout=timeout))
             if not published.done() or published.exception() is not None:
                 request.known = False
-            await self.wait_for_joined(request, until - asyncio.get_running_loop().time())
+            if of is None:
+                await self.wait_for_joined(request, until - asyncio.get_running_loop().time())
         finally:
             self.close(request)
         return request

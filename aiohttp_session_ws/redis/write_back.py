@@ -17,14 +17,16 @@ from typing import Final
 
 from .._logging import log
 from ..sessions.records import Change, Records
-from .decoding import read_message, read_order, read_record
+from .decoding import read_message, read_record
 from .entries import Entry
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
-from .membership import LIVING, PULSE, Membership
+from .io.scripts import LIVING
+from .membership import PULSE, Membership
 from .messages import VERSION, CloseSession, Record, Stored, encode
 from .recent import RecentOrders
+from .rows import read_orders
 
 __all__: list[str] = []
 
@@ -126,17 +128,19 @@ class WriteBack:
 
     # What may be missing
 
-    def _published(self, is_meant: Callable[[str], bool], having: str = "") -> Iterator[Record]:
+    def _published(
+        self, is_meant: Callable[[str], bool], *, closes_only: bool = False
+    ) -> Iterator[Record]:
         """
-        Return the records of the orders of some senders that have something in their text.
+        Return the records of the orders of some senders: all, or of those that close.
         """
         for body in self._recent.of(is_meant):
-            _, texts = read_message(body) or ("", [])
-            for text in texts:
-                order = read_order(text) if having in text else None
-                if order is not None:
-                    yield from order.changes
-                    yield from order.closes
+            sender, lines = read_message(body) or ("", [])
+            for line in lines:
+                if not closes_only or line.startswith("closes") or CLOSE_ORDER in line:
+                    for order in read_orders(line, sender) or ():
+                        yield from order.changes
+                        yield from order.closes
 
     async def _write_own(self) -> bool:
         await self._write_back(self._published(lambda sender: sender == self._instance))
@@ -161,8 +165,7 @@ class WriteBack:
         if everything:
             await self._write_back(self._records, is_mine)
         # What this node remembers has all but close orders.
-        having = CLOSE_ORDER if everything else ""
-        others = self._published(lambda sender: sender != self._instance, having)
+        others = self._published(lambda sender: sender != self._instance, closes_only=everything)
         await self._write_back(others, is_mine)
         return few
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from aiohttp_session_ws.redis import write_back
-from aiohttp_session_ws.redis.membership import LIVING
+from aiohttp_session_ws.redis.io import subscriber, wire
+from aiohttp_session_ws.redis.io.scripts import LIVING
 from tests.support import (
     PATIENCE,
     expect_close,
@@ -139,18 +139,18 @@ class TestDeaf:
     async def test_only_pubsub(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any
     ) -> None:
-        """A read that fails like a time-out of redis-py's own is no silence (redis-py 8)."""
+        """A subscription that fails at once again and again keeps nobody from his turn."""
         a, b = nodes
         cookie = await log_in(a)
-        failing, real = [0], PubSub.get_message
+        failing, real = [0], wire.connect
 
-        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
+        async def connect(client: Any, prefix: str) -> Any:
             if failing[0]:
                 failing[0] += 1
-                return None  # at once, and for ever
-            return await real(self, *args, **kwargs)
+                raise TimeoutError("timed out")
+            return await real(client, prefix)
 
-        monkeypatch.setattr(PubSub, "get_message", get_message)
+        monkeypatch.setattr(subscriber, "connect", connect)
         failing[0] = 1
         await redis_server.kill_pubsub()
         await becomes(b, "degraded")
@@ -164,18 +164,23 @@ class TestDeaf:
             await visit(a, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
 
-    async def test_silent(self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any) -> None:
+    async def test_silent(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
         """A subscription that lies dead by itself is noticed, and made anew."""
-        _, b = nodes
-        silent, real = [False], PubSub.get_message
+        silent = [False]
 
-        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
-            if not silent[0]:
-                return await real(self, *args, **kwargs)
-            await asyncio.sleep(kwargs["timeout"])
-            return None
+        class Silent(wire.Wire):
+            dead = False
 
-        monkeypatch.setattr(PubSub, "get_message", get_message)
+            def data_received(self, data: bytes) -> None:
+                self.dead = self.dead or silent[0]
+                if not self.dead:
+                    super().data_received(data)
+
+        monkeypatch.setattr(subscriber, "Wire", Silent)
+        b = await start_node(redis_server.url, "b")
+        await becomes(b, "connected")
         silent[0] = True
         await becomes(b, "degraded")
         assert cluster_of(b).commands.available

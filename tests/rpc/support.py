@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import shutil
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp_session
 import msgspec
+import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from aiohttp_session import SimpleCookieStorage
 
@@ -197,3 +201,17 @@ class WsrpcPeer(Peer):
         """Call a procedure, and return the next object that comes."""
         await self.say({"id": number, "method": method, "params": params})
         return await self.hear()
+
+
+def expect_clients(path: pathlib.Path) -> None:
+    """
+    Skip a test that needs node and what npm installs; CI is not green without these tests.
+
+    Args:
+        path: What must have been installed.
+    """
+    if shutil.which("node") is None:
+        pytest.skip("there is no node")
+    if not path.exists():
+        reason = "not installed: npm install --ignore-scripts, in tests/rpc"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

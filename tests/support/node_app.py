@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from aiohttp_session_ws import (
     DEFAULT_SESSION_KEY,
     REGISTRY_KEY,
+    Limits,
     SessionWSRegistry,
     end_identity_ws,
     end_session_ws,
@@ -185,6 +186,7 @@ def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
         on_outage=args.on_outage,
         journal=args.journal,
         identify=user_of,
+        limits=Limits(per_identity=args.per_identity, on_limit=args.on_limit, scope="cluster"),
     )
 
 
@@ -237,6 +239,8 @@ def main() -> None:
     parser.add_argument("--journal", help="a file")
     parser.add_argument("--sessions", help="URL of a Redis for sessions alone")
     parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
+    parser.add_argument("--per-identity", type=int, help="sockets of a user, on all nodes")
+    parser.add_argument("--on-limit", choices=["evict_oldest", "refuse"], default="evict_oldest")
     args = parser.parse_args()
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -13,11 +13,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ..._logging import OncePerMinute, log
 from ...exceptions import RedisUnavailable
-from ..entries import Argument, Encoder, Entry, body_of
+from ..encoder import Encoder, body_of
+from ..entries import AnyEntry, Argument
 from .commands import STALL
 from .connect import (
     LIMIT,
@@ -42,6 +43,9 @@ SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled ea
 LONGEST: Final = 1.0  # the most of these
 
 
+E = TypeVar("E", bound=AnyEntry)
+
+
 class Batch(NamedTuple):
     """
     Entries that are sent together.
@@ -53,7 +57,7 @@ class Batch(NamedTuple):
         again: Whether they had been set aside.
     """
 
-    entries: list[Entry]
+    entries: list[AnyEntry]
     args: list[Argument]
     sent: float
     again: bool
@@ -92,8 +96,8 @@ class Outbox:
         self._encoder = encoder
         self._known = known
         self._published = published
-        self._queue: deque[Entry] = deque()
-        self._aside: deque[Entry] = deque()
+        self._queue: deque[AnyEntry] = deque()
+        self._aside: deque[AnyEntry] = deque()
         self._in_flight: deque[Batch] = deque()
         self._size = BATCH
         self._delay = SOON
@@ -114,7 +118,7 @@ class Outbox:
         flying = sum(len(batch.entries) for batch in tuple(self._in_flight))
         return len(self._queue) + len(self._aside) + flying
 
-    def put(self, entry: Entry) -> Entry:
+    def put(self, entry: E) -> E:
         """
         Write *entry*, now or as soon as that can be done.
         """
@@ -151,7 +155,7 @@ class Outbox:
         """
         await self._idle.wait()
 
-    async def drain(self, timeout: float) -> list[Entry]:
+    async def drain(self, timeout: float) -> list[AnyEntry]:
         """
         Wait until all is written, for *timeout* seconds at most; return what is left.
         """
@@ -173,20 +177,21 @@ class Outbox:
 
     # Sending
 
-    def _take(self, queue: deque[Entry], most: int) -> list[Entry]:
+    def _take(self, queue: deque[AnyEntry], most: int) -> list[AnyEntry]:
         """
         Take entries with *most* records together, but one at least, from a queue.
         """
-        entries = [queue.popleft()]
-        size = len(entries[0])
-        while queue and not entries[0].alone and not queue[0].alone:
-            size += max(1, len(queue[0]))
-            if size > most:
+        first = queue.popleft()
+        entries, size = [first], first.size
+        while queue and not first.alone:
+            entry = queue[0]
+            size += entry.size or 1
+            if size > most or entry.alone:
                 break
             entries.append(queue.popleft())
         return entries
 
-    def _send(self, line: Line, entries: list[Entry], *, again: bool = False) -> bool:
+    def _send(self, line: Line, entries: list[AnyEntry], *, again: bool = False) -> bool:
         """
         Send *entries*, which may have been set aside; tell whether the time is known they need.
         """
@@ -290,7 +295,7 @@ class Outbox:
         Put a batch back that failed: in halves, or the one order that fails behind the others.
         """
         if len(batch.entries) > 1:
-            self._size = max(1, sum(map(len, batch.entries)) // 2)
+            self._size = max(1, sum(entry.size for entry in batch.entries) // 2)
             self._queue.extendleft(reversed(batch.entries))
             return
         self._size = BATCH

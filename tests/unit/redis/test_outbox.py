@@ -12,7 +12,8 @@ import pytest
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis.entries import Encoder, Entry, body_of
+from aiohttp_session_ws.redis.encoder import Encoder, body_of
+from aiohttp_session_ws.redis.entries import Entry
 from aiohttp_session_ws.redis.io import outbox as module
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.sessions.records import LineageEnded
