@@ -69,7 +69,7 @@ class Timeline:
 
     Attributes:
         lives: The processes of all nodes.
-        away: When Redis was away.
+        away: When Redis was away, or the driver stood still, through which all goes to it.
         refusing: When it took no writes.
         killed: When it was killed, and kept its data as far as they were on disk.
         lost: When it lost its data.

@@ -273,6 +273,8 @@ class Chaos:
             due = [order for order in self.orders if not self._excused(order)]
             missing = await self.recorder.missing(due)
             report.unrecorded = [self._tell(order) for order in missing]
+            for pid in {order.pid for order in missing}:
+                self.say(self.hand.logs.get(pid, "") if self.hand is not None else "")
         self._judge(report)
         self._count(report, settled)
         return report
@@ -294,6 +296,7 @@ class Chaos:
             "log-outs asked for again": self.requests,
             "sessions renewed": sum(b.renewed for b in [*self.ended, *self._living()]),
             "slowest answer to a log-out (s)": f"{self.slowest:.2f}",
+            "this process stood still (s)": f"{0 if self.hand is None else self.hand.stalled:.1f}",
             "faults": 0 if self.hand is None else sum(self.hand.done.values()),
             **({} if self.hand is None else self.hand.done),
             "reports that were complete": self.complete,
