@@ -184,6 +184,7 @@ def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
         prefix=args.prefix,
         node=args.name,
         on_outage=args.on_outage,
+        journal=args.journal,
         identify=user_of,
         limits=Limits(per_identity=args.per_identity, on_limit=args.on_limit, scope="cluster"),
     )
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--redis", help="URL; without one it knows no other node")
     parser.add_argument("--prefix", default="aiohttp_session_ws")
     parser.add_argument("--storage", choices=["encrypted", "simple", "redis"], default="encrypted")
+    parser.add_argument("--journal", help="a file")
     parser.add_argument("--sessions", help="URL of a Redis for sessions alone")
     parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
     parser.add_argument("--per-identity", type=int, help="sockets of a user, on all nodes")
