@@ -35,12 +35,17 @@ def arrive_at_once(
         return None
     if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
         return None
-    if core.cluster.check_due(lineage.token) or not _is_unremarkable(core, lineage, session_ws_id):
+    records = core.records
+    if core.cluster.remote and core.cluster.check_due(lineage.token):
+        return None
+    if (
+        lineage.generation or records.has_subjects or records.knows(lineage.token)
+    ) and not _is_unremarkable(core, lineage, session_ws_id):
         return None
     context = RequestContext(request, arrived, started)
     context.lineage, context.session_ws_id = lineage, session_ws_id
     context.newest, context.carried = lineage.generation, True
-    context.epoch = core.records.epoch
+    context.epoch = records.epoch
     context.held_data = len(session) > OWN_KEYS
     context.session, context.stage = session, HANDLING
     if core.identifier.asks:

@@ -57,7 +57,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         return await handler(request)  # installed twice, in a sub-application as well
     # What is ordered while the session is loaded is later.
     arrived, started = core.clock.begin_time(), time.monotonic()
-    session = loaded_session(request)
+    session = None if len(request) == 1 else loaded_session(request)  # most have a storage only
     if session is not None:
         core.warn_loaded_early()
     elif has_storage(request):
@@ -88,7 +88,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     if connection is not None:
         ws: web.WebSocketResponse = connection.ws
         return ws  # an open socket takes no HTTP
-    if isinstance(response, web.WebSocketResponse):
+    if type(response) is not web.Response and isinstance(response, web.WebSocketResponse):
         core.warn_foreign_websocket(request)
     return response
 
