@@ -21,10 +21,10 @@ from .options import Expiry, Limits, PushQueue, Timeouts
 from .registry.ids import DEFAULT_ID_FACTORY
 from .registry.registry import SessionWSRegistry
 from .sessions.session import DEFAULT_SESSION_KEY
-from .web.lookup import REGISTRY_KEY, registry_from
 from .web.middleware import session_ws_middleware
 from .web.session_ws import session_ws
 from .web.setup import (
+    REGISTRY_KEY,
     delete_session_ws_id,
     end_identity_ws,
     end_other_sessions_ws,
@@ -32,6 +32,7 @@ from .web.setup import (
     ensure_session_ws_id,
     get_session_ws_id,
     new_session_ws_id,
+    registry_from,
     renew_session_ws,
     schedule_close_all_session_ws,
     setup,

@@ -5,6 +5,7 @@ Names for what a connection and a record have in common: a lineage, and a subjec
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Hashable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -57,6 +58,13 @@ class Lineage(NamedTuple):
 
 NUMBERS: Final = frozenset({int, float})
 _make: Final[Callable[[type[Lineage], tuple[str, int, float]], Lineage]] = tuple.__new__
+
+
+def new_lineage(began: float) -> Lineage:
+    """
+    Return a lineage with a random token.
+    """
+    return Lineage(secrets.token_hex(16), 0, began)
 
 
 class Subject(NamedTuple):

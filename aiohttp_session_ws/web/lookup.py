@@ -1,5 +1,5 @@
 """
-The registry of a request.
+The registry of a request: its parts, and whether it is the only one.
 """
 
 from __future__ import annotations
@@ -10,27 +10,12 @@ from aiohttp import web
 
 from ..exceptions import NotSetUp
 from ..registry.core import Core
-from ..registry.registry import SessionWSRegistry, core_of
 
-__all__ = ["REGISTRY_KEY", "registry_from"]
+__all__: list[str] = []
 
-REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
+NO_REGISTRY: Final = "no registry: call aiohttp_session_ws.setup(app, registry) first"
+
 CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
-
-
-def registry_from(request: web.Request) -> SessionWSRegistry:
-    """
-    Return the registry of the application that *request* came to, or of its parent.
-
-    Raises:
-        NotSetUp: If none of them has one, or two have one each.
-    """
-    registry = request.app.get(REGISTRY_KEY)
-    if registry is None:
-        registry = request.config_dict.get(REGISTRY_KEY)
-        if registry is None:
-            raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
-    return registry
 
 
 def expect_one_registry(core: Core, request: web.Request) -> None:
@@ -54,9 +39,15 @@ def expect_one_registry(core: Core, request: web.Request) -> None:
 
 def core_from(request: web.Request) -> Core:
     """
-    Return the parts of the registry of *request*.
+    Return the parts of the registry of *request*: of its application, or of a parent.
+
+    Raises:
+        NotSetUp: If none of them has one.
     """
     try:  # quicker than get()
         return request.app[CORE_KEY]
     except KeyError:
-        return core_of(registry_from(request))
+        core = request.config_dict.get(CORE_KEY)
+    if core is None:
+        raise NotSetUp(NO_REGISTRY)
+    return core

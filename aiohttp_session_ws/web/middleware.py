@@ -16,10 +16,9 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival
+from ..registry.arrival import Arrival, arrive_at_once
 from ..registry.core import Core
 from ..registry.deferred import settle
-from ..registry.short_arrival import arrive_at_once
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
 from .lookup import core_from, expect_one_registry
