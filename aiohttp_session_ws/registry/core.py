@@ -297,6 +297,8 @@ class Core:
         """
         Judge a session by what is known on this node.
         """
+        if not self.records.has_subjects and not self.records.knows(lineage.token):
+            return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
         return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
@@ -306,11 +308,7 @@ class Core:
 
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
-        records = self.records
-        if connection.proven is None:
-            if not records.has_subjects and not records.knows(connection.lineage.token):
-                return ALIVE  # as the rest would find, but quicker
-        else:
+        if connection.proven is not None:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:

@@ -22,17 +22,21 @@ class CloseOrders:
 
     A handshake that is in the index is rejected directly. This is for one that is still
     loading its session, so that its id is not known yet.
+
+    Attributes:
+        latest: When the latest of all was given.
     """
 
     def __init__(self) -> None:
         self._last: OrderedDict[Subject, float] = OrderedDict()  # the oldest first
-        self._all = -math.inf
+        self._all = self.latest = -math.inf
 
     def add(self, subject: Subject, now: float) -> None:
         """
         Note an order about *subject* that is given at *now*.
         """
         last = self._last
+        self.latest = max(self.latest, now)
         last[subject] = now
         last.move_to_end(subject)
         while last[first := next(iter(last))] <= now - HANDSHAKE_LIMIT:
@@ -42,6 +46,7 @@ class CloseOrders:
         """
         Note an order about all sockets.
         """
+        self.latest = max(self.latest, now)
         self._all = now
 
     def missed(self, subject: Subject, started: float, now: float) -> bool:
