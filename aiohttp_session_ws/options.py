@@ -11,6 +11,7 @@ from typing import Final, Literal
 __all__ = ["Expiry", "Limits", "PushQueue", "Timeouts"]
 
 _POLICIES: Final = ("evict_oldest", "refuse")
+_SCOPES: Final = ("process", "cluster")
 
 
 def _expect_number(name: str, value: object, kind: str = "a number of seconds") -> None:
@@ -78,12 +79,12 @@ class Timeouts:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """
-    How many sockets there may be on this process; handshakes in flight count.
+    How many sockets there may be; handshakes in flight count.
 
     Args:
         per_session: For one session; ``None`` for any number.
         per_identity: For one identity, over all its sessions; ``None`` for any number.
-        total: For all; beyond it a handshake gets 503 with ``Retry-After``.
+        total: For all of this process; beyond it a handshake gets 503 with ``Retry-After``.
         on_limit: What happens to one too many of a session or an identity:
             ``"evict_oldest"`` closes the oldest with 4429 and lets the new one in when
             that is gone; ``"refuse"`` refuses the new one.
@@ -92,10 +93,15 @@ class Limits:
         messages_per_second: Of one session, over all its sockets of this process, likewise.
             The socket that brings one too many is closed with 1008. Sockets that another
             library reads aren't counted.
+        scope: What *per_session* and *per_identity* are about: the sockets of each
+            ``"process"``, or with a ``RedisSessionWSRegistry`` those of the whole
+            ``"cluster"``, exact within a second. While Redis is away each process counts its
+            own; what is too much is closed with 4429 when Redis is back. A process that
+            crashes takes its sockets along within 15 s.
 
     Raises:
         TypeError: If a limit is no number, or one of sockets no whole number.
-        ValueError: If a limit is not > 0, or *on_limit* something else.
+        ValueError: If a limit is not > 0, or *on_limit* or *scope* something else.
     """
 
     per_session: int | None = None
@@ -104,6 +110,7 @@ class Limits:
     on_limit: Literal["evict_oldest", "refuse"] = "evict_oldest"
     handshakes_per_second: float | None = None
     messages_per_second: float | None = None
+    scope: Literal["process", "cluster"] = "process"
 
     def __post_init__(self) -> None:
         for name in ("per_session", "per_identity", "total"):
@@ -115,6 +122,8 @@ class Limits:
                 _expect_positive(name, rate, "a number > 0 or None")
         if self.on_limit not in _POLICIES:
             raise ValueError(f"on_limit is 'evict_oldest' or 'refuse', not {self.on_limit!r}")
+        if self.scope not in _SCOPES:
+            raise ValueError(f"scope is 'process' or 'cluster', not {self.scope!r}")
 
 
 @dataclass(frozen=True, slots=True)

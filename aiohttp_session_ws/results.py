@@ -220,8 +220,8 @@ class Stats:
             ``"handler"`` or ``"client"``) and close code.
         refusals: How many handshakes were refused, by a word for why: ``"origin"``,
             ``"authorize"``, ``"ended"``, ``"reconnect"``, ``"limit"``, ``"rate"``, ``"total"``,
-            ``"draining"``, ``"redis"``, ``"identify"``, ``"late"``, ``"no id"``, ``"handler"``,
-            ``"no websocket"``, ``"client gone"`` or ``"error"``.
+            ``"places"``, ``"draining"``, ``"redis"``, ``"identify"``, ``"late"``, ``"no id"``,
+            ``"handler"``, ``"no websocket"``, ``"client gone"`` or ``"error"``.
     """
 
     node: str = ""

@@ -126,9 +126,9 @@ class Connection:
         opened_at: When the handshake was over, by the event loop's clock, in seconds;
             ``None`` until then.
         ws: The websocket, the stream, or the object that was registered by hand.
-        last_words: Called with the close when an order, a limit, an expiry or the shutdown
-            closes the socket; a text or bytes that it returns is sent right before the close
-            frame, if nothing else waits to be sent. It must not wait.
+        last_words: Called with the close when an order, a limit, an expiry, the shutdown or
+            :meth:`close` closes the socket; a text or bytes that it returns is sent right
+            before the close frame, if nothing else waits to be sent. It must not wait.
         takes_pushes: Whether what is pushed is sent to it; false for an endpoint that speaks
             a protocol of its own.
     """

@@ -1,11 +1,13 @@
 """
 Connections by a key.
+
+A little over 300 lines long: one index, and the one object that has one of each kind.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from .._lineage import Lineage, Subject
@@ -17,6 +19,7 @@ _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 _Entry: TypeAlias = tuple[Any, float]  # an object, and when it was registered
 _Group: TypeAlias = TrackedConnection | dict[Any, TrackedConnection] | _Entry
+Track: TypeAlias = Callable[[Hashable, Any, float], TrackedConnection]
 
 
 class Index:
@@ -37,9 +40,7 @@ class Index:
 
     __slots__ = ("_groups", "_track", "size")
 
-    def __init__(
-        self, track: Callable[[Hashable, Any, float], TrackedConnection] | None = None
-    ) -> None:
+    def __init__(self, track: Track | None = None) -> None:
         self.size = 0
         self._track = track
         self._groups: dict[Hashable, _Group] = {}
@@ -124,6 +125,15 @@ class Index:
         if isinstance(group, tuple):
             group = self._look_at(key, group)
         return list(group.values()) if isinstance(group, dict) else [group]
+
+    def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some keys that have connections.
+        """
+        groups = self._groups
+        if groups.keys().isdisjoint(keys):
+            return []
+        return [key for key in keys if key in groups]
 
     def keys(self) -> tuple[Hashable, ...]:
         """

@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._logging import log
 from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, SLOW_CONSUMER, Close
@@ -34,8 +34,10 @@ from .connection import (
 )
 from .counters import Counters
 from .describe import snapshot
+from .farewell import write_last_words
 from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
+from .watched import WatchedIndex
 from .websocket import ServedWebSocket, is_closed
 
 __all__: list[str] = []
@@ -103,6 +105,14 @@ class ConnectionManager(ConnectionIndex):
     @push_queue.setter
     def push_queue(self, limit: PushQueue) -> None:
         self._pusher.limit = limit
+
+    def watch(self, changed: Callable[[Subject], None]) -> None:
+        """
+        Tell of each id and identity whose connections change; before there is any.
+        """
+        self.open = WatchedIndex(lambda key: changed(Subject("id", key)), self._track)
+        self.opening = WatchedIndex(lambda key: changed(Subject("id", key)))
+        self.identities = WatchedIndex(lambda key: changed(Subject("identity", key)))
 
     def start(self, timeouts: Timeouts) -> None:
         """
@@ -237,6 +247,27 @@ class ConnectionManager(ConnectionIndex):
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
 
+    def held_among(self, kind: Kind, values: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some ids, identities or labels that :meth:`of_subject` finds something of.
+        """
+        if self._orphaned_handlers:
+            return [value for value in values if self.of_subject(Subject(kind, value))]
+        if kind == "id":
+            return self.open.among(values) + self.opening.among(values)
+        if kind == "identity":
+            return self.identities.among(values)
+        labels = [Subject("label", value) for value in values]
+        return [subject.value for subject in labels if subject in self.labels]
+
+    def filed(self, subject: Subject) -> list[TrackedConnection]:
+        """
+        Return the connections of an id or an identity that are in the index: open and opening.
+        """
+        if subject.kind == "id":
+            return self.open.of(subject.value) + self.opening.of(subject.value)
+        return self.identities.of(subject.value)
+
     def all(self) -> list[TrackedConnection]:
         """
         Return all that is to be closed at the end: open connections, those whose handlers only
@@ -328,6 +359,8 @@ class ConnectionManager(ConnectionIndex):
         Close a connection for the application, as :meth:`Connection.close` tells.
         """
         if connection is self._current():
+            if connection.state is OPEN and connection.transport is not None:
+                write_last_words(connection, connection.transport, close)
             await self._engine.close_one(connection, close)
         else:
             await self.close_now([connection], close)

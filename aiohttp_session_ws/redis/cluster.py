@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+import time
+from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping, Sequence
 from typing import Any
 
 from .._lineage import Lineage, Subject
@@ -21,7 +22,7 @@ from .._logging import OncePerMinute, fingerprint, log
 from .._tasks import supervise
 from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
-from ..registry.cluster import LocalNode, Order
+from ..registry.cluster import Held, LocalNode, Order, Place, Taken
 from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.records import (
@@ -34,7 +35,8 @@ from ..typing import Data
 from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
-from .entries import Encoder, Entry
+from .encoder import Encoder, body_of
+from .entries import AnyEntry, Entry
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -42,13 +44,14 @@ from .io.connect import LIMIT, TROUBLE, MakeClient, close_client, end_tasks, rea
 from .io.line import Link
 from .io.outbox import ORDERS, Outbox
 from .io.publisher import Publisher
-from .io.scripts import END_OTHERS
+from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
 from .messages import CloseSession, Record, as_json, time_of, with_time
 from .outages import Outages
 from .outbound import Outbound, Pending
+from .places import PlaceKeeper
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
@@ -109,6 +112,7 @@ class RedisCluster:
         self._logged = OncePerMinute()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outages = Outages()
+        self._beaten_at = time.monotonic()
         self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
@@ -123,6 +127,7 @@ class RedisCluster:
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
         self.health = Health(self.commands, self._state_changed)
+        self.places = PlaceKeeper(self.commands, self.clock, instance)
         self.encoder = Encoder(prefix, instance, self._resolve)
         self.outbox = Outbox(make, prefix, self.encoder, self._learn, self._published)
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
@@ -142,7 +147,12 @@ class RedisCluster:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            self.instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance,
+            self.commands,
+            self.outbox,
+            self.membership,
+            self.recent,
+            node.records,
         )
         self.reconciler = Reconciler(
             node,
@@ -231,7 +241,7 @@ class RedisCluster:
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
         health = self.health
         others = Subscriber(
-            make, prefix, data, health.subscribed_to_data, health.unsubscribed_from_data
+            make, prefix, data, self._subscribed_to_data, health.unsubscribed_from_data
         )
         self._run(self.commands.link.run, "the connection for commands")
         self._run(self.outbox.link.run, "the connection for orders")
@@ -288,7 +298,7 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
 
-    def _log_lost(self, left: Sequence[Entry]) -> None:
+    def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
                 "Redis didn't take %d orders before this node stopped; the journal has them, and"
@@ -296,7 +306,8 @@ class RedisCluster:
                 len(left),
             )
             return
-        names = [_name_of(record) for entry in left for record in entry.changes]
+        full = [entry.spelled_out(self.instance) for entry in left]
+        names = [_name_of(record) for entry in full for record in entry.changes]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
             " given a journal=; they ended %s",
@@ -334,12 +345,17 @@ class RedisCluster:
             self.lookup.forget()
             self.membership.hurry()
             self.reconciler.missed()
+            self.node.recount()
         self.health.availability_changed()
 
     def _subscribed(self) -> None:
         self.lookup.forget()
         self.membership.subscribed()
         self.health.subscribed()
+
+    def _subscribed_to_data(self) -> None:
+        self.node.recount()  # a request to make room may have been missed
+        self.health.subscribed_to_data()
 
     def _unsubscribed(self, why: str) -> None:
         self.lookup.forget()
@@ -353,6 +369,10 @@ class RedisCluster:
         """
         Give what was ordered before the clock was known its time.
         """
+        now, before = time.monotonic(), self._beaten_at
+        self._beaten_at = now
+        if now - before > LIVING:  # the others have taken this node for gone
+            self.node.recount()
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
@@ -368,8 +388,9 @@ class RedisCluster:
         else:
             self.numbers.missing.clear()  # a script has no sockets, and forgets soon
 
-    def _lost(self) -> None:
-        self.write_back.lost()
+    def _lost(self, everything: bool) -> None:
+        self.write_back.lost(everything=everything)
+        self.node.recount()
         if self.serves:
             self.reconciler.look_at_all()
 
@@ -407,13 +428,15 @@ class RedisCluster:
         Raises:
             TypeError: If it isn't.
         """
-        _ = as_json(value)
+        if type(value) is not str:
+            _ = as_json(value)
 
     def record(self, order: Order) -> None:
         """
         Record an order now; open sockets wait: the response that goes with it is on its way.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         self.outbound.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> Pending:
@@ -425,11 +448,9 @@ class RedisCluster:
             wait: Seconds to wait for what they report.
             recorded: Whether it is recorded already; it gets a number now all the same.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         return self.outbound.publish(order, wait)
-
-    def _note_times(self) -> None:
-        self._pending_times = self._pending_times or not self.clock.known
 
     def check_due(self, token: str) -> bool:
         """
@@ -481,11 +502,14 @@ class RedisCluster:
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):
-                return bool(await answer)
+                ended = bool(await answer)
         except TROUBLE as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
             return False
+        if ended:
+            self._published(body_of(args))  # it didn't go through the outbox
+        return ended
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
@@ -523,7 +547,7 @@ class RedisCluster:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
         """
-        return self.queries.relay(name, data)
+        return await self.queries.relay(name, data)
 
     def figures(self) -> Figures:
         """
@@ -545,7 +569,9 @@ class RedisCluster:
         except TROUBLE:
             return None
 
-    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
+    ) -> Answers:
         """
         Ask all other nodes something that their registries answer.
 
@@ -553,8 +579,25 @@ class RedisCluster:
             name: The name of the question.
             body: What JSON can hold.
             wait: Seconds to wait for their answers; with 0 they are only told.
+            of: Whom to ask, if not all.
         """
-        return await self.queries.ask(name, body, wait)
+        return await self.queries.ask(name, body, wait, of)
+
+    async def take_place(
+        self, number: int, limits: Mapping[Subject, int], *, evict: bool
+    ) -> Taken | None:
+        """
+        Give a handshake of this node its place under each of some subjects, or under none.
+        """
+        return await self.places.take(number, limits, evict=evict)
+
+    async def report_places(
+        self, held: Sequence[Held], *, evict: bool
+    ) -> dict[Subject, list[Place]] | None:
+        """
+        Tell which places this node has under some subjects, and no others.
+        """
+        return await self.places.report(held, evict=evict)
 
 
 def _name_of(record: Record) -> str:

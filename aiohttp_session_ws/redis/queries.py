@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -105,7 +105,7 @@ class Queries:
         body = {"do": "push", "of": _as_list(subject), "text": text}
         nodes = here.nodes if self._serves else 0
         if not wait:
-            told = self._requests.tell(body, payload)
+            told = self._requests.tell(body, payload) is not None
             complete = here.complete and told and self._requests.alone
             return Delivery(here.sockets, nodes, complete)
         request = await self._requests.ask(body, payload, timeout=wait)
@@ -116,7 +116,13 @@ class Queries:
             here.complete and request.complete and all(a.get("complete") for a in answers),
         )
 
-    async def ask(self, question: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self,
+        question: str,
+        body: dict[str, Any],
+        wait: float,
+        of: Collection[str] | None = None,
+    ) -> Answers:
         """
         Ask all other nodes something that their registries answer.
 
@@ -124,22 +130,24 @@ class Queries:
             question: Its name.
             body: What JSON can hold.
             wait: Seconds to wait for the answers; with 0 they are only told.
+            of: Whom to ask, if not all.
         """
         text = {"do": question, **body}
         if not wait:
-            told = self._requests.tell(text, b"")
+            told = self._requests.tell(text, b"") is not None
             return Answers(expected=0 if told and self._requests.alone else 1)
-        request = await self._requests.ask(text, timeout=wait)
+        request = await self._requests.ask(text, timeout=wait, of=of)
         answered = len(request.answered)
         expected = max(len(request.expected | request.answered), answered + (not request.complete))
         return Answers(tuple(request.answers), expected, answered)
 
-    def relay(self, name: str, data: bytes) -> Delivery:
+    async def relay(self, name: str, data: bytes) -> Delivery:
         """
-        Send a message to the same endpoint on all other nodes.
+        Send a message to the same endpoint on all other nodes; wait until Redis has taken it.
         """
-        told = self._requests.tell({"do": "relay", "name": name}, data)
-        return Delivery(0, nodes=self._requests.others if told else 0, complete=told)
+        taken = await self._requests.publish({"do": "relay", "name": name}, data)
+        nodes = self._requests.others if taken else 0
+        return Delivery(0, nodes, complete=taken and self._requests.known)
 
     async def hear(self, data: bytes) -> None:
         """
@@ -151,7 +159,7 @@ class Queries:
             if body["v"] != VERSION:
                 return
             asker, number = name(body["from"]), str(body["q"])
-            if asker == self._instance:
+            if asker == self._instance or self._instance not in body.get("to", (self._instance,)):
                 return
             if body["do"] not in OWN:
                 coro = self._answer(asker, number, body)

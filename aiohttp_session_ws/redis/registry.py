@@ -51,7 +51,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     closed at once; an order is recorded in Redis and published to the others, again and again
     until Redis has taken it. A handshake asks Redis once whether its session has ended. As a
     mapping it shows the sockets of this process, and :class:`~aiohttp_session_ws.Limits` count
-    these.
+    these, or with ``scope="cluster"`` those of all.
 
     Outside of an application it is an async context manager, for jobs and scripts::
 

@@ -12,10 +12,17 @@ A little over 300 lines long: nearly all of it tells what a method has to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import (
+    Awaitable,
+    Collection,
+    Hashable,
+    Mapping,
+    Sequence,
+    Set as AbstractSet,
+)
 from typing import Any, Final, NamedTuple, Protocol
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..connections.connection import TrackedConnection
@@ -82,6 +89,48 @@ class Effect(NamedTuple):
 
 
 NO_EFFECT: Final = Effect()
+NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
+
+
+class Place(NamedTuple):
+    """
+    A socket that counts for a limit over all nodes.
+
+    Attributes:
+        node: The instance of its node.
+        number: Its number there.
+    """
+
+    node: str
+    number: int
+
+
+class Taken(NamedTuple):
+    """
+    What became of a handshake that asked for its place.
+
+    Attributes:
+        granted: Whether it has one.
+        others: By subject those that have to make room, or that are in the way.
+    """
+
+    granted: bool
+    others: dict[Subject, list[Place]]
+
+
+class Held(NamedTuple):
+    """
+    The places of one subject on this node.
+
+    Attributes:
+        subject: An id or an identity.
+        limit: How many it may have on all nodes.
+        ages: For how many seconds which has been there, by number.
+    """
+
+    subject: Subject
+    limit: int
+    ages: dict[int, float]
 
 
 class LocalNode(Protocol):
@@ -101,6 +150,41 @@ class LocalNode(Protocol):
             order: The order.
             before: When it was given, by the event loop's clock, if that was not right now:
                 who began a handshake later isn't told to reconnect.
+        """
+
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
         """
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
@@ -151,6 +235,11 @@ class LocalNode(Protocol):
     def order_found(self, change: Change) -> None:
         """
         Announce a record that was missed when it was published.
+        """
+
+    def recount(self) -> None:
+        """
+        Report all places once more: what was reported may be lost, or another node's request.
         """
 
 
@@ -297,11 +386,39 @@ class Cluster(Protocol):
         Return what was counted; called from any thread.
         """
 
-    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
+    ) -> Answers:
         """
-        Ask all other nodes something that their registries answer.
+        Ask all other nodes something that their registries answer, or those in *of*.
 
         With 0 seconds to *wait* they are only told.
+        """
+
+    async def take_place(
+        self, number: int, limits: Mapping[Subject, int], *, evict: bool
+    ) -> Taken | None:
+        """
+        Give a handshake of this node its place under each of some subjects, or under none.
+
+        Args:
+            number: Its number on this node.
+            limits: How many each subject may have.
+            evict: Whether the oldest make room; else it is refused if there is none.
+
+        Returns:
+            What became of it; ``None`` if that can't be found out.
+        """
+
+    async def report_places(
+        self, held: Sequence[Held], *, evict: bool
+    ) -> dict[Subject, list[Place]] | None:
+        """
+        Tell which places this node has under some subjects, and no others.
+
+        Returns:
+            By subject the places on all nodes that are too many: the oldest if these make room,
+            else the newest; ``None`` if it couldn't be told.
         """
 
     async def living(self) -> frozenset[str] | None:

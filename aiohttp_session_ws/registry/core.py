@@ -50,14 +50,14 @@ import asyncio
 import contextvars
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
-from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._lineage import LAST_GENERATION, Kind, Lineage, Subject
 from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
@@ -82,8 +82,9 @@ from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
-from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
@@ -210,7 +211,9 @@ class Core:
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
         presence: Who is there.
+        places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
+        ttl: For how many seconds an end is kept after it was last met.
         draining: Whether handshakes are refused since the process ends.
     """
 
@@ -261,6 +264,7 @@ class Core:
         """
         self.traffic = Traffic(self, self.limits, self.expiry)
         self.presence = Presence(self)
+        self.places: Places | None = places_for(self, self.limits)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.draining = False
@@ -268,6 +272,7 @@ class Core:
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
+        self.ttl = self.expiry.ttl(None)
         self._commit: asyncio.Future[bool] | None = None  # the journal's latest
         self._warned: set[str] = set()  # what was warned about once
 
@@ -277,14 +282,9 @@ class Core:
         """
         Note for how long a storage keeps sessions.
         """
-        self._max_ages.add(max_age)
-
-    @property
-    def ttl(self) -> float:
-        """
-        For how many seconds an end is kept after it was last met.
-        """
-        return max(map(self.expiry.ttl, self._max_ages or {None}))
+        if max_age not in self._max_ages:
+            self._max_ages.add(max_age)
+            self.ttl = max(map(self.expiry.ttl, self._max_ages))
 
     # The question
 
@@ -333,7 +333,7 @@ class Core:
         """
         Merge records, and return those that were news.
         """
-        news = [change for change in changes if self.records.merge(change)]
+        news = list(filter(self.records.merge, changes))
         if news and self.journal is not None:
             self._commit = self.journal.append(news)
         return news
@@ -400,7 +400,7 @@ class Core:
         """
         concerned = self._concerned(order, before)
         if not concerned:
-            return NO_EFFECT
+            return NO_EFFECT  # as most
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         replaced: list[TrackedConnection] = []
         judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
@@ -469,6 +469,54 @@ class Core:
                 connections += self.connections.of_lineage(note.token)
         return connections
 
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Those that something here belongs to or may belong to; and all, if each is announced to
+        somebody, or written to a journal.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+        if self.announcer.announces or (ends and self.journal is not None):
+            return frozenset(values)
+        found = self.connections.held_among(kind, values)
+        if ends and kind == "id":
+            found += self.records.noted_among(values)
+        return frozenset(found)
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+        self.records.end_subjects(kind, values, times, ttl)
+        self.announcer.orders_heard += len(values)
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
+        """
+        self.close_orders.add_many(kind, values, times)
+        self.announcer.orders_heard += len(values)
+
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
         """
         Close the sockets of an order; their close frames are written before this returns.
@@ -526,10 +574,14 @@ class Core:
         if except_ is not None:
             effect = _without(except_, effect)
         pending = self.cluster.publish(order, wait=wait)
-        closing = self.carry_out(effect)  # the close frames are written; now there is time
-        self.announcer.given(order, effect)
-        report = await pending.report(await closing)
-        if order.changes and not await self.committed():
+        if effect is NO_EFFECT:
+            self.announcer.given(order, effect)
+            report = await pending.report(NOTHING_CLOSED)
+        else:
+            closing = self.carry_out(effect)  # the close frames are written; now there is time
+            self.announcer.given(order, effect)
+            report = await pending.report(await closing)
+        if order.changes and self._commit is not None and not await self.committed():
             report = replace(report, stored=False)
         return report
 
@@ -711,6 +763,13 @@ class Core:
         """
         self.announcer.found(change)
 
+    def recount(self) -> None:
+        """
+        Report all places once more, if there are limits over all nodes.
+        """
+        if self.places is not None:
+            self.places.recount()
+
     async def answer(self, name: str, body: Body) -> Body:
         """
         Answer a question of another node.
@@ -786,6 +845,8 @@ class Core:
                 self.clock.start_after(self.journal.last_time)
             await self.cluster.start(self)
             self.presence.start()
+            if self.places is not None:
+                self.places.start()
         except BaseException:
             await self.stop()
             raise

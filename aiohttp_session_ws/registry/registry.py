@@ -261,7 +261,8 @@ class SessionWSRegistry(
         Args:
             session_ws_id: The id of the session.
             ws: What is to be closed with it.
-            identity: Whom it belongs to, so that an end of that identity closes it.
+            identity: Whom it belongs to, so that an end of that identity closes it. Without
+                it only an end of the session does; an end of a label never.
 
         Raises:
             SessionEnded: If the session has ended. Nothing is registered.

@@ -4,7 +4,7 @@ The cluster of one process: nobody else is told, and nobody is asked.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from .._lineage import Lineage, Subject
@@ -13,7 +13,7 @@ from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.encoding import encode
 from ..typing import Data
-from .cluster import LocalNode, Order, PendingReport
+from .cluster import Held, LocalNode, Order, PendingReport, Place, Taken
 from .questions import Answers, Figures
 
 __all__: list[str] = []
@@ -152,11 +152,29 @@ class SingleProcess:
         """
         return Figures()
 
-    async def ask(self, name: str, body: dict[str, Any], wait: float) -> Answers:
+    async def ask(
+        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
+    ) -> Answers:
         """
         Ask nobody.
         """
         return Answers()
+
+    async def take_place(
+        self, number: int, limits: Mapping[Subject, int], *, evict: bool
+    ) -> Taken | None:
+        """
+        Grant it: the limits of this process have been asked.
+        """
+        return Taken(True, {})
+
+    async def report_places(
+        self, held: Sequence[Held], *, evict: bool
+    ) -> dict[Subject, list[Place]] | None:
+        """
+        Find none too many.
+        """
+        return {}
 
     async def living(self) -> frozenset[str] | None:
         """

@@ -121,7 +121,9 @@ class Handshake:
         if core.authorize is not None or core.signals.on_auth_success:
             await self._authorize(connection)
         self._expect_welcome(connection)  # who is rejected takes nobody's place
-        if core.limits.per_session is not None or core.limits.per_identity is not None:
+        if core.places is not None:
+            await core.places.take(connection)
+        elif core.limits.per_session is not None or core.limits.per_identity is not None:
             await make_room(core.limits, core.connections, connection)
         if context.given and self._saves:
             await self._save(context, connection)

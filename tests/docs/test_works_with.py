@@ -30,7 +30,7 @@ from tests.support import (
 
 from .documents import ADOPT, PROTOCOL, STREAM, blocks, run
 
-_, _, SSE, STRAWBERRY, BACK_CHANNEL, CAEP = blocks("docs/works-with.rst", python=True)
+_, _, _, _, SSE, STRAWBERRY, BACK_CHANNEL, CAEP, *REST = blocks("docs/works-with.rst", python=True)
 KEY = ECKey.generate_key("P-256", {"kid": "1"})
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from typing import Any
 
@@ -13,12 +14,25 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import Close, Limits, NotSetUp, registry_from
+from aiohttp_session_ws import Close, Limits, NotSetUp, SessionWSRegistry, registry_from
 from aiohttp_session_ws.exceptions import SessionWSClosed
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, OUT, Site, user_of
-from tests.support import PATIENCE, QUICK, RawPeer, Turnstile, expect_close, until
+from tests.support import (
+    PATIENCE,
+    QUICK,
+    AiohttpClient,
+    RawPeer,
+    TlsPeer,
+    Turnstile,
+    expect_close,
+    make_app,
+    until,
+)
 from tests.support.inspect import connections, idle, inspect, opening
+from tests.support.slow_peers import narrow, unsent
+
+BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds; one of the machine
 
 
 class Foreign:
@@ -28,10 +42,13 @@ class Foreign:
     Attributes:
         running: How many handlers are in their block.
         errors: What ended the others.
+        stop: Set to let a stubborn one end.
+        cancelled: How many times it was cancelled.
     """
 
     def __init__(self) -> None:
-        self.running = 0
+        self.running = self.cancelled = 0
+        self.stop = asyncio.Event()
         self.errors: list[BaseException] = []
 
     async def echo(self, request: web.Request) -> web.WebSocketResponse:
@@ -46,6 +63,20 @@ class Foreign:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         await self._adopt(request, ws, asyncio.Event().wait())
+        return ws
+
+    async def flood(self, request: web.Request) -> web.WebSocketResponse:
+        """Open one and send without end."""
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await self._adopt(request, ws, self._flood(ws))
+        return ws
+
+    async def stubborn(self, request: web.Request) -> web.WebSocketResponse:
+        """Open one and take no cancellation, until it is told to."""
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        await self._adopt(request, ws, self._stay())
         return ws
 
     async def _adopt(self, request: web.Request, ws: web.WebSocketResponse, rest: Any) -> None:
@@ -66,9 +97,21 @@ class Foreign:
         async for message in ws:
             await ws.send_str(message.data)
 
+    async def _flood(self, ws: web.WebSocketResponse) -> None:
+        while True:
+            await ws.send_bytes(bytes(65536))
+
+    async def _stay(self) -> None:
+        while not self.stop.is_set():
+            try:
+                await self.stop.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+
     def views(self) -> dict[str, Any]:
         """Return where they are."""
-        return {"/gql": self.echo, "/deaf": self.deaf}
+        names = {"/gql": self.echo, "/deaf": self.deaf, "/flood": self.flood}
+        return {**names, "/stubborn": self.stubborn}
 
 
 @pytest.fixture
@@ -156,6 +199,78 @@ class TestOrders:
 
         assert await socket.code() == 1001
         await stopping
+
+
+class TestRudeClients:
+    async def test_one_that_stops_reading(self, serve: Serve, foreign: Foreign) -> None:
+        """It is cut at the deadline, and its handler is ended."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        peer = await RawPeer.open(
+            site.url.with_path("/flood"), browser.cookie, receive_buffer=4096
+        )
+        await until(lambda: connections(site.registry))
+        (connection,) = connections(site.registry)
+        narrow(connection)
+        await until(lambda: unsent(connection) > 50_000)
+        began = time.monotonic()
+        report = await site.registry.end_session(connection.session_ws_id)
+
+        assert (report.sockets, report.aborted) == (1, 1)
+        assert time.monotonic() - began < BOUND
+        await gone(site, foreign)
+        peer.close()
+
+    async def test_one_that_keeps_its_half_open(self, serve: Serve, foreign: Foreign) -> None:
+        """It reads what it is told, answers nothing and never closes: it is cut all the same."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        peer = await RawPeer.open(site.url.with_path("/deaf"), browser.cookie)
+        await peer.frame()
+        began = time.monotonic()
+        (connection,) = connections(site.registry)
+        ending = asyncio.ensure_future(site.registry.end_session(connection.session_ws_id))
+
+        assert await peer.closed() == DEAD
+        await ending
+        assert time.monotonic() - began < BOUND
+        await gone(site, foreign)
+        peer.close()
+
+    @pytest.mark.parametrize("path", ["/gql", "/deaf", "/flood"])
+    async def test_over_tls(
+        self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, foreign: Foreign, path: str
+    ) -> None:
+        """One that never answers TLS's word for the end is cut as well."""
+        registry = SessionWSRegistry(timeouts=QUICK)
+        app = make_app(registry)
+        for name, view in foreign.views().items():
+            app.router.add_get(name, view)
+        client = await aiohttp_client(app, tls=tls)
+        peer = await TlsPeer.open(client.make_url(path))
+        await until(lambda: foreign.running)
+        began = time.monotonic()
+        report = await registry.close_all()
+
+        assert report.sockets == 1
+        assert time.monotonic() - began < BOUND
+        await until(lambda: not (foreign.running or connections(registry)))
+        peer.close()
+
+    async def test_a_handler_that_does_not_leave(self, serve: Serve, foreign: Foreign) -> None:
+        """The order doesn't wait for it, and its client is gone in time."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        socket = await browser.open("/stubborn")
+        began = time.monotonic()
+        report = await site.registry.close_all()
+
+        assert (report.sockets, report.cancelled) == (1, 1)
+        assert time.monotonic() - began < BOUND
+        assert await socket.code() == 4403
+        await until(lambda: foreign.cancelled)
+        foreign.stop.set()
+        await gone(site, foreign)
 
 
 async def _told(site: Site, cookie: str) -> int:

@@ -86,9 +86,9 @@ class TestTable:
         self, serve: Serve, cookies: AbstractStorage, middleware: bool, limit: str
     ) -> None:
         """A page may learn that there are too many of it."""
-        limits = Limits(**{limit: 1}, on_limit="refuse")
+        options: dict[str, Any] = {limit: 1, "on_limit": "refuse"}
         site = await serve(
-            cookies, site={"middleware": middleware}, limits=limits, identify=user_of
+            cookies, site={"middleware": middleware}, limits=Limits(**options), identify=user_of
         )
         browser = await site.logged_in("/login")
         socket = await browser.open()

@@ -63,6 +63,16 @@ class TestRegister:
         assert "id-2" in registry
         registry.unregister("id-2", bob)
 
+    async def test_without_its_identity(self, registry: SessionWSRegistry) -> None:
+        """Without one it belongs to nobody: only an end of its session closes it."""
+        stream = Stream()
+        registry.register("id", stream)
+        report = await registry.end_identity("ann")
+        assert (report.sockets, stream.closed.is_set()) == (0, False)
+
+        await registry.end_session("id")
+        assert stream.closed.is_set()
+
     async def test_close_all_identity(self, registry: SessionWSRegistry) -> None:
         """A mere close finds it by its identity too."""
         stream = Stream()

@@ -100,6 +100,7 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiohttp_session_ws.web.middleware.settle", unless_cancelled)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mutate",
     [

@@ -60,6 +60,12 @@ class TestCounts:
         with pytest.raises(ValueError, match="'evict_oldest' or 'refuse'"):
             Limits(on_limit="evict")  # type: ignore[arg-type]  # that's the test
 
+    def test_scope(self) -> None:
+        """Limits are about a process, or about all."""
+        assert Limits().scope == "process"
+        with pytest.raises(ValueError, match="'process' or 'cluster'"):
+            Limits(scope="node")  # type: ignore[arg-type]  # that's the test
+
     def test_patience(self) -> None:
         """Patience is a number of seconds, and may be none."""
         PushQueue(patience=0)

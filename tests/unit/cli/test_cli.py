@@ -15,16 +15,16 @@ from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
-from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
+from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType, web
 
 from aiohttp_session_ws import __version__
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.cli import commands
 from aiohttp_session_ws.cli.arguments import URL
 from aiohttp_session_ws.cli.output import span
-from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until
+from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until, user_of
 from tests.support.node_process import NodeProcess
-from tests.support.nodes import StartNode, log_in, node_app, nowhere, refused, socket
+from tests.support.nodes import StartNode, acquaint, log_in, node_app, nowhere, refused, socket
 from tests.support.processes import ROOT
 from tests.support.redis_servers import RedisServer
 
@@ -310,6 +310,11 @@ class TestWhom:
         assert 399 * 86400 < ttl <= 400 * 86400
 
 
+async def labels_of(request: web.Request) -> dict[str, str | None]:
+    """Label a session by its user."""
+    return {"user": await user_of(request)}
+
+
 class TestLabels:
     async def test_label(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
         """What has a label is found and ended by it, a number too."""
@@ -325,6 +330,25 @@ class TestLabels:
         assert other.body["connections"] == []
         assert (done.code, done.body["sockets"]) == (0, 1)
         assert await refused(client, cookie) == 4401
+
+    async def test_two_nodes(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run
+    ) -> None:
+        """Whatever is done by a label is done on all nodes."""
+        nodes = [await start_node(redis_server.url, name, labels=labels_of) for name in ("a", "b")]
+        await acquaint(*nodes)
+        url, cookies = redis_server.url, [await log_in(node) for node in nodes]
+        async with socket(nodes[0], cookies[0]) as here, socket(nodes[1], cookies[1]) as there:
+            found = await run(url, "connections", "--label", "user=ann", "--json")
+            closed = await run(url, "close", "--label", "user=ann", "--json")
+            assert (await expect_close(here), await expect_close(there)) == (4403, 4403)
+        async with socket(nodes[0], cookies[0]) as here, socket(nodes[1], cookies[1]) as there:
+            done = await run(url, "end", "--label", "user=ann", "--json")
+            assert (await expect_close(here), await expect_close(there)) == (4401, 4401)
+
+        assert {info["node"] for info in found.body["connections"]} == {"a", "b"}
+        assert [one.body["sockets"] for one in (closed, done)] == [2, 2]
+        assert [await refused(nodes[1], cookie) for cookie in cookies] == [4401, 4401]
 
     async def test_close(self, redis_server: RedisServer, start_node: StartNode, run: Run) -> None:
         """It may be told as JSON; who is told to reconnect may."""

@@ -113,6 +113,15 @@ class TestEvict:
         assert await is_open(first)
         assert await is_open(third)
 
+    async def test_cluster_of_one(self, aiohttp_client: AiohttpClient) -> None:
+        """Over all processes is over this one if there is no other."""
+        client = await aiohttp_client(make_app(make(Limits(per_identity=1, scope="cluster"))))
+        ann = await log_in(client)
+        first, second = await connect(client, ann), await connect(client, ann)
+
+        assert await expect_close(first) == 4429
+        assert await is_open(second)
+
     async def test_mute(self, aiohttp_client: AiohttpClient) -> None:
         """One that doesn't answer the close is cut, and only then the new one is let in."""
         registry = make(Limits(per_session=1))
@@ -228,7 +237,8 @@ class TestRefuse:
     @pytest.mark.parametrize("limit", ["per_session", "per_identity"])
     async def test_refuse(self, aiohttp_client: AiohttpClient, limit: str) -> None:
         """The new one is told by a close code; a place that was left is free again."""
-        registry = make(Limits(**{limit: 2}, on_limit="refuse"))
+        options: dict[str, Any] = {limit: 2, "on_limit": "refuse"}
+        registry = make(Limits(**options))
         client = await aiohttp_client(make_app(registry))
         ann = await log_in(client)
         first, second = await connect(client, ann), await connect(client, ann)

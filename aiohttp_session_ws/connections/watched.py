@@ -1,0 +1,65 @@
+"""
+An index that tells which of its keys have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from .connection import TrackedConnection
+from .index import Index, Track
+
+__all__: list[str] = []
+
+
+class WatchedIndex(Index):
+    """
+    Connections by a key, and word of each key whose connections change.
+
+    Args:
+        changed: Called with the key after a connection was filed there or taken out.
+        track: Makes the connection of what was registered by hand, as that of :class:`Index`.
+    """
+
+    __slots__ = ("_changed",)
+
+    def __init__(self, changed: Callable[[Hashable], None], track: Track | None = None) -> None:
+        super().__init__(track)
+        self._changed = changed
+
+    def add(self, key: Hashable, connection: TrackedConnection) -> None:
+        """
+        File *connection*, which is not there yet, under *key*.
+        """
+        super().add(key, connection)
+        self._changed(key)
+
+    def add_new(self, key: Hashable, connection: TrackedConnection) -> bool:
+        """
+        File *connection* unless its websocket is there; tell whether it was filed.
+        """
+        added = super().add_new(key, connection)
+        self._changed(key)
+        return added
+
+    def discard(self, key: Hashable, ws: object) -> None:
+        """
+        Take *ws* out, if it is there.
+        """
+        super().discard(key, ws)
+        self._changed(key)
+
+    def add_object(self, key: Hashable, ws: object) -> None:
+        """
+        File what is registered by hand, unless it is there.
+        """
+        super().add_object(key, ws)
+        self._changed(key)
+
+    def discard_object(self, key: Hashable, ws: object) -> bool:
+        """
+        Take out an object that nobody has looked at; tell whether it was there.
+        """
+        discarded = super().discard_object(key, ws)
+        self._changed(key)
+        return discarded

@@ -1,0 +1,295 @@
+"""
+Limits over all nodes: each socket has a place under its id and under its identity.
+
+A handshake takes its places after the limits of this node have let it pass, one script in Redis
+for all; then those who have to make room are told, on whichever node they are. What has changed on
+this node in any other way (a socket that is gone, has another id, or was proven to be somebody's)
+is reported in the next turn, and all of it now and then, or when a report was perhaps lost. So
+what a crash leaves behind is gone when its node counts as dead. While nothing can be told, the
+limits of this node are all there is; whatever is too much is closed once all is reported.
+
+None of it is there without ``Limits(scope="cluster")``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from .._lineage import Kind, Subject
+from .._refused import Unavailable
+from .._tasks import BackgroundTasks
+from ..close_codes import TOO_MANY_CONNECTIONS
+from ..connections.connection import OPEN, OPENING, TrackedConnection
+from ..connections.limits import make_room
+from ..connections.manager import ConnectionManager
+from ..exceptions import HandshakeRefused
+from ..options import Limits
+from .cluster import Cluster, Held, Place, Taken
+from .evictions import Evictions
+from .questions import Body, Questions
+
+__all__: list[str] = []
+
+REPORT: Final = 120.0  # seconds between two reports of all
+RETRY: Final = 1.0  # seconds until what could not be told is tried again
+PART: Final = 200  # subjects in one report
+MOST: Final = 100_000  # subjects that are remembered while nothing can be told
+PROOF: Final = 0.5  # seconds in which a node says that it lives
+
+#: What Redis knows of a subject if that isn't known.
+UNSURE: Final = frozenset({-1})
+
+
+class Node(Protocol):
+    """
+    What is needed of a registry.
+    """
+
+    cluster: Cluster
+    connections: ConnectionManager
+    questions: Questions
+    tasks: BackgroundTasks
+
+
+def places_for(core: Node, limits: Limits) -> Places | None:
+    """
+    Return what counts for limits over all nodes, if there are any.
+    """
+    limited = limits.per_session is not None or limits.per_identity is not None
+    if limits.scope == "cluster" and limited and core.cluster.remote:
+        return Places(core, limits)
+    return None
+
+
+class Places:
+    """
+    The places of the sockets of this node, and who else has to make room.
+
+    Args:
+        core: The registry's parts.
+        limits: How many there may be.
+    """
+
+    def __init__(self, core: Node, limits: Limits) -> None:
+        self._core = core
+        self._evicts = limits.on_limit == "evict_oldest"
+        self._own_limits = limits
+        self._limits: dict[Kind, int] = {}
+        if limits.per_session is not None:
+            self._limits["id"] = limits.per_session
+        if limits.per_identity is not None:
+            self._limits["identity"] = limits.per_identity
+        self._told: dict[Subject, frozenset[int]] = {}  # the numbers that Redis knows
+        self._changed: dict[Subject, bool] = {}  # whether to close what is too much
+        self._waiting: set[TrackedConnection] = set()  # for their places
+        self._evictions = Evictions(core)
+        self._busy: dict[Subject, asyncio.Future[None]] = {}  # somebody takes a place there
+        self._reporting = False
+        core.connections.watch(self._note)
+        core.questions.add("evict", self._evictions.answer)
+        core.questions.add("lives", self._live)
+
+    def start(self) -> None:
+        """
+        Begin to report all now and then.
+        """
+        self._told.clear()
+        self._changed.clear()
+        _ = self._core.tasks.spawn(self._run(), "report places", contextvars.Context())
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(0.7, 1.0) * REPORT)
+            self.recount()
+
+    def recount(self) -> None:
+        """
+        Report all places, and close what is too much.
+        """
+        connections = self._core.connections
+        if "id" in self._limits:
+            for key in (*connections.open.keys(), *connections.opening.keys()):
+                self._changed[Subject("id", key)] = True
+        if "identity" in self._limits:
+            for key in connections.identities.keys():  # noqa: SIM118  it is no mapping
+                self._changed[Subject("identity", key)] = True
+        self._changed.update(dict.fromkeys(self._told, True))
+        self._report_soon()
+
+    # A handshake
+
+    async def take(self, connection: TrackedConnection) -> None:
+        """
+        Let a handshake take its places, and wait until those are gone who make room for it.
+
+        Raises:
+            HandshakeRefused: If there is none, and nobody has to make room.
+            aiohttp.web.HTTPServiceUnavailable: If there is perhaps one: a node that has the
+                others gives no sign of life.
+        """
+        self._waiting.add(connection)
+        done = asyncio.get_running_loop().create_future()
+        self._evictions.pending[connection] = done
+        try:
+            await make_room(self._own_limits, self._core.connections, connection)
+            limits = self._limits_of(connection)
+            async with self._alone(limits):
+                if not limits or connection.rejected_with is not None:
+                    return
+                taken = await self._take(connection, limits)
+            self._waiting.discard(connection)
+            if taken is None:
+                return  # the limits of this node hold
+            if not taken.granted:
+                await self._refuse(taken.others)
+            elif any(taken.others.values()):
+                await self._evictions.evict(taken.others)
+        finally:
+            self._waiting.discard(connection)
+            del self._evictions.pending[connection]
+            done.set_result(None)
+
+    async def _take(
+        self, connection: TrackedConnection, limits: Mapping[Subject, int]
+    ) -> Taken | None:
+        changed = {subject: self._changed.pop(subject, False) for subject in limits}
+        report = self._report(changed)  # Redis gets it first
+        number = connection.admitted
+        taking = self._core.cluster.take_place(number, limits, evict=self._evicts)
+        taken = None
+        try:
+            _, taken = await asyncio.gather(report, taking)
+        finally:
+            if taken is None:  # or the client has gone, and nobody knows
+                self._told.update(dict.fromkeys(limits, UNSURE))
+                self._changed.update(dict.fromkeys(limits, True))
+            elif taken.granted:
+                for subject in limits:
+                    told = self._told.get(subject, frozenset())
+                    self._told[subject] = told | {number}
+        return taken
+
+    def _limits_of(self, connection: TrackedConnection) -> dict[Subject, int]:
+        found = {}
+        if "id" in self._limits:
+            found[Subject("id", connection.session_ws_id)] = self._limits["id"]
+        if "identity" in self._limits and connection.identity is not None:
+            found[Subject("identity", connection.identity)] = self._limits["identity"]
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, subjects: Iterable[Subject]) -> AsyncIterator[None]:
+        """
+        Let one at a time take a place of a subject, with no report of it in between.
+        """
+        while busy := {self._busy[subject] for subject in subjects if subject in self._busy}:
+            await asyncio.wait(busy)
+        done = asyncio.get_running_loop().create_future()
+        self._busy.update(dict.fromkeys(subjects, done))
+        try:
+            yield
+        finally:
+            for subject in subjects:
+                del self._busy[subject]
+            done.set_result(None)
+            self._report_soon()
+
+    async def _refuse(self, others: Mapping[Subject, Sequence[Place]]) -> None:
+        nodes = {place.node for places in others.values() for place in places}
+        nodes.discard(self._core.cluster.instance)
+        if nodes and not (await self._core.cluster.ask("lives", {}, PROOF, nodes)).complete:
+            text = "websocket refused: it isn't known whether there are too many connections"
+            raise Unavailable("places", text)
+        raise HandshakeRefused(TOO_MANY_CONNECTIONS)
+
+    async def _live(self, body: Body) -> Body:
+        """
+        Tell that this node lives.
+        """
+        return {}
+
+    # Reporting
+
+    def _note(self, subject: Subject) -> None:
+        """
+        Note that a connection of a subject has come or gone.
+        """
+        if subject.kind in self._limits:
+            self._changed.setdefault(subject, False)
+            self._report_soon()
+
+    def _report_soon(self) -> None:
+        if not self._reporting and self._changed.keys() - self._busy.keys():
+            self._reporting = True
+            _ = self._core.tasks.spawn(self._report_all(), "report places", contextvars.Context())
+
+    async def _report_all(self) -> None:
+        """
+        Report what has changed, until nothing is left, or nothing can be told.
+        """
+        failed = False
+        try:
+            await asyncio.sleep(0)  # more may change in this turn
+            while not failed and (free := self._changed.keys() - self._busy.keys()):
+                part = [*free][:PART]
+                failed = not await self._report({s: self._changed.pop(s) for s in part})
+        finally:
+            self._reporting = False
+        if failed:
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
+            _ = loop.call_later(RETRY, self._report_soon, context=context)
+
+    async def _report(self, subjects: Mapping[Subject, bool]) -> bool:
+        """
+        Report the places of some subjects; tell whether that could be done.
+        """
+        held = []
+        for subject, enforced in subjects.items():
+            ages = self._ages(subject)
+            told = self._told.get(subject, frozenset())
+            if enforced or told != ages.keys():
+                held.append(Held(subject, self._limits[subject.kind], ages))
+                self._told[subject] = frozenset(ages)
+        if not held:
+            return True
+        excess = await self._core.cluster.report_places(held, evict=self._evicts)
+        for subject, _, ages in held:
+            if not ages and (excess is not None or len(self._told) > MOST):
+                self._told.pop(subject, None)
+            elif excess is None:
+                self._told[subject] = UNSURE
+                self._changed[subject] = True
+        others = {subject: over for subject, over in (excess or {}).items() if subjects[subject]}
+        if any(others.values()):
+            evicting = self._evictions.evict(others, by_hand=False)
+            _ = self._core.tasks.spawn(evicting, "close what is too much", contextvars.Context())
+        return excess is not None
+
+    def _ages(self, subject: Subject) -> dict[int, float]:
+        """
+        Return for how many seconds which sockets of a subject have been there.
+        """
+        now, found = time.monotonic(), {}
+        for connection in filter(self._holds, self._core.connections.filed(subject)):
+            if not connection.admitted:
+                connection.admitted = self._core.connections.admit()
+            found[connection.admitted] = now - connection.started
+        return found
+
+    def _holds(self, connection: TrackedConnection) -> bool:
+        """
+        Tell whether a connection has a place.
+
+        Who evicts waits for the one that leaves; who may be refused counts it until it is gone.
+        """
+        if connection in self._waiting:
+            return False
+        if connection.state is OPENING:
+            return bool(connection.admitted) and connection.rejected_with is None
+        return not self._evicts or (connection.close_order is None and connection.state is OPEN)

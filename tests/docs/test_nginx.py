@@ -1,0 +1,165 @@
+"""
+The guide's nginx in front of an application.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError, web
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from aiohttp_session_ws import SessionWSRegistry, session_stream, session_ws
+from tests.support import PATIENCE, RawPeer, expect_close, make_app, until, user_of
+from tests.support.inspect import connections
+from tests.support.processes import Process, free_port
+
+from .documents import blocks
+
+*_, CONFIGURATION = blocks("docs/works-with.rst", python=False)
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+READ_TIMEOUT = 1  # seconds: shorter than the guide's, so that the test needn't wait for a minute
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx isn't installed")
+
+
+class Site(NamedTuple):
+    """Where nginx is, and a browser there."""
+
+    url: URL
+    browser: ClientSession
+
+    def cookie(self) -> str:
+        """Return the browser's cookie as a header."""
+        (cookie,) = self.browser.cookie_jar
+        return f"{cookie.key}={cookie.coded_value}"
+
+
+async def pinged(request: web.Request) -> web.WebSocketResponse:
+    """A socket whose peer is pinged often."""
+    async with session_ws(request, heartbeat=READ_TIMEOUT / 4) as ws:
+        async for _ in ws:
+            pass
+    return ws
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """A stream that says one thing, then nothing."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    async with session_stream(request, response):
+        await response.prepare(request)
+        await response.write(b"data: hello\n\n")
+        await until(lambda: request.transport is None)
+    return response
+
+
+async def forwarded(request: web.Request) -> web.Response:
+    """Tell what nginx says of the client."""
+    names = ("Host", "X-Forwarded-For", "X-Forwarded-Proto")
+    return web.json_response({name: request.headers.get(name) for name in names})
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(identify=user_of)
+
+
+@pytest.fixture
+async def site(
+    aiohttp_server: Callable[..., Awaitable[TestServer]],
+    registry: SessionWSRegistry,
+    tmp_path: Path,
+) -> AsyncIterator[Site]:
+    """A browser at nginx, behind which an application is."""
+    app = make_app(registry)
+    app.router.add_get("/pinged", pinged)
+    app.router.add_get("/events", events)
+    app.router.add_get("/forwarded", forwarded)
+    server: TestServer = await aiohttp_server(app)
+    port = free_port()
+    text = CONFIGURATION.replace("listen 80;", f"listen 127.0.0.1:{port};")
+    text = text.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}")
+    text = text.replace("proxy_read_timeout 60s", f"proxy_read_timeout {READ_TIMEOUT}s")
+    temporary = "\n".join(
+        f"{name}_temp_path {tmp_path};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log stderr notice; worker_processes 1;\n"
+        f"events {{}}\nhttp {{ access_log off; {temporary}\n{text}\n}}"
+    )
+    assert NGINX is not None
+    nginx = Process("nginx", [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
+    nginx.launch()
+    try:
+        await nginx.said("start worker process ")
+        url = URL(f"http://127.0.0.1:{port}")
+        async with ClientSession(url, cookie_jar=CookieJar(unsafe=True)) as browser:
+            yield Site(url, browser)
+    finally:
+        await nginx.stop()  # its worker goes with it
+
+
+async def test_a_log_out(site: Site, registry: SessionWSRegistry) -> None:
+    """A page of the site has its socket, which a log-out through nginx closes."""
+    origin = {"Origin": str(site.url)}
+    await site.browser.get("/login")
+    ws = await site.browser.ws_connect("/ws", headers=origin)
+    await ws.receive(timeout=PATIENCE)
+    cookie = site.cookie()
+    await site.browser.get("/out/end_session_ws")
+
+    assert await expect_close(ws) == 4401
+    await until(lambda: not connections(registry))
+    site.browser.cookie_jar.clear()
+    stale = {**origin, "Cookie": cookie}
+    assert await expect_close(await site.browser.ws_connect("/ws", headers=stale)) == 4401
+
+
+async def test_foreign_page(site: Site) -> None:
+    """A page of another site is refused."""
+    with pytest.raises(WSServerHandshakeError) as caught:
+        await site.browser.ws_connect("/ws", headers={"Origin": "https://evil.example"})
+    assert caught.value.status == 403
+
+
+async def test_what_is_forwarded(site: Site) -> None:
+    """The host with its port, and who the client is."""
+    async with site.browser.get("/forwarded") as response:
+        headers = await response.json()
+    assert headers == {
+        "Host": response.url.authority,
+        "X-Forwarded-For": "127.0.0.1",
+        "X-Forwarded-Proto": "http",
+    }
+
+
+async def test_read_timeout(site: Site) -> None:
+    """A socket on which nobody says anything is kept by its pings."""
+    ws = await site.browser.ws_connect("/pinged", autoping=False)
+    for _ in range(8):  # twice the timeout
+        assert (await ws.receive(timeout=PATIENCE)).type is WSMsgType.PING
+        await ws.pong()
+    await ws.close()
+
+
+async def test_stream(site: Site, registry: SessionWSRegistry) -> None:
+    """An event comes at once; a silent stream is cut by nginx, and gone here, too."""
+    async with site.browser.get("/events") as stream:
+        assert await stream.content.readline() == b"data: hello\n"
+        await until(lambda: not connections(registry))
+
+
+async def test_vanished(site: Site, registry: SessionWSRegistry) -> None:
+    """A client that is gone without a word is gone here, too."""
+    await site.browser.get("/login")
+    peer = await RawPeer.open(site.url / "ws", site.cookie())
+    await peer.frame()
+    peer.vanish()
+
+    await until(lambda: not connections(registry))
