@@ -128,9 +128,7 @@ class Handshake:
         if context.given and self._saves:
             await self._save(context, connection)
         connection.keeps_id = self._saves or not context.given
-        if (
-            core.cluster.remote and core.cluster.deaf
-        ):  # an order of another node would not have been heard
+        if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         self._expect_welcome(connection)
