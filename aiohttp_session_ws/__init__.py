@@ -3,7 +3,8 @@ Websockets that know whose session they belong to, and are gone when it ends.
 
 What most programs need is here; the rest has its home in ``close_codes``, ``signals``,
 ``results``, ``exceptions`` and ``typing``. Other modules and folders are internal, but for
-``redis`` and ``rpc``.
+``redis`` and ``rpc``. Who reads the source begins with ``registry/core.py``: its head tells the
+theory of operation, and where each thing is decided.
 """
 
 from .close_codes import RECONNECT, SESSION_ENDED, Close
