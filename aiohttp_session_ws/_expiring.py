@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 __all__: list[str] = []
@@ -65,6 +65,12 @@ class ExpiringDict(Generic[K, V]):
         """
         return (value for value, _, _ in tuple(self.entries.values()))
 
+    def items(self) -> Iterator[tuple[K, V, float]]:
+        """
+        Return the keys, their values, and how many seconds each lives, in the same order.
+        """
+        return ((key, value, ttl) for key, (value, ttl, _) in tuple(self.entries.items()))
+
     def get(self, key: K) -> V | None:
         """
         Return the value of *key*, and restart its time.
@@ -97,6 +103,15 @@ class ExpiringDict(Generic[K, V]):
         ttl = self._ttl if ttl is None else ttl
         self.entries[key] = value, ttl, now + ttl
         self.entries.move_to_end(key)
+        self._prune(now)
+
+    def put_new(self, values: Mapping[K, V], ttl: float) -> None:
+        """
+        Set the values of many keys that have none, to live *ttl* seconds.
+        """
+        now = self._clock()
+        end = now + ttl
+        self.entries.update([(key, (value, ttl, end)) for key, value in values.items()])
         self._prune(now)
 
     def pop(self, key: K) -> V | None:

@@ -23,6 +23,7 @@ from aiohttp_session_ws import (
     get_session_ws_id,
     registry_from,
     renew_session_ws,
+    rpc,
     session_ws,
     session_ws_middleware,
     setup,
@@ -30,7 +31,10 @@ from aiohttp_session_ws import (
 from aiohttp_session_ws.close_codes import SESSION_ENDED, Close
 from aiohttp_session_ws.typing import WebSocketOptions
 
+from .calls import make_calls
+
 HERE: Final = Path(__file__).parent
+PAGES: Final = {"/": "index.html", "/chat": "chat.html", "/calls": "calls.html"}
 
 routes = web.RouteTableDef()
 
@@ -45,9 +49,10 @@ async def user_of(request: web.Request) -> str | None:
 
 async def may_connect(request: web.Request) -> bool | Close:
     """
-    Let everybody connect but to the chat, whose page is told that it must log in.
+    Let everybody connect but to the chat and the calls, whose pages are told to log in.
     """
-    if request.path != "/chat/ws" or await user_of(request) is not None:
+    open_to_all = request.path not in ("/chat/ws", "/calls/ws")
+    if open_to_all or await user_of(request) is not None:
         return True
     # A page's script sees this code and reason; of a 403 it would see nothing, and try again.
     return SESSION_ENDED.replace(None, "log in first")
@@ -77,14 +82,18 @@ async def tell_counts(
         await registry.send_identity_json(user, message)
 
 
-@routes.get("/")
-@routes.get("/chat")
 async def page(request: web.Request) -> web.Response:
     # Not a FileResponse: aiohttp_session sets no cookie with a stream.
-    name = "chat.html" if request.path == "/chat" else "index.html"
-    text = (HERE / name).read_text("utf-8")
+    text = (HERE / PAGES[request.path]).read_text("utf-8")
     headers = {"Cache-Control": "no-store"}
     return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+async def script(request: web.Request) -> web.FileResponse:
+    """
+    Return the library's side of all pages: a socket that reconnects, and calls over it.
+    """
+    return web.FileResponse(rpc.STATIC_DIR / "session-ws.js")
 
 
 @routes.get("/state")
@@ -217,5 +226,8 @@ def make_app(
     app = web.Application(middlewares=[session_middleware(storage), session_ws_middleware])
     setup(app, registry)
     app.add_routes(routes)
+    app.add_routes([web.get(path, page) for path in PAGES])
+    app.router.add_get("/calls/ws", make_calls().handler)
+    app.router.add_get("/static/session-ws.js", script)
     app.router.add_static("/static/", HERE / "static")
     return app

@@ -393,6 +393,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
     sys.stdout.write(f"seed {seed}\n")
+    sys.stdout.flush()  # also for who redirects it, and ends it
     started = time.monotonic()
     fire = run(options.frames, seed)
     seconds = time.monotonic() - started

@@ -46,6 +46,7 @@ from .websocket import ServedWebSocket
 __all__: list[str] = []
 
 SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
+LAST_SLICE: Final = 0.05  # the same at shutdown, when nobody else is waiting to be served
 LOOK: Final = 16  # frames between two looks at the clock
 ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
@@ -76,6 +77,7 @@ class CloseEngine:
 
     Attributes:
         timeouts: May be replaced at any time.
+        ending: Whether the process ends, so that frames needn't give way to anything.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class CloseEngine:
         remove: Callable[[TrackedConnection], Awaitable[None] | None],
     ) -> None:
         self.timeouts = timeouts
+        self.ending = False
         self._tasks = tasks
         self._remove = remove
         # Timers run in no request's context, or it would be kept for as long as they wait.
@@ -111,17 +114,20 @@ class CloseEngine:
                 that handler, which would wait for itself, nor is it cancelled.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        end = _write_frames(order, connections, 0)
+        end = _write_frames(order, connections, 0, self._slice())
         caller = Caller(current(), asyncio.current_task())
         self._follow(order, connections, 0, end, caller)
         return order.done
+
+    def _slice(self) -> float:
+        return LAST_SLICE if self.ending else SLICE
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
         """
         Close one connection without ending its handler; the result is there when it is removed.
         """
         order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        _ = _write_frames(order, (connection,), 0)
+        _ = _write_frames(order, (connection,), 0, SLICE)
         closing = self._closing_of(connection)
         if not closing.removed:
             order.pending += 1
@@ -146,7 +152,7 @@ class CloseEngine:
         """
         Go on with an order for which a slice was not enough.
         """
-        end = _write_frames(order, connections, start)
+        end = _write_frames(order, connections, start, self._slice())
         self._follow(order, connections, start, end, caller)
 
     def _follow(
@@ -441,7 +447,9 @@ class CloseEngine:
         self._graces.clear()
 
 
-def _write_frames(order: CloseOrder, connections: Sequence[TrackedConnection], start: int) -> int:
+def _write_frames(
+    order: CloseOrder, connections: Sequence[TrackedConnection], start: int, seconds: float
+) -> int:
     """
     Write close frames from *start* on, for as long as a slice may take.
 
@@ -451,7 +459,7 @@ def _write_frames(order: CloseOrder, connections: Sequence[TrackedConnection], s
         Where to go on.
     """
     end = len(connections)
-    stop_at = time.thread_time() + SLICE if end - start > LOOK else math.inf
+    stop_at = time.thread_time() + seconds if end - start > LOOK else math.inf
     for number in range(start, end):
         if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
             return number

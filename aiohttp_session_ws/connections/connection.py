@@ -126,9 +126,9 @@ class Connection:
         opened_at: When the handshake was over, by the event loop's clock, in seconds;
             ``None`` until then.
         ws: The websocket, the stream, or the object that was registered by hand.
-        last_words: Called with the close when an order, a limit, an expiry or the shutdown
-            closes the socket; a text or bytes that it returns is sent right before the close
-            frame, if nothing else waits to be sent. It must not wait.
+        last_words: Called with the close when an order, a limit, an expiry, the shutdown or
+            :meth:`close` closes the socket; a text or bytes that it returns is sent right
+            before the close frame, if nothing else waits to be sent. It must not wait.
         takes_pushes: Whether what is pushed is sent to it; false for an endpoint that speaks
             a protocol of its own.
     """
@@ -370,45 +370,19 @@ class TrackedConnection(Connection):
                 self.tls_socket.shutdown(socket.SHUT_RDWR)
 
 
-#: What an object has of a connection that was registered by hand, until somebody sets it.
-_BY_HAND: Final[dict[str, Any]] = {
-    "admitted": 0,
-    "check_at": math.inf,
-    "close_order": None,
-    "closing": None,
-    "handler_left": False,
-    "request": None,
-    "server_side": False,
-    "session_ends": math.inf,
-    "started": 0.0,
-    "takes_pushes": True,
-    "task": None,
-    "tls_socket": None,
-    "transport": None,
-}
-
-
-class RegisteredObject(TrackedConnection):
+def registered_object(
+    session_ws_id: Hashable, ws: Any, closer: Closer, at: float
+) -> TrackedConnection:
     """
-    What was registered by hand; it is open from the beginning.
+    Return the connection of what was registered by hand; it is open from the beginning.
 
-    Nothing more is set than most of them need: registering a thousand objects should cost
-    little more than putting them into a dictionary.
+    Args:
+        session_ws_id: The id of its session.
+        ws: The object.
+        closer: What closes it.
+        at: When it was registered, by the event loop's clock.
     """
-
-    __slots__ = ()
-
-    def __init__(self, session_ws_id: Hashable, ws: Any, closer: Closer) -> None:
-        self.session_ws_id = session_ws_id
-        self.ws = ws
-        self.closer = closer
-        self.opened_at = _monotonic()
-        self.state = OPEN
-        self.identity = self.send_queue = self._seldom = None
-        self.lineage = NO_LINEAGE
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return _BY_HAND[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    connection = TrackedConnection(session_ws_id, ws)
+    connection.closer = closer
+    connection.opened_at, connection.state = at, OPEN
+    return connection

@@ -4,13 +4,20 @@ Connections by a key.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
 
 from .._lineage import Lineage, Subject
-from .connection import CLOSED, NO_LINEAGE, OPEN, RegisteredObject, TrackedConnection
+from .connection import CLOSED, TrackedConnection
 
 __all__: list[str] = []
+
+_monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
+
+_Entry: TypeAlias = tuple[Any, float]  # an object, and when it was registered
+_Group: TypeAlias = TrackedConnection | dict[Any, TrackedConnection] | _Entry
+Track: TypeAlias = Callable[[Hashable, Any, float], TrackedConnection]
 
 
 class Index:
@@ -18,17 +25,23 @@ class Index:
     Connections by a key; a key that has none is not in it.
 
     Most sessions have one socket. Such a connection stands for itself, without a
-    dictionary around it: that would be a quarter of what a socket costs us.
+    dictionary around it: that would be a quarter of what a socket costs us. An object that was
+    registered by hand has no connection before somebody looks at it: until then it stands there
+    with the time at which it came.
+
+    Args:
+        track: Makes the connection of such an object: of its key, itself and that time.
 
     Attributes:
         size: How many connections there are.
     """
 
-    __slots__ = ("_groups", "size")
+    __slots__ = ("_groups", "_track", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, track: Track | None = None) -> None:
         self.size = 0
-        self._groups: dict[Hashable, TrackedConnection | dict[Any, TrackedConnection]] = {}
+        self._track = track
+        self._groups: dict[Hashable, _Group] = {}
 
     def add(self, key: Hashable, connection: TrackedConnection) -> None:
         """
@@ -36,22 +49,34 @@ class Index:
         """
         self.size += 1
         group = self._groups.setdefault(key, connection)
+        if group is connection:
+            return
+        if isinstance(group, tuple):
+            group = self._look_at(key, group)
         if isinstance(group, dict):
             group[connection.ws] = connection
-        elif group is not connection:
+        else:
             self._groups[key] = {group.ws: group, connection.ws: connection}
 
     def add_new(self, key: Hashable, connection: TrackedConnection) -> bool:
         """
         File *connection* unless its websocket is there; tell whether it was filed.
         """
-        if self._groups.setdefault(key, connection) is connection:
-            self.size += 1
-            return True
         if self.get(key, connection.ws) is not None:
             return False
         self.add(key, connection)
         return True
+
+    def add_object(self, key: Hashable, ws: object) -> None:
+        """
+        File what is registered by hand, unless it is there.
+        """
+        entry = ws, _monotonic()
+        if self._groups.setdefault(key, entry) is entry:
+            self.size += 1
+        elif self.get(key, ws) is None:
+            assert self._track is not None
+            self.add(key, self._track(key, *entry))
 
     def discard(self, key: Hashable, ws: object) -> None:
         """
@@ -62,28 +87,18 @@ class Index:
             self.size -= group.pop(ws, None) is not None
             if not group:
                 del self._groups[key]
-        elif group is not None and group.ws is ws:
+        elif group is not None and (group[0] if isinstance(group, tuple) else group.ws) is ws:
             self.size -= 1
             del self._groups[key]
 
-    def discard_bare(self, key: Hashable, ws: object) -> bool:
+    def discard_object(self, key: Hashable, ws: object) -> bool:
         """
-        Take out an object that was registered by hand and is filed nowhere else; tell whether
-        it was there.
+        Take out an object that nobody has looked at; tell whether it was there.
         """
-        found = self._groups.get(key)
-        if (
-            type(found) is RegisteredObject
-            and found.ws is ws
-            and found.identity is None
-            and found.lineage is NO_LINEAGE
-            and found.send_queue is None
-            and found.seldom is None
-            and found.state is OPEN
-        ):
+        group = self._groups.get(key)
+        if isinstance(group, tuple) and group[0] is ws:
             del self._groups[key]
             self.size -= 1
-            found.state = CLOSED
             return True
         return False
 
@@ -92,6 +107,8 @@ class Index:
         Return the connection of *ws* under *key*.
         """
         group = self._groups.get(key)
+        if isinstance(group, tuple):
+            group = self._look_at(key, group)
         if isinstance(group, dict):
             return group.get(ws)
         return group if group is not None and group.ws is ws else None
@@ -103,13 +120,38 @@ class Index:
         group = self._groups.get(key)
         if group is None:
             return []
+        if isinstance(group, tuple):
+            group = self._look_at(key, group)
         return list(group.values()) if isinstance(group, dict) else [group]
+
+    def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some keys that have connections.
+        """
+        groups = self._groups
+        if groups.keys().isdisjoint(keys):
+            return []
+        return [key for key in keys if key in groups]
 
     def keys(self) -> tuple[Hashable, ...]:
         """
         Return the keys that have connections.
         """
         return tuple(self._groups)
+
+    def served(self) -> list[TrackedConnection]:
+        """
+        Return all connections but of objects that nobody has looked at.
+        """
+        found: list[TrackedConnection] = []
+        for group in self._groups.values():
+            if type(group) is TrackedConnection:  # most are, and this is asked each second
+                found.append(group)
+            elif isinstance(group, dict):
+                found += group.values()
+            elif not isinstance(group, tuple):
+                found.append(group)
+        return found
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._groups
@@ -118,13 +160,15 @@ class Index:
         """
         Go through all connections that are there now.
         """
-        found: list[TrackedConnection] = []
-        for group in self._groups.values():
-            if isinstance(group, dict):
-                found += group.values()
-            else:
-                found.append(group)
-        return iter(found)
+        objects = [(k, group) for k, group in self._groups.items() if isinstance(group, tuple)]
+        for key, entry in objects:
+            _ = self._look_at(key, entry)
+        return iter(self.served())
+
+    def _look_at(self, key: Hashable, entry: _Entry) -> TrackedConnection:
+        assert self._track is not None
+        connection = self._groups[key] = self._track(key, *entry)
+        return connection
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -155,21 +199,6 @@ class ConnectionIndex:
         """
         self.opening.add(connection.session_ws_id, connection)
         self._add_lineage(connection)
-
-    def file_by_hand(
-        self, connection: TrackedConnection, identity: Hashable | None, lineage: Lineage
-    ) -> bool:
-        """
-        File something that was registered by hand, as open; tell whether it wasn't there yet.
-        """
-        if not self.open.add_new(connection.session_ws_id, connection):
-            return False
-        if identity is not None:
-            self.file_identity(connection, identity)
-        if lineage is not NO_LINEAGE:
-            connection.lineage = lineage
-            self._add_lineage(connection)
-        return True
 
     def file_identity(
         self,
@@ -243,9 +272,9 @@ class ConnectionIndex:
             return self.open
         if subject.kind == "id":
             return self.open.of(subject.value)
-        index = self.identities if subject.kind == "identity" else self.labels
+        of = self.identities.of if subject.kind == "identity" else self.labels.of
         key = subject.value if subject.kind == "identity" else subject
-        return [c for c in index.of(key) if c.opened_at is not None]
+        return [c for c in of(key) if c.opened_at is not None]
 
     def handshakes(self) -> list[TrackedConnection]:
         """

@@ -10,11 +10,12 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._logging import log
 from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, SLOW_CONSUMER, Close
@@ -28,15 +29,16 @@ from .connection import (
     OPEN,
     OPENING,
     Connection,
-    RegisteredObject,
     TrackedConnection,
+    registered_object,
 )
 from .counters import Counters
 from .describe import snapshot
-from .index import ConnectionIndex
+from .farewell import write_last_words
+from .index import ConnectionIndex, Index
 from .push import Pushed, Pusher
 from .watched import WatchedIndex
-from .websocket import ServedWebSocket
+from .websocket import ServedWebSocket, is_closed
 
 __all__: list[str] = []
 
@@ -69,6 +71,7 @@ class ConnectionManager(ConnectionIndex):
         current: Callable[[], TrackedConnection | None],
     ) -> None:
         super().__init__()
+        self.open = Index(self._track)
         self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
@@ -107,7 +110,7 @@ class ConnectionManager(ConnectionIndex):
         """
         Tell of each id and identity whose connections change; before there is any.
         """
-        self.open = WatchedIndex(lambda key: changed(Subject("id", key)))
+        self.open = WatchedIndex(lambda key: changed(Subject("id", key)), self._track)
         self.opening = WatchedIndex(lambda key: changed(Subject("id", key)))
         self.identities = WatchedIndex(lambda key: changed(Subject("identity", key)))
 
@@ -116,6 +119,7 @@ class ConnectionManager(ConnectionIndex):
         Begin to serve an application.
         """
         self.timeouts = timeouts
+        self._engine.ending = False
 
     # The way in
 
@@ -155,7 +159,7 @@ class ConnectionManager(ConnectionIndex):
         """
         Take out what was registered by hand; tell whether it was there.
         """
-        if self.open.discard_bare(session_ws_id, ws):
+        if self.open.discard_object(session_ws_id, ws):
             return True
         connection = self.open.get(session_ws_id, ws)
         if connection is None or connection.request is not None:
@@ -183,10 +187,17 @@ class ConnectionManager(ConnectionIndex):
         """
         File something that was registered by hand; return ``None`` if it is there already.
         """
-        connection = RegisteredObject(session_ws_id, ws, self)
-        if identity is None and lineage is NO_LINEAGE:
-            return connection if self.open.add_new(session_ws_id, connection) else None
-        return connection if self.file_by_hand(connection, identity, lineage) else None
+        connection = self._track(session_ws_id, ws, time.monotonic())
+        if not self.open.add_new(session_ws_id, connection):
+            return None
+        if identity is not None:
+            self.file_identity(connection, identity)
+        connection.lineage = lineage
+        self._add_lineage(connection)
+        return connection
+
+    def _track(self, session_ws_id: Hashable, ws: object, at: float) -> TrackedConnection:
+        return registered_object(session_ws_id, ws, self, at)
 
     def tracked(self, connection: Connection) -> TrackedConnection:
         """
@@ -235,6 +246,19 @@ class ConnectionManager(ConnectionIndex):
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
         return self.labels.of(subject) + self._orphaned(lambda c: subject in c.labels)
+
+    def held_among(self, kind: Kind, values: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some ids, identities or labels that :meth:`of_subject` finds something of.
+        """
+        if self._orphaned_handlers:
+            return [value for value in values if self.of_subject(Subject(kind, value))]
+        if kind == "id":
+            return self.open.among(values) + self.opening.among(values)
+        if kind == "identity":
+            return self.identities.among(values)
+        labels = [Subject("label", value) for value in values]
+        return [subject.value for subject in labels if subject in self.labels]
 
     def filed(self, subject: Subject) -> list[TrackedConnection]:
         """
@@ -291,6 +315,21 @@ class ConnectionManager(ConnectionIndex):
                 connection.close_order = close
         return self._engine.close(chosen, close, self._current)
 
+    def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
+        """
+        Close all connections, since the process ends; handshakes in flight are rejected.
+
+        Args:
+            close: What to tell the peers.
+            seconds: How long to wait for them, if that is less than otherwise.
+        """
+        opening = self.handshakes()
+        for connection in opening:
+            connection.reject(close)
+        self.timeouts = replace(self.timeouts, close=min(seconds, self.timeouts.close))
+        self._engine.ending = True
+        return self.close_now([*self.all(), *opening], close)
+
     def close_soon(self, connections: Iterable[TrackedConnection], close: Close) -> None:
         """
         Close connections as :meth:`close_now` does, without waiting.
@@ -320,6 +359,8 @@ class ConnectionManager(ConnectionIndex):
         Close a connection for the application, as :meth:`Connection.close` tells.
         """
         if connection is self._current():
+            if connection.state is OPEN and connection.transport is not None:
+                write_last_words(connection, connection.transport, close)
             await self._engine.close_one(connection, close)
         else:
             await self.close_now([connection], close)
@@ -397,14 +438,15 @@ class ConnectionManager(ConnectionIndex):
         self._ticker = None
         now = time.monotonic()
         due: list[TrackedConnection] = []
-        for connection in self.open:
+        for connection in self.open.served():
             if connection.state is not OPEN:
                 continue
             transport, ws = connection.transport, connection.ws
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and ws.closed):
+            # What the engine has closed isn't open, so aiohttp's own answer is enough.
+            elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and is_closed(ws)):
                 self._sweep(connection)
             elif connection.check_at <= now:
                 due.append(connection)
@@ -423,7 +465,7 @@ class ConnectionManager(ConnectionIndex):
         ws = connection.ws
         # A close that was read is known to the handler, which may have things to finish; one
         # by the heartbeat, which found the peer dead, is not.
-        if _is_closed(ws) and ws.exception() is None:
+        if isinstance(ws, web.WebSocketResponse) and ws.closed and ws.exception() is None:
             _ = self._engine.close_one(connection, NORMAL)
         else:
             _ = self._engine.close([connection], NORMAL)
@@ -444,7 +486,3 @@ def _is_of(connection: TrackedConnection, identity: Hashable) -> bool:
     """
     proven = connection.proven
     return connection.identity == identity or (proven is not None and proven[0] == identity)
-
-
-def _is_closed(ws: object) -> bool:
-    return isinstance(ws, web.WebSocketResponse) and ws.closed

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from .connection import TrackedConnection
-from .index import Index
+from .index import Index, Track
 
 __all__: list[str] = []
 
@@ -18,12 +18,13 @@ class WatchedIndex(Index):
 
     Args:
         changed: Called with the key after a connection was filed there or taken out.
+        track: Makes the connection of what was registered by hand, as that of :class:`Index`.
     """
 
     __slots__ = ("_changed",)
 
-    def __init__(self, changed: Callable[[Hashable], None]) -> None:
-        super().__init__()
+    def __init__(self, changed: Callable[[Hashable], None], track: Track | None = None) -> None:
+        super().__init__(track)
         self._changed = changed
 
     def add(self, key: Hashable, connection: TrackedConnection) -> None:
@@ -48,10 +49,17 @@ class WatchedIndex(Index):
         super().discard(key, ws)
         self._changed(key)
 
-    def discard_bare(self, key: Hashable, ws: object) -> bool:
+    def add_object(self, key: Hashable, ws: object) -> None:
         """
-        Take out an object that was registered by hand and is filed nowhere else.
+        File what is registered by hand, unless it is there.
         """
-        discarded = super().discard_bare(key, ws)
+        super().add_object(key, ws)
+        self._changed(key)
+
+    def discard_object(self, key: Hashable, ws: object) -> bool:
+        """
+        Take out an object that nobody has looked at; tell whether it was there.
+        """
+        discarded = super().discard_object(key, ws)
         self._changed(key)
         return discarded

@@ -21,7 +21,8 @@ _send_str: Final = web.WebSocketResponse.send_str
 _send_bytes: Final = web.WebSocketResponse.send_bytes
 _send_frame: Final = web.WebSocketResponse.send_frame
 _receive: Final[Any] = web.WebSocketResponse.receive
-_is_closed: Final[Any] = web.WebSocketResponse.__dict__["closed"].fget
+#: Whether aiohttp has closed a websocket; the engine may have closed it too.
+is_closed: Final[Any] = web.WebSocketResponse.__dict__["closed"].fget
 
 #: How often a websocket may be read that the server has closed. A handler that goes on for ever
 #: would stop the event loop, since nothing makes it wait; aiohttp's limit is the same.
@@ -76,7 +77,7 @@ class ServedWebSocket(web.WebSocketResponse):
         """
         Whether nothing can be sent or received any more.
         """
-        return self._ended > 0 or bool(_is_closed(self))
+        return self._ended > 0 or bool(is_closed(self))
 
     @property
     def close_code(self) -> int | None:

@@ -43,6 +43,7 @@ class Reader:
         manager: Whose tasks it may run in.
 
     Attributes:
+        disconnected: Whether somebody was told that it is closed.
         reason: Why it was closed: as the client or the handler said, or what went wrong.
     """
 
@@ -54,23 +55,28 @@ class Reader:
         "_receiving",
         "_size",
         "connection",
+        "disconnected",
         "reason",
     )
 
     def __init__(self, connection: TrackedConnection, manager: ConnectionManager) -> None:
         self.connection = connection
+        self.disconnected = False
         self.reason = ""
         self._manager = manager
-        self._queue: list[str | bytes] = []
+        self._queue: list[str | bytes] | None = None  # what was read ahead
         self._size = 0  # of what is in the queue
         self._receiving = False
         self._ahead: asyncio.Task[None] | None = None
         self._busy: asyncio.TimerHandle | None = None  # when to look whether the handler is
         self._look_later()
 
-    async def receive(self) -> str | bytes:
+    async def receive(self, *, iterates: bool = False) -> str | bytes:
         """
         Return the next message.
+
+        Args:
+            iterates: Whether an ``async for`` asks, which ends in place of raising an error.
 
         Raises:
             WebSocketDisconnect: If there is none any more. Nothing that came before is
@@ -88,28 +94,31 @@ class Reader:
                     and self.connection.close_order is None
                     and response.closed_with is None
                 ):
-                    return self._take()
+                    return self._take(self._queue)
                 if self._ahead is not None and not self._ahead.done():
                     await asyncio.wait({self._ahead})  # it ends with the next message
                     continue
                 if response.closed:
-                    raise self.disconnect()
+                    break
                 message = await response.receive()
                 if message.type is _TEXT or message.type is _BINARY:
                     data: str | bytes = message.data
                     return data
                 if message.type in _ENDS:
                     self._note(message)
-                    raise self.disconnect()
+                    break
         finally:
             self._receiving = False
             if self._busy is None and not response.closed:
                 self._look_later()
+        disconnect = self.disconnect()
+        raise StopAsyncIteration if iterates else disconnect
 
     def disconnect(self) -> WebSocketDisconnect:
         """
         Return what to raise, now that the socket is closed.
         """
+        self.disconnected = True
         close = self.connection.close_order
         reason = self.reason if close is None else close.reason
         return WebSocketDisconnect(end_of(self.connection)[1], reason, self.connection)
@@ -144,7 +153,7 @@ class Reader:
             self._ahead = self._manager.tasks.spawn(self._read_ahead(), "read ahead", context)
 
     def _has_room(self) -> bool:
-        return len(self._queue) < AHEAD_MESSAGES and self._size < AHEAD_BYTES
+        return len(self._queue or ()) < AHEAD_MESSAGES and self._size < AHEAD_BYTES
 
     async def _read_ahead(self) -> None:
         """
@@ -160,13 +169,15 @@ class Reader:
                 self._note(message)
                 return
             if message.type is _TEXT or message.type is _BINARY:
+                if self._queue is None:
+                    self._queue = []
                 self._queue.append(message.data)
                 self._size += len(message.data)
                 if self._receiving:
                     return
 
-    def _take(self) -> str | bytes:
-        data = self._queue.pop(0)
+    def _take(self, queue: list[str | bytes]) -> str | bytes:
+        data = queue.pop(0)
         self._size -= len(data)
         return data
 

@@ -7,8 +7,8 @@ A little over 300 lines long: one class, and most of it is documentation of publ
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
-from typing import Any, Self
+from collections.abc import Coroutine, Hashable
+from typing import Any, Final, NoReturn, Self
 
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import JSONDecoder, JSONEncoder
@@ -16,13 +16,15 @@ from aiohttp.typedefs import JSONDecoder, JSONEncoder
 from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, Close, as_close
 from ..connections.connection import Connection
-from ..exceptions import WebSocketDisconnect, WebSocketProtocolError, WebSocketStateError
+from ..exceptions import WebSocketProtocolError, WebSocketStateError
 from ..typing import WebSocketOptions
 from ..web.session_ws import SessionWS
 from .reader import Reader
 from .sending import send_message
 
 __all__ = ["WebSocket"]
+
+_NOT_CONNECTED: Final = "not connected: await ws.connect() first"
 
 
 class WebSocket:
@@ -43,7 +45,6 @@ class WebSocket:
     __slots__ = (
         "__weakref__",
         "_began",
-        "_disconnected",
         "_options",
         "_reader",
         "_session_ws",
@@ -55,7 +56,6 @@ class WebSocket:
         self._options = options
         self._began = False  # to connect, or refused
         self._session_ws: SessionWS | None = None
-        self._disconnected = False  # somebody was told
         self._reader: Reader | None = None
 
     @property
@@ -70,7 +70,7 @@ class WebSocket:
         """
         Whether it is open.
         """
-        if self._reader is None or self._disconnected:
+        if self._reader is None or self._reader.disconnected:
             return False
         return not self._reader.connection.ws.closed
 
@@ -172,7 +172,7 @@ class WebSocket:
         """
         await self.connect(subprotocol)
 
-    async def receive(self) -> str | bytes:
+    def receive(self) -> Coroutine[Any, Any, str | bytes]:
         """
         Wait for a message. Those that came before a client's close are delivered before it.
 
@@ -180,11 +180,8 @@ class WebSocket:
             WebSocketDisconnect: If the socket is closed.
             WebSocketStateError: If it isn't connected yet, or another task is receiving.
         """
-        try:
-            return await self._opened().receive()
-        except WebSocketDisconnect:
-            self._disconnected = True
-            raise
+        # Not a coroutine around it, which would be memory of each socket that waits.
+        return _refuse() if self._reader is None else self._reader.receive()
 
     async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
         """
@@ -201,11 +198,9 @@ class WebSocket:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> str | bytes:
-        try:
-            return await self.receive()
-        except WebSocketDisconnect:
-            raise StopAsyncIteration from None
+    def __anext__(self) -> Coroutine[Any, Any, str | bytes]:
+        # It must not raise here: CPython 3.11 crashes in anext(ws, default).
+        return _refuse() if self._reader is None else self._reader.receive(iterates=True)
 
     async def send(self, data: str | bytes) -> None:
         """
@@ -232,16 +227,12 @@ class WebSocket:
     async def _send(self, data: bytes, opcode: WSMsgType) -> None:
         reader = self._opened()
         ws: web.WebSocketResponse = reader.connection.ws
-        if self._disconnected or ws.closed:
-            raise self._disconnect(reader)
+        if reader.disconnected or ws.closed:
+            raise reader.disconnect()
         try:
             await send_message(self._tasks, reader.connection, data, opcode)
         except ConnectionError:
-            raise self._disconnect(reader) from None
-
-    def _disconnect(self, reader: Reader) -> WebSocketDisconnect:
-        self._disconnected = True
-        return reader.disconnect()
+            raise reader.disconnect() from None
 
     @property
     def _tasks(self) -> BackgroundTasks:
@@ -274,8 +265,12 @@ class WebSocket:
 
     def _opened(self) -> Reader:
         if self._reader is None:
-            raise WebSocketStateError("not connected: await ws.connect() first")
+            raise WebSocketStateError(_NOT_CONNECTED)
         return self._reader
+
+
+async def _refuse() -> NoReturn:
+    raise WebSocketStateError(_NOT_CONNECTED)
 
 
 def reader_of(ws: WebSocket) -> Reader | None:

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from .._lineage import Subject
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
 from ..registry.cluster import Effect, LocalNode, Order
-from ..sessions.records import Change
+from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
 from .decoding import HeardOrder
 from .messages import CloseSession
 from .recent import SeenOrders
+from .rows import Row
 
 __all__: list[str] = []
 
@@ -84,6 +86,61 @@ class Applier:
         if effect.closing or effect.replaced:
             self._node.carry_out_soon(effect)
 
+    def carry_out_row(self, row: Row, sender: str) -> None:
+        """
+        Let a row of orders take effect, and close its sockets in the background.
+
+        What no socket here is about, as most, is noted without a look at each.
+        """
+        (ends, kind, _, _), first, times, values = row
+        if ends:
+            known: set[int] = set()
+        else:
+            known = self._seen.add_row(sender, first, len(values))
+        concerned = self._node.concerned(kind, values, ends=ends)
+        if not (concerned or known):
+            self._note_row(row)
+            return
+        rest = [
+            place
+            for place, value in enumerate(values)
+            if value not in concerned and first + place not in known
+        ]
+        if rest:
+            some = [times[place] for place in rest], [values[place] for place in rest]
+            self._note_row(row._replace(times=some[0], values=some[1]))
+        for place, value in enumerate(values):
+            if value in concerned and (ends or first + place not in known):
+                self._carry_out_one(row, place, sender)
+
+    def _note_row(self, row: Row) -> None:
+        (ends, kind, _, ttl), _, times, values = row
+        if ends:
+            self._node.note_ends(kind, values, times, ttl)
+        else:
+            self._node.note_closes(kind, values, self._given(times))
+
+    def _carry_out_one(self, row: Row, place: int, sender: str) -> None:
+        (ends, kind, close, ttl), _, times, values = row
+        subject, at = Subject(kind, values[place]), times[place]
+        if ends:
+            order, given = Order((SubjectEnded(subject, at, ttl),), (), close), None
+        else:
+            order, (given,) = Order((), (subject,), close), self._given((at,))
+        effect = self._node.apply(order, before=given)
+        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        self._node.carry_out_soon(effect)
+
+    def _given(self, times: Sequence[float]) -> list[float]:
+        """
+        Return when close orders were given at the latest, by the event loop's clock.
+        """
+        now = time.monotonic()
+        if not self._clock.known:
+            return [now] * len(times)
+        offset = now - self._clock.now() + self._clock.error
+        return [min(at + offset, now) for at in times]  # who comes from now on comes after it
+
     def _release(self, changes: tuple[Change, ...]) -> None:
         self._node.carry_out_soon(self._node.apply(Order(changes)))
 
@@ -114,7 +171,7 @@ class Applier:
             self._node.carry_out_soon(self._node.apply(Order(tuple(changes))))
         for close in closes:
             known = connection.known_orders if isinstance(connection.known_orders, tuple) else ()
-            if close.number in known or self._seen.first_seen(close.number) is not None:
+            if close.number in known or self._seen.has(close.number):
                 continue
             connection.known_orders = (*known, close.number)
             given = self._latest(close)

@@ -113,13 +113,16 @@ class RedisClock(Clock):
         """
         Return the time for an end that is ordered now: after all that has begun so far.
         """
+        monotonic = self.monotonic()
         if not self.known:
-            return PENDING + self.monotonic()
-        return self._later(self.now() + self.error)
+            return PENDING + monotonic
+        at, offset, error = self._best
+        return self._later(monotonic + offset + error + (monotonic - at) * DRIFT)
 
     def _later(self, at: float) -> float:
-        self._last = max(at, self._last + TICK)
-        return self._last
+        after = self._last + TICK
+        self._last = last = at if at > after else after
+        return last
 
     def is_pending(self, at: float) -> bool:
         """

@@ -35,7 +35,8 @@ from ..typing import Data
 from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
-from .entries import Encoder, Entry
+from .encoder import Encoder, body_of
+from .entries import AnyEntry, Entry
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -146,7 +147,12 @@ class RedisCluster:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
         self.write_back = WriteBack(
-            self.instance, self.commands, self.outbox, self.membership, self.recent
+            self.instance,
+            self.commands,
+            self.outbox,
+            self.membership,
+            self.recent,
+            node.records,
         )
         self.reconciler = Reconciler(
             node,
@@ -292,7 +298,7 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
 
-    def _log_lost(self, left: Sequence[Entry]) -> None:
+    def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
                 "Redis didn't take %d orders before this node stopped; the journal has them, and"
@@ -300,7 +306,8 @@ class RedisCluster:
                 len(left),
             )
             return
-        names = [_name_of(record) for entry in left for record in entry.changes]
+        full = [entry.spelled_out(self.instance) for entry in left]
+        names = [_name_of(record) for entry in full for record in entry.changes]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
             " given a journal=; they ended %s",
@@ -381,8 +388,8 @@ class RedisCluster:
         else:
             self.numbers.missing.clear()  # a script has no sockets, and forgets soon
 
-    def _lost(self) -> None:
-        self.write_back.lost()
+    def _lost(self, everything: bool) -> None:
+        self.write_back.lost(everything=everything)
         self.node.recount()
         if self.serves:
             self.reconciler.look_at_all()
@@ -421,13 +428,15 @@ class RedisCluster:
         Raises:
             TypeError: If it isn't.
         """
-        _ = as_json(value)
+        if type(value) is not str:
+            _ = as_json(value)
 
     def record(self, order: Order) -> None:
         """
         Record an order now; open sockets wait: the response that goes with it is on its way.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         self.outbound.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> Pending:
@@ -439,11 +448,9 @@ class RedisCluster:
             wait: Seconds to wait for what they report.
             recorded: Whether it is recorded already; it gets a number now all the same.
         """
-        self._note_times()
+        if not self.clock.known:
+            self._pending_times = True
         return self.outbound.publish(order, wait)
-
-    def _note_times(self) -> None:
-        self._pending_times = self._pending_times or not self.clock.known
 
     def check_due(self, token: str) -> bool:
         """
@@ -495,11 +502,14 @@ class RedisCluster:
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):
-                return bool(await answer)
+                ended = bool(await answer)
         except TROUBLE as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
             return False
+        if ended:
+            self._published(body_of(args))  # it didn't go through the outbox
+        return ended
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
@@ -537,7 +547,7 @@ class RedisCluster:
         """
         Send a message to all other nodes, at most once and in the order of the calls.
         """
-        return self.queries.relay(name, data)
+        return await self.queries.relay(name, data)
 
     def figures(self) -> Figures:
         """

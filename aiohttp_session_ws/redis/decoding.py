@@ -81,10 +81,17 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
     """
     try:
         head, *orders = body.decode().split("\n")
-        message = json.loads(head)
-        return (name(message["from"]), orders) if message["v"] == VERSION else None
+        return _sender(head), orders
     except WRONG:
         return None
+
+
+@lru_cache(256)  # there are as many as nodes
+def _sender(head: str) -> str:
+    message = json.loads(head)
+    if message["v"] != VERSION:
+        raise ValueError("another version")
+    return name(message["from"])
 
 
 def read_order(text: str) -> HeardOrder | None:
@@ -133,7 +140,7 @@ def _order(body: list[Any]) -> HeardOrder:
     return HeardOrder(
         changes,
         closes,
-        None if close is None else _close(*close),
+        None if close is None else close_of(*close),
         None if by is None else str(by),
         None if question is None else str(question),
         _refresh(*refresh[0]) if refresh else None,
@@ -146,7 +153,7 @@ def _refresh(
 ) -> Refresh:
     lineage = Lineage(str(token), _generation(generation), _time(began))
     end = math.inf if until is None else _time(until)
-    return Refresh(lineage, _value(session_ws_id), end, _value(was))
+    return Refresh(lineage, value_of(session_ws_id), end, value_of(was))
 
 
 def _record(body: list[Any]) -> Record:
@@ -160,7 +167,7 @@ def _change(body: list[Any]) -> Change:
 
 
 def _ended(at: Any, carries: Any, ttl: Any, minor: Any, token: Any) -> LineageEnded:
-    return LineageEnded(_text(token), _time(at), bool(carries), _ttl(ttl), bool(minor))
+    return LineageEnded(_text(token), _time(at), bool(carries), ttl_of(ttl), bool(minor))
 
 
 def _renewed(
@@ -173,16 +180,16 @@ def _renewed(
         _time(at),
         _CAUSES[by],
         bool(seen),
-        _ttl(ttl),
+        ttl_of(ttl),
     )
 
 
 def _before(before: Any, ttl: Any, subject: Any) -> SubjectEnded:
-    return SubjectEnded(_subject(subject), _time(before), _ttl(ttl))
+    return SubjectEnded(_subject(subject), _time(before), ttl_of(ttl))
 
 
 def _note(began: Any, ttl: Any, length: Any, token: Any, session_ws_id: Any) -> IdNote:
-    return IdNote(_value(session_ws_id), _text(token), _time(began), _ttl(ttl))
+    return IdNote(value_of(session_ws_id), _text(token), _time(began), ttl_of(ttl))
 
 
 _CHANGES: Final[dict[str, Callable[..., Change]]] = {
@@ -197,11 +204,17 @@ def _close_session(body: list[Any]) -> CloseSession:
     if body[0] != VERSION or body[1] != "close":
         raise ValueError("another version or kind")
     _, _, at, code, number, reason, subject = body
-    return CloseSession(_subject(subject), str(number), _time(at), _close(code, reason))
+    return CloseSession(_subject(subject), str(number), _time(at), close_of(code, reason))
 
 
 @lru_cache(16)  # most are one of a few
-def _close(code: object, reason: object) -> Close:
+def close_of(code: object, reason: object) -> Close:
+    """
+    Return with what sockets are closed.
+
+    Raises:
+        ValueError: If it isn't that.
+    """
     if type(code) is not int:
         raise ValueError("a close code is a number")
     return Close(code, str(reason))
@@ -226,7 +239,13 @@ def _time(value: Any) -> float:
     return time
 
 
-def _ttl(value: Any) -> float:
+def ttl_of(value: Any) -> float:
+    """
+    Return a time to live.
+
+    Raises:
+        ValueError: If it isn't one.
+    """
     ttl = value if type(value) is float else float(value)
     if not 0 < ttl < math.inf:
         raise ValueError("a ttl is a number of seconds > 0")
@@ -237,10 +256,17 @@ def _subject(body: list[Any]) -> Subject:
     kind, value = body
     if kind not in ("id", "identity", "label"):
         raise ValueError("another kind of subject")
-    return Subject(kind, _value(value))
+    return Subject(kind, value_of(value))
 
 
-def _value(value: Any) -> Hashable:
+def value_of(value: Any) -> Hashable:
+    """
+    Return an id, an identity or a label as it was before it was JSON.
+
+    Raises:
+        ValueError: If it can't be one.
+        TypeError: If it can't be one.
+    """
     if type(value) is str:
         return value
     subject: Hashable = as_tuple(value)

@@ -14,6 +14,7 @@ from .apply import Applier
 from .decoding import HeardOrder, read_message, read_numbers, read_order
 from .messages import envelope
 from .recent import HeardNumbers, RecentOrders
+from .rows import is_row, read_row
 
 __all__: list[str] = []
 
@@ -104,11 +105,16 @@ class Inbound:
         if not readable:
             self._cannot_read(first, last)
 
-    def _carry_out(self, sender: str, text: str) -> bool:
+    def _carry_out(self, sender: str, line: str) -> bool:
         """
-        Carry out an order; tell whether it could be read.
+        Carry out an order, or a row of them; tell whether it could be read.
         """
-        order = read_order(text)
+        if is_row(line):
+            row = read_row(line)
+            if row is not None:
+                self._applier.carry_out_row(row, sender)
+            return row is not None
+        order = read_order(line)
         if order is None:
             return False
         if order.question is None:

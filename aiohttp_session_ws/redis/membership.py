@@ -62,7 +62,7 @@ class Membership:
         numbers: What was heard.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
-        lost: Called when Redis has lost data, or may have.
+        lost: Called when Redis has lost its data, or, with false, may have lost its last seconds.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -79,7 +79,7 @@ class Membership:
         numbers: HeardNumbers,
         answered: Callable[[], None],
         missed: Callable[[], None],
-        lost: Callable[[], None],
+        lost: Callable[[bool], None],
     ) -> None:
         self.serves = False
         self.members: frozenset[str] = frozenset()
@@ -95,7 +95,8 @@ class Membership:
         self._due = asyncio.Event()
         self._behind = False
         self._last: Beat | None = None
-        self._version = ""
+        self._version: tuple[str, str, str] | None = None
+        self._lapsed: dict[str, float] = {}  # members that Redis has forgotten, until when
         self._marks: deque[tuple[float, int]] = deque(maxlen=int(REWIND / PULSE) + 1)
 
     def subscribed(self) -> None:
@@ -156,6 +157,16 @@ class Membership:
         found = await self._commands.call("ZRANGEBYSCORE", nodes, f"{since:.6f}", "+inf")
         return sorted(name.decode() for name in found)
 
+    async def listed(self) -> frozenset[str]:
+        """
+        Return who has given a sign of life to this Redis, and hasn't stopped.
+
+        Raises:
+            RedisUnavailable: If that can't be found out.
+        """
+        found = await self._commands.call("ZRANGE", self._commands.prefix + "nodes", 0, -1)
+        return frozenset(name.decode() for name in found)
+
     async def _beat(self) -> None:
         heard, behind, self._behind = self._numbers.last, self._behind, False
         sent = time.monotonic()
@@ -173,15 +184,25 @@ class Membership:
         at, last, epoch, run_id, members, floor, refused = (part.decode() for part in answer)
         beat = Beat(float(at), int(last), epoch, run_id, members, int(float(floor)), refused)
         self._clock.measure(beat.time, sent, received)
-        if self._version != beat.members or not self.known:
-            await self._learn_members(beat.members)
+        if self._version != (beat.epoch, beat.run_id, beat.members):
+            await self._learn_members(beat)
         self._answered()
         self._compare(beat, heard, behind)
 
-    async def _learn_members(self, version: str) -> None:
-        nodes = self._commands.prefix + "nodes"
-        found = await self._commands.call("ZRANGE", nodes, 0, -1)
-        self.members = frozenset(name.decode() for name in found)
+    async def _learn_members(self, beat: Beat) -> None:
+        """
+        Learn who the members are; who was one before Redis lost its data still is.
+        """
+        version, now = (beat.epoch, beat.run_id, beat.members), time.monotonic()
+        found = await self.listed()
+        if self._version is not None and self._version[:2] != version[:2]:
+            self._lapsed |= dict.fromkeys(self.members, now + SILENT)
+        self._lapsed = {
+            name: until
+            for name, until in self._lapsed.items()
+            if until > now and name not in found
+        }
+        self.members = found | self._lapsed.keys()
         self._version, self.known = version, True
 
     def _compare(self, beat: Beat, heard: int, behind: bool) -> None:
@@ -193,20 +214,26 @@ class Membership:
             heard: The greatest number that was heard when it was asked.
             behind: Whether something was perhaps missed before.
         """
-        known, self._last = self._last, beat
+        known = self._last
+        if known is not None:
+            # It may refuse to tell, or have been unable to write its epoch.
+            beat = beat._replace(
+                epoch=beat.epoch or known.epoch, run_id=beat.run_id or known.run_id
+            )
+        self._last = beat
         now = time.monotonic()
         self._marks.append((now, beat.last))
         if known is not None and (beat.last < heard or _changed(known.epoch, beat.epoch)):
             log.warning("Redis has lost data; what was ordered lately is written again")
             self._numbers.restart(beat.last)
             self._marks.clear()
-            self._lost()
+            self._lost(True)
         elif known is not None and _changed(known.run_id, beat.run_id):
             # Another server, or the same one restarted: what it got last is perhaps lost, and
             # its numbers may stand for other records by now.
             early = next((last for at, last in self._marks if at >= now - REWIND), 0)
             self._numbers.rewind(min(early, beat.last), beat.last)
-            self._lost()
+            self._lost(False)
         elif known is None or behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
@@ -238,5 +265,4 @@ class Membership:
 
 
 def _changed(known: str, now: str) -> bool:
-    # Redis may refuse to tell, or have been unable to write its epoch.
-    return bool(known and now and known != now)
+    return bool(known) and known != now

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -111,34 +112,34 @@ def _ended(record: LineageEnded) -> Stored:
     token, at, carries, ttl, minor = record
     name = quote(token)
     text = f'[1,"ended",{at!r},{carries:d},{ttl!r},{minor:d},{name}]'
-    return Stored("lineage:" + name, _milliseconds(ttl), text)
+    return Stored("lineage:" + name, milliseconds(ttl), text)
 
 
 def _renewed(record: LineageRenewed) -> Stored:
     token, generation, after, at, by, seen, ttl = record
     name, causes = quote(token), sum(CAUSES[cause] for cause in by)
     text = f'[1,"renewed",{generation},{after},{at!r},{causes},{seen:d},{ttl!r},{name}]'
-    return Stored("lineage:" + name, _milliseconds(ttl), text)
+    return Stored("lineage:" + name, milliseconds(ttl), text)
 
 
 def _before(record: SubjectEnded) -> Stored:
     subject, before, ttl = record
     text = f'[1,"before",{before!r},{ttl!r},{subject_text(subject)}]'
-    return Stored("end:" + subject_key(subject), _milliseconds(ttl), text)
+    return Stored("end:" + subject_key(subject), milliseconds(ttl), text)
 
 
 def _note(record: IdNote) -> Stored:
     session_ws_id, token, began, ttl = record
     name, session = quote(token), as_json(session_ws_id)
     text = f'[1,"note",{began!r},{ttl!r},{len(name)},{name},{session}]'
-    return Stored("of:" + session, _milliseconds(ttl), text)
+    return Stored("of:" + session, milliseconds(ttl), text)
 
 
 def _close(record: CloseSession) -> Stored:
     subject, number, at, close = record
     how = f"{close.code},{quote(number)},{quote(close.reason)}"
     text = f'[1,"close",{at!r},{how},{subject_text(subject)}]'
-    return Stored("close:" + subject_key(subject), _milliseconds(CLOSE_TTL), text)
+    return Stored("close:" + subject_key(subject), milliseconds(CLOSE_TTL), text)
 
 
 _ENCODERS: Final[dict[type, Callable[[Any], Stored]]] = {
@@ -150,7 +151,10 @@ _ENCODERS: Final[dict[type, Callable[[Any], Stored]]] = {
 }
 
 
-def _milliseconds(ttl: float) -> int:
+def milliseconds(ttl: float) -> int:
+    """
+    Return a time to live as Redis takes it.
+    """
     return int(min(ttl, LONGEST) * 1000) + 1
 
 
@@ -236,7 +240,15 @@ def envelope(sender: str, orders: Iterable[str]) -> str:
     """
     Return a message that carries orders, without the numbers.
     """
-    return "\n".join((f'{{"v":{VERSION},"from":{quote(sender)}}}', *orders))
+    return "\n".join((head_of(sender), *orders))
+
+
+@lru_cache(16)
+def head_of(sender: str) -> str:
+    """
+    Return the first line of a message, without the numbers.
+    """
+    return f'{{"v":{VERSION},"from":{quote(sender)}}}'
 
 
 def question_text(sender: str, number: str, body: dict[str, Any]) -> str:

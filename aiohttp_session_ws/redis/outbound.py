@@ -9,22 +9,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..close_codes import RECONNECT
-from ..registry.cluster import Effect, LocalNode, Order
+from .._lineage import Kind
+from ..close_codes import RECONNECT, Close
+from ..registry.cluster import NOTHING_CLOSED, Effect, LocalNode, Order
 from ..results import CloseReport
 from ..sessions.records import SubjectEnded
 from .apply import Applier
 from .clock import RedisClock
 from .decoding import HeardOrder
-from .entries import Entry
+from .entries import AnyEntry, Entry, Single
 from .io.outbox import Outbox
 from .messages import CloseSession, time_of
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
+from .rows import Shape
 
 __all__: list[str] = []
 
 FORGOTTEN: Final = 60.0  # seconds after which nobody waits for a report any more
+_NOTHING_YET: Final = replace(NOTHING_CLOSED, stored=False)
 COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
 
 
@@ -36,7 +39,7 @@ class Pending:
     __slots__ = ("_entry", "_request", "_requests", "_wait")
 
     def __init__(
-        self, entry: Entry, requests: Requests, request: PendingRequest | None, wait: float
+        self, entry: AnyEntry, requests: Requests, request: PendingRequest | None, wait: float
     ) -> None:
         self._entry = entry
         self._requests = requests
@@ -57,9 +60,15 @@ class Pending:
         """
         entry, request = self._entry, self._request
         if request is None:
+            if own is NOTHING_CLOSED:
+                return own if entry.stored else _NOTHING_YET
             return own if own.stored is entry.stored else replace(own, stored=entry.stored)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._wait
         try:
             await asyncio.gather(entry.wait(self._wait), request.wait(self._wait))
+            if entry.published:
+                await self._requests.wait_for_joined(request, until - loop.time())
         finally:
             self._requests.close(request)
         answered = 1 + len(request.answered)
@@ -111,6 +120,7 @@ class Outbound:
         self._clock = clock
         self._applier = applier
         self._resolves = resolves
+        self._last_shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
 
     def record(self, order: Order) -> None:
         """
@@ -135,12 +145,42 @@ class Outbound:
             # Whoever waits may be cancelled before he comes to it.
             loop = asyncio.get_running_loop()
             _ = loop.call_later(wait + FORGOTTEN, self._requests.close, request)
-        entry = self.entry_of(order, None if request is None else request.number)
-        if len(entry) or order.refresh is not None:
+        entry: AnyEntry | None = None
+        if request is None:
+            entry = self._single(order)
+        if entry is None:
+            entry = self.entry_of(order, None if request is None else request.number)
+        if entry.size or order.refresh is not None:
             _ = self._outbox.put(entry)
         else:
             entry.finish()
         return Pending(entry, self._requests, request, wait)
+
+    def _single(self, order: Order) -> Single | None:
+        """
+        Return an order about one subject that says nothing else; ``None`` if it isn't one.
+        """
+        changes, closes, close, by, refresh = order
+        if by is not None or refresh is not None or len(changes) + len(closes) != 1:
+            return None
+        if closes:
+            (kind, value), at = closes[0], self._clock.end_time()
+            shape = self._shape(False, kind, close or RECONNECT, 0.0)
+            return Single(shape, at, value, self._seen.count())
+        end = changes[0]
+        if close is None or type(end) is not SubjectEnded:
+            return None
+        (kind, value), before, ttl = end
+        return Single(self._shape(True, kind, close, ttl), before, value)
+
+    def _shape(self, ends: bool, kind: Kind, close: Close, ttl: float) -> Shape:
+        """
+        Return a shape, the same object as last time if it is the same shape.
+        """
+        last = self._last_shape
+        if last != (ends, kind, close, ttl):
+            self._last_shape = last = Shape(ends, kind, close, ttl)
+        return last
 
     def entry_of(self, order: Order, question: str | None = None) -> Entry:
         """

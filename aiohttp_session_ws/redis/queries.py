@@ -105,7 +105,7 @@ class Queries:
         body = {"do": "push", "of": _as_list(subject), "text": text}
         nodes = here.nodes if self._serves else 0
         if not wait:
-            told = self._requests.tell(body, payload)
+            told = self._requests.tell(body, payload) is not None
             complete = here.complete and told and self._requests.alone
             return Delivery(here.sockets, nodes, complete)
         request = await self._requests.ask(body, payload, timeout=wait)
@@ -134,19 +134,20 @@ class Queries:
         """
         text = {"do": question, **body}
         if not wait:
-            told = self._requests.tell(text, b"")
+            told = self._requests.tell(text, b"") is not None
             return Answers(expected=0 if told and self._requests.alone else 1)
         request = await self._requests.ask(text, timeout=wait, of=of)
         answered = len(request.answered)
         expected = max(len(request.expected | request.answered), answered + (not request.complete))
         return Answers(tuple(request.answers), expected, answered)
 
-    def relay(self, name: str, data: bytes) -> Delivery:
+    async def relay(self, name: str, data: bytes) -> Delivery:
         """
-        Send a message to the same endpoint on all other nodes.
+        Send a message to the same endpoint on all other nodes; wait until Redis has taken it.
         """
-        told = self._requests.tell({"do": "relay", "name": name}, data)
-        return Delivery(0, nodes=self._requests.others if told else 0, complete=told)
+        taken = await self._requests.publish({"do": "relay", "name": name}, data)
+        nodes = self._requests.others if taken else 0
+        return Delivery(0, nodes, complete=taken and self._requests.known)
 
     async def hear(self, data: bytes) -> None:
         """

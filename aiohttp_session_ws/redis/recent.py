@@ -7,14 +7,14 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from itertools import count
 from typing import Final, NamedTuple
 
 __all__: list[str] = []
 
 KEPT: Final = 3600.0  # seconds
 LARGEST: Final = 64 << 20  # bytes of messages
-MOST: Final = 100_000  # close orders
+BLOCK: Final = 1024  # close orders of one node that are remembered together
+MOST: Final = 10_000  # such blocks
 
 
 class HeardNumbers:
@@ -157,6 +157,9 @@ class SeenOrders:
     """
     The close orders that were carried out here, by their numbers.
 
+    A number is the name of the node that gave the order, and how many it had given by then.
+    They are kept as bits, :data:`BLOCK` of a node together, for they come in rows.
+
     Args:
         instance: The name that is this node's own.
         clock: Seconds that never go back.
@@ -165,31 +168,71 @@ class SeenOrders:
     def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._instance = instance
         self._clock = clock
-        self._count = count(1)
-        self._seen: OrderedDict[str, float] = OrderedDict()  # the oldest first
+        self._count = 0
+        # Bits, and when the last one was set; the oldest first.
+        self._blocks: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
 
     def new(self) -> str:
         """
         Return a number for an order that is being carried out here.
         """
-        number = f"{self._instance}/{next(self._count)}"
-        _ = self.add(number)
-        return number
+        return f"{self._instance}/{self.count()}"
+
+    def count(self) -> int:
+        """
+        Return how many orders were given here, with one that is given now; all of them are known.
+        """
+        self._count += 1
+        return self._count
 
     def add(self, number: str) -> bool:
         """
         Note that an order has come; tell whether it is the first time.
         """
-        if number in self._seen:
-            return False
-        now = self._clock()
-        self._seen[number] = now
-        while len(self._seen) > MOST or self._seen[next(iter(self._seen))] < now - KEPT:
-            self._seen.popitem(last=False)
-        return True
+        return not self.add_row(*_parts(number), 1)
 
-    def first_seen(self, number: str) -> float | None:
+    def add_row(self, instance: str, first: int, length: int) -> set[int]:
         """
-        Return when an order has come, ``None`` if it hasn't.
+        Note that a row of orders of one node has come; return those that had come before.
         """
-        return self._seen.get(number)
+        if instance == self._instance:
+            return set(range(first, min(first + length, self._count + 1)))
+        known: set[int] = set()
+        now, number, end = self._clock(), first, first + length
+        while number < end:
+            block, offset = divmod(number, BLOCK)
+            count = min(BLOCK - offset, end - number)
+            bits = ((1 << count) - 1) << offset
+            before, _ = self._blocks.pop((instance, block), (0, 0.0))
+            if before & bits:
+                known.update(n for n in range(number, number + count) if before >> n % BLOCK & 1)
+            self._blocks[instance, block] = before | bits, now
+            number += count
+        while len(self._blocks) > MOST or self._is_old(now):
+            _ = self._blocks.popitem(last=False)
+        return known
+
+    def _is_old(self, now: float) -> bool:
+        _, at = self._blocks[next(iter(self._blocks))]
+        return at < now - KEPT
+
+    def has(self, number: str) -> bool:
+        """
+        Tell whether an order has come.
+        """
+        instance, count = _parts(number)
+        if instance == self._instance:
+            return count <= self._count
+        bits, _ = self._blocks.get((instance, count // BLOCK), (0, 0.0))
+        return bool(bits >> count % BLOCK & 1)
+
+
+def _parts(number: str) -> tuple[str, int]:
+    """
+    Return the node that gave a number, and which of its it is; of another version, it is one
+    of its own.
+    """
+    instance, _, count = number.rpartition("/")
+    if count.isdecimal() and count.isascii() and len(count) < 20:
+        return instance, int(count)
+    return number, 0

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from .._logging import OncePerMinute, log
 from .decoding import WRONG
+from .io.connect import TROUBLE
 from .io.publisher import Publisher
 from .membership import Membership
 from .messages import VERSION, question_text
@@ -23,6 +24,7 @@ Answer: TypeAlias = dict[str, Any]
 DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
 REPORTS: Final = "answers"  # the channel of reports, to which the name of a node is added
 PATIENCE: Final = 1.0  # seconds to wait for the answers to a question
+SHORTEST: Final = 0.1  # seconds to wait for Redis when that is over
 
 
 class PendingRequest:
@@ -64,6 +66,14 @@ class PendingRequest:
         settled = answer.get("settles") or self.expected <= self.answered
         if settled and not self._all.done():
             self._all.set_result(None)
+
+    def expect(self, others: Iterable[str]) -> None:
+        """
+        Expect answers of others, too.
+        """
+        self.expected.update(others)
+        if self._all.done() and not self.expected <= self.answered:
+            self._all = asyncio.get_running_loop().create_future()
 
     async def wait(self, timeout: float) -> None:
         """
@@ -113,12 +123,38 @@ class Requests:
         """
         self._open.pop(request.number, None)
 
+    async def wait_for_joined(self, request: PendingRequest, timeout: float) -> None:
+        """
+        Wait for the answers of those who have joined before the request was published.
+
+        Args:
+            request: A request that was published.
+            timeout: Seconds to wait at most.
+        """
+        if not request.complete:
+            return
+        try:
+            async with asyncio.timeout(max(timeout, SHORTEST)):
+                listed = await self._membership.listed()
+        except TROUBLE:
+            request.known = False
+            return
+        request.expect(listed - {self._instance})
+        await request.wait(timeout)
+
     @property
     def alone(self) -> bool:
         """
         Whether there is certainly no other node.
         """
         return self._membership.known and self._membership.members <= {self._instance}
+
+    @property
+    def known(self) -> bool:
+        """
+        Whether the other nodes are known.
+        """
+        return self._membership.known
 
     @property
     def others(self) -> int:
@@ -147,6 +183,7 @@ class Requests:
         request = self.open(of)
         if of is not None:
             body = {**body, "to": sorted(of)}
+        until = asyncio.get_running_loop().time() + timeout
         try:
             text = question_text(self._instance, request.number, body)
             published = self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
@@ -156,16 +193,31 @@ class Requests:
             await asyncio.gather(request.wait(timeout), asyncio.wait({published}, timeout=timeout))
             if not published.done() or published.exception() is not None:
                 request.known = False
+            if of is None:
+                await self.wait_for_joined(request, until - asyncio.get_running_loop().time())
         finally:
             self.close(request)
         return request
 
-    def tell(self, body: Answer, payload: bytes) -> bool:
+    def tell(self, body: Answer, payload: bytes) -> asyncio.Future[Any] | None:
         """
-        Tell all others something that they don't answer; tell whether that could be done.
+        Tell all others something that they don't answer.
+
+        Returns:
+            A future that is done when Redis has published it; ``None`` if that can't be now.
         """
         text = question_text(self._instance, "", body)
-        return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload) is not None
+        return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
+
+    async def publish(self, body: Answer, payload: bytes) -> bool:
+        """
+        Tell all others something, and wait until Redis has published it: tell whether it has.
+        """
+        published = self.tell(body, payload)
+        if published is None:
+            return False
+        done, _ = await asyncio.wait({published}, timeout=PATIENCE)
+        return bool(done) and not published.cancelled() and published.exception() is None
 
     def take(self, data: bytes) -> None:
         """

@@ -1,38 +1,53 @@
 """
 What Redis has lost is written again: only on evidence, and only what is missing.
+
+Nodes may be killed while it is done, and each one that is left must see to all that it knows. So
+every step is for all senders but the first, which is for this node's own orders: they are the
+only ones that nobody else need have heard.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 from .._logging import log
 from ..sessions.records import Change, Records
-from .decoding import read_message, read_order, read_record
+from .decoding import read_message, read_record
 from .entries import Entry
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
+from .io.scripts import LIVING
 from .membership import PULSE, Membership
-from .messages import CloseSession, Record, encode
+from .messages import VERSION, CloseSession, Record, Stored, encode
 from .recent import RecentOrders
+from .rows import read_orders
 
 __all__: list[str] = []
 
-PAUSE: Final = 1.0  # seconds after a failure
-FEW: Final = 2000  # messages that are not worth sharing out
+PAUSE: Final = 0.3  # seconds after a failure
+FEW: Final = 100_000  # records that are not worth sharing out, for all nodes together
 OWNERS: Final = 3  # nodes that see to each order of another
 AT_ONCE: Final = 250  # records that are written again in one step
+CLOSE_ORDER: Final = f'[{VERSION},"close",'  # what is in an order's text that has one
+
+#: Seconds until all that others have ordered is seen to: once most have said that they live, once
+#: all have, also to a Redis that has forgotten them, and once nobody counts any more that has
+#: died before, and had its share.
+STEPS: Final = (0.4, PULSE, LIVING)
 
 
 class WriteBack:
     """
-    Writes again what Redis has lost: each node its own orders, those of nodes that are gone
-    shared out among the living.
+    Writes again what Redis has lost: each node its own orders, those of others shared out.
+
+    What was published lately is compared when a server has started, for it may have lost its
+    last seconds. When it has lost its data, so is all that this node remembers.
 
     Args:
         instance: The name of this node.
@@ -40,6 +55,7 @@ class WriteBack:
         outbox: What waits to be recorded; nothing is written again while something does.
         membership: Who else lives.
         recent: What was ordered lately.
+        records: What this node remembers.
     """
 
     def __init__(
@@ -49,18 +65,22 @@ class WriteBack:
         outbox: Outbox,
         membership: Membership,
         recent: RecentOrders,
+        records: Records,
     ) -> None:
         self._instance = instance
         self._commands = commands
         self._outbox = outbox
         self._membership = membership
         self._recent = recent
+        self._records = records
         self._trouble = asyncio.Event()  # Redis may have lost something
+        self._all = False  # it has lost its data
 
-    def lost(self) -> None:
+    def lost(self, *, everything: bool = False) -> None:
         """
-        Write soon what Redis has lost.
+        Write soon what Redis has lost: of the last hour, or of all that is remembered.
         """
+        self._all = self._all or everything
         self._trouble.set()
 
     async def run(self) -> None:
@@ -70,82 +90,121 @@ class WriteBack:
         while True:
             await self._trouble.wait()
             self._trouble.clear()
+            everything, self._all = self._all, False
+            finished = await self._write_all(everything=everything)
+            self._all = self._all or (everything and not finished)
+
+    async def _write_all(self, *, everything: bool) -> bool:
+        """
+        Write again what is missing, step by step; tell whether no other trouble came between.
+        """
+        _ = await self._try(self._write_own)
+        for seconds in STEPS:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
+                    await self._trouble.wait()
+            if await self._try(lambda: self._write_share(everything=everything)):
+                return True
+        return not self._trouble.is_set()
+
+    async def _try(self, step: Callable[[], Awaitable[bool]]) -> bool:
+        """
+        Take a step until it is done, or there is another trouble, which begins with the first;
+        tell whether it has left nothing to the others.
+        """
+        while not self._trouble.is_set():
             try:
-                await self._write_all()
+                return await step()
             except TROUBLE as exc:
                 log.debug("what is lost can't be written now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
-                self._trouble.set()
-
-    async def _write_all(self) -> None:
-        await self._write_back(lambda sender: sender == self._instance, lambda key: True)
-        # Others are about to write theirs, and most have said by then that they live.
-        await asyncio.sleep(random.uniform(0.5, 1.0))
-        living = frozenset([*await self._membership.living(), self._instance])
-        await self._write_share(lambda sender: sender not in living)
-        # By then all have, also to a Redis that has forgotten them; and who has died in between
-        # has perhaps not written his.
-        await asyncio.sleep(PULSE * random.uniform(1.0, 1.5))
-        await self._write_share(lambda sender: sender != self._instance)
+        return False
 
     async def write_records(self, changes: Iterable[Change]) -> None:
         """
         Write what a node knew when it started, and Redis doesn't.
         """
-        some: dict[str, list[Record]] = {}
-        for change in changes:
-            some.setdefault(encode(change).key, []).append(change)
-            if len(some) >= AT_ONCE:
-                _ = await self._write_missing(some)
-                some = {}
-        _ = await self._write_missing(some)
+        await self._write_back(changes)
 
-    async def _write_share(self, is_meant: Callable[[str], bool]) -> None:
+    # What may be missing
+
+    def _published(
+        self, is_meant: Callable[[str], bool], *, closes_only: bool = False
+    ) -> Iterator[Record]:
+        """
+        Return the records of the orders of some senders: all, or of those that close.
+        """
+        for body in self._recent.of(is_meant):
+            sender, lines = read_message(body) or ("", [])
+            for line in lines:
+                if not closes_only or line.startswith("closes") or CLOSE_ORDER in line:
+                    for order in read_orders(line, sender) or ():
+                        yield from order.changes
+                        yield from order.closes
+
+    async def _write_own(self) -> bool:
+        await self._write_back(self._published(lambda sender: sender == self._instance))
+        return False
+
+    async def _write_share(self, *, everything: bool) -> bool:
         """
         Write again this node's share of what others have ordered: all of it if it is little.
+
+        Returns:
+            Whether it was all.
         """
         living = await self._membership.living()
-        few = len(self._recent) <= FEW or self._instance not in living
+        size = len(self._recent) + (len(self._records) if everything else 0)
+        few = size * len(living) <= FEW or self._instance not in living
         mine = 0 if few else living.index(self._instance)
 
         def is_mine(key: str) -> bool:
             # Some for each, for a node that started lately doesn't know it.
             return few or (mine - zlib.crc32(key.encode())) % len(living) < OWNERS
 
-        await self._write_back(is_meant, is_mine)
+        if everything:
+            await self._write_back(self._records, is_mine)
+        # What this node remembers has all but close orders.
+        others = self._published(lambda sender: sender != self._instance, closes_only=everything)
+        await self._write_back(others, is_mine)
+        return few
+
+    # What is missing
 
     async def _write_back(
-        self, is_meant: Callable[[str], bool], is_mine: Callable[[str], bool]
+        self, records: Iterable[Record], is_mine: Callable[[str], bool] = lambda key: True
     ) -> None:
         """
-        Write again what is missing of the messages of some senders: read first.
+        Write again what is missing of some records: read first.
         """
-        some: dict[str, list[Record]] = {}
+        some: dict[str, dict[Record, Stored]] = {}
         written = 0
-        for body in self._recent.of(is_meant):
-            _, texts = read_message(body) or ("", [])
-            for order in filter(None, map(read_order, texts)):
-                for record in (*order.changes, *order.closes):
-                    key = encode(record).key
-                    if is_mine(key):
-                        some.setdefault(key, []).append(record)
+        for number, record in enumerate(records):
+            stored = encode(record)
+            if is_mine(stored.key):
+                some.setdefault(stored.key, {})[record] = stored
             if len(some) >= AT_ONCE:
                 written += await self._write_missing(some)
                 some = {}
-            await asyncio.sleep(0)
+            elif number % AT_ONCE == 0:
+                await asyncio.sleep(0)
         written += await self._write_missing(some)
         if written:
             log.warning("Redis has lost %d records that this node knew; they are back", written)
 
-    async def _write_missing(self, some: dict[str, list[Record]]) -> int:
+    async def _write_missing(self, some: dict[str, dict[Record, Stored]]) -> int:
         missing: list[Record] = []
         keys = list(some)
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
             for key, value in zip(chunk, await self._commands.read(chunk), strict=True):
-                missing += [record for record in some[key] if _says_more(record, value)]
+                missing += [
+                    record
+                    for record, stored in some[key].items()
+                    if _says_more(record, stored, value)
+                ]
         for start in range(0, len(missing), AT_ONCE):
-            await self._outbox.wait_empty()  # new orders go first
+            await self._outbox.wait_idle()  # new orders go first
             records = missing[start : start + AT_ONCE]
             closes = [record for record in records if isinstance(record, CloseSession)]
             changes = [record for record in records if not isinstance(record, CloseSession)]
@@ -156,12 +215,14 @@ class WriteBack:
         return len(missing)
 
 
-def _says_more(record: Record, value: bytes | None) -> bool:
+def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:
     """
     Tell whether a record says more than what Redis has under its key.
     """
     if value is None:
         return True
+    if value == stored.text.encode():
+        return False
     known = read_record(value)
     if known is None or isinstance(record, CloseSession) or isinstance(known, CloseSession):
         return False  # of another version, or another order by now

@@ -66,13 +66,21 @@ class Announcer:
         self._node = node
         self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MANY, TWICE)
 
+    @property
+    def announces(self) -> bool:
+        """
+        Whether anybody wants to know of each order.
+        """
+        return bool(self._signal) or log.isEnabledFor(logging.INFO)
+
     def given(self, order: Order, effect: Effect) -> None:
         """
         Announce an order of this node.
         """
         if not _is_mark(order):
             self.orders_given += 1
-            self._announce(order, effect, self._node)
+            if self.announces:
+                self._announce(order, effect, self._node)
 
     def heard(self, order: Order, effect: Effect, node: str) -> None:
         """
@@ -80,19 +88,18 @@ class Announcer:
         """
         if not _is_mark(order):
             self.orders_heard += 1
-            self._announce(order, effect, node)
+            if self.announces:
+                self._announce(order, effect, node)
 
     def found(self, change: Change) -> None:
         """
         Announce what was missed when it was ordered.
         """
         order = Order((change,))
-        if not _is_mark(order):
+        if self.announces and not _is_mark(order):
             self._announce(order, Effect(), "")
 
     def _announce(self, order: Order, effect: Effect, node: str) -> None:
-        if not (self._signal or log.isEnabledFor(logging.INFO)):
-            return
         about = _about(order)
         if about is None or about.change in self._known:
             return
@@ -132,7 +139,7 @@ def _is_mark(order: Order) -> bool:
     Tell whether an order only says that a request has come with a session's newest generation.
     """
     changes = order.changes
-    if len(changes) != 1 or not isinstance(changes[0], LineageRenewed):
+    if len(changes) != 1 or type(changes[0]) is not LineageRenewed:
         return False
     return changes[0].seen and not order.closes
 

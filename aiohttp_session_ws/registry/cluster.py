@@ -12,10 +12,17 @@ A little over 300 lines long: nearly all of it tells what a method has to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Collection, Hashable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Collection,
+    Hashable,
+    Mapping,
+    Sequence,
+    Set as AbstractSet,
+)
 from typing import Any, Final, NamedTuple, Protocol
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..connections.connection import TrackedConnection
@@ -82,6 +89,7 @@ class Effect(NamedTuple):
 
 
 NO_EFFECT: Final = Effect()
+NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
 
 
 class Place(NamedTuple):
@@ -142,6 +150,41 @@ class LocalNode(Protocol):
             order: The order.
             before: When it was given, by the event loop's clock, if that was not right now:
                 who began a handshake later isn't told to reconnect.
+        """
+
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
         """
 
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:

@@ -50,14 +50,14 @@ import asyncio
 import contextvars
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiohttp import web
 
-from .._lineage import LAST_GENERATION, Lineage, Subject
+from .._lineage import LAST_GENERATION, Kind, Lineage, Subject
 from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
@@ -82,7 +82,7 @@ from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
-from .cluster import NO_EFFECT, Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .places import Places, places_for
 from .presence import Presence
@@ -98,6 +98,8 @@ SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients ans
 DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
+
+_running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
 
 
 class Ids(Protocol):
@@ -211,6 +213,7 @@ class Core:
         presence: Who is there.
         places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
+        ttl: For how many seconds an end is kept after it was last met.
         draining: Whether handshakes are refused since the process ends.
     """
 
@@ -269,6 +272,7 @@ class Core:
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
+        self.ttl = self.expiry.ttl(None)
         self._commit: asyncio.Future[bool] | None = None  # the journal's latest
         self._warned: set[str] = set()  # what was warned about once
 
@@ -278,14 +282,9 @@ class Core:
         """
         Note for how long a storage keeps sessions.
         """
-        self._max_ages.add(max_age)
-
-    @property
-    def ttl(self) -> float:
-        """
-        For how many seconds an end is kept after it was last met.
-        """
-        return max(map(self.expiry.ttl, self._max_ages or {None}))
+        if max_age not in self._max_ages:
+            self._max_ages.add(max_age)
+            self.ttl = max(map(self.expiry.ttl, self._max_ages))
 
     # The question
 
@@ -336,7 +335,7 @@ class Core:
         """
         Merge records, and return those that were news.
         """
-        news = [change for change in changes if self.records.merge(change)]
+        news = list(filter(self.records.merge, changes))
         if news and self.journal is not None:
             self._commit = self.journal.append(news)
         return news
@@ -403,7 +402,7 @@ class Core:
         """
         concerned = self._concerned(order, before)
         if not concerned:
-            return NO_EFFECT
+            return NO_EFFECT  # as most
         closing: dict[Close, dict[TrackedConnection, None]] = {}
         replaced: list[TrackedConnection] = []
         judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
@@ -472,6 +471,54 @@ class Core:
                 connections += self.connections.of_lineage(note.token)
         return connections
 
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Those that something here belongs to or may belong to; and all, if each is announced to
+        somebody, or written to a journal.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+        if self.announcer.announces or (ends and self.journal is not None):
+            return frozenset(values)
+        found = self.connections.held_among(kind, values)
+        if ends and kind == "id":
+            found += self.records.noted_among(values)
+        return frozenset(found)
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+        self.records.end_subjects(kind, values, times, ttl)
+        self.announcer.orders_heard += len(values)
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
+        """
+        self.close_orders.add_many(kind, values, times)
+        self.announcer.orders_heard += len(values)
+
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
         """
         Close the sockets of an order; their close frames are written before this returns.
@@ -529,10 +576,14 @@ class Core:
         if except_ is not None:
             effect = _without(except_, effect)
         pending = self.cluster.publish(order, wait=wait)
-        closing = self.carry_out(effect)  # the close frames are written; now there is time
-        self.announcer.given(order, effect)
-        report = await pending.report(await closing)
-        if order.changes and not await self.committed():
+        if effect is NO_EFFECT:
+            self.announcer.given(order, effect)
+            report = await pending.report(NOTHING_CLOSED)
+        else:
+            closing = self.carry_out(effect)  # the close frames are written; now there is time
+            self.announcer.given(order, effect)
+            report = await pending.report(await closing)
+        if order.changes and self._commit is not None and not await self.committed():
             report = replace(report, stored=False)
         return report
 
@@ -757,21 +808,21 @@ class Core:
             NotSetUp: If no application has started this registry.
             WrongLoop: In another thread or event loop.
         """
+        try:
+            if _running_loop() is self.loop:
+                return
+        except RuntimeError:
+            pass
         if self.loop is None:
             raise NotSetUp(
                 "the registry isn't started: call aiohttp_session_ws.setup(app, registry) and use"
                 " it while the application runs"
             )
-        try:
-            here = asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            here = False
-        if not here:
-            raise WrongLoop(
-                "the registry belongs to the event loop of its application; from another thread"
-                " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
-                " with any of its coroutines and the loop of the application"
-            )
+        raise WrongLoop(
+            "the registry belongs to the event loop of its application; from another thread"
+            " call registry.threadsafe.end_session(id), or asyncio.run_coroutine_threadsafe()"
+            " with any of its coroutines and the loop of the application"
+        )
 
     async def start(self) -> None:
         """
@@ -837,13 +888,8 @@ class Core:
                 await self.drain(self.timeouts.drain)
             except Exception:
                 log.exception("draining at shutdown failed")
-        opening = self.connections.handshakes()
-        for connection in opening:
-            connection.reject(GOING_AWAY)
-        close = min(SHUTDOWN_CLOSE, self.timeouts.close)
-        self.connections.timeouts = replace(self.timeouts, close=close)
         try:
-            await self.connections.close_now([*self.connections.all(), *opening], GOING_AWAY)
+            await self.connections.close_for_good(GOING_AWAY, SHUTDOWN_CLOSE)
             if self.overrides.close_all:
                 await maybe_await(self.hooks.close_all())
         except Exception:

@@ -4,7 +4,7 @@ The facet of a registry that gives orders: whose sockets are to close, and what 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Awaitable, Hashable, Iterable
 
 from .._lineage import Subject
 from .._tasks import maybe_await
@@ -131,7 +131,7 @@ class Orders:
         subject = identifier.usable_label(name, value)
         return await self._close(subject, close, reason, wait, by)
 
-    async def _close(
+    def _close(
         self,
         subject: Subject,
         close: Close | int | None,
@@ -139,11 +139,11 @@ class Orders:
         wait: float,
         by: str | None,
         except_: Connection | None = None,
-    ) -> CloseReport:
+    ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        return await core.give(Order(closes=(subject,), close=told, by=by), wait, except_)
+        return core.give(Order((), (subject,), told, by), wait, except_)
 
     async def end_session(
         self,
@@ -185,16 +185,19 @@ class Orders:
         core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))
         told = as_close(close, reason, SESSION_ENDED)
-        return await core.give(Order(changes, close=told, by=by), wait)
+        return await core.give(Order(changes, (), told, by), wait)
 
     def _ends_of_known(self, session_ws_id: Hashable, before: float) -> Iterable[Change]:
         """
         Return the ends of the lineages that are known to have an id.
         """
         core = self._core
+        connections = core.connections.of(session_ws_id)
+        if not connections and not core.records.noted_among((session_ws_id,)):
+            return ()  # as most
         tokens = {
             connection.lineage.token
-            for connection in core.connections.of(session_ws_id)
+            for connection in connections
             if connection.lineage.token and connection.lineage.began <= before
         }
         note = core.records.note_of(session_ws_id)
@@ -270,4 +273,4 @@ class Orders:
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
         core.note_own_end(end)
         told = as_close(close, reason, SESSION_ENDED)
-        return await core.give(Order((end,), close=told, by=by), wait)
+        return await core.give(Order((end,), (), told, by), wait)

@@ -176,12 +176,15 @@ class Pushes:
         """
         Send a message to the same endpoint on all other nodes: at most once, in order per sender.
 
+        Waits until Redis has taken it, a second at most.
+
         Args:
             name: What its handlers were added for, with :meth:`on_relay`.
             data: 64 KiB at most.
 
         Returns:
-            How many nodes it was sent to; incomplete if Redis is away.
+            How many nodes it was sent to; incomplete if Redis hasn't taken it. A node that hears
+            nothing just then is not known of.
 
         Raises:
             TypeError: If *data* isn't bytes.

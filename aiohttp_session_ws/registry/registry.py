@@ -1,6 +1,8 @@
 """
 The registry that an application holds: which sockets belong to which session, and the orders
 that close them.
+
+A little over 300 lines long: most of it tells what the options and the signals are.
 """
 
 from __future__ import annotations
@@ -270,7 +272,11 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        hash(ws)
+        if type(ws) is not web.WebSocketResponse:  # whose hash is slow, and never fails
+            hash(ws)
+        if identity is None and type(session_ws_id) is str and not core.records.epoch:
+            core.connections.open.add_object(session_ws_id, ws)  # nothing may concern it
+            return None
         if identity is not None:
             core.identifier.expect()
             core.identifier.usable(identity)
@@ -287,7 +293,10 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        core.remove_by_hand(core.usable_id(session_ws_id), ws)
+        if type(session_ws_id) is not str or not core.connections.open.discard_object(
+            session_ws_id, ws
+        ):
+            core.remove_by_hand(core.usable_id(session_ws_id), ws)
         return None
 
 

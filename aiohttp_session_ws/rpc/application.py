@@ -78,6 +78,8 @@ class Application:
         on_event: Signal; a client that speaks wsrpc has sent an event.
     """
 
+    is_session_ws_endpoint: Final = True  # setup() attaches those at the start
+
     def __init__(
         self,
         *,
@@ -170,10 +172,17 @@ class Application:
         """
         Hear through *registry* what other processes publish, and publish to them.
 
-        The handler does that with its first connection. A process that may publish before it
-        has had one calls this.
+        That is done when a web application starts whose route is :meth:`handler`. Where
+        something else wraps it, its first connection does it: a process that may publish
+        before calls this.
+
+        Raises:
+            TypeError: If a function takes an argument that nobody gives, or of a type that no
+                peer can send; it names the function and the remedy.
         """
         if all(registry is not one for one, _ in self._registries):
+            for realm in self._realms():
+                self._host.scope(realm)
             name = self._relay_name()
             self._registries.append((registry, name))
             ground.on_relay(registry, name, self._on_relayed(registry))
@@ -235,10 +244,11 @@ class Application:
         """
         Return what may be called and subscribed to, with its types as JSON Schema.
         """
-        realms = dict(self._host.realms)
-        if self._host.default_realm is not None:
-            realms[""] = self._host.default_realm
-        return schema_of(realms, self._host.default_args)
+        return schema_of({r.uri: r for r in self._realms()}, self._host.default_args)
+
+    def _realms(self) -> list[Realm]:
+        default = self._host.default_realm
+        return [*self._host.realms.values(), *([] if default is None else [default])]
 
     def _relay_name(self) -> str:
         """
@@ -246,8 +256,7 @@ class Application:
         """
         if self._name:
             return f"rpc:{self._name}"
-        realms = [*self._host.realms.values(), self._host.default_realm]
-        topics = sorted(topic.name for r in realms if r for topic in r.served.topics)
+        topics = sorted(topic.name for r in self._realms() for topic in r.served.topics)
         return f"rpc:{hashlib.sha256(' '.join(topics).encode()).hexdigest()[:16]}"
 
     def _on_relayed(self, registry: SessionWSRegistry) -> Callable[[bytes], Any]:

@@ -13,7 +13,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -110,39 +110,29 @@ class Authentication:
 
     async def _identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
         if self.handler is not None:
-            return await self._by_handler(session, self.handler)
+            await _result(self.handler(session))
+            joins, value, message = session.verdict or (False, AUTHENTICATION_FAILED, _FAILED)
+            if not joins:
+                raise RPCError(value, *([message] if message else []))
+            return value, True
         for authenticator in self.transport:
             identity = await _result(authenticator(session))
             if identity is not None:
                 return identity, False
-        if challenge is not None:
-            if self.cra is not None and "wampcra" in session.auth_methods:
-                return await self._by_signature(session, challenge, *self.cra), True
-            if self.ticket is not None and "ticket" in session.auth_methods:
-                return await self._by_ticket(session, challenge, self.ticket), True
-        if self.transport or self.cra is not None or self.ticket is not None:
-            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
-        session.auth_method = "anonymous"
-        return None, False
-
-    @staticmethod
-    async def _by_handler(session: Session, handler: Callable[[Session], Any]) -> tuple[Any, bool]:
-        await _result(handler(session))
-        joins, value, message = session.verdict or (False, AUTHENTICATION_FAILED, _FAILED)
-        if not joins:
-            raise RPCError(value, *([message] if message else []))
-        return value, True
-
-    @staticmethod
-    async def _by_ticket(
-        session: Session, challenge: Challenge, check: TicketAuthenticator
-    ) -> Any:
-        ticket = await challenge("ticket", {})
-        identity = await _result(check(session, ticket))
+        identity = None
+        if challenge is not None and self.cra is not None and "wampcra" in session.auth_methods:
+            identity = await self._by_signature(session, challenge, *self.cra)
+        elif (
+            challenge is not None and self.ticket is not None and "ticket" in session.auth_methods
+        ):
+            session.auth_method = "ticket"
+            identity = await _result(self.ticket(session, await challenge("ticket", {})))
+        elif not self.transport and self.cra is None and self.ticket is None:
+            session.auth_method = "anonymous"
+            return None, False
         if identity is None:
             raise RPCError(AUTHENTICATION_FAILED, _FAILED)
-        session.auth_method = "ticket"
-        return identity
+        return identity, True
 
     async def _by_signature(
         self,
@@ -158,38 +148,25 @@ class Authentication:
         text = _challenge_text(session, secret)
         extra: dict[str, Any] = {"challenge": text}
         if secret.salt is not None:
-            extra |= {
-                "salt": secret.salt,
-                "iterations": secret.iterations,
-                "keylen": secret.keylen,
-            }
+            salted = ("salt", "iterations", "keylen")
+            extra |= {name: getattr(secret, name) for name in salted}
         signature = await challenge("wampcra", extra)
         fits = await asyncio.to_thread(_is_signed, secret, text, signature)
         if found is None or not fits:
-            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
+            return None
         session.auth_method = "wampcra"
         session.auth_role, session.auth_provider = secret.role, secret.provider
-        identity = await _result(identity_of(session))
-        if identity is None:
-            raise RPCError(AUTHENTICATION_FAILED, _FAILED)
-        return identity
+        return await _result(identity_of(session))
 
     def _stranger(self, session: Session) -> CRASecret:
         """
         Return a secret that nobody knows, of the form that the others have.
         """
-        shape, salt = self._shape, self._shape.salt
+        salt = self._shape.salt
         if salt is not None:
             digest = hmac.digest(self._key, (session.auth_id or "").encode(), "sha256")
             salt = digest.hex()[: len(salt)]
-        return CRASecret(
-            secrets.token_bytes(32),
-            shape.role,
-            shape.provider,
-            salt,
-            shape.iterations,
-            shape.keylen,
-        )
+        return replace(self._shape, secret=secrets.token_bytes(32), salt=salt)
 
 
 def _challenge_text(session: Session, secret: CRASecret) -> str:

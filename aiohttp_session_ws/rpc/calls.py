@@ -12,7 +12,6 @@ import asyncio
 import contextvars
 import logging
 import sys
-from collections import deque
 from dataclasses import dataclass, field
 
 from .call import Call
@@ -41,9 +40,12 @@ class Calls:
     sender: Sender
     limits: CallLimits
     _running: set[Call] = field(default_factory=set)
-    _waiting: deque[Call] | None = None
+    _waiting: list[Call] = field(default_factory=list)
     _bytes: int = 0  # of what waits
     _returned: int = 0  # how many of them were begun already
+
+    def __post_init__(self) -> None:
+        self.sender.on_room = self._go_on
 
     def __contains__(self, number: int) -> bool:
         return number in self.performer.unanswered
@@ -70,12 +72,11 @@ class Calls:
             await asyncio.sleep(0)  # many calls may have come at once, and not had their turn
             if self._begin_if_room(call):
                 return
-        waiting = self._wait_list()
-        many = len(waiting) >= limits.waiting
+        many = len(self._waiting) >= limits.waiting
         if many or self._bytes + call.size > limits.waiting_bytes:
             await self._refuse(call)
             return
-        waiting.append(call)
+        self._waiting.append(call)
         self._bytes += call.size
         if self.sender.is_full:
             self.sender.watch()
@@ -107,11 +108,11 @@ class Calls:
         Returns:
             What runs them.
         """
-        for call in self._waiting or ():
+        for call in self._waiting:
             call.answered = True
             if call.deadline is not None:
                 call.deadline.cancel()
-        self._waiting = None
+        self._waiting.clear()
         self.performer.unanswered.clear()
         own, tasks = asyncio.current_task(), set()
         for call in self._running:
@@ -169,16 +170,10 @@ class Calls:
     def _put_back(self, call: Call) -> None:
         self._running.discard(call)
         call.task = None
-        self._wait_list().insert(self._returned, call)
+        self._waiting.insert(self._returned, call)
         self._returned += 1
         self._bytes += call.size
         self.sender.watch()
-
-    def _wait_list(self) -> deque[Call]:
-        if self._waiting is None:
-            self._waiting = deque()
-            self.sender.on_room = self._go_on
-        return self._waiting
 
     def _go_on(self) -> None:
         """
@@ -186,7 +181,7 @@ class Calls:
         """
         full = self.sender.is_full or self.sender.is_closed  # and the session ends next
         while self._waiting and len(self._running) < self.limits.calls and not full:
-            call = self._waiting.popleft()
+            call = self._waiting.pop(0)
             self._bytes -= call.size
             self._returned = max(0, self._returned - 1)
             self._begin(call)
@@ -195,7 +190,7 @@ class Calls:
             self.sender.watch()
 
     def _withdraw(self, call: Call) -> None:
-        if self._waiting is not None:
+        if call in self._waiting:
             self._returned -= self._waiting.index(call) < self._returned
             self._waiting.remove(call)
             self._bytes -= call.size

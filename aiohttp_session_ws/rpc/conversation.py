@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
+from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
@@ -19,14 +20,13 @@ from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
-from .halves import Halves, run_all
+from .halves import Entered, first_half, leave, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm
 from .scope import Scope
 from .sending import Sender, start
 from .session import Session, enter, is_identity
-from .socket import Socket
 
 __all__ = ["Conversation"]
 
@@ -51,24 +51,23 @@ class Conversation:
     """
 
     __slots__ = (
-        "_asking", "_calls", "_halves", "_host", "_numbers", "_proven", "_registry", "_scope",
+        "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_scope",
         "_sender", "_session", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, registry: SessionWSRegistry, ws: Socket, *, binary: bool,
+        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool,
         numbers: tuple[int, int],
     ) -> None:  # fmt: skip
         self._host = host
         self._registry = registry
         self._ws = ws
-        self._numbers = numbers
         self._sender = Sender(ws, binary, host.limits)
         self._session: Session | None = None
         self._scope: Scope | None = None
         self._calls: Calls | None = None
-        self._asking: Asking | None = None
-        self._halves: Halves | None = None
+        self._numbers = numbers
+        self._entered: list[Entered] = []  # state handlers
         self._proven = False
         self.connection: Connection = ws.connection
         self.connection.takes_pushes = False
@@ -84,10 +83,11 @@ class Conversation:
             RPCError: If not.
         """
         host, sender = self._host, self._sender
-        scope = self._scope = self._scope_of(realm)
+        scope = self._scope = host.scope(realm)
         session.identity, proven = await realm.authentication.identify(session, challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
+        self._asking = Asking(*self._numbers)
         self._session = session
         performer = Performer(session, scope, host.signals, sender, dialect)
         self._calls = Calls(performer, sender, host.limits)
@@ -101,22 +101,14 @@ class Conversation:
             log.exception("a session state handler failed")
             raise RPCError(RUNTIME_ERROR) from exc
 
-    def _scope_of(self, realm: Realm) -> Scope:
-        try:
-            return self._host.scope(realm)
-        except TypeError as exc:
-            log.exception("%r can't be served", realm)
-            raise RPCError(RUNTIME_ERROR) from exc
-
     async def _enter(self, session: Session, scope: Scope, realm: Realm) -> None:
         """
         Run the first halves of the state handlers.
         """
         for signature in self._host.state_handlers_of(realm):
-            if self._halves is None:
-                self._halves = Halves()
-            values, named = scope.inject(signature, session, {})
-            await self._halves.enter(signature.name, signature.function(*values, **named))
+            generator = scope.call(signature, session)
+            await first_half(signature.name, generator)
+            self._entered.append((signature.name, generator))
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """
@@ -146,8 +138,7 @@ class Conversation:
         session.closed = True
         if self._calls is not None:
             self._calls.interrupt()
-        if self._asking is not None:
-            self._asking.stop()
+        self._asking.stop()
 
     async def _leave(self) -> None:
         """
@@ -158,7 +149,6 @@ class Conversation:
             return
         self._host.sessions.discard(session)
         self._interrupt_all(session)
-        self._asking = None
         grace = ground.timeouts(self._registry).handler_grace
         deadline = asyncio.get_running_loop().time() + grace
         # In a task of its own: the server cancels handlers that linger, and would cut short the
@@ -177,14 +167,13 @@ class Conversation:
         """
         Return what is to be done at the end of a session, in this order.
         """
-        calls, halves = self._calls, self._halves
-        self._calls = self._halves = None
+        calls, self._calls = self._calls, None
+        entered, self._entered = self._entered, []
         grace = ground.timeouts(self._registry).handler_grace
         if calls is not None:
             yield lambda: calls.stop(grace / 2)
             yield calls.performer.close_objects
-        if halves is not None:
-            yield lambda: halves.leave(deadline)
+        yield lambda: leave(entered, deadline)
         if self._proven:
             self._proven = False
             yield self._disprove
@@ -198,9 +187,6 @@ class Conversation:
         interrupt: Callable[[int], None],
         timeout: float | None,
     ) -> Any:
-        self._expect_session()
-        if self._asking is None:
-            self._asking = Asking(*self._numbers)
         return await self._asking.ask(send, interrupt, timeout)
 
     def _expect_session(self) -> Session:

@@ -59,7 +59,19 @@ def _arguments(args: object) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class RPCResult:
+class Payload:
+    """
+    Positional and named values; a bare text is one argument.
+    """
+
+    args: Iterable[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", _arguments(self.args))
+
+
+class RPCResult(Payload):
     """
     The result of a call: what a handler returns, or yields last.
 
@@ -68,15 +80,10 @@ class RPCResult:
         kwargs: Named results.
     """
 
-    args: Iterable[Any] = ()
-    kwargs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "args", _arguments(self.args))
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RPCProgressReport:
+class RPCProgressReport(Payload):
     """
     A part of a result: what a stream yields; sent only to a caller that asked for progress.
 
@@ -85,11 +92,7 @@ class RPCProgressReport:
         kwargs: Named results.
     """
 
-    args: Iterable[Any] = ()
-    kwargs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "args", _arguments(self.args))
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

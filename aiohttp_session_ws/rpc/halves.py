@@ -9,51 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
 
-__all__ = ["Halves"]
+__all__ = ["Entered"]
 
 log = logging.getLogger("aiohttp_session_ws")
+
+Entered: TypeAlias = tuple[str, AsyncGenerator[Any, None]]
 
 _OVER: Final = object()  # what a generator that has ended is taken to return
 _LEAST: Final = 0.05  # seconds that each has, also when others have used up the time
 
 
-class Halves:
+async def leave(entered: Sequence[Entered], deadline: float) -> None:
     """
-    Generators whose first half has run, in the order in which it did.
+    Run second halves, the last one first.
+
+    Args:
+        entered: Generators whose first half has run, and how an error calls them, in order.
+        deadline: By the event loop's clock.
     """
-
-    __slots__ = ("_entered",)
-
-    def __init__(self) -> None:
-        self._entered: list[tuple[str, AsyncGenerator[Any, None]]] | None = None
-
-    async def enter(self, name: str, generator: AsyncGenerator[Any, None]) -> None:
-        """
-        Run a first half; what it raises is for the caller to handle.
-        """
-        await first_half(name, generator)
-        if self._entered is None:
-            self._entered = []
-        self._entered.append((name, generator))
-
-    async def leave(self, deadline: float) -> None:
-        """
-        Run all second halves, the last one first.
-
-        Args:
-            deadline: By the event loop's clock.
-        """
-        entered, self._entered = self._entered, None
-        await run_all(
-            (
-                lambda name=name, generator=generator: second_half(name, generator)  # type: ignore[misc]  # bound by default
-                for name, generator in reversed(entered or ())
-            ),
-            deadline,
-        )
+    await run_all((partial(second_half, *one) for one in reversed(entered)), deadline)
 
 
 async def first_half(name: str, generator: AsyncGenerator[Any, None]) -> None:

@@ -51,7 +51,7 @@ class Performer:
     sender: Sender
     dialect: Dialect
     unanswered: dict[int, Call] = field(default_factory=dict)
-    _objects: dict[RouteClass, Any] | None = None
+    _objects: dict[RouteClass, Any] = field(default_factory=dict)
 
     async def perform(self, call: Call, expire: Callable[[Call, float], None]) -> None:
         """
@@ -123,8 +123,8 @@ class Performer:
         """
         Let the session's objects of route classes go.
         """
-        objects, self._objects = self._objects, None
-        for owner, one in reversed((objects or {}).items()):
+        objects, self._objects = self._objects, {}
+        for owner, one in reversed(objects.items()):
             if owner.closes:
                 try:
                     result = one.aclose()
@@ -184,10 +184,8 @@ class Performer:
                 await close()
 
     def _object(self, owner: RouteClass) -> Any:
-        if self._objects is None:
-            self._objects = {}
         if owner not in self._objects:
-            self._objects[owner] = self.scope.make(owner, self.session)
+            self._objects[owner] = self.scope.call(owner.signature, self.session)
         return self._objects[owner]
 
     def _explain(self, call: Call, failure: BaseException) -> RPCError:

@@ -14,8 +14,8 @@ from .errors import (
     NotRegistered,
     RPCError,
 )
-from .ids import new_id
 from .in_order import InOrder
+from .session import new_id
 
 __all__ = ["Registrations"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from .binding import Arguments, Binder
@@ -23,8 +24,10 @@ Guard: TypeAlias = Callable[[Session, Action, str], bool | Awaitable[bool]]
 StateHandler: TypeAlias = Callable[..., Any]
 
 _MASKED: Final = "Method masked"
+_NO_PARTS: Final[Mapping[str, Any]] = {}
 
 
+@dataclass(slots=True)
 class Target:
     """
     What a name means.
@@ -32,27 +35,18 @@ class Target:
     Attributes:
         function: What to call.
         kind: How.
+        binder: Binds its arguments; without one it takes the call itself.
+        parts: The parts of the name, by its pattern.
         timeout: Seconds that it may take.
         owner: Whose method it is.
     """
 
-    __slots__ = ("_binder", "_parts", "function", "kind", "owner", "timeout")
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        kind: Kind,
-        binder: Binder | None,
-        parts: Mapping[str, str],
-        timeout: float | None = None,
-        owner: RouteClass | None = None,
-    ) -> None:
-        self.function = function
-        self.kind = kind
-        self.timeout = timeout
-        self.owner = owner
-        self._binder = binder
-        self._parts = parts
+    function: Callable[..., Any]
+    kind: Kind
+    binder: Binder | None
+    parts: Mapping[str, str]
+    timeout: float | None = None
+    owner: RouteClass | None = None
 
     def bind(
         self, session: Session, call: tuple[str, Sequence[Any], Mapping[str, Any]]
@@ -63,10 +57,10 @@ class Target:
         Raises:
             RPCError: If they don't fit.
         """
-        if self._binder is None:
+        if self.binder is None:
             name, args, kwargs = call
             return (RPCRequest(name, tuple(args), kwargs, session),), {}
-        return self._binder.bind(session, call, self._parts)
+        return self.binder.bind(session, call, self.parts)
 
 
 class Scope:
@@ -134,15 +128,9 @@ class Scope:
             known = any(name.startswith(f"{own}.") for own in self.served.classes)
             raise RPCError(NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
         procedure, parts = found
-        signature = procedure.signature
-        target = Target(
-            signature.function,
-            procedure.kind,
-            self.binder(signature),
-            parts,
-            procedure.timeout,
-            procedure.owner,
-        )
+        own, binder = procedure, self.binder(procedure.signature)
+        function, kind = own.signature.function, own.kind
+        target = Target(function, kind, binder, parts, own.timeout, own.owner)
         if not parts:  # a peer may name any number of those with parts
             self._targets[name] = target
         return target
@@ -168,20 +156,14 @@ class Scope:
             binder = self._binders[signature] = Binder(signature, self._defaults)
         return binder
 
-    def inject(
-        self, signature: Signature, session: Session, parts: Mapping[str, Any]
-    ) -> Arguments:
+    def call(
+        self, signature: Signature, session: Session, parts: Mapping[str, Any] = _NO_PARTS
+    ) -> Any:
         """
-        Return the arguments of a function that no peer gives any.
+        Call a function that no peer gives arguments, but by the parts of a name.
         """
-        return self.binder(signature).bind(session, ("", (), {}), parts)
-
-    def make(self, owner: RouteClass, session: Session) -> Any:
-        """
-        Return a new object of a route class.
-        """
-        values, named = self.inject(owner.signature, session, {})
-        return owner.signature.function(*values, **named)
+        values, named = self.binder(signature).bind(session, ("", (), {}), parts)
+        return signature.function(*values, **named)
 
     def forget(self) -> None:
         """

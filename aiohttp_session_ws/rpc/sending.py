@@ -15,9 +15,9 @@ from aiohttp import WSMsgType, web
 from ..close_codes import SLOW_CONSUMER, Close
 from ..connections.frames import encode_frame
 from ..exceptions import WebSocketDisconnect
+from ..handlers.websocket import WebSocket
 from .errors import SessionGone
 from .limits import CallLimits
-from .socket import Socket
 
 __all__ = ["Sender"]
 
@@ -62,7 +62,7 @@ class Sender:
         "queued",
     )
 
-    def __init__(self, ws: Socket, binary: bool, limits: CallLimits) -> None:
+    def __init__(self, ws: WebSocket, binary: bool, limits: CallLimits) -> None:
         self._ws = ws
         self._limits = limits
         transport = ws.request.transport
@@ -73,7 +73,7 @@ class Sender:
         # aiohttp's writer compresses, where that was agreed on.
         self._at_once = -1 if self._response.compress else _AT_ONCE
         self._opcode = WSMsgType.BINARY if binary else WSMsgType.TEXT
-        self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] | None = None
+        self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None  # runs while the task does
@@ -163,7 +163,7 @@ class Sender:
             SessionGone: If the socket is closed.
         """
         if not self.write(data):
-            sent = asyncio.get_running_loop().create_future()
+            sent = self._loop.create_future()
             self._put(data, sent)
             await sent
 
@@ -199,23 +199,7 @@ class Sender:
         if self._closing is None:
             self._closing = start(self._ws.close(close), "close a websocket")
 
-    async def stop(self) -> None:
-        """
-        Drop what waits.
-        """
-        self._drop()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    def _write(self, data: bytes) -> Coroutine[Any, Any, None]:
-        return (
-            self._ws.send(data) if self._opcode is WSMsgType.BINARY else self._ws.send_text(data)
-        )
-
     def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
-        if self._queue is None:
-            self._queue = deque()
         self._queue.append((data, sent))
         self.queued += len(data)
         self.watch()
@@ -225,7 +209,7 @@ class Sender:
         try:
             while self._queue or self.is_full:
                 if self._queue:
-                    await self._send_first(self._queue)
+                    await self._send_first(*self._queue[0])
                 else:
                     await asyncio.sleep(_POLL)
                 if self.is_closed:
@@ -240,21 +224,19 @@ class Sender:
                 self._patience.cancel()
                 self._patience = None
 
-    async def _send_first(self, queue: deque[tuple[bytes, asyncio.Future[None] | None]]) -> None:
-        data, sent = queue[0]
+    async def _send_first(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         if sent is None or not sent.done():  # or its sender was cancelled meanwhile
-            await self._write(data)
+            binary = self._opcode is WSMsgType.BINARY
+            await (self._ws.send if binary else self._ws.send_text)(data)
         self._sent += 1
-        if queue is self._queue:  # it was not dropped meanwhile
-            queue.popleft()
-            self.queued -= len(data)
+        self._queue.popleft()
+        self.queued -= len(data)
         if sent is not None and not sent.done():
             sent.set_result(None)
 
     def _look_later(self) -> None:
         before = self._sent, self._out.get_write_buffer_size()
-        loop = asyncio.get_running_loop()
-        self._patience = loop.call_later(
+        self._patience = self._loop.call_later(
             self._limits.patience, self._look, *before, context=contextvars.Context()
         )
 
@@ -268,10 +250,10 @@ class Sender:
             self._look_later()
 
     def _drop(self) -> None:
-        for _, sent in self._queue or ():
+        for _, sent in self._queue:
             if sent is not None and not sent.done():
                 sent.set_exception(SessionGone("the socket is closed"))
-        self._queue = None
+        self._queue.clear()
         self.queued = 0
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextvars
+import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,6 +39,13 @@ def enter(session: Session) -> contextvars.Token[Session]:
     Make *session* the current one, for this task and those that it starts.
     """
     return _CURRENT.set(session)
+
+
+def new_id() -> int:
+    """
+    Return a number of WAMP's global scope: a random one of 1..2^53.
+    """
+    return secrets.randbelow(2**53) + 1
 
 
 class Peer(Protocol):
@@ -76,6 +84,7 @@ class Peer(Protocol):
         """
 
 
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Session:
     """
     One peer. Item access is for data of the application, gone with the session::
@@ -96,39 +105,20 @@ class Session:
         closed: Whether it is over.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_data",
-        "_peer",
-        "_verdict",
-        "auth_extra",
-        "auth_id",
-        "auth_method",
-        "auth_methods",
-        "auth_provider",
-        "auth_role",
-        "closed",
-        "id",
-        "identity",
-        "realm",
-        "request",
-    )
-
-    def __init__(self, peer: Peer, number: int, realm: str, request: web.Request) -> None:
-        self._peer = peer
-        self.id = number
-        self.realm = realm
-        self.request = request
-        self.identity: Any = None
-        self.auth_id: str | None = None
-        self.auth_methods: Sequence[str] = ()
-        self.auth_method: str | None = None
-        self.auth_role: str | None = None
-        self.auth_provider: str | None = None
-        self.auth_extra: Mapping[str, Any] | None = None
-        self.closed = False
-        self._data: dict[str, Any] | None = None
-        self._verdict: tuple[bool, Any, str] | None = None
+    _peer: Peer
+    id: int
+    realm: str
+    request: web.Request
+    identity: Any = None
+    auth_id: str | None = None
+    auth_methods: Sequence[str] = ()
+    auth_method: str | None = None
+    auth_role: str | None = None
+    auth_provider: str | None = None
+    auth_extra: Mapping[str, Any] | None = None
+    closed: bool = False
+    _data: dict[str, Any] = field(default_factory=dict)
+    _verdict: tuple[bool, Any, str] | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id} of {self.realm!r}{' closed' if self.closed else ''}>"
@@ -149,27 +139,22 @@ class Session:
         return self._verdict
 
     def __getitem__(self, key: str) -> Any:
-        return self._stored()[key]
+        return self._data[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._data is None:
-            self._data = {}
         self._data[key] = value
 
-    def _stored(self) -> dict[str, Any]:
-        return {} if self._data is None else self._data
-
     def __delitem__(self, key: str) -> None:
-        del self._stored()[key]
+        del self._data[key]
 
     def __contains__(self, key: object) -> bool:
-        return self._data is not None and key in self._data
+        return key in self._data
 
     def get(self, key: str, default: Any = None) -> Any:
         """
         Return what the application keeps under *key*.
         """
-        return default if self._data is None else self._data.get(key, default)
+        return self._data.get(key, default)
 
     async def call(
         self, name: str, /, *args: Any, timeout: float | None = 30.0, **kwargs: Any

@@ -112,12 +112,11 @@ class Subscriptions:
         if len(self._by_id) >= scope.limits.subscriptions:
             raise RPCError(UNAVAILABLE, "too many subscriptions")
         topic, parts = scope.find_topic(name)
-        values, named = scope.inject(topic.signature, session, parts)
+        generator = scope.call(topic.signature, session, parts)
         subscription = Subscription(name, session, self.work.codec, self.connection)
         subscription.name = topic.signature.name
         number = self.topics.add(subscription)
         self._by_id[number] = subscription
-        generator = topic.signature.function(*values, **named)
         try:
             await first_half(subscription.name, generator)
         except BaseException:

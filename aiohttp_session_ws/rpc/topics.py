@@ -12,8 +12,7 @@ from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
 from . import ground, wamp_messages as wamp
-from .ids import new_id
-from .session import Session
+from .session import Session, new_id
 from .wamp import Codec
 
 __all__ = ["Subscription", "Topics"]

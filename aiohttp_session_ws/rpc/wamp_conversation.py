@@ -17,17 +17,16 @@ from typing import Any, Final
 
 from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
 from ..exceptions import SessionEnded
+from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import errors, ground, wamp_messages as wamp
 from .call import Call
 from .conversation import Conversation, Step
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
 from .host import Host
-from .ids import new_id
 from .in_order import InOrder
 from .registrations import Registrations
-from .session import Session
-from .socket import Socket
+from .session import Session, new_id
 from .subscriptions import Subscriptions
 from .wamp import Codec
 from .wamp_dialect import WampDialect, payload, value_of, welcome_details
@@ -57,7 +56,9 @@ class WampConversation(Conversation):
         "_subscriptions",
     )
 
-    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket, codec: Codec) -> None:
+    def __init__(
+        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
+    ) -> None:
         super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
@@ -207,15 +208,14 @@ class WampConversation(Conversation):
             self._post(wamp.error(16, message.request, errors.NOT_AUTHORIZED, why))
 
     def _on_yield(self, message: wamp.Yield) -> None:
-        if self._asking is not None and not message.options.progress:
+        if not message.options.progress:
             self._asking.answer(message.request, value_of(message.args, message.kwargs))
 
     def _on_error(self, message: wamp.Error) -> None:
         if message.kind != 68:
             raise ProtocolViolation("an ERROR for what nobody has asked")
-        if self._asking is not None:
-            error = RemoteError(message.uri, message.args, message.kwargs)
-            self._asking.answer(message.request, error=error)
+        error = RemoteError(message.uri, message.args, message.kwargs)
+        self._asking.answer(message.request, error=error)
 
     async def call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from . import wamp_messages as wamp
-from .errors import RPCError, RPCProgressReport, RPCResult
+from .errors import Payload, RPCError, RPCResult
 from .session import Session
 from .wamp import Codec
 
 __all__ = ["WampDialect"]
 
-Payload: TypeAlias = tuple[Sequence[Any], Mapping[str, Any] | None]
+Parts: TypeAlias = tuple[Sequence[Any], Mapping[str, Any] | None]
 
 
 _FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
@@ -36,7 +36,7 @@ class WampDialect:
 
     def __init__(self, codec: Codec, *, whole: bool = False) -> None:
         self._codec = codec
-        self._payload: Callable[[Any], Payload] = whole_payload if whole else payload
+        self._payload: Callable[[Any], Parts] = whole_payload if whole else payload
 
     def result(self, number: int, value: Any) -> bytes:
         """
@@ -57,7 +57,7 @@ class WampDialect:
         return self._codec.encode(wamp.error(48, number, error.uri, error.args, error.kwargs))
 
 
-def payload(value: Any) -> Payload:
+def payload(value: Any) -> Parts:
     """
     Return the arguments that a value is.
     """
@@ -66,7 +66,7 @@ def payload(value: Any) -> Payload:
         return (value,), None
     if value is None:
         return (), None
-    if isinstance(value, RPCResult | RPCProgressReport):
+    if isinstance(value, Payload):
         return tuple(value.args), value.kwargs
     if isinstance(value, list | tuple):
         return value, None
@@ -75,11 +75,11 @@ def payload(value: Any) -> Payload:
     return (value,), None
 
 
-def whole_payload(value: Any) -> Payload:
+def whole_payload(value: Any) -> Parts:
     """
     Return the arguments that a value is for a client that wants it as it is.
     """
-    return payload(value) if isinstance(value, RPCResult | RPCProgressReport) else ((value,), None)
+    return payload(value) if isinstance(value, Payload) else ((value,), None)
 
 
 def value_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

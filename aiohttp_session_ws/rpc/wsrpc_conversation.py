@@ -12,23 +12,21 @@ from typing import Any
 
 from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
+from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation, Step
 from .errors import (
+    Payload,
     ProtocolViolation,
     RemoteError,
     RPCError,
-    RPCProgressReport,
-    RPCResult,
     SessionGone,
 )
 from .host import Host
-from .ids import new_id
 from .sending import start
-from .session import Session
-from .socket import Socket
+from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
 
@@ -65,7 +63,7 @@ def plain(value: Any) -> Any:
     """
     Return what a value is in wsrpc: of a result with several parts, whatever holds them.
     """
-    if not isinstance(value, RPCResult | RPCProgressReport):
+    if not isinstance(value, Payload):
         return value
     args = tuple(value.args)
     if value.kwargs:
@@ -85,10 +83,10 @@ class WsrpcConversation(Conversation):
 
     __slots__ = ("_events", "_timer")
 
-    def __init__(self, host: Host, registry: SessionWSRegistry, ws: Socket) -> None:
+    def __init__(self, host: Host, registry: SessionWSRegistry, ws: WebSocket) -> None:
         super().__init__(host, registry, ws, binary=False, numbers=(4, 2))
         self._timer: asyncio.TimerHandle | None = None
-        self._events: set[asyncio.Task[None]] | None = None
+        self._events: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """
@@ -137,8 +135,6 @@ class WsrpcConversation(Conversation):
         """
         Hand an event to its receivers, or drop it while too many are being received.
         """
-        if self._events is None:
-            self._events = set()
         if self._session is None or len(self._events) >= self._host.limits.calls:
             log.debug("an event was dropped: too many at once")
             return
@@ -161,10 +157,9 @@ class WsrpcConversation(Conversation):
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
             self._pong()
-        elif self._asking is not None:
-            error = None
-            if message.error is not None:
-                error = RemoteError(*wsrpc.fault(message.error))
+        else:
+            failed = message.error is not None
+            error = RemoteError(*wsrpc.fault(message.error)) if failed else None
             self._asking.answer(message.id, message.result, error)
 
     # Whether the peer is there
@@ -235,8 +230,7 @@ class WsrpcConversation(Conversation):
         if self._events:
             for task in self._events:
                 task.cancel()
-            events = set(self._events)
-            yield lambda: asyncio.wait(events)
+            yield lambda: asyncio.wait(set(self._events))
 
 
 #: The number of all our pings: there is never more than one on its way.

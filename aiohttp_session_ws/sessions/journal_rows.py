@@ -70,8 +70,8 @@ MERGE: Final[dict[str, str]] = {
         INSERT INTO subjects VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
         before = max(before, excluded.before), {_KEPT}""",
     "renewed": f"""
-        INSERT INTO renewed SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8
-        WHERE NOT EXISTS (SELECT 1 FROM ended WHERE key = ?1)
+        INSERT INTO renewed SELECT * FROM (SELECT ? AS key, ?, ?, ?, ?, ?, ?, ?) AS new
+        WHERE NOT EXISTS (SELECT 1 FROM ended WHERE ended.key = new.key)
         ON CONFLICT (key) DO UPDATE SET
         given_to = max(excluded.given_to, given_to * (excluded.generation = generation)),
         at = max(excluded.at, at * (excluded.generation = generation)),

@@ -1,8 +1,10 @@
 """
 The records of what has ended or was renewed: bounded, and merged in any order.
 
-A record is the change that made it. The same tuples are kept here, written to Redis and to the
-journal, and sent to other nodes; merging them twice or in another order gives the same.
+A record is the change that made it, written to Redis and to the journal, and sent to other nodes;
+merging them twice or in another order gives the same. Here it is kept as a plain tuple of atoms:
+the garbage collector stops looking at such a tuple the first time it meets it, where a million
+named tuples would make each full collection a pause of a second.
 
 Over 300 lines long since the four changes and how they merge are read together.
 """
@@ -11,11 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._expiring import ExpiringDict
-from .._lineage import Subject
+from .._lineage import Kind, Subject
 from .._logging import log
 
 __all__: list[str] = []
@@ -26,6 +28,16 @@ MINOR_TTL: Final = 3600.0  # seconds that such an end is kept
 LOGIN_TTL: Final = 3600.0  # seconds that a visitor's generation is kept after a log-in
 
 Cause: TypeAlias = Literal["renewal", "login"]
+
+#: What renewals are made by, by its number among these: a frozenset is never out of the garbage
+#: collector's sight.
+_CAUSES: Final[tuple[frozenset[Cause], ...]] = (
+    frozenset(),
+    frozenset({"renewal"}),
+    frozenset({"login"}),
+    frozenset({"renewal", "login"}),
+)
+_NUMBER_OF: Final = {causes: number for number, causes in enumerate(_CAUSES)}
 
 
 class LineageEnded(NamedTuple):
@@ -134,6 +146,11 @@ class IdNote(NamedTuple):
 
 Change: TypeAlias = LineageEnded | LineageRenewed | SubjectEnded | IdNote
 
+#: Records as they are kept, by their token, subject or id.
+_End: TypeAlias = tuple[float, bool, float, bool]
+_Renewal: TypeAlias = tuple[int, int, float, int, bool, float]
+_Note: TypeAlias = tuple[str, float, float]
+
 
 class Records:
     """
@@ -164,11 +181,14 @@ class Records:
         self.latest_owner_end = -math.inf
         self._limit = limit
         self._evicted = 0
-        self._ended: ExpiringDict[str, LineageEnded] = kept(limit, self._count_evicted)
-        self._minor: ExpiringDict[str, LineageEnded] = kept(minor)
-        self._subjects: ExpiringDict[Subject, SubjectEnded] = kept(limit, self._count_evicted)
-        self._renewed: ExpiringDict[str, LineageRenewed] = kept(limit)
-        self._notes: ExpiringDict[Hashable, IdNote] = kept(limit)
+        self._ended: ExpiringDict[str, _End] = kept(limit, self._count_evicted)
+        self._minor: ExpiringDict[str, _End] = kept(minor)
+        # By kind and value: a subject finds it.
+        self._subjects: ExpiringDict[tuple[Kind, Hashable], float] = kept(
+            limit, self._count_evicted
+        )
+        self._renewed: ExpiringDict[str, _Renewal] = kept(limit)
+        self._notes: ExpiringDict[Hashable, _Note] = kept(limit)
 
     def __len__(self) -> int:
         ends = len(self._ended) + len(self._minor) + len(self._subjects)
@@ -183,11 +203,24 @@ class Records:
         return sum(len(records.entries) for records in kept)
 
     def __iter__(self) -> Iterator[Change]:
-        yield from self._ended.values()
-        yield from self._minor.values()
-        yield from self._subjects.values()
-        yield from self._renewed.values()
-        yield from self._notes.values()
+        yield from self._ends()
+        yield from self._ends_of_subjects()
+        yield from self._renewals()
+        for session_ws_id, note, _ in self._notes.items():
+            yield IdNote(session_ws_id, *note)
+
+    def _ends(self) -> Iterator[LineageEnded]:
+        for store in (self._ended, self._minor):
+            for token, end, _ in store.items():
+                yield LineageEnded(token, *end)
+
+    def _ends_of_subjects(self) -> Iterator[SubjectEnded]:
+        for subject, before, ttl in self._subjects.items():
+            yield SubjectEnded(Subject(*subject), before, ttl)
+
+    def _renewals(self) -> Iterator[LineageRenewed]:
+        for token, renewal, _ in self._renewed.items():
+            yield _as_renewal(token, renewal)
 
     def knows(self, token: str) -> bool:
         """
@@ -217,14 +250,22 @@ class Records:
         """
         Return what is known of a lineage: its end, else its newest generation.
         """
-        return self._ended.get(token) or self._minor.get(token) or self._renewed.get(token)
+        end = self._end_of(token)
+        if end is not None:
+            return end
+        renewal = self._renewed.get(token)
+        return None if renewal is None else _as_renewal(token, renewal)
+
+    def _end_of(self, token: str) -> LineageEnded | None:
+        end = self._ended.get(token) or self._minor.get(token)
+        return None if end is None else LineageEnded(token, *end)
 
     def ended_before(self, subject: Subject) -> float:
         """
         Return up to which beginning the lineages of *subject* have ended, else minus infinity.
         """
-        record = self._subjects.get(subject)
-        return -math.inf if record is None else record.before
+        before = self._subjects.get(subject)
+        return -math.inf if before is None else before
 
     @property
     def has_subjects(self) -> bool:
@@ -237,7 +278,17 @@ class Records:
         """
         Return which lineage an id was noted for.
         """
-        return self._notes.get(session_ws_id)
+        note = self._notes.get(session_ws_id)
+        return None if note is None else IdNote(session_ws_id, *note)
+
+    def noted_among(self, session_ws_ids: Sequence[Hashable]) -> list[Hashable]:
+        """
+        Return those of some ids that were noted for a lineage, which may have ended with them.
+        """
+        notes = self._notes.entries
+        if notes.keys().isdisjoint(session_ws_ids):
+            return []
+        return [value for value in session_ws_ids if value in notes]
 
     def newest(self, token: str) -> int:
         """
@@ -269,33 +320,67 @@ class Records:
         Args:
             time_of: Returns the time of what was taken for one.
         """
-        for store in (self._ended, self._minor):
-            for end in store.values():
-                if (at := time_of(end.at)) != end.at:
-                    store.put(end.token, end.moved_to(at), end.ttl)
-        for renewal in self._renewed.values():
+        for end in self._ends():
+            if (at := time_of(end.at)) != end.at:
+                self._put_end(end.moved_to(at))
+        for renewal in self._renewals():
             if (at := time_of(renewal.at)) != renewal.at:
-                self._renewed.put(renewal.token, renewal.moved_to(at), renewal.ttl)
-        for record in self._subjects.values():
-            if (before := time_of(record.before)) != record.before:
-                self._subjects.put(record.subject, record.moved_to(before), record.ttl)
-        owners = [r.before for r in self._subjects.values() if r.subject.kind != "id"]
-        self.latest_owner_end = max(owners, default=-math.inf)
+                self._put_renewal(renewal.moved_to(at))
+        latest = -math.inf
+        for subject, known, ttl in self._subjects.items():
+            if (before := time_of(known)) != known:
+                self._subjects.put(subject, before, ttl)
+            if subject[0] != "id":
+                latest = max(latest, before)
+        self.latest_owner_end = latest
         self.epoch += 1
+
+    def end_subjects(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Add the ends of many ids, identities or labels at once.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            times: Up to which beginning each has ended.
+            ttl: Seconds to keep this after it was last met.
+        """
+        found: dict[tuple[Kind, Hashable], float] = dict(
+            zip([(kind, value) for value in values], times, strict=True)
+        )
+        if len(found) < len(values) or not self._subjects.entries.keys().isdisjoint(found):
+            for value, before in zip(values, times, strict=True):
+                _ = self.merge(SubjectEnded(Subject(kind, value), before, ttl))
+            return
+        self._subjects.put_new(found, ttl)
+        self.epoch += len(values)
+        if kind != "id":
+            self.latest_owner_end = max((self.latest_owner_end, *times))
+            return
+        for value in self.noted_among(values):
+            before = self.ended_before(Subject(kind, value))
+            self._end_noted(self.note_of(value), before, ttl)
 
     def _merge_end(self, change: LineageEnded) -> bool:
         token = change.token
-        known = self._ended.get(token) or self._minor.get(token)
+        known = self._end_of(token)
         merged = change if known is None else _merged_ends(known, change)
         if merged == known:
             return False
         self._renewed.pop(token)
-        if merged.minor:
-            self._minor.put(token, merged, min(merged.ttl, MINOR_TTL))
-        else:
+        if not merged.minor:
             self._minor.pop(token)
-            self._ended.put(token, merged, merged.ttl)
+        self._put_end(merged)
         return True
+
+    def _put_end(self, end: LineageEnded) -> None:
+        token, at, carries, ttl, minor = end
+        if minor:
+            self._minor.put(token, (at, carries, ttl, minor), min(ttl, MINOR_TTL))
+        else:
+            self._ended.put(token, (at, carries, ttl, minor), ttl)
 
     def _merge_renewal(self, change: LineageRenewed) -> bool:
         known = self.lineage(change.token)
@@ -304,35 +389,43 @@ class Records:
         merged = change if known is None else _merged_renewals(known, change)
         if merged == known:
             return False
-        self._renewed.put(change.token, merged, merged.ttl)
+        self._put_renewal(merged)
         return True
 
+    def _put_renewal(self, renewal: LineageRenewed) -> None:
+        token, generation, after, at, by, seen, ttl = renewal
+        self._renewed.put(token, (generation, after, at, _NUMBER_OF[by], seen, ttl), ttl)
+
     def _merge_subject(self, change: SubjectEnded) -> bool:
-        subject = change.subject
+        subject, before, ttl = change
+        kind, value = subject
         known = self._subjects.get(subject)
-        if known is not None and known.before >= change.before:
+        if known is not None and known >= before:
             return False
-        self._subjects.put(subject, change, change.ttl)
-        if subject.kind == "id":
-            self._end_noted(self.note_of(subject.value), change)
-        else:
-            self.latest_owner_end = max(self.latest_owner_end, change.before)
+        self._subjects.put((kind, value), before, ttl)
+        if kind != "id":
+            self.latest_owner_end = max(self.latest_owner_end, before)
+        elif value in self._notes.entries:
+            self._end_noted(self.note_of(value), before, ttl)
         return True
 
     def _merge_note(self, change: IdNote) -> bool:
-        known = self._notes.get(change.session_ws_id)
+        known = self.note_of(change.session_ws_id)
         if known is not None and (known.began, known.token) <= (change.began, change.token):
             return False
-        self._notes.put(change.session_ws_id, change, change.ttl)
-        self._end_noted(change, self._subjects.get(Subject("id", change.session_ws_id)))
+        session_ws_id, token, began, ttl = change
+        self._notes.put(session_ws_id, (token, began, ttl), ttl)
+        end = self._subjects.entries.get(("id", session_ws_id))
+        if end is not None:
+            self._end_noted(change, self.ended_before(Subject("id", session_ws_id)), end[1])
         return True
 
-    def _end_noted(self, note: IdNote | None, end: SubjectEnded | None) -> None:
+    def _end_noted(self, note: IdNote | None, before: float, ttl: float) -> None:
         """
         End the lineage that an ended id was noted for, whichever of the two came first.
         """
-        if note is not None and end is not None and note.began <= end.before:
-            self.merge(LineageEnded(note.token, end.before, carries=False, ttl=end.ttl))
+        if note is not None and note.began <= before:
+            self.merge(LineageEnded(note.token, before, carries=False, ttl=ttl))
 
     def _count_evicted(self) -> None:
         if self._evicted % 10_000 == 0:
@@ -342,6 +435,11 @@ class Records:
                 self._limit,
             )
         self._evicted += 1
+
+
+def _as_renewal(token: str, renewal: _Renewal) -> LineageRenewed:
+    generation, after, at, by, seen, ttl = renewal
+    return LineageRenewed(token, generation, after, at, _CAUSES[by], seen, ttl)
 
 
 def _merged_ends(known: LineageEnded, change: LineageEnded) -> LineageEnded:

@@ -46,9 +46,24 @@ export interface Procedure {
 
 type Args<N extends keyof Procedures> = Procedures[N]["args"] | Procedures[N]["named"];
 
+/** A ticket, or what signs the challenge of wampcra: HMAC-SHA256, in Base64. */
+export interface Proof {
+  authid?: string;
+  ticket?: string;
+  sign?: (challenge: string, extra: Challenge) => string | Promise<string>;
+}
+
+export interface Challenge {
+  challenge: string;
+  salt?: string;
+  iterations?: number;
+  keylen?: number;
+}
+
 export interface ClientOptions {
   realm?: string;
-  authenticate?: () => Promise<{ authid?: string; ticket?: string }>;
+  /** Asked before each HELLO. */
+  authenticate?: () => Proof | Promise<Proof>;
 }
 
 export declare class Client extends EventTarget {

@@ -19,8 +19,8 @@ class Stateful extends EventTarget {
   }
 }
 
-// `state` is "connecting", "open", "waiting" or "closed"; its event "state" has code, reason and
-// wait (ms or null) in detail after a close.
+// `state` is "connecting", "open", "waiting" or "closed"; its event has code, reason and wait (ms
+// or null) in detail after a close.
 export class SessionSocket extends Stateful {
   #url;
   #protocols;
@@ -28,15 +28,21 @@ export class SessionSocket extends Stateful {
   #timer;
   #failures = 0;
 
-  // `url` may be a function, asked before each attempt.
+  // `url` may be a function, asked each time.
   constructor(url, protocols = []) {
     super();
     this.#url = url;
     this.#protocols = protocols;
-    this.connect();
+    this.#open();
   }
 
+  // At once, with a new back-off.
   connect() {
+    this.#failures = 0;
+    this.#open();
+  }
+
+  #open() {
     if (this.#ws) return;
     clearTimeout(this.#timer);
     const url = new URL(valueOf(this.#url), location);
@@ -54,7 +60,7 @@ export class SessionSocket extends Stateful {
       this.#ws = null;
       if (performance.now() - opened >= 5000) this.#failures = 0;
       const wait = reconnectAfter(code, this.#failures++);
-      if (wait !== null) this.#timer = setTimeout(() => this.connect(), wait);
+      if (wait !== null) this.#timer = setTimeout(() => this.#open(), wait);
       this.set(wait === null ? "closed" : "waiting", { code, reason, wait });
     };
     this.set("connecting");
@@ -84,18 +90,18 @@ export class CallError extends Error {
 
 const valueOf = (it) => (typeof it === "function" ? it() : it);
 
-// Bytes are Base64 behind a NUL in WAMP's JSON.
+// Bytes are Base64 behind a NUL.
 const encode = (message) => JSON.stringify(message, (_, value) =>
   value instanceof Uint8Array ? "\0" + btoa(String.fromCharCode(...value)) : value);
 const decode = (text) => JSON.parse(text, text.includes("\\u0000") ? (_, value) =>
   value?.[0] === "\0" ? Uint8Array.from(atob(value.slice(1)), (c) => c.charCodeAt(0)) : value : null);
 
 // Calls, both ways. `state` is the socket's, and "joined" once calls are heard. `authenticate` is
-// asked before each HELLO, and returns {authid, ticket}.
+// asked before each HELLO: {authid, ticket}, or {authid, sign(challenge, extra)} for wampcra.
 export class Client extends Stateful {
   #socket;
   #options;
-  #proof;
+  #sign;
   #number = 1;
   #calls = new Map();
   #unsent = new Set(); // until we have joined
@@ -112,7 +118,7 @@ export class Client extends Stateful {
   }
 
   // `args` is a list or an object of names, `timeout` in ms. A call in flight when the connection
-  // ends is rejected, and never sent twice.
+  // ends is rejected.
   call(name, args = [], { signal, timeout, onProgress } = {}) {
     const options = { timeout, receive_progress: !!onProgress };
     return new Promise((resolve, reject) => {
@@ -136,10 +142,7 @@ export class Client extends Stateful {
     const parts = [];
     let wake;
     let end;
-    const onProgress = (part) => {
-      parts.push(part);
-      wake?.();
-    };
+    const onProgress = (part) => (parts.push(part), wake?.());
     const both = signal ? AbortSignal.any([signal, left.signal]) : left.signal;
     this.call(name, args, { timeout, signal: both, onProgress })
       .then((value) => (end = { value }), (error) => (end = { error }))
@@ -156,25 +159,15 @@ export class Client extends Stateful {
     }
   }
 
-  // Call fn(...args, kwargs) with each event, also after a reconnect, until the function that
-  // you get is called. `topic` may be a function, asked each time.
-  subscribe(topic, fn) {
-    return this.#keep({ kind: 32, name: topic, fn });
-  }
+  // fn(...args, kwargs) has each event until the returned function is called. `topic` may be
+  // a function, asked at each connection.
+  subscribe = (topic, fn) => this.#keep(32, topic, fn);
+  register = (name, fn) => this.#keep(64, name, fn);
+  connect = () => this.#socket.connect();
+  close = () => this.#socket.close();
 
-  register(name, fn) {
-    return this.#keep({ kind: 64, name, fn });
-  }
-
-  connect() {
-    this.#socket.connect();
-  }
-
-  close() {
-    this.#socket.close();
-  }
-
-  async #keep(entry) {
+  async #keep(kind, name, fn) {
+    const entry = { kind, name, fn };
     this.#kept.add(entry);
     try {
       if (this.state === "joined") await this.#begin(entry);
@@ -183,7 +176,7 @@ export class Client extends Stateful {
       throw error;
     }
     return async () => {
-      const { kind, id } = entry;
+      const { id } = entry;
       const last = this.#kept.delete(entry) && ![...this.#kept].some((other) => other.id === id);
       if (last && id && this.state === "joined") await this.#ask([kind + 2, id]);
     };
@@ -212,8 +205,8 @@ export class Client extends Stateful {
     return this.#error ?? new CallError("session_ws.error.gone", [reason]);
   }
 
-  async #onState(detail) {
-    if (detail.state === "open") return this.#hello();
+  #onState(detail) {
+    if (detail.state === "open") return this.#hello().catch(this.#fail);
     if (detail.state === "connecting") this.#error = null;
     else this.#drop(detail);
     this.set(detail.state, detail);
@@ -221,28 +214,29 @@ export class Client extends Stateful {
 
   async #hello() {
     const { realm = "", authenticate } = this.#options;
-    try {
-      this.#proof = { ...(await authenticate?.()) };
-    } catch (error) {
-      this.#error = error;
-      return this.close();
-    }
-    const { authid, ticket } = this.#proof;
-    const authmethods = ticket ? ["ticket"] : [];
+    const { authid, ticket, sign = () => ticket } = (await authenticate?.()) ?? {};
+    this.#sign = sign;
+    const authmethods = ticket ? ["ticket"] : authid ? ["wampcra"] : [];
+    const roles = { caller: {}, callee: {}, subscriber: {} };
     // With _whole_values a list of one isn't taken for what is in it.
-    const details = { roles: { caller: {}, callee: {}, subscriber: {} }, _whole_values: true };
-    this.#send([1, realm, { ...details, authid, authmethods }]);
+    this.#send([1, realm, { roles, _whole_values: true, authid, authmethods }]);
   }
 
+  async #prove(extra) {
+    this.#send([5, await this.#sign(extra.challenge, extra), {}]);
+  }
+
+  #fail = (error) => {
+    this.#error = error;
+    this.close();
+  };
+
   #drop({ state, reason }) {
-    const error = this.#gone(reason);
-    const dropped = [...this.#calls.values(), ...(state === "closed" ? this.#unsent : [])];
-    this.#calls.clear();
-    for (const entry of this.#kept) entry.id = null;
-    for (const call of dropped) {
-      this.#unsent.delete(call);
-      call.reject(error);
+    for (const calls of state === "closed" ? [this.#calls, this.#unsent] : [this.#calls]) {
+      for (const call of calls.values()) call.reject(this.#gone(reason));
+      calls.clear();
     }
+    for (const entry of this.#kept) entry.id = null;
   }
 
   #join() {
@@ -252,24 +246,22 @@ export class Client extends Stateful {
     this.#unsent.clear();
   }
 
-  #onMessage([kind, first, second, third, ...rest]) {
+  #onMessage([kind, first, second, third, fourth, ...rest]) {
     if (kind === 2) this.#join();
-    else if (kind === 3) {
-      this.#error = new CallError(second, first.message ? [first.message] : []);
-      this.close();
-    } else if (kind === 4) this.#send([5, this.#proof.ticket, {}]);
+    else if (kind === 3) this.#fail(new CallError(second, first.message ? [first.message] : []));
+    else if (kind === 4) this.#prove(second).catch(this.#fail);
     else if (kind === 6) this.#send([6, {}, "wamp.close.goodbye_and_out"]);
-    else if (kind === 8) this.#end(second)?.reject(new CallError(...rest));
+    else if (kind === 8) this.#end(second)?.reject(new CallError(fourth, ...rest));
     else if (kind === 36) {
       for (const { kind, id, fn } of this.#kept) {
-        if (kind === 32 && id === first) fn(...(rest[0] ?? []), rest[1] ?? {});
+        if (kind === 32 && id === first) fn(...(fourth ?? []), rest[0] ?? {});
       }
     } else if (kind === 50) {
-      const [kwargs] = rest;
-      const value = kwargs ? { args: third, kwargs } : third?.length > 1 ? third : third?.[0] ?? null;
+      let value = third?.length > 1 ? third : third?.[0] ?? null;
+      if (fourth) value = { args: third, kwargs: fourth };
       if (second.progress) this.#calls.get(first)?.onProgress?.(value);
       else this.#end(first)?.resolve(value);
-    } else if (kind === 68) this.#answer(first, second, ...rest);
+    } else if (kind === 68) this.#answer(first, second, fourth, ...rest);
     else if (kind !== 69) this.#end(first)?.resolve(second); // SUBSCRIBED, REGISTERED, …
   }
 

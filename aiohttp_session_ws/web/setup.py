@@ -73,6 +73,13 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
         yield
         await core.stop()
 
+    async def attach(app: web.Application) -> None:
+        for route in app.router.routes():  # of sub-applications too
+            endpoint: Any = getattr(route.handler, "__self__", None)
+            if getattr(endpoint, "is_session_ws_endpoint", False):
+                endpoint.attach(registry)  # what is wrong with it is an error at the start
+
+    app.on_startup.append(attach)  # behind all cleanup contexts, which may give it what it needs
     app.on_shutdown.append(shut_down)  # handlers still run
     app.cleanup_ctx.append(lifetime)  # after them
     return registry

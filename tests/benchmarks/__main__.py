@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from .bench import Bench, Plan
+from .calls import calls, joined, published
 from .cluster import cluster
 from .environments import PROGRAMS, Unavailable, environment
 from .life import STAGES, life, scaling
@@ -32,6 +33,9 @@ PARTS: Final = {
     "echo": (echo, frozenset({"echo"})),
     "cluster": (cluster, frozenset({"cluster"})),
     "scaling": (scaling, frozenset({"scaling"})),
+    "calls": (calls, frozenset({"calls"})),
+    "joined": (joined, frozenset({"calls"})),
+    "published": (published, frozenset({"calls"})),
 }
 CHOICES: Final = sorted({"idle"}.union(*(wanted_by for _, wanted_by in PARTS.values())))
 QUICK: Final = Plan(

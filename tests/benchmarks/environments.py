@@ -56,6 +56,9 @@ def _requirements(name: str) -> list[str]:
             return [*_same("aiohttp", "aiohttp-session"), "aiohttp-session-ws==1.1.1"]
         case "python-socketio":
             return [*_same("aiohttp"), "python-socketio==5.18.1", "redis[hiredis]>=8"]
+        case "serverwamp" | "wsrpc":
+            other = "serverwamp==2.0.0" if name == "serverwamp" else "wsrpc-aiohttp==4.1.1"
+            return [*_same("aiohttp"), other]
         case "channels":
             return [
                 *("channels==4.3.2", "channels-redis==4.3.0", "hiredis"),

@@ -136,6 +136,11 @@ _PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("channels-redis", "Channels, Redis", "channels", "programs.channels_app", "life cluster"),
     ("socketio", _JS, "socketio", "programs/socketio_app.js", "life idle"),
     ("socketio-redis", f"{_JS}, Redis", "socketio", "programs/socketio_app.js", "life cluster"),
+    ("calls", "calls: a task each", "", "programs.calls floor", "calls"),
+    ("calls-wamp", "this package, WAMP", "", "programs.calls ours", "calls joined published"),
+    ("calls-wsrpc", "this package, wsrpc", "", "programs.calls ours", "calls joined"),
+    ("serverwamp", "serverwamp 2.0.0", "serverwamp", "programs.calls serverwamp", "calls"),
+    ("wsrpc", "wsrpc-aiohttp 4.1.1", "wsrpc", "programs.calls wsrpc", "calls"),
     ("starlette", "Starlette, uvicorn", "channels", "programs.starlette_app", "echo"),
 )
 

@@ -4,6 +4,7 @@ The page in the README: what it does, and that it and the demo agree on what to 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page, expect
 
 from demo.app import make_app
-from tests.docs.documents import program
+from tests.docs.documents import CALLS, program, run
 from tests.support.clients import Server
 
 CODES = [1000, 1001, 1006, 1011, 1012, 1013, 4401, 4403, 4429]
@@ -35,6 +36,11 @@ README_WAITS = """
   if (window.wait !== null) retry();
   return window.wait;
 })
+"""
+# What the library's script, and so the demo, does.
+RULE = """
+async (code, failures) =>
+  (await import("/static/session-ws.js")).reconnectAfter(code, failures)
 """
 
 
@@ -97,6 +103,37 @@ class TestPage:
         await expect(tabs[1].locator("#log")).to_contain_text("hello, Bob")
 
 
+class TestCalls:
+    @pytest.fixture
+    async def site(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestServer]:
+        """The README's program with its calls."""
+        module = program()
+        monkeypatch.setitem(sys.modules, "app", module)
+        app = module.make_app()
+        app.add_routes(run(CALLS)["routes"])
+        server = Server(app)
+        await server.start_server()
+        yield server
+        await server.close()
+
+    async def test_page(self, browser: Browser, site: TestServer) -> None:
+        """It streams, buys when asked, watches, and ends with the session."""
+        context = await browser.new_context()
+        home = await open_page(await context.new_page(), site)
+        await log_in(home, "Ada")
+        page = await context.new_page()
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.goto(str(site.make_url("/shop")))
+        log = page.locator("#log")
+        await expect(log).to_contain_text("joined")
+        await expect(log).to_contain_text("3\n2\n1\n")
+        await expect(log).to_contain_text("tea left: 8")
+        await expect(log).to_contain_text("bought: 2")
+        await home.click("#out")
+
+        await expect(log).to_contain_text("closed session ended")
+
+
 class TestAgreement:
     @pytest.fixture
     async def readme(self, browser: Browser, site: TestServer) -> Page:
@@ -119,7 +156,8 @@ class TestAgreement:
         for code in CODES:
             await readme.reload()
             (waits[code],) = await readme.evaluate(README_WAITS, [code])
-            others[code] = await demo.evaluate("(code) => reconnectAfter(code, 0)", code)
+            wait = await demo.evaluate(f"async (code) => ({RULE})(code, 0)", code)
+            others[code] = wait and wait / 1000  # seconds
 
         for found in (waits, others):
             assert (found.pop(4401), found.pop(4429)) == (None, None)
@@ -130,8 +168,8 @@ class TestAgreement:
         """Both back off to half a minute, after 4403 as well."""
         codes = [4403, *[1006, 4403] * 10]
         waits = await readme.evaluate(README_WAITS, codes)
-        script = "(codes) => codes.map((code, failures) => reconnectAfter(code, failures))"
-        others = await demo.evaluate(script, codes)
+        script = f"async (codes) => Promise.all(codes.map({RULE}))"
+        others = [wait / 1000 for wait in await demo.evaluate(script, codes)]  # seconds
 
         for failures in range(1, len(codes)):
             assert max(waits[failures], others[failures]) <= min(30.0, 0.5 * 2**failures)

@@ -102,6 +102,42 @@ class TestLogOut:
             assert await expect_close(ws) == 4401
 
 
+class TestMany:
+    @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
+    async def test_few_concerned(self, nodes: Nodes, order: str) -> None:
+        """Of many orders at once those are carried out that somebody here has sockets for."""
+        a, b = nodes
+        ann, bob, eve = [await log_in(a, name) for name in ("ann", "bob", "eve")]
+        wanted = {50: await id_of(a, ann), 51: await id_of(a, bob), 300: await id_of(a, ann)}
+        give = getattr(registry_of(a), order)
+        async with socket(b, ann) as hers, socket(b, bob) as his, socket(b, eve) as other:
+            heard = registry_of(b).stats().orders_heard
+            await asyncio.gather(*[give(wanted.get(n, f"nobody {n}")) for n in range(400)])
+            code = 4403 if order == "close_all_session" else 4401
+            assert [await expect_close(hers), await expect_close(his)] == [code, code]
+            await lives(other)
+        await until(lambda: registry_of(b).stats().orders_heard == heard + 400)
+
+    async def test_missed(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """What a node has missed of many orders it finds by their numbers."""
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b")
+        cookie = await log_in(a)
+        session_ws_id = await id_of(a, cookie)
+        async with socket(b, cookie) as ws:
+            numbers = cluster_of(b).numbers
+            async with RedisSessionWSRegistry(redis_server.url) as script:
+                many = [f"nobody {n}" for n in range(700)]
+                await asyncio.gather(*map(script.end_session, [*many, session_ws_id]))
+            assert await expect_close(ws) == 4401
+            await until(lambda: numbers.last >= 701 and not numbers.missing)
+            numbers.lose(1, numbers.last)
+            found = registry_of(b).stats().orders_reconciled
+            cluster_of(b).reconciler.missed()
+            await until(lambda: not numbers.missing)
+            assert registry_of(b).stats().orders_reconciled >= found + 701
+
+
 class TestRenew:
     async def test_replaced(self, nodes: Nodes) -> None:
         """A renewed session's sockets reconnect everywhere, with the new cookie only."""

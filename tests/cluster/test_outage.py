@@ -404,9 +404,11 @@ class TestConnections:
             async with RedisSessionWSRegistry(make) as registry:
                 await registry.end_session("x", wait=PATIENCE)
                 assert len(await observer.client_list()) >= before + 3
-            async with asyncio.timeout(PATIENCE):
-                while len(await observer.client_list()) > before:
-                    await asyncio.sleep(0.01)
+
+            async def all_closed() -> bool:
+                return len(await observer.client_list()) <= before
+
+            await until(all_closed)
         assert len(made) >= 3
 
     async def test_restart(self, redis_server: RedisServer, start_node: StartNode) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,6 +38,11 @@ async def who(client: Client, cookie: str) -> str | None:
     async with client.get("/whoami", headers={"Cookie": cookie}) as response:
         user: str | None = (await response.json())["user"]
         return user
+
+
+async def is_nobody(client: Client, cookie: str) -> bool:
+    """Tell whether a browser gets nobody's page."""
+    return await who(client, cookie) is None
 
 
 class TestPages:
@@ -81,9 +87,7 @@ class TestPages:
         async with asyncio.timeout(PATIENCE):
             assert await who(fresh, stale) == "ann"
         asking.let()
-        async with asyncio.timeout(PATIENCE):
-            while await who(fresh, stale) is not None:
-                await asyncio.sleep(0.01)
+        await until(lambda: is_nobody(fresh, stale))
 
     async def test_gone(
         self,
@@ -99,9 +103,7 @@ class TestPages:
         await asking.arrived.wait()
         first.cancel()
         asking.let()
-        async with asyncio.timeout(PATIENCE):
-            while await who(fresh, stale) is not None:
-                await asyncio.sleep(0.01)
+        await until(lambda: is_nobody(fresh, stale))
 
     async def test_once(self, fresh: Client, redis_server: RedisServer) -> None:
         """A living session is asked about once, however many pages it gets."""
@@ -156,6 +158,18 @@ class TestOthers:
             assert await who(client, new) == "ann"
             assert await who(client, other) is None
             assert await who(client, mine) is None
+
+    async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
+        """What Redis has lost of it is written again, also by the node that was asked for it."""
+        a, b = two
+        await visit(a, "/elsewhere", await log_in(a))
+        cluster_of(b).write_back.lost = lambda **_: None  # type: ignore[method-assign]
+        key = '{aiohttp_session_ws}:end:identity:"ann"'
+        assert await redis_server.cli("DEL", key)
+        cluster_of(a).write_back.lost()
+        async with asyncio.timeout(PATIENCE):
+            while not await redis_server.cli("EXISTS", key):
+                await asyncio.sleep(0.01)
 
     async def test_two_at_once(self, two: tuple[Client, Client]) -> None:
         """Of two sessions that end each other at the same time one is left at most."""
@@ -243,6 +257,4 @@ class TestRenewals:
                 assert await expect_close(ws) in (4401, 4403)
             await settled(a, b)
             for client in nodes:
-                async with asyncio.timeout(PATIENCE):
-                    while await who(client, new) is not None:
-                        await asyncio.sleep(0.01)
+                await until(partial(is_nobody, client, new))

@@ -7,15 +7,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
+from aiohttp_session_ws.redis import write_back
+from aiohttp_session_ws.redis.io import subscriber, wire
+from aiohttp_session_ws.redis.io.scripts import LIVING
 from tests.support import (
     PATIENCE,
     expect_close,
     until,
 )
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
@@ -25,6 +28,7 @@ from tests.support.nodes import (
     id_of,
     log_in,
     node_app,
+    refused,
     registry_in,
     registry_of,
     settled,
@@ -35,6 +39,13 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 PREFIX = "{aiohttp_session_ws}"
+
+
+async def recorded(redis: RedisServer, id_: str) -> None:
+    """Wait until Redis has the end of an id."""
+    async with asyncio.timeout(PATIENCE):
+        while not await redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'):
+            await asyncio.sleep(0.01)
 
 
 class TestDeaf:
@@ -128,24 +139,22 @@ class TestDeaf:
     async def test_only_pubsub(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any
     ) -> None:
-        """A read that fails like a time-out of redis-py's own is no silence (redis-py 8)."""
+        """A subscription that fails at once again and again keeps nobody from his turn."""
         a, b = nodes
         cookie = await log_in(a)
-        failing, real = [0], PubSub.get_message
+        failing, real = [0], wire.connect
 
-        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
+        async def connect(client: Any, prefix: str) -> Any:
             if failing[0]:
                 failing[0] += 1
-                return None  # at once, and for ever
-            return await real(self, *args, **kwargs)
+                raise TimeoutError("timed out")
+            return await real(client, prefix)
 
-        monkeypatch.setattr(PubSub, "get_message", get_message)
+        monkeypatch.setattr(subscriber, "connect", connect)
         failing[0] = 1
         await redis_server.kill_pubsub()
         await becomes(b, "degraded")
-        async with asyncio.timeout(PATIENCE):
-            while failing[0] < 10:
-                await asyncio.sleep(0.01)
+        await until(lambda: failing[0] >= 10)
         assert failing[0] < 1000
         async with Redis.from_url(redis_server.url) as redis:
             assert await redis.ping()
@@ -155,18 +164,23 @@ class TestDeaf:
             await visit(a, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
 
-    async def test_silent(self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any) -> None:
+    async def test_silent(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
         """A subscription that lies dead by itself is noticed, and made anew."""
-        _, b = nodes
-        silent, real = [False], PubSub.get_message
+        silent = [False]
 
-        async def get_message(self: PubSub, *args: Any, **kwargs: Any) -> Any:
-            if not silent[0]:
-                return await real(self, *args, **kwargs)
-            await asyncio.sleep(kwargs["timeout"])
-            return None
+        class Silent(wire.Wire):
+            dead = False
 
-        monkeypatch.setattr(PubSub, "get_message", get_message)
+            def data_received(self, data: bytes) -> None:
+                self.dead = self.dead or silent[0]
+                if not self.dead:
+                    super().data_received(data)
+
+        monkeypatch.setattr(subscriber, "Wire", Silent)
+        b = await start_node(redis_server.url, "b")
+        await becomes(b, "connected")
         silent[0] = True
         await becomes(b, "degraded")
         assert cluster_of(b).commands.available
@@ -195,11 +209,8 @@ class TestLostData:
         await redis_server.restart(keep_data=False)
         await becomes(a, "connected")
         await becomes(b, "connected")
-        async with asyncio.timeout(PATIENCE):
-            while len(await redis_server.cli("KEYS", "*:lineage:*")) < 2:
-                await asyncio.sleep(0.01)
-            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.holds("*:lineage:*", 2))
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'))
 
     async def test_told_on(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A node that was not there remembers it too, when all who were have gone."""
@@ -213,9 +224,63 @@ class TestLostData:
         await redis_server.restart(keep_data=False)
         await becomes(second, "connected")
         key = f'{PREFIX}:end:id:"x"'
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", key):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.cli("EXISTS", key))
+
+    async def test_of_one_who_died(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """The first step is for all that others have ordered: one may have died just now."""
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 3600.0))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        await registry_in(first).end_session("x", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent))
+        name = inspect(registry_in(first)).cluster.instance
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", name)  # as if just killed
+        cluster_of(second).membership.hurry()
+        await recorded(redis_server, "x")
+
+    async def test_shares_of_the_dead(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """What is shared out to nodes that have died is written once they count no more."""
+        monkeypatch.setattr(write_back, "FEW", 0)
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.5))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        for number in range(20):
+            await registry_in(first).end_session(f"x{number}", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent) >= 20)
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        seconds, _ = await redis_server.cli("TIME")
+        for number in range(20):
+            ghost = seconds - LIVING + 0.4
+            await redis_server.cli("ZADD", f"{PREFIX}:nodes", ghost, f"ghost {number}")
+        cluster_of(second).membership.hurry()
+        for number in range(20):
+            await recorded(redis_server, f"x{number}")
+
+    async def test_looked_up(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A node writes again all that it remembers, however it has learned of it."""
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        async with TestClient(first) as client:
+            cookie = await log_in(client)
+            id_ = await id_of(client, cookie)
+            await registry_in(first).end_session(id_, wait=PATIENCE)
+        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as after ten minutes
+        second = await start_node(redis_server.url, "second")
+        assert await refused(second, cookie) == 4401
+        assert not len(cluster_of(second).recent)
+        await first.close()
+        await redis_server.cli("FLUSHALL")
+        cluster_of(second).membership.hurry()
+        await recorded(redis_server, id_)
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""
@@ -223,9 +288,7 @@ class TestLostData:
         await registry_of(a).end_session("x", wait=PATIENCE)
         await redis_server.cli("FLUSHALL")
         cluster_of(a).membership.hurry()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
 
     async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Records go by themselves."""
@@ -248,15 +311,11 @@ class TestLostData:
         await settled(a)
         await redis_server.cli("FLUSHALL")
         cluster_of(a).membership.hurry()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", f"{PREFIX}:seq"):
-                await asyncio.sleep(0.001)
+        await until(lambda: redis_server.cli("EXISTS", f"{PREFIX}:seq"))
         began = asyncio.get_running_loop().time()
         assert (await registry_of(a).end_session("the last", wait=PATIENCE)).complete
         assert asyncio.get_running_loop().time() - began < 2
-        async with asyncio.timeout(PATIENCE):
-            while len(await redis_server.cli("KEYS", "*:end:id:*")) < 2001:
-                await asyncio.sleep(0.05)
+        await until(lambda: redis_server.holds("*:end:id:*", 2001))
         assert int(await redis_server.cli("GET", f"{PREFIX}:seq")) < 2500
 
     async def test_nothing_lost(self, redis_server: RedisServer, nodes: Nodes) -> None:

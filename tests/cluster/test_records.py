@@ -26,6 +26,7 @@ from tests.support.nodes import (
     socket,
     visit,
 )
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 PREFIX = "{aiohttp_session_ws}"
@@ -71,6 +72,56 @@ class TestReport:
         assert report.sockets == 1
         assert not report.complete
         assert report.stored
+
+    async def test_joined(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Who has started since the last heartbeat is asked, too, or the report says so."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            known = frozenset({cluster_of(a).instance})
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(b)
+            await acquaint(a, b)
+            cluster_of(a).membership.members = known  # as if no heartbeat had come between
+            async with socket(b, cookie) as ws:
+                report = await registry_of(a).end_session(await id_of(a, cookie), wait=20)
+                await expect_close(ws)
+            proxy.black_hole()
+            silent = await registry_of(a).end_session("x", wait=0.5)
+
+        assert (report.sockets, report.nodes_expected, report.complete) == (1, 2, True)
+        assert (silent.nodes_expected, silent.complete) == (2, False)
+
+    async def test_lost_data(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A Redis that has lost its data doesn't know who is silent, but the nodes do."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            await acquaint(a, b)
+            proxy.black_hole()
+            await redis_server.cli("FLUSHALL")
+            cluster_of(a).membership.hurry()
+            await until(lambda: "Redis has lost data" in caplog.text)
+            report = await registry_of(a).end_session("x", wait=0.5)
+            assert (report.nodes_expected, report.complete) == (2, False)
+            proxy.heal()
+            await acquaint(a, b)
+            assert (await registry_of(a).end_session("x", wait=PATIENCE)).complete
+
+    async def test_another_version(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """Who has joined since a loss of data is seen, though the list is as old as before."""
+        a, b = await start_node(redis_server.url, "a"), await start_node(redis_server.url, "b")
+        await acquaint(a, b)
+        version = await redis_server.cli("GET", f"{PREFIX}:members")
+        await redis_server.cli("FLUSHALL")
+        await redis_server.cli("SET", f"{PREFIX}:members", int(version) - 1)
+        await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", "c/1")
+        cluster_of(a).membership.hurry()
+        await until(lambda: "c/1" in cluster_of(a).membership.members)
+        assert len(cluster_of(a).membership.members) == 3
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A script ends sessions of an application, without being one of its nodes."""

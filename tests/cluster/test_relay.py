@@ -14,6 +14,8 @@ from tests.cluster.conftest import Sites
 from tests.promise.site import Site
 from tests.support import Turnstile, until
 from tests.support.inspect import inspect
+from tests.support.nodes import StartNode, acquaint, registry_of
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 
@@ -165,6 +167,21 @@ class TestRelay:
 
         assert (delivery.nodes, delivery.complete) == (0, False)
         assert heard[:2] == [b"before", b"after"]
+
+    async def test_before_an_outage_is_noticed(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """What Redis hasn't taken within a second is incomplete, though nobody misses it yet."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(proxy.url(), "a")
+            b = await start_node(redis_server.url, "b")
+            await acquaint(a, b)
+            assert (await registry_of(a).relay("rates", b"before")).complete
+            proxy.black_hole()
+            assert registry_of(a).state == "connected"
+            delivery = await registry_of(a).relay("rates", b"meanwhile")
+
+        assert delivery == Delivery(0, nodes=0, complete=False)
 
     async def test_two_handlers(self, sites: Sites) -> None:
         """A name has one."""

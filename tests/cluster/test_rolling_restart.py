@@ -115,6 +115,7 @@ async def gunicorn(tmp_path: Path) -> AsyncIterator[tuple[Process, URL]]:
         await process.stop()
 
 
+@pytest.mark.exhaustive
 async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
     """Nobody is refused twice, and no second brings more than twice its share."""
     process, url = gunicorn

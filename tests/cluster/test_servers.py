@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from redis.asyncio import Redis, RedisCluster as ClusterClient, Sentinel
 
-from tests.support import PATIENCE, expect_close
+from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     StartNode,
     acquaint,
@@ -60,10 +60,7 @@ class TestSentinel:
         await settled(a)
         for cookie in (before, during, after):
             assert await refused(b, cookie) == 4401
-        async with redis_sentinel.primary.client() as client:
-            async with asyncio.timeout(PATIENCE):
-                while len(await client.keys("*:lineage:*")) < 3:
-                    await asyncio.sleep(0.01)
+        await until(lambda: redis_sentinel.primary.holds("*:lineage:*", 3))
 
 
 @leaky

@@ -351,6 +351,4 @@ class TestGone:
         await server.close()
         await take_writes(redis_server, "OOM")
         cluster_of(b).membership.hurry()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'):
-                await asyncio.sleep(0.05)
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))

@@ -18,6 +18,7 @@ DOCUMENTS = [
     "CONTRIBUTING.rst",
     "SECURITY.rst",
     "demo/README.rst",
+    "docs/calls.rst",
     "docs/guide.rst",
     "docs/operating.rst",
     "docs/works-with.rst",
@@ -43,7 +44,7 @@ def blocks(name: str = "README.rst", *, python: bool) -> list[str]:
     return [node.astext() for node in nodes if ("python" in node["classes"]) is python]
 
 
-PROGRAM, HANDLERS, OPTIONS, WORKERS = blocks(python=True)
+PROGRAM, HANDLERS, CALLS, OPTIONS, WORKERS = blocks(python=True)
 GUIDE = blocks("docs/guide.rst", python=True)
 NAIVE, AUTHORIZE, ORDERS, CONVERSATIONS, STREAM, ADOPT, PROTOCOL, *REST = GUIDE
 IDENTITY, LABELS, REFRESH, PROOF, *REST = REST

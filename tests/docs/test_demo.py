@@ -22,6 +22,7 @@ from aiohttp import (
 )
 from yarl import URL
 
+from aiohttp_session_ws.rpc.__main__ import main
 from demo.app import make_app
 from tests.support import AiohttpClient, Client
 from tests.support.processes import ROOT, Process
@@ -92,19 +93,26 @@ class TestPage:
             assert "session_ws_demo" in response.cookies
 
     @pytest.mark.parametrize(
-        ("path", "other", "script"),
-        [("/", "/chat", "demo.js"), ("/chat", "/", "chat.js")],
+        ("path", "others", "script"),
+        [
+            ("/", ["/chat", "/calls"], "demo.js"),
+            ("/chat", ["/"], "chat.js"),
+            ("/calls", ["/"], "calls.js"),
+        ],
     )
     async def test_all_it_links_to_is_served(
-        self, client: Client, path: str, other: str, script: str
+        self, client: Client, path: str, others: list[str], script: str
     ) -> None:
-        """Style, script and icon are there, and come from the demo itself."""
+        """Style, scripts and icon are there, and come from the demo itself."""
         async with client.get(path) as response:
             links = re.findall(r'(?:src|href)="([^"]+)"', await response.text())
+        async with client.get(f"/static/{script}") as response:
+            imported = re.findall(r'from "\./([^"]+)"', await response.text())
+        links += [f"/static/{file}" for file in imported]
         statuses = {link: (await client.get(link)).status for link in links}
 
-        files = ["icon.svg", "demo.css", "reconnect.js", script]
-        assert statuses == dict.fromkeys([other, *(f"/static/{file}" for file in files)], 200)
+        files = ["icon.svg", "demo.css", script, "session-ws.js", "page.js"]
+        assert statuses == dict.fromkeys([*others, *(f"/static/{file}" for file in files)], 200)
 
     async def test_state_of_visitor(self, client: Client) -> None:
         """A visitor has a session with an id and no user, and keeps it."""
@@ -181,6 +189,22 @@ class TestChat:
         message = await ws.receive(timeout=5)
 
         assert (message.data, message.extra) == (4401, "log in first")
+
+
+class TestCalls:
+    async def test_must_log_in(self, client: Client) -> None:
+        """The page of a visitor is told to log in, and not to try again."""
+        ws = await client.ws_connect("/calls/ws", protocols=["wamp.2.json"])
+        message = await ws.receive(timeout=5)
+
+        assert (message.data, message.extra) == (4401, "log in first")
+
+    def test_types(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The page's types are those of what is served."""
+        main(["typescript", "demo.calls:application"])
+        made = (ROOT / "demo" / "static" / "session-ws.d.ts").read_text("utf-8")
+
+        assert made == capsys.readouterr().out
 
 
 class TestLogIn:
@@ -351,6 +375,25 @@ class TestTwoServers:
         assert users == ["Ada", "Ada"]
         assert said == ["hello", "hello"]
         assert codes == [4401, 4401]
+
+    async def test_share_the_board(self, shared: list[str]) -> None:
+        """What is written on one server is read on the other."""
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
+            await browser.get(shared[0])
+            await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
+            tabs = [
+                await browser.ws_connect(f"{url}/calls/ws", protocols=["wamp.2.json"])
+                for url in shared
+            ]
+            for tab in tabs:
+                await tab.send_json([1, "", {"roles": {}}])
+                await tab.send_json([32, 1, {}, "demo.board"])
+                kinds = [(await tab.receive_json(timeout=5))[0] for _ in range(2)]
+                assert kinds == [2, 33]
+            await tabs[0].send_json([48, 2, {}, "demo.write", ["hello"]])
+            event = await tabs[1].receive_json(timeout=5)
+
+        assert event[4] == [{"who": "Ada", "text": "hello"}]
 
     async def test_stale_cookie(self, shared: list[str]) -> None:
         """A cookie from before the log-out opens nothing on the other server."""

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import (
@@ -349,7 +350,7 @@ class Conversations(RuleBasedStateMachine):
         assert not opening(registry)
 
 
-TestConversations = Conversations.TestCase
+TestConversations = pytest.mark.exhaustive(Conversations.TestCase)
 TestConversations.settings = settings(
     max_examples=40,
     stateful_step_count=30,

@@ -139,6 +139,7 @@ def refreshed_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConnectionManager, "refile", unfiled)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mutate",
     [

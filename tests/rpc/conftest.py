@@ -11,8 +11,11 @@ import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, rpc
+from tests.browser.conftest import browser, executable
 
 from .support import Server
+
+__all__ = ["Serve", "browser", "complaints", "executable", "quiet", "serve"]
 
 Serve = Callable[..., Awaitable[Server]]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
+import os
+import pathlib
+import shutil
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp_session
 import msgspec
+import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from aiohttp_session import SimpleCookieStorage
 
@@ -201,8 +203,15 @@ class WsrpcPeer(Peer):
         return await self.hear()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop run until *condition* holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
+def expect_clients(path: pathlib.Path) -> None:
+    """
+    Skip a test that needs node and what npm installs; CI is not green without these tests.
+
+    Args:
+        path: What must have been installed.
+    """
+    if shutil.which("node") is None:
+        pytest.skip("there is no node")
+    if not path.exists():
+        reason = "not installed: npm install --ignore-scripts, in tests/rpc"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Browser, Page
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, until
+from .support import Server
 
 SCRIPT = rpc.STATIC_DIR / "session-ws.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 START = """
 async (options) => {
   const module = await import("/static/session-ws.js");
@@ -87,15 +86,9 @@ class World:
         self.calls.default.add_rpc_routes(routes)
 
 
-@pytest.fixture(scope="session")
-def executable() -> str:
-    """Find the system's browser."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        reason = f"no browser found: install one of {', '.join(BROWSERS)}"
-        # CI must not be green without these tests.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return path
+def keep(secret: rpc.CRASecret, session: rpc.Session) -> rpc.CRASecret:
+    """Return the secret of everybody."""
+    return secret
 
 
 @pytest.fixture
@@ -117,20 +110,16 @@ async def server(serve: Serve, world: World) -> Server:
 
 
 @pytest.fixture
-async def page(executable: str, server: Server) -> AsyncIterator[Page]:
+async def page(browser: Browser, server: Server) -> AsyncIterator[Page]:
     """Open the page."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page()
-        errors: list[Any] = []
-        page.on("pageerror", lambda error: errors.append(error))
-        await page.goto(str(server.client.make_url("/login")))
-        await page.goto(str(server.client.make_url("/")))
-        yield page
-        await browser.close()
-        assert errors == []
+    page = await browser.new_page()
+    errors: list[Any] = []
+    page.on("pageerror", lambda error: errors.append(error))
+    await page.goto(str(server.client.make_url("/login")))
+    await page.goto(str(server.client.make_url("/")))
+    yield page
+    await page.close()
+    assert errors == []
 
 
 def test_size() -> None:
@@ -315,6 +304,50 @@ class TestReconnecting:
             return asked.length;
         }""")
         assert joined == 1
+
+    async def test_signs(self, page: Page, world: World) -> None:
+        """A page may prove what it knows by a signature, with or without a salt."""
+        for salt in (None, "pepper"):
+            realm = rpc.Realm(f"club {salt}")
+            secret = rpc.CRASecret("sesame", salt=salt)
+            realm.set_cra_handlers(
+                functools.partial(keep, secret), lambda session: session.auth_id
+            )
+            world.calls.add_realm(realm)
+        seen = await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            const bytes = (text) => new TextEncoder().encode(text);
+            const base64 = (buffer) => btoa(String.fromCharCode(...new Uint8Array(buffer)));
+            async function keyOf(password, { salt, iterations, keylen }) {
+                if (!salt) return bytes(password);
+                const key = await crypto.subtle.importKey(
+                    "raw", bytes(password), "PBKDF2", false, ["deriveBits"]);
+                const how = { name: "PBKDF2", hash: "SHA-256", salt: bytes(salt), iterations };
+                return bytes(base64(await crypto.subtle.deriveBits(how, key, keylen * 8)));
+            }
+            const sign = (password) => async (challenge, extra) => {
+                const how = { name: "HMAC", hash: "SHA-256" };
+                const raw = await keyOf(password, extra);
+                const key = await crypto.subtle.importKey("raw", raw, how, false, ["sign"]);
+                return base64(await crypto.subtle.sign("HMAC", key, bytes(challenge)));
+            };
+            const seen = [];
+            const tries = [["None", "sesame"], ["pepper", "sesame"], ["None", "x"]];
+            for (const [salt, password] of tries) {
+                const authenticate = () => ({ authid: "a", sign: sign(password) });
+                const client = connect("/rpc", { realm: `club ${salt}`, authenticate });
+                seen.push(await client.call("x").catch((error) => error.uri));
+            }
+            const unable = () => { throw new Error("no key"); };
+            const authenticate = () => ({ authid: "a", sign: unable });
+            const client = connect("/rpc", { realm: "club None", authenticate });
+            seen.push(await client.call("x").catch((error) => error.message));
+            return [...seen, client.state];
+        }""")
+        no_procedure = "wamp.error.no_such_procedure"
+        failed = "wamp.error.authentication_failed"
+
+        assert seen == [no_procedure, no_procedure, failed, "no key", "closed"]
 
     async def test_plain_socket(self, page: Page, server: Server) -> None:
         """The reconnecting socket stands by itself, for pages that talk plain websocket."""

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import WSMsgType
 
 from aiohttp_session_ws import WebSocketDisconnect, rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import until
 
 Complaints = Callable[[], list[str]]
 
@@ -686,9 +686,10 @@ class TestRouteClasses:
             async def aclose(self) -> None:
                 closed.append(list(self.items))
 
-        server = await serve(routes)
-        made: list[str] = []
-        server.calls.set_default_arg("names", made)
+        calls, made = rpc.Application(), list[str]()
+        calls.default.add_rpc_routes(routes)
+        calls.set_default_arg("names", made)
+        server = await serve(calls)
         async with server.wamp() as peer, server.wsrpc() as other:
             assert made == []
             assert await peer.call("shop.cart.put", "tea") == [50, 1, {}, [1]]

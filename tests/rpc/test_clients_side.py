@@ -11,9 +11,10 @@ import pytest
 
 from aiohttp_session_ws import rpc
 from aiohttp_session_ws.rpc.asking import Asking
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, WampPeer, until
+from .support import Server, WampPeer
 
 Complaints = Callable[[], list[str]]
 

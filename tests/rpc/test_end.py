@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, until, who
+from .support import Server, who
 
 Complaints = Callable[[], list[str]]
 
@@ -161,7 +162,7 @@ class TestLogOut:
 
         server = await serve(routes)
         async with server.wamp() as peer:
-            await peer.say([48, 1, {}, "out"])
+            assert await peer.call("out") == [6, {"message": "out"}, "wamp.close.killed"]
             assert await peer.closed() == 4401
         await until(lambda: done)
 
@@ -278,6 +279,27 @@ class TestLastWords:
             assert await peer.closed() == code
             assert await other.closed() == code
             await closing
+
+    @pytest.mark.parametrize("where", ["inside", "outside"])
+    async def test_by_the_application(self, serve: Serve, where: str) -> None:
+        """So are those of a close of the application's own, also out of a call."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def close(session: rpc.Session) -> None:
+            await session.connection.close(4000, "enough")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            if where == "inside":
+                heard = await peer.call("close")
+            else:
+                (session,) = server.calls.sessions
+                closing = asyncio.create_task(session.connection.close(4000, "enough"))
+                heard = await peer.hear()
+                await closing
+            assert heard == [6, {"message": "enough"}, "wamp.close.killed"]
+            assert await peer.closed() == 4000
 
     async def test_shutdown(self, serve: Serve) -> None:
         """At shutdown the client is told so."""

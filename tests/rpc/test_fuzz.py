@@ -7,6 +7,7 @@ import pytest
 from tests.fuzz import run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fuzz(seed: int) -> None:
     """Hostile peers do no harm."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 from pathlib import Path
 from typing import Any
 
 import docutils.core
 import docutils.nodes
+from aiohttp import web
+from playwright.async_api import Browser
+
+from tests.support import until
 
 from .support import WampPeer
 
@@ -48,12 +54,34 @@ async def test_all(aiohttp_client: Any, capsys: Any) -> None:
     async with peer().joining("admins", authmethods=["ticket"]) as admin:
         assert (await admin.ask([5, "sesame", {}]))[0] == 2
         assert (await admin.call("other"))[4] == "wamp.error.not_authorized"
+    async with peer().joining("staff", authmethods=["wampcra"], authid="ann") as staff:
+        text = staff.welcome[2]["challenge"]
+        signature = base64.b64encode(hmac.digest(b"correct horse", text.encode(), "sha256"))
+        assert (await staff.ask([5, signature.decode(), {}]))[2]["authrole"] == "staff"
+        assert await staff.call("shop.slowly", "x") == [50, 1, {}, ["x"]]
+    async with peer().joining("office") as office:
+        assert await office.call("what") == [50, 1, {}, ["what, somebody here"]]
     assert "shop.add took" in capsys.readouterr().out
 
 
-def test_page() -> None:
-    """The page is there, and uses what the program serves."""
-    (page,) = blocks("javascript")
+async def test_page(aiohttp_client: Any, browser: Browser) -> None:
+    """The page does in a browser what the text says."""
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(blocks("python")[0], "calls.rst", "exec"), names)
+    (script,) = blocks("javascript")
+    text = f'<!doctype html><title>…</title><script type="module">{script}</script>'
 
-    assert "session-ws.js" in page
-    assert '"shop.order.tea"' in page
+    async def page_of(request: web.Request) -> web.Response:
+        return web.Response(text=text, content_type="text/html")
+
+    app = names["make_app"]()
+    app.router.add_get("/", page_of)
+    client = await aiohttp_client(app)
+    page = await browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("dialog", lambda dialog: dialog.accept())
+    await page.goto(str(client.make_url("/")))
+    await until(lambda: any(text.startswith("-2") for text in said))
+
+    assert [text for text in said if text.isdigit()] == ["5", "3", "2", "1"]

@@ -11,9 +11,10 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, rpc
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from tests.support import until
 
 from .conftest import Serve
-from .support import QUICK, Server, until, who
+from .support import QUICK, Server, who
 
 
 def club() -> tuple[rpc.Application, rpc.Realm]:

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from aiohttp_session_ws import rpc
 
 from .conftest import Serve
-from .support import PATIENCE, Server
+from .support import PATIENCE, Server, expect_clients
 
 HERE = pathlib.Path(__file__).parent
 
@@ -70,10 +69,7 @@ def with_ticket() -> rpc.Application:
 
 async def node(which: str, server: Server) -> Any:
     """Run a client under node; return what it has seen."""
-    if shutil.which("node") is None:
-        pytest.skip("there is no node")
-    if not (HERE / "node_modules").exists():
-        pytest.skip("the clients aren't installed: npm install --ignore-scripts, in tests/rpc")
+    expect_clients(HERE / "node_modules")
     url = str(server.client.make_url("/rpc")).replace("http", "ws")
     process = await asyncio.create_subprocess_exec(
         "node", str(HERE / "clients.js"), which, url,

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import WSServerHandshakeError, web
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from .conftest import Serve
-from .support import Server, WampPeer, until
+from .support import Server, WampPeer
 
 Complaints = Callable[[], list[str]]
 
@@ -441,17 +442,50 @@ class TestStateHandlers:
         assert (await refused(server))[1:] == [{}, "wamp.error.runtime_error"]
         assert complaints() == ["a session state handler failed"]
 
-    async def test_missing_argument(self, serve: Serve, complaints: Complaints) -> None:
-        """An argument that nobody gives is named in the log."""
+    async def test_missing_argument(self) -> None:
+        """An argument that nobody gives is an error at the start, with its remedy."""
         calls, club = application()
 
         @club.add_session_state_handler
         async def handle(db: str) -> AsyncIterator[None]:
             yield
 
-        server = await serve(calls)
-        await refused(server)
-        assert len(complaints()) == 1
+        with pytest.raises(TypeError, match=r"takes 'db', which nobody gives: give it by"):
+            await web.AppRunner(Server(calls).app).setup()
+
+    async def test_unfit_argument(self) -> None:
+        """So is one that only a default argument could fill, in a sub-application too."""
+        calls, club = application()
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def find(app: web.Application) -> None: ...
+
+        club.add_rpc_routes(routes)
+        inner = web.Application()
+        inner.router.add_get("/rpc", calls.handler)
+        outer = Server(rpc.Application()).app
+        outer.add_subapp("/inner", inner)
+        with pytest.raises(TypeError, match=r"find\(\) takes 'app' of a type that no peer can"):
+            await web.AppRunner(outer).setup()
+
+    async def test_argument_of_a_cleanup_context(self) -> None:
+        """A cleanup context may give what isn't there before the start."""
+        calls, club = application()
+
+        @club.add_session_state_handler
+        async def handle(db: str) -> AsyncIterator[None]:
+            yield
+
+        async def connect(app: web.Application) -> AsyncIterator[None]:
+            calls.set_default_arg("db", "connected")
+            yield
+
+        app = Server(calls).app
+        app.cleanup_ctx.append(connect)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await runner.cleanup()
 
 
 class TestHandler:

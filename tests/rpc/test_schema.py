@@ -16,6 +16,7 @@ from aiohttp_session_ws import rpc
 from aiohttp_session_ws.rpc.__main__ import main
 
 from . import served
+from .support import expect_clients
 
 HERE = pathlib.Path(__file__).parent
 
@@ -111,21 +112,31 @@ class TestCommand:
         assert "export type Topic = never;" in done.stdout
 
 
+def compile_typescript(folder: pathlib.Path, *options: str) -> str:
+    """Check types; return what the compiler says."""
+    compiler = HERE / "node_modules" / "typescript" / "bin" / "tsc"
+    expect_clients(compiler)
+    command = ["node", str(compiler), "--noEmit", "--strict", "--target", "es2022", "--module",
+               "es2022", "--moduleResolution", "bundler", "--lib", "es2022,dom,dom.iterable",
+               *options]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout
+
+
 def test_typescript(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What TypeScript makes of the types: right calls fit, wrong ones don't."""
-    compiler = HERE / "node_modules" / "typescript" / "bin" / "tsc"
-    if shutil.which("node") is None:
-        pytest.skip("there is no node")
-    if not compiler.exists():
-        pytest.skip("the compiler isn't installed: npm install --ignore-scripts, in tests/rpc")
     main(["typescript", "tests.rpc.served:application"])
     (tmp_path / "session-ws.d.ts").write_text(capsys.readouterr().out)
     shutil.copy(HERE / "served.ts", tmp_path)
-    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "es2022",
-               "--moduleResolution", "bundler", "--lib", "es2022,dom", "served.ts"]  # fmt: skip
-    done = subprocess.run(
-        ["node", str(compiler), *options], cwd=tmp_path, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.stdout == ""
-    assert done.returncode == 0
+    assert compile_typescript(tmp_path, "served.ts") == ""
+
+
+def test_typescript_of_demo(tmp_path: pathlib.Path) -> None:
+    """The demo's page calls what is served, and a call of something else doesn't compile."""
+    for file in (HERE.parent.parent / "demo" / "static").iterdir():
+        shutil.copy(file, tmp_path)
+    options = ["--allowJs", "--checkJs", "calls.js"]
+    assert compile_typescript(tmp_path, *options) == ""
+    page = tmp_path / "calls.js"
+    page.write_text(page.read_text().replace('"demo.write", [text]', '"demo.write", [5]'))
+    assert "number" in compile_typescript(tmp_path, *options)

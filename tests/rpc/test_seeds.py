@@ -16,9 +16,10 @@ from aiohttp import web
 from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import rpc, session_ws_middleware, setup
+from tests.support import until
 
 from .conftest import Serve
-from .support import WampPeer, WsrpcPeer, until
+from .support import WampPeer, WsrpcPeer
 
 log = logging.getLogger("seed")
 

@@ -15,10 +15,11 @@ from aiohttp_session_ws.rpc.host import Host
 from aiohttp_session_ws.rpc.wamp import CODECS
 from aiohttp_session_ws.rpc.wamp_conversation import WampConversation
 from aiohttp_session_ws.rpc.wsrpc_conversation import WsrpcConversation
+from tests.support import until
 
 from ..support.inspect import transport_of
 from .conftest import Serve
-from .support import QUICK, until, who
+from .support import QUICK, who
 
 Complaints = Callable[[], list[str]]
 

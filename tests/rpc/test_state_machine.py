@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from aiohttp import ClientSession, CookieJar, TCPConnector, WSMsgType, web
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, rule
@@ -311,7 +312,7 @@ class Sessions(RuleBasedStateMachine):
             await asyncio.sleep(0)
 
 
-TestSessions = Sessions.TestCase
+TestSessions = pytest.mark.exhaustive(Sessions.TestCase)
 TestSessions.settings = settings(
     max_examples=25, stateful_step_count=30, deadline=None, print_blob=True,
     suppress_health_check=list(HealthCheck),

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import rpc
+from tests.support import until
 
 from ..support.inspect import transport_of
 from .conftest import Serve
-from .support import WampPeer, until
+from .support import WampPeer
 
 Complaints = Callable[[], list[str]]
 
@@ -253,6 +254,12 @@ class TestPublishing:
 
         assert not delivery.complete
         assert "attach(registry)" in complaints()[0]
+
+    async def test_without_a_connection(self, serve: Serve) -> None:
+        """Once the application has started, it needs none."""
+        server = await serve(Counter().routes)
+
+        assert (await server.calls.publish("shop.stock.x")).complete
 
     async def test_held_until_subscribed(self, serve: Serve) -> None:
         """An event never comes before its SUBSCRIBED, and none is lost."""

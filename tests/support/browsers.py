@@ -66,7 +66,8 @@ class Browser:
         id: The session ws id.
         cookie: What the log-in gave; nobody takes it away, as if it had been stolen.
         stale: Cookies that a renewal has replaced.
-        ids: All session ws ids that it has had.
+        ids: All session ws ids that it has had, and which process has given it when.
+        lineage: The token of its lineage, once a socket has told it.
         renewed: Whether a renewal was asked for.
         ending: Whether somebody has begun to end the session.
         ended: Whether somebody was told that it is ended.
@@ -81,7 +82,8 @@ class Browser:
         self.id = ""
         self.cookie = ""
         self.stale: list[str] = []
-        self.ids: set[str] = set()
+        self.ids: dict[str, tuple[int, float]] = {}
+        self.lineage = ""
         self.renewed = False
         self.ending = False
         self.ended = False
@@ -100,25 +102,29 @@ class Browser:
     async def log_in(self, nodes: Sequence[NodeProcess], random: Random) -> None:
         """Log in, on whichever node answers."""
         while not self.id:
+            node = random.choice(nodes)
+            pid = node.pid
             with contextlib.suppress(*Failure):
-                told, self.cookie = await self.get(
-                    random.choice(nodes), f"/login?user={self.user}"
-                )
+                told, self.cookie = await self.get(node, f"/login?user={self.user}")
                 assert told is not None
-                self.id = told["id"]
-                self.ids.add(self.id)
+                self._take_id(told["id"], pid)
                 return
             await asyncio.sleep(random.uniform(0.05, 0.2))
 
     async def renew(self, node: NodeProcess) -> None:
         """Have the session renewed, unless the node goes before it has answered."""
         self.renewed = True
+        pid = node.pid
         with contextlib.suppress(*Failure):
             told, cookie = await self.get(node, "/renew")
             if told is not None and cookie and told["user"] == self.user and not self.ending:
                 self.stale.append(self.cookie)
-                self.cookie, self.id = cookie, told["id"]
-                self.ids.add(self.id)
+                self.cookie = cookie
+                self._take_id(told["id"], pid)
+
+    def _take_id(self, session_ws_id: str, pid: int) -> None:
+        self.id = session_ws_id
+        self.ids[session_ws_id] = pid, asyncio.get_running_loop().time()
 
     def open_tabs(self, nodes: Sequence[NodeProcess], random: Random, visits: list[Visit]) -> None:
         """Open a tab on each node."""
@@ -142,7 +148,8 @@ class Tab:
 
     Attributes:
         socket: The id of the socket that is open, ``None`` if none is.
-        closed_at: When the last one was closed, by the event loop's clock.
+        opened_at: When the last one was opened, by the event loop's clock.
+        closed_at: When the last one was closed.
         task: Its life; with ``once`` it neither stays nor comes back.
     """
 
@@ -158,6 +165,7 @@ class Tab:
         self.browser = browser
         self.node = node
         self.socket: str | None = None
+        self.opened_at = 0.0
         self.closed_at = 0.0
         self._cookie = ""  # that the present attempt has come with
         self._visits = visits
@@ -199,10 +207,13 @@ class Tab:
                 message = await ws.receive(timeout=HELLO)
                 if message.type is WSMsgType.TEXT:
                     opened = True
+                    self.opened_at = asyncio.get_running_loop().time()
                     self.socket = message.json()["socket"]
                     if message.json()["id"] not in self.browser.ids:
                         code = STRANGER
-                    elif stay:
+                    else:
+                        self.browser.lineage = message.json()["lineage"]
+                    if stay and code != STRANGER:
                         message = await ws.receive()
                 if message.type is WSMsgType.CLOSE:
                     code = int(message.data)

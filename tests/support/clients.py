@@ -5,6 +5,8 @@ Clients and servers of tests, and what is waited for.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -16,7 +18,7 @@ from aiohttp.web_runner import BaseRunner
 from aiohttp_session_ws import SessionWSRegistry
 
 COOKIE = "AIOHTTP_SESSION"
-PATIENCE = float(os.environ.get("PATIENCE", "20"))  # seconds after which a test gives up waiting
+PATIENCE = float(os.environ.get("PATIENCE", "60"))  # seconds after which a test gives up waiting
 
 R = TypeVar("R", bound=SessionWSRegistry)
 
@@ -60,7 +62,15 @@ async def expect_close(ws: Any) -> int:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop run until *condition* holds."""
+    """
+    Let the event loop run until *condition* holds.
+
+    What *condition* returns is awaited if it is a coroutine. After some turns of the loop there is
+    a pause between two looks: it is another process, or a thread, that needs the processor.
+    """
     async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0)
+        for turn in itertools.count():
+            holds = condition()
+            if await holds if inspect.iscoroutine(holds) else holds:
+                return
+            await asyncio.sleep(0 if turn < 200 else 0.005)

@@ -93,7 +93,7 @@ def _reader(ws: WebSocket) -> Reader:
 
 def read_ahead(ws: WebSocket) -> list[str | bytes]:
     """Return what was read while nobody received."""
-    return _reader(ws)._queue
+    return _reader(ws)._queue or []
 
 
 def bytes_ahead(ws: WebSocket) -> int:

@@ -24,6 +24,7 @@ from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import (
+    DEFAULT_SESSION_KEY,
     REGISTRY_KEY,
     Limits,
     SessionWSRegistry,
@@ -36,6 +37,7 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
+from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.signals import PresenceDetails
 
 COOKIE_KEY: Final = b"k" * 32  # the same for all, as behind one load balancer
@@ -52,9 +54,21 @@ async def user_of(request: web.Request) -> str | None:
 
 
 async def describe(request: web.Request) -> dict[str, Any]:
-    """Return whose session it is, and on which node."""
+    """Return whose session it is, of which lineage, and on which node."""
     session_ws_id = await get_session_ws_id(request)
-    return {"node": request.app[NAME], "id": session_ws_id, "user": await user_of(request)}
+    session = await aiohttp_session.get_session(request)
+    return {
+        "node": request.app[NAME],
+        "id": session_ws_id,
+        "lineage": session.get(f"{DEFAULT_SESSION_KEY}_lineage", [None])[0],
+        "user": await user_of(request),
+    }
+
+
+def tell(report: CloseReport) -> web.Response:
+    """Return what a report says."""
+    told = {"sockets": report.sockets, "complete": report.complete, "stored": report.stored}
+    return web.json_response(told)
 
 
 @routes.get("/whoami")
@@ -102,22 +116,21 @@ async def log_out_everywhere(request: web.Request) -> web.Response:
 @routes.get("/end")
 async def end(request: web.Request) -> web.Response:
     """End a session by its id, as an operator does; tell what the report says."""
-    report = await registry_from(request).end_session(request.query["id"])
-    return web.json_response({"sockets": report.sockets})
+    wait = float(request.query.get("wait", 0.0))
+    return tell(await registry_from(request).end_session(request.query["id"], wait=wait))
 
 
 @routes.get("/end-identity")
 async def end_identity(request: web.Request) -> web.Response:
     """End all sessions of a user by the name."""
-    report = await registry_from(request).end_identity(request.query["user"])
-    return web.json_response({"sockets": report.sockets})
+    wait = float(request.query.get("wait", 0.0))
+    return tell(await registry_from(request).end_identity(request.query["user"], wait=wait))
 
 
 @routes.get("/close")
 async def close(request: web.Request) -> web.Response:
     """Close the sockets of a session that goes on."""
-    report = await registry_from(request).close_all_session(request.query["id"])
-    return web.json_response({"sockets": report.sockets})
+    return tell(await registry_from(request).close_all_session(request.query["id"]))
 
 
 @routes.get("/ws")
@@ -182,7 +195,7 @@ def make_storage(args: argparse.Namespace) -> AbstractStorage:
     if args.storage == "simple":
         return SimpleCookieStorage()
     if args.storage == "redis":
-        return RedisStorage(Redis.from_url(args.redis))
+        return RedisStorage(Redis.from_url(args.sessions or args.redis))
     return EncryptedCookieStorage(COOKIE_KEY)
 
 
@@ -228,6 +241,7 @@ def main() -> None:
     parser.add_argument("--redis", help="URL; without one it knows no other node")
     parser.add_argument("--prefix", default="aiohttp_session_ws")
     parser.add_argument("--storage", choices=["encrypted", "simple", "redis"], default="encrypted")
+    parser.add_argument("--sessions", help="URL of a Redis for sessions alone")
     parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
     parser.add_argument("--per-identity", type=int, help="sockets of a user, on all nodes")
     parser.add_argument("--presence", action="store_true", help="tell who comes and goes")

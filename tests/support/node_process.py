@@ -5,11 +5,19 @@ Start nodes (``tests.support.node_app``) as processes of their own, ask them, ki
 from __future__ import annotations
 
 import sys
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from aiohttp import ClientSession, DummyCookieJar
 
 from .processes import Process, free_port
+
+#: Runs a node whose wall clock is wrong from its first import on.
+WRONG_CLOCK: Final = """
+import runpy, time
+real, wrong = time.time, {seconds!r}
+time.time = lambda: real() + wrong
+runpy.run_module("tests.support.node_app", run_name="__main__")
+"""
 
 
 class NodeProcess(Process):
@@ -23,15 +31,23 @@ class NodeProcess(Process):
         redis: The URL of its Redis; without one it knows no other node.
         options: More of the command line: ``"--on-outage", "accept"``.
         connected: Whether to wait for its Redis too when it starts.
+        clock: By how many seconds its wall clock is wrong.
     """
 
     def __init__(
-        self, name: str, *options: str, redis: str | None = None, connected: bool = True
+        self,
+        name: str,
+        *options: str,
+        redis: str | None = None,
+        connected: bool = True,
+        clock: float = 0.0,
     ) -> None:
         self.port = free_port()
         self.connected = connected
-        command = [sys.executable, "-m", "tests.support.node_app", "--name", name]
-        command += ["--port", str(self.port)]
+        program = ["-m", "tests.support.node_app"]
+        if clock:
+            program = ["-c", WRONG_CLOCK.format(seconds=clock)]
+        command = [sys.executable, *program, "--name", name, "--port", str(self.port)]
         if redis is not None:
             command += ["--redis", redis]
         super().__init__(name, [*command, *options])

@@ -149,9 +149,7 @@ async def settled(*clients: Client) -> None:
 
 async def becomes(client: Client, state: str) -> None:
     """Wait until a node is connected, or degraded."""
-    async with asyncio.timeout(PATIENCE):
-        while registry_of(client).state != state:
-            await asyncio.sleep(0.01)
+    await until(lambda: registry_of(client).state == state)
 
 
 def nowhere() -> str:

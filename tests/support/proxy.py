@@ -26,6 +26,7 @@ class Proxy:
     Attributes:
         port: Where the proxy is.
         delay: Seconds to wait with every chunk, in both directions.
+        tears: Whether half of what comes is passed on, and then the connection is broken.
         connections: How many have come so far.
         bytes_up: How many bytes went to the server.
         bytes_down: How many bytes came from it.
@@ -36,6 +37,7 @@ class Proxy:
     ) -> None:
         self.port = 0
         self.delay = 0.0
+        self.tears = False
         self.connections = 0
         self.bytes_up = 0
         self.bytes_down = 0
@@ -74,6 +76,7 @@ class Proxy:
     def heal(self) -> None:
         """Pass everything on again, at once."""
         self.delay = 0.0
+        self.tears = False
         self._up.set()
         self._down.set()
 
@@ -140,6 +143,9 @@ class Proxy:
             if self.delay:
                 await asyncio.sleep(self.delay)
             await passes.wait()
+            torn = self.tears
+            if torn:
+                data = data[: len(data) // 2]
             if up:
                 self.bytes_up += len(data)
             else:
@@ -147,4 +153,6 @@ class Proxy:
             writer.write(data)
             with contextlib.suppress(ConnectionError):
                 await writer.drain()
+            if torn:
+                break
         raise ConnectionResetError

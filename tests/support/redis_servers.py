@@ -111,8 +111,14 @@ class RedisServer(Process):
 
     async def cli(self, *args: object) -> Any:
         """Send one command over a connection of its own; return the answer."""
-        async with self.client() as client:
+        # A busy machine may not let even this process have its turn in time.
+        patience = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        async with self.client(**patience) as client:
             return await client.execute_command(*args)  # type: ignore[no-untyped-call]  # theirs
+
+    async def holds(self, pattern: str, number: int) -> bool:
+        """Tell whether at least *number* keys match."""
+        return len(await self.cli("KEYS", pattern)) >= number
 
     async def kill_pubsub(self) -> int:
         """Cut all connections that have subscribed; return their number."""

@@ -95,6 +95,18 @@ class TestProxy:
 
         assert time.monotonic() - start >= 0.1
 
+    async def test_tears(self, proxy: Proxy, client: Redis, redis_server: RedisServer) -> None:
+        """Half of a write arrives, and then the connection breaks."""
+        await client.ping()
+        proxy.tears = True
+        before = proxy.bytes_up
+        with pytest.raises(NoConnection):
+            await client.set("torn", "x" * 100)
+        assert 50 < proxy.bytes_up - before < 100
+        proxy.heal()
+
+        assert not await client.exists("torn")
+
     async def test_tls(self, redis_port: int, tls: ssl.SSLContext) -> None:
         """It can speak TLS, so that any server can be had behind ``rediss://``."""
         async with Proxy(redis_port, tls=tls) as proxy:

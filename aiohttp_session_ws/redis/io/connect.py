@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
+    BusyLoadingError,
     ClusterDownError,
     ConnectionError as RedisConnectionError,
     MasterDownError,
@@ -36,6 +37,8 @@ TROUBLE: Final = (RedisError, OSError, TimeoutError)
 
 LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
 
+#: How Redis says that it does nothing now.
+WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")
 #: How Redis says that it takes no writes now; it is there all the same.
 REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
 
@@ -184,6 +187,14 @@ def is_unknown_script(exc: BaseException) -> bool:
     Tell whether Redis doesn't know a script's digest, or lets nobody use digests.
     """
     return isinstance(exc, NoScriptError | NoPermissionError)
+
+
+def is_for_later(exc: BaseException) -> bool:
+    """
+    Tell whether Redis does nothing now, whatever it is asked: it loads, or runs a slow script.
+    """
+    loads = isinstance(exc, BusyLoadingError)  # redis-py drops the word
+    return loads or (isinstance(exc, ResponseError) and code_word(exc) in WAIT)
 
 
 def is_elsewhere(exc: BaseException) -> bool:

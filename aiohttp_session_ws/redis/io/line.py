@@ -1,46 +1,34 @@
 """
 One connection that takes many commands at once, and is made anew after every trouble.
-
-A little over 300 lines long: the line, and how a command is sent on it without a task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from redis.asyncio import Connection, RedisCluster
-from redis.exceptions import ConnectionError as RedisConnectionError, ResponseError
+import hiredis
+from redis.asyncio import RedisCluster
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
 from .connect import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
-
-pack: Callable[[Any], bytes] | None = None
-try:  # redis-py looks at each argument in Python
-    import hiredis
-except ImportError:
-    pass
-else:
-    pack = hiredis.pack_command
+from .wire import Wire, connect
 
 __all__: list[str] = []
 
 LONGEST: Final = 0.5  # seconds between two tries to connect
-AT_ONCE: Final = 16384  # bytes that can be written without a task: less than a transport holds
 
 
 class Line:
     """
     One connection, whose commands are written at once and answered in their order.
 
-    redis-py makes the connection, with all it knows of TLS, passwords, Sentinels and clusters. Its
-    clients would need a task and a place in a pool for each command.
+    redis-py's clients would need a task and a place in a pool for each command.
 
     Args:
         client: Who makes the connection; it is closed with it.
@@ -53,89 +41,55 @@ class Line:
     def __init__(self, client: Client, prefix: str) -> None:
         self.client = client
         self._prefix = prefix
-        self._connection: Connection | None = None
+        self._wire: Wire | None = None
         self._waiting: deque[asyncio.Future[Any]] = deque()
-        self._sending: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """
         Connect.
         """
-        if isinstance(self.client, RedisCluster):
-            _ = await self.client.initialize()
-            node = self.client.get_node_from_key(f"{{{self._prefix}}}")
-            if node is None:
-                raise RedisConnectionError("the cluster has no node for our slot")
-            self._connection = node.connection_class(**node.connection_kwargs)
-        else:
-            pool = self.client.connection_pool
-            self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # theirs
-        await self._connection.connect()
-        # The limits are ours: redis-py's would need a timer for each command.
-        self._connection.socket_timeout = None
+        self._wire = Wire(await connect(self.client, self._prefix), self._take)
+        self._wire.ended.add_done_callback(lambda _: self.fail())
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
         """
         Send a command; the future has its answer, or the error that came instead.
         """
-        assert self._connection is not None, "not connected"
+        assert self._wire is not None, "not connected"
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        command = self._connection.pack_command(*args) if pack is None else [pack(args)]
-        self._send(command)
+        self._wire.send(*args)  # if that breaks, whoever reads learns of it
         return answer
 
-    def _send(self, command: Sequence[bytes]) -> None:
-        assert self._connection is not None
-        if not self._connection.is_connected:
-            return  # redis-py would connect again; whoever reads learns that it broke
-        coro = self._connection.send_packed_command(command, check_health=False)
-        if self._sending is not None or sum(map(len, command)) > AT_ONCE:
-            self._sending = asyncio.create_task(_behind(self._sending, coro))
-            self._sending.add_done_callback(self._sent)
+    def _take(self, reply: Any) -> None:
+        """
+        Hand out an answer.
+        """
+        if isinstance(reply, hiredis.PushNotification):
+            return  # nobody has asked for it
+        future = self._waiting.popleft()
+        if future.done():
             return
-        try:
-            awaited = coro.send(None)
-        except StopIteration:
-            return  # it is with the transport, and no task was needed
-        except TROUBLE:
-            return  # whoever reads learns of it
-        self._sending = asyncio.create_task(_rest_of(coro, awaited))
-        self._sending.add_done_callback(self._sent)
+        if isinstance(reply, Exception):
+            future.set_exception(reply)
+            _ = future.exception()  # nobody need wait for it
+        else:
+            future.set_result(reply)
 
     @property
     def is_connected(self) -> bool:
         """
         Whether commands can be sent.
         """
-        return self._connection is not None and self._connection.is_connected
+        return self._wire is not None and self._wire.is_open
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        if self._sending is task:
-            self._sending = None
-        if not task.cancelled():
-            _ = task.exception()  # whoever reads learns of it
-
-    async def read(self) -> None:
+    async def ended(self) -> None:
         """
-        Hand out the answers until there is trouble, and raise it.
+        Wait until there is trouble, and raise it.
         """
-        connection, waiting = self._connection, self._waiting
-        assert connection is not None
-        try:
-            while True:
-                try:
-                    answer, failed = await connection.read_response(timeout=math.inf), None
-                except ResponseError as exc:
-                    answer, failed = None, exc
-                future = waiting.popleft()
-                if not future.done():
-                    if failed is None:
-                        future.set_result(answer)
-                    else:
-                        future.set_exception(failed)
-        finally:
-            self.fail()
+        assert self._wire is not None
+        await asyncio.wait({self._wire.ended})
+        self._wire.ended.result()
 
     def fail(self) -> None:
         """
@@ -152,11 +106,9 @@ class Line:
         Let go of the connection and of the client.
         """
         self.fail()
-        if self._sending is not None:
-            await end_tasks([self._sending])
-        if self._connection is not None:
+        if self._wire is not None:
             with contextlib.suppress(*TROUBLE):
-                await self._connection.disconnect(nowait=True)
+                await self._wire.close()
         await close_client(self.client)
 
 
@@ -223,7 +175,7 @@ class Link:
             self._dropped = asyncio.get_running_loop().create_future()
             self.line = line
             self._up(line)
-            reading = asyncio.create_task(line.read())
+            reading = asyncio.create_task(line.ended())
             both: set[asyncio.Future[Any]] = {reading, self._dropped}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
@@ -271,35 +223,3 @@ async def _within(limit: float, coro: Coroutine[Any, Any, None]) -> None:
     if not task.done():
         raise TimeoutError(f"no answer within {limit:g} s")
     task.result()
-
-
-async def _behind(previous: asyncio.Task[None] | None, coro: Coroutine[Any, Any, None]) -> None:
-    if previous is not None:
-        await asyncio.wait({previous})
-    await coro
-
-
-async def _rest_of(coro: Coroutine[Any, Any, None], awaited: Any) -> None:
-    """
-    Go on with a coroutine that has begun outside of a task, and waits for *awaited*.
-    """
-    await _Rest(coro, awaited)
-
-
-class _Rest:
-    def __init__(self, coro: Coroutine[Any, Any, None], awaited: Any) -> None:
-        self._coro = coro
-        self._awaited = awaited
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        awaited = self._awaited
-        while True:
-            error: BaseException | None = None
-            try:
-                yield awaited
-            except BaseException as exc:  # noqa: BLE001  a cancellation goes where it waits
-                error = exc
-            try:
-                awaited = self._coro.send(None) if error is None else self._coro.throw(error)
-            except StopIteration:
-                return

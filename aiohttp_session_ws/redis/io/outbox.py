@@ -13,17 +13,19 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ..._logging import OncePerMinute, log
 from ...exceptions import RedisUnavailable
-from ..entries import Argument, Encoder, Entry, body_of
+from ..encoder import Encoder, body_of
+from ..entries import AnyEntry, Argument
 from .commands import STALL
 from .connect import (
     LIMIT,
     MakeClient,
     channel_of,
     is_elsewhere,
+    is_for_later,
     is_unknown_script,
     reason,
     refusal,
@@ -41,6 +43,9 @@ SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled ea
 LONGEST: Final = 1.0  # the most of these
 
 
+E = TypeVar("E", bound=AnyEntry)
+
+
 class Batch(NamedTuple):
     """
     Entries that are sent together.
@@ -49,11 +54,13 @@ class Batch(NamedTuple):
         entries: The entries.
         args: What the script gets.
         sent: When, by the event loop's clock.
+        again: Whether they had been set aside.
     """
 
-    entries: list[Entry]
+    entries: list[AnyEntry]
     args: list[Argument]
     sent: float
+    again: bool
 
 
 class Outbox:
@@ -89,8 +96,8 @@ class Outbox:
         self._encoder = encoder
         self._known = known
         self._published = published
-        self._queue: deque[Entry] = deque()
-        self._aside: deque[Entry] = deque()
+        self._queue: deque[AnyEntry] = deque()
+        self._aside: deque[AnyEntry] = deque()
         self._in_flight: deque[Batch] = deque()
         self._size = BATCH
         self._delay = SOON
@@ -101,6 +108,8 @@ class Outbox:
         self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._idle = asyncio.Event()  # nothing waits but what can't be written
+        self._idle.set()
         self.channel = ""
         self.refused = ""
 
@@ -109,7 +118,7 @@ class Outbox:
         flying = sum(len(batch.entries) for batch in tuple(self._in_flight))
         return len(self._queue) + len(self._aside) + flying
 
-    def put(self, entry: Entry) -> Entry:
+    def put(self, entry: E) -> E:
         """
         Write *entry*, now or as soon as that can be done.
         """
@@ -124,6 +133,7 @@ class Outbox:
             self._lost += 1
         self._queue.append(entry)
         self._empty.clear()
+        self._idle.clear()
         if len(self._in_flight) < AT_ONCE:
             self.flush()
         return entry
@@ -139,13 +149,13 @@ class Outbox:
                 self._queue.extendleft(reversed(entries))
                 return
 
-    async def wait_empty(self) -> None:
+    async def wait_idle(self) -> None:
         """
-        Wait until nothing waits.
+        Wait until nothing waits, but for orders that were set aside since they can't be written.
         """
-        await self._empty.wait()
+        await self._idle.wait()
 
-    async def drain(self, timeout: float) -> list[Entry]:
+    async def drain(self, timeout: float) -> list[AnyEntry]:
         """
         Wait until all is written, for *timeout* seconds at most; return what is left.
         """
@@ -167,28 +177,29 @@ class Outbox:
 
     # Sending
 
-    def _take(self, queue: deque[Entry], most: int) -> list[Entry]:
+    def _take(self, queue: deque[AnyEntry], most: int) -> list[AnyEntry]:
         """
         Take entries with *most* records together, but one at least, from a queue.
         """
-        entries = [queue.popleft()]
-        size = len(entries[0])
-        while queue and not entries[0].alone and not queue[0].alone:
-            size += max(1, len(queue[0]))
-            if size > most:
+        first = queue.popleft()
+        entries, size = [first], first.size
+        while queue and not first.alone:
+            entry = queue[0]
+            size += entry.size or 1
+            if size > most or entry.alone:
                 break
             entries.append(queue.popleft())
         return entries
 
-    def _send(self, line: Line, entries: list[Entry]) -> bool:
+    def _send(self, line: Line, entries: list[AnyEntry], *, again: bool = False) -> bool:
         """
-        Send *entries*; tell whether the time is known that they need.
+        Send *entries*, which may have been set aside; tell whether the time is known they need.
         """
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
         loop = asyncio.get_running_loop()
-        batch = Batch(entries, args, loop.time())
+        batch = Batch(entries, args, loop.time(), again)
         self._in_flight.append(batch)
         answer = line.call("EVALSHA", WRITE.digest, *args)
         answer.add_done_callback(partial(self._answered, batch, line))
@@ -222,18 +233,32 @@ class Outbox:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
             self._refuse(batch, word)
+        elif is_for_later(exc):
+            self._aside.extend(batch.entries)
+            self._retry_later()
         elif is_elsewhere(exc):
             self._queue.extendleft(reversed(batch.entries))
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
         self.flush()
+        self._note_rest()
+
+    def _note_rest(self) -> None:
+        """
+        Tell those who wait if nothing is left, or nothing that they wait for.
+        """
         if not len(self):
             self._empty.set()
+        flying = (entry for batch in self._in_flight for entry in batch.entries)
+        if not self._queue and all(e.alone for e in self._aside) and all(e.alone for e in flying):
+            self._idle.set()
 
     def _recorded(self, batch: Batch, known: list[bytes]) -> None:
         self._size = min(BATCH, 2 * self._size)
-        if self.refused or not self._aside:
+        if batch.again and self._aside:
+            self._retry_now()  # the others had perhaps the same trouble, which is over
+        elif self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
         self._looked_again = False
@@ -270,7 +295,7 @@ class Outbox:
         Put a batch back that failed: in halves, or the one order that fails behind the others.
         """
         if len(batch.entries) > 1:
-            self._size = max(1, sum(map(len, batch.entries)) // 2)
+            self._size = max(1, sum(entry.size for entry in batch.entries) // 2)
             self._queue.extendleft(reversed(batch.entries))
             return
         self._size = BATCH
@@ -285,12 +310,19 @@ class Outbox:
             self._retry = asyncio.get_running_loop().call_later(self._delay, self._try_again)
             self._delay = min(LONGEST, 2 * self._delay)
 
+    def _retry_now(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry, self._delay = None, 0.0
+        self._retry_later()
+        self._delay = SOON
+
     def _try_again(self) -> None:
         self._retry = None
         line = self.link.line
         if line is not None and self._aside and len(self._in_flight) < AT_ONCE:
             entries = self._take(self._aside, self._size)
-            if not self._send(line, entries):
+            if not self._send(line, entries, again=True):
                 self._aside.extendleft(reversed(entries))
         if self._aside:
             self._retry_later()
@@ -332,4 +364,5 @@ class Outbox:
         first = self._in_flight.popleft()
         self._put_back()
         self._set_aside(first, f"no answer within {LIMIT:g} s")
+        self._note_rest()
         self.link.drop(f"no answer within {LIMIT:g} s")

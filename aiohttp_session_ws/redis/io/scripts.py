@@ -39,7 +39,9 @@ def make_script(*parts: str) -> Script:
 
 # KEYS: what all keys begin with, the tag in braces; from the second on the keys of the records.
 # ARGV: the channel, the message, whether it is published if writing is refused, how many records
-# are recorded only (the first ones), then the TTL and the text of each record.
+# are recorded only (the first ones), what the numbers of close orders begin with, how many rows of
+# orders the message has, of each where it begins and ends in it, then the TTL and the text of each
+# record. What a row orders is recorded from the message itself.
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
@@ -170,34 +172,106 @@ end
 
 local kinds = {ended = ended, renewed = renewed, before = before, note = note, close = close}
 
--- Give numbers to the records of some keys, and publish them under these.
-local function publish(keys, first, last, body)
-    local count = last - first + 1
-    local number = count > 0 and call('INCRBY', prefix .. 'seq', count) or 0
-    if refused then return end
-    local recent = prefix .. 'recent'
-    for from = 1, count, 1000 do
-        local members = {}
-        for i = from, math.min(count, from + 999) do
-            members[#members + 1] = string.format('%.0f', number - count + i)
-            members[#members + 1] = keys[first + i - 1]
-        end
-        local _, foreign = call('ZADD', recent, unpack(members))
-        if foreign then
-            call('DEL', recent)
-            call('SET', prefix .. 'floor', string.format('%.0f', number - count))
-            call('ZADD', recent, unpack(members))
+local function read(names)
+    local found = {}
+    for from = 1, #names, 1000 do
+        local texts = call('MGET', unpack(names, from, math.min(#names, from + 999)))
+        for _, text in ipairs(texts or {}) do
+            found[#found + 1] = text
         end
     end
+    return found
+end
+
+local keys = {} -- what gets a number
+
+local function closes(line, kind, code, reason, ttl, number)
+    local head = prefix .. 'close:' .. kind .. ':'
+    local how = ',' .. code .. ',' .. ARGV[5] .. '/'
+    local tail = '",' .. reason .. ',["' .. kind .. '",'
+    for at, value in string.gmatch(line, '\\t([^\\t]*)\\t([^\\t]*)') do
+        local key = head .. value
+        local text = '[1,"close",' .. at .. how .. number .. tail .. value .. ']]'
+        local answer = redis.pcall('SET', key, text, 'PX', ttl)
+        if answer.err then
+            refused = answer.err
+            return
+        end
+        keys[#keys + 1] = key
+        number = number + 1
+    end
+end
+
+local function ends(line, kind, ttl, seconds)
+    local head, of = prefix .. 'end:' .. kind .. ':', prefix .. 'of:'
+    local tail = ',["' .. kind .. '",'
+    local times, values, names, notes = {}, {}, {}, {}
+    for at, value in string.gmatch(line, '\\t([^\\t]*)\\t([^\\t]*)') do
+        local i = #times + 1
+        times[i], values[i], names[i], notes[i] = at, value, head .. value, of .. value
+    end
+    local old, written = read(names), {}
+    local noted = kind == 'id' and read(notes)
+    for i, key in ipairs(names) do
+        local time, lasts, known_text = times[i], seconds, written[key] or old[i]
+        if known_text then
+            local time2, lasts2 = string.match(known_text, BEFORE)
+            if time2 then time, lasts = max(time, time2), max(lasts, lasts2) end
+        end
+        local text = '[1,"before",' .. time .. ',' .. lasts .. tail .. values[i] .. ']]'
+        local life = lasts == seconds and ttl or milliseconds(lasts)
+        local answer = redis.pcall('SET', key, text, 'PX', life)
+        if answer.err then
+            refused = answer.err
+            return
+        end
+        written[key] = text
+        keys[#keys + 1] = key
+        if time ~= times[i] or lasts ~= seconds then known[#known + 1] = text end
+        if noted and noted[i] then end_noted(noted[i], time, lasts) end
+    end
+end
+
+local ROW = '^(%a+)\\t(%a+)\\t(%d+)\\t([^\\t]*)\\t(%d+)\\t([^\\t]*)()'
+
+local function write_row(first, last)
+    local line = string.sub(ARGV[2], first, last)
+    local what, kind, code, reason, ttl, rest, cells = string.match(line, ROW)
+    line = string.sub(line, cells)
+    if what == 'ends' then
+        ends(line, kind, ttl, rest)
+    else
+        closes(line, kind, code, reason, ttl, tonumber(rest))
+    end
+end
+
+local function number_text(number)
+    return string.format('%.0f', number)
+end
+
+-- Give numbers to the records of some keys, and publish them under these. Some hundred can be
+-- found together, by the last number of them.
+local function publish(names, body)
+    local count = #names
+    local number = count > 0 and call('INCRBY', prefix .. 'seq', count) or 0
+    if refused then return end
     if count > 0 then
+        local recent, before = prefix .. 'recent', number - count
+        for from = 1, count, 500 do
+            local last = math.min(count, from + 499)
+            local text = table.concat(names, '\\n', from, last)
+            local _, foreign = call('ZADD', recent, number_text(before + last), text)
+            if foreign then
+                call('DEL', recent)
+                call('SET', prefix .. 'floor', number_text(before))
+                call('ZADD', recent, number_text(before + last), text)
+            end
+        end
         -- Now and then, for it costs as much as a record.
-        if number % MOST_CHECKED < count then
-            local size = call('ZCARD', recent) or 0
-            if size > MOST then
-                local over = size - MOST - 1
-                local oldest = call('ZRANGE', recent, over, over, 'WITHSCORES')
-                if oldest then call('SET', prefix .. 'floor', oldest[2]) end
-                call('ZREMRANGEBYRANK', recent, 0, over)
+        if number % MOST_CHECKED < count and number > MOST then
+            local oldest = number_text(number - MOST)
+            if (call('ZREMRANGEBYSCORE', recent, '-inf', oldest) or 0) > 0 then
+                call('SET', prefix .. 'floor', oldest)
             end
         end
     end
@@ -207,21 +281,26 @@ local function publish(keys, first, last, body)
 end
 
 local function write()
-    local count = #KEYS - 1
+    local quiet, rows, count = tonumber(ARGV[4]), tonumber(ARGV[6]), #KEYS - 1
+    local at = 5 + 2 * rows
     for i = 1, count do
-        local key, ttl, text = KEYS[i + 1], ARGV[2 * i + 3], ARGV[2 * i + 4]
+        local key, ttl, text = KEYS[i + 1], ARGV[at + 2 * i], ARGV[at + 2 * i + 1]
         local merged = kinds[string.match(text, '^%[1,"(%a+)"')](key, ttl, text)
         if refused then break end
         if merged ~= text then known[#known + 1] = merged end
+        if i > quiet then keys[#keys + 1] = key end
     end
-    if not refused then publish(KEYS, 2 + ARGV[4], count + 1, ARGV[2]) end
+    for i = 1, rows do
+        if refused then break end
+        write_row(ARGV[5 + 2 * i], ARGV[6 + 2 * i])
+    end
+    if not refused then publish(keys, ARGV[2]) end
     if refused then
         if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[1], '0:0\\n' .. ARGV[2]) end
         return {err = refused}
     end
     if #derived > 0 then
-        publish(dirty, 1, #dirty, '{"v":1,"from":""}\\n[['
-            .. table.concat(derived, ',') .. '],[]]')
+        publish(dirty, '{"v":1,"from":""}\\n[[' .. table.concat(derived, ',') .. '],[]]')
     end
     return known
 end
@@ -325,21 +404,36 @@ redis.call('INCR', KEYS[1] .. 'members')
 """
 )
 
-# KEYS: the prefix. ARGV: the first and the last number, and how many records at most.
-# Returns up to which number it got, and keys and records in turn.
+# KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
+# Returns up to which number it got, and keys and records in turn. Under a number
+# the keys of some hundred records are found, of which it is the last.
 FIND: Final = make_script(
     """
 local prefix = KEYS[1]
-local found = redis.pcall('ZRANGEBYSCORE', prefix .. 'recent', ARGV[1], ARGV[2], 'WITHSCORES',
-    'LIMIT', 0, ARGV[3])
-if found.err then return {ARGV[2]} end
-local keys, last = {}, ARGV[2]
-for i = 1, #found, 2 do keys[#keys + 1] = found[i] end
-if #keys == tonumber(ARGV[3]) then last = found[#found] end
-local answer = {last}
-if #keys > 0 then
-    for i, text in ipairs(redis.call('MGET', unpack(keys))) do
-        answer[2 * i], answer[2 * i + 1] = keys[i], text
+local from, last, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local keys, reached = {}, ARGV[2]
+repeat
+    local found = redis.pcall('ZRANGEBYSCORE', prefix .. 'recent', from, '+inf', 'WITHSCORES',
+        'LIMIT', 0, 10)
+    if found.err then break end
+    local done = #found < 20
+    for i = 1, #found, 2 do
+        for key in string.gmatch(found[i], '[^\\n]+') do keys[#keys + 1] = key end
+        from = '(' .. found[i + 1]
+        if tonumber(found[i + 1]) >= last then
+            done = true
+            break
+        elseif #keys >= most then
+            done, reached = true, found[i + 1]
+            break
+        end
+    end
+until done
+local answer = {reached}
+for first = 1, #keys, 1000 do
+    local names = {unpack(keys, first, math.min(#keys, first + 999))}
+    for i, text in ipairs(redis.call('MGET', unpack(names))) do
+        answer[#answer + 1], answer[#answer + 2] = names[i], text
     end
 end
 return answer

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeAlias
-
-from redis.asyncio import RedisCluster
-from redis.asyncio.client import PubSub
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from ..._logging import OncePerMinute, describe_error, log
 from .connect import LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
+from .wire import Wire, connect
 
 __all__: list[str] = []
 
@@ -23,7 +23,6 @@ Handlers: TypeAlias = Mapping[str, Handle]
 
 LONGEST: Final = 0.5  # seconds between two tries
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
-TURN: Final = 0.001  # seconds of messages before others have their turn
 
 
 class Subscriber:
@@ -71,61 +70,71 @@ class Subscriber:
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
             tries = min(tries + 1, 10)
 
-    async def _handle(self, handle: Handle, data: bytes) -> None:
+    def _handle(self, handle: Handle, data: bytes) -> Awaitable[None] | None:
         try:
             waiting = handle(data)
-            if waiting is not None:
-                await waiting
         except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
-            if self._errors.allows(type(exc).__name__):
-                # No traceback, which may hold an id.
-                log.error("a message of another node failed: %s", describe_error(exc))
+            self._note_failed(exc)
+            return None
+        return None if waiting is None else self._wait(waiting)
+
+    async def _wait(self, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except Exception as exc:  # noqa: BLE001  as above
+            self._note_failed(exc)
+
+    def _note_failed(self, exc: Exception) -> None:
+        if self._errors.allows(type(exc).__name__):
+            # No traceback, which may hold an id.
+            log.error("a message of another node failed: %s", describe_error(exc))
 
     async def _listen(self) -> None:
         """
         Listen until there is trouble, and raise it.
         """
         client = self._make()
-        pubsub: PubSub | None = None
+        wire: Wire | None = None
         try:
             async with asyncio.timeout(2 * LIMIT):
-                if isinstance(client, RedisCluster):
-                    _ = await client.initialize()  # its pubsub() takes that for done
-                pubsub = client.pubsub()
-                handlers = {
-                    channel_of(client, self._prefix, name).encode(): handle
-                    for name, handle in self._handlers.items()
-                }
-                await pubsub.subscribe(*handlers)
-            await self._get_messages(pubsub, handlers)
+                connection = await connect(client, self._prefix)
+            handlers = {
+                channel_of(client, self._prefix, name).encode(): handle
+                for name, handle in self._handlers.items()
+            }
+            wire = Wire(connection, partial(self._take, handlers))
+            wire.send("SUBSCRIBE", *handlers)
+            await self._watch(wire)
         finally:
-            if pubsub is not None:
+            if wire is not None:
                 with contextlib.suppress(*TROUBLE):
-                    async with asyncio.timeout(LIMIT):
-                        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py's
+                    await wire.close()
             await close_client(client)
 
-    async def _get_messages(self, pubsub: PubSub, handlers: Mapping[bytes, Handle]) -> None:
-        loop = asyncio.get_running_loop()
-        pinged, turn = False, loop.time()
-        while True:
-            asked = loop.time()
-            # Never listen() or a get_message() without end: where the system finds a
-            # connection dead, redis-py takes that for silence, and asks for ever.
-            message = await pubsub.get_message(timeout=IDLE)
-            if message is None:
-                if pinged or loop.time() - asked < IDLE / 2:
-                    raise TimeoutError("Redis doesn't answer")
-                pinged = True
-                async with asyncio.timeout(LIMIT):
-                    await pubsub.ping()
-                continue
-            pinged = False
-            if message["type"] == "subscribe":
-                # redis-py reconnects without a word but this one.
+    def _take(self, handlers: Mapping[bytes, Handle], reply: Any) -> Awaitable[None] | None:
+        if isinstance(reply, Exception):
+            raise reply  # it may not be subscribed to
+        if isinstance(reply, list):
+            kind = reply[0]
+            if kind == b"message":
+                return self._handle(handlers[reply[1]], reply[2])
+            if kind == b"subscribe":
                 self._subscribed()
-            elif message["type"] == "message":
-                await self._handle(handlers[message["channel"]], message["data"])
-            if loop.time() - turn > TURN:
-                await asyncio.sleep(0)  # get_message() gives way only if there is none
-                turn = loop.time()
+        return None
+
+    async def _watch(self, wire: Wire) -> None:
+        """
+        Expect something to be heard now and then, until the wire breaks.
+        """
+        loop = asyncio.get_running_loop()
+        pinged = -math.inf
+        while True:
+            silent = 0.0 if wire.paused else loop.time() - wire.heard_at
+            if silent >= IDLE:
+                if pinged > wire.heard_at:
+                    raise TimeoutError("Redis doesn't answer")
+                wire.send("PING")
+                pinged, silent = loop.time(), 0.0
+            _ = await asyncio.wait({wire.ended}, timeout=IDLE - silent)
+            if wire.ended.done():
+                wire.ended.result()

@@ -1,55 +1,82 @@
 """
-A random schedule of what goes wrong, and the hand that does it.
+A random schedule of what goes wrong. No I/O: ``hand.py`` makes it come true.
+
+Three things go wrong beside each other, each one fault after another: Redis, nodes, and the way
+between a node and Redis.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
-
-from tests.support.node_process import NodeProcess
-from tests.support.redis_servers import RedisServer
 
 KILLED: Final = "redis killed"
 LOST: Final = "redis killed, data lost"
 FROZEN: Final = "redis frozen"
 PUBSUB: Final = "pub/sub killed"
+NORMAL: Final = "normal clients killed"
 CLIENTS: Final = "all clients killed"
 FLUSHED: Final = "redis flushed"
 SCRIPTS: Final = "scripts flushed"
 PAUSED: Final = "redis paused"
-FULL: Final = "redis full"
+FULL: Final = "redis full (OOM)"
+MISCONF: Final = "redis can't save (MISCONF)"
+READONLY: Final = "redis is a replica (READONLY)"
+LOADING: Final = "redis loads (LOADING)"
+BUSY: Final = "redis runs a script (BUSY)"
+TINY: Final = "tiny pub/sub buffers"
+EVICTED: Final = "records evicted"
+
 NODE: Final = "node killed"
 STOPPED: Final = "node frozen"
+RESTARTED: Final = "node restarted"
 
-# What is done to Redis one after another; meanwhile nodes are killed, also one after another.
+DEAF: Final = "nothing comes from redis"
+MUTE: Final = "nothing goes to redis"
+SLOW: Final = "redis 250 ms away"
+TORN: Final = "half of a write, then reset"
+RESET: Final = "connections reset"
+
 OF_REDIS: Final = (
-    KILLED,
-    LOST,
-    FROZEN,
-    PUBSUB,
-    CLIENTS,
-    FLUSHED,
-    SCRIPTS,
-    PAUSED,
-    FULL,
+    *(KILLED, LOST, FROZEN, PUBSUB, NORMAL, CLIENTS, FLUSHED, SCRIPTS, PAUSED),
+    *(FULL, MISCONF, READONLY, LOADING, BUSY, TINY),
 )
-OF_NODES: Final = (NODE, STOPPED)
+OF_NODES: Final = (NODE, STOPPED, RESTARTED)
+OF_WAYS: Final = (DEAF, MUTE, SLOW, TORN, RESET)
+#: Only on demand: a Redis that evicts forgets what nobody can know that it has forgotten.
+EVICTS: Final = bool(os.environ.get("CHAOS_EVICTION"))
+#: Data is lost, and nodes are killed, before all have recovered from the last time.
+DENSE: Final = bool(os.environ.get("CHAOS_DENSE"))
+
 DOWN: Final = {  # seconds at most
     KILLED: 4.0,
     LOST: 4.0,
     FROZEN: 6.0,
     PAUSED: 2.0,
     FULL: 3.0,
+    MISCONF: 3.0,
+    READONLY: 3.0,
+    LOADING: 3.0,
+    BUSY: 3.0,
+    TINY: 6.0,
     NODE: 4.0,
     STOPPED: 4.0,
+    RESTARTED: 1.0,
+    DEAF: 5.0,
+    MUTE: 5.0,
+    SLOW: 8.0,
+    TORN: 1.0,
+    RESET: 1.0,
 }
+LONGEST: Final = 15.0  # seconds that Redis or a node is frozen now and then
+SELDOM: Final = 0.1  # how often
 SHORTEST: Final = 0.05  # second
-ENOUGH: Final = 6.0  # seconds in which any node finds its Redis again and tells it all
+REST: Final = 6.0  # seconds after a loss of data, unless it is dense
+PAUSES: Final = (2.0, 6.0) if DENSE else (6.0, 12.0)  # seconds between two faults of nodes
+CALM: Final = 0.3  # of the time no node is killed: after that no report is complete for an hour
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,7 @@ class Fault:
         at: When, in seconds since the start.
         kind: One of the names above.
         seconds: How long until it is put right.
-        node: Which node, if it is one.
+        node: Which node, if it is one or the way to it.
     """
 
     at: float
@@ -75,144 +102,64 @@ class Fault:
         return f"{self.at:7.2f} s  {self.kind}{which}{lasting}"
 
 
-def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
-    """Plan what happens to Redis: every kind in turn, in an order drawn anew each time."""
-    at = random.uniform(0.5, 1.5)
+def in_turn(random: Random, kinds: Sequence[str]) -> Iterator[str]:
+    """Return every kind in turn, in an order drawn anew each time."""
     while True:
-        for kind in random.sample(OF_REDIS, len(OF_REDIS)):
-            lasting = random.uniform(SHORTEST, DOWN[kind]) if kind in DOWN else 0.0
-            if at + lasting > seconds:
-                return
-            yield Fault(at, kind, lasting)
-            # Often the next one comes before everybody has recovered from this one.
-            pause = random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(0.5, 1.5)
-            at += lasting + (max(pause, ENOUGH) if kind in (LOST, FLUSHED) else pause)
+        yield from random.sample(kinds, len(kinds))
+
+
+def duration(random: Random, kind: str) -> float:
+    """Draw how long a fault lasts, in seconds."""
+    if kind not in DOWN:
+        return 0.0
+    seldom = kind in (FROZEN, STOPPED) and random.random() < SELDOM
+    return random.uniform(SHORTEST, LONGEST if seldom else DOWN[kind])
+
+
+def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
+    """Plan what happens to Redis."""
+    at = random.uniform(0.5, 1.5)
+    for kind in in_turn(random, (*OF_REDIS, EVICTED) if EVICTS else OF_REDIS):
+        lasting = duration(random, kind)
+        if at + lasting > seconds:
+            return
+        yield Fault(at, kind, lasting)
+        # Often the next one comes before everybody has recovered from this one.
+        pause = random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(0.5, 1.5)
+        rests = kind in (LOST, FLUSHED) and not DENSE
+        at += lasting + (max(pause, REST) if rests else pause)
 
 
 def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
-    """Plan which nodes are killed, never two at once nor soon: somebody has to remember."""
+    """Plan which nodes are killed, frozen and restarted, never two at once."""
     at = random.uniform(1.0, 4.0)
-    while True:
-        kind = random.choice(OF_NODES)
-        lasting = random.uniform(SHORTEST, DOWN[kind])
+    for kind in in_turn(random, OF_NODES):
+        if kind == NODE and at < CALM * seconds:
+            continue
+        lasting = duration(random, kind)
         if at + lasting > seconds:
             return
         yield Fault(at, kind, lasting, random.randrange(nodes))
-        at += lasting + random.uniform(6.0, 12.0)
+        at += lasting + random.uniform(*PAUSES)
+
+
+def faults_of_ways(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
+    """Plan which node has trouble with its network, never two at once."""
+    at = random.uniform(2.0, 6.0)
+    for kind in in_turn(random, OF_WAYS):
+        lasting = duration(random, kind)
+        if at + lasting > seconds:
+            return
+        yield Fault(at, kind, lasting, random.randrange(nodes))
+        at += lasting + random.uniform(*PAUSES)
 
 
 def schedule(seed: int, seconds: float, nodes: int) -> list[Fault]:
     """Return all that will go wrong, the same for the same arguments."""
     random = Random(seed)
-    faults = [*faults_of_redis(random, seconds), *faults_of_nodes(random, seconds, nodes)]
+    faults = [
+        *faults_of_redis(random, seconds),
+        *faults_of_nodes(random, seconds, nodes),
+        *faults_of_ways(random, seconds, nodes),
+    ]
     return sorted(faults, key=lambda fault: fault.at)
-
-
-class Hand:
-    """
-    It makes the faults come true.
-
-    Args:
-        redis: What is killed and frozen.
-        nodes: What is killed.
-        say: Told of every deed.
-
-    Attributes:
-        done: How often it did what.
-        deaths: When which process of a node was killed, by the event loop's clock.
-    """
-
-    def __init__(
-        self, redis: RedisServer, nodes: Sequence[NodeProcess], say: Callable[[str], object]
-    ) -> None:
-        self._redis = redis
-        self._nodes = nodes
-        self._say = say
-        self.done: dict[str, int] = dict.fromkeys([*OF_REDIS, *OF_NODES], 0)
-        self.deaths: dict[int, float] = {}
-        self._away: list[tuple[float, float]] = []  # when Redis was
-        self._since = math.inf  # since when it is
-        self._losses: list[float] = []  # when it lost its data
-
-    async def carry_out(self, faults: Sequence[Fault]) -> None:
-        """Do it all: what concerns Redis, and what concerns nodes beside it."""
-        start = asyncio.get_running_loop().time()
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._follow(start, [f for f in faults if f.node < 0]))
-            both.create_task(self._follow(start, [f for f in faults if f.node >= 0]))
-
-    def had_time(self, begin: float, end: float, enough: float = ENOUGH) -> bool:
-        """Return whether Redis was there for a while in one go between two moments."""
-        for away, back in [*self._away, (self._since, end)]:
-            if min(away, end) - begin >= enough:
-                return True
-            begin = max(begin, back)
-        return end - begin >= enough
-
-    def lost_data(self, after: float) -> float:
-        """Return when Redis lost its data next."""
-        return next((at for at in self._losses if at >= after), math.inf)
-
-    async def _follow(self, start: float, faults: Sequence[Fault]) -> None:
-        loop = asyncio.get_running_loop()
-        for fault in faults:
-            await asyncio.sleep(max(0.0, start + fault.at - loop.time()))
-            self._say(f"{loop.time() - start:7.2f} s  now: {fault.kind}")
-            await self._do(fault)
-            self.done[fault.kind] += 1
-
-    async def _do(self, fault: Fault) -> None:
-        if fault.node >= 0:
-            await self._do_to_node(fault, self._nodes[fault.node])
-        elif fault.kind in DOWN:
-            loop = asyncio.get_running_loop()
-            self._since = start = loop.time()
-            await self._take_away(fault)
-            self._away.append((start, loop.time()))
-            self._since = math.inf
-        else:
-            await self._disturb(fault)
-
-    async def _do_to_node(self, fault: Fault, node: NodeProcess) -> None:
-        if fault.kind == STOPPED:
-            node.freeze()
-            await asyncio.sleep(fault.seconds)
-            node.thaw()
-            return
-        self.deaths[node.pid] = asyncio.get_running_loop().time()
-        node.kill()
-        await asyncio.sleep(fault.seconds)
-        await node.start()
-
-    async def _take_away(self, fault: Fault) -> None:
-        """Have no Redis, or one that takes nothing, for some time."""
-        redis = self._redis
-        if fault.kind == LOST:
-            self._losses.append(asyncio.get_running_loop().time())
-        if fault.kind == FROZEN:
-            redis.freeze()
-            await asyncio.sleep(fault.seconds)
-            redis.thaw()
-        elif fault.kind == PAUSED:
-            await redis.cli("CLIENT", "PAUSE", int(fault.seconds * 1000))
-            await asyncio.sleep(fault.seconds)
-        elif fault.kind == FULL:
-            await redis.cli("CONFIG", "SET", "maxmemory", 1)
-            await asyncio.sleep(fault.seconds)
-            await redis.cli("CONFIG", "SET", "maxmemory", 0)
-        else:
-            redis.kill()
-            await asyncio.sleep(fault.seconds)
-            await redis.restart(keep_data=fault.kind == KILLED)
-
-    async def _disturb(self, fault: Fault) -> None:
-        redis = self._redis
-        if fault.kind in (PUBSUB, CLIENTS):
-            await redis.kill_pubsub()
-        if fault.kind == CLIENTS:
-            await redis.kill_clients()
-        if fault.kind == FLUSHED:
-            self._losses.append(asyncio.get_running_loop().time())
-            await redis.cli("FLUSHALL")
-        if fault.kind == SCRIPTS:
-            await redis.cli("SCRIPT", "FLUSH")

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -18,8 +18,10 @@ from tests.support.browsers import Browser
 from tests.support.node_process import NodeProcess
 from tests.support.redis_servers import RedisServer
 
-LOOK: Final = 0.05  # seconds between two looks
+LOOK: Final = 0.1  # seconds between two looks
 ANSWER: Final = 0.5  # seconds that Redis may take
+AT_ONCE: Final = 500  # orders that are looked for in the end
+WATCHED: Final = 200  # of them before, the latest
 
 
 @dataclass(eq=False)
@@ -33,7 +35,8 @@ class Order:
         pid: The node's process then.
         browsers: Whose sessions it ended.
         at: When it was answered, by the event loop's clock.
-        identity: Whose sessions, if all of a user's.
+        subject: The id or the identity that it ended; ``None`` if a lineage.
+        report: What its report said, if it waited for one.
         stored: When its record was first seen in Redis; ``None`` if never.
     """
 
@@ -42,7 +45,8 @@ class Order:
     pid: int
     browsers: list[Browser]
     at: float
-    identity: str | None
+    subject: str | None
+    report: dict[str, Any] | None = None
     stored: float | None = None
 
     def __str__(self) -> str:
@@ -50,6 +54,18 @@ class Order:
         who = ", ".join(str(browser) for browser in self.browsers)
         path = self.path.partition("?")[0]
         return f"{path} of {who} on {self.node.name}, {seen} seen in Redis"
+
+    @property
+    def key(self) -> str:
+        """
+        The key of the record that keeps all of its sessions ended, without the prefix.
+
+        Empty if that is a lineage of which no socket was ever open.
+        """
+        if self.subject is not None:
+            return f"end:{self.subject}"
+        lineage = self.browsers[0].lineage
+        return f"lineage:{json.dumps(lineage)}" if lineage else ""
 
 
 class Recorder:
@@ -63,33 +79,29 @@ class Recorder:
 
     def __init__(self, redis: RedisServer, prefix: str) -> None:
         self._redis = redis
-        self._prefix = prefix
+        self._prefix = f"{{{prefix}}}:"
 
-    async def has(self, order: Order) -> bool:
-        """Return whether an order is in Redis now."""
+    async def missing(self, orders: Sequence[Order]) -> list[Order]:
+        """Return of which orders, as far as their keys are known, Redis has no record now."""
+        orders = [order for order in orders if order.key]
         async with self._redis.client() as client:
-            return (await self._recorded(client, [order]))[0]
+            found: list[bool] = []
+            for start in range(0, len(orders), AT_ONCE):
+                found += await self._recorded(client, orders[start : start + AT_ONCE])
+        return [order for order, is_there in zip(orders, found, strict=True) if not is_there]
+
+    def evicted(self, order: Order, keys: set[str]) -> bool:
+        """Return whether something that an order needs is among some keys."""
+        mine = {order.key, *(f"lineage:{json.dumps(b.lineage)}" for b in order.browsers)}
+        mine |= {f"of:{json.dumps(id_)}" for b in order.browsers for id_ in b.ids}
+        return any(self._prefix + key in keys for key in mine)
 
     async def _recorded(self, client: Redis, orders: Sequence[Order]) -> list[bool]:
         """Return of which orders Redis has the record."""
         if not orders:
             return []
-        keys = []
-        for order in orders:
-            id_ = json.dumps(order.browsers[0].id)
-            who = f"identity:{json.dumps(order.identity)}" if order.identity else f"id:{id_}"
-            keys += [f"{{{self._prefix}}}:end:{who}", f"{{{self._prefix}}}:of:{id_}"]
-        found = await client.mget(keys)
-        ends, notes = found[::2], found[1::2]
-        # A log-out ends the lineage, which the note of its id names.
-        tokens = ["" if note is None else json.loads(note)[5] for note in notes]
-        lineages = await client.mget(
-            [f"{{{self._prefix}}}:lineage:{json.dumps(token)}" for token in tokens]
-        )
-        return [
-            end is not None or str(lineage).startswith('[1,"ended"')
-            for end, lineage in zip(ends, lineages, strict=True)
-        ]
+        found = await client.mget([self._prefix + order.key for order in orders])
+        return [text is not None and not str(text).startswith('[1,"renewed"') for text in found]
 
     @contextlib.asynccontextmanager
     async def watching(self, orders: Sequence[Order]) -> AsyncIterator[None]:
@@ -105,12 +117,16 @@ class Recorder:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, client: Redis, orders: Sequence[Order]) -> None:
+        seen, missing = 0, list[Order]()
         while True:
-            missing = [order for order in orders if not order.stored]
+            missing = [*missing, *orders[seen:]][-WATCHED:]
+            seen = len(orders)
             # Away just now, as so often here.
             with contextlib.suppress(RedisError, OSError):
                 recorded = await self._recorded(client, missing)
+                now = asyncio.get_running_loop().time()
                 for order, is_there in zip(missing, recorded, strict=True):
                     if is_there:
-                        order.stored = asyncio.get_running_loop().time()
+                        order.stored = now
+                missing = [order for order in missing if order.stored is None]
             await asyncio.sleep(LOOK)

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
-from tests.cluster.chaos.faults import OF_NODES, OF_REDIS, schedule
-from tests.cluster.chaos.world import Chaos, Report, running
+from tests.cluster.chaos.faults import OF_NODES, OF_REDIS, OF_WAYS, schedule
+from tests.cluster.chaos.world import RATE, Chaos, Report, running
 from tests.support.redis_servers import RedisServer
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
@@ -27,16 +28,29 @@ async def server() -> AsyncIterator[RedisServer]:
         yield server
 
 
-async def test_no_survivors(server: RedisServer) -> None:
+@pytest.fixture
+async def sessions() -> AsyncIterator[RedisServer]:
+    """A Redis for sessions, to which nothing happens."""
+    async with RedisServer("--appendonly", "no") as server:
+        yield server
+
+
+@pytest.mark.exhaustive
+async def test_no_survivors(server: RedisServer, sessions: RedisServer) -> None:
     """After any faults, what was ended is gone everywhere, and nothing else is."""
     choose = random.Random(SEED)
-    policies = [["--on-outage", choose.choice(["refuse", "accept"])] for _ in range(NODES)]
+    storage = ["--storage", choose.choice(["encrypted", "redis"]), "--sessions", sessions.url]
+    options = [
+        ["--on-outage", choose.choice(["refuse", "accept"]), *storage] for _ in range(NODES)
+    ]
+    clocks = [choose.choice([0.0, 600.0, -600.0]) for _ in range(NODES)]
     faults = schedule(SEED, SECONDS, NODES)
-    say = print  # shown when the test fails, and with -s
-    say(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} CHAOS_NODES={NODES}", *policies)
-    say(*faults, sep="\n")
-    async with running(server, policies) as nodes:
-        report = await Chaos(nodes, server, choose, say).run(SECONDS, faults)
+
+    say = partial(print, flush=True)  # shown when the test fails, and with -s
+    say(f"\nCHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS:g} CHAOS_NODES={NODES} CHAOS_RATE={RATE:g}")
+    say(*options, clocks, *faults, sep="\n")
+    async with running(server, options, clocks) as (nodes, proxies):
+        report = await Chaos(nodes, server, proxies, choose, say).run(SECONDS, faults)
         say(report)
         for node in nodes:
             say(node.tail(100))
@@ -52,10 +66,10 @@ class TestSchedule:
 
     @pytest.mark.parametrize("seed", range(20))
     def test_everything_happens(self, seed: int) -> None:
-        """Two minutes have faults of every kind, and Redis is put right before the next one."""
-        faults = schedule(seed, 120, 3)
+        """Three minutes have faults of every kind, and Redis is put right before the next one."""
+        faults = schedule(seed, 180, 3)
 
-        assert {fault.kind for fault in faults} == {*OF_REDIS, *OF_NODES}
+        assert {fault.kind for fault in faults} >= {*OF_REDIS, *OF_NODES, *OF_WAYS}
         of_redis = [fault for fault in faults if fault.node < 0]
         for fault, following in pairwise(of_redis):
             assert fault.at + fault.seconds < following.at
@@ -75,8 +89,8 @@ class TestDriver:
 
     async def run(self, nodes: int, kind: type[Chaos] = Chaos) -> Report:
         """Run it without Redis: nodes in memory, which know nothing of each other."""
-        async with running(None, [[]] * nodes) as processes:
-            return await kind(processes, None, random.Random(1), print).run(2.0)
+        async with running(None, [[]] * nodes) as (processes, _):
+            return await kind(processes, None, [], random.Random(1), print).run(2.0)
 
     async def test_content(self) -> None:
         """One node needs nobody to know what is ended."""

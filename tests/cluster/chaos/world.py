@@ -1,16 +1,23 @@
 """
 Log-outs in the middle of every trouble: at the end no socket of an ended session may be open.
 
-A real Redis, nodes that are processes, browsers that come back, and two hands: one logs out at
-a steady rate, the other (``faults.py``) kills and freezes. ``test_chaos.py`` runs it for half a
-minute; for longer: ``CHAOS_SECONDS=600 CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with
-``CHAOS_SEED=…`` to have the same schedule again.
+A real Redis, nodes that are processes with a proxy each before their Redis, browsers that come
+back, and two hands: one logs out at a steady rate, the other (``hand.py``) does what ``faults.py``
+has planned. ``test_chaos.py`` runs it for half a minute; for longer: ``CHAOS_SECONDS=600
+CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to have the same schedule
+again. ``CHAOS_DENSE=1`` kills nodes every few seconds, and loses data while the nodes are busy
+with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too.
+
+Orders that nobody can know any more are counted apart, by the rules of ``knowledge.py``. It has
+more than 300 lines: the people, and all that is looked at in the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -20,18 +27,25 @@ from typing import Any, Final
 
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 
-from tests.cluster.chaos.faults import Fault, Hand
+from tests.cluster.chaos.faults import Fault
+from tests.cluster.chaos.hand import Hand
+from tests.cluster.chaos.knowledge import HAND
 from tests.cluster.chaos.orders import Order, Recorder
 from tests.support.browsers import CUT, RECONNECT, STRANGER, Browser, Failure, Tab, Visit
 from tests.support.node_process import NodeProcess
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
-USERS: Final = 25  # at any time; every third has two browsers
 RATE: Final = float(os.environ.get("CHAOS_RATE", "4"))  # log-outs per second
+USERS: Final = max(25, int(3 * RATE))  # at any time; every third has two browsers
 RENEWALS: Final = 0.4  # for each log-out
+CLOSES: Final = 0.1  # the same for orders that only close
+WAITS: Final = 0.3  # of the log-outs by name, for what other nodes report
+WAIT: Final = 2.0  # seconds
 SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
 AT_ONCE: Final = 20  # stale cookies
-BRIEF: Final = 2.0  # seconds with Redis in which all others learn of a record
+SHOWN: Final = 40  # of each kind of failure
+LAG: Final = 2.0  # seconds until this process has seen what a client was sent
 
 
 @dataclass
@@ -49,18 +63,22 @@ class Report:
     absent: list[str] = field(default_factory=list)  # or did not come back in the end
     degraded: list[str] = field(default_factory=list)  # nodes without their Redis in the end
     unrecorded: list[str] = field(default_factory=list)  # no record in Redis in the end
-    apart: list[str] = field(default_factory=list)  # the node died before Redis took the order
+    untrue: list[str] = field(default_factory=list)  # a report said more than was done
+    apart: list[str] = field(default_factory=list)  # open, of an order that nobody can know
+    apart_revived: list[str] = field(default_factory=list)  # a stale cookie of such a one
 
     def failures(self) -> dict[str, list[str]]:
         """Return what must not be, by its name."""
-        names = ["survivors", "revived", "wrong", "unasked", "absent", "degraded", "unrecorded"]
+        names = ["survivors", "revived", "wrong", "unasked", "absent", "degraded"]
+        names += ["unrecorded", "untrue"]
         return {name: found for name in names if (found := getattr(self, name))}
 
     def __str__(self) -> str:
         lines = [f"{name:>42}: {figure}" for name, figure in self.figures.items()]
-        for name, found in (self.failures() | {"counted apart": self.apart}).items():
+        apart = {"open, counted apart": self.apart, "revived, counted apart": self.apart_revived}
+        for name, found in (self.failures() | apart).items():
             lines.append(f"{name:>42}: {len(found)}")
-            lines += [f"{'':>42}  {one}" for one in found[:10]]
+            lines += [f"{'':>42}  {one}" for one in found[:SHOWN]]
         return "\n".join(lines)
 
 
@@ -71,6 +89,7 @@ class Chaos:
     Args:
         nodes: Where the sockets are.
         redis: Their Redis; ``None`` if they have none.
+        proxies: The way of each node to it.
         random: What decides who logs out when, where and how.
         prefix: Of the records in Redis.
     """
@@ -79,6 +98,7 @@ class Chaos:
         self,
         nodes: Sequence[NodeProcess],
         redis: RedisServer | None,
+        proxies: Sequence[Proxy],
         random: Random,
         say: Callable[[str], object],
         prefix: str = "aiohttp_session_ws",
@@ -86,15 +106,18 @@ class Chaos:
         self.nodes = nodes
         self.random = random
         self.say = say
-        self.hand = None if redis is None else Hand(redis, nodes, say)
+        self.hand = None if redis is None else Hand(redis, nodes, proxies, say)
         self.recorder = None if redis is None else Recorder(redis, prefix)
         self.users: list[list[Browser]] = []  # the browsers of each
         self.ended: list[Browser] = []
         self.orders: list[Order] = []
         self.visits: list[Visit] = []
+        self.untrue: list[str] = []
+        self.complete = 0  # reports that said so
         self.requests = 0  # log-outs that were asked for again, since a node had died
         self.start = 0.0  # by the event loop's clock, when the faults began
         self.slowest = 0.0  # seconds until a log-out was answered
+        self._forgotten: dict[Order, float] = {}  # since when nobody need know an order
         self._client: ClientSession | None = None
         self._number = 0
 
@@ -112,6 +135,8 @@ class Chaos:
             await asyncio.gather(*[self.arrive() for _ in range(USERS)])
             await self.until(lambda: self._all_open())
             self.start = asyncio.get_running_loop().time()
+            if self.hand is not None:
+                self.hand.begin()
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._log_outs(seconds))
                 if self.hand is not None:
@@ -145,6 +170,15 @@ class Chaos:
                 if self.users and self.random.random() < RENEWALS:
                     browser = self.random.choice(self.random.choice(self.users))
                     requests.create_task(browser.renew(self.random.choice(self.nodes)))
+                if self.users and self.random.random() < CLOSES:
+                    browser = self.random.choice(self.random.choice(self.users))
+                    requests.create_task(self.close(browser))
+
+    async def close(self, browser: Browser) -> None:
+        """Close the sockets of a session that goes on."""
+        browser.renewed = True  # or at least told to come back
+        with contextlib.suppress(*Failure):
+            await browser.get(self.random.choice(self.nodes), f"/close?id={browser.id}")
 
     async def log_out(self, browsers: list[Browser]) -> None:
         """End all sessions of a user, in one of three ways."""
@@ -153,7 +187,8 @@ class Chaos:
             await self.end(way, browsers[0], browsers)
             return
         for browser in browsers:
-            path = f"/end?id={browser.id}" if way == "/end" else way
+            waits = f"&wait={WAIT}" if self.random.random() < WAITS else ""
+            path = f"/end?id={browser.id}{waits}" if way == "/end" else way
             await self.end(path, browser, [browser])
 
     async def end(self, path: str, whose: Browser, all_: list[Browser]) -> None:
@@ -165,7 +200,7 @@ class Chaos:
             node = self.random.choice(self.nodes)
             pid, start = node.pid, loop.time()
             with contextlib.suppress(*Failure):
-                await whose.get(node, path)
+                report, _ = await whose.get(node, path)
                 break
             self.requests += 1
             if path == "/logout-everywhere":
@@ -173,11 +208,28 @@ class Chaos:
                 path = f"/end-identity?user={whose.user}"
             await asyncio.sleep(self.random.uniform(0.05, 0.2))
         self.slowest = max(self.slowest, loop.time() - start)
-        identity = whose.user if "identity" in path or "everywhere" in path else None
-        self.orders.append(Order(path, node, pid, all_, loop.time(), identity))
+        subject = None
+        if "identity" in path or "everywhere" in path:
+            subject = f"identity:{json.dumps(whose.user)}"
+        elif "/end" in path:
+            subject = f"id:{json.dumps(whose.id)}"
+        order = Order(path, node, pid, all_, loop.time(), subject, report)
+        self.orders.append(order)
         for browser in all_:
             browser.ended = True
         self.ended += all_
+        if report is not None and report.get("complete") and "wait" in path:
+            await self._check(order, start)
+
+    async def _check(self, order: Order, asked: float) -> None:
+        """See whether a report is true that says that all sockets are closed."""
+        self.complete += 1
+        tabs = [tab for browser in order.browsers for tab in browser.tabs]
+        open_ = [(tab, tab.socket) for tab in tabs if tab.socket and tab.opened_at < asked]
+        await asyncio.sleep(LAG if open_ else 0.0)
+        left = [str(tab) for tab, socket in open_ if tab.socket == socket]
+        if left:
+            self.untrue.append(f"{self._tell(order)}: {', '.join(left)}")
 
     async def _leave(self) -> None:
         browsers = [*self.ended, *self._living()]
@@ -189,20 +241,22 @@ class Chaos:
     async def _look(self) -> Report:
         """Wait until all is as it should be, or too late; try stale cookies; report."""
         loop = asyncio.get_running_loop()
-        start, report = loop.time(), Report(len(self.orders))
+        start, report = loop.time(), Report(len(self.orders), untrue=self.untrue)
         await self.until(self._connected)
+        self._forget()
         await self.until(self._settled)
         settled = loop.time() - start
-        report.revived = await self._replay()
+        self.say(f"settled after {settled:.2f} s")
+        await self._replay(report)
         for order, places in (await self._survivors()).items():
             found = report.apart if self._excused(order) else report.survivors
             found.append(f"{self._tell(order)}: {', '.join(places)}")
         report.degraded = await self._degraded()
         report.absent = [str(b) for b in self._living() if not b.all_open]
         if self.recorder is not None:
-            for order in self.orders:
-                if not (self._excused(order) or await self.recorder.has(order)):
-                    report.unrecorded.append(self._tell(order))
+            due = [order for order in self.orders if not self._excused(order)]
+            missing = await self.recorder.missing(due)
+            report.unrecorded = [self._tell(order) for order in missing]
         self._judge(report)
         self._count(report, settled)
         return report
@@ -223,17 +277,16 @@ class Chaos:
             "log-outs asked for again": self.requests,
             "sessions renewed": sum(b.renewed for b in [*self.ended, *self._living()]),
             "slowest answer to a log-out (s)": f"{self.slowest:.2f}",
+            "faults": 0 if self.hand is None else sum(self.hand.done.values()),
             **({} if self.hand is None else self.hand.done),
+            "reports that were complete": self.complete,
             "sockets opened": sum(visit.opened for visit in self.visits),
             "closed, by code": dict(sorted(closes.items())),
             "cut, of living sessions on living nodes": len(cut),
             "refused while Redis was away (503)": sum(v.code == 503 for v in self.visits),
             "log-out to last socket closed (s)": f"{self._longest():.2f}",
             "settled after (s)": f"{settled:.2f}",
-            "orders whose node died too early": sum(map(self._excused, self.orders)),
-            "of these gone with Redis' data": sum(
-                self._excused(order) for order in self.orders if order.stored is not None
-            ),
+            "orders that nobody can know any more": sum(map(self._excused, self.orders)),
         }
 
     def _longest(self) -> float:
@@ -249,27 +302,36 @@ class Chaos:
     def _tell(self, order: Order) -> str:
         """Return what is known of an order, with times as the schedule has them."""
         told = f"{order.at - self.start:.2f} s {order}"
-        if self.hand is None or order.pid not in self.hand.deaths:
+        if self.hand is None or self.hand.died(order.pid) == math.inf:
             return told
-        return f"{told}, node died at {self.hand.deaths[order.pid] - self.start:.2f} s"
+        return f"{told}, node died at {self.hand.died(order.pid) - self.start:.2f} s"
+
+    def _forget(self) -> None:
+        """Find out which orders nobody can know any more, and since when."""
+        if self.hand is None or self.recorder is None:
+            return
+        self.hand.timeline.close()
+        for order in self.orders:
+            since = self.hand.timeline.forgotten(order.pid, order.at, order.stored)
+            if self.recorder.evicted(order, self.hand.evicted):
+                since = order.at
+            self._forgotten[order] = since
 
     def _excused(self, order: Order) -> bool:
-        """
-        Whether no living node and no Redis can know of an order.
+        """Whether no living node and no Redis can know of an order; these are counted apart."""
+        return self._forgotten.get(order, math.inf) < math.inf
 
-        Its node was killed, nobody saw it in Redis or it was gone with Redis' data before the
-        others had time to learn of it, and Redis was never there long enough for the node to
-        tell it. These are counted apart.
+    def _excused_stale(self, order: Order, browser: Browser) -> bool:
         """
-        if self.hand is None or order.pid not in self.hand.deaths:
+        Whether an order by id can't reach the cookies of other ids of the same lineage.
+
+        That an id has become another is told by a note, and if all who knew that were gone when
+        the order came, it ends this one id only.
+        """
+        if self.hand is None or not (order.subject or "").startswith("id:"):
             return False
-        died = self.hand.deaths[order.pid]
-        if order.stored is not None:
-            lost = self.hand.lost_data(order.stored)
-            if self.hand.had_time(order.stored, lost, BRIEF):
-                return False
-            died = max(died, lost)
-        return not self.hand.had_time(order.at, died)
+        forgotten = [self.hand.timeline.forgotten(*given) for given in browser.ids.values()]
+        return min(forgotten) < order.at + HAND
 
     def _all_open(self) -> bool:
         return all(browser.all_open for browser in self._living())
@@ -289,26 +351,27 @@ class Chaos:
     async def _survivors(self) -> dict[Order, list[str]]:
         """Return the orders of which a socket is left, and where: seen from both ends."""
         states = [(node, await node.state()) for node in self.nodes]
+        here = [(node, {*state["served"].values(), *state["open"]}) for node, state in states]
         found: dict[Order, list[str]] = {}
         for order in self.orders:
             ids = {id_ for browser in order.browsers for id_ in browser.ids}
             tabs = [tab for browser in order.browsers for tab in browser.tabs]
             places = [f"{tab} has it open" for tab in tabs if tab.socket is not None]
-            for node, state in states:
-                here = ids & {*state["served"].values(), *state["open"]}
-                places += [f"{node.name} lists {id_[:8]}" for id_ in here]
+            for node, listed in here:
+                places += [f"{node.name} lists {id_[:8]}" for id_ in ids & listed]
             if places:
                 found[order] = places
         return found
 
-    async def _replay(self) -> list[str]:
-        """Try the cookie of every ended session on every node; return where it was good."""
+    async def _replay(self, report: Report) -> None:
+        """Try the cookies of every ended session on every node; report where one was good."""
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def attempt(of: Browser, cookie: str, node: NodeProcess) -> list[str]:
+        async def attempt(order: Order, of: Browser, cookie: str, node: NodeProcess) -> None:
             browser = Browser(of.client, of.user)
             browser.cookie, browser.id, browser.ids = cookie, of.id, of.ids
             browser.ending = True
+            stale = cookie != of.cookie
             async with places:
                 # The socket first: its handshake may not be let in on a guess, as a page may
                 # be whose node did not hear from Redis in time.
@@ -317,17 +380,21 @@ class Chaos:
                 await tab.task
                 told, _ = await browser.get(node, "/whoami")
                 good = [f"{tab}: a socket" for visit in seen if visit.opened]
-                return good + ([f"{tab}: a page"] if told and told["user"] else [])
+                good += [f"{tab}: a page"] if told and told["user"] else []
+                if good:
+                    excused = self._excused(order) or (stale and self._excused_stale(order, of))
+                    found = report.apart_revived if excused else report.revived
+                    how = " by a stale cookie" if stale else ""
+                    found.append(f"{self._tell(order)}: {', '.join(good)}{how}")
 
-        orders = [order for order in self.orders if not self._excused(order)]
-        browsers = [browser for order in orders for browser in order.browsers]
         attempts = [
-            attempt(browser, cookie, node)
-            for browser in browsers
+            attempt(order, browser, cookie, node)
+            for order in self.orders
+            for browser in order.browsers
             for cookie in (browser.cookie, *browser.stale)
             for node in self.nodes
         ]
-        return [place for found in await asyncio.gather(*attempts) for place in found]
+        await asyncio.gather(*attempts)
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
         """Wait until something holds, or for as long as things may take to settle."""
@@ -342,13 +409,24 @@ class Chaos:
 
 @contextlib.asynccontextmanager
 async def running(
-    redis: RedisServer | None, options: Iterable[Sequence[str]]
-) -> AsyncIterator[list[NodeProcess]]:
-    """Run a node for each set of options."""
-    url: Any = None if redis is None else redis.url
+    redis: RedisServer | None, options: Iterable[Sequence[str]], clocks: Sequence[float] = ()
+) -> AsyncIterator[tuple[list[NodeProcess], list[Proxy]]]:
+    """
+    Run a node for each set of options.
+
+    Args:
+        redis: Their Redis, to which each has its own way.
+        options: More of their command lines.
+        clocks: By how many seconds their wall clocks are wrong.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        nodes = []
-        for name, more in zip("abcdefgh", options, strict=False):
-            node = NodeProcess(name, *more, redis=url, connected=False)
+        nodes, proxies = [], []
+        for name, more, clock in zip("abcdefgh", options, [*clocks, *[0.0] * 8], strict=False):
+            url: Any = None
+            if redis is not None:
+                proxy = await stack.enter_async_context(Proxy(redis.port))
+                proxies.append(proxy)
+                url = proxy.url()
+            node = NodeProcess(name, *more, redis=url, connected=False, clock=clock)
             nodes.append(await stack.enter_async_context(node))
-        yield nodes
+        yield nodes, proxies

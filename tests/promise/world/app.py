@@ -172,8 +172,8 @@ class App:
         response = web.StreamResponse()
         async with session_stream(request, response):
             session = await aiohttp_session.get_session(request)
-            self.oracle.open(ex, session)
             await response.prepare(request)
+            self.oracle.open(ex, session)
             await response.write(json.dumps({"tok": session.get("tok")}).encode() + b"\n")
             await asyncio.get_running_loop().create_future()
         return response

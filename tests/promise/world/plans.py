@@ -94,7 +94,7 @@ def make_step(rng: random.Random, config: Config) -> Step:
     if config.identify:
         orders += ["end_identity", "end_identity", "close_all_identity"]
     if config.labels:
-        orders += ["end_label", "end_label", "close_all_label"]
+        orders += [*["end_label"] * 4, "close_all_label"]
     return Order(
         rng.choice(orders),
         rng.randrange(100),

@@ -190,12 +190,11 @@ class Client:
         if found := re.search(r"(?im)^content-length: (\d+)", text):
             self._length = int(found[1])
         self._chunked = "transfer-encoding: chunked" in text.lower()
-        self.answered = self.status == 101
+        self.answered = self.status == (200 if self._streams else 101)
 
     def _read_event(self) -> None:
         if self.hello is None and (found := re.search(rb"\{.*\}", self._buffer)):
             self.hello = json.loads(found[0])
-            self.answered = True
 
     def _read_frames(self) -> None:
         while len(self._buffer) >= 2 and self.closed is None:

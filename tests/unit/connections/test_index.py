@@ -9,13 +9,26 @@ from collections.abc import Hashable
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aiohttp_session_ws.connections.connection import TrackedConnection
+from aiohttp_session_ws.close_codes import Close
+from aiohttp_session_ws.connections.connection import TrackedConnection, registered_object
 from aiohttp_session_ws.connections.index import Index
 
 
 def connection(session_ws_id: Hashable) -> TrackedConnection:
     """Return a connection of a socket of its own."""
     return TrackedConnection(session_ws_id, object())
+
+
+def made(key: Hashable, thing: object, at: float) -> TrackedConnection:
+    """Return the connection of an object that was registered by hand."""
+    return registered_object(key, thing, Closed(), at)
+
+
+class Closed:
+    """What would close such objects."""
+
+    async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
+        """Close nothing."""
 
 
 class Model(RuleBasedStateMachine):
@@ -27,7 +40,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = Index()
+        self.index = Index(made)
         self.there: list[tuple[Hashable, TrackedConnection]] = []
 
     @rule(key=keys)
@@ -47,6 +60,35 @@ class Model(RuleBasedStateMachine):
         assert self.index.add_new(key, new)
         assert not self.index.add_new(key, again)
         self.there.append((key, new))
+
+    @rule(key=keys)
+    def add_object(self, key: Hashable) -> None:
+        """File an object, twice."""
+        thing = object()
+        self.index.add_object(key, thing)
+        self.index.add_object(key, thing)
+        (one,) = [c for c in self.index.of(key) if c.ws is thing]
+        self.there.append((key, one))
+
+    @rule(key=keys)
+    def unseen_object(self, key: Hashable) -> None:
+        """Take out an object that nobody has looked at, or that stands beside others."""
+        thing, alone = object(), key not in self.index
+        self.index.add_object(key, thing)
+        unseen = self.index.served()
+
+        assert self.index.discard_object(key, thing) is alone
+        assert all(one.ws is not thing for one in unseen) is alone
+        assert not self.index.discard_object(key, thing)
+        self.index.discard(key, thing)
+
+    @rule(key=keys)
+    def discarded_object(self, key: Hashable) -> None:
+        """An object goes as others do."""
+        thing = object()
+        self.index.add_object(key, thing)
+        self.index.discard(key, object())
+        self.index.discard(key, thing)
 
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
@@ -69,6 +111,7 @@ class Model(RuleBasedStateMachine):
         assert len(self.index) == len(keys)
         assert self.index.size == len(self.there)
         assert set(self.index) == {one for _, one in self.there}
+        assert set(self.index.served()) == set(self.index)
         for key in ["a", "b", 1, (1,)]:
             assert (key in self.index) is (key in keys)
             assert self.index.of(key) == [one for there, one in self.there if there == key]

@@ -12,11 +12,14 @@ import pytest
 from aiohttp_session_ws._lineage import Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT, Close
 from aiohttp_session_ws.redis.decoding import (
+    HeardOrder,
     read_message,
     read_numbers,
     read_order,
     read_record,
 )
+from aiohttp_session_ws.redis.encoder import Encoder, Message
+from aiohttp_session_ws.redis.entries import Entry, Single
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
     Record,
@@ -25,6 +28,14 @@ from aiohttp_session_ws.redis.messages import (
     envelope,
     keys_of_lookup,
     order_text,
+)
+from aiohttp_session_ws.redis.rows import (
+    Shape,
+    cell_text,
+    is_row,
+    read_orders,
+    read_row,
+    row_text,
 )
 from aiohttp_session_ws.registry.cluster import Refresh
 from aiohttp_session_ws.sessions.records import (
@@ -141,6 +152,78 @@ class TestOrders:
         assert read_numbers(b"0:0\n" + body) == (0, 0, body)
         assert read_message(body) == ("a/1", orders)
 
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_row(self, ends: bool) -> None:
+        """Orders that were given in a row are read as they were given, at once or one by one."""
+        shape = Shape(ends, "id", Close(4000, 'moved, "house"\t'), 60.5 if ends else 0.0)
+        times = [1763740000.1234567 + n for n in range(len(VALUES))]
+        cells = [cell_text(at, value) for at, value in zip(times, VALUES, strict=True)]
+        line = row_text(shape, 0 if ends else 7, cells)
+        assert is_row(line)
+        assert read_row(line) == (shape, 0 if ends else 7, times, VALUES)
+        orders = read_orders(line, "a/1")
+        assert orders is not None
+        for number, order in enumerate(orders):
+            subject = Subject("id", VALUES[number])
+            if ends:
+                end = SubjectEnded(subject, times[number], 60.5)
+                assert order == HeardOrder((end,), (), shape.close)
+            else:
+                close = CloseSession(subject, f"a/1/{7 + number}", times[number], shape.close)
+                assert order == HeardOrder((), (close,))
+
+    def test_message_of_rows(self) -> None:
+        """Orders keep their order in a message, and the script is told where the rows are."""
+        message = Message("a/1")
+        closes = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
+        ends = Shape(ends=True, kind="label", close=RECONNECT, ttl=9.0)
+        for number in (1, 2, 4):
+            message.add(Single(closes, 1.5, f"x{number}", number))
+        message.add_line("[[],[]]")
+        message.add(Single(ends, 1.5, ("sid", "y")))
+        body, places = message.finish()
+        _, lines = read_message(body) or ("", [])
+        assert [len(read_orders(line, "a/1") or ()) for line in lines] == [2, 1, 1, 1]
+        rows = [body[first - 1 : last].decode() for first, last in places]
+        assert rows == [line for line in lines if is_row(line)]
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_alone(self, ends: bool) -> None:
+        """An order that goes alone is written as if another came with it."""
+        encoder = Encoder("p", "a/1", lambda record: record)
+        shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
+        entry = Single(shape, 1.5, "x", 0 if ends else 7)
+        alone = encoder.arguments([entry], "orders")
+        message = Message("a/1")
+        message.add(entry)
+        body, (place,) = message.finish()
+        assert alone == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
+        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == alone
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "",
+            "ends",
+            'ends\tid\t4401\t""\t9001\t9.0',
+            'ends\tid\t4401\t""\t9001\t9.0\t1.5',
+            'ends\tid\t4401\t""\t9001\t9.0\tnan\t"x"',
+            'ends\tid\t4401\t""\t9001\t9.0\tsoon\t"x"',
+            'ends\tid\t4401\t""\t9001\t0\t1.5\t"x"',
+            'ends\tid\t4401\t""\t9001\t9.0\t1.5\tnull',
+            'ends\tid\t4401\t""\t9001\t9.0\t1.5\t"x","y"',
+            'ends\tid\t4401\t""\t9001\t9.0\t1.5\t{}',
+            'ends\tus\t4401\t""\t9001\t9.0\t1.5\t"x"',
+            'pings\tid\t4401\t""\t9001\t9.0\t1.5\t"x"',
+            'closes\tid\tx\t""\t9001\t1\t1.5\t"x"',
+            'closes\tid\t4403\t""\t9001\t-1\t1.5\t"x"',
+        ],
+    )
+    def test_unreadable_row(self, line: str) -> None:
+        """A row of another version, or of nonsense, is no row."""
+        assert read_row(line) is None
+        assert read_orders(line, "a/1") is None
+
     @pytest.mark.parametrize("data", [b"", b"x", b"1:\n", b":1\n", b"-1:1\n", b"1\n", b"1:1"])
     def test_no_numbers(self, data: bytes) -> None:
         """What doesn't begin with numbers isn't ours."""
@@ -149,11 +232,14 @@ class TestOrders:
     def test_garbage(self) -> None:
         """Whatever bytes come, reading raises nothing."""
         rng = random.Random(1)
-        text = envelope("x", [order_text([encode(r).text for r in RECORDS[:3]])]).encode()
+        shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
+        row = row_text(shape, 3, [cell_text(1.5, value) for value in VALUES])
+        order = order_text([encode(r).text for r in RECORDS[:3]])
+        text = envelope("x", [order, row]).encode()
         for _ in range(2000):
             broken = bytearray(text)
             for _ in range(rng.randrange(1, 6)):
                 broken[rng.randrange(len(broken))] = rng.randrange(256)
             message = read_message(bytes(broken))
-            for order in message[1] if message else ():
-                _ = read_order(order)
+            for line in message[1] if message else ():
+                _ = read_orders(line, "x")

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis.entries import Encoder, Entry, body_of
+from aiohttp_session_ws.redis.encoder import Encoder, body_of
+from aiohttp_session_ws.redis.entries import Entry
 from aiohttp_session_ws.redis.io import outbox as module
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.sessions.records import LineageEnded
+from tests.support import until
 
 
 class Line:
@@ -111,9 +113,7 @@ class TestOutbox:
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         entries = box.put("x", "y")
-        async with asyncio.timeout(20):
-            while len(box.line.batches) < 8:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(box.line.batches) >= 8)
         assert len(box.outbox) == 2
         assert all(entry.published and not entry.stored for entry in entries)
         told = [body for body in box.line.bodies if body]
@@ -122,15 +122,50 @@ class TestOutbox:
         assert await box.outbox.drain(20) == []
         assert all(entry.stored for entry in entries)
 
+    @pytest.mark.parametrize(
+        "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
+    )
+    async def test_busy(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a busy Redis did not take comes again together, and not one by one."""
+        box = Box(lambda keys: error, monkeypatch)
+        box.connect()
+        entries = [box.put(f"n{n}")[0] for n in range(100)]
+        await until(lambda: len(box.line.batches) > 8)
+        assert not any(entry.alone or entry.published for entry in entries)
+        tried = len(box.line.batches)
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+        assert all(entry.stored for entry in entries)
+        assert len(box.line.batches) <= tried + 3
+
+    async def test_one_after_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was set aside alone comes again at once when the trouble is over."""
+        monkeypatch.setattr(module, "LONGEST", 3600.0)
+        box = Box(lambda keys: ResponseError("ERR whatever"), monkeypatch)
+        box.connect()
+        entries = [box.put(f"n{n}")[0] for n in range(100)]
+        await until(lambda: all(entry.alone for entry in entries))
+        box.line.answer = lambda keys: []
+        assert await box.outbox.drain(20) == []
+
+    async def test_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What can't be written keeps nobody from writing back what was lost."""
+        poison = '"n3"'
+        box = Box(lambda keys: None if poison in keys else [], monkeypatch)
+        box.connect()
+        box.put(*[f"n{n}" for n in range(10)])
+        async with asyncio.timeout(20):
+            await box.outbox.wait_idle()
+        assert len(box.outbox) == 1
+        box.outbox.stop()
+
     async def test_in_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Redis 6.2 puts the word of a refusal behind the place in the script."""
         error = ResponseError("Error running script (call to f_1): @user_script:9: -MISCONF Disk")
         box = Box(lambda keys: error, monkeypatch)
         box.connect()
         box.put("x")
-        async with asyncio.timeout(20):
-            while box.outbox.refused != "MISCONF":
-                await asyncio.sleep(0.01)
+        await until(lambda: box.outbox.refused == "MISCONF")
         box.outbox.stop()
 
     async def test_broken(self, monkeypatch: pytest.MonkeyPatch) -> None:

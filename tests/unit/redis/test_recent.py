@@ -96,7 +96,27 @@ class TestSeenOrders:
         assert not seen.add(number)
         assert seen.add("b/1/1")
         assert not seen.add("b/1/1")
-        assert seen.first_seen("c/1/1") is None
+        assert seen.has("b/1/1")
+        assert not seen.has("c/1/1")
+        assert not seen.has("b/1/2")
+
+    def test_row(self) -> None:
+        """Of a row it is told which had come before, over the bounds of blocks too."""
+        seen = SeenOrders("a/1")
+        assert seen.add_row("b", 10, 3000) == set()
+        assert seen.add_row("b", 0, 12) == {10, 11}
+        assert seen.add_row("b", 3000, 100) == set(range(3000, 3010))
+        assert seen.has("b/3099")
+        assert not seen.has("b/3100")
+        assert not seen.add("b/2000")
+
+    @pytest.mark.parametrize("number", ["", "x", "a/x", "a/-1", "a/\u0663", "a/" + "9" * 30])
+    def test_foreign(self, number: str) -> None:
+        """A number of another version is known by its text."""
+        seen = SeenOrders("a/1")
+        assert seen.add(number)
+        assert seen.has(number)
+        assert not seen.add(number)
 
     def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The oldest are forgotten when they are too many or too old."""
@@ -104,8 +124,8 @@ class TestSeenOrders:
         now = [0.0]
         seen = SeenOrders("a", lambda: now[0])
         for n in range(5):
-            seen.add(str(n))
-        assert [n for n in range(5) if seen.first_seen(str(n)) is not None] == [2, 3, 4]
+            seen.add(f"{n}/1")
+        assert [n for n in range(5) if seen.has(f"{n}/1")] == [2, 3, 4]
         now[0] = recent.KEPT + 1
-        seen.add("new")
-        assert seen.first_seen("4") is None
+        seen.add("new/1")
+        assert not seen.has("4/1")

@@ -52,6 +52,17 @@ def test_the_last_order_counts() -> None:
     assert orders.missed(session("a"), 105.0, 111.0)
 
 
+def test_many() -> None:
+    """Of many that are noted at once each counts from its own time."""
+    orders = CloseOrders()
+    orders.add_many("identity", ["a", "b"], [100.0, 110.0])
+
+    assert orders.missed(Subject("identity", "a"), 100.0, 111.0)
+    assert not orders.missed(Subject("identity", "a"), 105.0, 111.0)
+    assert orders.missed(Subject("identity", "b"), 105.0, 111.0)
+    assert not orders.missed(session("b"), 105.0, 111.0)
+
+
 def test_all() -> None:
     """An order to all concerns ids that nobody has heard of; the later of both counts."""
     orders = CloseOrders()

@@ -30,10 +30,10 @@ from aiohttp_session_ws.sessions.records import (
     LineageRenewed,
     SubjectEnded,
 )
+from tests.support import PATIENCE, until
 
 ROOT = Path(__file__).parents[3]
 DAY = 86_400.0
-PATIENCE = 20.0  # seconds
 
 #: What processes have in common.
 CHILD = """
@@ -127,13 +127,6 @@ async def read(path: Path) -> set[Change]:
     """Return what a journal holds."""
     async with running(path) as (_, changes):
         return set(changes)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(PATIENCE):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

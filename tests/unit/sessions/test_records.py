@@ -4,6 +4,7 @@ The records of what has ended or was renewed: merged in any order, kept for thei
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from aiohttp_session_ws._lineage import Subject
+from aiohttp_session_ws._lineage import Kind, Subject
 from aiohttp_session_ws.sessions.records import (
     MINOR_TTL,
     Cause,
@@ -64,6 +65,7 @@ def merged(changes: Sequence[Change]) -> set[Change]:
     return set(records)
 
 
+SUBJECT_KINDS: tuple[Kind, ...] = ("id", "identity", "label")
 tokens = st.sampled_from("abc")
 times = st.sampled_from([1.0, 2.0, 3.0])
 ends = st.builds(LineageEnded, tokens, times, st.booleans(), st.just(TTL), st.booleans())
@@ -72,7 +74,7 @@ renewals = st.builds(
     LineageRenewed, tokens, st.integers(1, 3), st.integers(0, 2), times, causes, st.booleans(),
     st.just(TTL),
 )  # fmt: skip
-subjects = st.builds(Subject, st.sampled_from(["id", "identity", "label"]), st.sampled_from("xyz"))
+subjects = st.builds(Subject, st.sampled_from(SUBJECT_KINDS), st.sampled_from("xyz"))
 subject_ends = st.builds(SubjectEnded, subjects, times, st.just(TTL))
 # One lineage for each id: of several the first that began counts, which has a test of its own.
 TOKENS = {"x": "a", "y": "b", "z": "c"}
@@ -83,7 +85,7 @@ changes = st.lists(st.one_of(ends, renewals, subject_ends, notes), max_size=12)
 
 
 class TestMerge:
-    @settings(max_examples=400)
+    @settings(max_examples=400, deadline=None)
     @given(changes.flatmap(lambda some: st.tuples(st.just(some), st.permutations(some))))
     def test_order(self, orders: tuple[list[Change], list[Change]]) -> None:
         """In whichever order changes come, they come to the same."""
@@ -107,6 +109,41 @@ class TestMerge:
     def test_records_are_changes(self, one: list[Change], other: list[Change]) -> None:
         """Two nodes that exchange what they keep know the same."""
         assert merged([*merged(one), *merged(other)]) == merged([*one, *other])
+
+    @settings(deadline=None)
+    @given(
+        changes, st.sampled_from(SUBJECT_KINDS), st.lists(st.tuples(st.sampled_from("xyz"), times))
+    )
+    def test_many_at_once(
+        self, before: list[Change], kind: Kind, ends: list[tuple[str, float]]
+    ) -> None:
+        """Ends of many subjects come to the same, at once or one by one."""
+        one, other = Records(clock=Seconds()), Records(clock=Seconds())
+        for change in before:
+            one.merge(change)
+            other.merge(change)
+        for value, time in ends:
+            one.merge(SubjectEnded(Subject(kind, value), time, TTL))
+        other.end_subjects(kind, [value for value, _ in ends], [time for _, time in ends], TTL)
+
+        assert set(one) == set(other)
+        assert one.latest_owner_end == other.latest_owner_end
+
+    def test_the_collector_looks_away(self) -> None:
+        """The garbage collector has nothing to look at in records, however many there are."""
+        records, number = Records(), 2000
+        gc.collect()
+        before = len(gc.get_objects())
+        for n in range(number):
+            records.merge(ended(f"ended {n}", 10.0 + n, minor=n % 2 > 0))
+            records.merge(renewed(n, token=f"renewed {n}", at=10.0 + n))
+            records.merge(IdNote(f"noted {n}", f"lineage {n}", 10.0 + n, TTL))
+            records.merge(end_of(f"id {n}", 10.0 + n))
+        records.end_subjects("id", [f"x {n}" for n in range(number)], [1.5] * number, TTL)
+        gc.collect()
+
+        assert len(records) == 5 * number
+        assert len(gc.get_objects()) < before + number / 10
 
     def test_ended_beats_all(self, records: Records) -> None:
         """A lineage that has ended can't be renewed any more."""

@@ -1,0 +1,203 @@
+"""
+What Redis' script gets of what waits in the outbox. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from json.encoder import encode_basestring_ascii as quote
+
+from .._lineage import Lineage, Subject
+from .clock import PENDING
+from .entries import AnyEntry, Argument, Entry, Single
+from .messages import Record, Stored, encode, envelope, head_of, keys_of_lookup, order_text
+from .rows import Shape, cell_text, row_text
+
+__all__: list[str] = []
+
+
+class Encoder:
+    """
+    Makes of entries what the script gets.
+
+    Args:
+        prefix: What all keys begin with, in braces.
+        sender: The name of this node.
+        resolve: Gives a record its time, which it may have been made without; ``None`` while
+            the time isn't known.
+    """
+
+    def __init__(
+        self, prefix: str, sender: str, resolve: Callable[[Record], Record | None]
+    ) -> None:
+        self._tag = f"{{{prefix}}}:"
+        self._sender = sender
+        self._numbers_of = quote(sender)[:-1]  # what the numbers of close orders begin with
+        self._resolve = resolve
+
+    def arguments(self, entries: Sequence[AnyEntry], channel: str) -> list[Argument] | None:
+        """
+        Return what the script gets that writes; ``None`` if a record's time isn't known.
+
+        Args:
+            entries: What it writes.
+            channel: Where it publishes that.
+        """
+        if len(entries) == 1 and type(entries[0]) is Single and entries[0].at < PENDING:
+            return self._arguments_of_one(entries[0], channel)
+        message = Message(self._sender)
+        quiet: list[Stored] = []
+        told: list[Stored] = []
+        news = True
+        for entry in entries:
+            if type(entry) is Single and entry.at < PENDING:
+                message.add(entry)
+                news = news and not entry.published
+                continue
+            full = entry.spelled_out(self._sender)
+            changes, closes = self._encoded(full.changes), self._encoded(full.closes)
+            if changes is None or closes is None:
+                return None
+            if full.quiet:
+                quiet += changes
+                quiet += closes
+                continue
+            told += changes
+            told += closes
+            news = news and not entry.published
+            message.add_line(_order_of(full, changes, closes))
+        body, rows = message.finish()
+        records = [*quiet, *told]
+        args: list[Argument] = [1 + len(records), self._tag]
+        args += [self._tag + stored.key for stored in records]
+        # What was published without a number isn't published so again.
+        args += [channel, body, "1" if news and body else "", len(quiet)]
+        args += [self._numbers_of, len(rows), *[place for row in rows for place in row]]
+        for stored in records:
+            args += [stored.ttl, stored.text]
+        return args
+
+    def _arguments_of_one(self, entry: Single, channel: str) -> list[Argument]:
+        """
+        Return the same for an order that goes alone, as most do, by fewer steps.
+        """
+        head = head_of(self._sender)
+        row = row_text(entry.shape, entry.number, (cell_text(entry.at, entry.value),))
+        body = f"{head}\n{row}".encode()
+        news, begin = "" if entry.published else "1", len(head) + 2
+        return [1, self._tag, channel, body, news, 0, self._numbers_of, 1, begin, len(body)]
+
+    def to_judge(
+        self,
+        entry: Entry,
+        channel: str,
+        lineage: Lineage,
+        subjects: Sequence[Subject],
+        since: float,
+        grace: float,
+    ) -> list[Argument]:
+        """
+        Return what the script gets that judges a session before it writes.
+
+        Args:
+            entry: What it writes.
+            channel: Where it publishes that.
+            lineage: Of the session that has to be alive.
+            subjects: Its id, identity and labels.
+            since: Up to when an end of the identity or a label would concern it.
+            grace: Seconds in which an older generation is replaced though none has come with
+                the newer one.
+        """
+        count, *args = self.arguments([entry], channel) or [0]
+        keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
+        keys = [key for key in keys if not key.startswith(self._tag + "of:")]
+        args[int(count) : int(count)] = keys
+        args += [repr(lineage.generation), repr(lineage.began), repr(grace), repr(since)]
+        return [int(count) + len(keys), *args, len(keys)]
+
+    def _encoded(self, records: Sequence[Record]) -> list[Stored] | None:
+        found = []
+        for record in records:
+            resolved = self._resolve(record)
+            if resolved is None:
+                return None
+            found.append(encode(resolved))
+        return found
+
+
+def _order_of(entry: Entry, changes: Sequence[Stored], closes: Sequence[Stored]) -> str:
+    return order_text(
+        [stored.text for stored in changes],
+        [stored.text for stored in closes],
+        entry.close,
+        entry.by,
+        entry.question,
+        entry.refresh,
+        held=entry.held,
+    )
+
+
+class Message:
+    """
+    The lines of a message, in the order in which they are given.
+
+    Args:
+        sender: Who sends it.
+    """
+
+    def __init__(self, sender: str) -> None:
+        self._sender = sender
+        self._lines: list[str] = []
+        self._rows: list[int] = []  # which lines hold rows
+        self._shape: Shape | None = None  # of the row that goes on
+        self._next = 0  # its next number
+        self._first = 0
+        self._cells: list[str] = []
+
+    def add(self, entry: Single) -> None:
+        """
+        Add an order to the row that goes on, or begin another.
+        """
+        shape, number = entry.shape, entry.number
+        if shape is not self._shape or number != self._next:
+            self._end_row()
+            self._shape, self._first = shape, number
+        self._next = number + 1 if number else 0
+        self._cells.append(cell_text(entry.at, entry.value))
+
+    def add_line(self, line: str) -> None:
+        """
+        Add an order that has a line of its own.
+        """
+        self._end_row()
+        self._lines.append(line)
+
+    def _end_row(self) -> None:
+        if self._shape is not None:
+            self._rows.append(len(self._lines))
+            self._lines.append(row_text(self._shape, self._first, self._cells))
+            self._shape, self._cells = None, []
+
+    def finish(self) -> tuple[bytes, list[tuple[int, int]]]:
+        """
+        Return the message, empty if it has no orders, and where in it the first and the last
+        byte of each row are, counted from 1.
+        """
+        self._end_row()
+        if not self._lines:
+            return b"", []
+        text = envelope(self._sender, self._lines)
+        rows, end, done = [], text.index("\n"), 0
+        for number in self._rows:
+            end += sum([len(line) + 1 for line in self._lines[done:number]])
+            start, end, done = end + 2, end + 1 + len(self._lines[number]), number + 1
+            rows.append((start, end))
+        return text.encode(), rows
+
+
+def body_of(arguments: Sequence[Argument]) -> bytes:
+    """
+    Return the message that the script gets among its arguments, empty if there is none.
+    """
+    body = arguments[int(arguments[0]) + 2]
+    return body if isinstance(body, bytes) else b""

@@ -1,0 +1,210 @@
+"""
+The transport of a connection that redis-py has made, without redis-py in between.
+
+redis-py knows how to connect: TLS, passwords, Sentinels, clusters. Its way of a message from the
+socket to its reader (a stream, a task, a timer and five coroutines for each) is most of what an
+order would take from node to node, and takes some care to use: where the system finds a connection
+dead, redis-py takes that for silence. So what it has connected goes on here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, cast
+
+import hiredis
+from redis.asyncio import Connection, RedisCluster
+from redis.asyncio.connection import DefaultParser
+from redis.asyncio.sentinel import SentinelManagedConnection
+from redis.exceptions import ConnectionError as RedisConnectionError, ReadOnlyError, RedisError
+
+from ..entries import Argument
+from .connect import Client
+
+__all__: list[str] = []
+
+#: What is called with each reply; if it returns an awaitable, the next one comes after that.
+Take: TypeAlias = Callable[[Any], Awaitable[None] | None]
+
+TURN: Final = 0.001  # seconds of replies before others have their turn
+NOTHING: Final = object()  # there is no complete reply yet
+
+
+async def connect(client: Client, prefix: str) -> Connection:
+    """
+    Make a connection of *client*: to the node that has our keys if it is one of a cluster.
+
+    Args:
+        client: Who makes it.
+        prefix: What all keys begin with.
+    """
+    if isinstance(client, RedisCluster):
+        _ = await client.initialize()
+        node = client.get_node_from_key(f"{{{prefix}}}")
+        if node is None:
+            raise RedisConnectionError("the cluster has no node for our slot")
+        connection: Connection = node.connection_class(**node.connection_kwargs)
+    else:
+        pool = client.connection_pool
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]  # theirs
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]  # theirs
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
+def transport_of(connection: Connection) -> asyncio.Transport:
+    """
+    Return the transport of a connection: the one private name of redis-py that is used.
+    """
+    writer = connection._writer
+    if writer is None:
+        raise RedisConnectionError("the connection broke before it was used")
+    return cast(asyncio.Transport, writer.transport)
+
+
+class Wire(asyncio.Protocol):
+    """
+    Writes commands and reads replies, in the turn in which they are given or come.
+
+    Args:
+        connection: One that is connected, and of which nobody reads.
+        take: Called with each reply; an error of Redis is one.
+
+    Attributes:
+        ended: Done when it has broken; the exception tells why.
+        heard_at: When something came, by the event loop's clock.
+        paused: Whether replies wait for others to have their turn.
+    """
+
+    def __init__(self, connection: Connection, take: Take) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.heard_at = loop.time()
+        self.paused = False
+        self._connection = connection
+        self._take = take
+        self._loop = loop
+        self._task: asyncio.Future[None] | None = None
+        self._reader = hiredis.Reader(
+            protocolError=RedisConnectionError, replyError=_error, notEnoughData=NOTHING
+        )
+        self._transport = transport = transport_of(connection)
+        self._inner = transport.get_protocol()
+        transport.set_protocol(self)
+
+    @property
+    def is_open(self) -> bool:
+        """
+        Whether commands can be sent.
+        """
+        return not (self.ended.done() or self._transport.is_closing())
+
+    def send(self, *args: Argument) -> None:
+        """
+        Send a command; if the wire is broken nothing comes of it.
+        """
+        if self.is_open:
+            self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # of any length
+
+    def data_received(self, data: bytes) -> None:
+        """
+        Hand out the replies that are complete.
+        """
+        self.heard_at = self._loop.time()
+        self._reader.feed(data)
+        if not self.paused:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        gets, take = self._reader.gets, self._take
+        turn = time.monotonic() + TURN
+        try:
+            while (reply := gets()) is not NOTHING:
+                if isinstance(reply, Exception) and self._is_trouble(reply):
+                    self.end(reply)
+                    return
+                waiting = take(reply)
+                if waiting is not None:
+                    self._pause()
+                    self._task = asyncio.ensure_future(waiting)
+                    self._task.add_done_callback(self._go_on)
+                    return
+                if time.monotonic() > turn:
+                    self._pause()
+                    _ = self._loop.call_soon(self._go_on)
+                    return
+        except Exception as exc:  # noqa: BLE001  what can't be read ends it, and is told
+            self.end(exc)
+
+    def _is_trouble(self, error: Exception) -> bool:
+        if isinstance(error, ReadOnlyError):
+            # There is another primary by now, and the Sentinels know it.
+            return isinstance(self._connection, SentinelManagedConnection)
+        return isinstance(error, RedisConnectionError) or not isinstance(error, RedisError)
+
+    def _pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            if not self._transport.is_closing():
+                self._transport.pause_reading()
+
+    def _go_on(self, task: asyncio.Future[None] | None = None) -> None:
+        self._task = None
+        if task is not None and not task.cancelled():
+            _ = task.exception()  # whoever takes replies sees to it
+        if self.ended.done():
+            return
+        self.paused = False
+        self._hand_out()
+        if not self.paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def end(self, why: Exception) -> None:
+        """
+        Break it off.
+        """
+        if not self.ended.done():
+            self.ended.set_exception(why)
+            _ = self.ended.exception()  # nobody need wait for it
+        if self._task is not None:
+            _ = self._task.cancel()
+        self._transport.abort()
+
+    async def close(self) -> None:
+        """
+        Let go of it, and of redis-py's connection.
+        """
+        self.end(RedisConnectionError("it was closed"))
+        await self._connection.disconnect(nowait=True)
+
+    def pause_writing(self) -> None:
+        """
+        Tell redis-py, which may wait to close.
+        """
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """
+        Tell redis-py, which may wait to close.
+        """
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """
+        Tell redis-py, and whoever waits.
+        """
+        self._inner.connection_lost(exc)
+        self.end(exc or RedisConnectionError("Redis closed the connection"))
+
+
+def _error(text: str) -> Exception:
+    """
+    Return the exception that redis-py has for an error of Redis.
+    """
+    error: Exception = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]  # theirs
+    return error

@@ -1,0 +1,165 @@
+"""
+Rows of orders: most are about one subject and say nothing else. No I/O.
+
+A row is a line of a message that begins with its kind and has tabs between its fields: what all of
+its orders share, then the time and the subject of each. Redis' script makes the records of it, so
+that nothing is sent twice, and a node that holds nothing of it reads it by a few calls, without an
+object for each order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quote
+from typing import Final, NamedTuple
+
+from .._lineage import Kind, Subject
+from ..close_codes import Close
+from ..sessions.records import SubjectEnded
+from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of, value_of
+from .messages import CLOSE_TTL, CloseSession, as_json, milliseconds
+
+__all__: list[str] = []
+
+_KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "label"}
+
+
+class Shape(NamedTuple):
+    """
+    What orders of one subject each have in common if they can be a row.
+
+    Attributes:
+        ends: Whether the subjects end; else their sockets are to reconnect.
+        kind: Ids, identities or labels.
+        close: With what sockets are closed.
+        ttl: Seconds to keep the ends after they were last met; 0 if they are none.
+    """
+
+    ends: bool
+    kind: Kind
+    close: Close
+    ttl: float
+
+
+class Row(NamedTuple):
+    """
+    Orders of one shape that were given one after another.
+
+    Attributes:
+        shape: What they have in common.
+        first: The number of the first one of its node's close orders; 0 if they are ends.
+        times: When each was given, by the one clock.
+        values: Which ids, identities or labels.
+    """
+
+    shape: Shape
+    first: int
+    times: Sequence[float]
+    values: Sequence[Hashable]
+
+
+def row_text(shape: Shape, first: int, cells: Iterable[str]) -> str:
+    """
+    Return a row of orders as a line of a message.
+
+    Args:
+        shape: What they have in common.
+        first: The number of the first, if they are close orders.
+        cells: Of each what :func:`cell_text` returns.
+    """
+    head = _head_text(shape)
+    return "\t".join((head if shape.ends else f"{head}{first}", *cells))
+
+
+@lru_cache(16)  # most are one of a few
+def _head_text(shape: Shape) -> str:
+    ends, kind, close, ttl = shape
+    how = f"{close.code}\t{quote(close.reason)}"
+    if ends:
+        return f"ends\t{kind}\t{how}\t{milliseconds(ttl)}\t{ttl!r}"
+    return f"closes\t{kind}\t{how}\t{milliseconds(CLOSE_TTL)}\t"
+
+
+def cell_text(at: float, value: Hashable) -> str:
+    """
+    Return one order of a row.
+    """
+    return f"{at!r}\t{quote(value) if type(value) is str else as_json(value)}"
+
+
+def read_orders(line: str, sender: str) -> list[HeardOrder] | None:
+    """
+    Return the orders of a line of a message, ``None`` if it can't be read.
+
+    Args:
+        line: The line.
+        sender: Who has sent the message.
+    """
+    if is_row(line):
+        row = read_row(line)
+        return None if row is None else list(orders_of(row, sender))
+    order = read_order(line)
+    return None if order is None else [order]
+
+
+def is_row(line: str) -> bool:
+    """
+    Tell whether a line of a message holds a row of orders.
+    """
+    return not line.startswith("[")
+
+
+def read_row(line: str) -> Row | None:
+    """
+    Return a row of orders, ``None`` if it can't be read.
+    """
+    try:
+        return _row(line.split("\t"))
+    except WRONG:
+        return None
+
+
+def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
+    """
+    Return the orders of a row one by one.
+
+    Args:
+        row: The row.
+        sender: Who has given them.
+    """
+    (ends, kind, close, ttl), first, times, values = row
+    for place, (at, value) in enumerate(zip(times, values, strict=True)):
+        subject = Subject(kind, value)
+        if ends:
+            yield HeardOrder((SubjectEnded(subject, at, ttl),), (), close)
+        else:
+            number = f"{sender}/{first + place}"
+            yield HeardOrder((), (CloseSession(subject, number, at, close),))
+
+
+def _row(fields: list[str]) -> Row:
+    what, kind, code, reason, _, rest, *cells = fields
+    shape = _shape(what, kind, code, reason, rest if what == "ends" else "")
+    times = list(map(float, cells[::2]))
+    found = json.loads(f"[{','.join(cells[1::2])}]")
+    if len(times) != len(found) or not (times and math.isfinite(sum(times))):
+        raise ValueError("each order has a time and a subject")
+    values = found if set(map(type, found)) == {str} else list(map(value_of, found))
+    return Row(shape, 0 if shape.ends else _number(rest), times, values)
+
+
+@lru_cache(16)  # most are one of a few
+def _shape(what: str, kind: str, code: str, reason: str, ttl: str) -> Shape:
+    if what not in ("ends", "closes") or kind not in _KINDS:
+        raise ValueError("another kind of order or subject")
+    close = close_of(int(code), json.loads(reason))
+    return Shape(what == "ends", _KINDS[kind], close, ttl_of(ttl) if what == "ends" else 0.0)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError("a number of an order is a whole number")
+    return int(text)

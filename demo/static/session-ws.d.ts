@@ -1,0 +1,129 @@
+// The types of session-ws.js. For those of what an application serves, in place of the last lines:
+// python -m aiohttp_session_ws.rpc typescript module:application > session-ws.d.ts
+
+export declare const SESSION_ENDED: 4401;
+export declare const RECONNECT: 4403;
+export declare const TOO_MANY_CONNECTIONS: 4429;
+export declare function reconnectAfter(code: number, failures: number): number | null;
+
+export type SocketState = "connecting" | "open" | "waiting" | "closed";
+
+export interface StateDetail<S> {
+  state: S;
+  code?: number;
+  reason?: string;
+  wait?: number | null;
+}
+
+export declare class SessionSocket extends EventTarget {
+  constructor(url: string | URL | (() => string | URL), protocols?: string | string[]);
+  readonly state: SocketState;
+  connect(): void;
+  send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
+  close(code?: number, reason?: string): void;
+}
+
+export declare class CallError extends Error {
+  constructor(uri: string, args?: unknown[], kwargs?: Record<string, unknown>);
+  uri: string;
+  args: unknown[];
+  kwargs: Record<string, unknown>;
+}
+
+export interface CallOptions<Progress = unknown> {
+  signal?: AbortSignal;
+  /** In milliseconds. */
+  timeout?: number;
+  onProgress?: (part: Progress) => void;
+}
+
+export interface Procedure {
+  args: unknown[];
+  named: object;
+  result: unknown;
+  progress: unknown;
+}
+
+type Args<N extends keyof Procedures> = Procedures[N]["args"] | Procedures[N]["named"];
+
+/** A ticket, or what signs the challenge of wampcra: HMAC-SHA256, in Base64. */
+export interface Proof {
+  authid?: string;
+  ticket?: string;
+  sign?: (challenge: string, extra: Challenge) => string | Promise<string>;
+}
+
+export interface Challenge {
+  challenge: string;
+  salt?: string;
+  iterations?: number;
+  keylen?: number;
+}
+
+export interface ClientOptions {
+  realm?: string;
+  /** Asked before each HELLO. */
+  authenticate?: () => Proof | Promise<Proof>;
+}
+
+export declare class Client extends EventTarget {
+  constructor(url: string | URL | (() => string | URL), options?: ClientOptions);
+  readonly state: SocketState | "joined";
+  connect(): void;
+  close(): void;
+  call<N extends keyof Procedures & string>(
+    name: N,
+    ...rest: [] extends Procedures[N]["args"]
+      ? [args?: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
+      : [args: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
+  ): Promise<Procedures[N]["result"]>;
+  stream<N extends keyof Procedures & string>(
+    name: N,
+    args?: Args<N>,
+    options?: Omit<CallOptions, "onProgress">,
+  ): AsyncGenerator<Procedures[N]["progress"], Procedures[N]["result"], void>;
+  subscribe(
+    topic: Topic | (() => Topic),
+    fn: (...args: any[]) => void,
+  ): Promise<() => Promise<void>>;
+  register(name: string, fn: (...args: any[]) => unknown): Promise<() => Promise<void>>;
+}
+
+export declare function connect(
+  url: string | URL | (() => string | URL),
+  options?: ClientOptions,
+): Client;
+
+// What is served
+
+export interface Procedures {
+  /**
+   * Count down; each part is the seconds that are left.
+   */
+  "demo.countdown": {
+    args: [seconds: number];
+    named: { seconds: number };
+    result: null;
+    progress: number;
+  };
+  /**
+   * Pay, if this tab allows it.
+   */
+  "demo.pay": {
+    args: [amount: number];
+    named: { amount: number };
+    result: string;
+    progress: never;
+  };
+  /**
+   * Write on the board; the result is how many tabs have it.
+   */
+  "demo.write": {
+    args: [text: string];
+    named: { text: string };
+    result: number;
+    progress: never;
+  };
+}
+
+export type Topic = "demo.board";

@@ -1,0 +1,262 @@
+"""
+The hand that makes faults come true, and keeps the record of what it has done when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+from redis.exceptions import RedisError
+
+from tests.support.node_process import NodeProcess
+from tests.support.processes import PATIENCE, free_port
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+from . import faults as kinds
+from .faults import Fault
+from .knowledge import Life, Span, Timeline
+
+#: What Redis answers to nobody meanwhile, and what it refuses to write.
+AWAY = (kinds.KILLED, kinds.LOST, kinds.FROZEN, kinds.PAUSED, kinds.LOADING, kinds.BUSY)
+REFUSING = (kinds.FULL, kinds.MISCONF, kinds.READONLY)
+KEPT = 0.98  # of the memory, when records are evicted
+SHORT = 0.1  # seconds
+AGAIN = 0.2  # seconds between two of the same
+USLEEP = 60  # microseconds that the shortest sleep of Redis takes
+RECORD = 120  # bytes of a command in its file, roughly
+
+
+class Hand:
+    """
+    It makes the faults come true.
+
+    Args:
+        redis: What is killed and frozen.
+        nodes: What is killed.
+        proxies: The way of each node to Redis.
+        say: Told of every deed.
+
+    Attributes:
+        done: How often it did what.
+        timeline: What was there, and when.
+        evicted: The keys that Redis has evicted.
+    """
+
+    def __init__(
+        self,
+        redis: RedisServer,
+        nodes: Sequence[NodeProcess],
+        proxies: Sequence[Proxy],
+        say: Callable[[str], object],
+    ) -> None:
+        self._redis = redis
+        self._nodes = nodes
+        self._proxies = proxies
+        self._say = say
+        self.done: dict[str, int] = {}
+        self.timeline = Timeline()
+        self.evicted: set[str] = set()
+        self._lives: dict[int, Life] = {}
+        self._broken: list[list[Span]] = [[] for _ in nodes]  # the way of each node
+
+    def begin(self) -> None:
+        """Note which processes there are."""
+        for number in range(len(self._nodes)):
+            self._born(number)
+
+    def died(self, pid: int) -> float:
+        """Return when a process of a node was killed; infinity if it wasn't."""
+        return self._lives[pid].died
+
+    async def carry_out(self, faults: Sequence[Fault]) -> None:
+        """Do it all: what concerns Redis, nodes and the ways between them, beside each other."""
+        start = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as all_:
+            for some in (kinds.OF_NODES, kinds.OF_WAYS, (*kinds.OF_REDIS, kinds.EVICTED)):
+                mine = [fault for fault in faults if fault.kind in some]
+                all_.create_task(self._follow(start, mine))
+
+    async def _follow(self, start: float, faults: Sequence[Fault]) -> None:
+        loop = asyncio.get_running_loop()
+        for fault in faults:
+            await asyncio.sleep(max(0.0, start + fault.at - loop.time()))
+            self._say(f"{loop.time() - start:7.2f} s  now: {fault.kind}")
+            if fault.kind in kinds.OF_NODES:
+                await self._do_to_node(fault)
+            elif fault.kind in kinds.OF_WAYS:
+                await self._do_to_way(fault)
+            else:
+                await self._do_to_redis(fault)
+            self.done[fault.kind] = self.done.get(fault.kind, 0) + 1
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # Nodes
+
+    def _born(self, number: int) -> None:
+        pid = self._nodes[number].pid
+        self._lives[pid] = life = Life(pid, number, self._now(), broken=self._broken[number])
+        self.timeline.lives.append(life)
+
+    async def _do_to_node(self, fault: Fault) -> None:
+        node = self._nodes[fault.node]
+        life = self._lives[node.pid]
+        if fault.kind == kinds.STOPPED:
+            begin = self._now()
+            node.freeze()
+            await asyncio.sleep(fault.seconds)
+            node.thaw()
+            life.broken.append((begin, self._now()))
+            return
+        if fault.kind == kinds.RESTARTED:
+            await node.stop()
+        life.died = self._now()
+        node.kill()
+        await asyncio.sleep(fault.seconds)
+        await node.start()
+        self._born(fault.node)
+
+    # The way between a node and Redis
+
+    async def _do_to_way(self, fault: Fault) -> None:
+        proxy = self._proxies[fault.node]
+        begin = self._now()
+        if fault.kind in (kinds.DEAF, kinds.MUTE):
+            proxy.black_hole(up=fault.kind == kinds.MUTE, down=fault.kind == kinds.DEAF)
+            await asyncio.sleep(fault.seconds)
+        elif fault.kind == kinds.SLOW:
+            proxy.delay = 0.25
+            await asyncio.sleep(fault.seconds)
+        elif fault.kind == kinds.TORN:
+            proxy.tears = True
+            await asyncio.sleep(fault.seconds)
+        else:
+            for _ in range(1 + int(fault.seconds / AGAIN)):
+                proxy.cut()
+                await asyncio.sleep(AGAIN)
+        proxy.heal()
+        if fault.kind != kinds.SLOW:
+            self._broken[fault.node].append((begin, self._now()))
+
+    # Redis
+
+    async def _do_to_redis(self, fault: Fault) -> None:
+        begin = self._now()
+        if fault.kind in AWAY:
+            await self._take_away(fault)
+            self.timeline.away.append((begin, self._now()))
+        elif fault.kind in REFUSING:
+            await self._refuse(fault)
+            self.timeline.refusing.append((begin, self._now()))
+        else:
+            await self._disturb(fault)
+
+    async def _take_away(self, fault: Fault) -> None:
+        """Have no Redis for some time."""
+        redis, seconds = self._redis, fault.seconds
+        if fault.kind == kinds.FROZEN:
+            redis.freeze()
+            await asyncio.sleep(seconds)
+            redis.thaw()
+        elif fault.kind == kinds.PAUSED:
+            await redis.cli("CLIENT", "PAUSE", int(seconds * 1000))
+            await asyncio.sleep(seconds)
+        elif fault.kind == kinds.BUSY:
+            await self._keep_busy(seconds)
+        else:
+            lost = fault.kind == kinds.LOST
+            (self.timeline.lost if lost else self.timeline.killed).append(self._now())
+            redis.kill()
+            if fault.kind == kinds.LOADING:
+                await self._load(seconds)
+            else:
+                await asyncio.sleep(seconds)
+                await redis.restart(keep_data=not lost)
+
+    async def _keep_busy(self, seconds: float) -> None:
+        """Let a script run that is too slow: others are answered BUSY."""
+        redis = self._redis
+        await redis.cli("CONFIG", "SET", "busy-reply-threshold", 50)
+        script = asyncio.create_task(redis.cli("EVAL", "while true do end", 0))
+        await asyncio.sleep(seconds)
+        async with asyncio.timeout(PATIENCE):
+            while not script.done():
+                with contextlib.suppress(RedisError):
+                    await redis.cli("SCRIPT", "KILL")
+                await asyncio.wait({script}, timeout=SHORT)
+        await asyncio.gather(script, return_exceptions=True)
+
+    async def _load(self, seconds: float) -> None:
+        """Start it so that it loads its data for some time, and says so."""
+        redis = self._redis
+        size = sum(path.stat().st_size for path in redis.folder.rglob("*") if path.is_file())
+        each = seconds * 1e6 / (1 + size / RECORD)
+        delay = int(each - USLEEP) if each > 2 * USLEEP else -max(1, int(USLEEP / max(each, 0.1)))
+        command = redis.command
+        redis.command = [*command, "--key-load-delay", str(delay)]
+        redis.command += ["--loading-process-events-interval-bytes", "1024"]
+        try:
+            await redis.start()
+        finally:
+            redis.command = command
+
+    async def _refuse(self, fault: Fault) -> None:
+        """Have a Redis that takes nothing, and can be read."""
+        redis = self._redis
+        in_the_way = redis.folder / "dump.rdb" / "in the way"
+        if fault.kind == kinds.FULL:
+            await redis.cli("CONFIG", "SET", "maxmemory", 1)
+        elif fault.kind == kinds.READONLY:
+            await redis.cli("REPLICAOF", "127.0.0.1", free_port())
+        else:
+            in_the_way.mkdir(parents=True, exist_ok=True)
+            await redis.cli("CONFIG", "SET", "save", "3600 1")
+            await redis.cli("BGSAVE")
+        await asyncio.sleep(fault.seconds)
+        if fault.kind == kinds.FULL:
+            await redis.cli("CONFIG", "SET", "maxmemory", 0)
+        elif fault.kind == kinds.READONLY:
+            await redis.cli("REPLICAOF", "NO", "ONE")
+        else:
+            await redis.cli("CONFIG", "SET", "save", "")
+            in_the_way.rmdir()
+            in_the_way.parent.rmdir()
+
+    async def _disturb(self, fault: Fault) -> None:
+        redis = self._redis
+        match fault.kind:
+            case kinds.PUBSUB:
+                await redis.kill_pubsub()
+            case kinds.NORMAL:
+                await redis.kill_clients()
+            case kinds.CLIENTS:
+                await redis.kill_pubsub()
+                await redis.kill_clients()
+            case kinds.FLUSHED:
+                self.timeline.lost.append(self._now())
+                await redis.cli("FLUSHALL")
+            case kinds.SCRIPTS:
+                await redis.cli("SCRIPT", "FLUSH")
+            case kinds.EVICTED:
+                await self._evict()
+            case kinds.TINY:
+                await redis.cli("CONFIG", "SET", "client-output-buffer-limit", "pubsub 1 1 1")
+                await asyncio.sleep(fault.seconds)
+                limit = "pubsub 33554432 8388608 60"
+                await redis.cli("CONFIG", "SET", "client-output-buffer-limit", limit)
+
+    async def _evict(self) -> None:
+        """Have Redis forget a few of its keys, whichever they are."""
+        redis = self._redis
+        before = await redis.cli("KEYS", "*")
+        memory = await redis.cli("INFO", "memory")
+        await redis.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+        await redis.cli("CONFIG", "SET", "maxmemory", int(memory["used_memory"] * KEPT))
+        await redis.cli("PING")
+        await redis.cli("CONFIG", "SET", "maxmemory", 0)
+        await redis.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        self.evicted |= {*before} - {*await redis.cli("KEYS", "*")}

@@ -1,0 +1,118 @@
+"""
+The rules by which an order counts apart: only if nobody can know it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, Life, Timeline
+
+
+def timeline(*lives: Life, **events: list[float] | list[tuple[float, float]]) -> Timeline:
+    """Return a timeline with some processes and events."""
+    made = Timeline()
+    made.lives += lives
+    for name, found in events.items():
+        setattr(made, name, found)
+    made.close()
+    return made
+
+
+def test_nothing_happens() -> None:
+    """Whoever lives knows it for ever."""
+    assert timeline(Life(1, 0, 0.0)).forgotten(1, 10.0) == inf
+
+
+def test_killed_at_once() -> None:
+    """The node that answered was killed before it could have told anybody."""
+    giver = Life(1, 0, 0.0, died=10.0 + HAND - 0.1)
+
+    assert timeline(giver, Life(2, 1, 0.0)).forgotten(1, 10.0) == giver.died
+
+
+def test_told() -> None:
+    """It was killed when it must have told Redis."""
+    giver = Life(1, 0, 0.0, died=10.0 + HAND + 0.1)
+
+    assert timeline(giver).forgotten(1, 10.0) == inf
+
+
+def test_seen() -> None:
+    """It was killed at once, but Redis was seen to have the record."""
+    giver = Life(1, 0, 0.0, died=10.5)
+
+    assert timeline(giver).forgotten(1, 10.0, stored=10.2) == inf
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        {"away": [(9.0, 16.0)]},
+        {"refusing": [(9.0, 17.5 - HAND + 0.1)]},
+        {"away": [(10.0 + HAND - 0.1, 15.0), (17.0, 18.0)]},
+    ],
+)
+def test_no_time(events: dict[str, list[tuple[float, float]]]) -> None:
+    """It never had Redis for long enough in one go."""
+    giver = Life(1, 0, 0.0, died=17.5)
+
+    assert timeline(giver, Life(2, 1, 0.0), **events).forgotten(1, 10.0) == 17.5
+
+
+def test_cut_off() -> None:
+    """Neither had it one that was frozen, or had no way to Redis."""
+    giver = Life(1, 0, 0.0, died=18.0, broken=[(9.0, 18.1 - HAND)])
+
+    assert timeline(giver).forgotten(1, 10.0) == 18.0
+    giver.broken = [(9.0, 17.9 - HAND)]
+    assert timeline(giver).forgotten(1, 10.0) == inf
+
+
+def test_heard() -> None:
+    """Redis lost it and the giver was killed, but another node must have heard it."""
+    giver, other = Life(1, 0, 0.0, died=12.0), Life(2, 1, 0.0)
+
+    assert timeline(giver, other, lost=[10.1 + HEAR]).forgotten(1, 10.0, 10.2) == 12.0
+    assert timeline(giver, other, lost=[10.3 + HEAR]).forgotten(1, 10.0, 10.2) == inf
+
+
+def test_started_later() -> None:
+    """Who starts learns it of Redis, but not at once."""
+    giver, late = Life(1, 0, 0.0, died=30.0), Life(2, 1, 32.0)
+
+    assert timeline(giver, late, lost=[32.0 + CATCH_UP - 0.1]).forgotten(1, 10.0) == pytest.approx(
+        32.0 + CATCH_UP - 0.1
+    )
+    assert timeline(giver, late, lost=[32.0 + CATCH_UP + 0.1]).forgotten(1, 10.0) == inf
+
+
+def test_written_back() -> None:
+    """After a loss of data who knows it has to write it back before it is killed."""
+    first, second = Life(1, 0, 0.0, died=20.0), Life(2, 1, 0.0, died=31.0)
+    third = Life(3, 2, 21.0)
+
+    soon = timeline(first, second, third, lost=[31.0 - HAND + 0.1])
+    assert soon.forgotten(1, 10.0) == inf  # the third has heard of it before
+    third.born = 31.0 - HAND - 0.2
+    assert timeline(first, second, third, lost=[31.1 - HAND]).forgotten(1, 10.0) == 31.0
+    assert timeline(first, second, third, lost=[30.9 - HAND]).forgotten(1, 10.0) == inf
+
+
+def test_last_seconds() -> None:
+    """A Redis that is killed may lose what it has just got; not what it has had for long."""
+    giver = Life(1, 0, 0.0, died=14.0)
+
+    assert timeline(giver, killed=[13.0], away=[(13.0, 15.0)]).forgotten(1, 10.0, 12.5) == 14.0
+    assert timeline(giver, killed=[13.0], away=[(13.0, 15.0)]).forgotten(1, 10.0, 10.5) == inf
+
+
+def test_same_for_all() -> None:
+    """What all knew at a moment has the same fate from then on."""
+    lives = [Life(1, 0, 0.0, died=50.0), Life(2, 1, 0.0, died=50.5)]
+    made = timeline(*lives, lost=[30.0, 49.0], away=[(40.0, 41.0)])
+
+    assert made.forgotten(1, 10.0) == made.forgotten(2, 20.0) == 50.5
+    assert made.forgotten(1, 49.5) == 50.0
