@@ -15,17 +15,10 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import Close, Expiry
+from aiohttp_session_ws import Expiry
 from aiohttp_session_ws._lineage import Lineage
-from aiohttp_session_ws.connections.manager import ConnectionManager
 from aiohttp_session_ws.registry import deferred
-from aiohttp_session_ws.sessions.records import (
-    Change,
-    LineageEnded,
-    LineageRenewed,
-    Records,
-    SubjectEnded,
-)
+from aiohttp_session_ws.sessions.records import Change, LineageEnded, LineageRenewed, Records
 from tests.promise.world.oracle import Violation
 from tests.promise.world.plans import make_world, shrink
 from tests.promise.world.steps import Config, Step
@@ -107,38 +100,6 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiohttp_session_ws.web.middleware.settle", unless_cancelled)
 
 
-def streams_survive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams are found by orders, and not closed."""
-    bare = ConnectionManager.close_now
-
-    def but_streams(self: ConnectionManager, found: Any, close: Close) -> Any:
-        return bare(self, [connection for connection in found if not connection.is_stream], close)
-
-    monkeypatch.setattr(ConnectionManager, "close_now", but_streams)
-
-
-def labels_are_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a label is no end."""
-    merge = Records.merge
-
-    def deaf(self: Records, change: Change) -> bool:
-        if isinstance(change, SubjectEnded) and change.subject.kind == "label":
-            return False
-        return merge(self, change)
-
-    monkeypatch.setattr(Records, "merge", deaf)
-
-
-def refreshed_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that goes on after a renewal is filed under no lineage."""
-    refile = ConnectionManager.refile
-
-    def unfiled(self: ConnectionManager, connection: Any, id_: Any, lineage: Lineage) -> None:
-        refile(self, connection, id_, lineage._replace(token="lost"))
-
-    monkeypatch.setattr(ConnectionManager, "refile", unfiled)
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mutate",
@@ -148,9 +109,6 @@ def refreshed_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         ends_are_forgotten,
         nobody_is_seen,
         cancelled_requests_are_not_settled,
-        streams_survive,
-        labels_are_no_names,
-        refreshed_sockets_are_lost,
     ],
 )
 def test_the_oracle_notices_what_is_broken(

@@ -82,12 +82,6 @@ async def renew(ledger: Ledger, ex: Exchange, request: web.Request, response: Re
     ledger.renewed(ex, await aiohttp_session.get_session(request))
 
 
-async def refresh(ledger: Ledger, ex: Exchange, request: web.Request, response: Response) -> None:
-    """Renew the session, and keep its sockets."""
-    await renew_session_ws(request, response, sockets="keep")
-    ledger.renewed(ex, await aiohttp_session.get_session(request))
-
-
 async def take_new_id(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
     """Renew the session by 1.1.1's helper."""
     await new_session_ws_id(request)
@@ -188,7 +182,6 @@ ACTIONS: dict[str, Body] = {
         log_in_refilled,
         log_in_only_here,
         renew,
-        refresh,
         take_new_id,
         delete_id,
         log_out,

@@ -4,9 +4,7 @@ The application of a world: real middlewares, a real storage, and gates wherever
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import json
 from collections.abc import Hashable
 
 import aiohttp_session
@@ -17,7 +15,6 @@ from aiohttp_session import AbstractStorage, Session
 from aiohttp_session_ws import (
     DEFAULT_SESSION_KEY,
     SessionWSRegistry,
-    session_stream,
     session_ws,
     session_ws_middleware,
     setup,
@@ -102,7 +99,6 @@ class App:
         app.on_response_prepare.append(self._on_prepare)
         app.router.add_get("/page", self._page)
         app.router.add_get("/ws", self._socket)
-        app.router.add_get("/stream", self._stream)
         self.runner = web.AppRunner(
             app, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=1.0
         )
@@ -131,10 +127,6 @@ class App:
         await self.exchange_of(request).pass_gate("identify")
         user: str | None = (await aiohttp_session.get_session(request)).get("user")
         return user
-
-    async def labels(self, request: web.Request) -> dict[str, str | None]:
-        """Say the same by a label."""
-        return {"user": (await aiohttp_session.get_session(request)).get("user")}
 
     async def authorize(self, request: web.Request) -> bool:
         """Agree, but to those that are here to be refused."""
@@ -166,17 +158,6 @@ class App:
             async for _ in ws:
                 pass
         return ws
-
-    async def _stream(self, request: web.Request) -> web.StreamResponse:
-        ex = self.exchange_of(request)
-        response = web.StreamResponse()
-        async with session_stream(request, response):
-            session = await aiohttp_session.get_session(request)
-            await response.prepare(request)
-            self.oracle.open(ex, session)
-            await response.write(json.dumps({"tok": session.get("tok")}).encode() + b"\n")
-            await asyncio.get_running_loop().create_future()
-        return response
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         ex = self.exchange_of(request)

@@ -119,7 +119,7 @@ class MemoryCluster(SingleProcess):
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """Learn what is recorded of a handshake."""
-        subjects = [Subject("id", connection.session_ws_id), *connection.labels]
+        subjects = [Subject("id", connection.session_ws_id)]
         if connection.identity is not None:
             subjects.append(Subject("identity", connection.identity))
         assert connection.lineage is not None

@@ -26,9 +26,6 @@ GATES = [
     "delivery",  # on its way back
 ]
 
-#: Where sockets and streams are.
-PATHS = {"open": "/ws", "knock": "/ws", "listen": "/stream"}
-
 #: How a handler ends.
 ENDINGS = ["return", "redirect", "forbid", "fail", "stream"]
 
@@ -38,8 +35,8 @@ class Plan:
     """What somebody is about to do.
 
     Attributes:
-        action: A name in ``ACTIONS``, or ``"open"`` for a websocket, ``"knock"`` for one
-            that ``authorize`` refuses, or ``"listen"`` for a stream.
+        action: A name in ``ACTIONS``, or ``"open"`` for a websocket, or ``"knock"`` for one
+            that ``authorize`` refuses.
         user: Who logs in, if somebody does.
         ending: How the handler ends, one of ``ENDINGS``.
         pauses: The gates at which the request is held up, each once.
@@ -58,13 +55,8 @@ class Plan:
 
     @property
     def opens(self) -> bool:
-        """Tell whether this is a websocket handshake, or asks for a stream."""
-        return self.action in PATHS
-
-    @property
-    def streams(self) -> bool:
-        """Tell whether this asks for a stream."""
-        return self.action == "listen"
+        """Tell whether this is a websocket handshake."""
+        return self.action in ("open", "knock")
 
     def __str__(self) -> str:
         words = [self.action, "as " + self.user if "log_in" in self.action else ""]

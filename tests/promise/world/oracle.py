@@ -23,7 +23,6 @@ GRACE = 31.0  # Expiry.renewal_grace, and one more
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
 MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
-STREAM_CODES = {401: 4401, 409: 4403}  # how a stream is refused, by the code of a websocket
 MAY_FAIL = ("fail", "stream")  # a stream can't carry a session, which a helper may say
 
 
@@ -103,7 +102,6 @@ class Oracle:
         violations: What was found.
         reconciled: Whether all nodes have found what they have missed.
         served: What pages were served, and when.
-        draining: The servers that let nobody in any more.
     """
 
     ledger: Ledger
@@ -113,7 +111,6 @@ class Oracle:
     violations: list[Violation] = field(default_factory=list)
     reconciled: bool = False
     served: list[tuple[float, Content]] = field(default_factory=list)
-    draining: set[int] = field(default_factory=set)
 
     def blame(self, kind: str, what: str) -> None:
         """Note a violation."""
@@ -185,10 +182,6 @@ class Oracle:
 
     def _judge_refusal(self, ex: Exchange) -> None:
         status, code = ex.client.status, ex.client.closed
-        if status == 503 and ex.plan.node % self.nodes in self.draining:
-            return
-        if ex.plan.streams and status in STREAM_CODES:
-            status, code = 101, STREAM_CODES[status]
         if status == 403 and ex.plan.action == "knock":
             return
         if status is None or (status == 503 and ex.done_at - ex.arrived >= HANDSHAKE):
@@ -256,10 +249,7 @@ class Oracle:
         ex, code = socket.exchange, socket.exchange.client.closed
         if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
             return
-        if ex.plan.node % self.nodes in self.draining and (code == 1012 or ex.plan.streams):
-            return
-        again = code == 4403 or ex.plan.streams  # which has no close code
-        if not again or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
+        if code != 4403 or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
     # Questions

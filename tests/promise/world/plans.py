@@ -10,12 +10,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from .actions import ABOUT_IDENTITIES, ACTIONS
-from .exchange import ENDINGS, GATES, PATHS, Plan
+from .exchange import ENDINGS, GATES, Plan
 from .oracle import Violation
 from .steps import (
     Config,
     Deliver,
-    Drain,
     GoOn,
     Leave,
     Order,
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
 #: What happens most often is there more than once.
-WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "listen": 3}
+WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "knock": 1}
 #: How likely a request is held up at a gate; elsewhere it is less.
 PAUSES = {"handler": 0.3, "handled": 0.3}
 #: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
@@ -41,11 +40,9 @@ WAITS = [0.2, 11.0, 31.0, 70.0]
 
 def make_config(rng: random.Random) -> Config:
     """Choose what kind of world it is."""
-    identify = rng.random() < 0.7
     return Config(
         storage=rng.choice(STORAGES),
-        identify=identify,
-        labels=identify and rng.random() < 0.4,
+        identify=rng.random() < 0.7,
         ids="derived" if rng.random() < 0.2 else "unique",
         legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
         cancels=rng.random() < 0.4,
@@ -56,7 +53,7 @@ def make_config(rng: random.Random) -> Config:
 def make_plan(rng: random.Random, config: Config) -> Plan:
     """Choose what somebody does."""
     names = [name for name in ACTIONS if config.identify or name not in ABOUT_IDENTITIES]
-    names += [*PATHS]
+    names += ["open", "knock"]
     action = rng.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     return Plan(
         action,
@@ -86,15 +83,11 @@ def make_step(rng: random.Random, config: Config) -> Step:
         return Leave(rng.randrange(100))
     if kind < 0.935:
         return SetClock(rng.choice([-70.0, -3.0, 3.0, 70.0]))
-    if kind < 0.94:
-        return Drain(rng.randrange(config.nodes), rng.choice([0.0, 5.0]))
-    if kind < 0.965 and config.nodes > 1:
+    if kind < 0.96 and config.nodes > 1:
         return Deliver(rng.randrange(100))
     orders = ["end_session", "end_session", "close_all_session"]
     if config.identify:
         orders += ["end_identity", "end_identity", "close_all_identity"]
-    if config.labels:
-        orders += [*["end_label"] * 4, "close_all_label"]
     return Order(
         rng.choice(orders),
         rng.randrange(100),

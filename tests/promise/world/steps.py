@@ -22,7 +22,6 @@ class Config:
         cluster: ``"memory"`` or ``"redis"`` for two nodes, by what they know of each other.
         legacy: Whether the browsers have sessions of before the installation: ``"bare"``
             without an id, ``"1.1.1"`` with one.
-        labels: Whether a user is a label as well.
         cancels: Whether aiohttp cancels the handler of a client that is gone.
     """
 
@@ -32,7 +31,6 @@ class Config:
     cluster: str = ""
     legacy: str = ""
     cancels: bool = False
-    labels: bool = False
 
     @property
     def nodes(self) -> int:
@@ -101,8 +99,8 @@ class Order:
     """An administrator gives an order.
 
     Attributes:
-        what: A method of the registry: end_session, end_identity, end_label, close_all_session,
-            close_all_identity, close_all_label.
+        what: A method of the registry: end_session, end_identity, close_all_session,
+            close_all_identity.
         which: About the which-th of the ids that any log-in was saved with.
         user: About which user.
         node: On which server.
@@ -123,12 +121,4 @@ class Deliver:
     which: int
 
 
-@dataclass(frozen=True)
-class Drain:
-    """A server is about to be restarted: it closes its sockets within *window* seconds."""
-
-    node: int
-    window: float
-
-
-Step: TypeAlias = Visit | Theft | GoOn | Vanish | Leave | Wait | SetClock | Order | Deliver | Drain
+Step: TypeAlias = Visit | Theft | GoOn | Vanish | Leave | Wait | SetClock | Order | Deliver

@@ -110,21 +110,12 @@ class Client:
         status: The status of the response, ``None`` while none has come.
         set_cookie: The value of the ``Set-Cookie`` header, ``None`` without one.
         answered: Whether the response is complete, or the connection is gone.
-        hello: What the server first sent over the websocket, or the stream.
-        closed: The code with which the websocket was closed; 1006 without a close frame, as at
-            the end of a stream.
+        hello: What the server first sent over the websocket.
+        closed: The code with which the websocket was closed; 1006 without a close frame.
     """
 
-    def __init__(
-        self,
-        server: ServerFactory,
-        path: str,
-        headers: list[tuple[str, str]],
-        *,
-        streams: bool = False,
-    ) -> None:
+    def __init__(self, server: ServerFactory, path: str, headers: list[tuple[str, str]]) -> None:
         self._buffer = b""
-        self._streams = streams
         self._loop = asyncio.get_running_loop()
         self.status: int | None = None
         self.set_cookie: str | None = None
@@ -146,11 +137,8 @@ class Client:
         self.lose()
 
     def leave(self) -> None:
-        """Close the websocket or the stream as a page does that is left."""
-        if self._streams:
-            self.vanish()
-        else:
-            self._send_frame(CLOSE, struct.pack("!H", 1001))
+        """Close the websocket as a page does that is left."""
+        self._send_frame(CLOSE, struct.pack("!H", 1001))
 
     def receive(self, data: bytes) -> None:
         """Take what the server has sent."""
@@ -159,14 +147,12 @@ class Client:
             self._read_head()
         if self.status == 101:
             self._read_frames()
-        elif self.status == 200 and self._streams:
-            self._read_event()
         elif self._complete() and not self.answered:
             self._finish()
 
     def lose(self) -> None:
         """Take it that the server has closed the connection."""
-        if (self.status == 101 or self.hello is not None) and self.closed is None:
+        if self.status == 101 and self.closed is None:
             self.closed = 1006
         self.answered = True
 
@@ -190,11 +176,7 @@ class Client:
         if found := re.search(r"(?im)^content-length: (\d+)", text):
             self._length = int(found[1])
         self._chunked = "transfer-encoding: chunked" in text.lower()
-        self.answered = self.status == (200 if self._streams else 101)
-
-    def _read_event(self) -> None:
-        if self.hello is None and (found := re.search(rb"\{.*\}", self._buffer)):
-            self.hello = json.loads(found[0])
+        self.answered = self.status == 101
 
     def _read_frames(self) -> None:
         while len(self._buffer) >= 2 and self.closed is None:

@@ -35,13 +35,12 @@ from aiohttp_session_ws.redis.inbound import Inbound
 
 from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
-from .exchange import PATHS, Exchange, Plan
+from .exchange import Exchange, Plan
 from .ledger import Ledger
 from .oracle import Browser, Oracle, Violation
 from .steps import (
     Config,
     Deliver,
-    Drain,
     GoOn,
     Leave,
     Order,
@@ -147,8 +146,6 @@ class World:
             options["id_factory"] = DEFAULT_ID_FACTORY
         if self.config.identify:
             options["identify"] = lambda request: app.identify(request)
-        if self.config.labels:
-            options["labels"] = lambda request: app.labels(request)
         options["authorize"] = lambda request: app.authorize(request)
         name = f"node {len(self.apps)}"
         if self.shared is not None:
@@ -271,8 +268,6 @@ class World:
                     self.shared.deliver(which % len(self.shared.messages))
             case Order():
                 self._order(step)
-            case Drain(node, window):
-                self._drain(node % len(self.apps), window)
         await asyncio.sleep(TICK)
         await self.settle()
 
@@ -288,12 +283,11 @@ class World:
         headers = [(NUMBER, str(ex.number))]
         if cookie is not None:
             headers.append(("Cookie", f"AIOHTTP_SESSION={cookie}"))
-        if (plan.opens and not plan.streams) or plan.upgrade:
+        if plan.opens or plan.upgrade:
             headers += UPGRADE
         self.log(f"{name}#{ex.number}: {plan}")
         assert app.runner.server is not None
-        path = PATHS.get(plan.action, "/page")
-        ex.client = Client(app.runner.server, path, headers, streams=plan.streams)
+        ex.client = Client(app.runner.server, "/ws" if plan.opens else "/page", headers)
         return ex
 
     def _go_on(self, which: int) -> None:
@@ -325,20 +319,14 @@ class World:
                 return
             subject = order.subject or ids[order.which % len(ids)]
         self.log(f"an administrator: {order.what}({subject}) on node {order.node}")
-        call: Callable[..., Awaitable[Any]] = getattr(registry, order.what)
-        named = ("user", subject) if order.what.endswith("label") else (subject,)
-        self._running.append(asyncio.ensure_future(call(*named)))
+        call: Callable[[Hashable], Awaitable[Any]] = getattr(registry, order.what)
+        self._running.append(asyncio.ensure_future(call(subject)))
         if order.what == "end_session":
             self.ledger.end_id(subject, order.node)
-        elif order.what in ("end_identity", "end_label"):
+        elif order.what == "end_identity":
             self.ledger.end_identity(str(subject), order.node)
         else:
             self.ledger.told_to_close(subject)
-
-    def _drain(self, node: int, window: float) -> None:
-        self.log(f"node {node} drains within {window} s")
-        self.oracle.draining.add(node)
-        self._running.append(asyncio.ensure_future(self.apps[node].registry.drain(window)))
 
     async def settle(self) -> None:
         """Wait until nothing happens without time passing; judge what happened."""
