@@ -319,6 +319,9 @@ class Settlement:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
+        elif outcome.renewed and await self._joins_ended(session, lineage):
+            self._end(lineage, outcome, carries=True)
+            await self._begin(session, outcome)
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
@@ -339,6 +342,25 @@ class Settlement:
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)
+
+    async def _joins_ended(self, session: Session, lineage: Lineage) -> bool:
+        """
+        Tell whether a renewal gives a lineage an id that was ended since the lineage began.
+
+        That end was of others who share the id, and this session had another one. It began
+        before, so that it would be taken for one of them.
+        """
+        core = self._core
+        if core.overrides.random_ids or core.overrides.ids:
+            return False
+        await maybe_await(core.ids.ensure_id(self._request))
+        session_ws_id = id_in(session, core.keys.id)
+        if session_ws_id is None or session_ws_id == self._context.session_ws_id:
+            return False
+        subject = Subject("id", session_ws_id)
+        if core.cluster.remote:
+            await core.cluster.check_request(lineage.token, [subject])
+        return core.records.ended_before(subject) >= lineage.began
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """
