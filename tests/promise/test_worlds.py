@@ -8,7 +8,6 @@ seed, the shortest plan that still breaks the same sentence, and the trace of th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -20,9 +19,6 @@ from aiohttp import web
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws._lineage import Lineage
 from aiohttp_session_ws.connections.index import ConnectionIndex
-from aiohttp_session_ws.redis.cluster import RedisCluster
-from aiohttp_session_ws.redis.entries import Entry
-from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.registry import deferred
 from aiohttp_session_ws.registry.cluster import Order, Refresh
 from aiohttp_session_ws.registry.core import Core
@@ -199,27 +195,6 @@ def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Core, "_drain", nothing)
 
 
-def outages_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that can't ask Redis about a handshake believes its cookie."""
-    check = RedisCluster.check_handshake
-
-    async def trust(self: RedisCluster, connection: Any) -> None:
-        with contextlib.suppress(web.HTTPServiceUnavailable):
-            await check(self, connection)
-
-    monkeypatch.setattr(RedisCluster, "check_handshake", trust)
-
-
-def outages_swallow_orders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is ordered while Redis is away is never sent."""
-    put = Outbox.put
-
-    def drop(self: Outbox, entry: Entry) -> Entry:
-        return put(self, entry) if self.link.line is not None else entry
-
-    monkeypatch.setattr(Outbox, "put", drop)
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mutate",
@@ -237,8 +212,6 @@ def outages_swallow_orders(monkeypatch: pytest.MonkeyPatch) -> None:
         journals_are_not_read,
         journals_are_not_written,
         drains_close_nothing,
-        outages_let_in,
-        outages_swallow_orders,
     ],
 )
 def test_the_oracle_notices_what_is_broken(

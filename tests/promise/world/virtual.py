@@ -166,7 +166,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         finally:
             outside.discard(key)
         transport, protocol = connected
-        write, received, lost = transport.write, protocol.data_received, protocol.connection_lost
+        write, set_protocol = transport.write, transport.set_protocol
         self._links.append((address, transport))
 
         def write_and_wait(data: bytes) -> None:
@@ -174,18 +174,27 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 outside.add(key)
                 write(data)
 
-        def receive(data: bytes) -> None:
-            outside.discard(key)
-            if address not in self._lost:
-                received(data)
+        def watch(protocol: Any) -> None:
+            received, lost = protocol.data_received, protocol.connection_lost
 
-        def lose(exc: Exception | None) -> None:
-            outside.discard(key)
-            lost(exc)
+            def receive(data: bytes) -> None:
+                outside.discard(key)
+                if address not in self._lost:
+                    received(data)
 
-        transport.write = write_and_wait
+            def lose(exc: Exception | None) -> None:
+                outside.discard(key)
+                lost(exc)
+
+            protocol.data_received, protocol.connection_lost = receive, lose
+
+        def watch_and_set(protocol: Any) -> None:
+            watch(protocol)
+            set_protocol(protocol)
+
+        transport.write, transport.set_protocol = write_and_wait, watch_and_set
         transport.writelines = lambda data: write_and_wait(b"".join(data))
-        protocol.data_received, protocol.connection_lost = receive, lose
+        watch(protocol)
         return transport, protocol
 
     async def quiet(self) -> None:
