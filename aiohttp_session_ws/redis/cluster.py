@@ -51,6 +51,7 @@ from .membership import Membership
 from .messages import CloseSession, Record, as_json, time_of, with_time
 from .outages import Outages
 from .outbound import Outbound, Pending
+from .pace import Pace
 from .places import PlaceKeeper
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
@@ -129,7 +130,10 @@ class RedisCluster:
         self.health = Health(self.commands, self._state_changed)
         self.places = PlaceKeeper(self.commands, self.clock, instance)
         self.encoder = Encoder(prefix, instance, self._resolve)
-        self.outbox = Outbox(make, prefix, self.encoder, self._learn, self._published)
+        self.pace = Pace(self.clock, lambda: len(self.membership.members))
+        self.outbox = Outbox(
+            make, prefix, self.encoder, self._learn, self._published, self.pace.wait
+        )
         self._data = Link(make, prefix, lambda _: None, lambda _: None)
         self.membership = Membership(
             self.commands,
@@ -189,6 +193,7 @@ class RedisCluster:
             self.outbound.report_to,
             self.membership.hurry,
             self.reconciler.unreadable,
+            self.pace,
         )
         self.queries = Queries(
             node,
@@ -380,6 +385,7 @@ class RedisCluster:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
             self.write_back.lost()
+        self.pace.measure()
         self.outbox.flush()
 
     def _missed(self) -> None:

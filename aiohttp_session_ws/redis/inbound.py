@@ -13,6 +13,7 @@ from .._logging import OncePerMinute, log
 from .apply import Applier
 from .decoding import HeardOrder, read_message, read_numbers, read_order
 from .messages import envelope
+from .pace import Pace
 from .recent import HeardNumbers, RecentOrders
 from .rows import is_row, read_row
 
@@ -35,6 +36,7 @@ class Inbound:
         doubt: Called when numbers don't follow each other.
         unreadable: Called with the first and the last number, 0 if it has none, of a message
             that can't be read.
+        pace: Counts what is heard.
 
     Attributes:
         unrecorded: Whether orders were heard that Redis had refused to record.
@@ -49,6 +51,7 @@ class Inbound:
         report: Callable[[str, HeardOrder], None],
         doubt: Callable[[], None],
         unreadable: Callable[[int, int], None],
+        pace: Pace,
     ) -> None:
         self._applier = applier
         self._numbers = numbers
@@ -56,6 +59,7 @@ class Inbound:
         self._report = report
         self._doubt = doubt
         self._unreadable = unreadable
+        self._pace = pace
         self._own = envelope(instance, [""]).encode()
         self._logged = OncePerMinute()
         self.unrecorded = False
@@ -67,6 +71,7 @@ class Inbound:
         Returns:
             What to wait for, if there is so much that others must have their turn meanwhile.
         """
+        self._pace.count()
         head = read_numbers(data)
         if head is None:
             self._cannot_read(0, 0)

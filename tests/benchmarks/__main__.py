@@ -48,6 +48,7 @@ QUICK: Final = Plan(
     echo=1.0,
     orders=100,
     flood=5_000,
+    burst=10_000,
     calls=7,
     records=100_000,
 )

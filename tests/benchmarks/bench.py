@@ -34,6 +34,7 @@ class Plan:
         echo: Seconds of echoing.
         orders: How many orders are timed between nodes.
         flood: How many orders are given in a burst.
+        burst: How many when the longest turn of the event loop is looked for.
         calls: Rounds within the one process of what needs no sockets.
         records: How many ends a registry knows.
         pinned: Whether servers have a core of their own, and clients another.
@@ -49,6 +50,7 @@ class Plan:
     echo: float = 2.0
     orders: int = 300
     flood: int = 20_000
+    burst: int = 60_000
     calls: int = 15
     records: int = 1_000_000
     pinned: bool = True

@@ -24,18 +24,20 @@ def cluster(bench: Bench, peer: Peer, number: int) -> None:
     redis = bench.redis
     assert redis is not None
     with ExitStack() as stack:
+        options = ("--turns",) if _tells_turns(peer) else ()
         giver = peer.start(redis, pinned=False)
         stack.callback(giver.stop)
-        hearer = peer.start(redis, pinned=False)
+        hearer = peer.start(redis, *options, pinned=False)
         stack.callback(hearer.stop)
         client = Client(pinned=False)
         stack.callback(client.stop)
         warm, timed = names("warm", 40), names("s", bench.plan.orders)
-        peer.visit(client, hearer, [*warm, *timed, "marker"])
+        peer.visit(client, hearer, [*warm, *timed, "marker", "last"])
         peer.visit(client, giver, ["first"])
         # Some begin to listen with their first socket.
         peer.connect(client, giver, ["first"], "first")
-        for group, sids in (("warm", warm), ("timed", timed), ("marker", ["marker"])):
+        groups = {"warm": warm, "timed": timed, "marker": ["marker"], "last": ["last"]}
+        for group, sids in groups.items():
             peer.connect(client, hearer, sids, group)
         if peer.name == "sio-redis":
             giver.ask("know", **hearer.ask("socket_ids"))
@@ -44,13 +46,20 @@ def cluster(bench: Bench, peer: Peer, number: int) -> None:
         latency = closed_each(giver, client, "timed", "orders", timed, PAUSE)
         bench.note("order-latency", peer.name, number, latency)
         _flood(bench, peer, number, client, giver, hearer)
+        if options:
+            _burst(bench, peer, number, client, giver, hearer)
+
+
+def _tells_turns(peer: Peer) -> bool:
+    return peer.name.startswith(("ours", "before"))
 
 
 def _flood(
     bench: Bench, peer: Peer, number: int, client: Client, giver: Child, hearer: Child
 ) -> None:
     count = bench.plan.flood
-    before = giver.cpu(), hearer.cpu()
+    assert bench.redis is not None
+    before = giver.cpu(), hearer.cpu(), bench.redis.cpu()
     giver.send("flood", count=count, marker="marker")
     answer = client.ask("wait_closed", group="marker", timeout=120.0)
     begin = giver.answer()["begin"]
@@ -59,3 +68,24 @@ def _flood(
     bench.note("orders", peer.name, number, count / ((answer["last"] - begin) / 1e9))
     bench.note("orders-giver-cpu", peer.name, number, (giver.cpu() - before[0]) / count)
     bench.note("orders-hearer-cpu", peer.name, number, (hearer.cpu() - before[1]) / count)
+    bench.note("orders-redis-cpu", peer.name, number, (bench.redis.cpu() - before[2]) / count)
+
+
+def _burst(
+    bench: Bench, peer: Peer, number: int, client: Client, giver: Child, hearer: Child
+) -> None:
+    """
+    Find the longest turn of the event loop of who hears many orders at once.
+
+    What was there before is collected first: it is the application's, and would be looked at by
+    the first full collection, whoever brings it about.
+    """
+    hearer.ask("collect")
+    hearer.ask("longest_turn")
+    giver.send("flood", count=bench.plan.burst, marker="last", name="burst")
+    missing = client.ask("wait_closed", group="last", timeout=120.0)["missing"]
+    giver.answer()
+    if missing:
+        raise Broken("the last of a burst of orders didn't arrive")
+    longest = hearer.ask("longest_turn")["longest"]
+    bench.note("burst-turn", peer.name, number, longest / 1e6, bench.plan.burst)

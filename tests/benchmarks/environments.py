@@ -53,7 +53,8 @@ def _same(*names: str) -> list[str]:
 def _requirements(name: str) -> list[str]:
     match name:
         case "predecessor":
-            return [*_same("aiohttp", "aiohttp-session"), "aiohttp-session-ws==1.1.1"]
+            ours = _same("aiohttp", "aiohttp-session")
+            return [*ours, "aiohttp-session-ws==1.1.1", "redis[hiredis]>=8"]
         case "python-socketio":
             return [*_same("aiohttp"), "python-socketio==5.18.1", "redis[hiredis]>=8"]
         case "serverwamp" | "wsrpc":

@@ -85,7 +85,7 @@ class Peer:
         """
         Have sessions begun, if they are begun by a page.
         """
-        if self.arguments[0] == "programs.app":
+        if self.arguments[0] in ("programs.app", "programs.naive_app"):
             client.ask("visit", port=server.port, sids=sids)
 
 
@@ -130,6 +130,7 @@ _PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
         *("predecessor", "aiohttp-session-ws 1.1.1", "predecessor", "programs.app session"),
         "life idle echo scaling in-process",
     ),
+    ("naive", "1.1.1 and PUBLISH", "predecessor", "programs.naive_app", "cluster"),
     ("sio", _SIO, "python-socketio", "programs.socketio_app", "life idle"),
     ("sio-redis", f"{_SIO}, Redis", "python-socketio", "programs.socketio_app", "life cluster"),
     ("channels", "Channels", "channels", "programs.channels_app", "life idle"),

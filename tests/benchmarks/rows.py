@@ -90,6 +90,8 @@ ROWS: Final[Sequence[Row]] = (
     Row("orders", "orders for nobody's sessions", "/s", "raw", ">= 80,000 /s", True),
     Row("orders-giver-cpu", "an order, CPU of who gives it", "us", "raw", "<= 10 us"),
     Row("orders-hearer-cpu", "an order, CPU of who hears it", "us", "raw", "<= 6 us"),
+    Row("orders-redis-cpu", "an order, CPU of Redis", "us", "raw"),
+    Row("burst-turn", "{n} orders in a burst, longest turn of who hears", "ms", "", "<= 50 ms"),
     Row("call-cpu", "a call, 100 in flight, CPU", "us", "calls", "<= 1.55x, 1/3 of others"),
     Row("call-one-cpu", "a call, one after another, CPU", "us", "calls", "<= 2/3 of others"),
     Row("joined-memory", "memory of who has joined, above a WebSocket", "KiB", "", "<= 4, 3"),

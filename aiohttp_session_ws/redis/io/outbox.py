@@ -39,6 +39,7 @@ ORDERS: Final = "orders"  # the channel
 DEPTH: Final = 1_000_000  # orders
 BATCH: Final = 500  # records in one script
 AT_ONCE: Final = 2  # batches on their way
+FULL_AT_ONCE: Final = 8  # the same of full ones: in a burst, Redis records while this node gives
 SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
 LONGEST: Final = 1.0  # the most of these
 
@@ -77,6 +78,7 @@ class Outbox:
         encoder: Makes of entries what the script gets.
         known: Called with the records by which Redis knew more, as JSON.
         published: Called with each message that was published.
+        wait: Returns for how many seconds an order that is given now waits for others.
 
     Attributes:
         channel: Where orders are published; it is known once there is a connection.
@@ -90,18 +92,22 @@ class Outbox:
         encoder: Encoder,
         known: Callable[[list[bytes]], None],
         published: Callable[[bytes], None],
+        wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.link = Link(make, prefix, self.connected, self.disconnected)
         self._prefix = prefix
         self._encoder = encoder
         self._known = known
         self._published = published
+        self._wait = wait
+        self._tick: asyncio.TimerHandle | None = None  # what waits is sent then
         self._queue: deque[AnyEntry] = deque()
         self._aside: deque[AnyEntry] = deque()
         self._in_flight: deque[Batch] = deque()
         self._size = BATCH
         self._delay = SOON
         self._lost = 0
+        self._answered_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._looked_again = False  # for a primary, since Redis last took something
@@ -134,20 +140,37 @@ class Outbox:
         self._queue.append(entry)
         self._empty.clear()
         self._idle.clear()
-        if len(self._in_flight) < AT_ONCE:
+        flying, full = len(self._in_flight), len(self._queue) >= BATCH
+        if full and flying < FULL_AT_ONCE:
             self.flush()
+        elif flying < AT_ONCE and self._tick is None:
+            if wait := self._wait():
+                self._tick = asyncio.get_running_loop().call_later(wait, self.flush)
+            else:
+                self.flush()
         return entry
 
     def flush(self) -> None:
         """
         Send what waits, as far as it can be sent now.
         """
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
         line = self.link.line
-        while line is not None and self._queue and len(self._in_flight) < AT_ONCE:
+        while line is not None and self._queue and len(self._in_flight) < self._most:
             entries = self._take(self._queue, self._size)
             if not self._send(line, entries):
                 self._queue.extendleft(reversed(entries))
                 return
+
+    @property
+    def _most(self) -> int:
+        """
+        How many batches may be on their way.
+        """
+        full = self._size == BATCH and len(self._queue) >= BATCH
+        return FULL_AT_ONCE if full else AT_ONCE
 
     async def wait_idle(self) -> None:
         """
@@ -171,7 +194,7 @@ class Outbox:
         """
         Stop trying.
         """
-        for timer in (self._timer, self._retry):
+        for timer in (self._timer, self._retry, self._tick):
             if timer is not None:
                 timer.cancel()
 
@@ -229,6 +252,7 @@ class Outbox:
         if isinstance(exc, RedisUnavailable):
             return  # what was on its way is put back when that is noticed
         self._in_flight.remove(batch)
+        self._answered_at = asyncio.get_running_loop().time()
         if exc is None:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
@@ -241,7 +265,8 @@ class Outbox:
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
-        self.flush()
+        if self._tick is None:  # or what waits is sent then
+            self.flush()
         self._note_rest()
 
     def _note_rest(self) -> None:
@@ -355,7 +380,8 @@ class Outbox:
         now, self._timer = loop.time(), None
         if not self._in_flight:
             return
-        late = self._in_flight[0].sent + LIMIT
+        # It has had its turn only since the one before was answered.
+        late = max(self._in_flight[0].sent, self._answered_at) + LIMIT
         if now - due > STALL:
             late = max(late, now + STALL)  # the answer is perhaps there, and not read yet
         if now < late:

@@ -76,12 +76,14 @@ class Subscriber:
         except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
             self._note_failed(exc)
             return None
-        return None if waiting is None else self._wait(waiting)
+        if waiting is None:
+            return None
+        task = asyncio.ensure_future(waiting)
+        task.add_done_callback(self._note_done)
+        return task
 
-    async def _wait(self, waiting: Awaitable[None]) -> None:
-        try:
-            await waiting
-        except Exception as exc:  # noqa: BLE001  as above
+    def _note_done(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and isinstance(exc := task.exception(), Exception):
             self._note_failed(exc)
 
     def _note_failed(self, exc: Exception) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import selectors
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -22,6 +24,29 @@ HEARTBEAT: Final = 30.0  # seconds, the package's default; the same for all
 ID: Final = "aiohttp_session_ws_id"
 
 
+class Turns(selectors.EpollSelector):
+    """
+    A selector that measures how much CPU each turn of its event loop takes.
+
+    Attributes:
+        longest: Nanoseconds of the longest turn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0
+        self._begin = time.thread_time_ns()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """
+        End a turn, wait, and begin the next.
+        """
+        self.longest = max(self.longest, time.thread_time_ns() - self._begin)
+        ready = super().select(timeout)
+        self._begin = time.thread_time_ns()
+        return ready
+
+
 class App(Control):
     """
     The server.
@@ -31,7 +56,12 @@ class App(Control):
         echo: Whether messages are sent back.
         redis: The port of a Redis server.
         order: The registry's method that closes a session everywhere.
+
+    Attributes:
+        turns: Measures the turns of the event loop, if that is wanted.
     """
+
+    turns: Turns | None = None
 
     def __init__(self, mode: str, *, echo: bool, redis: int | None, order: str) -> None:
         super().__init__()
@@ -195,6 +225,14 @@ class App(Control):
         """
         await getattr(self._registry, self._order)(sid)
 
+    async def op_longest_turn(self) -> Answer:
+        """
+        Return the nanoseconds of CPU of the longest turn since last asked.
+        """
+        assert self.turns is not None, "started without --turns"
+        longest, self.turns.longest = self.turns.longest, 0
+        return {"longest": longest}
+
     async def op_sessions(self) -> Answer:
         """
         Return how many sessions have sockets.
@@ -218,6 +256,10 @@ if __name__ == "__main__":
     parser.add_argument("--echo", action="store_true")
     parser.add_argument("--redis", type=int)
     parser.add_argument("--order", default="close_all_session")
+    parser.add_argument("--turns", action="store_true")
     given = parser.parse_args()
     app = App(given.mode, echo=given.echo, redis=given.redis, order=given.order)
-    asyncio.run(app.serve())
+    if given.turns:
+        app.turns = Turns()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(app.turns)) as runner:
+        runner.run(app.serve())

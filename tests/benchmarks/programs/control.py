@@ -131,7 +131,7 @@ class Control:
             await act(sid)
         return {"begins": begins}
 
-    async def op_flood(self, count: int, marker: str) -> Answer:
+    async def op_flood(self, count: int, marker: str, name: str = "nobody") -> Answer:
         """
         Give orders for sessions that nobody has, then one for *marker*: when its socket
         is closed, all before it have been dealt with.
@@ -140,7 +140,7 @@ class Control:
 
         async def worker() -> None:
             for number in numbers:
-                await self.order(f"nobody{number}")
+                await self.order(f"{name}{number}")
 
         begin = now()
         await asyncio.gather(*[worker() for _ in range(64)])

@@ -50,13 +50,19 @@ class Line:
 class Box:
     """An outbox and its connection."""
 
-    def __init__(self, answer: Callable[[list[str]], Any], monkeypatch: Any) -> None:
+    def __init__(
+        self,
+        answer: Callable[[list[str]], Any],
+        monkeypatch: Any,
+        wait: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         monkeypatch.setattr(module, "LIMIT", 0.05)
         monkeypatch.setattr(module, "SOON", 0.01)
         monkeypatch.setattr(module, "channel_of", lambda *_: "orders")
         encoder = Encoder("p", "a/1", lambda record: record)
         self.published: list[bytes] = []
-        self.outbox = Outbox(lambda: None, "p", encoder, lambda _: None, self.published.append)  # type: ignore[arg-type, return-value]
+        told = self.published.append
+        self.outbox = Outbox(lambda: None, "p", encoder, lambda _: None, told, wait)  # type: ignore[arg-type, return-value]
         self.line = Line(answer)
         self.outbox.link.drop = self.reconnect  # type: ignore[method-assign]
 
@@ -91,6 +97,23 @@ class TestOutbox:
         assert box.line.batches == [['"x"']]
         assert await box.outbox.drain(1.0) == []
         assert len(box.published) == 1
+
+    async def test_in_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Orders that wait for a tick go together; a full batch waits for none."""
+        waits = [0.02]
+        box = Box(lambda keys: [], monkeypatch, lambda: waits[0])
+        box.connect()
+        entries = box.put("x", "y")
+        assert box.line.batches == []
+        await entries[1].wait(20)
+        assert box.line.batches == [['"x"', '"y"']]
+        waits[0] = 3600.0
+        entries = box.put(*[f"n{n}" for n in range(module.BATCH)])
+        await entries[-1].wait(20)
+        assert entries[-1].stored
+        waits[0] = 0.0
+        box.put("z")
+        assert box.line.batches[-1] == ['"z"']
 
     async def test_poison(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One that takes too long is found by halving, and holds up no other."""
