@@ -49,7 +49,8 @@ WAIT: Final = 2.0  # seconds
 SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
 AT_ONCE: Final = 20  # stale cookies
 IN_FLIGHT: Final = 100  # log-outs at a time: a machine that is too busy gets fewer
-TRIED: Final = 20_000  # of them on some node, drawn by lot if there are more
+#: Of them on some node, drawn by lot if there are more.
+TRIED: Final = int(os.environ.get("CHAOS_TRIED", "20000"))
 SHOWN: Final = 40  # of each kind of failure
 LAG: Final = 2.0  # seconds until this process has seen what a client was sent
 
