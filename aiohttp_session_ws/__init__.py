@@ -3,7 +3,8 @@ Websockets that know whose session they belong to, and are gone when it ends.
 
 What most programs need is here; the rest has its home in ``close_codes``, ``signals``,
 ``results``, ``exceptions`` and ``typing``. Other modules and folders are internal, but for
-``redis`` and ``rpc``.
+``redis`` and ``rpc``. Who reads the source begins with ``registry/core.py``: its head tells the
+theory of operation, and where each thing is decided.
 """
 
 from .close_codes import RECONNECT, SESSION_ENDED, Close
@@ -21,10 +22,10 @@ from .options import Expiry, Limits, PushQueue, Timeouts
 from .registry.ids import DEFAULT_ID_FACTORY
 from .registry.registry import SessionWSRegistry
 from .sessions.session import DEFAULT_SESSION_KEY
-from .web.lookup import REGISTRY_KEY, registry_from
 from .web.middleware import session_ws_middleware
 from .web.session_ws import session_ws
 from .web.setup import (
+    REGISTRY_KEY,
     delete_session_ws_id,
     end_identity_ws,
     end_other_sessions_ws,
@@ -32,6 +33,7 @@ from .web.setup import (
     ensure_session_ws_id,
     get_session_ws_id,
     new_session_ws_id,
+    registry_from,
     renew_session_ws,
     schedule_close_all_session_ws,
     setup,

@@ -5,7 +5,8 @@ Names for what a connection and a record have in common: a lineage, and a subjec
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+import secrets
+from collections.abc import Callable, Hashable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 __all__: list[str] = []
@@ -51,11 +52,19 @@ class Lineage(NamedTuple):
             and 0 <= generation <= LAST_GENERATION
             and 0 <= began < math.inf
         ):
-            return cls(token, generation, began)
+            return _make(cls, (token, generation, began))  # quicker than cls(...)
         return None
 
 
 NUMBERS: Final = frozenset({int, float})
+_make: Final[Callable[[type[Lineage], tuple[str, int, float]], Lineage]] = tuple.__new__
+
+
+def new_lineage(began: float) -> Lineage:
+    """
+    Return a lineage with a random token.
+    """
+    return Lineage(secrets.token_hex(16), 0, began)
 
 
 class Subject(NamedTuple):

@@ -315,7 +315,8 @@ class Fire:
 async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
     """Fire at an application, then look at what is left of it."""
     fuzzed = Fuzzed()
-    timeouts = Timeouts(close=2.0, handler_grace=2.0)
+    # What hangs is found all the same; a machine that is busy for seconds is no failure.
+    timeouts = Timeouts(close=10.0, handler_grace=20.0)
     server = Server(fuzzed.calls, SessionWSRegistry(identify=who, timeouts=timeouts))
     runner = web.AppRunner(server.app, access_log=None)
     await runner.setup()
@@ -331,7 +332,7 @@ async def fuzz(frames: int, seed: int, peers: int = 20) -> Fire:
                 group.create_task(fire.peer(client))
             publishing = group.create_task(_publish(fuzzed.calls, fire))
         await publishing
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while fuzzed.calls.sessions or fuzzed.inside or fuzzed.handlers:
             await asyncio.sleep(0.01)
         while left := [t for t in asyncio.all_tasks() - before if "session_ws" in str(t)]:

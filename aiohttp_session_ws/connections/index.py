@@ -1,7 +1,7 @@
 """
-Connections by a key: of an id, a lineage, an identity, a label.
+Connections by a key.
 
-A little over 300 lines long: one index, and what of a connection is filed in which.
+A little over 300 lines long: one index, and the one object that has one of each kind.
 """
 
 from __future__ import annotations

@@ -23,15 +23,25 @@ records, then judges every connection that they may concern. Handshakes are reje
 Open sockets are closed by :meth:`Core.carry_out`; for an order that a request gives about its own
 session that comes when the response has been sent (``deferred.py``).
 
-*A handshake* (``web/handshake.py``) is filed in the index before its last judgement, with no await
-in between. So each order finds it there, or is found by it. ``sessions/close_orders.py`` is for
-those that are still loading their session when they are told to reconnect.
+*A log-out* (``request_orders.py``) is recorded before anything is awaited. One that a handler
+carries out without a word to us is found when its request is settled. Orders that come from
+elsewhere, as an administrator's, are in ``orders.py``.
+
+*A handshake* (``web/handshake.py``) decides who may open, step by step. It is filed in the index
+before its last judgement, with no await in between. So each order finds it there, or is found by
+it. ``sessions/close_orders.py`` is for those that are still loading their session when they are
+told to reconnect.
 
 *Closing* (``connections/closing.py``) never waits for a peer without a bound: all close frames are
 written first, then everything is waited for under one deadline, then what is left is cut.
 
 *Other nodes* are behind :class:`~.cluster.Cluster`. An order is recorded there before it is
-published; a handshake asks it once; what it finds comes in by :meth:`Core.learn`.
+published; a handshake asks it once; what it finds comes in by :meth:`Core.learn`. In Redis' an
+order goes out through ``redis/outbound.py`` and comes in through ``redis/inbound.py``.
+
+*Ends are stored* in memory by ``sessions/records.py``, on disk by ``sessions/journal.py``, and
+for all processes by the cluster. Another storage for one process would stand in the journal's
+place; one that processes share would be a ``Cluster``.
 
 What may not be awaited where
 -----------------------------
@@ -297,6 +307,8 @@ class Core:
         """
         Judge a session by what is known on this node.
         """
+        if not self.records.has_subjects and not self.records.knows(lineage.token):
+            return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
         return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
@@ -306,11 +318,7 @@ class Core:
 
         One that was registered by hand has no lineage that we know; any end concerns it.
         """
-        records = self.records
-        if connection.proven is None:
-            if not records.has_subjects and not records.knows(connection.lineage.token):
-                return ALIVE  # as the rest would find, but quicker
-        else:
+        if connection.proven is not None:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:

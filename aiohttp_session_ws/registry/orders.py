@@ -1,5 +1,7 @@
 """
 The facet of a registry that gives orders: whose sockets are to close, and what has ended.
+
+Those that a request gives about its own session, as its log-out, are in ``request_orders.py``.
 """
 
 from __future__ import annotations

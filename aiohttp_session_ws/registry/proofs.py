@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from .._lineage import Subject
-from ..close_codes import SESSION_ENDED
 from ..connections.connection import Connection
 from ..exceptions import SessionEnded
 from .core import Core
@@ -44,7 +43,8 @@ class Proofs:
 
         Raises:
             NotSetUp: If the registry has no ``identify``: nobody could end an identity.
-            SessionEnded: If that identity was ended since. The connection is closed with 4401.
+            SessionEnded: If that identity was ended since: the connection is closed with 4401. Or
+                if its session was ended or renewed: it is closed as an order would do it.
             InvalidIdentity: If *identity* can't be one.
         """
         core = self._core
@@ -56,9 +56,10 @@ class Proofs:
         if core.status_of(tracked).alive and core.cluster.remote:
             own = subjects_of(tracked.session_ws_id, Owner(tracked.identity, tracked.labels))
             await core.cluster.check_request(tracked.lineage.token, [*own, subject])
-        if not core.status_of(tracked).alive:
-            core.connections.close_soon([tracked], SESSION_ENDED)
-            raise SessionEnded("the identity was ended while its client proved it")
+        close = core.close_for(core.status_of(tracked))
+        if close is not None:  # as an order tells, for the session may only have been renewed
+            core.connections.close_soon([tracked], close)
+            raise SessionEnded("the identity or the session was ended while its client proved it")
 
     def disprove(self, connection: Connection) -> None:
         """

@@ -4,7 +4,6 @@ The request of an open connection as it would come now, for the periodic check.
 
 from __future__ import annotations
 
-import random
 import time
 
 from aiohttp import hdrs, web
@@ -14,13 +13,6 @@ from ..connections.connection import TrackedConnection
 from ..sessions.session import created_at, put_session
 
 __all__: list[str] = []
-
-
-def jitter(seconds: float) -> float:
-    """
-    Return *seconds*, give or take a fifth.
-    """
-    return seconds * random.uniform(0.8, 1.2)
 
 
 def was_touched(connection: TrackedConnection, session: Session) -> bool:

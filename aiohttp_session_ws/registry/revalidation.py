@@ -36,7 +36,7 @@ from ..sessions.session import (
 from ..sessions.status import Status
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
-from .request_again import jitter, request_again, was_touched
+from .request_again import request_again, was_touched
 
 __all__: list[str] = []
 
@@ -147,7 +147,7 @@ class Revalidator:
         now = time.monotonic()
         due = now + ends - time.time()
         every = self._core.expiry.revalidate_every
-        return due if every is None else min(due, now + max(SOONEST, jitter(every)))
+        return due if every is None else min(due, now + max(SOONEST, _jitter(every)))
 
     def _last(self, connection: TrackedConnection) -> float:
         """
@@ -348,7 +348,7 @@ class Revalidator:
             )
         self._failed_at = now
         tries = max(connection.tries for connection in connections)
-        due = now + jitter(min(LONGEST, SOONEST * 2**tries))
+        due = now + _jitter(min(LONGEST, SOONEST * 2**tries))
         for connection in connections:
             connection.tries = min(tries + 1, 10)
             connection.check_at = min(due, self._last(connection))
@@ -362,3 +362,10 @@ def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
     if there is None or found.server_side or there.token != token:
         return False
     return there.generation < generation
+
+
+def _jitter(seconds: float) -> float:
+    """
+    Return *seconds*, give or take a fifth.
+    """
+    return seconds * random.uniform(0.8, 1.2)

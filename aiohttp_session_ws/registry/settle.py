@@ -6,15 +6,17 @@ questions are answered apart from each other: what has *ended* or was renewed, w
 whatever becomes of the response, and what is *saved*. What is saved is judged, not what came: a
 session that would bring an ended one back, or overwrite a newer cookie, is not.
 
-A little over 300 lines long: the two questions share what the handler did.
+Some 400 lines long: the two questions share what the handler did, and that is found out first.
 """
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 from aiohttp import web
 from aiohttp_session import Session
 
-from .._lineage import Lineage, Subject
+from .._lineage import Lineage, Subject, new_lineage
 from .._tasks import maybe_await
 from ..sessions.clock import TICK
 from ..sessions.context import NO_ORDERS, RequestContext, Stage
@@ -26,13 +28,107 @@ from ..sessions.session import (
     put_session,
     was_changed,
 )
-from ..sessions.status import State
-from .arrival import SETTLED, new_lineage
+from ..sessions.status import SETTLED, State
 from .cluster import Order, Refresh
 from .core import Core
-from .outcome import Outcome, compare
+from .identify import NOBODY, Owner
 
 __all__: list[str] = []
+
+
+class Outcome(NamedTuple):
+    """
+    What a handler did to the session that its request came with.
+
+    Attributes:
+        anew: It was replaced or emptied, or its derived id went away or changed.
+        owner: Whom the session belongs to now.
+        previous: Whom it belonged to.
+        renewed: It goes on under another id.
+        removed: Its id was taken away, and nothing tells whether somebody has logged out.
+    """
+
+    anew: bool
+    owner: Owner
+    previous: Owner
+    renewed: bool
+    removed: bool
+
+    @property
+    def changed_hands(self) -> bool:
+        """
+        Whether the session belongs to somebody else, or to nobody any more.
+        """
+        return not self.anew and self.owner.identity != self.previous.identity
+
+    @property
+    def logged_in(self) -> bool:
+        """
+        Whether an anonymous visitor has logged in.
+        """
+        return self.changed_hands and self.previous.identity is None
+
+
+UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
+
+
+async def compare(
+    core: Core, request: web.Request, context: RequestContext, session: Session
+) -> Outcome:
+    """
+    Classify how the handler of *request* changed its session.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+        context: What it came with.
+        session: The session that it has now.
+    """
+    if _is_as_given(core, context, session):
+        return UNCHANGED
+    came = None if context.fresh else context.session_ws_id
+    anew = session is not context.session or _was_emptied(core, context, session)
+    owner = previous = NOBODY
+    if core.overrides.ids:
+        now = await core.current_id(request)
+        if now != came and not context.orders.renewed:
+            # A derived id tells whose session it is, where nothing else does.
+            owner, previous = Owner(now), Owner(came)
+            anew = anew or (core.identifier.identify is not None and came is not None)
+    else:
+        now = id_in(session, core.keys.id)
+    renewed = context.orders.renewed or (not core.overrides.ids and now not in (None, came))
+    removed = not core.overrides.ids and now is None and came is not None
+    if core.identifier.identify is not None:
+        owner = await core.identifier.of(request)
+        previous = await _previous_owner(core, request, context)
+        renewed, removed = renewed or removed, False
+    return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
+
+
+def _is_as_given(core: Core, context: RequestContext, session: Session) -> bool:
+    """
+    Tell whether the only changes are those that were made on arrival.
+    """
+    return (
+        context.given
+        and session is context.session
+        and context.orders is NO_ORDERS
+        and not core.overrides.ids
+        and dict(session) == context.content
+    )
+
+
+def _was_emptied(core: Core, context: RequestContext, session: Session) -> bool:
+    if context.carried:
+        return core.keys.lineage not in session
+    return context.held_data and session.empty
+
+
+async def _previous_owner(core: Core, request: web.Request, context: RequestContext) -> Owner:
+    if context.fresh or context.session is None or not context.content:
+        return NOBODY
+    return await core.identifier.of_content(request, context.session, context.content)
 
 
 class Settlement:
@@ -223,6 +319,9 @@ class Settlement:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
+        elif outcome.renewed and await self._joins_ended(session, lineage):
+            self._end(lineage, outcome, carries=True)
+            await self._begin(session, outcome)
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
@@ -243,6 +342,25 @@ class Settlement:
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)
+
+    async def _joins_ended(self, session: Session, lineage: Lineage) -> bool:
+        """
+        Tell whether a renewal gives a lineage an id that was ended since the lineage began.
+
+        That end was of others who share the id, and this session had another one. It began
+        before, so that it would be taken for one of them.
+        """
+        core = self._core
+        if core.overrides.random_ids or core.overrides.ids:
+            return False
+        await maybe_await(core.ids.ensure_id(self._request))
+        session_ws_id = id_in(session, core.keys.id)
+        if session_ws_id is None or session_ws_id == self._context.session_ws_id:
+            return False
+        subject = Subject("id", session_ws_id)
+        if core.cluster.remote:
+            await core.cluster.check_request(lineage.token, [subject])
+        return core.records.ended_before(subject) >= lineage.began
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
         """

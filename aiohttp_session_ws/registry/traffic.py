@@ -67,11 +67,13 @@ class Traffic:
 
     Attributes:
         metered: Whether messages are to be counted.
+        rated: Whether handshakes are.
     """
 
     def __init__(self, core: Sessions, limits: Limits, expiry: Expiry) -> None:
         self._core = core
         self._handshakes = _rate(limits.handshakes_per_second)
+        self.rated = self._handshakes is not None
         self._messages = _rate(limits.messages_per_second)
         every = expiry.keep_alive
         self._keeps = None if every is None else Rate(1 / every)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..handlers.serve import converse
+from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery

@@ -65,15 +65,10 @@ class Host:
             TypeError: If a function takes what nobody gives.
         """
         scope, version = self._scopes.get(realm, (None, -1))
-        if scope is None:
-            defaults = [realm.default_args, self.default_args]
-            scope = Scope(realm.served, defaults, self.limits, realm.errors)
-        if version != realm.version:
-            scope.forget()
-            scope.rpc_handler = realm.rpc_handler
+        if scope is None or version != realm.version:
+            scope = Scope(realm, self.default_args, self.limits)
             scope.check(self.state_handlers_of(realm))
             self._scopes[realm] = scope, realm.version
-        scope.guard = realm.guard
         return scope
 
     def state_handlers_of(self, realm: Realm) -> list[Signature]:

@@ -137,7 +137,7 @@ class Performer:
         """
         Find the handler, bind its arguments and run it.
         """
-        if self.scope.guard is not None:
+        if self.scope.realm.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
         target = self.scope.find(call.name)
         function, kind = target.function, target.kind

@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from .authentication import Authentication, Authenticator, TicketAuthenticator
 from .routes import Routes
-from .scope import Guard
+from .session import Session
 from .signature import Signature
 from .table import Served, expect_generator
 
 __all__ = ["Realm"]
 
+Action: TypeAlias = Literal["call", "subscribe", "register"]
+Guard: TypeAlias = Callable[[Session, Action, str], bool | Awaitable[bool]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -34,21 +34,17 @@ def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> d
         TypeError: If a type has no schema; it names the function and the remedy.
     """
     types: list[Any] = []
-    found = {
-        uri: {
-            "procedures": {
-                p.name: _procedure(p, realm, default_args | realm.default_args, types)  # type: ignore[operator]  # dicts
-                for p in realm.served.procedures
-            },
-            "topics": {
-                t.name: _described(t.signature)
-                | {"arguments": _arguments(t.signature, t.parts, default_args, types)}
-                for t in realm.served.topics
-            },
-            "errors": sorted(set(realm.errors.values())),
+    found: dict[str, Any] = {}
+    for uri, realm in realms.items():
+        defaults = {**default_args, **realm.default_args}
+        procedures = {p.name: _procedure(p, defaults, types) for p in realm.served.procedures}
+        topics = {
+            t.name: _described(t.signature)
+            | {"arguments": _arguments(t.signature, t.parts, defaults, types)}
+            for t in realm.served.topics
         }
-        for uri, realm in realms.items()
-    }
+        errors = sorted(set(realm.errors.values()))
+        found[uri] = {"procedures": procedures, "topics": topics, "errors": errors}
     schemas, definitions = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     return {"realms": _fill_in(found, list(schemas)), "$defs": definitions}
 
@@ -60,7 +56,7 @@ class _Slot(int):
 
 
 def _procedure(
-    procedure: Procedure, realm: Realm, defaults: Mapping[str, Any], types: list[Any]
+    procedure: Procedure, defaults: Mapping[str, Any], types: list[Any]
 ) -> dict[str, Any]:
     signature = procedure.signature
     signature.check(defaults)

@@ -5,23 +5,19 @@ What the sessions of one realm may call, in one application: the look-up of a na
 from __future__ import annotations
 
 import inspect
-from collections import ChainMap
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from .binding import Arguments, Binder
 from .errors import INVALID_URI, NO_SUCH_PROCEDURE, NOT_AUTHORIZED, RPCError
 from .limits import CallLimits
+from .realm import Action, Realm
 from .session import RPCRequest, Session
 from .signature import Kind, Signature, kind_of
-from .table import RouteClass, Served, Topic
+from .table import RouteClass, Topic
 
-__all__ = ["Guard", "Scope"]
-
-Action: TypeAlias = Literal["call", "subscribe", "register"]
-Guard: TypeAlias = Callable[[Session, Action, str], bool | Awaitable[bool]]
-StateHandler: TypeAlias = Callable[..., Any]
+__all__ = ["Scope"]
 
 _MASKED: Final = "Method masked"
 _NO_PARTS: Final[Mapping[str, Any]] = {}
@@ -65,33 +61,18 @@ class Target:
 
 class Scope:
     """
-    What is served in one realm of an application.
+    What is served in one realm of an application, with the default arguments of a moment.
 
     Args:
-        served: The realm's tables.
-        defaults: The default arguments of the realm, and of the application.
+        realm: Whose tables, guard and errors.
+        defaults: The default arguments of the application.
         limits: Those of each connection.
-
-    Attributes:
-        guard: Asked before anything is done.
-        errors: The URIs of exceptions.
-        rpc_handler: What takes all calls, if anything does.
-        state_handlers: The application's, and the realm's inside of them.
     """
 
-    def __init__(
-        self,
-        served: Served,
-        defaults: Sequence[dict[str, Any]],
-        limits: CallLimits,
-        errors: Mapping[type[BaseException], str],
-    ) -> None:
-        self.served = served
+    def __init__(self, realm: Realm, defaults: Mapping[str, Any], limits: CallLimits) -> None:
+        self.realm = realm
         self.limits = limits
-        self.guard: Guard | None = None
-        self.rpc_handler: Callable[..., Any] | None = None
-        self._defaults = ChainMap(*defaults)
-        self._errors = errors
+        self._defaults = {**defaults, **realm.default_args}
         self._targets: dict[str, Target] = {}
         self._binders: dict[Signature, Binder] = {}
 
@@ -102,11 +83,11 @@ class Scope:
         Raises:
             TypeError: If one isn't; it names the function and the remedy.
         """
-        for procedure in self.served.procedures:
+        for procedure in self.realm.served.procedures:
             procedure.signature.check(self._defaults)
         for signature in (
-            *(topic.signature for topic in self.served.topics),
-            *(owner.signature for owner in self.served.classes.values()),
+            *(topic.signature for topic in self.realm.served.topics),
+            *(owner.signature for owner in self.realm.served.classes.values()),
             *state_handlers,
         ):
             signature.check(self._defaults, injected_only=True)
@@ -118,14 +99,14 @@ class Scope:
         Raises:
             RPCError: ``no_such_procedure``.
         """
-        target = self._targets.get(name)
+        handler, target = self.realm.rpc_handler, self._targets.get(name)
+        if handler is not None:
+            return Target(handler, kind_of(handler), None, _NO_PARTS)
         if target is not None:
             return target
-        if self.rpc_handler is not None:
-            return Target(self.rpc_handler, kind_of(self.rpc_handler), None, {})
-        found = self.served.procedures.find(name)
+        found = self.realm.served.procedures.find(name)
         if found is None:
-            known = any(name.startswith(f"{own}.") for own in self.served.classes)
+            known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
             raise RPCError(NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
         procedure, parts = found
         own, binder = procedure, self.binder(procedure.signature)
@@ -142,7 +123,7 @@ class Scope:
         Raises:
             RPCError: ``invalid_uri``.
         """
-        found = self.served.topics.find(name)
+        found = self.realm.served.topics.find(name)
         if found is None:
             raise RPCError(INVALID_URI, "no such topic")
         return found
@@ -165,13 +146,6 @@ class Scope:
         values, named = self.binder(signature).bind(session, ("", (), {}), parts)
         return signature.function(*values, **named)
 
-    def forget(self) -> None:
-        """
-        Forget what is bound: the default arguments have changed.
-        """
-        self._targets.clear()
-        self._binders.clear()
-
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:
         """
         Ask the guard.
@@ -179,8 +153,8 @@ class Scope:
         Raises:
             RPCError: ``not_authorized``.
         """
-        if self.guard is not None:
-            allowed = self.guard(session, action, uri)
+        if self.realm.guard is not None:
+            allowed = self.realm.guard(session, action, uri)
             if inspect.isawaitable(allowed):
                 allowed = await allowed
             if not allowed:
@@ -190,7 +164,5 @@ class Scope:
         """
         Return the URI that the realm has for an exception.
         """
-        for kind in type(failure).__mro__:
-            if kind in self._errors:
-                return self._errors[kind]
-        return None
+        errors = self.realm.errors
+        return next((errors[kind] for kind in type(failure).__mro__ if kind in errors), None)

@@ -27,12 +27,15 @@ class CloseOrders:
 
     Orders are kept in two lots, of which the older goes as a whole once it is too old to matter:
     so thousands can be noted at once.
+
+    Attributes:
+        latest: When the latest of all was given.
     """
 
     def __init__(self) -> None:
         self._newer, self._older = _nothing(), _nothing()
         self._begun = -math.inf  # when the newer lot was
-        self._all = -math.inf
+        self._all = self.latest = -math.inf
 
     def add(self, subject: Subject, now: float) -> None:
         """
@@ -51,6 +54,7 @@ class CloseOrders:
         self._newer[kind].update(found)
 
     def _begin_lot(self, now: float) -> None:
+        self.latest = max(self.latest, now)
         if now >= self._begun + HANDSHAKE_LIMIT:
             self._newer, self._older = _nothing(), self._newer
             self._begun = now
@@ -59,6 +63,7 @@ class CloseOrders:
         """
         Note an order about all sockets.
         """
+        self.latest = max(self.latest, now)
         self._all = now
 
     def missed(self, subject: Subject, started: float, now: float) -> bool:

@@ -16,6 +16,8 @@ __all__: list[str] = []
 
 #: Seconds that a beginning may lie in the future, by the clock of another server.
 FUTURE: Final = 5.0
+#: Seconds after an end in which another response may be on its way with the right cookie.
+SETTLED: Final = 10.0
 
 
 class State(enum.Enum):

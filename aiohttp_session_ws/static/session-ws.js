@@ -4,7 +4,7 @@ export const SESSION_ENDED = 4401;
 export const RECONNECT = 4403;
 export const TOO_MANY_CONNECTIONS = 4429;
 
-// Milliseconds after which to reconnect, or null: not by itself.
+// Milliseconds, or null: not by itself.
 export function reconnectAfter(code, failures) {
   if (code === SESSION_ENDED || code === TOO_MANY_CONNECTIONS) return null;
   if (code === RECONNECT && !failures) return Math.random() * 1000; // or all come at once
@@ -117,8 +117,7 @@ export class Client extends Stateful {
     socket.addEventListener("message", ({ data }) => this.#onMessage(decode(data)));
   }
 
-  // `args` is a list or an object of names, `timeout` in ms. A call in flight when the connection
-  // ends is rejected.
+  // `args` is a list or an object of names, `timeout` in ms.
   call(name, args = [], { signal, timeout, onProgress } = {}) {
     const options = { timeout, receive_progress: !!onProgress };
     return new Promise((resolve, reject) => {
@@ -136,7 +135,7 @@ export class Client extends Stateful {
     });
   }
 
-  // for await (const part of client.stream(…)); leaving the loop cancels.
+  // Leaving a `for await` loop cancels.
   async *stream(name, args, { signal, timeout } = {}) {
     const left = new AbortController();
     const parts = [];
@@ -214,7 +213,9 @@ export class Client extends Stateful {
 
   async #hello() {
     const { realm = "", authenticate } = this.#options;
+    const mark = (this.#sign = {});
     const { authid, ticket, sign = () => ticket } = (await authenticate?.()) ?? {};
+    if (this.#sign !== mark) return; // another connection has begun
     this.#sign = sign;
     const authmethods = ticket ? ["ticket"] : authid ? ["wampcra"] : [];
     const roles = { caller: {}, callee: {}, subscriber: {} };

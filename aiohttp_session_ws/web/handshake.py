@@ -32,6 +32,7 @@ from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
 from ..registry.core import Core
 from ..registry.deferred import context_for
+from ..sessions import close_orders
 from ..sessions.context import RequestContext, context_of
 from ..sessions.session import (
     has_storage,
@@ -42,9 +43,8 @@ from ..sessions.session import (
 )
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
-from .lookup import expect_one_registry
+from .lookup import expect_one_registry, warn_workers
 from .refusal import reason_for
-from .workers import warn_workers
 
 __all__: list[str] = []
 
@@ -128,7 +128,7 @@ class Handshake:
         if context.given and self._saves:
             await self._save(context, connection)
         connection.keeps_id = self._saves or not context.given
-        if core.cluster.deaf:  # an order of another node would not have been heard
+        if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         self._expect_welcome(connection)
@@ -179,7 +179,8 @@ class Handshake:
         """
         core, request = self._core, self._request
         lineage = self._expect_alive(context)
-        core.traffic.expect_rate(lineage.token)
+        if core.traffic.rated:
+            core.traffic.expect_rate(lineage.token)
         connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
         connection.lineage = lineage
         connection.task, connection.started = asyncio.current_task(), context.started
@@ -219,8 +220,11 @@ class Handshake:
         self._expect_welcome(connection)
 
     def _expect_no_order(self, connection: TrackedConnection, subject: Subject) -> None:
-        now = time.monotonic()
-        if self._core.close_orders.missed(subject, connection.started, now):
+        now, started = time.monotonic(), connection.started
+        orders = self._core.close_orders
+        if orders.latest < started and now - started < close_orders.HANDSHAKE_LIMIT:
+            return  # there was none since it began
+        if orders.missed(subject, started, now):
             raise HandshakeRefused(RECONNECT)
 
     def _expect_welcome(self, connection: TrackedConnection) -> None:
@@ -297,9 +301,10 @@ class Handshake:
         context.connection = connection
         context.content = None
         core.connections.open_connection(connection)
-        core.traffic.meter(connection)
+        if core.traffic.metered:
+            core.traffic.meter(connection)
         core.revalidator.watch(connection, loaded_session(self._request))
-        if not core.cluster.remote:
+        if core.first_socket and not core.cluster.remote:
             warn_workers(core, self._request)
 
     def _discard(self) -> None:

@@ -1,36 +1,24 @@
 """
-The registry of a request.
+The registry of a request: its parts, and whether it is the only one.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from typing import Final
 
 from aiohttp import web
 
 from ..exceptions import NotSetUp
 from ..registry.core import Core
-from ..registry.registry import SessionWSRegistry, core_of
 
-__all__ = ["REGISTRY_KEY", "registry_from"]
+__all__: list[str] = []
 
-REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
+NO_REGISTRY: Final = "no registry: call aiohttp_session_ws.setup(app, registry) first"
+
 CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
-
-
-def registry_from(request: web.Request) -> SessionWSRegistry:
-    """
-    Return the registry of the application that *request* came to, or of its parent.
-
-    Raises:
-        NotSetUp: If none of them has one, or two have one each.
-    """
-    registry = request.app.get(REGISTRY_KEY)
-    if registry is None:
-        registry = request.config_dict.get(REGISTRY_KEY)
-        if registry is None:
-            raise NotSetUp("no registry: call aiohttp_session_ws.setup(app, registry) first")
-    return registry
 
 
 def expect_one_registry(core: Core, request: web.Request) -> None:
@@ -54,9 +42,60 @@ def expect_one_registry(core: Core, request: web.Request) -> None:
 
 def core_from(request: web.Request) -> Core:
     """
-    Return the parts of the registry of *request*.
+    Return the parts of the registry of *request*: of its application, or of a parent.
+
+    Raises:
+        NotSetUp: If none of them has one.
     """
     try:  # quicker than get()
         return request.app[CORE_KEY]
     except KeyError:
-        return core_of(registry_from(request))
+        core = request.config_dict.get(CORE_KEY)
+    if core is None:
+        raise NotSetUp(NO_REGISTRY)
+    return core
+
+
+def warn_workers(core: Core, request: web.Request) -> None:
+    """
+    Warn once if this process seems to share its address with others.
+    """
+    if not core.first_socket:
+        return
+    core.first_socket = False
+    if _has_gunicorn_siblings() or _reuses_port(request):
+        core.warn_once(
+            "workers",
+            "several worker processes and a registry without Redis: a log-out closes the sockets"
+            " of its own worker only; use aiohttp_session_ws.redis.RedisSessionWSRegistry",
+        )
+
+
+def _has_gunicorn_siblings() -> bool:
+    """
+    Tell whether gunicorn runs this process as one of several workers.
+    """
+    if "gunicorn" not in os.environ.get("SERVER_SOFTWARE", ""):
+        return False
+    words = [*sys.argv, *os.environ.get("GUNICORN_CMD_ARGS", "").split()]
+    counts = [os.environ.get("WEB_CONCURRENCY", "1")]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("-w", "--workers"):
+            counts.append(following)
+        elif word.startswith("--workers="):
+            counts.append(word.partition("=")[2])
+        elif word.startswith("-w") and word[2:].isdigit():
+            counts.append(word[2:])
+    return any(count.isdigit() and int(count) > 1 for count in counts)
+
+
+def _reuses_port(request: web.Request) -> bool:
+    """
+    Tell whether other processes may listen at the address of *request*.
+    """
+    transport = request.transport
+    sock = None if transport is None else transport.get_extra_info("socket")
+    option = getattr(socket, "SO_REUSEPORT", None)
+    if sock is None or option is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return bool(sock.getsockopt(socket.SOL_SOCKET, option))

@@ -16,10 +16,9 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival
+from ..registry.arrival import Arrival, arrive_at_once
 from ..registry.core import Core
 from ..registry.deferred import settle
-from ..registry.short_arrival import arrive_at_once
 from ..sessions.context import RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
 from .lookup import core_from, expect_one_registry
@@ -57,7 +56,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         return await handler(request)  # installed twice, in a sub-application as well
     # What is ordered while the session is loaded is later.
     arrived, started = core.clock.begin_time(), time.monotonic()
-    session = loaded_session(request)
+    session = None if len(request) == 1 else loaded_session(request)  # most have a storage only
     if session is not None:
         core.warn_loaded_early()
     elif has_storage(request):
@@ -88,7 +87,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     if connection is not None:
         ws: web.WebSocketResponse = connection.ws
         return ws  # an open socket takes no HTTP
-    if isinstance(response, web.WebSocketResponse):
+    if type(response) is not web.Response and isinstance(response, web.WebSocketResponse):
         core.warn_foreign_websocket(request)
     return response
 

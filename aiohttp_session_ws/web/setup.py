@@ -13,7 +13,7 @@ from aiohttp import web
 from .._tasks import maybe_await
 from ..exceptions import NotSetUp
 from ..registry.registry import SessionWSRegistry, core_of
-from .lookup import CORE_KEY, REGISTRY_KEY, registry_from
+from .lookup import CORE_KEY, NO_REGISTRY
 from .streams import adopt_websocket
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "setup",
 ]
 
+REGISTRY_KEY: Final = web.AppKey("REGISTRY_KEY", SessionWSRegistry)
 _STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
 
 
@@ -82,6 +83,21 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
     app.on_startup.append(attach)  # behind all cleanup contexts, which may give it what it needs
     app.on_shutdown.append(shut_down)  # handlers still run
     app.cleanup_ctx.append(lifetime)  # after them
+    return registry
+
+
+def registry_from(request: web.Request) -> SessionWSRegistry:
+    """
+    Return the registry of the application that *request* came to, or of its parent.
+
+    Raises:
+        NotSetUp: If none of them has one, or two have one each.
+    """
+    registry = request.app.get(REGISTRY_KEY)
+    if registry is None:
+        registry = request.config_dict.get(REGISTRY_KEY)
+        if registry is None:
+            raise NotSetUp(NO_REGISTRY)
     return registry
 
 

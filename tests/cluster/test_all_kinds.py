@@ -17,8 +17,9 @@ from tests.cluster.conftest import Sites
 from tests.promise.feeds import EVENTS, Feed, ended, listen, status_of
 from tests.promise.site import DEAD, Browser, Site
 from tests.promise.test_adopted_sockets import Foreign
+from tests.promise.test_graphql import SCHEMA, SessionGraphQLView, count, running, subscribe
 from tests.promise.test_proofs import Tickets, say
-from tests.support import PATIENCE, QUICK, until
+from tests.support import PATIENCE, QUICK, expect_close, until
 from tests.support.inspect import connections, inspect
 
 BOUND = QUICK.response + QUICK.close + QUICK.handler_grace + 3.0  # seconds; three of the machine
@@ -55,6 +56,8 @@ class Everything:
         paths = ("/ws", "/view", "/gql", "/deaf")
         self.sockets = [await browser.open(path) for path in paths]
         self.stream = await listen(browser)
+        self.graphql = await subscribe(self.site, browser.cookie)
+        await count(self.graphql)
         self.site.registry.register(self.sockets[0].id, self.thing, identity="ann")
         visitor = await (await self.site.browser()).open("/prove")
         self.sockets.append(await say(visitor, "ann"))
@@ -64,7 +67,7 @@ class Everything:
         codes: list[int | None] = [await socket.code() for socket in self.sockets]
         assert await ended(self.stream)
         await until(lambda: self.thing.code)
-        return [*codes, self.thing.code]
+        return [*codes, await expect_close(self.graphql), self.thing.code]
 
     async def gone(self) -> None:
         """Wait until nothing is left."""
@@ -78,6 +81,7 @@ async def test_one_of_each(sites: Sites, how: str) -> None:
     """All of both nodes are gone within the bounds; stale cookies are refused everywhere."""
     foreign, feeds = Foreign(), [Feed(), Feed()]
     views: dict[str, Any] = {"/view": View, **foreign.views(), **Tickets().views}
+    views["/graphql"] = SessionGraphQLView(SCHEMA)
 
     async def events(request: web.Request) -> web.StreamResponse:
         registry = request.config_dict["aiohttp_session_ws_registry"]
@@ -100,12 +104,14 @@ async def test_one_of_each(sites: Sites, how: str) -> None:
     for one in both:
         await one.gone()
 
-    assert codes == [[DEAD] * 6] * 2
+    assert codes == [[DEAD] * 7] * 2
+    await until(lambda: not running)
     assert time.monotonic() - began < BOUND
     for site in (a, b):
         assert await site.presented(stale) == (None, DEAD)
         assert await site.knock(stale, "/gql") == DEAD
         assert await site.knock(stale, "/view") == DEAD
+        assert await expect_close(await subscribe(site, stale)) == DEAD
         assert await status_of(site, stale, **EVENTS) == 204
         assert not _left(site.registry)
 

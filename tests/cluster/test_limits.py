@@ -365,6 +365,35 @@ class TestTrouble:
         assert await lives(second)
 
 
+class TestReports:
+    async def test_now_and_then(
+        self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What somebody has deleted is there again with the next report of all."""
+        monkeypatch.setattr(places, "REPORT", 0.05)
+        (a,) = await start(1, on_limit="refuse", per_session=1, per_identity=2)
+        _ = await opened(a, await log_in(a))
+        await settled(redis_server, 2)
+        for key in await redis_server.cli("KEYS", "*:places:*"):
+            await redis_server.cli("DEL", key)
+
+        await settled(redis_server, 2)
+
+    async def test_long_silence(
+        self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A node that stood still for so long that it counted as dead tells all once more."""
+        (a,) = await start(1, on_limit="refuse", per_identity=1)
+        _ = await opened(a, await log_in(a))
+        await settled(redis_server, 1)
+        for key in await redis_server.cli("KEYS", "*:places:*"):
+            await redis_server.cli("DEL", key)
+        monkeypatch.setattr("aiohttp_session_ws.redis.cluster.LIVING", 0.0)
+        cluster_of(a).membership.hurry()
+
+        await settled(redis_server, 1)
+
+
 class TestCrash:
     """A node that is killed, with its sockets."""
 

@@ -5,11 +5,13 @@ Who is there, over all nodes.
 from __future__ import annotations
 
 import pytest
+from aiohttp import ClientSession
 
 from aiohttp_session_ws import REGISTRY_KEY
 from aiohttp_session_ws.registry import presence
 from aiohttp_session_ws.signals import PresenceDetails
-from tests.support import AiohttpClient, Client, until
+from tests.support import PATIENCE, AiohttpClient, Client, until
+from tests.support.node_process import NodeProcess
 from tests.support.nodes import acquaint, cluster_of, log_in, node_app, socket
 from tests.support.redis_servers import RedisServer
 
@@ -89,6 +91,27 @@ class TestPresence:
             await until(lambda: len(at_a) == 2)
 
         assert at_a[1] == ("last", "ann", "b", True)
+
+    async def test_killed(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
+        """So has one that is killed with its sockets, when it has been silent for long enough."""
+        a, at_a = await start(aiohttp_client, redis_server, "a")
+        cookie = await log_in(a)
+        options = ("--storage", "simple", "--presence")
+        async with (
+            NodeProcess("z", *options, redis=redis_server.url) as node,
+            ClientSession() as browser,
+        ):
+            ws = await browser.ws_connect(f"{node.url}/ws", headers={"Cookie": cookie})
+            await ws.receive(timeout=PATIENCE)
+            await until(lambda: at_a)
+            node.kill()
+            nodes = "{aiohttp_session_ws}:nodes"
+            names = await redis_server.cli("ZRANGE", nodes, 0, -1)
+            (dead,) = [name for name in names if name.startswith("z/")]
+            await redis_server.cli("ZADD", nodes, "1", dead)
+            await until(lambda: len(at_a) == 2)
+
+        assert [told[:3] for told in at_a] == [("first", "ann", "z"), ("last", "ann", "z")]
 
     async def test_stopped(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
         """So has one that stops."""

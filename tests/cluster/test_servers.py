@@ -22,6 +22,7 @@ from tests.support.nodes import (
     socket,
     visit,
 )
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import MASTER_NAME, RedisCluster, SentinelSetup
 
 
@@ -61,6 +62,37 @@ class TestSentinel:
         for cookie in (before, during, after):
             assert await refused(b, cookie) == 4401
         await until(lambda: redis_sentinel.primary.holds("*:lineage:*", 3))
+
+    async def test_replica_behind(
+        self,
+        redis_sentinel: SentinelSetup,
+        make: Callable[[], Redis],
+        start_node: StartNode,
+    ) -> None:
+        """What the new primary has surely not got is written to it by those who know it."""
+        a = await start_node(make, "a")
+        b = await start_node(make, "b")
+        session, everywhere = await log_in(a), await log_in(a, "bob")
+        await settled(a)
+        replica = redis_sentinel.replica
+        async with Proxy(redis_sentinel.primary.port) as proxy:
+            await replica.cli("REPLICAOF", "127.0.0.1", proxy.port)
+            async with asyncio.timeout(PATIENCE):
+                while (await replica.cli("INFO", "replication"))["master_link_status"] != "up":
+                    await asyncio.sleep(0.05)
+            proxy.black_hole()
+            async with socket(b, session) as one, socket(b, everywhere) as two:
+                await visit(a, "/out/end_session_ws", session)
+                await visit(a, "/out/everywhere", everywhere)
+                assert [await expect_close(ws) for ws in (one, two)] == [4401, 4401]
+            await settled(a)
+            assert not await replica.cli("KEYS", "*:end:identity:*")
+            await redis_sentinel.kill_primary()
+        await until(lambda: redis_sentinel.primary.holds("*:end:identity:*", 1))
+        c = await start_node(make, "c")
+        for client in (a, b, c):
+            for cookie in (session, everywhere):
+                assert await refused(client, cookie) == 4401
 
 
 @leaky

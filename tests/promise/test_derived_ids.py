@@ -4,6 +4,8 @@ Ids that an application derives: a user's id is shared by all of his browsers.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import itertools
 from collections.abc import Hashable
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws import REGISTRY_KEY, SessionWSRegistry, renew_session_ws
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, OUT, Site, user_of
 from tests.support import QUICK
@@ -49,6 +51,16 @@ def by_factory(user: str = "ann") -> SessionWSRegistry:
         return f"id of {session.get('user')}"
 
     return SessionWSRegistry(id_factory=factory, timeouts=QUICK)
+
+
+async def log_in_during_an_end(request: web.Request) -> web.Response:
+    """Log in while an administrator ends the id that this gives."""
+    (await aiohttp_session.get_session(request))["user"] = "ann"
+    ending = request.app[REGISTRY_KEY].end_session("id of ann")
+    await asyncio.create_task(ending, context=contextvars.Context())  # not by this request
+    response = web.Response()
+    await renew_session_ws(request, response)
+    return response
 
 
 @pytest.fixture(params=[OfUser, OfUserNewId])
@@ -162,6 +174,28 @@ class TestFactory:
         assert "ann" not in await site.presented(stale)
         await one.get("/login/new")
         assert await site.presented(one.cookie) == ("ann", "ann")
+
+    async def test_log_in_after_an_end(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A visitor of before the end of an id may be given it by a log-in."""
+        site = await serve(storage, registry=by_factory())
+        visitor, other = await site.browser(), await site.browser()
+        await visitor.get()
+        await other.get("/login/renew")
+        stale = other.cookie
+        await site.registry.end_session("id of ann")
+        await visitor.get("/login/renew")
+
+        assert await site.presented(visitor.cookie) == ("ann", "ann")
+        assert "ann" not in await site.presented(stale)
+
+    async def test_end_during_a_log_in(self, serve: Serve, storage: AbstractStorage) -> None:
+        """A log-in that was under way when the id was ended is ended as well."""
+        site = await serve(storage, registry=by_factory(), views={"/during": log_in_during_an_end})
+        visitor = await site.browser()
+        await visitor.get()
+        await visitor.get("/during")
+
+        assert "ann" not in await site.presented(visitor.cookie)
 
 
 class TestTuples:

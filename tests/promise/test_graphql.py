@@ -48,6 +48,9 @@ class Subscription:
             running.pop()
 
 
+SCHEMA = strawberry.Schema(Query, subscription=Subscription)
+
+
 class SessionGraphQLView(GraphQLView[Any, Any]):
     """A view whose websockets belong to their sessions."""
 
@@ -66,8 +69,7 @@ class SessionGraphQLView(GraphQLView[Any, Any]):
 
 async def start(serve: Serve) -> Site:
     """Serve a schema."""
-    view = SessionGraphQLView(strawberry.Schema(Query, subscription=Subscription))
-    return await serve(None, {"/graphql": view}, identify=user_of)
+    return await serve(None, {"/graphql": SessionGraphQLView(SCHEMA)}, identify=user_of)
 
 
 async def subscribe(site: Site, cookie: str) -> ClientWebSocketResponse:
@@ -77,18 +79,23 @@ async def subscribe(site: Site, cookie: str) -> ClientWebSocketResponse:
     )
 
 
+async def count(ws: ClientWebSocketResponse) -> None:
+    """Subscribe, and get the first of what is sent."""
+    await ws.send_json({"type": "connection_init"})
+    assert (await ws.receive_json(timeout=PATIENCE))["type"] == "connection_ack"
+    payload = {"query": "subscription { count }"}
+    await ws.send_json({"id": "1", "type": "subscribe", "payload": payload})
+    message = await ws.receive_json(timeout=PATIENCE)
+    assert message["payload"] == {"data": {"count": 1}}
+
+
 class TestSubscription:
     async def test_a_log_out(self, serve: Serve) -> None:
         """It is closed with 4401, its generator ends, and its cookie opens none any more."""
         site = await start(serve)
         browser = await site.logged_in()
         ws = await subscribe(site, browser.cookie)
-        await ws.send_json({"type": "connection_init"})
-        assert (await ws.receive_json(timeout=PATIENCE))["type"] == "connection_ack"
-        payload = {"query": "subscription { count }"}
-        await ws.send_json({"id": "1", "type": "subscribe", "payload": payload})
-        message = await ws.receive_json(timeout=PATIENCE)
-        assert message["payload"] == {"data": {"count": 1}}
+        await count(ws)
         stale = browser.cookie
         await browser.get("/out/helper")
 

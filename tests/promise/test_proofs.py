@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from aiohttp_session_ws import (
     Connection,
@@ -22,7 +23,7 @@ from aiohttp_session_ws import (
 )
 from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.promise.conftest import Serve
-from tests.promise.site import AGAIN, DEAD, Site, Socket, user_of
+from tests.promise.site import AGAIN, DEAD, Site, Socket, reached, user_of
 from tests.support import PATIENCE, Turnstile, until
 from tests.support.inspect import connections, inspect
 
@@ -206,6 +207,30 @@ class TestEnds:
         assert await socket.code() == DEAD
         assert [type(exc) for exc in tickets.errors] == [SessionEnded]
         await until(lambda: not connections(site.registry))
+
+    async def test_a_renewal_meanwhile(self, serve: Serve, tickets: Tickets) -> None:
+        """One on a socket whose session is being renewed tells the page to reconnect."""
+        answers = Turnstile()
+        answers.shut = True
+
+        @web.middleware
+        async def outer(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await handler(request)
+            if request.path == "/renew":
+                await answers()
+            return response
+
+        site = await serve(None, tickets.views, site={"outer": outer}, identify=user_of)
+        browser = await site.logged_in()
+        socket = await browser.open("/prove")
+        renewal = asyncio.ensure_future(browser.get("/renew"))
+        await reached(answers)
+        await socket.ws.send_str("bob")
+
+        assert await socket.code() == AGAIN
+        assert [type(exc) for exc in tickets.errors] == [SessionEnded]
+        answers.let()
+        await renewal
 
     async def test_an_end_of_another(self, serve: Serve, tickets: Tickets) -> None:
         """Somebody else's end is nobody's business."""

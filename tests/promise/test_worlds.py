@@ -8,17 +8,34 @@ seed, the shortest plan that still breaks the same sentence, and the trace of th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws._lineage import Lineage
+from aiohttp_session_ws.connections.index import ConnectionIndex
+from aiohttp_session_ws.redis.cluster import RedisCluster
+from aiohttp_session_ws.redis.entries import Entry
+from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.registry import deferred
-from aiohttp_session_ws.sessions.records import Change, LineageEnded, LineageRenewed, Records
+from aiohttp_session_ws.registry.cluster import Order, Refresh
+from aiohttp_session_ws.registry.core import Core
+from aiohttp_session_ws.sessions.journal import Journal
+from aiohttp_session_ws.sessions.records import (
+    Change,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
+from aiohttp_session_ws.sessions.status import ALIVE
+from tests.promise.world import disks
 from tests.promise.world.oracle import Violation
 from tests.promise.world.plans import make_world, shrink
 from tests.promise.world.steps import Config, Step
@@ -100,6 +117,109 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiohttp_session_ws.web.middleware.settle", unless_cancelled)
 
 
+def orders_pass_streams_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends a session closes its websockets, and not its streams."""
+    concerned = getattr(Core, "_concerned")  # noqa: B009  not ours to name
+
+    def sockets(self: Core, order: Order, before: float | None) -> list[Any]:
+        found = concerned(self, order, before)
+        return [(c, told) for c, told in found if isinstance(c.ws, web.WebSocketResponse)]
+
+    monkeypatch.setattr(Core, "_concerned", sockets)
+
+
+def kept_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that keeps its sockets files them where no end of their session finds them."""
+
+    def lose(self: Core, refresh: Refresh) -> None:
+        for connection in self.connections.of_lineage(refresh.lineage.token):
+            lineage = Lineage("lost", refresh.lineage.generation, refresh.lineage.began)
+            self.connections.refile(connection, "lost", lineage)
+
+    monkeypatch.setattr(Core, "_refresh", lose)
+
+
+def orders_miss_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has proven an identity isn't found by it."""
+
+    def file_nowhere(self: ConnectionIndex, connection: Any, identity: Any, since: float) -> None:
+        """Leave it where it was."""
+
+    monkeypatch.setattr(ConnectionIndex, "file_proven", file_nowhere)
+
+
+def proofs_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An identity that is ended while it is proven is taken for proven."""
+    status_of = Core.status_of
+
+    def blind(self: Core, connection: Any) -> Any:
+        return ALIVE if connection.proven is not None else status_of(self, connection)
+
+    monkeypatch.setattr(Core, "status_of", blind)
+
+
+def labels_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a label is no record."""
+    merge = Records.merge
+
+    def forgetful(self: Records, change: Change) -> bool:
+        if isinstance(change, SubjectEnded) and change.subject.kind not in ("id", "identity"):
+            return False
+        return merge(self, change)
+
+    monkeypatch.setattr(Records, "merge", forgetful)
+
+
+def journals_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process begins without what the one before has written."""
+    start = disks.START
+
+    async def forget(journal: Journal, *args: Any) -> list[Change]:
+        await start(journal, *args)
+        return []
+
+    monkeypatch.setattr(disks, "START", forget)
+
+
+def journals_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hands what has ended to the journal."""
+
+    def merge(self: Core, changes: Sequence[Change]) -> list[Change]:
+        return [change for change in changes if self.records.merge(change)]
+
+    monkeypatch.setattr(Core, "merge", merge)
+
+
+def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is drained leaves its sockets open."""
+
+    async def nothing(self: Core, window: float) -> None:
+        """Close nothing."""
+
+    monkeypatch.setattr(Core, "_drain", nothing)
+
+
+def outages_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that can't ask Redis about a handshake believes its cookie."""
+    check = RedisCluster.check_handshake
+
+    async def trust(self: RedisCluster, connection: Any) -> None:
+        with contextlib.suppress(web.HTTPServiceUnavailable):
+            await check(self, connection)
+
+    monkeypatch.setattr(RedisCluster, "check_handshake", trust)
+
+
+def outages_swallow_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is ordered while Redis is away is never sent."""
+    put = Outbox.put
+
+    def drop(self: Outbox, entry: Entry) -> Entry:
+        return put(self, entry) if self.link.line is not None else entry
+
+    monkeypatch.setattr(Outbox, "put", drop)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "mutate",
@@ -109,6 +229,16 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
         ends_are_forgotten,
         nobody_is_seen,
         cancelled_requests_are_not_settled,
+        orders_pass_streams_by,
+        kept_sockets_are_lost,
+        orders_miss_proofs,
+        proofs_are_not_judged,
+        labels_end_nothing,
+        journals_are_not_read,
+        journals_are_not_written,
+        drains_close_nothing,
+        outages_let_in,
+        outages_swallow_orders,
     ],
 )
 def test_the_oracle_notices_what_is_broken(

@@ -30,6 +30,7 @@ async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
         registry: SessionWSRegistry | None = None,
         *,
         routes: Iterable[web.AbstractRouteDef] = (),
+        below: web.Application | None = None,
         **options: Any,
     ) -> Server:
         if isinstance(calls, rpc.Routes):
@@ -37,6 +38,8 @@ async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
             calls.default.add_rpc_routes(own)
         server = Server(rpc.Application(**options) if calls is None else calls, registry)
         server.app.add_routes(routes)
+        if below is not None:
+            server.app.add_subapp("/below", below)
         server.client = await aiohttp_client(server.app)
         servers.append(server)
         return server

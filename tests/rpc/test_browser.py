@@ -305,6 +305,25 @@ class TestReconnecting:
         }""")
         assert joined == 1
 
+    async def test_one_hello(self, page: Page, server: Server) -> None:
+        """A proof that is late, for a connection that has ended, says no HELLO on the next one."""
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            window.proofs = [];
+            const authenticate = () => new Promise((resolve) => proofs.push(resolve));
+            window.late = connect("/rpc", { authenticate });
+            await until(() => proofs.length === 1);
+        }""")
+        await server.registry.close_all(close=4403)
+        await page.wait_for_function("proofs.length === 2")
+        joined = await page.evaluate("""async () => {
+            for (const resolve of proofs) resolve({});
+            return await late.call("shop.add", [1, 1]);
+        }""")
+
+        assert joined == 2
+        assert await page.evaluate("late.state") == "joined"
+
     async def test_signs(self, page: Page, world: World) -> None:
         """A page may prove what it knows by a signature, with or without a salt."""
         for salt in (None, "pepper"):

@@ -14,7 +14,7 @@ from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from tests.support import until
 
 from .conftest import Serve
-from .support import QUICK, Server, who
+from .support import QUICK, Server, WampPeer, who
 
 
 def club() -> tuple[rpc.Application, rpc.Realm]:
@@ -130,6 +130,26 @@ class TestTwoApplications:
             two.attach(registry)
             assert (await two.publish("news")).sockets == 0
             assert (await one.publish("news")).sockets == 1
+
+
+async def test_below_a_prefix(serve: Serve) -> None:
+    """One application stands at two addresses, one of them in a sub-application."""
+    calls = rpc.Application()
+    routes = rpc.Routes()
+
+    @routes.topic("news")
+    async def news() -> AsyncIterator[None]:
+        yield
+
+    calls.default.add_rpc_routes(routes)
+    below = web.Application()
+    below.router.add_get("/rpc", calls.handler)
+    server = await serve(calls, below=below)
+    inner = server.client.ws_connect("/below/rpc", protocols=["wamp.2.json"])
+    async with server.wamp() as peer, WampPeer(inner, "wamp.2.json") as other:
+        for one in (peer, other):
+            await one.ask([32, 1, {}, "news"])
+        assert (await calls.publish("news")).sockets == 2
 
 
 @pytest.fixture

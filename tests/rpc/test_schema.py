@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -62,6 +63,27 @@ class TestSchema:
 
         assert realm["topics"]["shop.stock.{symbol}"]["description"] == "What is left."
         assert realm["errors"] == ["shop.error.not_found"]
+
+    def test_default_args(self) -> None:
+        """What a default argument gives, a realm's too, is nothing for a peer to give."""
+        realm, routes = rpc.Realm("club"), rpc.Routes()
+
+        @routes.route()
+        async def find(name: str, db: str, log: str) -> None: ...
+
+        @routes.topic("news.{of}")
+        async def news(of: str, db: str, log: str) -> AsyncIterator[None]:
+            yield
+
+        realm.add_rpc_routes(routes)
+        realm.set_default_arg("db", "")
+        calls = rpc.Application()
+        calls.add_realm(realm)
+        calls.set_default_arg("log", "")
+        club = calls.schema()["realms"]["club"]
+
+        assert [one["name"] for one in club["procedures"]["find"]["arguments"]] == ["name"]
+        assert [one["name"] for one in club["topics"]["news.{of}"]["arguments"]] == ["of"]
 
     def test_json(self) -> None:
         """It is JSON, with all definitions."""

@@ -190,7 +190,7 @@ class Tab:
                 await asyncio.sleep(self._random.random())
             else:
                 # Quicker than a page would be, to be there in the middle of every trouble.
-                most = min(1.0, 0.05 * 2**failures)
+                most = min(2.0, 0.05 * 2**failures)
                 await asyncio.sleep(most * self._random.uniform(0.5, 1.0))
 
     async def _connect(self, *, stay: bool = True) -> tuple[int, bool]:

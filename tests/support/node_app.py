@@ -38,6 +38,7 @@ from aiohttp_session_ws import (
     setup,
 )
 from aiohttp_session_ws.results import CloseReport
+from aiohttp_session_ws.signals import PresenceDetails
 
 COOKIE_KEY: Final = b"k" * 32  # the same for all, as behind one load balancer
 SERVED: Final = web.AppKey("SERVED", dict[str, Hashable])  # sockets that handlers serve
@@ -184,6 +185,7 @@ def make_registry(args: argparse.Namespace) -> SessionWSRegistry:
         prefix=args.prefix,
         node=args.name,
         on_outage=args.on_outage,
+        journal=args.journal,
         identify=user_of,
         limits=Limits(per_identity=args.per_identity, on_limit=args.on_limit, scope="cluster"),
     )
@@ -211,6 +213,11 @@ def make_app(
     return app
 
 
+async def greet(details: PresenceDetails) -> None:
+    """Say who has come."""
+    print("come:", details.identity, flush=True)  # noqa: T201  # as below
+
+
 def tell_state(registry: SessionWSRegistry) -> Callable[[web.Application], AsyncIterator[None]]:
     """Return a context that prints the state of the registry, now and whenever it changes."""
 
@@ -235,14 +242,18 @@ def main() -> None:
     parser.add_argument("--redis", help="URL; without one it knows no other node")
     parser.add_argument("--prefix", default="aiohttp_session_ws")
     parser.add_argument("--storage", choices=["encrypted", "simple", "redis"], default="encrypted")
+    parser.add_argument("--journal", help="a file")
     parser.add_argument("--sessions", help="URL of a Redis for sessions alone")
     parser.add_argument("--on-outage", choices=["refuse", "accept"], default="refuse")
     parser.add_argument("--per-identity", type=int, help="sockets of a user, on all nodes")
+    parser.add_argument("--presence", action="store_true", help="tell who comes and goes")
     parser.add_argument("--on-limit", choices=["evict_oldest", "refuse"], default="evict_oldest")
     args = parser.parse_args()
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     registry = make_registry(args)
+    if args.presence:
+        registry.on_first.append(greet)
     app = make_app(registry, make_storage(args), args.name)
     app.cleanup_ctx.append(tell_state(registry))
     web.run_app(

@@ -5,17 +5,19 @@ Start nodes (``tests.support.node_app``) as processes of their own, ask them, ki
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Final, Self
 
 from aiohttp import ClientSession, DummyCookieJar
 
 from .processes import Process, free_port
 
-#: Runs a node whose wall clock is wrong from its first import on.
-WRONG_CLOCK: Final = """
-import runpy, time
-real, wrong = time.time, {seconds!r}
+#: Runs a node whose wall clock is wrong, or whose package is another, from its first import on.
+PROGRAM: Final = """
+import runpy, sys, time
+real, wrong = time.time, {clock!r}
 time.time = lambda: real() + wrong
+sys.path[:0] = {path!r}
 runpy.run_module("tests.support.node_app", run_name="__main__")
 """
 
@@ -32,6 +34,7 @@ class NodeProcess(Process):
         options: More of the command line: ``"--on-outage", "accept"``.
         connected: Whether to wait for its Redis too when it starts.
         clock: By how many seconds its wall clock is wrong.
+        path: The folder of another package than ours.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class NodeProcess(Process):
         redis: str | None = None,
         connected: bool = True,
         clock: float = 0.0,
+        path: Path | None = None,
     ) -> None:
         self.port = free_port()
         self.connected = connected
         program = ["-m", "tests.support.node_app"]
-        if clock:
-            program = ["-c", WRONG_CLOCK.format(seconds=clock)]
+        if clock or path is not None:
+            paths = [] if path is None else [str(path)]
+            program = ["-c", PROGRAM.format(clock=clock, path=paths)]
         command = [sys.executable, *program, "--name", name, "--port", str(self.port)]
         if redis is not None:
             command += ["--redis", redis]

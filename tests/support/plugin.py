@@ -30,9 +30,12 @@ from .storages import STORAGES, storage_named
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the random worlds be as many as one likes."""
+    """Let the random worlds, and replays of stale cookies, be as many as one likes."""
     parser.addoption(
         "--worlds", type=int, default=500, help="how many random worlds test_worlds.py plays"
+    )
+    parser.addoption(
+        "--replays", type=int, default=4_000, help="how often test_replays.py replays a cookie"
     )
 
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import hiredis
@@ -175,13 +175,19 @@ class Link:
         """
         # A client of a cluster has to find out first where everything is.
         limit = 3 * LIMIT if isinstance(line.client, RedisCluster) else LIMIT
-        reading: asyncio.Task[None] | None = None
+        # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
+        # timeout with it.
+        tasks = [asyncio.create_task(line.connect())]
         try:
-            await _within(limit, line.connect())
+            await asyncio.wait(tasks, timeout=limit)
+            if not tasks[0].done():
+                raise TimeoutError(f"no answer within {limit:g} s")
+            tasks[0].result()
             self._dropped = asyncio.get_running_loop().create_future()
             self.line = line
             self._up(line)
             reading = asyncio.create_task(line.ended())
+            tasks.append(reading)
             both: set[asyncio.Future[Any]] = {reading, self._dropped}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
@@ -189,10 +195,8 @@ class Link:
             raise TimeoutError(self._dropped.result() if self._dropped.done() else "it broke")
         finally:
             self.line = None
-            if reading is not None:
-                _ = reading.cancel()
             # It may take a second, and the next one needn't wait for it.
-            task = asyncio.create_task(_end(line, reading))
+            task = asyncio.create_task(_end(line, tasks))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -206,26 +210,6 @@ class Link:
             line.fail()
 
 
-async def _end(line: Line, reading: asyncio.Task[None] | None) -> None:
-    if reading is not None:
-        await end_tasks([reading])
+async def _end(line: Line, tasks: Collection[asyncio.Task[None]]) -> None:
+    await end_tasks(tasks)  # it might still be connected otherwise
     await line.close()
-
-
-async def _within(limit: float, coro: Coroutine[Any, Any, None]) -> None:
-    """
-    Run *coro* for *limit* seconds at most.
-
-    In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
-    timeout with it.
-    """
-    task = asyncio.ensure_future(coro)
-    try:
-        await asyncio.wait({task}, timeout=limit)
-    finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    if not task.done():
-        raise TimeoutError(f"no answer within {limit:g} s")
-    task.result()

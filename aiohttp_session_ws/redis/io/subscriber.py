@@ -79,10 +79,10 @@ class Subscriber:
         if waiting is None:
             return None
         task = asyncio.ensure_future(waiting)
-        task.add_done_callback(self._handled)
+        task.add_done_callback(self._note_done)
         return task
 
-    def _handled(self, task: asyncio.Future[None]) -> None:
+    def _note_done(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and isinstance(exc := task.exception(), Exception):
             self._note_failed(exc)
 

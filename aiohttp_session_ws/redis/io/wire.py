@@ -179,7 +179,10 @@ class Wire(asyncio.Protocol):
         """
         Let go of it, and of redis-py's connection.
         """
+        task = self._task
         self.end(RedisConnectionError("it was closed"))
+        if task is not None:
+            _ = await asyncio.wait({task})
         await self._connection.disconnect(nowait=True)
 
     def pause_writing(self) -> None:

@@ -22,6 +22,7 @@ from .knowledge import Life, Span, Timeline
 #: What Redis answers to nobody meanwhile, and what it refuses to write.
 AWAY = (kinds.KILLED, kinds.LOST, kinds.FROZEN, kinds.PAUSED, kinds.LOADING, kinds.BUSY)
 REFUSING = (kinds.FULL, kinds.MISCONF, kinds.READONLY)
+STILL = 0.2  # seconds late, at least
 KEPT = 0.98  # of the memory, when records are evicted
 SHORT = 0.1  # seconds
 AGAIN = 0.2  # seconds between two of the same
@@ -38,11 +39,14 @@ class Hand:
         nodes: What is killed.
         proxies: The way of each node to Redis.
         say: Told of every deed.
+        journals: Whether the nodes have journals.
 
     Attributes:
         done: How often it did what.
         timeline: What was there, and when.
         evicted: The keys that Redis has evicted.
+        stalled: For how many seconds this process stood still, and with it the way to Redis.
+        logs: What processes that were killed had said last.
     """
 
     def __init__(
@@ -51,14 +55,18 @@ class Hand:
         nodes: Sequence[NodeProcess],
         proxies: Sequence[Proxy],
         say: Callable[[str], object],
+        *,
+        journals: bool = False,
     ) -> None:
         self._redis = redis
         self._nodes = nodes
         self._proxies = proxies
         self._say = say
         self.done: dict[str, int] = {}
-        self.timeline = Timeline()
+        self.timeline = Timeline(journals=journals)
         self.evicted: set[str] = set()
+        self.stalled = 0.0
+        self.logs: dict[int, str] = {}
         self._lives: dict[int, Life] = {}
         self._broken: list[list[Span]] = [[] for _ in nodes]  # the way of each node
 
@@ -74,6 +82,24 @@ class Hand:
     async def carry_out(self, faults: Sequence[Fault]) -> None:
         """Do it all: what concerns Redis, nodes and the ways between them, beside each other."""
         start = asyncio.get_running_loop().time()
+        watching = asyncio.create_task(self._watch(), name="watch this process")
+        try:
+            await self._carry_out(start, faults)
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Note when this process stands still: a busy machine does not give it its turn."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begin = loop.time()
+            await asyncio.sleep(SHORT)
+            late = loop.time() - begin - SHORT
+            if late > STILL:
+                self.stalled += late
+                self.timeline.away.append((begin, loop.time()))
+
+    async def _carry_out(self, start: float, faults: Sequence[Fault]) -> None:
         async with asyncio.TaskGroup() as all_:
             for some in (kinds.OF_NODES, kinds.OF_WAYS, (*kinds.OF_REDIS, kinds.EVICTED)):
                 mine = [fault for fault in faults if fault.kind in some]
@@ -115,6 +141,7 @@ class Hand:
         if fault.kind == kinds.RESTARTED:
             await node.stop()
         life.died = self._now()
+        self.logs[node.pid] = node.tail()
         node.kill()
         await asyncio.sleep(fault.seconds)
         await node.start()

@@ -7,8 +7,9 @@ four rules. At first the node that answered knows the order. Redis gets it from 
 it and has been in contact with Redis for :data:`HAND` seconds in one go (or is seen to have it). A
 node hears of it that is in contact with a Redis that has it, for :data:`HEAR` seconds; one that
 was away meanwhile, or has started since, for :data:`CATCH_UP`. A node that is killed knows
-nothing any more, nor does a Redis that loses its data. Contact is broken while the node or Redis
-is down or frozen, or the way between them is.
+nothing any more, nor does a Redis that loses its data; but with a journal, the next process of a
+node knows what the last one had known for :data:`COMMIT` seconds. Contact is broken while the
+node or Redis is down or frozen, or the way between them is.
 
 Whoever is slower than these rules allow is at fault, and fails the run.
 """
@@ -24,6 +25,7 @@ from typing import Final
 HAND: Final = 3.0  # seconds in which a node tells Redis all that it knows
 HEAR: Final = 1.0  # seconds in which a node hears what Redis has just got
 CATCH_UP: Final = 2.0  # seconds in which a node learns what Redis has had for longer
+COMMIT: Final = 1.0  # seconds in which a journal is written
 SYNC: Final = 2.0  # seconds of writes that a Redis may lose when it is killed
 
 Span = tuple[float, float]
@@ -58,6 +60,7 @@ class _State:
     nodes: dict[int, float]
     redis: float | None = None
     lost: float = -math.inf  # when Redis lost it last
+    journals: set[int] = field(default_factory=set)  # of which nodes have it
 
 
 class Timeline:
@@ -66,13 +69,15 @@ class Timeline:
 
     Attributes:
         lives: The processes of all nodes.
-        away: When Redis was away.
+        away: When Redis was away, or the driver stood still, through which all goes to it.
         refusing: When it took no writes.
         killed: When it was killed, and kept its data as far as they were on disk.
         lost: When it lost its data.
+        journals: Whether nodes have journals.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, journals: bool = False) -> None:
+        self.journals = journals
         self.lives: list[Life] = []
         self.away: list[Span] = []
         self.refusing: list[Span] = []
@@ -115,7 +120,7 @@ class Timeline:
                     break
                 passed.append(number)
             self._strike(state, until)
-            if not state.nodes and state.redis is None:
+            if not (state.nodes or state.journals) and state.redis is None:
                 found = until
                 break
         for number in passed:
@@ -154,8 +159,12 @@ class Timeline:
     def _strike(self, state: _State, at: float) -> None:
         """Let break what breaks at this moment."""
         for life in self.lives:
-            if life.died <= at:
-                state.nodes.pop(life.pid, None)
+            if life.died <= at and life.pid in state.nodes:
+                known = state.nodes.pop(life.pid)
+                if self.journals and life.died - known >= COMMIT:
+                    state.journals.add(life.node)
+            elif life.born == at and life.node in state.journals:
+                state.nodes[life.pid] = at
         if state.redis is None:
             return
         if at in self.lost or (at in self.killed and state.redis > at - SYNC):

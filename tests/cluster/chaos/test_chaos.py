@@ -9,11 +9,12 @@ import random
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.chaos.faults import OF_NODES, OF_REDIS, OF_WAYS, schedule
-from tests.cluster.chaos.world import RATE, Chaos, Report, running
+from tests.cluster.chaos.world import JOURNALS, RATE, Chaos, Report, running
 from tests.support.redis_servers import RedisServer
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10**9)
@@ -36,13 +37,15 @@ async def sessions() -> AsyncIterator[RedisServer]:
 
 
 @pytest.mark.exhaustive
-async def test_no_survivors(server: RedisServer, sessions: RedisServer) -> None:
+async def test_no_survivors(server: RedisServer, sessions: RedisServer, tmp_path: Path) -> None:
     """After any faults, what was ended is gone everywhere, and nothing else is."""
     choose = random.Random(SEED)
     storage = ["--storage", choose.choice(["encrypted", "redis"]), "--sessions", sessions.url]
     options = [
         ["--on-outage", choose.choice(["refuse", "accept"]), *storage] for _ in range(NODES)
     ]
+    if JOURNALS:
+        options = [[*some, "--journal", f"{tmp_path / str(n)}"] for n, some in enumerate(options)]
     clocks = [choose.choice([0.0, 600.0, -600.0]) for _ in range(NODES)]
     faults = schedule(SEED, SECONDS, NODES)
 

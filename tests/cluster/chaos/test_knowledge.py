@@ -109,6 +109,20 @@ def test_last_seconds() -> None:
     assert timeline(giver, killed=[13.0], away=[(13.0, 15.0)]).forgotten(1, 10.0, 10.5) == inf
 
 
+def test_journal() -> None:
+    """A journal keeps what nobody else had heard, unless it had no time for that."""
+    giver, late = Life(1, 0, 0.0, died=12.0), Life(2, 0, 14.0, died=14.0 + HAND + 0.1)
+    made = Timeline(journals=True)
+    made.lives += [giver, late]
+    made.close()
+
+    assert made.forgotten(1, 10.0) == inf
+    assert made.forgotten(1, 11.5) == 12.0
+    late.died = 14.5  # the next process would know it again
+    made.close()
+    assert made.forgotten(1, 10.0) == inf
+
+
 def test_same_for_all() -> None:
     """What all knew at a moment has the same fate from then on."""
     lives = [Life(1, 0, 0.0, died=50.0), Life(2, 1, 0.0, died=50.5)]

@@ -6,7 +6,8 @@ back, and two hands: one logs out at a steady rate, the other (``hand.py``) does
 has planned. ``test_chaos.py`` runs it for half a minute; for longer: ``CHAOS_SECONDS=600
 CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to have the same schedule
 again. ``CHAOS_DENSE=1`` kills nodes every few seconds, and loses data while the nodes are busy
-with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too.
+with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too, and ``CHAOS_JOURNAL=1``
+gives each node a journal.
 
 Orders that nobody can know any more are counted apart, by the rules of ``knowledge.py``. It has
 more than 300 lines: the people, and all that is looked at in the end.
@@ -37,13 +38,18 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 RATE: Final = float(os.environ.get("CHAOS_RATE", "4"))  # log-outs per second
-USERS: Final = max(25, int(3 * RATE))  # at any time; every third has two browsers
+#: At any time; every third has two browsers. Their attempts to come back in an outage are most of
+#: what a run costs.
+USERS: Final = int(os.environ.get("CHAOS_USERS", "0")) or max(25, int(1.5 * RATE))
+JOURNALS: Final = bool(os.environ.get("CHAOS_JOURNAL"))  # whether nodes have one each
 RENEWALS: Final = 0.4  # for each log-out
 CLOSES: Final = 0.1  # the same for orders that only close
 WAITS: Final = 0.3  # of the log-outs by name, for what other nodes report
 WAIT: Final = 2.0  # seconds
 SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
 AT_ONCE: Final = 20  # stale cookies
+IN_FLIGHT: Final = 100  # log-outs at a time: a machine that is too busy gets fewer
+TRIED: Final = 20_000  # of them on some node, drawn by lot if there are more
 SHOWN: Final = 40  # of each kind of failure
 LAG: Final = 2.0  # seconds until this process has seen what a client was sent
 
@@ -106,7 +112,7 @@ class Chaos:
         self.nodes = nodes
         self.random = random
         self.say = say
-        self.hand = None if redis is None else Hand(redis, nodes, proxies, say)
+        self.hand = None if redis is None else Hand(redis, nodes, proxies, say, journals=JOURNALS)
         self.recorder = None if redis is None else Recorder(redis, prefix)
         self.users: list[list[Browser]] = []  # the browsers of each
         self.ended: list[Browser] = []
@@ -114,9 +120,12 @@ class Chaos:
         self.visits: list[Visit] = []
         self.untrue: list[str] = []
         self.complete = 0  # reports that said so
+        self.replayed = ""  # how many cookies were tried
         self.requests = 0  # log-outs that were asked for again, since a node had died
         self.start = 0.0  # by the event loop's clock, when the faults began
+        self.lasted = 0.0  # seconds that the log-outs and the faults took
         self.slowest = 0.0  # seconds until a log-out was answered
+        self.in_flight = 0  # log-outs that weren't answered yet
         self._forgotten: dict[Order, float] = {}  # since when nobody need know an order
         self._client: ClientSession | None = None
         self._number = 0
@@ -141,6 +150,7 @@ class Chaos:
                 both.create_task(self._log_outs(seconds))
                 if self.hand is not None:
                     both.create_task(self.hand.carry_out(faults))
+            self.lasted = asyncio.get_running_loop().time() - self.start
             return await self._look()
 
     async def arrive(self) -> list[Browser]:
@@ -157,22 +167,28 @@ class Chaos:
 
     async def _log_outs(self, seconds: float) -> None:
         """Log out at a steady rate, whatever happens, and let others come instead."""
-        start = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
         async with asyncio.TaskGroup() as requests:
-            for number in range(int(seconds * RATE)):
-                await asyncio.sleep(
-                    max(0.0, start + number / RATE - asyncio.get_running_loop().time())
-                )
-                if self.users:
+            while (now := loop.time()) < end:
+                if self.users and self.in_flight < IN_FLIGHT:
                     user = self.users.pop(self.random.randrange(len(self.users)))
-                    requests.create_task(self.log_out(user))
-                    requests.create_task(self.arrive())
+                    requests.create_task(self.replace(user))
                 if self.users and self.random.random() < RENEWALS:
                     browser = self.random.choice(self.random.choice(self.users))
                     requests.create_task(browser.renew(self.random.choice(self.nodes)))
                 if self.users and self.random.random() < CLOSES:
                     browser = self.random.choice(self.random.choice(self.users))
                     requests.create_task(self.close(browser))
+                await asyncio.sleep(max(0.0, now + 1 / RATE - loop.time()))
+
+    async def replace(self, user: list[Browser]) -> None:
+        """Log a user out, and let another one come."""
+        self.in_flight += 1
+        try:
+            await asyncio.gather(self.log_out(user), self.arrive())
+        finally:
+            self.in_flight -= 1
 
     async def close(self, browser: Browser) -> None:
         """Close the sockets of a session that goes on."""
@@ -257,6 +273,8 @@ class Chaos:
             due = [order for order in self.orders if not self._excused(order)]
             missing = await self.recorder.missing(due)
             report.unrecorded = [self._tell(order) for order in missing]
+            for pid in {order.pid for order in missing}:
+                self.say(self.hand.logs.get(pid, "") if self.hand is not None else "")
         self._judge(report)
         self._count(report, settled)
         return report
@@ -273,13 +291,16 @@ class Chaos:
         cut = [v for v in self.visits if v.opened and v.code == CUT and v.living and not v.died]
         report.figures = {
             "log-outs": report.log_outs,
+            "log-outs per second": f"{report.log_outs / self.lasted:.1f}",
             "sessions ended": len(self.ended),
             "log-outs asked for again": self.requests,
             "sessions renewed": sum(b.renewed for b in [*self.ended, *self._living()]),
             "slowest answer to a log-out (s)": f"{self.slowest:.2f}",
+            "this process stood still (s)": f"{0 if self.hand is None else self.hand.stalled:.1f}",
             "faults": 0 if self.hand is None else sum(self.hand.done.values()),
             **({} if self.hand is None else self.hand.done),
             "reports that were complete": self.complete,
+            "cookies tried in the end, on a node": self.replayed,
             "sockets opened": sum(visit.opened for visit in self.visits),
             "closed, by code": dict(sorted(closes.items())),
             "cut, of living sessions on living nodes": len(cut),
@@ -388,13 +409,15 @@ class Chaos:
                     found.append(f"{self._tell(order)}: {', '.join(good)}{how}")
 
         attempts = [
-            attempt(order, browser, cookie, node)
+            (order, browser, cookie, node)
             for order in self.orders
             for browser in order.browsers
             for cookie in (browser.cookie, *browser.stale)
             for node in self.nodes
         ]
-        await asyncio.gather(*attempts)
+        tried = self.random.sample(attempts, min(TRIED, len(attempts)))
+        self.replayed = f"{len(tried)} of {len(attempts)}"
+        await asyncio.gather(*[attempt(*one) for one in tried])
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
         """Wait until something holds, or for as long as things may take to settle."""

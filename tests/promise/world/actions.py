@@ -82,6 +82,12 @@ async def renew(ledger: Ledger, ex: Exchange, request: web.Request, response: Re
     ledger.renewed(ex, await aiohttp_session.get_session(request))
 
 
+async def refresh(ledger: Ledger, ex: Exchange, request: web.Request, response: Response) -> None:
+    """Renew the session, and let its sockets go on."""
+    await renew_session_ws(request, response, sockets="keep")
+    ledger.renewed(ex, await aiohttp_session.get_session(request), keep=True)
+
+
 async def take_new_id(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
     """Renew the session by 1.1.1's helper."""
     await new_session_ws_id(request)
@@ -127,6 +133,7 @@ async def forget_user(ledger: Ledger, ex: Exchange, request: web.Request, _: Res
     session = await aiohttp_session.get_session(request)
     session.pop("user", None)
     session.pop("tok", None)
+    session.pop("device", None)
     session["cart"] = ex.number
     ledger.user_left(ex)
 
@@ -182,6 +189,7 @@ ACTIONS: dict[str, Body] = {
         log_in_refilled,
         log_in_only_here,
         renew,
+        refresh,
         take_new_id,
         delete_id,
         log_out,

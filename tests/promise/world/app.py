@@ -4,7 +4,9 @@ The application of a world: real middlewares, a real storage, and gates wherever
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 from collections.abc import Hashable
 
 import aiohttp_session
@@ -14,11 +16,16 @@ from aiohttp_session import AbstractStorage, Session
 
 from aiohttp_session_ws import (
     DEFAULT_SESSION_KEY,
+    SessionEnded,
     SessionWSRegistry,
+    WebSocket,
+    session_stream,
     session_ws,
     session_ws_middleware,
     setup,
+    websocket_handler,
 )
+from aiohttp_session_ws.exceptions import SessionWSClosed
 
 from .actions import ACTIONS
 from .exchange import Exchange
@@ -99,6 +106,9 @@ class App:
         app.on_response_prepare.append(self._on_prepare)
         app.router.add_get("/page", self._page)
         app.router.add_get("/ws", self._socket)
+        app.router.add_get("/stream", self._stream)
+        app.router.add_get("/adopted", self._adopt)
+        app.router.add_get("/prove", websocket_handler(self._take_proofs))
         self.runner = web.AppRunner(
             app, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=1.0
         )
@@ -127,6 +137,12 @@ class App:
         await self.exchange_of(request).pass_gate("identify")
         user: str | None = (await aiohttp_session.get_session(request)).get("user")
         return user
+
+    async def labels(self, request: web.Request) -> dict[str, Hashable]:
+        """Say with what the user of a session has logged in."""
+        session = await aiohttp_session.get_session(request)
+        device = session.get("device") if session.get("user") else None
+        return {"device": device} if device else {}
 
     async def authorize(self, request: web.Request) -> bool:
         """Agree, but to those that are here to be refused."""
@@ -158,6 +174,53 @@ class App:
             async for _ in ws:
                 pass
         return ws
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        ex = self.exchange_of(request)
+        response = web.StreamResponse()
+        async with session_stream(request, response):
+            session = await aiohttp_session.get_session(request)
+            self.oracle.open(ex, session)
+            await response.prepare(request)
+            await response.write(json.dumps({"tok": session.get("tok")}).encode())
+            await asyncio.get_running_loop().create_future()
+        return response
+
+    async def _adopt(self, request: web.Request) -> web.WebSocketResponse:
+        ex = self.exchange_of(request)
+        ws = web.WebSocketResponse()
+        await ws.prepare(request)
+        try:
+            async with self.registry.adopt(request, ws):
+                session = await aiohttp_session.get_session(request)
+                self.oracle.open(ex, session)
+                await ws.send_json({"tok": session.get("tok")})
+                async for _ in ws:
+                    pass
+        except SessionWSClosed:
+            pass
+        return ws
+
+    async def _take_proofs(self, ws: WebSocket) -> None:
+        ex = self.exchange_of(ws.request)
+        await ws.connect()
+        session = await aiohttp_session.get_session(ws.request)
+        socket = self.oracle.open(ex, session)
+        await ws.send_json({"tok": session.get("tok")})
+        async for user in ws:
+            since = self.registry.now()
+            if not user:
+                self.registry.disprove(ws.connection)
+                self.oracle.disprove(socket)
+                continue
+            proof = self.oracle.begin_proof(socket, str(user))
+            await ex.pass_gate("proving")
+            try:
+                await self.registry.prove(ws.connection, user, since=since)
+            except SessionEnded:
+                self.oracle.refuse_proof(socket, proof)
+                raise
+            self.oracle.prove(socket, proof)
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         ex = self.exchange_of(request)

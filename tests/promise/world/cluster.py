@@ -122,6 +122,7 @@ class MemoryCluster(SingleProcess):
         subjects = [Subject("id", connection.session_ws_id)]
         if connection.identity is not None:
             subjects.append(Subject("identity", connection.identity))
+        subjects += connection.labels
         assert connection.lineage is not None
         await self.check_request(connection.lineage.token, subjects)
 

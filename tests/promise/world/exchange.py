@@ -18,6 +18,7 @@ GATES = [
     "id_factory",
     "authorize",
     "prepare",  # before the response's head is sent
+    "proving",  # before a proof that a client has begun is done
     "handler",  # before the handler does anything
     "handled",  # before the handler returns
     "save",  # before the storage is told
@@ -25,6 +26,15 @@ GATES = [
     "answer",  # before the response is sent
     "delivery",  # on its way back
 ]
+
+#: What asks for a connection that lasts, and where.
+ENDPOINTS = {
+    "open": "/ws",
+    "knock": "/ws",
+    "stream": "/stream",
+    "adopt": "/adopted",
+    "prove": "/prove",
+}
 
 #: How a handler ends.
 ENDINGS = ["return", "redirect", "forbid", "fail", "stream"]
@@ -35,9 +45,12 @@ class Plan:
     """What somebody is about to do.
 
     Attributes:
-        action: A name in ``ACTIONS``, or ``"open"`` for a websocket, or ``"knock"`` for one
-            that ``authorize`` refuses.
+        action: A name in ``ACTIONS``, or one in ``ENDPOINTS``: ``"open"`` for a websocket,
+            ``"knock"`` for one that ``authorize`` refuses, ``"stream"``, ``"adopt"`` for a
+            websocket that is opened by another library, ``"prove"`` for one over which its
+            client may say who it is.
         user: Who logs in, if somebody does.
+        device: With what.
         ending: How the handler ends, one of ``ENDINGS``.
         pauses: The gates at which the request is held up, each once.
         lost: Whether the response never arrives.
@@ -47,6 +60,7 @@ class Plan:
 
     action: str
     user: str = "ann"
+    device: str = "phone"
     ending: str = "return"
     pauses: tuple[str, ...] = ()
     lost: bool = False
@@ -55,8 +69,18 @@ class Plan:
 
     @property
     def opens(self) -> bool:
-        """Tell whether this is a websocket handshake."""
-        return self.action in ("open", "knock")
+        """Tell whether this asks for a connection that lasts: a websocket, or a stream."""
+        return self.action in ENDPOINTS
+
+    @property
+    def path(self) -> str:
+        """What is asked for."""
+        return ENDPOINTS.get(self.action, "/page")
+
+    @property
+    def shakes_hands(self) -> bool:
+        """Tell whether it comes with the headers of a websocket handshake."""
+        return self.upgrade if self.action == "stream" or not self.opens else True
 
     def __str__(self) -> str:
         words = [self.action, "as " + self.user if "log_in" in self.action else ""]
@@ -87,6 +111,7 @@ class Exchange:
         replaced: Whether the handler put another session in its place, or emptied it.
         saved: What was saved, each time.
         order: The number of its last save among all, for who overtakes whom.
+        killed: Whether its server was killed meanwhile.
         done: Whether the application is done with it, all tasks it left behind included.
         over: Whether its response was delivered, or lost.
     """
@@ -107,6 +132,7 @@ class Exchange:
     saved: list[dict[str, Any]] = field(default_factory=list)
     order: int = 0
     left_server: bool = False
+    killed: bool = False
     done: bool = False
     done_at: float = 0.0
     over: bool = False
@@ -140,6 +166,12 @@ class Exchange:
             await self.held[gate]
         finally:
             self.held.pop(gate, None)
+
+    def give_up(self) -> None:
+        """Let nothing of it go on: its server isn't there any more."""
+        self.pauses.clear()
+        for waiter in self.held.values():
+            waiter.cancel()
 
     def hold_delivery(self) -> bool:
         """Tell whether the response is to be held up on its way."""

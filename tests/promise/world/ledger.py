@@ -39,6 +39,7 @@ class Login:
         at: When the handler wrote it.
         by: The request that did, ``None`` if it was before the world began.
         ids: The ids of the sessions in which it was ever saved.
+        device: With what.
         ended: When it certainly was over.
         ended_by: By which request, or which order of an administrator.
         ended_on: On which node; the others may have missed it.
@@ -51,6 +52,7 @@ class Login:
     at: float
     by: Exchange | None
     ids: set[Hashable] = field(default_factory=set)
+    device: str | None = None
     ended: float | None = None
     ended_by: Exchange | str = ""
     ended_on: int = 0
@@ -68,6 +70,7 @@ class Ledger:
 
     Args:
         identify: Whether the registry knows users.
+        labels: Whether it knows with what they have logged in.
         on_server: Whether the storage keeps sessions on the server.
         id_of: Reads the id from what a session holds.
         derive: Makes the id of a user's sessions, where they share one.
@@ -83,12 +86,14 @@ class Ledger:
         self,
         *,
         identify: bool,
+        labels: bool,
         on_server: bool,
         id_of: Callable[[Content], Hashable],
         derive: Callable[[str], Hashable] | None,
         log: Callable[[str], None],
     ) -> None:
         self.identify = identify
+        self.labels = labels
         self.on_server = on_server
         self.id_of = id_of
         self.derive = derive
@@ -103,7 +108,10 @@ class Ledger:
         self._elsewhere: set[Exchange] = set()  # those that logged out elsewhere
         self._dooming: set[Exchange] = set()  # those that may have ended what they came with
         self._shaking: set[Exchange] = set()
+        self._keeps: list[tuple[Exchange, list[Login], float]] = []  # renewals that keep sockets
         self._identity_ends: list[tuple[Hashable, float]] = []
+        self._leaps: list[tuple[float, float]] = []
+        self._label_ends: list[tuple[str, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
         self._renewals: list[tuple[str | None, list[int]]] = []
         self._presented: list[Content] = []
@@ -127,16 +135,23 @@ class Ledger:
             before.doomed.add(f"{ex} logged in in its place")
         login = self.add(user, ex)
         session["user"], session["tok"], session["tags"] = user, login.token, []
+        if self.labels:
+            session["device"] = login.device = ex.plan.device
+            if any(d == login.device and t >= ex.arrived for d, t in self._label_ends):
+                login.doomed.add(f"{login.device} was ended while it logged in")
         self._shake(ex)
         if not self.identify and self._ended_lately(ex):
             login.doomed.add("the session that it is in was ended before")
         self.log(f"{ex}: {user} logs in, {login.token}")
 
-    def renewed(self, ex: Exchange, session: Content) -> None:
-        """Note that *ex* has renewed its session."""
+    def renewed(self, ex: Exchange, session: Content, *, keep: bool = False) -> None:
+        """Note that *ex* has renewed its session; perhaps its sockets are to go on."""
         session["tags"] = [*session.get("tags", ()), ex.number]
         self._renewals.append((session.get("tok"), session["tags"]))
-        self._shake(ex)
+        if keep:
+            self._keeps.append((ex, self._shaken_by(ex), self.now()))
+        else:
+            self._shake(ex)
 
     def replaced(self, ex: Exchange) -> None:
         """Note that *ex* has put another session in the place of its own, or emptied it."""
@@ -150,12 +165,13 @@ class Ledger:
     def id_deleted(self, ex: Exchange, session: Content) -> None:
         """Note that *ex* has deleted its id: without ``identify`` an end, if it is saved."""
         before = self.seen(ex)
+        if not self.identify:
+            self._doom(ex, f"{ex} deleted its id")
         if self.identify or before is None:
             self.renewed(ex, session)
         else:
-            self._doom(ex, f"{ex} deleted its id")
             self._cut.add(ex)
-            session["tok"], session["tags"] = self.add(before.user, ex).token, []
+            session["tok"], session["tags"] = self._child(before, ex).token, []
 
     def log_out(self, ex: Exchange) -> None:
         """Note that *ex* ends the session it came with, whatever it was given."""
@@ -198,7 +214,7 @@ class Ledger:
         self._elsewhere.add(ex)
         current = self.logins.get(session.get("tok"))
         if current is None or current.by is not ex:
-            child = self.add(user, ex)
+            child = self.add(user, ex) if before is None else self._child(before, ex)
             session["tok"], session["tags"] = child.token, []
             if before is not None and before.ended is not None:
                 self.end(child, f"{before.token} was over before", ex.plan.node)
@@ -239,6 +255,20 @@ class Ledger:
         for login in self.of(user):
             login.doomed.add(f"end_identity({user})")
         self._end_identity(user, self.now(), f"end_identity({user})", node, None)
+
+    def end_label(self, device: str, node: int) -> None:
+        """Note that an administrator ends all sessions that were begun with a device."""
+        now, name = self.now(), f"end_label({device})"
+        self._label_ends.append((device, now))
+        for login in self.logins.values():
+            if login.device == device:
+                login.doomed.add(name)
+                if login.at < now:
+                    self.end(login, name, node)
+
+    def set_clock(self, seconds: float) -> None:
+        """Note that somebody sets the wall clock of all servers."""
+        self._leaps.append((self.now(), max(seconds, 0.0)))
 
     def told_to_close(self, subject: Hashable) -> None:
         """Note that an administrator tells sockets of an id or a user to come back."""
@@ -305,10 +335,27 @@ class Ledger:
         paths = [path for of, path in self._renewals if of == token]
         return any(path != tags[: len(path)] and tags != path[: len(tags)] for path in paths)
 
-    def told_to_reconnect(self, login: Login, since: float) -> bool:
-        """Tell whether sockets of a log-in were told to come back since then, or may be now."""
+    def told_to_reconnect(self, login: Login, since: float, *, opened: float = math.inf) -> bool:
+        """Tell whether sockets of a log-in were told to come back since then, or may be now.
+
+        Args:
+            login: The log-in.
+            since: Since when.
+            opened: When the socket in question had opened: what keeps sockets keeps those that
+                are open, not the handshakes under way.
+        """
+        if any(at >= since and opened >= ex.arrived and login in of for ex, of, at in self._keeps):
+            return True
         under_way = [ex for ex in self._shaking if not ex.done]
         return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
+
+    def kept(self, login: Login, opened: float) -> bool:
+        """Tell whether sockets of a log-in that opened then go on under a newer cookie."""
+        for ex, of, _ in self._keeps:
+            saved = any(content.get("tok") == login.token for content in ex.saved)
+            if saved and login in of and opened < ex.arrived:
+                return True
+        return False
 
     def root(self, session_ws_id: Hashable) -> Hashable:
         """Return what all ids that a session had have in common."""
@@ -334,7 +381,11 @@ class Ledger:
         if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
             return True  # what was renewed twice since is given up at once
         made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
-        return any(at - arrived >= GRACE for arrived in made)
+        return any(at - arrived + self._leapt(arrived, at) >= GRACE for arrived in made)
+
+    def _leapt(self, since: float, until: float) -> float:
+        """Return how far the wall clock was set forward meanwhile: a grace is over sooner."""
+        return sum(seconds for at, seconds in self._leaps if since <= at <= until)
 
     # Facts
 
@@ -345,6 +396,12 @@ class Ledger:
         if ex and any(u == user and t >= ex.arrived for u, t in self._identity_ends):
             login.doomed.add(f"{user} was logged out everywhere while it logged in")
         return login
+
+    def _child(self, login: Login, ex: Exchange) -> Login:
+        """Add the log-in that goes on from another."""
+        child = self.add(login.user, ex)
+        child.device = login.device
+        return child
 
     def end(self, login: Login | None, by: Exchange | str, node: int) -> None:
         """Note that a log-in is over."""
@@ -413,7 +470,8 @@ class Ledger:
                 continue
             theirs = self.id_of(other.loaded)
             same_login = ex.token is not None and ex.token == other.token
-            if same_login or other.cookie == ex.cookie or mine == theirs is not None:
+            same_id = theirs is not None and self.root(mine) == self.root(theirs)
+            if same_login or other.cookie == ex.cookie or same_id:
                 yield other
 
     def _judge_races(self, ex: Exchange) -> None:

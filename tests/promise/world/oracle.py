@@ -23,6 +23,7 @@ GRACE = 31.0  # Expiry.renewal_grace, and one more
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
 MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
+RECOVERY = 40.0  # seconds after an outage by which a node has sent what it had to, and is told
 MAY_FAIL = ("fail", "stream")  # a stream can't carry a session, which a helper may say
 
 
@@ -80,15 +81,39 @@ class Socket:
         exchange: Its handshake.
         opened_at: When it opened.
         login: Whose it is.
-        left: Whether its browser has left by itself.
+        proof: Who its client has proven to be, as a log-in of its own.
+        proven_at: When that proof was done.
+        left: Whether its browser has left by itself, or its server has.
         judged: Whether its end has been judged.
     """
 
     exchange: Exchange
     opened_at: float
     login: Login | None
+    proof: Login | None = None
+    proven_at: float = -math.inf
     left: bool = False
     judged: bool = False
+
+    @property
+    def owners(self) -> list[Login]:
+        """The log-ins with which it ends."""
+        return [login for login in (self.login, self.proof) if login is not None]
+
+
+@dataclass
+class Cut:
+    """A time in which a node couldn't reach Redis.
+
+    Attributes:
+        node: Which.
+        began: When it began.
+        ended: When it was over.
+    """
+
+    node: int
+    began: float
+    ended: float = math.inf
 
 
 @dataclass
@@ -102,6 +127,8 @@ class Oracle:
         violations: What was found.
         reconciled: Whether all nodes have found what they have missed.
         served: What pages were served, and when.
+        drained: Which servers were told to close their sockets, and by when all are.
+        cuts: When nodes couldn't reach Redis.
     """
 
     ledger: Ledger
@@ -111,6 +138,8 @@ class Oracle:
     violations: list[Violation] = field(default_factory=list)
     reconciled: bool = False
     served: list[tuple[float, Content]] = field(default_factory=list)
+    drained: dict[int, float] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
 
     def blame(self, kind: str, what: str) -> None:
         """Note a violation."""
@@ -131,7 +160,7 @@ class Oracle:
             self.blame("page of nobody", f"{ex} came for {expected.token}, which lives")
 
     def _judge_page(self, ex: Exchange, login: Login) -> None:
-        if login.ended is not None and ex.loaded_at > login.ended + self._slack():
+        if login.ended is not None and ex.loaded_at > self._known(login.ended) + self._slack():
             age = ex.loaded_at - login.ended
             self.blame(
                 "page after the end",
@@ -145,17 +174,18 @@ class Oracle:
             newer = other.get("tok") == login.token and len(other["tags"]) > len(tags)
             extends = newer and other["tags"][: len(tags)] == tags
             if extends and not self.ledger.contested(login.token, other["tags"]):
-                late = ex.loaded_at - since - GRACE
+                late = ex.loaded_at - self._known(since) - GRACE
                 if late > (MISSED if self.nodes > 1 else 0):
                     self.blame("given up", f"{ex} is served {tags} after {other['tags']}")
                     break
         self.served.append((self.ledger.now(), {"tok": login.token, "tags": tags}))
 
-    def open(self, ex: Exchange, session: Mapping[str, Any]) -> None:
+    def open(self, ex: Exchange, session: Mapping[str, Any]) -> Socket:
         """Judge whose socket opens."""
         ex.saw, ex.judged_at = dict(session), self.ledger.now()
         login = self.ledger.seen(ex)
-        self.sockets.append(Socket(ex, self.ledger.now(), login))
+        socket = Socket(ex, self.ledger.now(), login)
+        self.sockets.append(socket)
         self.ledger.log(f"{ex}: opens for {login.token if login else 'nobody'}")
         if login is not None and login.ended is not None and not self._asked_before(ex, login):
             age = self.ledger.now() - login.ended
@@ -166,6 +196,56 @@ class Oracle:
         expected = self._living(ex)
         if expected is not None and login is not expected:
             self.blame("socket of nobody", f"{ex} came for {expected.token}, which lives")
+        return socket
+
+    def begin_proof(self, socket: Socket, user: str) -> Login:
+        """Note that a client begins to prove who it is: as if it logged in over its socket."""
+        proof = self.ledger.add(user, None)
+        self.ledger.log(f"{socket.exchange}: begins to prove that it is {user}, {proof.token}")
+        return proof
+
+    def prove(self, socket: Socket, proof: Login) -> None:
+        """Judge that a proof was taken."""
+        socket.proof, socket.proven_at = proof, self.ledger.now()
+        self.ledger.log(f"{socket.exchange}: has proven {proof.token}")
+        ended = proof.ended
+        if ended is None or socket.exchange.client.closed is not None:
+            return
+        if self.nodes == 1 or self._known(ended) + 1.0 < socket.proven_at:
+            self.blame("proof after the end", f"{socket.exchange} is {proof.user}")
+
+    def refuse_proof(self, socket: Socket, proof: Login) -> None:
+        """Judge that a proof was refused."""
+        socket.proof, socket.proven_at = proof, self.ledger.now()
+        self.ledger.log(f"{socket.exchange}: may not prove {proof.token}")
+        login = socket.login
+        if login is None or any(owner.doomed for owner in socket.owners):
+            return  # nobody knows when a visitor's session is over
+        since = socket.exchange.arrived - GRACE
+        if not self.ledger.told_to_reconnect(login, since) and not self._given_up(socket):
+            self.blame("proof refused", f"{socket.exchange} is {proof.user}")
+
+    def disprove(self, socket: Socket) -> None:
+        """Note that a proof was taken back."""
+        socket.proof = None
+        self.ledger.log(f"{socket.exchange}: takes its proof back")
+
+    # What happens to servers
+
+    def cut_off(self, node: int) -> None:
+        """Note that a node can't reach Redis any more."""
+        self.cuts.append(Cut(node, self.ledger.now()))
+
+    def back(self, node: int) -> None:
+        """Note that a node can reach Redis again."""
+        for cut in self.cuts:
+            if cut.node == node:
+                cut.ended = min(cut.ended, self.ledger.now())
+
+    def drain(self, node: int, window: float) -> None:
+        """Note that a server closes all its sockets."""
+        until = self.ledger.now() + window + FAREWELL
+        self.drained[node] = min(until, self.drained.get(node, math.inf))
 
     # What becomes of it
 
@@ -184,9 +264,16 @@ class Oracle:
         status, code = ex.client.status, ex.client.closed
         if status == 403 and ex.plan.action == "knock":
             return
-        if status is None or (status == 503 and ex.done_at - ex.arrived >= HANDSHAKE):
-            return  # its client has gone, or it was held up for too long
-        if status != 101:
+        if status is None or ex.client.left:
+            return  # its client has gone
+        if self._unavailable(ex) and (status in (409, 503) or code in (1001, 1012)):
+            return
+        if ex.plan.action == "stream":
+            # What an adopted socket or a websocket is told by a code.
+            code = {401: 4401, 409: 4403, 200: 4403}.get(status)
+        elif status != 101:
+            code = None
+        if code is None:
             self.blame("error", f"{ex} was refused with {status}")
             return
         login = self._living(ex)
@@ -233,23 +320,36 @@ class Oracle:
         """Judge the sockets that are open, and those that were closed."""
         now = self.ledger.now()
         for socket in self.sockets:
-            login, ex = socket.login, socket.exchange
-            if login is None or socket.judged:
+            ex = socket.exchange
+            if socket.judged:
                 continue
-            if ex.client.closed is not None or not ex.client.answered:
+            gone = not (ex.client.answered or ex.client.streams)
+            if ex.client.closed is not None or gone:
                 socket.judged = True
-                self._judge_close(socket, login)
-            elif not self.reconciled and ex.plan.node != login.ended_on:
-                continue  # its node may have missed the message
-            elif login.ended is not None and now - self._told_at(socket, login) > FAREWELL:
+                if socket.login is not None:
+                    self._judge_close(socket, socket.login)
+                continue
+            for login in socket.owners:
+                if not self.reconciled and ex.plan.node != login.ended_on:
+                    continue  # its node may have missed the message
+                if login.ended is not None and now - self._told_at(socket, login) > FAREWELL:
+                    socket.judged = True
+                    self.blame("socket survives", f"of {ex}, {login.token} ({login.ended_by})")
+            if now > self.drained.get(ex.plan.node, math.inf) and not socket.judged:
                 socket.judged = True
-                self.blame("socket survives", f"of {ex}, {login.token} ({login.ended_by})")
+                self.blame("not drained", f"the socket of {ex}")
 
     def _judge_close(self, socket: Socket, login: Login) -> None:
         ex, code = socket.exchange, socket.exchange.client.closed
-        if socket.left or login.doomed or self.ledger.given_up(ex.saw or {}):
+        if socket.left or ex.client.left or any(owner.doomed for owner in socket.owners):
             return
-        if code != 4403 or not self.ledger.told_to_reconnect(login, ex.arrived - GRACE):
+        if ex.plan.node in self.drained and (code == 1012 or ex.plan.action == "stream"):
+            return
+        if self._given_up(socket):
+            return
+        opened = socket.opened_at if self._alone else math.inf
+        told = self.ledger.told_to_reconnect(login, ex.arrived - GRACE, opened=opened)
+        if not told or (code != 4403 and ex.plan.action != "stream"):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
     # Questions
@@ -263,6 +363,39 @@ class Oracle:
             return login  # an older generation there is the trace of a race, and repaired
         return None if self.ledger.given_up(ex.loaded, self.ledger.now()) else login
 
+    @property
+    def _alone(self) -> bool:
+        """Tell whether one session has one id on one server."""
+        return self.nodes == 1 and self.ledger.derive is None
+
+    def _given_up(self, socket: Socket) -> bool:
+        """Tell whether somebody came with a newer cookie than the one a socket was opened with.
+
+        What a renewal has kept goes on under the newer one.
+        """
+        login = socket.login
+        if self._alone and login is not None and self.ledger.kept(login, socket.opened_at):
+            return False
+        return self.ledger.given_up(socket.exchange.saw or {})
+
+    def _unavailable(self, ex: Exchange) -> bool:
+        """Tell whether a server may refuse a handshake for its own reasons."""
+        late = ex.done_at - ex.arrived >= HANDSHAKE
+        away = any(
+            cut.node == ex.plan.node
+            and cut.began <= ex.done_at
+            and ex.arrived <= cut.ended + RECOVERY
+            for cut in self.cuts
+        )
+        return late or away or ex.plan.node in self.drained or ex.killed
+
+    def _known(self, at: float) -> float:
+        """Return when all nodes could know at the latest what happened then."""
+        for cut in sorted(self.cuts, key=lambda cut: cut.began):
+            if cut.began <= at + self._slack() and at < cut.ended + RECOVERY:
+                at = cut.ended + RECOVERY
+        return at
+
     def _slack(self) -> float:
         return MISSED if self.nodes > 1 else 0.0  # a renewal on another node may be news here
 
@@ -271,8 +404,9 @@ class Oracle:
         assert login.ended is not None
         ender = login.ended_by
         if isinstance(ender, Exchange):  # they wait for its response, and that for its handler
-            return max(ender.done_at, socket.opened_at) if ender.done else math.inf
-        return max(login.ended, socket.opened_at)
+            at = ender.done_at if ender.done else math.inf
+            return max(at, socket.opened_at, socket.proven_at)
+        return max(login.ended, socket.opened_at, socket.proven_at)
 
     def _asked_before(self, ex: Exchange, login: Login) -> bool:
         """Tell whether the end came when *ex* had perhaps asked Redis already.
@@ -280,7 +414,10 @@ class Oracle:
         A message, or the next heartbeat, closes its socket.
         """
         assert login.ended is not None
-        return self.nodes > 1 and ex.arrived < login.ended
+        if self.nodes == 1:
+            return False
+        late = self._known(login.ended) if ex.plan.node != login.ended_on else login.ended
+        return ex.arrived < late
 
     def _may_fail(self, ex: Exchange) -> bool:
         """Tell whether an error is nobody's fault."""

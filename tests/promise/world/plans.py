@@ -10,14 +10,19 @@ from dataclasses import replace
 from typing import TypeVar
 
 from .actions import ABOUT_IDENTITIES, ACTIONS
-from .exchange import ENDINGS, GATES, Plan
+from .exchange import ENDINGS, ENDPOINTS, GATES, Plan
 from .oracle import Violation
 from .steps import (
+    Back,
     Config,
     Deliver,
+    Drain,
     GoOn,
     Leave,
     Order,
+    Outage,
+    Restart,
+    Say,
     SetClock,
     Step,
     Theft,
@@ -31,7 +36,16 @@ T = TypeVar("T")
 
 STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
 #: What happens most often is there more than once.
-WEIGHTS = {"read": 2, "open": 5, "log_in_renewed": 2, "log_in": 2, "renew": 2, "knock": 1}
+WEIGHTS = {
+    "read": 2,
+    "open": 4,
+    "stream": 2,
+    "adopt": 1,
+    "prove": 1,
+    "log_in_renewed": 2,
+    "log_in": 2,
+    "renew": 2,
+}
 #: How likely a request is held up at a gate; elsewhere it is less.
 PAUSES = {"handler": 0.3, "handled": 0.3}
 #: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
@@ -40,24 +54,29 @@ WAITS = [0.2, 11.0, 31.0, 70.0]
 
 def make_config(rng: random.Random) -> Config:
     """Choose what kind of world it is."""
+    identify = rng.random() < 0.75
+    cluster = rng.choices(["", "memory", "redis"], [73, 24, 3])[0]
     return Config(
         storage=rng.choice(STORAGES),
-        identify=rng.random() < 0.7,
+        identify=identify,
         ids="derived" if rng.random() < 0.2 else "unique",
+        cluster=cluster,
         legacy=rng.choice(["", "", "", "bare", "1.1.1"]),
+        labels=identify and rng.random() < 0.4,
+        journal=not cluster and rng.random() < 0.2,
         cancels=rng.random() < 0.4,
-        cluster=rng.choices(["", "memory", "redis"], [73, 25, 2])[0],
     )
 
 
 def make_plan(rng: random.Random, config: Config) -> Plan:
     """Choose what somebody does."""
     names = [name for name in ACTIONS if config.identify or name not in ABOUT_IDENTITIES]
-    names += ["open", "knock"]
+    names += [name for name in ENDPOINTS if config.identify or name != "prove"]
     action = rng.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     return Plan(
         action,
         user=rng.choice(["ann", "ann", "bob"]),
+        device=rng.choice(["phone", "desk"]),
         ending=rng.choice(ENDINGS) if rng.random() < 0.15 else "return",
         pauses=tuple(gate for gate in GATES if rng.random() < PAUSES.get(gate, 0.2)),
         lost=rng.random() < 0.1,
@@ -83,15 +102,29 @@ def make_step(rng: random.Random, config: Config) -> Step:
         return Leave(rng.randrange(100))
     if kind < 0.935:
         return SetClock(rng.choice([-70.0, -3.0, 3.0, 70.0]))
-    if kind < 0.96 and config.nodes > 1:
+    if kind < 0.945 and config.nodes > 1:
         return Deliver(rng.randrange(100))
+    if kind < 0.955 and config.identify:
+        return Say(rng.randrange(100), rng.choice(["ann", "bob", ""]))
+    if kind < 0.96 and config.journal:
+        return Restart(kill=rng.random() < 0.5)
+    if kind < 0.962:
+        return Drain(rng.randrange(config.nodes), rng.choice([0.0, 3.0]))
+    return make_order(rng, config)
+
+
+def make_order(rng: random.Random, config: Config) -> Order:
+    """Choose what an administrator orders."""
     orders = ["end_session", "end_session", "close_all_session"]
     if config.identify:
         orders += ["end_identity", "end_identity", "close_all_identity"]
+    if config.labels:
+        orders += ["end_label", "end_label"]
     return Order(
         rng.choice(orders),
         rng.randrange(100),
         rng.choice(["ann", "ann", "bob"]),
+        rng.choice(["phone", "desk"]),
         rng.randrange(config.nodes),
     )
 
@@ -109,6 +142,12 @@ def make_world(seed: int) -> tuple[Config, list[Step]]:
             steps += overtaken(rng, config)
         elif config.nodes > 1 and rng.random() < 0.1:
             steps += uninformed(rng, config)
+        elif config.cluster == "redis" and rng.random() < 0.25:
+            steps += cut_off(rng, config)
+        elif config.identify and rng.random() < 0.05:
+            steps += proven(rng, config)
+        elif config.journal and rng.random() < 0.1:
+            steps += restarted(rng, config)
         else:
             steps.append(make_step(rng, config))
     return config, steps
@@ -132,11 +171,40 @@ def uninformed(rng: random.Random, config: Config) -> list[Step]:
     ]
 
 
+def cut_off(rng: random.Random, config: Config) -> list[Step]:
+    """Let a node lose Redis, for a moment or for long, while things happen on both."""
+    node = rng.randrange(config.nodes)
+    between = [make_step(rng, config) for _ in range(rng.randrange(1, 6))]
+    pause = [Wait(rng.choice([0.5, 3.0, 31.0]))] if rng.random() < 0.7 else []
+    return [Outage(node, silent=rng.random() < 0.4), *pause, *between, Back(node)]
+
+
+def proven(rng: random.Random, config: Config) -> list[Step]:
+    """Let a client prove who it is, and end that, perhaps in the middle of it."""
+    name, user = rng.choice(BROWSERS), rng.choice(["ann", "bob"])
+    gates = ("proving",) if rng.random() < 0.5 else ()
+    opened = Visit(name, Plan("prove", pauses=gates, node=rng.randrange(config.nodes)))
+    end = Order("end_identity", user=user, node=rng.randrange(config.nodes))
+    between = [make_step(rng, config) for _ in range(rng.randrange(3))]
+    back: list[Step] = [] if rng.random() < 0.7 else [Say(-1, "")]
+    return [opened, Say(-1, user), *between, *back, end]
+
+
+def restarted(rng: random.Random, config: Config) -> list[Step]:
+    """Let something end, and the server start again."""
+    plan = make_plan(rng, config)
+    what = rng.choice(["log_out", "empty", "renew", "log_out_by_pattern", plan.action])
+    steps: list[Step] = [Visit(rng.choice(BROWSERS), replace(plan, action=what))]
+    if rng.random() < 0.5:
+        steps.append(make_order(rng, config))
+    return [*steps, Restart(kill=rng.random() < 0.5)]
+
+
 def overtaken(rng: random.Random, config: Config) -> list[Step]:
     """Let a browser renew its session, and come back, while another of its requests is slow."""
     name = rng.choice(BROWSERS)
     slow = replace(make_plan(rng, config), pauses=(rng.choice(["load", "handler", "handled"]),))
-    renewal = Plan(rng.choice(["renew", "delete_id", "log_in_renewed"]))
+    renewal = Plan(rng.choice(["renew", "refresh", "delete_id", "log_in_renewed"]))
     return [Visit(name, slow), Visit(name, renewal), Visit(name, Plan("read"))]
 
 

@@ -22,6 +22,8 @@ class Config:
         cluster: ``"memory"`` or ``"redis"`` for two nodes, by what they know of each other.
         legacy: Whether the browsers have sessions of before the installation: ``"bare"``
             without an id, ``"1.1.1"`` with one.
+        labels: Whether the registry knows with what a user has logged in.
+        journal: Whether the one server keeps its records on disk, and may be started again.
         cancels: Whether aiohttp cancels the handler of a client that is gone.
     """
 
@@ -30,6 +32,8 @@ class Config:
     ids: str = "unique"
     cluster: str = ""
     legacy: str = ""
+    labels: bool = False
+    journal: bool = False
     cancels: bool = False
 
     @property
@@ -75,9 +79,57 @@ class Vanish:
 
 @dataclass(frozen=True)
 class Leave:
-    """The *which*-th of the open sockets is closed by its page."""
+    """The *which*-th of the open sockets and streams is closed by its page."""
 
     which: int
+
+
+@dataclass(frozen=True)
+class Say:
+    """The client of the *which*-th open socket that takes proofs says who it is.
+
+    Attributes:
+        which: Of which socket.
+        user: Who; ``""`` takes the proof back.
+    """
+
+    which: int
+    user: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """A server closes its sockets over a window of time, and opens no more."""
+
+    node: int
+    window: float
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The server that has a journal stops, or is killed, and is started again."""
+
+    kill: bool
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A server can't reach Redis any more.
+
+    Attributes:
+        node: Which.
+        silent: Whether its connections are dead, and not closed.
+    """
+
+    node: int
+    silent: bool
+
+
+@dataclass(frozen=True)
+class Back:
+    """A server can reach Redis again."""
+
+    node: int
 
 
 @dataclass(frozen=True)
@@ -99,10 +151,11 @@ class Order:
     """An administrator gives an order.
 
     Attributes:
-        what: A method of the registry: end_session, end_identity, close_all_session,
+        what: A method of the registry: end_session, end_identity, end_label, close_all_session,
             close_all_identity.
         which: About the which-th of the ids that any log-in was saved with.
         user: About which user.
+        device: About what the users have logged in with.
         node: On which server.
         subject: About which id, if it is known.
     """
@@ -110,6 +163,7 @@ class Order:
     what: str
     which: int = 0
     user: str = "ann"
+    device: str = "phone"
     node: int = 0
     subject: str | None = None
 
@@ -121,4 +175,19 @@ class Deliver:
     which: int
 
 
-Step: TypeAlias = Visit | Theft | GoOn | Vanish | Leave | Wait | SetClock | Order | Deliver
+Step: TypeAlias = (
+    Visit
+    | Theft
+    | GoOn
+    | Vanish
+    | Leave
+    | Say
+    | Wait
+    | SetClock
+    | Order
+    | Deliver
+    | Drain
+    | Restart
+    | Outage
+    | Back
+)

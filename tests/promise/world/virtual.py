@@ -117,6 +117,30 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.clock = clock
         self.virtual_selector = VirtualSelector(clock)
         super().__init__(self.virtual_selector)
+        self._lost: dict[str, bool] = {}  # addresses that nobody reaches, and whether silently
+        self._links: list[tuple[str, asyncio.Transport]] = []
+
+    def lose(self, address: str, *, silent: bool) -> None:
+        """Let nobody reach a server outside of the world by this address.
+
+        Args:
+            address: An address of the loopback interface.
+            silent: Whether what is sent is lost without an error; else connections are cut.
+        """
+        self._lost[address] = silent
+        if not silent:
+            self._cut(address)
+
+    def reach(self, address: str) -> None:
+        """Let a server outside be reached again."""
+        if self._lost.pop(address, False):
+            self._cut(address)  # what was lost on the way can't be made good
+
+    def _cut(self, address: str) -> None:
+        for host, transport in self._links:
+            if host == address:
+                transport.abort()
+        self._links = [link for link in self._links if link[0] != address]
 
     def time(self) -> float:
         """Return the virtual time."""
@@ -124,6 +148,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     async def create_connection(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         """Connect to a server outside; no time passes while it has yet to answer."""
+        address = str(args[0] if args else options.get("host"))
+        if address in self._lost:
+            if self._lost[address]:
+                await asyncio.sleep(3600)
+            raise ConnectionRefusedError(f"nobody reaches {address}")
+        if address != "127.0.0.1":
+            port = args[1] if args else options["port"]
+            args = "127.0.0.1", port
+            options = {name: v for name, v in options.items() if name not in ("host", "port")}
         outside, key = self.virtual_selector.outside, object()
         outside.add(key)
         try:
@@ -134,14 +167,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             outside.discard(key)
         transport, protocol = connected
         write, received, lost = transport.write, protocol.data_received, protocol.connection_lost
+        self._links.append((address, transport))
 
         def write_and_wait(data: bytes) -> None:
-            outside.add(key)
-            write(data)
+            if address not in self._lost:
+                outside.add(key)
+                write(data)
 
         def receive(data: bytes) -> None:
             outside.discard(key)
-            received(data)
+            if address not in self._lost:
+                received(data)
 
         def lose(exc: Exception | None) -> None:
             outside.discard(key)

@@ -13,7 +13,7 @@ import json
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 #: Makes a server's end of a connection: ``AppRunner.server``.
 ServerFactory = Callable[[], asyncio.Protocol]
@@ -27,10 +27,20 @@ UPGRADE = (
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10  # opcodes
 
 
+class End(Protocol):
+    """The client's end of a connection."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what the server has sent."""
+
+    def lose(self) -> None:
+        """Take it that the server has closed the connection."""
+
+
 class MemoryTransport(asyncio.Transport):
     """The server's end of a connection that is no TCP connection."""
 
-    def __init__(self, protocol: asyncio.Protocol, client: Client) -> None:
+    def __init__(self, protocol: asyncio.Protocol, client: End) -> None:
         super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)})
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
@@ -90,6 +100,10 @@ class MemoryTransport(asyncio.Transport):
         """Return 0: all has been sent."""
         return 0
 
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return asyncio's default."""
+        return 16_384, 65_536
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Accept any limit of a buffer that is always empty."""
 
@@ -110,8 +124,10 @@ class Client:
         status: The status of the response, ``None`` while none has come.
         set_cookie: The value of the ``Set-Cookie`` header, ``None`` without one.
         answered: Whether the response is complete, or the connection is gone.
-        hello: What the server first sent over the websocket.
-        closed: The code with which the websocket was closed; 1006 without a close frame.
+        hello: What the server first sent over the websocket or the stream.
+        left: Whether it has cut the connection.
+        closed: The code with which the websocket was closed; 1006 without a close frame, and
+            for a stream that has ended.
     """
 
     def __init__(self, server: ServerFactory, path: str, headers: list[tuple[str, str]]) -> None:
@@ -122,6 +138,8 @@ class Client:
         self.answered = False
         self.hello: dict[str, Any] | None = None
         self.closed: int | None = None
+        self.left = False
+        self.streams = path == "/stream"
         self._length: int | None = None  # of the response's body
         self._chunked = False
         protocol = server()
@@ -133,12 +151,20 @@ class Client:
 
     def vanish(self) -> None:
         """Cut the connection without a word."""
+        self.left = True
         self._transport.lose(ConnectionResetError("the client has gone"))
         self.lose()
 
     def leave(self) -> None:
-        """Close the websocket as a page does that is left."""
+        """Close the websocket, or the stream, as a page does that is left."""
+        if self.streams:
+            self.vanish()
+            return
         self._send_frame(CLOSE, struct.pack("!H", 1001))
+
+    def say(self, text: str) -> None:
+        """Send a short text over the websocket."""
+        self._send_frame(TEXT, text.encode())
 
     def receive(self, data: bytes) -> None:
         """Take what the server has sent."""
@@ -147,14 +173,26 @@ class Client:
             self._read_head()
         if self.status == 101:
             self._read_frames()
+        elif self._streaming:
+            self._read_stream()
         elif self._complete() and not self.answered:
             self._finish()
 
     def lose(self) -> None:
         """Take it that the server has closed the connection."""
-        if self.status == 101 and self.closed is None:
+        opened = self.status == 101 or (self.streams and self.status in (None, 200))
+        if opened and self.closed is None:
             self.closed = 1006
         self.answered = True
+
+    @property
+    def _streaming(self) -> bool:
+        return self.streams and self.status == 200
+
+    def _read_stream(self) -> None:
+        size, _, rest = self._buffer.partition(b"\r\n")
+        if self.hello is None and rest.endswith(b"\r\n"):  # each event comes in one piece
+            self.hello = json.loads(rest[: int(size, 16)])
 
     def _complete(self) -> bool:
         if self._chunked:
@@ -176,7 +214,7 @@ class Client:
         if found := re.search(r"(?im)^content-length: (\d+)", text):
             self._length = int(found[1])
         self._chunked = "transfer-encoding: chunked" in text.lower()
-        self.answered = self.status == 101
+        self.answered = self.status == 101 or self._streaming
 
     def _read_frames(self) -> None:
         while len(self._buffer) >= 2 and self.closed is None:

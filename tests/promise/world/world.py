@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -35,15 +38,21 @@ from aiohttp_session_ws.redis.inbound import Inbound
 
 from .app import NUMBER, App, derived_id, id_in_session
 from .cluster import SharedRecords, registry_in
+from .disks import copy_journal, waiting_for_disks
 from .exchange import Exchange, Plan
 from .ledger import Ledger
-from .oracle import Browser, Oracle, Violation
+from .oracle import RECOVERY, Browser, Oracle, Violation
 from .steps import (
+    Back,
     Config,
     Deliver,
+    Drain,
     GoOn,
     Leave,
     Order,
+    Outage,
+    Restart,
+    Say,
     SetClock,
     Step,
     Theft,
@@ -68,6 +77,11 @@ def measure(clock: RedisClock, server: float, sent: float, received: float) -> N
     MEASURE(clock, time.time(), sent, received)
 
 
+def address_of(node: int) -> str:
+    """Return by which address a node reaches Redis; storages have another."""
+    return f"127.0.0.{2 + node}"
+
+
 class World:
     """See the module."""
 
@@ -76,12 +90,16 @@ class World:
         self.trace: list[str] = []
         self._redis_port = redis_port
         self._storage, self._close_storage = make_storage(config.storage, redis_port)
-        self._counter = 0
+        self._counter = self._restarts = 0
+        self._old: list[App] = []
+        self._folder = tempfile.TemporaryDirectory() if config.journal else None
+        self._journal = Path(self._folder.name) / "0.db" if self._folder else None
         self._messages = 0
         self._faults = contextlib.ExitStack()
         self._running: list[asyncio.Task[Any]] = []
         ledger = Ledger(
             identify=config.identify,
+            labels=config.labels,
             on_server=config.on_server,
             id_of=id_in_session,
             derive=derived_id if config.ids == "derived" else None,
@@ -115,6 +133,8 @@ class World:
             self._faults.enter_context(mock.patch.object(RedisClock, "measure", measure))
             lossy = mock.patch.object(Inbound, "hear", lambda node, data: self._hear(node, data))
             self._faults.enter_context(lossy)
+        if self.config.journal:
+            self._faults.enter_context(waiting_for_disks(virtual_loop()))
         for _ in range(self.config.nodes):
             await self._add_app()
         if self.config.legacy:
@@ -128,10 +148,15 @@ class World:
             task.cancel()
         # One that still asks the storage would connect again once that is closed.
         await asyncio.gather(*running, return_exceptions=True)
+        for node in range(self.config.nodes):
+            virtual_loop().reach(address_of(node))
         for app in self.apps:
             await app.runner.cleanup()
+        for app in [*self.apps, *self._old]:
             app.forget()
         await self._close_storage()
+        if self._folder is not None:
+            self._folder.cleanup()
         self._faults.close()
         self.oracle.sockets.clear()
         self.exchanges.clear()
@@ -140,32 +165,68 @@ class World:
         self.oracle.blame("error", f"{context.get('message')} {context.get('exception')!r}")
 
     async def _add_app(self) -> None:
+        app = self._make_app()
+        if self.apps:
+            app.copies = self.apps[0].copies
+        self.apps.append(app)
+        await app.runner.setup()
+
+    def _make_app(self) -> App:
         app: App
         options: dict[str, Any] = {"id_factory": self._make_id, "expiry": EXPIRY}
         if self.config.ids == "unique":
             options["id_factory"] = DEFAULT_ID_FACTORY
         if self.config.identify:
             options["identify"] = lambda request: app.identify(request)
+        if self.config.labels:
+            options["labels"] = lambda request: app.labels(request)
         options["authorize"] = lambda request: app.authorize(request)
         name = f"node {len(self.apps)}"
         if self.shared is not None:
             registry = registry_in(self.shared, name, **options)
         elif self.config.nodes > 1:
-            url = f"redis://127.0.0.1:{self._redis_port}"
+            url = f"redis://{address_of(len(self.apps))}:{self._redis_port}"
             options |= {"prefix": self._prefix, "node": name}
             registry = RedisSessionWSRegistry(url, **options)
         else:
-            registry = SessionWSRegistry(**options)
+            registry = SessionWSRegistry(journal=self._journal, **options)
         app = App(
             registry,
             self._storage,
             self.oracle,
             handler_cancellation=self.config.cancels,
         )
-        if self.apps:
-            app.copies = self.apps[0].copies
-        self.apps.append(app)
-        await app.runner.setup()
+        return app
+
+    async def _restart(self, *, kill: bool) -> None:
+        """Stop the server, or kill it, and start another with its journal."""
+        if self._journal is None:
+            return
+        old, self._restarts = self.apps[0], self._restarts + 1
+        self.log("the server is killed" if kill else "the server stops")
+        if kill:  # what it does from now on is not in the files of the next one
+            self._journal = copy_journal(self._journal, self._restarts)
+        for socket in self.oracle.sockets:
+            socket.left = True
+        for ex in self.exchanges:
+            if not ex.over and not ex.done:
+                ex.killed = True
+                if kill:
+                    ex.client.vanish()
+                    ex.give_up()
+        await old.runner.cleanup()
+        for ex in self.exchanges:
+            if ex.killed:
+                ex.give_up()
+        self.oracle.drained.clear()
+        new = self._make_app()
+        new.copies = old.copies
+        for ex in self.exchanges:
+            new.know(ex)
+        self.apps[0] = new
+        self._old.append(old)
+        await new.runner.setup()
+        self.log("a server starts")
 
     def _hear(self, node: Inbound, data: bytes) -> Awaitable[None] | None:
         """Lose every third of the messages that are published."""
@@ -262,12 +323,28 @@ class World:
                 await asyncio.sleep(seconds)
             case SetClock(seconds):
                 virtual_loop().clock.wall_offset += seconds
+                self.ledger.set_clock(seconds)
                 self.log(f"the wall clock is set by {seconds} s")
             case Deliver(which):
                 if self.shared is not None and self.shared.messages:
                     self.shared.deliver(which % len(self.shared.messages))
             case Order():
                 self._order(step)
+            case Say(which, user):
+                self._say(which, user)
+            case Drain(node, window):
+                self.log(f"node {node} is drained over {window} s")
+                self.oracle.drain(node, window)
+                draining = self.apps[node].registry.drain(window)
+                self._running.append(asyncio.ensure_future(draining))
+            case Restart(kill):
+                await self._restart(kill=kill)
+            case Outage(node, silent):
+                self.log(f"node {node} can't reach Redis")
+                self.oracle.cut_off(node)
+                virtual_loop().lose(address_of(node), silent=silent)
+            case Back(node):
+                self._back(node)
         await asyncio.sleep(TICK)
         await self.settle()
 
@@ -283,11 +360,11 @@ class World:
         headers = [(NUMBER, str(ex.number))]
         if cookie is not None:
             headers.append(("Cookie", f"AIOHTTP_SESSION={cookie}"))
-        if plan.opens or plan.upgrade:
+        if plan.shakes_hands:
             headers += UPGRADE
         self.log(f"{name}#{ex.number}: {plan}")
         assert app.runner.server is not None
-        ex.client = Client(app.runner.server, "/ws" if plan.opens else "/page", headers)
+        ex.client = Client(app.runner.server, plan.path, headers)
         return ex
 
     def _go_on(self, which: int) -> None:
@@ -311,9 +388,28 @@ class World:
             socket.left = True
             socket.exchange.client.leave()
 
+    def _say(self, which: int, user: str) -> None:
+        open_ = [s for s in self.oracle.sockets if s.exchange.client.closed is None]
+        proving = [s.exchange for s in open_ if s.exchange.plan.action == "prove"]
+        if proving:
+            ex = proving[which % len(proving)]
+            self.log(f"{ex}: its client says {user!r}")
+            ex.client.say(user)
+
+    def _back(self, node: int) -> None:
+        self.log(f"node {node} can reach Redis again")
+        self.oracle.back(node)
+        virtual_loop().reach(address_of(node))
+
     def _order(self, order: Order) -> None:
         registry = self.apps[order.node % len(self.apps)].registry
         subject: Hashable = order.user
+        if order.what == "end_label":
+            self.log(f"an administrator: end_label({order.device}) on node {order.node}")
+            ending = registry.end_label("device", order.device)
+            self._running.append(asyncio.ensure_future(ending))
+            self.ledger.end_label(order.device, order.node)
+            return
         if order.what.endswith("session"):
             if not (ids := self.ids()):
                 return
@@ -343,6 +439,11 @@ class World:
         """Take note of how far a request has come; tell whether that was news."""
         gates = [gate for gate in ex.held if gate != "delivery"]
         opened = ex.client.hello is not None
+        if ex.killed and not ex.done and not gates and ex.left_server:
+            ex.done = ex.over = True
+            ex.done_at = self.ledger.now()
+            self.log(f"{ex}: nobody answers any more")
+            return True
         if not ex.done and not gates and (ex.left_server or opened) and ex.client.answered:
             self.oracle.done(ex)
             return True
@@ -361,6 +462,9 @@ class World:
     async def end(self) -> None:
         """Let all requests go on to their end; then present every cookie there ever was."""
         self.log("-- the end --")
+        for cut in self.oracle.cuts:
+            if cut.ended == math.inf:
+                self._back(cut.node)
         for _ in range(1000):
             if all(ex.over for ex in self.exchanges):
                 break
@@ -375,6 +479,8 @@ class World:
         if self.shared is not None:
             self.shared.reconcile()
         await asyncio.sleep(12.0)  # several heartbeats
+        if self.oracle.cuts:
+            await asyncio.sleep(RECOVERY)
         self.oracle.reconciled = True
         await self.settle()
         await self._present_everything("open", "read")
