@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from .._lineage import Subject
@@ -86,11 +87,11 @@ class Applier:
         if effect.closing or effect.replaced:
             self._node.carry_out_soon(effect)
 
-    def carry_out_row(self, row: Row, sender: str) -> None:
+    def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
         """
-        Let a row of orders take effect, and close its sockets in the background.
+        Let a row of orders take effect; return what carries out those that concern sockets here.
 
-        What no socket here is about, as most, is noted without a look at each.
+        What nothing here belongs to, as most, is noted without a look at each.
         """
         (ends, kind, _, _), first, times, values = row
         if ends:
@@ -100,7 +101,7 @@ class Applier:
         concerned = self._node.concerned(kind, values, ends=ends)
         if not (concerned or known):
             self._note_row(row)
-            return
+            return ()
         rest = [
             place
             for place, value in enumerate(values)
@@ -109,9 +110,11 @@ class Applier:
         if rest:
             some = [times[place] for place in rest], [values[place] for place in rest]
             self._note_row(row._replace(times=some[0], values=some[1]))
-        for place, value in enumerate(values):
-            if value in concerned and (ends or first + place not in known):
-                self._carry_out_one(row, place, sender)
+        return [
+            partial(self._carry_out_one, row, place, sender)
+            for place, value in enumerate(values)
+            if value in concerned and (ends or first + place not in known)
+        ]
 
     def _note_row(self, row: Row) -> None:
         (ends, kind, _, ttl), _, times, values = row

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -85,48 +86,72 @@ class Inbound:
         if message is None:
             self._cannot_read(first, last)
             return None
-        sender, orders = message
+        sender, lines = message
         self._recent.add(sender, body)
         self.unrecorded = self.unrecorded or not last
-        if len(orders) > FEW:
-            return self._carry_out_many(sender, orders, first, last)
+        if len(lines) > FEW:
+            return self._carry_out_many(sender, lines, (), first, last)
         readable = True
-        for order in orders:
-            readable = self._carry_out(sender, order) and readable
-        if not readable:
-            self._cannot_read(first, last)
+        for number, line in enumerate(lines, 1):
+            rest = self._carry_out(sender, line)
+            if rest is None:
+                readable = False
+            elif len(rest) > FEW:
+                self._tell_if_unreadable(readable, first, last)
+                return self._carry_out_many(sender, lines[number:], rest, first, last)
+            else:
+                for act in rest:
+                    act()
+        self._tell_if_unreadable(readable, first, last)
         return None
 
     async def _carry_out_many(
-        self, sender: str, orders: Sequence[str], first: int, last: int
+        self,
+        sender: str,
+        lines: Sequence[str],
+        rest: Sequence[Callable[[], None]] | None,
+        first: int,
+        last: int,
     ) -> None:
-        readable = True
-        turn = time.monotonic() + TURN
-        for order in orders:
-            readable = self._carry_out(sender, order) and readable
-            if time.monotonic() > turn:
-                await asyncio.sleep(0)
-                turn = time.monotonic() + TURN
-        if not readable:
-            self._cannot_read(first, last)
-
-    def _carry_out(self, sender: str, line: str) -> bool:
         """
-        Carry out an order, or a row of them; tell whether it could be read.
+        Carry out what is left of a line, and more lines, with turns for others in between.
+        """
+        readable, turn = True, time.monotonic() + TURN
+        waiting = deque(lines)
+        while True:
+            for act in (*(rest or ()), _nothing):
+                act()
+                if time.monotonic() > turn:
+                    await asyncio.sleep(0)
+                    turn = time.monotonic() + TURN
+            if not waiting:
+                break
+            rest = self._carry_out(sender, waiting.popleft())
+            readable = readable and rest is not None
+        self._tell_if_unreadable(readable, first, last)
+
+    def _carry_out(self, sender: str, line: str) -> Sequence[Callable[[], None]] | None:
+        """
+        Carry out an order, or what can be done at once of a row.
+
+        Returns:
+            What is left to do; ``None`` if it can't be read.
         """
         if is_row(line):
             row = read_row(line)
             if row is not None:
-                self._applier.carry_out_row(row, sender)
-            return row is not None
-        order = read_order(line)
-        if order is None:
-            return False
-        if order.question is None:
-            self._applier.carry_out_soon(order, sender)
-        else:
-            self._report(sender, order)
-        return True
+                return self._applier.carry_out_row(row, sender)
+        elif (order := read_order(line)) is not None:
+            if order.question is None:
+                self._applier.carry_out_soon(order, sender)
+            else:
+                self._report(sender, order)
+            return ()
+        return None
+
+    def _tell_if_unreadable(self, readable: bool, first: int, last: int) -> None:
+        if not readable:
+            self._cannot_read(first, last)
 
     def _cannot_read(self, first: int, last: int) -> None:
         if self._logged.allows("unreadable"):
@@ -135,3 +160,9 @@ class Inbound:
                 " sockets are checked by what is recorded"
             )
         self._unreadable(first, last)
+
+
+def _nothing() -> None:
+    """
+    Stand for a line without anything left to do.
+    """

@@ -5,11 +5,12 @@ Orders that reach the sockets of every node.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, inbound
 from tests.support import PATIENCE, WAYS, expect_close, until
 from tests.support.nodes import (
     Nodes,
@@ -117,6 +118,19 @@ class TestMany:
             assert [await expect_close(hers), await expect_close(his)] == [code, code]
             await lives(other)
         await until(lambda: registry_of(b).stats().orders_heard == heard + 400)
+
+    async def test_many_concerned(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If many concern sockets here, others have their turn before all are carried out."""
+        monkeypatch.setattr(inbound, "FEW", 2)
+        monkeypatch.setattr(inbound, "TURN", 0.0)
+        a, b = nodes
+        cookies = [await log_in(a, f"user{n}") for n in range(8)]
+        ids = [await id_of(a, cookie) for cookie in cookies]
+        async with AsyncExitStack() as stack:
+            sockets = [await stack.enter_async_context(socket(b, cookie)) for cookie in cookies]
+            many = [f"nobody {n}" for n in range(4)]
+            await asyncio.gather(*map(registry_of(a).end_session, [*many, *ids, *many]))
+            assert {await expect_close(ws) for ws in sockets} == {4401}
 
     async def test_missed(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """What a node has missed of many orders it finds by their numbers."""
