@@ -850,9 +850,11 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now, self.records.has):
+                clock, journal = self.clock, self.journal
+                for change in await journal.start(clock.now, self.records.has, clock.promised):
                     self.records.merge(change)
-                self.clock.start_after(self.journal.last_time)
+                clock.start_after(journal.last_time)
+                clock.promise_by(journal.keep_time)
             await self.cluster.start(self)
             self.presence.start()
             if self.places is not None:

@@ -4,6 +4,7 @@ The one clock by which lineages begin and end.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,6 +12,9 @@ from typing import Final
 __all__: list[str] = []
 
 TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
+#: Seconds for which a time is promised to be given out: a journal holds the end of them, and the
+#: next process begins there.
+PROMISED: Final = 5.0
 
 
 class Clock:
@@ -37,6 +41,8 @@ class Clock:
         self.monotonic = monotonic
         self._offset = wall() - monotonic()
         self._last = 0.0
+        self._promise_due = math.inf
+        self._promise: Callable[[], object] = self.now
 
     def now(self) -> float:
         """
@@ -57,6 +63,9 @@ class Clock:
             self._offset = offset
         now, last = monotonic + self._offset, self._last + TICK
         self._last = now = now if now > last else last
+        if now >= self._promise_due:
+            self._promise_due = now + PROMISED / 2
+            self._promise()
         return now
 
     def end_time(self) -> float:
@@ -69,4 +78,19 @@ class Clock:
         """
         Go on from *last*, which an earlier process has seen.
         """
+        self._offset = max(self._offset, last - self.monotonic())
         self._last = max(self._last, last)
+
+    def promise_by(self, promise: Callable[[], object]) -> None:
+        """
+        Have *promise* called when times are given out that :meth:`promised` didn't cover lately.
+
+        It has to store what :meth:`promised` returns soon, without being waited for.
+        """
+        self._promise, self._promise_due = promise, 0.0
+
+    def promised(self) -> float:
+        """
+        Return the time from which another process may go on, should this one be killed.
+        """
+        return self.now() + PROMISED

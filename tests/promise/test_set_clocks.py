@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.promise.world.app import derived_id
 from tests.promise.world.exchange import Plan
-from tests.promise.world.steps import Config, Order, SetClock, Step, Visit, Wait
+from tests.promise.world.steps import Config, Order, Restart, SetClock, Step, Visit, Wait
 from tests.promise.world.world import play
 
 REDIS = Config(cluster="redis")
+JOURNAL = Config(journal=True)
+DERIVED = Config(journal=True, identify=False, ids="derived")
 
 
 def check(config: Config, steps: Sequence[Step], port: int | None = None) -> None:
@@ -46,3 +49,17 @@ def test_redis_is_set_back_and_forward(redis_port: int) -> None:
         steps += [Wait(11.0), end, Wait(0.2), Visit("B", Plan("log_in_renewed", node=1))]
         steps += [Visit("B", Plan("open", node=0))]
     check(REDIS, steps, redis_port)
+
+
+@pytest.mark.parametrize("config", [JOURNAL, DERIVED], ids=["identity", "id"])
+@pytest.mark.parametrize("again", [False, True])
+def test_set_back_and_killed(config: Config, again: bool) -> None:
+    """Who came right before the process was killed lives, though a clock was set back."""
+    end: Step = Order("end_identity", user="ann")
+    if config is DERIVED:
+        end = Order("end_session", subject=derived_id("ann"))
+    late: list[Step] = [Visit("A", Plan("log_in")), SetClock(-70.0), Restart(kill=True)]
+    lives: list[Step] = [Visit("A", Plan("open")), Visit("A", Plan("read"))]
+    ended = [end, *lives, Wait(30.0), *lives, Wait(70.0), *lives] if again else []
+    before: list[Step] = [Visit("B", Plan("log_in")), end, Wait(40.0)]
+    check(config, [*before, *late, *lives, *ended])
