@@ -310,7 +310,8 @@ class Core:
         if not self.records.has_subjects and not self.records.knows(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
-        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
+        clock, grace = self.clock, self.expiry.renewal_grace
+        return status(self.records, lineage, subjects, clock.now(), grace, clock.age)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
