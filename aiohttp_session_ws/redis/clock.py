@@ -42,6 +42,9 @@ class RedisClock(Clock):
     """
     Redis' clock, which every node measures with each heartbeat.
 
+    It never runs back: when Redis' own clock is set back, each node goes on by its own, and tells
+    Redis by how much the clock of all nodes is :attr:`ahead` from then on.
+
     Ends are rounded up by the error of the measurement and beginnings down, so that nothing
     that began before an end on another node is taken for later. Until the clock is known, an
     end concerns all that there is, and what begins has begun at 0.
@@ -49,6 +52,10 @@ class RedisClock(Clock):
     Args:
         wall: Seconds since the epoch, until the clock is known.
         monotonic: Seconds that never go back.
+
+    Attributes:
+        ahead: By how many seconds it is ahead of Redis' own clock at least, as far as this node
+            knows: what the next heartbeat says.
     """
 
     known = False
@@ -63,6 +70,15 @@ class RedisClock(Clock):
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._late: deque[Sample] = deque(maxlen=LATE)
         self._best = Sample(monotonic(), 0.0, 0.0)
+        self._told_ahead = 0.0
+        self.ahead = 0.0
+
+    @property
+    def was_set_back(self) -> bool:
+        """
+        Whether Redis has to be told that its clock was set back.
+        """
+        return self.ahead > self._told_ahead
 
     @property
     def error(self) -> float:
@@ -74,26 +90,44 @@ class RedisClock(Clock):
     def _error_of(self, sample: Sample) -> float:
         return sample.error + (self.monotonic() - sample.at) * DRIFT
 
-    def measure(self, server: float, sent: float, received: float) -> None:
+    def measure(self, server: float, sent: float, received: float, ahead: float = 0.0) -> None:
         """
-        Take Redis' time from an answer.
+        Take the time from an answer of Redis.
 
         Args:
-            server: What it said.
+            server: The time of all nodes.
             sent: When the question was sent, by this process's clock.
             received: When the answer came.
+            ahead: How many seconds the time of all nodes is ahead of Redis' own.
         """
+        if ahead != self._told_ahead:  # what was measured before is not of the same clock
+            self._forget_samples()
+            self._told_ahead = self.ahead = ahead
         sample = Sample(received, server - (sent + received) / 2, (received - sent) / 2)
         if sample.error > LARGEST_ERROR:
             self._late.append(sample)
             if self._samples or len(self._late) < LATE:
                 return
             sample = min(self._late, key=self._error_of)
-        if abs(sample.offset - self._best.offset) > sample.error + self.error:
+        change, doubt = sample.offset - self._best.offset, sample.error + self.error
+        if self.known and change < -doubt:
+            # Others have been given later times. Until Redis knows, this node goes on by its own
+            # clock, as they do.
+            self._forget_samples()
+            self.ahead = ahead - change + doubt
+            return
+        self.ahead = ahead
+        if change > doubt:
             self._samples.clear()  # a clock was set
+            if self.known:
+                self._leapt(self.now(), change)
         self._samples.append(sample)
         self._best = min(self._samples, key=self._error_of)
         self.known = True
+
+    def _forget_samples(self) -> None:
+        self._samples.clear()
+        self._late.clear()
 
     def now(self) -> float:
         """
@@ -145,3 +179,14 @@ class RedisClock(Clock):
         """
         if last < PENDING:
             super().start_after(last)
+
+    def promise_by(self, promise: Callable[[], object]) -> None:
+        """
+        Do nothing: Redis keeps the time.
+        """
+
+    def promised(self) -> float:
+        """
+        Return the time: to go on from a later one would be ahead of other nodes.
+        """
+        return self.now()

@@ -40,6 +40,7 @@ class Beat(NamedTuple):
         members: The version of the list of members.
         floor: Up to which number records can't be found any more.
         refused: Why it takes no writes, "" if it does.
+        ahead: By how many seconds that time is ahead of its own clock.
     """
 
     time: float
@@ -49,6 +50,7 @@ class Beat(NamedTuple):
     members: str
     floor: int
     refused: str
+    ahead: float
 
 
 class Membership:
@@ -126,8 +128,8 @@ class Membership:
                 if self._commands.available:
                     log.debug("a heartbeat failed: %s", reason(exc))
             else:
-                if not self._clock.known:
-                    pause = PROBE  # the answer was too late to tell the time
+                if not self._clock.known or self._clock.was_set_back:
+                    pause = PROBE  # the answer was too late to tell the time, or tells a wrong one
             self.beaten.set()
             try:
                 async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):
@@ -177,13 +179,16 @@ class Membership:
             self._instance,
             "1" if self.serves else "0",
             secrets.token_hex(8),
+            f"{self._clock.ahead:.6f}" if self._clock.known else "",
             probe=True,
             repeat=False,
         )
         received = time.monotonic()
-        at, last, epoch, run_id, members, floor, refused = (part.decode() for part in answer)
-        beat = Beat(float(at), int(last), epoch, run_id, members, int(float(floor)), refused)
-        self._clock.measure(beat.time, sent, received)
+        at, last, epoch, run_id, members, floor, refused, ahead = map(bytes.decode, answer)
+        beat = Beat(
+            float(at), int(last), epoch, run_id, members, int(float(floor)), refused, float(ahead)
+        )
+        self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)
         self._answered()

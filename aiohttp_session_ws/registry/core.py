@@ -310,7 +310,8 @@ class Core:
         if not self.records.has_subjects and not self.records.knows(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
-        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
+        clock, grace = self.clock, self.expiry.renewal_grace
+        return status(self.records, lineage, subjects, clock.now(), grace, clock.age)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -850,9 +851,11 @@ class Core:
             self.connections.start(self.timeouts)
             self.revalidator.start()
             if self.journal is not None:
-                for change in await self.journal.start(self.clock.now, self.records.has):
+                clock, journal = self.clock, self.journal
+                for change in await journal.start(clock.now, self.records.has, clock.promised):
                     self.records.merge(change)
-                self.clock.start_after(self.journal.last_time)
+                clock.start_after(journal.last_time)
+                clock.promise_by(journal.keep_time)
             await self.cluster.start(self)
             self.presence.start()
             if self.places is not None:

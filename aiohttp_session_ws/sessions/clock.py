@@ -4,6 +4,7 @@ The one clock by which lineages begin and end.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,6 +12,11 @@ from typing import Final
 __all__: list[str] = []
 
 TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
+#: Seconds for which a time is promised to be given out: a journal holds the end of them, and the
+#: next process begins there.
+PROMISED: Final = 5.0
+LEAP: Final = 1.0  # seconds by which a clock was set, and not adjusted
+LEAPS: Final = 16  # of them that are remembered
 
 
 class Clock:
@@ -37,6 +43,9 @@ class Clock:
         self.monotonic = monotonic
         self._offset = wall() - monotonic()
         self._last = 0.0
+        self._leaps: tuple[tuple[float, float], ...] = ()  # from when, and how many seconds
+        self._promise_due = math.inf
+        self._promise: Callable[[], object] = self.now
 
     def now(self) -> float:
         """
@@ -44,8 +53,31 @@ class Clock:
         """
         monotonic = self.monotonic()
         # It follows a wall clock that is set forward, and goes on from one that is set back.
-        self._offset = max(self._offset, self.wall() - monotonic)
+        offset = self.wall() - monotonic
+        if offset > self._offset:
+            self._set_forward(offset, monotonic)
         return max(self._last, monotonic + self._offset)
+
+    def age(self, at: float) -> float:
+        """
+        Return for how many seconds something is over that was so *at* a time.
+
+        What the clock was set forward meanwhile has not passed.
+        """
+        age = self.now() - at
+        for start, seconds in self._leaps:
+            age -= min(seconds, max(0.0, start + seconds - at))
+        return age
+
+    def _set_forward(self, offset: float, monotonic: float) -> None:
+        known, self._offset = self._offset, offset
+        self._leapt(monotonic + known, offset - known)
+
+    def _leapt(self, start: float, seconds: float) -> None:
+        # The thread of a journal may notice the same.
+        last = sum(self._leaps[-1]) if self._leaps else 0.0
+        if seconds > LEAP and start >= last:
+            self._leaps = (*self._leaps[1 - LEAPS :], (start, seconds))
 
     def begin_time(self) -> float:
         """
@@ -54,9 +86,12 @@ class Clock:
         monotonic = self.monotonic()
         offset = self.wall() - monotonic
         if offset > self._offset:
-            self._offset = offset
+            self._set_forward(offset, monotonic)
         now, last = monotonic + self._offset, self._last + TICK
         self._last = now = now if now > last else last
+        if now >= self._promise_due:
+            self._promise_due = now + PROMISED / 2
+            self._promise()
         return now
 
     def end_time(self) -> float:
@@ -69,4 +104,23 @@ class Clock:
         """
         Go on from *last*, which an earlier process has seen.
         """
+        ahead = last - self.monotonic() - self._offset
+        if ahead > 0:
+            self._offset += ahead
+            promised = min(ahead, PROMISED)  # that has not passed
+            self._leapt(last - promised, promised)
         self._last = max(self._last, last)
+
+    def promise_by(self, promise: Callable[[], object]) -> None:
+        """
+        Have *promise* called when times are given out that :meth:`promised` didn't cover lately.
+
+        It has to store what :meth:`promised` returns soon, without being waited for.
+        """
+        self._promise, self._promise_due = promise, 0.0
+
+    def promised(self) -> float:
+        """
+        Return the time from which another process may go on, should this one be killed.
+        """
+        return self.now() + PROMISED

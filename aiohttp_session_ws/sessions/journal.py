@@ -98,6 +98,7 @@ class Journal:
         self,
         clock: Callable[[], float] | None = None,
         knows: Callable[[Change], bool] | None = None,
+        promised: Callable[[], float] | None = None,
     ) -> list[Change]:
         """
         Open the file and return what it holds.
@@ -109,14 +110,18 @@ class Journal:
             clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
             knows: Tells whether memory still has a record, since it was met after it was
                 written: then it isn't deleted. The thread calls it.
+            promised: Returns the time from which the next process may go on: it is written with
+                each commit, instead of that of the clock. The thread calls it.
 
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
         """
         if clock is not None:
-            self._file.clock = clock
+            self._file.clock = self._file.promised = clock
         if knows is not None:
             self._file.knows = knows
+        if promised is not None:
+            self._file.promised = promised
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()
@@ -156,6 +161,31 @@ class Journal:
             self._waiting.append(Waiting(len(rows), time.monotonic(), future))
             self._waiting_rows += len(rows)
             self._writer.put(rows)
+        return future
+
+    def keep_time(self) -> None:
+        """
+        Have the time written soon; it may be called from any thread.
+        """
+        self._in_loop(self._keep_time)
+
+    def _keep_time(self) -> None:
+        _ = self.write_time()  # nobody waits for it
+
+    def write_time(self) -> asyncio.Future[bool]:
+        """
+        Have the time written, without waiting for it.
+
+        Returns:
+            As :meth:`append` does.
+        """
+        assert self._loop is not None, "start() comes first"
+        future: asyncio.Future[bool] = self._loop.create_future()
+        if self._finished is None:
+            future.set_result(False)
+        else:
+            self._waiting.append(Waiting(0, time.monotonic(), future))
+            self._writer.put([])
         return future
 
     def _answer(self, count: int, written: bool) -> None:

@@ -1,5 +1,7 @@
 """
 The SQLite file of the journal: opened, read, written and kept small, by one thread.
+
+A little over 300 lines long: all that is asked of the file, in one class.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class JournalFile:
     Attributes:
         path: Where it is.
         clock: The clock.
+        promised: The time that is written: the next process goes on from there.
         knows: Tells whether memory has a record still, since it was met; called by the thread.
     """
 
@@ -51,6 +54,7 @@ class JournalFile:
     ) -> None:
         self.path = path
         self.clock = clock
+        self.promised = clock
         self.knows: Callable[[Change], bool] = lambda change: False
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
@@ -190,7 +194,7 @@ class JournalFile:
             connection.execute(
                 "INSERT INTO clock VALUES (1, ?)"
                 " ON CONFLICT (id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
-                (self.clock(),),
+                (self.promised(),),
             )
         for pool, values in pools.items():
             self._sizes[pool] += len(values)
@@ -255,6 +259,15 @@ class JournalFile:
             return False
         execute(f"PRAGMA incremental_vacuum({SLICE})").fetchall()
         return True
+
+    def finish(self) -> None:
+        """
+        Write the time as it is, since none is given out any more; close the file.
+        """
+        if self._connection is not None:
+            update = "UPDATE clock SET last_time = min(last_time, ?)"
+            self._connection.execute(update, (self.clock(),))
+        self.close()
 
     def close(self) -> None:
         """

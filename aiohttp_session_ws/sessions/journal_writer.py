@@ -228,7 +228,7 @@ class JournalWriter:
         """
         self._retry()
         try:
-            self._file.close()
+            self._file.finish()
         except sqlite3.Error as exc:
             self._note_failure(exc)
         if lost := len(self._backlog) + self._dropped:

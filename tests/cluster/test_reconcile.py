@@ -302,7 +302,7 @@ class TestLostData:
         ttls = {key: await redis_server.cli("TTL", key) for key in keys}
         kept = {key.partition(":")[2] for key, ttl in ttls.items() if ttl <= 0}
         assert len(ttls) >= 8
-        assert kept <= {"nodes", "members", "epoch", "seq", "recent", "marks", "floor"}
+        assert kept <= {"nodes", "members", "epoch", "seq", "recent", "marks", "floor", "clock"}
 
     async def test_many(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Many orders are written again a few at a time, each once, and new ones don't wait."""

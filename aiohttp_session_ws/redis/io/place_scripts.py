@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .scripts import LIVING, Script, make_script
+from .scripts import CLOCK, LIVING, Script, make_script
 
 __all__: list[str] = []
 
@@ -17,10 +17,12 @@ KEPT: Final = 600.0  # seconds that places are kept after somebody has reported 
 
 # KEYS: what all keys begin with, then those of the subjects. ARGV: the node; whether the oldest
 # make room.
-_PLACES: Final = """
-local prefix, me, evict = KEYS[1], ARGV[1], ARGV[2] == '1'
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1000000
+_PLACES: Final = (
+    f"local prefix = KEYS[1]\n{CLOCK}"
+    + """
+local me, evict = ARGV[1], ARGV[2] == '1'
+local time, ahead = clock()
+local now = time + ahead
 local lives = {[me] = true}
 
 local function node_of(place)
@@ -50,6 +52,7 @@ local function add(key, place, since)
     redis.call('PEXPIRE', key, KEPT)
 end
 """.replace("LIVING", f"{LIVING:g}").replace("KEPT", f"{KEPT * 1000:.0f}")
+)
 
 # ARGV: then the number of the new one, and the limit of each subject.
 # Returns whether it has its places, then for each subject who has to make room, or is in the way.

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 __all__: list[str] = []
 
 LIVING: Final = 15.0  # seconds that a heartbeat counts
+UNTOLD: Final = 4.0  # seconds that time may have gone on since the last heartbeat that was stored
 KEPT: Final = 600.0  # seconds that a record can be found by its number
 MOST: Final = 1_000_000  # records that can be found so
 
@@ -36,6 +37,18 @@ def make_script(*parts: str) -> Script:
     text = "".join(parts)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+
+# The clock of all nodes: that of Redis, and as many seconds as that was set back by, so that it
+# never runs back. Nodes notice and tell by how much (HEARTBEAT). The key holds these seconds, and
+# the last time that a heartbeat got. Prepend a line that sets "prefix".
+CLOCK: Final = """
+local function clock()
+    local t = redis.call('TIME')
+    local text = redis.pcall('GET', prefix .. 'clock')
+    local ahead, last = string.match(type(text) == 'string' and text or '', '^(%S+) (%S+)$')
+    return t[1] + t[2] / 1000000, tonumber(ahead) or 0, tonumber(last) or 0
+end
+"""
 
 # KEYS: what all keys begin with, the tag in braces; from the second on the keys of the records.
 # ARGV: the channel, the message, whether it is published if writing is refused, how many records
@@ -315,14 +328,15 @@ WRITE: Final = make_script(_WRITE, "return write()\n")
 # It does not trust what this node remembers: the session must be alive by all that is recorded.
 END_OTHERS: Final = make_script(
     _WRITE,
+    CLOCK,
     """
 local function take() return tonumber(table.remove(ARGV)) end
 local count = take()
 local since, grace, began, generation = take(), take(), take(), take()
 local keys = {}
 for i = count, 1, -1 do keys[i] = table.remove(KEYS) end
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1000000
+local time, ahead = clock()
+local now = time + ahead
 if began > now + 5 then began = 0 end
 for i, key in ipairs(keys) do
     local text = redis.pcall('GET', key)
@@ -346,16 +360,17 @@ return 1
 """,
 )
 
-# KEYS: the prefix. ARGV: the node, whether it holds sockets, and an epoch for a Redis without one.
+# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, and
+# by how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
+# doesn't know the time yet.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
-# members has, and up to which number records can't be found any more.
+# members has, up to which number records can't be found any more, why writing is refused, and by
+# how much the time is ahead of Redis' own.
 HEARTBEAT: Final = make_script(
+    "local prefix = KEYS[1]\n",
+    CLOCK,
     """
-local prefix = KEYS[1]
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1000000
 local nodes, marks = prefix .. 'nodes', prefix .. 'marks'
-local stamp = string.format('%.6f', now)
 local refused
 
 local function call(...)
@@ -371,6 +386,18 @@ local function call(...)
     return answer
 end
 
+local time, ahead, latest = clock()
+local wanted = tonumber(ARGV[4])
+if wanted and wanted > ahead then ahead = wanted end
+local behind = latest - time - ahead
+if behind > 0.001 then
+    -- Who knows the time goes on by it, and tells it soon; a newcomer doesn't, and perhaps nobody
+    -- does any more.
+    ahead = ahead + behind + (wanted and 0 or UNTOLD)
+end
+local now = time + ahead
+local stamp = string.format('%.6f', now)
+call('SET', prefix .. 'clock', string.format('%.6f %s', ahead, stamp))
 local last = call('GET', prefix .. 'seq') or '0'
 call('SET', prefix .. 'epoch', ARGV[3], 'NX')
 if not refused then
@@ -392,8 +419,9 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', call('GET', prefix .. 'floor') or '0', refused or ''}
-""".replace("KEPT", f"{KEPT:g}")
+    call('GET', prefix .. 'members') or '', call('GET', prefix .. 'floor') or '0', refused or '',
+    string.format('%.6f', ahead)}
+""".replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
 # KEYS: the prefix. ARGV: the node.

@@ -18,6 +18,7 @@ from aiohttp_session_ws.sessions.records import Change
 from .virtual import VirtualLoop
 
 APPEND, START, STOP = Journal.append, Journal.start, Journal.stop
+WRITE_TIME = Journal.write_time
 
 
 @contextlib.contextmanager
@@ -25,12 +26,18 @@ def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
     """Let no time pass while a journal is read or written."""
     outside = loop.virtual_selector.outside
 
-    def append(journal: Journal, changes: Iterable[Change]) -> asyncio.Future[bool]:
-        future, key = APPEND(journal, changes), object()
+    def waited_for(future: asyncio.Future[bool]) -> asyncio.Future[bool]:
+        key = object()
         if not future.done():
             outside.add(key)
             future.add_done_callback(lambda _: outside.discard(key))
         return future
+
+    def append(journal: Journal, changes: Iterable[Change]) -> asyncio.Future[bool]:
+        return waited_for(APPEND(journal, changes))
+
+    def write_time(journal: Journal) -> asyncio.Future[bool]:
+        return waited_for(WRITE_TIME(journal))
 
     async def start(journal: Journal, *args: Any) -> list[Change]:
         key = object()
@@ -50,6 +57,7 @@ def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
 
     with (
         mock.patch.object(Journal, "append", append),
+        mock.patch.object(Journal, "write_time", write_time),
         mock.patch.object(Journal, "start", start),
         mock.patch.object(Journal, "stop", stop),
     ):

@@ -94,3 +94,38 @@ class TestRedisClock:
         times.now += 100.0
         times.clock.measure(times.right + 50.0, times.now, times.now)
         assert abs(times.clock.now() - (times.right + 50.0)) < 0.1
+
+    def test_set_back(self) -> None:
+        """When Redis' own clock is set back ours goes on, and Redis is told by how much."""
+        times = Times()
+        times.measure(0.001, 0.001)
+        begun = times.clock.begin_time()
+        times.now += 5.0
+        times.clock.measure(times.right - 300.0, times.now, times.now)
+        assert times.clock.was_set_back
+        assert 300.0 <= times.clock.ahead < 300.01
+        assert times.clock.begin_time() - begun > 4.99
+        ahead = times.clock.ahead
+        times.now += 5.0
+        times.clock.measure(times.right - 300.0 + ahead, times.now, times.now, ahead)
+        assert times.clock.ahead == ahead
+        assert abs(times.clock.now() - times.right) < 0.01
+
+    def test_others_have_told(self) -> None:
+        """What another node has told counts at once, however little it is."""
+        times = Times()
+        times.measure(0.0, 0.0)
+        times.now += 1.0
+        times.clock.measure(times.right + 0.005, times.now - 0.02, times.now, 0.02)
+        assert not times.clock.was_set_back
+        assert abs(times.clock.now() - (times.right + 0.015)) < 1e-6
+
+    def test_redis_has_forgotten(self) -> None:
+        """A Redis that lost its data is told again by how much its clock was set back."""
+        times = Times()
+        times.clock.measure(times.right, times.now, times.now, 300.0)
+        times.now += 3.0
+        times.clock.measure(times.right - 300.0, times.now, times.now, 0.0)
+        assert times.clock.was_set_back
+        assert 300.0 <= times.clock.ahead < 300.01
+        assert abs(times.clock.now() - times.right) < 0.01

@@ -330,3 +330,30 @@ class TestHeartbeat:
         await redis.write(Entry([LineageEnded("new", 1.0, carries=False, ttl=60.0)]))
         assert (await redis.beat())[5] == b"5"
         assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}
+
+    async def test_clock_ahead(self, redis: Scripts) -> None:
+        """What a node tells of a clock that was set back counts for all, and is never less."""
+        times = []
+        for ahead in ("0.000000", "70.500000", "3.000000", ""):
+            answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", ahead)
+            times.append((float(answer[0]), float(answer[7])))
+        assert [ahead for _, ahead in times] == [0.0, 70.5, 70.5, 70.5]
+        (first, _), *rest = times
+        assert all(70.5 <= at - first < 80.5 for at, _ in rest)
+
+    @pytest.mark.parametrize(("ahead", "untold"), [("0.000000", 0.0), ("", scripts.UNTOLD)])
+    async def test_clock_goes_on(self, redis: Scripts, ahead: str, untold: float) -> None:
+        """The time never runs back, also where nobody is left who tells by how much."""
+        last = float((await redis.beat())[0]) + 500.0
+        await redis.client.set("{p}:clock", f"0.000000 {last:.6f}")
+        answer: Any = await redis.run(HEARTBEAT, 1, TAG, "b/1", "1", "epoch", ahead)
+        assert float(answer[0]) == pytest.approx(last + untold, abs=1e-3)
+        assert float((await redis.beat())[0]) > float(answer[0])
+
+    async def test_clock_unreadable(self, redis: Scripts) -> None:
+        """What isn't ours is replaced."""
+        for make in (redis.client.set, redis.client.lpush):
+            await redis.client.delete("{p}:clock")
+            await make("{p}:clock", "x")
+            assert float((await redis.beat())[7]) == 0.0
+            assert (await redis.beat())[6] == b""

@@ -1,0 +1,74 @@
+"""
+Somebody sets a clock: nobody who was logged out comes back for that, and nobody is logged out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.promise.world.app import derived_id
+from tests.promise.world.exchange import Plan
+from tests.promise.world.steps import Config, GoOn, Order, Restart, SetClock, Step, Visit, Wait
+from tests.promise.world.world import play
+
+REDIS = Config(cluster="redis")
+JOURNAL = Config(journal=True)
+DERIVED = Config(journal=True, identify=False, ids="derived")
+
+
+def check(config: Config, steps: Sequence[Step], port: int | None = None) -> None:
+    """Play a world; nothing may be wrong with it."""
+    violations, trace = play(config, steps, port)
+    assert not violations, "\n".join([*trace, *map(str, violations)])
+
+
+@pytest.mark.parametrize("seconds", [-70.0, -3.0])
+@pytest.mark.parametrize("later", [0.2, 11.0])
+def test_redis_is_set_back(seconds: float, later: float, redis_port: int) -> None:
+    """What is ordered on one node is later than what began on another before, for good."""
+    early = Visit("B", Plan("log_in_renewed", user="bob", node=0))
+    late = Visit("A", Plan("log_in_renewed", node=1))
+    end = Order("end_identity", user="ann", node=0)
+    caught_up: list[Step] = [
+        Wait(70.0),
+        Visit("A", Plan("open", node=1)),
+        Visit("A", Plan("open", node=0)),
+    ]
+    steps: list[Step] = [early, Wait(11.0), late, SetClock(seconds), Wait(later), end, *caught_up]
+    check(REDIS, steps, redis_port)
+
+
+def test_redis_is_set_back_and_forward(redis_port: int) -> None:
+    """Clocks that are set again and again change nothing."""
+    end = Order("end_identity", user="ann", node=0)
+    steps: list[Step] = []
+    for node, seconds in enumerate([-70.0, -70.0, 3.0, -3.0, 70.0]):
+        steps += [Visit("A", Plan("log_in_renewed", node=node % 2)), SetClock(seconds)]
+        steps += [Wait(11.0), end, Wait(0.2), Visit("B", Plan("log_in_renewed", node=1))]
+        steps += [Visit("B", Plan("open", node=0))]
+    check(REDIS, steps, redis_port)
+
+
+@pytest.mark.parametrize("config", [JOURNAL, DERIVED], ids=["identity", "id"])
+@pytest.mark.parametrize("again", [False, True])
+def test_set_back_and_killed(config: Config, again: bool) -> None:
+    """Who came right before the process was killed lives, though a clock was set back."""
+    end: Step = Order("end_identity", user="ann")
+    if config is DERIVED:
+        end = Order("end_session", subject=derived_id("ann"))
+    late: list[Step] = [Visit("A", Plan("log_in")), SetClock(-70.0), Restart(kill=True)]
+    lives: list[Step] = [Visit("A", Plan("open")), Visit("A", Plan("read"))]
+    ended = [end, *lives, Wait(30.0), *lives, Wait(70.0), *lives] if again else []
+    before: list[Step] = [Visit("B", Plan("log_in")), end, Wait(40.0)]
+    check(config, [*before, *late, *lives, *ended])
+
+
+def test_set_forward_within_the_grace() -> None:
+    """A request that is held up with the cookie of before a renewal has its grace, all of it."""
+    steps: list[Step] = [Visit("A", Plan("log_in_renewed"))]
+    steps += [Visit("A", Plan("read", pauses=("load",)))]
+    steps += [Visit("A", Plan("renew")), Visit("A", Plan("read"))]
+    steps += [SetClock(70.0), GoOn(0)]
+    check(Config(), steps)
