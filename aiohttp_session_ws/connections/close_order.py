@@ -177,12 +177,12 @@ class CloseOrder:
     What one order waits for, and until when.
 
     Args:
-        close: What the peers are told.
-        deadline: Called when its time is over.
+        close: What the peers are told; ``None`` if that is their connections' ``close_order``.
+        done: The future that tells of its end.
+        given: When it was given, by the event loop's clock.
 
     Attributes:
-        close: What the peers are told.
-        frame: The close frame, made once.
+        given: When it was given.
         writing: Whether not all frames are written yet.
         answered: Those whose clients have answered before that.
         done: Has its result when nothing is left to wait for: how many sockets were aborted, and
@@ -196,22 +196,26 @@ class CloseOrder:
     """
 
     __slots__ = (
+        "_close",
+        "_frame",
         "aborted",
         "answered",
         "cancelled",
-        "close",
         "closings",
         "done",
-        "frame",
+        "given",
         "pending",
         "timer",
         "transports",
         "writing",
     )
 
-    def __init__(self, close: Close, done: asyncio.Future[tuple[int, int]]) -> None:
-        self.close = close
-        self.frame = _close_frame(close.code, close.reason)
+    def __init__(
+        self, close: Close | None, done: asyncio.Future[tuple[int, int]], given: float
+    ) -> None:
+        self._close = close
+        self._frame = b"" if close is None else _close_frame(close.code, close.reason)
+        self.given = given
         self.writing = True
         self.answered: list[Closing] = []
         self.done = done
@@ -221,6 +225,21 @@ class CloseOrder:
         self.aborted = 0
         self.cancelled = 0
         self.timer: asyncio.TimerHandle | None = None
+
+    def close_for(self, connection: TrackedConnection) -> Close:
+        """
+        Return what the peer of a connection is told.
+        """
+        close = self._close or connection.close_order
+        assert close is not None
+        return close
+
+    def frame_for(self, connection: TrackedConnection) -> tuple[int, bytes]:
+        """
+        Return the close code for the peer of a connection, and the frame.
+        """
+        close = self.close_for(connection)
+        return close.code, self._frame or _close_frame(close.code, close.reason)
 
     def bound(self, closing: Closing) -> None:
         """
