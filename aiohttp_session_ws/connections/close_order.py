@@ -29,6 +29,7 @@ class Closing(asyncio.Protocol):
     Args:
         connection: Which one.
         set_gone: Called when its transport has ended.
+        hang_up: Called when its client has answered, to close the transport soon.
 
     Attributes:
         connection: Which one.
@@ -46,6 +47,7 @@ class Closing(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_hang_up",
         "_inner",
         "_set_gone",
         "_tail",
@@ -63,8 +65,14 @@ class Closing(asyncio.Protocol):
         "told",
     )
 
-    def __init__(self, connection: TrackedConnection, set_gone: Callable[[Closing], None]) -> None:
+    def __init__(
+        self,
+        connection: TrackedConnection,
+        set_gone: Callable[[Closing], None],
+        hang_up: Callable[[Closing], None],
+    ) -> None:
         self._set_gone = set_gone
+        self._hang_up = hang_up
         self._inner: Any = None  # aiohttp's protocol
         self._tail = b""
         self.connection = connection
@@ -115,7 +123,7 @@ class Closing(asyncio.Protocol):
             if self.told.writing:
                 self.told.answered.append(self)
             else:
-                self.close_transport()
+                self._hang_up(self)
 
     def close_transport(self) -> None:
         """

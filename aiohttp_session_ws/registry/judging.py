@@ -52,7 +52,9 @@ class Judge:
             told: Whether it is told to reconnect in any case.
         """
         c = connection
-        key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
+        key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
+        if c.seldom is not None:
+            key = *key, c.labels, c.proven
         if key not in self._judged:
             self._judged[key] = self._status_of(connection)
         close = self._close_for(self._judged[key])
