@@ -109,6 +109,8 @@ class TestPages:
         """A living session is asked about once, however many pages it gets."""
         cookie = await log_in(fresh)
         await who(fresh, cookie)
+        numbers = cluster_of(fresh).numbers  # it reads what was ordered before it started
+        await until(lambda: numbers.last > 0 and not numbers.missing)
         before = await reads(redis_server)
         for _ in range(10):
             assert await who(fresh, cookie) == "ann"

@@ -29,6 +29,7 @@ from tests.support.processes import Process, free_port
 
 CLIENTS = int(os.environ.get("CLIENTS", "2000"))
 WINDOW = 4.0  # seconds
+TICK = 0.01  # seconds
 WORKERS = 4
 
 APP = f"""
@@ -98,6 +99,26 @@ class Page:
                 await asyncio.sleep(0.1)
 
 
+class Stalls:
+    """
+    How long this machine has let the event loop wait.
+
+    Attributes:
+        longest: Seconds, the longest time.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def watch(self) -> None:
+        """Look until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(TICK)
+            self.longest = max(self.longest, loop.time() - began - TICK)
+
+
 @pytest.fixture
 async def gunicorn(tmp_path: Path) -> AsyncIterator[tuple[Process, URL]]:
     """Workers that drain."""
@@ -127,6 +148,8 @@ async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
             while not all(page.pids for page in pages):
                 await asyncio.sleep(0.05)
         old = {page.pids[0] for page in pages}
+        stalls = Stalls()
+        lives.append(asyncio.ensure_future(stalls.watch()))
         os.kill(process.pid, signal.SIGHUP)  # new workers first, then the old ones go
         async with asyncio.timeout(WINDOW + 2 * PATIENCE):
             while not all(page.back for page in pages):
@@ -141,4 +164,5 @@ async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
     assert not old & {page.pids[-1] for page in pages}
     back = sorted(page.back for page in pages if page.back is not None)
     most = max(bisect_left(back, at + 1.0) - number for number, at in enumerate(back))
-    assert most <= 2 / WINDOW * CLIENTS
+    # Who would have come during a stall comes right after it.
+    assert most <= 2 / WINDOW * CLIENTS * (1.0 + stalls.longest)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,8 +23,7 @@ from tests.support import COOKIE, make_app, user_of
 from tests.support.inspect import quiet, records
 
 WARM_UP = 1_000  # replays, after which caches and logs are full
-TRACED = 1_000  # of the last replays: to trace memory is slow
-NOISE = 100_000  # bytes that caches of Python and of libraries may take meanwhile
+NOISE = 3_000  # objects that caches of Python and of libraries may keep meanwhile
 PAGE = 8 * 2**20  # bytes by which the process may grow: what malloc keeps
 
 
@@ -120,28 +118,19 @@ async def test_stale_cookies(
     await replay(runner, cookies, WARM_UP)
     await quiet(registry)
     gc.collect()
-    kept, size = records(registry), resident()
+    kept, size, objects = records(registry), resident(), len(gc.get_objects())
 
     times = pytestconfig.getoption("--replays")
-    await replay(runner, cookies, times - TRACED)
-    tracemalloc.start()
-    try:
-        await replay(runner, cookies, 100)
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        await replay(runner, cookies, TRACED - 100)
-        await quiet(registry)
-        gc.collect()
-        after = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    grown = resident() - size
+    await replay(runner, cookies, times)
+    await quiet(registry)
+    gc.collect()
+    grown, more = resident() - size, len(gc.get_objects()) - objects
     with capsys.disabled():
         sys.stdout.write(
             f"\n{times:,} replays: records {kept} -> {records(registry)}, resident memory"
-            f" {size:,} +{grown:,} bytes, of it {before:,} -> {after:,} since it was traced\n"
+            f" {size:,} +{grown:,} bytes, objects {objects:,} +{more:,}\n"
         )
 
     assert records(registry) == kept
-    assert after - before < NOISE
+    assert more < NOISE
     assert grown < PAGE

@@ -137,6 +137,7 @@ class Subscriber:
                     raise TimeoutError("Redis doesn't answer")
                 wire.send("PING")
                 pinged, silent = loop.time(), 0.0
-            _ = await asyncio.wait({wire.ended}, timeout=IDLE - silent)
+            # Not less than the clock can tell apart: it would be looked at again and again.
+            _ = await asyncio.wait({wire.ended}, timeout=max(IDLE - silent, 0.01))
             if wire.ended.done():
                 wire.ended.result()

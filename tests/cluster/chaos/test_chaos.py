@@ -107,7 +107,16 @@ class TestDriver:
         monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 1.0)
         report = await self.run(2)
 
-        assert report.failures().keys() == {"survivors", "revived"}
+        # Reports are untrue, too, if one was complete while a socket lived on.
+        assert (
+            {"survivors", "revived"}
+            <= report.failures().keys()
+            <= {
+                "survivors",
+                "revived",
+                "untrue",
+            }
+        )
 
     async def test_sees_what_nobody_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It sees when a session that should live is ended, or told to come back."""

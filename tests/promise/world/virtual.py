@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 EPOCH = float(int(time.time()))  # what the wall clock shows when a world begins
 UPTIME = 1_000.0  # what the monotonic clock shows then
+TICK = 1e-6  # seconds that a turn of the event loop takes
 SILENCE = 5.0  # real seconds after which a server outside of the world is given up
 CLOCKS = (time.time, time.monotonic)
 PATCHED = ("aiohttp_session_ws", "aiohttp_session", "tests.")  # packages whose clocks are virtual
@@ -70,6 +71,7 @@ class VirtualSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; if nothing is, jump to the next timer."""
+        self._clock.elapsed += TICK  # or who waits for a moment would look again for ever
         events = self._real.select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
