@@ -29,6 +29,7 @@ class Closing(asyncio.Protocol):
     Args:
         connection: Which one.
         set_gone: Called when its transport has ended.
+        hang_up: Called when its client has answered, to close the transport soon.
 
     Attributes:
         connection: Which one.
@@ -46,6 +47,7 @@ class Closing(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_hang_up",
         "_inner",
         "_set_gone",
         "_tail",
@@ -63,8 +65,14 @@ class Closing(asyncio.Protocol):
         "told",
     )
 
-    def __init__(self, connection: TrackedConnection, set_gone: Callable[[Closing], None]) -> None:
+    def __init__(
+        self,
+        connection: TrackedConnection,
+        set_gone: Callable[[Closing], None],
+        hang_up: Callable[[Closing], None],
+    ) -> None:
         self._set_gone = set_gone
+        self._hang_up = hang_up
         self._inner: Any = None  # aiohttp's protocol
         self._tail = b""
         self.connection = connection
@@ -115,7 +123,7 @@ class Closing(asyncio.Protocol):
             if self.told.writing:
                 self.told.answered.append(self)
             else:
-                self.close_transport()
+                self._hang_up(self)
 
     def close_transport(self) -> None:
         """
@@ -177,12 +185,12 @@ class CloseOrder:
     What one order waits for, and until when.
 
     Args:
-        close: What the peers are told.
-        deadline: Called when its time is over.
+        close: What the peers are told; ``None`` if that is their connections' ``close_order``.
+        done: The future that tells of its end.
+        given: When it was given, by the event loop's clock.
 
     Attributes:
-        close: What the peers are told.
-        frame: The close frame, made once.
+        given: When it was given.
         writing: Whether not all frames are written yet.
         answered: Those whose clients have answered before that.
         done: Has its result when nothing is left to wait for: how many sockets were aborted, and
@@ -196,22 +204,26 @@ class CloseOrder:
     """
 
     __slots__ = (
+        "_close",
+        "_frame",
         "aborted",
         "answered",
         "cancelled",
-        "close",
         "closings",
         "done",
-        "frame",
+        "given",
         "pending",
         "timer",
         "transports",
         "writing",
     )
 
-    def __init__(self, close: Close, done: asyncio.Future[tuple[int, int]]) -> None:
-        self.close = close
-        self.frame = _close_frame(close.code, close.reason)
+    def __init__(
+        self, close: Close | None, done: asyncio.Future[tuple[int, int]], given: float
+    ) -> None:
+        self._close = close
+        self._frame = b"" if close is None else _close_frame(close.code, close.reason)
+        self.given = given
         self.writing = True
         self.answered: list[Closing] = []
         self.done = done
@@ -221,6 +233,21 @@ class CloseOrder:
         self.aborted = 0
         self.cancelled = 0
         self.timer: asyncio.TimerHandle | None = None
+
+    def close_for(self, connection: TrackedConnection) -> Close:
+        """
+        Return what the peer of a connection is told.
+        """
+        close = self._close or connection.close_order
+        assert close is not None
+        return close
+
+    def frame_for(self, connection: TrackedConnection) -> tuple[int, bytes]:
+        """
+        Return the close code for the peer of a connection, and the frame.
+        """
+        close = self.close_for(connection)
+        return close.code, self._frame or _close_frame(close.code, close.reason)
 
     def bound(self, closing: Closing) -> None:
         """

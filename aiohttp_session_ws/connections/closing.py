@@ -5,7 +5,8 @@ Theory of operation. An order closes any number of connections:
 
 1. The close frames of all are written, in synchronous slices of a few milliseconds, before
    anything else is done: what was pushed and not sent is dropped, the last words and the frame go
-   to the transport. From then on the websocket takes and delivers nothing.
+   to the transport. From then on the websocket takes and delivers nothing. All that follows comes
+   in rows of :data:`ROW` connections, with a turn for others after each.
 2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
    sends, since its session may have ended; sees the close frame that a polite client answers with,
    and closes the transport; and hears at once when that has ended, which tells the handler. If the
@@ -26,10 +27,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -45,10 +47,11 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-SLICE: Final = 0.003  # seconds of CPU for writing frames; what follows takes two thirds of it
+SLICE: Final = 0.002  # seconds of CPU for writing frames; what follows takes as long again
 LAST_SLICE: Final = 0.05  # the same at shutdown, when nobody else is waiting to be served
 LOOK: Final = 16  # frames between two looks at the clock
-ANSWERS: Final = 100  # transports of those who have answered that are closed in a row
+MOST: Final = 256  # frames in a slice, however quickly they are written
+ROW: Final = 50  # transports that are closed, or handlers that are cancelled, in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
 
@@ -95,12 +98,14 @@ class CloseEngine:
         # Handlers whose sockets are gone, and when their grace is over: the first is due first. A
         # dict would look for its first item through the places of all that were deleted before.
         self._graces: OrderedDict[Closing, float] = OrderedDict()
-        self._grace_timer: asyncio.TimerHandle | None = None
+        self._grace_timer: asyncio.Handle | None = None
+        self._hanging_up: deque[Closing] = deque()  # whose transports are to be closed
+        self._next_row: asyncio.Handle | None = None
 
     def close(
         self,
-        connections: Sequence[TrackedConnection],
-        close: Close,
+        connections: Iterable[TrackedConnection | None],
+        close: Close | None,
         current: Callable[[], TrackedConnection | None] = lambda: None,
     ) -> asyncio.Future[tuple[int, int]]:
         """
@@ -108,26 +113,27 @@ class CloseEngine:
 
         Args:
             connections: Open ones; opening ones, whose handlers are ended only; or ones that
-                have left their handlers behind.
-            close: What to tell the peers.
+                have left their handlers behind. They are taken as their turn comes, and
+                ``None`` takes its time only.
+            close: What to tell the peers; ``None`` for the ``close_order`` of each.
             current: Returns the connection whose handler calls. Neither the order waits for
                 that handler, which would wait for itself, nor is it cancelled.
         """
-        order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        end = _write_frames(order, connections, 0, self._slice())
+        order = self._new_order(close)
         caller = Caller(current(), asyncio.current_task())
-        self._follow(order, connections, 0, end, caller)
+        self._close_more(order, iter(connections), caller)
         return order.done
 
-    def _slice(self) -> float:
-        return LAST_SLICE if self.ending else SLICE
+    def _new_order(self, close: Close | None) -> CloseOrder:
+        loop = asyncio.get_running_loop()
+        return CloseOrder(close, loop.create_future(), loop.time())
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
         """
         Close one connection without ending its handler; the result is there when it is removed.
         """
-        order = CloseOrder(close, asyncio.get_running_loop().create_future())
-        _ = _write_frames(order, (connection,), 0, SLICE)
+        order = self._new_order(close)
+        _ = _write_frames(order, iter((connection,)), SLICE, 1)
         closing = self._closing_of(connection)
         if not closing.removed:
             order.pending += 1
@@ -145,34 +151,20 @@ class CloseEngine:
     def _close_more(
         self,
         order: CloseOrder,
-        connections: Sequence[TrackedConnection],
-        start: int,
+        connections: Iterator[TrackedConnection | None],
         caller: Caller,
     ) -> None:
         """
-        Go on with an order for which a slice was not enough.
+        Write a slice of the close frames of an order, and do what follows these.
         """
-        end = _write_frames(order, connections, start, self._slice())
-        self._follow(order, connections, start, end, caller)
-
-    def _follow(
-        self,
-        order: CloseOrder,
-        connections: Sequence[TrackedConnection],
-        start: int,
-        end: int,
-        caller: Caller,
-    ) -> None:
-        """
-        Do what follows the close frames, before anybody else has a turn.
-        """
-        if end < len(connections):
+        seconds, most = (LAST_SLICE, math.inf) if self.ending else (SLICE, MOST)
+        told, more = _write_frames(order, connections, seconds, most)
+        if more:
             # Before the loop looks for answers again: so the next slice comes before these.
             loop = asyncio.get_running_loop()
-            args = order, connections, end, caller
+            args = order, connections, caller
             _ = loop.call_soon(self._close_more, *args, context=self._context)
-        for number in range(start, end):
-            connection = connections[number]
+        for connection in told:
             closing = self._closing_of(connection)
             self._join(order, closing, caller)
             if not closing.begun and not _is_handshake(connection):
@@ -180,27 +172,51 @@ class CloseEngine:
                 self._watch(closing)
             elif closing.begun and not closing.gone:
                 order.bound(closing)
-        if end == len(connections):
+        if not more:
             order.writing = False
             self._start_timer(order)
-            self._close_answered(order)
+            self._hanging_up += order.answered
+            self._hang_up_row()
             order.settle()
 
-    def _close_answered(self, order: CloseOrder) -> None:
+    def _hang_up(self, closing: Closing) -> None:
         """
-        Close the transports of those who have answered while frames were written, some at a time.
+        Close the transport of a client that has answered: at once, or after others.
         """
-        for closing in order.answered[:ANSWERS]:
-            closing.close_transport()
-        del order.answered[:ANSWERS]
-        if order.answered:
+        self._hanging_up.append(closing)
+        if self._next_row is None or self.ending:
+            self._hang_up_row()
+
+    def _hang_up_row(self) -> None:
+        """
+        Close some transports, and others in the next turn: each makes work in the turns after it.
+        """
+        if self._next_row is not None:
+            self._next_row.cancel()
+            self._next_row = None
+        waiting = self._hanging_up
+        row = len(waiting) if self.ending else min(ROW, len(waiting))
+        for _ in range(row):
+            waiting.popleft().close_transport()
+        if row:
             loop = asyncio.get_running_loop()
-            _ = loop.call_soon(self._close_answered, order, context=self._context)
+            self._next_row = loop.call_soon(self._hang_up_row, context=self._context)
+
+    def _in_rows(self, act: Callable[[Closing], None], closings: Iterator[Closing]) -> None:
+        """
+        Do something to many connections, with a turn for others after each row.
+        """
+        row = list(itertools.islice(closings, None if self.ending else ROW))
+        for closing in row:
+            act(closing)
+        if len(row) == ROW:
+            loop = asyncio.get_running_loop()
+            _ = loop.call_soon(self._in_rows, act, closings, context=self._context)
 
     def _closing_of(self, connection: TrackedConnection) -> Closing:
         closing: Closing | None = connection.closing
         if closing is None:
-            closing = connection.closing = Closing(connection, self.set_gone)
+            closing = connection.closing = Closing(connection, self.set_gone, self._hang_up)
         if connection.state is CLOSED and not closing.begun:  # perhaps since it was ordered
             closing.begun = closing.gone = closing.removed = True
         return closing
@@ -253,7 +269,8 @@ class CloseEngine:
         if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
-            deadline = loop.time() + self.timeouts.close
+            # Of the order, not of its last frame; but who is told late has a moment, too.
+            deadline = max(order.given + self.timeouts.close, loop.time() + moment)
             order.timer = loop.call_later(
                 moment, self._close_brief, order, deadline, context=self._context
             )
@@ -298,7 +315,7 @@ class CloseEngine:
         assert order is not None
         try:
             async with asyncio.timeout(self.timeouts.close):
-                await call_close(connection.ws, order.close)
+                await call_close(connection.ws, order.close_for(connection))
                 while not connection.disconnected:
                     await asyncio.sleep(_POLL)
         except TimeoutError:
@@ -316,21 +333,23 @@ class CloseEngine:
         """
         loop = asyncio.get_running_loop()
         order.timer = loop.call_at(deadline, self._abort, order, context=self._context)
-        for closing in tuple(order.closings):
-            if closing.brief:
-                closing.close_transport()
+        brief = [closing for closing in order.closings if closing.brief]
+        self._hanging_up += brief
+        self._hang_up_row()
 
     def _abort(self, order: CloseOrder) -> None:
         """
         End what an order has not closed in time.
         """
         order.timer = None
-        for closing in tuple(order.closings):
-            # What was registered by hand has a deadline of its own.
-            if not closing.gone and closing.connection.request is not None:
-                closing.aborted = True
-                closing.connection.abort()
-                self.set_gone(closing)
+        self._in_rows(self._abort_one, iter(tuple(order.closings)))
+
+    def _abort_one(self, closing: Closing) -> None:
+        # What was registered by hand has a deadline of its own.
+        if not closing.gone and closing.connection.request is not None:
+            closing.aborted = True
+            closing.connection.abort()
+            self.set_gone(closing)
 
     def set_gone(self, closing: Closing) -> None:
         """
@@ -408,13 +427,19 @@ class CloseEngine:
 
     def _end_graces(self) -> None:
         """
-        Cancel the handlers that had time enough.
+        Cancel the handlers that had time enough, some at a time.
         """
         self._grace_timer = None
+        left = math.inf if self.ending else ROW
         loop = asyncio.get_running_loop()
         # A timer may be early by the clock's resolution.
         now = loop.time() + 0.001
         while self._graces and next(iter(self._graces.values())) <= now:
+            if left <= 0:
+                end = self._end_graces
+                self._grace_timer = loop.call_soon(end, context=self._context)
+                break
+            left -= 1
             closing, _ = self._graces.popitem(last=False)
             if closing.connection.handler_left:
                 continue
@@ -445,34 +470,47 @@ class CloseEngine:
             self._grace_timer.cancel()
             self._grace_timer = None
         self._graces.clear()
+        if self._next_row is not None:
+            self._next_row.cancel()
+            self._next_row = None
+        while self._hanging_up:
+            self._hanging_up.popleft().close_transport()
 
 
 def _write_frames(
-    order: CloseOrder, connections: Sequence[TrackedConnection], start: int, seconds: float
-) -> int:
+    order: CloseOrder,
+    connections: Iterator[TrackedConnection | None],
+    seconds: float,
+    most: float,
+) -> tuple[list[TrackedConnection], bool]:
     """
-    Write close frames from *start* on, for as long as a slice may take.
+    Write close frames for as long as a slice may take.
 
     Nothing else is done here, since everything before a frame delays it.
 
     Returns:
-        Where to go on.
+        Whose, and whether there are more.
     """
-    end = len(connections)
-    stop_at = time.thread_time() + seconds if end - start > LOOK else math.inf
-    for number in range(start, end):
-        if number % LOOK == 0 and number > start and time.thread_time() > stop_at:
-            return number
-        connection = connections[number]
-        transport, ws = connection.transport, connection.ws
-        if (
-            (connection.state is OPEN or (connection.state is OPENING and ws.prepared))
-            and transport is not None
-            and isinstance(ws, ServedWebSocket)
-            and not (transport.is_closing() or ws.closed)
-        ):
-            _write_end(connection, ws, transport, order)
-    return end
+    told: list[TrackedConnection] = []
+    began = time.thread_time()
+    for number, connection in enumerate(connections, 1):
+        if connection is not None:
+            told.append(connection)
+            _write_frame(order, connection)
+        if number % LOOK == 0 and (number >= most or time.thread_time() > began + seconds):
+            return told, True
+    return told, False
+
+
+def _write_frame(order: CloseOrder, connection: TrackedConnection) -> None:
+    transport, ws = connection.transport, connection.ws
+    if (
+        (connection.state is OPEN or (connection.state is OPENING and ws.prepared))
+        and transport is not None
+        and isinstance(ws, ServedWebSocket)
+        and not (transport.is_closing() or ws.closed)
+    ):
+        _write_end(connection, ws, transport, order)
 
 
 def _write_end(
@@ -489,7 +527,7 @@ def _write_end(
             connection.send_queue.drop()
         if connection.seldom is not None and connection.close_order is not None:
             write_last_words(connection, transport, connection.close_order)
-        ws.write_close(transport, order.close.code, order.frame)
+        ws.write_close(transport, *order.frame_for(connection))
     except Exception:
         log.warning("closing a websocket failed", exc_info=True)
         connection.abort()

@@ -315,6 +315,19 @@ class ConnectionManager(ConnectionIndex):
                 connection.close_order = close
         return self._engine.close(chosen, close, self._current)
 
+    def close_found(
+        self, found: Iterable[tuple[TrackedConnection, Close] | None]
+    ) -> Awaitable[tuple[int, int]]:
+        """
+        Close connections as :meth:`close_now` does, each with its own close, while they are found.
+
+        The first are closed before this returns, the others in slices of a few milliseconds.
+
+        Args:
+            found: Connections, and what to tell their peers; ``None`` takes time only.
+        """
+        return self._engine.close(map(_mark, found), None, self._current)
+
     def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
         """
         Close all connections, since the process ends; handshakes in flight are rejected.
@@ -478,6 +491,18 @@ class ConnectionManager(ConnectionIndex):
             self._ticker.cancel()
             self._ticker = None
         self._engine.stop()
+
+
+def _mark(found: tuple[TrackedConnection, Close] | None) -> TrackedConnection | None:
+    """
+    Note by what a connection is closed.
+    """
+    if found is None:
+        return None
+    connection, close = found
+    if connection.state is OPEN or connection.state is OPENING:
+        connection.close_order = close
+    return connection
 
 
 def _is_of(connection: TrackedConnection, identity: Hashable) -> bool:

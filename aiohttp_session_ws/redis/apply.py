@@ -80,11 +80,11 @@ class Applier:
         """
         if order.held:
             held = self._node.apply(Order(order.changes))
-            if held.closing or held.replaced:
+            if held.closes:
                 _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
             return
         effect = self.apply(order, sender)
-        if effect.closing or effect.replaced:
+        if effect.closes:
             self._node.carry_out_soon(effect)
 
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:

@@ -32,6 +32,7 @@ from ..sessions.clock import Clock
 from ..sessions.records import Change, Records
 from ..sessions.status import Status
 from ..typing import Data
+from .judging import Unjudged
 from .questions import Answers, Figures
 
 __all__: list[str] = []
@@ -81,11 +82,20 @@ class Effect(NamedTuple):
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
         replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
+        rest: Open sockets that are judged while they are closed, if there are many.
     """
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
     replaced: tuple[TrackedConnection, ...] = ()
+    rest: Unjudged | None = None
+
+    @property
+    def closes(self) -> bool:
+        """
+        Whether there may be open sockets to close.
+        """
+        return bool(self.closing or self.replaced or self.rest is not None)
 
 
 NO_EFFECT: Final = Effect()

@@ -87,13 +87,14 @@ from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
 from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
-from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
+from ..sessions.records import Change, IdNote, Records, SubjectEnded
 from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .identify import NOBODY, Identifier, Owner, subjects_of
+from .judging import Judge, Unjudged
 from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
@@ -105,6 +106,7 @@ from .traffic import Traffic
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
+FEW: Final = 100  # connections that are judged before the first of them is closed
 DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
@@ -403,72 +405,49 @@ class Core:
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
-        Judge every connection that an order may concern.
+        Judge every connection that an order may concern; of many sockets say which are to be.
 
         Args:
             order: An order whose records are merged.
             before: Leave alone what is only told to reconnect, and began its handshake later.
         """
-        concerned = self._concerned(order, before)
-        if not concerned:
+        found = self._concerned(order, before)
+        if not found:
             return NO_EFFECT  # as most
-        closing: dict[Close, dict[TrackedConnection, None]] = {}
-        replaced: list[TrackedConnection] = []
-        judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
+        judge = Judge(
+            order.changes, bool(order.closes), order.close, self.status_of, self.close_for
+        )
         handshakes = 0
-        for connection, told in concerned:
-            c = connection
-            key = c.lineage, c.session_ws_id, c.identity, c.labels, c.proven
-            if key not in judged:
-                judged[key] = self.status_of(connection)
-            close = self.close_for(judged[key])
+        for connection in [c for c in found if c.state is OPENING]:
+            close = judge.close_of(connection, found.pop(connection))
             if close is not None:
-                if judged[key].state is State.REPLACED and not order.closes and c.state is OPEN:
-                    replaced.append(connection)  # it may go on: the order itself tells
-                    continue
-                close = order.close or close
-            elif told:
-                close = order.close or self._told(connection, order)
-            else:
-                continue
-            if connection.state is OPENING:
                 connection.reject(close)
                 handshakes += 1
-            else:
-                closing.setdefault(close, {})[connection] = None
-        groups = []
-        for close, found in closing.items():
-            groups.append((close, tuple(found)))
-        return Effect(tuple(groups), handshakes, tuple(replaced))
+        if len(found) > FEW:
+            return Effect((), handshakes, (), Unjudged(found, judge))
+        closing: dict[Close, list[TrackedConnection]] = {}
+        for connection, told in found.items():
+            close = judge.close_of(connection, told)
+            if close is not None:
+                closing.setdefault(close, []).append(connection)
+        groups = tuple([(close, tuple(group)) for close, group in closing.items()])
+        return Effect(groups, handshakes, tuple(judge.replaced))
 
-    def _told(self, connection: TrackedConnection, order: Order) -> Close:
-        """
-        Return what a connection is told that shares an id with the lineage of an order.
-        """
-        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
-            for change in order.changes:
-                if isinstance(change, LineageEnded):
-                    return RECONNECT if change.carries else SESSION_ENDED
-        return RECONNECT
-
-    def _concerned(
-        self, order: Order, before: float | None
-    ) -> Iterable[tuple[TrackedConnection, bool]]:
+    def _concerned(self, order: Order, before: float | None) -> dict[TrackedConnection, bool]:
         """
         Find the connections that an order may be about, each once; and whether it is told to
         reconnect in any case.
         """
         found: dict[TrackedConnection, bool] = {}
         for change in order.changes:
-            for connection in self._connections_of(change):
-                found[connection] = False
+            found.update(dict.fromkeys(self._connections_of(change), False))
         for subject in order.closes:
             for connection in self.connections.of_subject(subject):
                 if before is None or connection.started <= before:
                     found[connection] = True
                 else:
                     found.setdefault(connection, False)
-        return found.items()
+        return found
 
     def _connections_of(self, change: Change) -> list[TrackedConnection]:
         if not isinstance(change, SubjectEnded):
@@ -531,24 +510,34 @@ class Core:
     def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
         """
         Close the sockets of an order; their close frames are written before this returns.
+
+        Of many the first ones are, and the rest in slices, before anybody's answer is looked at.
         """
         sockets, waits = 0, []
         for close, found in effect.closing:
             for connection in found:
                 sockets += not connection.removed
             waits.append(self.connections.close_now(found, close))
+        if effect.rest is not None:
+            waits.append(self._close_rest(effect.rest))
         self._look_again(effect.replaced)
-        return self._report(waits, sockets, effect.handshakes)
+        return self._report(waits, sockets, effect)
+
+    def _close_rest(self, rest: Unjudged) -> Awaitable[tuple[int, int]]:
+        rest.when_judged(lambda: self._look_again(rest.replaced))
+        return self.connections.close_found(rest)
 
     async def _report(
-        self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, handshakes: int
+        self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
     ) -> CloseReport:
         aborted = cancelled = 0
         for wait in waits:
             some_aborted, some_cancelled = await wait
             aborted += some_aborted
             cancelled += some_cancelled
-        return CloseReport(sockets, aborted, cancelled, handshakes)
+        if effect.rest is not None:
+            sockets += effect.rest.sockets
+        return CloseReport(sockets, aborted, cancelled, effect.handshakes)
 
     def carry_out_soon(self, effect: Effect) -> None:
         """
@@ -556,6 +545,8 @@ class Core:
         """
         for close, found in effect.closing:
             self.connections.close_soon(found, close)
+        if effect.rest is not None:
+            _ = self._close_rest(effect.rest)
         self._look_again(effect.replaced)
 
     def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
@@ -567,8 +558,10 @@ class Core:
             _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
 
     def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
-        still = [c for c in replaced if c.state is OPEN and self.close_for(self.status_of(c))]
-        self.connections.close_soon(still, RECONNECT)
+        _ = self.connections.close_found(
+            (c, RECONNECT) if c.state is OPEN and self.close_for(self.status_of(c)) else None
+            for c in replaced
+        )
 
     async def give(
         self, order: Order, wait: float = 0.0, except_: Connection | None = None
@@ -583,7 +576,7 @@ class Core:
         """
         effect = self.apply(order)
         if except_ is not None:
-            effect = _without(except_, effect)
+            effect = _without(self.connections.tracked(except_), effect)
         pending = self.cluster.publish(order, wait=wait)
         if effect is NO_EFFECT:
             self.announcer.given(order, effect)
@@ -920,12 +913,14 @@ class Core:
         self.loop = None
 
 
-def _without(connection: Connection, effect: Effect) -> Effect:
+def _without(connection: TrackedConnection, effect: Effect) -> Effect:
     """
     Return what is left to do of an order if one connection is left alone.
     """
+    if effect.rest is not None:
+        effect.rest.leave(connection)
     closing = [
         (close, tuple(one for one in found if one is not connection))
         for close, found in effect.closing
     ]
-    return Effect(tuple(closing), effect.handshakes, effect.replaced)
+    return effect._replace(closing=tuple(closing))

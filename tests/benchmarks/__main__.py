@@ -25,11 +25,13 @@ from .others import echo, idle, in_process
 from .peers import all_peers
 from .processes import progress, redis_server
 from .report import as_json, table
+from .turns import turns
 
 IN_PROCESS: Final = frozenset({"middleware", "register", "ends"})
 PARTS: Final = {
     "in-process": (in_process, IN_PROCESS),
     "life": (life, STAGES),
+    "turns": (turns, frozenset({"turns"})),
     "echo": (echo, frozenset({"echo"})),
     "cluster": (cluster, frozenset({"cluster"})),
     "scaling": (scaling, frozenset({"scaling"})),

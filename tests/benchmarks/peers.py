@@ -121,7 +121,13 @@ _SIO, _JS = "python-socketio", "Socket.IO 4"
 _PEERS: Final[tuple[tuple[str, str, str, str, str], ...]] = (
     ("raw", "raw sockets", "", "programs.raw", "life cluster scaling"),
     ("aiohttp", "aiohttp alone", "", "programs.app bare", "life idle echo scaling"),
-    ("ours", "this package", "", "programs.app session", "life idle echo scaling in-process"),
+    (
+        "ours",
+        "this package",
+        "",
+        "programs.app session",
+        "life turns idle echo scaling in-process",
+    ),
     ("ours-websocket", "its WebSocket", "", "programs.app websocket", "life idle echo"),
     ("ours-view", "its WebSocketView", "", "programs.app view", "echo"),
     ("ours-redis", "with Redis", "", "programs.app session", "life idle cluster"),

@@ -83,6 +83,8 @@ ROWS: Final[Sequence[Row]] = (
     Row("close-many", "close a tenth of {n}, to the last frame", "ms", "raw", "<= 1.1x"),
     Row("close-many-first", "the same, to the first frame", "ms", "raw", "<= 1 ms"),
     Row("close-many-cpu", "the same, CPU per socket", "us", "raw", "<= 100 us"),
+    Row("identity-turn", "end {n} sessions of one identity, longest turn", "ms", "", "<= 5 ms"),
+    Row("session-turn", "close {n} sockets of a session, longest turn", "ms", "", "<= 5 ms"),
     Row("shutdown", "shutdown of {n}, to the last frame", "ms", "raw", "<= 1.6x"),
     Row("shutdown-cpu", "shutdown of {n}, CPU per socket", "us", "raw", "<= 100 us"),
     Row("next-handshake-cpu", "one more handshake at {n}, CPU", "us", "aiohttp"),

@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp_session
 from aiohttp import web
 
-from .control import BACKLOG, HOST, Answer, Control
+from .control import BACKLOG, HOST, Answer, Control, now
 
 HEARTBEAT: Final = 30.0  # seconds, the package's default; the same for all
 ID: Final = "aiohttp_session_ws_id"
@@ -56,6 +56,7 @@ class App(Control):
         echo: Whether messages are sent back.
         redis: The port of a Redis server.
         order: The registry's method that closes a session everywhere.
+        identify: Whether all sessions belong to one identity.
 
     Attributes:
         turns: Measures the turns of the event loop, if that is wanted.
@@ -63,7 +64,9 @@ class App(Control):
 
     turns: Turns | None = None
 
-    def __init__(self, mode: str, *, echo: bool, redis: int | None, order: str) -> None:
+    def __init__(
+        self, mode: str, *, echo: bool, redis: int | None, order: str, identify: bool = False
+    ) -> None:
         super().__init__()
         self.echo = echo
         self._order = order
@@ -72,14 +75,16 @@ class App(Control):
         self._app = web.Application()
         aiohttp_session.setup(self._app, aiohttp_session.SimpleCookieStorage())
         if mode != "bare":
-            self._set_up(redis)
+            self._set_up(redis, identify=identify)
         self._app.router.add_get("/visit", self.visit)
         self._app.router.add_get("/ws", getattr(self, f"{mode}_handler")())
 
-    def _set_up(self, redis: int | None) -> None:
+    def _set_up(self, redis: int | None, *, identify: bool) -> None:
         import aiohttp_session_ws
 
         options: dict[str, Any] = {"id_factory": lambda request: request.query["sid"]}
+        if identify:
+            options["identify"] = lambda request: "visitor"
         if redis is None:
             self._registry = aiohttp_session_ws.SessionWSRegistry(**options)
         else:
@@ -225,6 +230,14 @@ class App(Control):
         """
         await getattr(self._registry, self._order)(sid)
 
+    async def op_end_visitors(self) -> Answer:
+        """
+        End all sessions, which belong to one identity.
+        """
+        begin = now()
+        await self._registry.end_identity("visitor")
+        return {"begin": begin, "end": now()}
+
     async def op_longest_turn(self) -> Answer:
         """
         Return the nanoseconds of CPU of the longest turn since last asked.
@@ -257,8 +270,15 @@ if __name__ == "__main__":
     parser.add_argument("--redis", type=int)
     parser.add_argument("--order", default="close_all_session")
     parser.add_argument("--turns", action="store_true")
+    parser.add_argument("--identify", action="store_true")
     given = parser.parse_args()
-    app = App(given.mode, echo=given.echo, redis=given.redis, order=given.order)
+    app = App(
+        given.mode,
+        echo=given.echo,
+        redis=given.redis,
+        order=given.order,
+        identify=given.identify,
+    )
     if given.turns:
         app.turns = Turns()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(app.turns)) as runner:

@@ -1,0 +1,133 @@
+"""
+Judges the connections that an order may concern: a few at once, many while they are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..close_codes import RECONNECT, SESSION_ENDED, Close
+from ..connections.connection import CLOSED, OPEN, TrackedConnection
+from ..sessions.records import Change, LineageEnded
+from ..sessions.status import State, Status
+
+__all__: list[str] = []
+
+
+class Judge:
+    """
+    Tells with what an order closes a connection.
+
+    Args:
+        changes: The records of the order; they are merged.
+        closes: Whether it tells somebody to reconnect besides.
+        close: With what it closes; without one it depends on what became of each.
+        status_of: Judges the session of a connection.
+        close_for: Returns what a socket of a session is told that was judged so.
+
+    Attributes:
+        replaced: Open sockets of an older generation, which it hasn't closed: they may go on.
+    """
+
+    def __init__(
+        self,
+        changes: Sequence[Change],
+        closes: bool,
+        close: Close | None,
+        status_of: Callable[[TrackedConnection], Status],
+        close_for: Callable[[Status], Close | None],
+    ) -> None:
+        self.replaced: list[TrackedConnection] = []
+        self._changes, self._closes, self._close = changes, closes, close
+        self._status_of = status_of
+        self._close_for = close_for
+        self._judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
+
+    def close_of(self, connection: TrackedConnection, told: bool) -> Close | None:
+        """
+        Return what a connection is told; ``None`` if it may live.
+
+        Args:
+            connection: Which one.
+            told: Whether it is told to reconnect in any case.
+        """
+        c = connection
+        key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
+        if c.seldom is not None:
+            key = *key, c.labels, c.proven
+        if key not in self._judged:
+            self._judged[key] = self._status_of(connection)
+        close = self._close_for(self._judged[key])
+        if close is None:
+            return (self._close or self._told(connection)) if told else None
+        if self._judged[key].state is State.REPLACED and not self._closes and c.state is OPEN:
+            self.replaced.append(connection)  # it may go on: the order itself tells
+            return None
+        return self._close or close
+
+    def _told(self, connection: TrackedConnection) -> Close:
+        """
+        Return what a connection is told that shares an id with the lineage of an order.
+        """
+        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
+            for change in self._changes:
+                if isinstance(change, LineageEnded):
+                    return RECONNECT if change.carries else SESSION_ENDED
+        return RECONNECT
+
+
+class Unjudged:
+    """
+    The sockets that an order may concern, if they are so many that to judge them takes a while.
+
+    What is there when the order is given counts, whenever its turn comes: who leaves meanwhile
+    too. It is judged by what is known then, since nothing that has ended comes back.
+
+    Args:
+        found: The sockets, and whether they are told to reconnect in any case.
+        judge: Judges them.
+
+    Attributes:
+        sockets: How many are closed, so far.
+        replaced: Open sockets of an older generation that nobody has ordered to be closed, so far.
+    """
+
+    def __init__(self, found: dict[TrackedConnection, bool], judge: Judge) -> None:
+        self.sockets = 0
+        self.replaced = judge.replaced
+        self._found = found
+        self._gone = frozenset([c for c in found if c.state is CLOSED])
+        self._judge = judge
+        self._when_judged: list[Callable[[], None]] = []
+
+    def leave(self, connection: TrackedConnection) -> None:
+        """
+        Leave a connection alone.
+        """
+        _ = self._found.pop(connection, None)
+
+    def when_judged(self, act: Callable[[], None]) -> None:
+        """
+        Have *act* called when all are judged, which may be so already.
+        """
+        if self._found:
+            self._when_judged.append(act)
+        else:
+            act()
+
+    def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
+        """
+        Judge them once, one after the other, and yield what is to be closed, and with what.
+        """
+        for connection, told in self._found.items():
+            close = self._judge.close_of(connection, told)
+            if close is None:
+                yield None
+                continue
+            self.sockets += connection not in self._gone
+            left = connection.state is CLOSED and connection.handler_left
+            yield None if left else (connection, close)
+        self._found = {}
+        for act in self._when_judged:
+            act()
+        self._when_judged.clear()

@@ -1,0 +1,137 @@
+"""
+Orders for many sockets, which are judged while they are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from aiohttp_session_ws import SessionWSRegistry, Timeouts
+from aiohttp_session_ws.connections import closing
+from aiohttp_session_ws.connections.connection import OPEN, TrackedConnection
+from aiohttp_session_ws.registry import core
+from aiohttp_session_ws.results import CloseReport
+from aiohttp_session_ws.signals import OrderDetails
+from tests.support import AiohttpClient, Client, expect_close, make_app, until, user_of
+from tests.support.inspect import inspect
+
+MANY = 5
+
+
+def anns(registry: SessionWSRegistry) -> list[TrackedConnection]:
+    """Return what is filed under ann."""
+    return inspect(registry).connections.identities.of("ann")
+
+
+async def carry_out(
+    order: Coroutine[Any, Any, CloseReport], sockets: list[Any]
+) -> tuple[CloseReport, list[int]]:
+    """Give an order; return its report, and with what these sockets are closed."""
+    report = asyncio.ensure_future(order)
+    codes = await asyncio.gather(*map(expect_close, sockets))
+    return await report, codes
+
+
+@pytest.fixture(autouse=True)
+def slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One socket is as much as a slice may take, and two are many."""
+    monkeypatch.setattr(core, "FEW", 1)
+    monkeypatch.setattr(closing, "SLICE", 0.0)
+    monkeypatch.setattr(closing, "LOOK", 1)
+    monkeypatch.setattr(closing, "ROW", 1)
+
+
+@pytest.fixture
+def registry() -> SessionWSRegistry:
+    return SessionWSRegistry(identify=user_of, timeouts=Timeouts(close=5.0, handler_grace=5.0))
+
+
+@pytest.fixture
+async def client(aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> Client:
+    client = await aiohttp_client(make_app(registry))
+    await client.get("/login")
+    return client
+
+
+@pytest.fixture
+async def sockets(client: Client) -> AsyncIterator[list[Any]]:
+    """Open sockets of ann's."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(client.ws_connect("/ws")) for _ in range(MANY)]
+        for ws in opened:
+            await ws.receive()
+        yield opened
+
+
+async def test_all_are_closed_and_counted(registry: SessionWSRegistry, sockets: list[Any]) -> None:
+    """The report counts all, though most are judged after the call."""
+    report, codes = await carry_out(registry.end_identity("ann"), sockets)
+
+    assert codes == [4401] * MANY
+    assert (report.sockets, report.aborted, report.cancelled) == (MANY, 0, 0)
+
+
+async def test_close_order(registry: SessionWSRegistry, sockets: list[Any]) -> None:
+    """Those who are to reconnect are told, whatever their sessions are."""
+    report, codes = await carry_out(registry.close_all_identity("ann"), sockets)
+
+    assert codes == [4403] * MANY
+    assert report.sockets == MANY
+
+
+async def test_announced_with_their_number(
+    registry: SessionWSRegistry, sockets: list[Any]
+) -> None:
+    """The signal comes when all are judged, and counts them."""
+    told: list[OrderDetails] = []
+
+    @registry.on_order
+    async def tell(details: OrderDetails) -> None:
+        told.append(details)
+
+    await asyncio.gather(registry.end_identity("ann"), *[expect_close(ws) for ws in sockets])
+    await until(lambda: told)
+
+    assert [(details.sockets, details.handshakes) for details in told] == [(MANY, 0)]
+
+
+async def test_exception(registry: SessionWSRegistry, sockets: list[Any]) -> None:
+    """A connection that an order excepts goes on, and isn't counted."""
+    spared = anns(registry)[0]
+    order = registry.close_all_session(spared.session_ws_id, except_=spared)
+    report, _ = await carry_out(order, sockets[1:])
+
+    assert report.sockets == MANY - 1
+    assert anns(registry) == [spared]
+
+
+async def test_leaving_meanwhile(registry: SessionWSRegistry, sockets: list[Any]) -> None:
+    """Who leaves before its turn comes is counted, and nobody waits for it."""
+    order = asyncio.ensure_future(registry.end_identity("ann"))
+    await asyncio.sleep(0)
+    leaving = anns(registry)[-1]
+    assert leaving.state is OPEN
+    assert leaving.transport is not None
+    leaving.transport.abort()
+    report = await order
+
+    assert (report.sockets, report.aborted) == (MANY, 0)
+    assert not anns(registry)
+
+
+async def test_coming_meanwhile(
+    client: Client, registry: SessionWSRegistry, sockets: list[Any]
+) -> None:
+    """A handshake that comes while sockets wait for their turn is judged by the record."""
+    order = asyncio.ensure_future(registry.end_identity("ann"))
+    await asyncio.sleep(0)
+    assert anns(registry)[-1].state is OPEN
+    async with client.ws_connect("/ws") as ws:
+        assert await expect_close(ws) == 4401
+
+    assert (await order).sockets == MANY
