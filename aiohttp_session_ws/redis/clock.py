@@ -119,8 +119,6 @@ class RedisClock(Clock):
         self.ahead = ahead
         if change > doubt:
             self._samples.clear()  # a clock was set
-            if self.known:
-                self._leapt(self.now(), change)
         self._samples.append(sample)
         self._best = min(self._samples, key=self._error_of)
         self.known = True

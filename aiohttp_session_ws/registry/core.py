@@ -312,8 +312,7 @@ class Core:
         if not self.records.has_subjects and not self.records.knows(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
-        clock, grace = self.clock, self.expiry.renewal_grace
-        return status(self.records, lineage, subjects, clock.now(), grace, clock.age)
+        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """

@@ -15,8 +15,6 @@ TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
 #: Seconds for which a time is promised to be given out: a journal holds the end of them, and the
 #: next process begins there.
 PROMISED: Final = 5.0
-LEAP: Final = 1.0  # seconds by which a clock was set, and not adjusted
-LEAPS: Final = 16  # of them that are remembered
 
 
 class Clock:
@@ -43,7 +41,6 @@ class Clock:
         self.monotonic = monotonic
         self._offset = wall() - monotonic()
         self._last = 0.0
-        self._leaps: tuple[tuple[float, float], ...] = ()  # from when, and how many seconds
         self._promise_due = math.inf
         self._promise: Callable[[], object] = self.now
 
@@ -53,31 +50,8 @@ class Clock:
         """
         monotonic = self.monotonic()
         # It follows a wall clock that is set forward, and goes on from one that is set back.
-        offset = self.wall() - monotonic
-        if offset > self._offset:
-            self._set_forward(offset, monotonic)
+        self._offset = max(self._offset, self.wall() - monotonic)
         return max(self._last, monotonic + self._offset)
-
-    def age(self, at: float) -> float:
-        """
-        Return for how many seconds something is over that was so *at* a time.
-
-        What the clock was set forward meanwhile has not passed.
-        """
-        age = self.now() - at
-        for start, seconds in self._leaps:
-            age -= min(seconds, max(0.0, start + seconds - at))
-        return age
-
-    def _set_forward(self, offset: float, monotonic: float) -> None:
-        known, self._offset = self._offset, offset
-        self._leapt(monotonic + known, offset - known)
-
-    def _leapt(self, start: float, seconds: float) -> None:
-        # The thread of a journal may notice the same.
-        last = sum(self._leaps[-1]) if self._leaps else 0.0
-        if seconds > LEAP and start >= last:
-            self._leaps = (*self._leaps[1 - LEAPS :], (start, seconds))
 
     def begin_time(self) -> float:
         """
@@ -86,7 +60,7 @@ class Clock:
         monotonic = self.monotonic()
         offset = self.wall() - monotonic
         if offset > self._offset:
-            self._set_forward(offset, monotonic)
+            self._offset = offset
         now, last = monotonic + self._offset, self._last + TICK
         self._last = now = now if now > last else last
         if now >= self._promise_due:
@@ -104,11 +78,7 @@ class Clock:
         """
         Go on from *last*, which an earlier process has seen.
         """
-        ahead = last - self.monotonic() - self._offset
-        if ahead > 0:
-            self._offset += ahead
-            promised = min(ahead, PROMISED)  # that has not passed
-            self._leapt(last - promised, promised)
+        self._offset = max(self._offset, last - self.monotonic())
         self._last = max(self._last, last)
 
     def promise_by(self, promise: Callable[[], object]) -> None:

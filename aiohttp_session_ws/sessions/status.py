@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from .._lineage import Lineage, Subject
@@ -68,7 +68,6 @@ def status(
     subjects: Iterable[Subject],
     now: float,
     grace: float,
-    age_of: Callable[[float], float] | None = None,
 ) -> Status:
     """
     Judge a session by what is known.
@@ -80,8 +79,6 @@ def status(
         now: The time by the one clock.
         grace: Seconds in which an older generation is replaced though nobody has come with
             the newer one yet.
-        age_of: Tells for how long a generation is replaced that was so at a time, if that is
-            another than by *now*: a clock may have been set.
     """
     record = records.lineage(lineage.token)
     if isinstance(record, LineageEnded):
@@ -96,5 +93,5 @@ def status(
         return ALIVE
     if lineage.generation < record.after:
         return Status(State.REPLACED, math.inf)
-    age = now - record.at if age_of is None else age_of(record.at)
+    age = now - record.at
     return Status(State.REPLACED, age) if record.seen or age < grace else ALIVE

@@ -10,7 +10,7 @@ import pytest
 
 from tests.promise.world.app import derived_id
 from tests.promise.world.exchange import Plan
-from tests.promise.world.steps import Config, GoOn, Order, Restart, SetClock, Step, Visit, Wait
+from tests.promise.world.steps import Config, Order, Restart, SetClock, Step, Visit, Wait
 from tests.promise.world.world import play
 
 REDIS = Config(cluster="redis")
@@ -63,12 +63,3 @@ def test_set_back_and_killed(config: Config, again: bool) -> None:
     ended = [end, *lives, Wait(30.0), *lives, Wait(70.0), *lives] if again else []
     before: list[Step] = [Visit("B", Plan("log_in")), end, Wait(40.0)]
     check(config, [*before, *late, *lives, *ended])
-
-
-def test_set_forward_within_the_grace() -> None:
-    """A request that is held up with the cookie of before a renewal has its grace, all of it."""
-    steps: list[Step] = [Visit("A", Plan("log_in_renewed"))]
-    steps += [Visit("A", Plan("read", pauses=("load",)))]
-    steps += [Visit("A", Plan("renew")), Visit("A", Plan("read"))]
-    steps += [SetClock(70.0), GoOn(0)]
-    check(Config(), steps)

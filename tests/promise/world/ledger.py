@@ -110,6 +110,7 @@ class Ledger:
         self._shaking: set[Exchange] = set()
         self._keeps: list[tuple[Exchange, list[Login], float]] = []  # renewals that keep sockets
         self._identity_ends: list[tuple[Hashable, float]] = []
+        self._leaps: list[tuple[float, float]] = []
         self._label_ends: list[tuple[str, float]] = []
         self._id_ends: list[tuple[Hashable, float]] = []
         self._renewals: list[tuple[str | None, list[int]]] = []
@@ -265,6 +266,10 @@ class Ledger:
                 if login.at < now:
                     self.end(login, name, node)
 
+    def set_clock(self, seconds: float) -> None:
+        """Note that somebody sets the wall clock of all servers."""
+        self._leaps.append((self.now(), max(seconds, 0.0)))
+
     def told_to_close(self, subject: Hashable) -> None:
         """Note that an administrator tells sockets of an id or a user to come back."""
         for login in self.logins.values():
@@ -376,7 +381,11 @@ class Ledger:
         if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
             return True  # what was renewed twice since is given up at once
         made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
-        return any(at - arrived >= GRACE for arrived in made)
+        return any(at - arrived + self._leapt(arrived, at) >= GRACE for arrived in made)
+
+    def _leapt(self, since: float, until: float) -> float:
+        """Return how far the wall clock was set forward meanwhile: a grace is over sooner."""
+        return sum(seconds for at, seconds in self._leaps if since <= at <= until)
 
     # Facts
 

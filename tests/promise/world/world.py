@@ -323,6 +323,7 @@ class World:
                 await asyncio.sleep(seconds)
             case SetClock(seconds):
                 virtual_loop().clock.wall_offset += seconds
+                self.ledger.set_clock(seconds)
                 self.log(f"the wall clock is set by {seconds} s")
             case Deliver(which):
                 if self.shared is not None and self.shared.messages:

@@ -79,17 +79,3 @@ def test_start_after(clocks: Clocks) -> None:
     clocks.clock.start_after(last)
 
     assert clocks.clock.begin_time() > last
-
-
-def test_age(clocks: Clocks) -> None:
-    """What a wall clock is set forward hasn't passed."""
-    at = clocks.clock.now()
-    clocks.tick(2)
-    clocks.wall.now += 3600
-    between = clocks.clock.now() - 1800  # of another process, whose clock was set earlier
-    later = clocks.clock.now()
-    clocks.tick(3)
-
-    ages = [clocks.clock.age(at) for at in (at, between, later)]
-
-    assert ages == pytest.approx([5.0, 3.0, 3.0])
