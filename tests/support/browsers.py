@@ -28,6 +28,9 @@ BYE: Final = ClientWSTimeout(ws_close=2.0)
 CUT: Final = 1006  # what a browser's script sees if no close frame came
 ENDED, RECONNECT, REFUSED = 4401, 4403, 403
 STRANGER: Final = 4000  # a socket opened, but in another session than the cookie's
+NOBODY: Final = (
+    4001  # it opened in an empty session: a storage on the server has forgotten the old
+)
 
 Failure = (ClientError, TimeoutError, OSError)
 
@@ -205,7 +208,9 @@ class Tab:
                 )
             async with ws:
                 message = await ws.receive(timeout=HELLO)
-                if message.type is WSMsgType.TEXT:
+                if message.type is WSMsgType.TEXT and message.json()["user"] is None:
+                    code = NOBODY
+                elif message.type is WSMsgType.TEXT:
                     opened = True
                     self.opened_at = asyncio.get_running_loop().time()
                     self.socket = message.json()["socket"]
