@@ -28,9 +28,8 @@ BYE: Final = ClientWSTimeout(ws_close=2.0)
 CUT: Final = 1006  # what a browser's script sees if no close frame came
 ENDED, RECONNECT, REFUSED = 4401, 4403, 403
 STRANGER: Final = 4000  # a socket opened, but in another session than the cookie's
-NOBODY: Final = (
-    4001  # it opened in an empty session: a storage on the server has forgotten the old
-)
+NOBODY: Final = 4001  # it opened in an empty session: the storage has forgotten the old one
+
 
 Failure = (ClientError, TimeoutError, OSError)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp_session
 from aiohttp import web
@@ -13,7 +14,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
 from .gates import Turnstile
 
@@ -32,8 +33,32 @@ async def storage_named(
     elif name == "nacl":
         yield NaClCookieStorage(b"k" * 32)
     else:
-        async with Redis(host="127.0.0.1", port=redis_port()) as redis:
+        pool = KeepingPool(host="127.0.0.1", port=redis_port())
+        async with Redis(connection_pool=pool) as redis:
             yield RedisStorage(redis)
+        await pool.close_all()
+
+
+class KeepingPool(ConnectionPool):
+    """
+    A pool that knows all connections that it has made.
+
+    redis-py loses one whose request is cancelled while it is made, as a vanishing client does it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._made: list[Any] = []
+
+    def make_connection(self) -> Any:
+        """Make a connection, and keep it."""
+        self._made.append(super().make_connection())  # type: ignore[no-untyped-call]  # theirs
+        return self._made[-1]
+
+    async def close_all(self) -> None:
+        """Close whatever was made."""
+        for connection in self._made:
+            await connection.disconnect(nowait=True)
 
 
 class GatedStorage(AbstractStorage):

@@ -15,6 +15,8 @@ from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
+from tests.support.storages import KeepingPool
+
 Closer: TypeAlias = Callable[[], Awaitable[None]]
 
 
@@ -57,6 +59,6 @@ def make_storage(kind: str, redis_port: int | None) -> tuple[AbstractStorage, Cl
             return MemoryStorage(), _nothing
         case "redis":
             assert redis_port is not None, "a world with a Redis server needs its port"
-            redis = Redis(host="127.0.0.1", port=redis_port)
-            return RedisStorage(redis), redis.aclose
+            pool = KeepingPool(host="127.0.0.1", port=redis_port)
+            return RedisStorage(Redis(connection_pool=pool)), pool.close_all
     return SimpleCookieStorage(), _nothing
