@@ -422,6 +422,7 @@ class TestCrash:
             await self.forget(redis_server, "z")
 
             assert await lives(await opened(a, cookie))
+            await ws.close()
         assert await places_in(redis_server) == 1
 
     async def test_evict(self, start: Start, redis_server: RedisServer) -> None:

@@ -110,6 +110,7 @@ class TestPresence:
             (dead,) = [name for name in names if name.startswith("z/")]
             await redis_server.cli("ZADD", nodes, "1", dead)
             await until(lambda: len(at_a) == 2)
+            await ws.close()
 
         assert [told[:3] for told in at_a] == [("first", "ann", "z"), ("last", "ann", "z")]
 

@@ -121,7 +121,8 @@ class TestPrograms:
             goodbye = await ws.receive_json()
 
             assert (goodbye[2], await expect_close(ws)) == ("wamp.close.killed", 4401)
-        assert [message[0] for message in heard] == [2, 65, 33, 50, 50, 50]
+        # Answers come in any order: from Python 3.12 on calls begin at once.
+        assert sorted(message[0] for message in heard) == [2, 33, 50, 50, 50, 65]
         assert question[4] == ["Buy 2 tea?"]
         assert (event[4], bought) == ([8], [50, 4, {}, [2]])
 
