@@ -3,10 +3,10 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames of all are written, in synchronous slices of a few milliseconds, before
-   anything else is done: what was pushed and not sent is dropped, the last words and the frame go
-   to the transport. From then on the websocket takes and delivers nothing. All that follows comes
-   in rows of :data:`ROW` connections, with a turn for others after each.
+1. The close frames are written, in slices of a few milliseconds with a turn for others after each
+   (longer ones at a shutdown): what was pushed and not sent is dropped, the last words and the
+   frame go to the transport. From then on that websocket takes and delivers nothing; one whose
+   slice is yet to come still does. All that follows comes in rows of :data:`ROW` connections.
 2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
    sends, since its session may have ended; sees the close frame that a polite client answers with,
    and closes the transport; and hears at once when that has ended, which tells the handler. If the
