@@ -178,6 +178,7 @@ class Link:
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
         # timeout with it.
         tasks = [asyncio.create_task(line.connect())]
+        tasks[0].add_done_callback(_hear)
         try:
             await asyncio.wait(tasks, timeout=limit)
             if not tasks[0].done():
@@ -187,6 +188,7 @@ class Link:
             self.line = line
             self._up(line)
             reading = asyncio.create_task(line.ended())
+            reading.add_done_callback(_hear)
             tasks.append(reading)
             both: set[asyncio.Future[Any]] = {reading, self._dropped}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -213,3 +215,11 @@ class Link:
 async def _end(line: Line, tasks: Collection[asyncio.Task[None]]) -> None:
     await end_tasks(tasks)  # it might still be connected otherwise
     await line.close()
+
+
+def _hear(task: asyncio.Task[None]) -> None:
+    """
+    Take note of how a task ended that nobody may wait for any more: the reason has been told.
+    """
+    if not task.cancelled():
+        _ = task.exception()
