@@ -160,8 +160,8 @@ def _common() -> Parser:
     add = common.add_argument
     add("--redis", metavar="URL", help=f"where Redis is; better in {URL}")
     add("--prefix", metavar="P", help=f"the registry's prefix ({Options.prefix})")
-    wait = f"seconds that `close` and `end` wait for what processes report ({Options.wait:g})"
-    add("--wait", metavar="S", type=_positive, help=wait)
+    wait = "seconds that `close` and `end` look for a hash, and that they wait for reports"
+    add("--wait", metavar="S", type=_positive, help=f"{wait} ({Options.wait:g})")
     add("--json", action="store_true", help="print JSON")
     return common
 

@@ -32,6 +32,13 @@ INTERRUPTED: Final = 130  # what shells say of a process that SIGINT has ended
 
 Give: TypeAlias = Callable[..., Coroutine[Any, Any, CloseReport]]
 
+
+class HashNotFound(Exception):
+    """
+    No process that answered knows a hash, and not all of them answered.
+    """
+
+
 HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
 NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -47,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RedisUnavailable as exc:
         _complain(str(exc))
         return AWAY
+    except HashNotFound as exc:
+        _complain(str(exc))
+        return UNSURE
     except (ValueError, InvalidSessionWSId, InvalidIdentity) as exc:  # or the URL
         _complain(str(exc))
         return USAGE
@@ -83,6 +93,7 @@ async def run(options: Options) -> Answer:
 
     Raises:
         RedisUnavailable: If Redis can't be used.
+        HashNotFound: If the process that knows a hash may be one that didn't answer.
         ValueError: If the URL can't be understood, or no process can have such an id.
         InvalidSessionWSId: If it is no session's.
         InvalidIdentity: If it is nobody's.
@@ -218,10 +229,21 @@ def _nobody(options: Options) -> str:
 
 async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str, list[Any], bool]:
     text = options.session if options.session is not None else options.identity
-    live: Iterable[ConnectionInfo] = ()
-    if not options.json_ids and HASH.fullmatch(text or ""):
+    if options.json_ids or not HASH.fullmatch(text or ""):
+        return resolve(options, ())
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + options.wait
+    while True:
         live = await registry.connections()
-    return resolve(options, live)
+        key, subjects, known = resolve(options, live)
+        if known or live.complete:
+            return key, subjects, known
+        if loop.time() > deadline:
+            raise HashNotFound(
+                f"not all processes answered within {options.wait:g} s, and none that did has a"
+                " socket with this hash: nothing was ordered; try again, with a longer --wait, or"
+                " give the id itself, with --json-ids"
+            )
 
 
 def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:

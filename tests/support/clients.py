@@ -54,11 +54,12 @@ def cookie_of(client: Client) -> str:
 
 async def expect_close(ws: Any) -> int:
     """Read on until the server closes; return its code."""
-    while True:
-        message = await ws.receive(timeout=PATIENCE)
-        if message.type is WSMsgType.CLOSE:
-            return int(message.data)
-        assert message.type in (WSMsgType.TEXT, WSMsgType.BINARY), message
+    async with asyncio.timeout(PATIENCE):  # the timeout of receive() starts anew with every ping
+        while True:
+            message = await ws.receive()
+            if message.type is WSMsgType.CLOSE:
+                return int(message.data)
+            assert message.type in (WSMsgType.TEXT, WSMsgType.BINARY), message
 
 
 async def until(condition: Callable[[], object]) -> None:
