@@ -19,12 +19,15 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 from unittest import mock
 
+import hiredis
+
 T = TypeVar("T")
 
 EPOCH = float(int(time.time()))  # what the wall clock shows when a world begins
 UPTIME = 1_000.0  # what the monotonic clock shows then
 TICK = 1e-6  # seconds that a turn of the event loop takes
-SILENCE = 5.0  # real seconds after which a server outside of the world is given up
+SILENCE = 60.0  # real seconds after which a server outside of the world is given up
+INCOMPLETE = object()  # what a parser returns until there is a whole message
 CLOCKS = (time.time, time.monotonic)
 PATCHED = ("aiohttp_session_ws", "aiohttp_session", "tests.")  # packages whose clocks are virtual
 
@@ -48,6 +51,33 @@ class VirtualTime:
     def time(self) -> float:
         """Stand in for ``time.time``."""
         return EPOCH + self.elapsed + self.wall_offset
+
+
+class Owed:
+    """How many answers a Redis still owes on a connection; they may come one by one.
+
+    Attributes:
+        answers: How many.
+    """
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self._commands = hiredis.Reader(notEnoughData=INCOMPLETE)
+        self._answers = hiredis.Reader(notEnoughData=INCOMPLETE)
+
+    def sent(self, data: bytes) -> None:
+        """Note what is sent."""
+        self._commands.feed(data)
+        while (command := self._commands.gets()) is not INCOMPLETE:
+            # Each channel is confirmed by itself.
+            subscribing = command[0].upper() in (b"SUBSCRIBE", b"PSUBSCRIBE")
+            self.answers += len(command) - 1 if subscribing else 1
+
+    def received(self, data: bytes) -> None:
+        """Note what has come; what is published comes unasked."""
+        self._answers.feed(data)
+        while self._answers.gets() is not INCOMPLETE:
+            self.answers = max(0, self.answers - 1)
 
 
 class VirtualSelector(selectors.BaseSelector):
@@ -170,9 +200,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         transport, protocol = connected
         write, set_protocol = transport.write, transport.set_protocol
         self._links.append((address, transport))
+        owed = Owed()
 
         def write_and_wait(data: bytes) -> None:
             if address not in self._lost:
+                owed.sent(data)
                 outside.add(key)
                 write(data)
 
@@ -180,7 +212,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             received, lost = protocol.data_received, protocol.connection_lost
 
             def receive(data: bytes) -> None:
-                outside.discard(key)
+                owed.received(data)
+                if not owed.answers:
+                    outside.discard(key)
                 if address not in self._lost:
                     received(data)
 
