@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -43,6 +43,28 @@ from .websocket import ServedWebSocket, is_closed
 __all__: list[str] = []
 
 TICK: Final = 1.0  # seconds between two looks for connections that died without a word
+LOOKED_AT: Final = 1000  # connections in a row, about 1 ms; then others have their turn
+
+
+class Rest(Protocol):
+    """
+    The connections of an order that are judged while they are closed.
+    """
+
+    def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
+        """
+        Judge them, once.
+        """
+
+    def closes(self, connection: TrackedConnection) -> bool:
+        """
+        Tell whether a connection is going to be closed.
+        """
+
+    def when_judged(self, act: Callable[[], None]) -> None:
+        """
+        Have *act* called when all are judged.
+        """
 
 
 class ConnectionManager(ConnectionIndex):
@@ -60,7 +82,7 @@ class ConnectionManager(ConnectionIndex):
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
-            ``check_at`` has come.
+            ``check_at`` has come; where there are many, a few at a time.
     """
 
     def __init__(
@@ -79,10 +101,11 @@ class ConnectionManager(ConnectionIndex):
         self._admitted = 0
         self._current = current
         self._engine = CloseEngine(timeouts, tasks, self._remove)
+        self._rests: dict[Rest, None] = {}
         self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
         self.tasks = tasks
-        self._ticker: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.Handle | None = None
 
     @property
     def timeouts(self) -> Timeouts:
@@ -120,6 +143,7 @@ class ConnectionManager(ConnectionIndex):
         """
         self.timeouts = timeouts
         self._engine.ending = False
+        self._rests.clear()
 
     # The way in
 
@@ -321,12 +345,20 @@ class ConnectionManager(ConnectionIndex):
         """
         Close connections as :meth:`close_now` does, each with its own close, while they are found.
 
-        The first are closed before this returns, the others in slices of a few milliseconds.
+        The first are closed before this returns, the others in slices of a millisecond.
 
         Args:
             found: Connections, and what to tell their peers; ``None`` takes time only.
         """
         return self._engine.close(map(_mark, found), None, self._current)
+
+    def close_rest(self, rest: Rest) -> Awaitable[tuple[int, int]]:
+        """
+        Close connections as :meth:`close_found` does; pushes pass those by whose turn is to come.
+        """
+        self._rests[rest] = None
+        rest.when_judged(lambda: self._rests.pop(rest, None))
+        return self.close_found(rest)
 
     def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
         """
@@ -432,6 +464,9 @@ class ConnectionManager(ConnectionIndex):
         Raises:
             TypeError: If *data* is neither text nor bytes.
         """
+        if self._rests:
+            rests = self._rests
+            connections = [c for c in connections if not any(rest.closes(c) for rest in rests)]
         return self._pusher.push(connections, data, by_endpoint=by_endpoint)
 
     def _close_slow(self, connection: TrackedConnection) -> None:
@@ -448,10 +483,14 @@ class ConnectionManager(ConnectionIndex):
         """
         Close what died while its handler was looking elsewhere, and call who wants to be called.
         """
+        self._tick_row(self.open.served(), 0)
+
+    def _tick_row(self, served: Sequence[TrackedConnection], start: int) -> None:
         self._ticker = None
         now = time.monotonic()
         due: list[TrackedConnection] = []
-        for connection in self.open.served():
+        end = start + LOOKED_AT
+        for connection in served[start:end]:
             if connection.state is not OPEN:
                 continue
             transport, ws = connection.transport, connection.ws
@@ -468,7 +507,11 @@ class ConnectionManager(ConnectionIndex):
                 callback(due)
             except Exception:
                 log.exception("a callback of the tick failed: %r", callback)
-        if self.open.size or self.opening.size:
+        if end < len(served):
+            loop = asyncio.get_running_loop()
+            context = contextvars.Context()
+            self._ticker = loop.call_soon(self._tick_row, served, end, context=context)
+        elif self.open.size or self.opening.size:
             self._tick_later()
 
     def _sweep(self, connection: TrackedConnection) -> None:

@@ -524,7 +524,7 @@ class Core:
 
     def _close_rest(self, rest: Unjudged) -> Awaitable[tuple[int, int]]:
         rest.when_judged(lambda: self._look_again(rest.replaced))
-        return self.connections.close_found(rest)
+        return self.connections.close_rest(rest)
 
     async def _report(
         self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect

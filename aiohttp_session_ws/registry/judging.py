@@ -51,6 +51,21 @@ class Judge:
             connection: Which one.
             told: Whether it is told to reconnect in any case.
         """
+        close, may_go_on = self._look(connection, told)
+        if may_go_on:
+            self.replaced.append(connection)
+        return close
+
+    def closes(self, connection: TrackedConnection, told: bool) -> bool:
+        """
+        Tell whether :meth:`close_of` would return something.
+        """
+        return self._look(connection, told)[0] is not None
+
+    def _look(self, connection: TrackedConnection, told: bool) -> tuple[Close | None, bool]:
+        """
+        Return what a connection is told, and whether it may go on if the order itself tells.
+        """
         c = connection
         key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
         if c.seldom is not None:
@@ -59,11 +74,10 @@ class Judge:
             self._judged[key] = self._status_of(connection)
         close = self._close_for(self._judged[key])
         if close is None:
-            return (self._close or self._told(connection)) if told else None
+            return ((self._close or self._told(connection)) if told else None), False
         if self._judged[key].state is State.REPLACED and not self._closes and c.state is OPEN:
-            self.replaced.append(connection)  # it may go on: the order itself tells
-            return None
-        return self._close or close
+            return None, True
+        return self._close or close, False
 
     def _told(self, connection: TrackedConnection) -> Close:
         """
@@ -105,6 +119,13 @@ class Unjudged:
         Leave a connection alone.
         """
         _ = self._found.pop(connection, None)
+
+    def closes(self, connection: TrackedConnection) -> bool:
+        """
+        Tell whether a connection is going to be closed when its turn comes.
+        """
+        told = self._found.get(connection)
+        return told is not None and self._judge.closes(connection, told)
 
     def when_judged(self, act: Callable[[], None]) -> None:
         """

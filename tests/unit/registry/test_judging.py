@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from aiohttp import WSMsgType
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts
 from aiohttp_session_ws.connections import closing
@@ -122,6 +123,18 @@ async def test_leaving_meanwhile(registry: SessionWSRegistry, sockets: list[Any]
 
     assert (report.sockets, report.aborted) == (MANY, 0)
     assert not anns(registry)
+
+
+async def test_pushed_meanwhile(registry: SessionWSRegistry, sockets: list[Any]) -> None:
+    """What is pushed while sockets wait for their turn is not for them."""
+    order = asyncio.ensure_future(registry.end_identity("ann"))
+    await asyncio.sleep(0)
+    assert anns(registry)[-1].state is OPEN
+    delivery = await registry.broadcast("not for you")
+
+    assert delivery.sockets == 0
+    assert [(await ws.receive()).type for ws in sockets] == [WSMsgType.CLOSE] * MANY
+    await order
 
 
 async def test_coming_meanwhile(
