@@ -3,10 +3,11 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames are written, in slices of a few milliseconds with a turn for others after each
+1. The close frames are written, in slices of a millisecond with a turn for others after each
    (longer ones at a shutdown): what was pushed and not sent is dropped, the last words and the
    frame go to the transport. From then on that websocket takes and delivers nothing; one whose
-   slice is yet to come still does. All that follows comes in rows of :data:`ROW` connections.
+   slice is yet to come delivers what comes, and what is pushed passes it by. All that follows
+   comes in rows of :data:`ROW` connections.
 2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
    sends, since its session may have ended; sees the close frame that a polite client answers with,
    and closes the transport; and hears at once when that has ended, which tells the handler. If the
@@ -47,10 +48,10 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-SLICE: Final = 0.002  # seconds of CPU for writing frames; what follows takes as long again
+SLICE: Final = 0.001  # seconds of CPU for writing frames; what follows takes as long again
 LAST_SLICE: Final = 0.05  # the same at shutdown, when nobody else is waiting to be served
 LOOK: Final = 16  # frames between two looks at the clock
-MOST: Final = 256  # frames in a slice, however quickly they are written
+MOST: Final = 128  # frames in a slice, however quickly they are written
 ROW: Final = 50  # transports that are closed, or handlers that are cancelled, in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard

@@ -338,6 +338,19 @@ class TestTick:
 
             assert not any(late in due for due in seen)
 
+    async def test_a_few_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where there are many, others have their turn in between, and all are looked at."""
+        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        seen: list[Sequence[TrackedConnection]] = []
+        async with served() as s:
+            s.manager.on_tick.append(seen.append)
+            connections = [(await s.connect())[1] for _ in range(3)]
+            for connection in connections:
+                connection.check_at = 0.0
+            await until(lambda: connections == [c for due in seen[-3:] for c in due])
+
+            assert all(len(due) <= 1 for due in seen)
+
     async def test_one_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         """A callback that fails is logged, and stops no other."""
         seen: list[object] = []
