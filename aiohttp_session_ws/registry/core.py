@@ -58,22 +58,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence, Set as AbstractSet
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as AbstractSet
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final
 
 from aiohttp import web
 
-from .._lineage import LAST_GENERATION, Kind, Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
-from ..close_codes import GOING_AWAY, RECONNECT, SERVICE_RESTART, SESSION_ENDED, Close
+from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
 from ..connections.connection import (
-    NO_LINEAGE,
     OPEN,
     OPENING,
     Connection,
@@ -93,6 +90,8 @@ from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
 from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
+from .draining import Drainer
+from .hooks import Adopt, Hooks, Ids, Overrides
 from .identify import NOBODY, Identifier, Owner, subjects_of
 from .judging import Judge, Unjudged
 from .places import Places, places_for
@@ -102,105 +101,16 @@ from .relay import Relays
 from .revalidation import Revalidator
 from .settings import Options
 from .traffic import Traffic
+from .warn import Warnings
 
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
 FEW: Final = 100  # connections that are judged before the first of them is closed
-DRAIN_STEP: Final = 0.05  # seconds between two steps of a drain
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 _running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
-
-
-class Ids(Protocol):
-    """
-    Where the ids of sessions live. An application may override each of these, sync or async.
-    """
-
-    def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
-        """
-        Return the id of the session of *request*.
-        """
-
-    def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
-        """
-        Give the session of *request* this id.
-        """
-
-    def new_id(self, request: web.Request) -> Any:
-        """
-        Give the session of *request* a new id.
-        """
-
-    def delete_id(self, request: web.Request) -> Any:
-        """
-        Take the id out of the session of *request*.
-        """
-
-    def ensure_id(self, request: web.Request) -> Any:
-        """
-        Give the session of *request* an id if it has none.
-        """
-
-    def generate_id(self, request: web.Request) -> Any:
-        """
-        Return a new id.
-        """
-
-
-class Hooks(Protocol):
-    """
-    What else an application may override, as in 1.1.1, sync or async.
-    """
-
-    def register(self, session_ws_id: Hashable, ws: Any) -> Any:
-        """
-        Called when a socket is open.
-        """
-
-    def unregister(self, session_ws_id: Hashable, ws: Any) -> Any:
-        """
-        Called when a socket is gone.
-        """
-
-    def close_all_session(self, session_ws_id: Hashable) -> Any:
-        """
-        Called when the response of a request that asked for it has been sent.
-        """
-
-    def close_all(self) -> Any:
-        """
-        Called at the application's shutdown.
-        """
-
-
-#: Ties a websocket that another library has opened to the session of its request.
-Adopt: TypeAlias = Callable[
-    [web.Request, web.WebSocketResponse], AbstractAsyncContextManager[Connection, None]
-]
-
-
-class Overrides(NamedTuple):
-    """
-    What an application has overridden, so that the rest needn't be called.
-
-    Attributes:
-        ids: Where ids live: they may be derived, or kept elsewhere.
-        random_ids: Whether ids are ours: random, and one per session.
-        register: ``register``.
-        unregister: ``unregister``.
-        close_all: ``close_all``.
-        close_all_session: ``close_all_session``.
-    """
-
-    ids: bool
-    random_ids: bool
-    register: bool
-    unregister: bool
-    close_all: bool
-    close_all_session: bool
 
 
 class Core:
@@ -222,11 +132,12 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        warn: Warns of misuse, once.
         presence: Who is there.
         places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
         ttl: For how many seconds an end is kept after it was last met.
-        draining: Whether handshakes are refused since the process ends.
+        drainer: Sends clients to other servers before this one stops.
     """
 
     def __init__(
@@ -274,19 +185,18 @@ class Core:
         """
         Set what is known once an application runs, or has been seen.
         """
+        self.warn = Warnings()
+        self.drainer = Drainer(self.connections, self.tasks)
         self.traffic = Traffic(self, self.limits, self.expiry)
         self.presence = Presence(self)
         self.places: Places | None = places_for(self, self.limits)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
-        self.draining = False
-        self._draining: asyncio.Task[None] | None = None
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
         self.ttl = self.expiry.ttl(None)
         self._commit: asyncio.Future[bool] | None = None  # the journal's latest
-        self._warned: set[str] = set()  # what was warned about once
 
     # Time
 
@@ -630,45 +540,6 @@ class Core:
         if news:
             self.carry_out_soon(self.effect_of(Order(tuple(news))))
 
-    def warn_once(self, what: str, message: str, *args: object) -> None:
-        """
-        Log a warning, the first time only.
-        """
-        if what not in self._warned:
-            self._warned.add(what)
-            log.warning(message, *args)
-
-    def warn_loaded_early(self) -> None:
-        """
-        Warn that a session is loaded before our middleware sees the request.
-        """
-        self.warn_once(
-            "loaded early",
-            "a session was loaded before session_ws_middleware came: put it directly inside"
-            " aiohttp_session's middleware, or an order may miss a handshake in flight",
-        )
-
-    def warn_foreign_websocket(self, request: web.Request) -> None:
-        """
-        Warn of a websocket that its session's end doesn't close.
-        """
-        self.warn_once(
-            "foreign websocket",
-            "the websocket at %s was opened without session_ws: the end of its session doesn't"
-            " close it; wrap its handler in session_ws, or register() it",
-            request.path,
-        )
-
-    def warn_missing_middleware(self) -> None:
-        """
-        Warn that a request isn't settled before its session is saved.
-        """
-        self.warn_once(
-            "middleware",
-            "session_ws_middleware is missing: put it directly inside aiohttp_session's, or a"
-            " session that has ended could be saved by a request in flight",
-        )
-
     def usable_id(self, session_ws_id: Hashable) -> Hashable:
         """
         Return *session_ws_id* if it can be one.
@@ -704,42 +575,6 @@ class Core:
         """
         session_ws_id: Hashable | None = await maybe_await(self.ids.get_id(request))
         return session_ws_id
-
-    def add_by_hand(self, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
-        """
-        File something that was registered by hand; tell whether its session lives.
-        """
-        lineage = NO_LINEAGE
-        if self.records.epoch and self.connections.open.get(session_ws_id, ws) is None:
-            lineage = self._lineage_by_hand(session_ws_id)
-            if not self.judge(lineage, session_ws_id, Owner(identity)).alive:
-                return False
-        _ = self.connections.add_by_hand(session_ws_id, ws, identity, lineage)
-        return True
-
-    def remove_by_hand(self, session_ws_id: Hashable, ws: Any) -> None:
-        """
-        Take out what was registered by hand, though its session may have another id by now.
-        """
-        if self.connections.remove_by_hand(session_ws_id, ws):
-            return
-        note = self.records.note_of(session_ws_id)
-        for connection in [] if note is None else self.connections.of_lineage(note.token):
-            if connection.ws is ws:
-                _ = self.connections.remove_by_hand(connection.session_ws_id, ws)
-
-    def _lineage_by_hand(self, session_ws_id: Hashable) -> Lineage:
-        """
-        Return the lineage that an id belongs to, as far as can be found out.
-        """
-        context = current_request()
-        if context is not None and context.session_ws_id == session_ws_id and context.lineage:
-            return context.lineage
-        note = self.records.note_of(session_ws_id)
-        if note is not None:
-            return Lineage(note.token, LAST_GENERATION, note.began)
-        # An id that was derived may have been ended, and live again.
-        return NO_LINEAGE if self.overrides.random_ids else Lineage("", 0, self.clock.now())
 
     def _call_unregister(self, connection: TrackedConnection) -> Any:
         if not self.overrides.unregister:
@@ -838,7 +673,7 @@ class Core:
                 " each application"
             )
         self.loop = asyncio.get_running_loop()
-        self.draining, self._draining = False, None
+        self.drainer.start()
         try:
             self.connections.start(self.timeouts)
             self.revalidator.start()
@@ -856,39 +691,14 @@ class Core:
             await self.stop()
             raise
 
-    async def drain(self, window: float) -> None:
-        """
-        Refuse handshakes, and close all sockets with 1012 in random order over *window* seconds.
-        """
-        self.draining = True
-        for connection in self.connections.handshakes():
-            connection.reject(SERVICE_RESTART)  # one that is being answered is closed then
-        if self._draining is None:
-            self._draining = self.tasks.spawn(self._drain(window), "drain")
-        await asyncio.shield(self._draining)
-
-    async def _drain(self, window: float) -> None:
-        loop = asyncio.get_running_loop()
-        began, closed = loop.time(), 0
-        connections = list(self.connections.open)
-        random.shuffle(connections)
-        while closed < len(connections):
-            share = min(1.0, (loop.time() - began) / window) if window > 0 else 1.0
-            due = connections[closed : max(closed, int(share * len(connections)))]
-            closed += len(due)
-            # One that an order closes meanwhile is told by that.
-            self.connections.close_soon([c for c in due if c.state is OPEN], SERVICE_RESTART)
-            await asyncio.sleep(min(DRAIN_STEP, window))
-        _ = await self.connections.close_now(connections, SERVICE_RESTART)
-
     async def shut_down(self) -> None:
         """
         Refuse handshakes and close all sockets with 1001; never raise.
         """
-        self.draining = True
+        self.drainer.refuses = True
         if self.timeouts.drain:
             try:
-                await self.drain(self.timeouts.drain)
+                await self.drainer.drain(self.timeouts.drain)
             except Exception:
                 log.exception("draining at shutdown failed")
         try:

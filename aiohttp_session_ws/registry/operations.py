@@ -130,7 +130,7 @@ class Operations:
             window: Seconds.
         """
         self._core.expect_loop()
-        await self._core.drain(window)
+        await self._core.drainer.drain(window)
 
 
 async def close_here(core: Core, connection_id: str, close: Close) -> CloseReport:

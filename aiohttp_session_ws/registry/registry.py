@@ -21,9 +21,11 @@ from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
 from ..signals import Signals
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
+from .by_hand import add_by_hand, remove_by_hand
 from .cluster import Cluster
-from .core import Core, Overrides
+from .core import Core
 from .handles import Handles, add_resolving
+from .hooks import Overrides
 from .ids import DEFAULT_ID_FACTORY, Ids
 from .operations import Operations, add_answers
 from .orders import Orders
@@ -280,7 +282,7 @@ class SessionWSRegistry(
         if identity is not None:
             core.identifier.expect()
             core.identifier.usable(identity)
-        if not core.add_by_hand(core.usable_id(session_ws_id), ws, identity):
+        if not add_by_hand(core, core.usable_id(session_ws_id), ws, identity):
             raise SessionEnded("the session has ended: close what was to be registered")
         return None
 
@@ -296,7 +298,7 @@ class SessionWSRegistry(
         if type(session_ws_id) is not str or not core.connections.open.discard_object(
             session_ws_id, ws
         ):
-            core.remove_by_hand(core.usable_id(session_ws_id), ws)
+            remove_by_hand(core, core.usable_id(session_ws_id), ws)
         return None
 
 

@@ -323,7 +323,7 @@ class ScheduledOrders:
         if context.behind_middleware or context.orders.deferred:
             return
         context.ordering().deferred = True
-        core.warn_missing_middleware()
+        core.warn.missing_middleware()
         if when_sent:
             saved = will_be_saved(response)
             coro = settle_when_sent(core, request, context, response, saved=saved)

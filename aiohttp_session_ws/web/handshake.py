@@ -107,7 +107,7 @@ class Handshake:
             context = await context_for(core, request)
         self._context = context
         if not context.behind_middleware:
-            core.warn_missing_middleware()
+            core.warn.missing_middleware()
         context.handshake_failed = True  # until it is open
         connection = self._file(context)
         if core.signals.on_handshake:
@@ -170,7 +170,7 @@ class Handshake:
         expect_room(self._core.limits, self._core.connections)
 
     def _expect_serving(self) -> None:
-        if self._core.draining:
+        if self._core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
 
     def _file(self, context: RequestContext) -> TrackedConnection:

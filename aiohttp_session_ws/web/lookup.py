@@ -64,7 +64,7 @@ def warn_workers(core: Core, request: web.Request) -> None:
         return
     core.first_socket = False
     if _has_gunicorn_siblings() or _reuses_port(request):
-        core.warn_once(
+        core.warn.once(
             "workers",
             "several worker processes and a registry without Redis: a log-out closes the sockets"
             " of its own worker only; use aiohttp_session_ws.redis.RedisSessionWSRegistry",

@@ -58,7 +58,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     arrived, started = core.clock.begin_time(), time.monotonic()
     session = None if len(request) == 1 else loaded_session(request)  # most have a storage only
     if session is not None:
-        core.warn_loaded_early()
+        core.warn.loaded_early()
     elif has_storage(request):
         if hdrs.UPGRADE not in request.headers:
             session = await load_session(request)
@@ -88,7 +88,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         ws: web.WebSocketResponse = connection.ws
         return ws  # an open socket takes no HTTP
     if type(response) is not web.Response and isinstance(response, web.WebSocketResponse):
-        core.warn_foreign_websocket(request)
+        core.warn.foreign_websocket(request)
     return response
 
 

@@ -233,7 +233,7 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         """
         session = loaded_session(self._request)
         if session is not None and was_changed(session) and not self._context.given:
-            self._core.warn_once(
+            self._core.warn.once(
                 "unsaved",
                 "a session was changed in a websocket handler and is not saved: its response has"
                 " been sent; change it in an HTTP request",

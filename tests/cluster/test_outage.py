@@ -262,7 +262,7 @@ class TestAway:
         registry = registry_in(server)
         await registry.end_session("x")
         closing = asyncio.create_task(server.close())
-        await until(lambda: inspect(registry).draining)
+        await until(lambda: inspect(registry).drainer.refuses)
         redis_server.thaw()
         await closing
         assert await redis_server.cli("EXISTS", '{aiohttp_session_ws}:end:id:"x"')

@@ -366,7 +366,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         async def stop() -> None:
             stopping = asyncio.ensure_future(self.world.server.close())
-            await until(lambda: inspect(self.world.registry).draining)
+            await until(lambda: inspect(self.world.registry).drainer.refuses)
             await self.world.let_all_go()
             await stopping
 

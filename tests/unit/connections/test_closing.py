@@ -547,7 +547,7 @@ class TestShutdown:
     ) -> None:
         """While it shuts down the application answers handshakes with 503."""
         client = await client_of(aiohttp_client, registry)
-        inspect(registry).draining = True
+        inspect(registry).drainer.refuses = True
         peer = await RawPeer.connect(client.make_url("/ws"), cookie_of(client))
         head = await peer.read_head()
 

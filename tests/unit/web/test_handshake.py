@@ -272,7 +272,7 @@ class TestInTheMiddle:
             report = await registry.end_session(id_)
             assert (report.sockets, report.handshakes) == (0, 1)
         else:
-            inspect(registry).draining = True
+            inspect(registry).drainer.refuses = True
             (connection,) = opening(registry)
             connection.reject(GOING_AWAY)
         held.let()

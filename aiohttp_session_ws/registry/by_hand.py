@@ -1,0 +1,56 @@
+"""
+Sockets that an application registers by hand, and the sessions that they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from .._lineage import LAST_GENERATION, Lineage
+from ..connections.connection import NO_LINEAGE
+from ..sessions.context import current_request
+from .core import Core
+from .identify import Owner
+
+__all__: list[str] = []
+
+
+def add_by_hand(core: Core, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
+    """
+    File something that was registered by hand; tell whether its session lives.
+    """
+    lineage = NO_LINEAGE
+    if core.records.epoch and core.connections.open.get(session_ws_id, ws) is None:
+        lineage = _lineage_of(core, session_ws_id)
+        if not core.judge(lineage, session_ws_id, Owner(identity)).alive:
+            return False
+    _ = core.connections.add_by_hand(session_ws_id, ws, identity, lineage)
+    return True
+
+
+def remove_by_hand(core: Core, session_ws_id: Hashable, ws: Any) -> None:
+    """
+    Take out what was registered by hand, though its session may have another id by now.
+    """
+    connections = core.connections
+    if connections.remove_by_hand(session_ws_id, ws):
+        return
+    note = core.records.note_of(session_ws_id)
+    for connection in [] if note is None else connections.of_lineage(note.token):
+        if connection.ws is ws:
+            _ = connections.remove_by_hand(connection.session_ws_id, ws)
+
+
+def _lineage_of(core: Core, session_ws_id: Hashable) -> Lineage:
+    """
+    Return the lineage that an id belongs to, as far as can be found out.
+    """
+    context = current_request()
+    if context is not None and context.session_ws_id == session_ws_id and context.lineage:
+        return context.lineage
+    note = core.records.note_of(session_ws_id)
+    if note is not None:
+        return Lineage(note.token, LAST_GENERATION, note.began)
+    # An id that was derived may have been ended, and live again.
+    return NO_LINEAGE if core.overrides.random_ids else Lineage("", 0, core.clock.now())
