@@ -190,7 +190,9 @@ class WriteBack:
                 await asyncio.sleep(0)
         written += await self._write_missing(some)
         if written:
-            log.warning("Redis has lost %d records that this node knew; they are back", written)
+            log.warning(
+                "Redis lacks %d records that this node knows: it writes them again", written
+            )
 
     async def _write_missing(self, some: dict[str, dict[Record, Stored]]) -> int:
         missing: list[Record] = []

@@ -112,9 +112,11 @@ async def places_in(redis: RedisServer, kind: str = "*") -> int:
 
 async def settled(redis: RedisServer, number: int, kind: str = "*") -> None:
     """Wait until Redis knows of so many places."""
-    async with asyncio.timeout(PATIENCE):
-        while await places_in(redis, kind) != number:
-            await asyncio.sleep(0.01)
+
+    async def known() -> bool:
+        return await places_in(redis, kind) == number
+
+    await until(known)
 
 
 class TestEvict:

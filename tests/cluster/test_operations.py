@@ -4,8 +4,6 @@ What operators are told of all nodes.
 
 from __future__ import annotations
 
-import asyncio
-
 import aiohttp_session
 from aiohttp import web
 
@@ -108,13 +106,14 @@ class TestStats:
         a, b = nodes
         told = orders_at(b)
         await redis_server.kill_pubsub()
-        async with asyncio.timeout(PATIENCE):
-            while not registry_of(b).stats().orders_reconciled:
-                await redis_server.kill_pubsub()
-                await registry_of(a).end_identity("ann")
-                cluster_of(b).membership.hurry()
-                await asyncio.sleep(0.05)
 
+        async def reconciles() -> int:
+            await redis_server.kill_pubsub()
+            await registry_of(a).end_identity("ann")
+            cluster_of(b).membership.hurry()
+            return registry_of(b).stats().orders_reconciled
+
+        await until(reconciles)
         await until(lambda: any(details.node == "" for details in told))
         assert all(details.subject == "ann" for details in told)
 

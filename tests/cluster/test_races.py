@@ -169,9 +169,7 @@ class TestOthers:
         key = '{aiohttp_session_ws}:end:identity:"ann"'
         assert await redis_server.cli("DEL", key)
         cluster_of(a).write_back.lost()
-        async with asyncio.timeout(PATIENCE):
-            while not await redis_server.cli("EXISTS", key):
-                await asyncio.sleep(0.01)
+        await until(lambda: redis_server.cli("EXISTS", key))
 
     async def test_two_at_once(self, two: tuple[Client, Client]) -> None:
         """Of two sessions that end each other at the same time one is left at most."""

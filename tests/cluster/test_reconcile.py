@@ -43,9 +43,7 @@ PREFIX = "{aiohttp_session_ws}"
 
 async def recorded(redis: RedisServer, id_: str) -> None:
     """Wait until Redis has the end of an id."""
-    async with asyncio.timeout(PATIENCE):
-        while not await redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'):
-            await asyncio.sleep(0.01)
+    await until(lambda: redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'))
 
 
 class TestDeaf:

@@ -160,11 +160,12 @@ class TestRelay:
         delivery = await a.registry.relay("rates", b"meanwhile")
         await redis_server.start()
         await until(lambda: a.registry.state == b.registry.state == "connected")
-        async with asyncio.timeout(20):
-            while len(heard) < 2:  # until the data is heard, too
-                await a.registry.relay("rates", b"after")
-                await asyncio.sleep(0.05)
 
+        async def hears() -> bool:
+            await a.registry.relay("rates", b"after")
+            return len(heard) > 1
+
+        await until(hears)  # the data, too
         assert (delivery.nodes, delivery.complete) == (0, False)
         assert heard[:2] == [b"before", b"after"]
 

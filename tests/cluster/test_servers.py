@@ -77,9 +77,12 @@ class TestSentinel:
         replica = redis_sentinel.replica
         async with Proxy(redis_sentinel.primary.port) as proxy:
             await replica.cli("REPLICAOF", "127.0.0.1", proxy.port)
-            async with asyncio.timeout(PATIENCE):
-                while (await replica.cli("INFO", "replication"))["master_link_status"] != "up":
-                    await asyncio.sleep(0.05)
+
+            async def follows() -> bool:
+                info = await replica.cli("INFO", "replication")
+                return bool(info["master_link_status"] == "up")
+
+            await until(follows)
             proxy.black_hole()
             async with socket(b, session) as one, socket(b, everywhere) as two:
                 await visit(a, "/out/end_session_ws", session)
