@@ -4,12 +4,11 @@ Labels on two nodes.
 
 from __future__ import annotations
 
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from tests.cluster.conftest import Sites
 from tests.promise.site import AGAIN, DEAD, Site
 from tests.promise.test_labels import labels_of, on_device
 from tests.support import PATIENCE, until
-from tests.support.nodes import StartNode, acquaint, registry_of
+from tests.support.nodes import StartNode, acquaint, registry_of, script
 from tests.support.redis_servers import RedisServer
 
 PHONE = ("device", "phone")
@@ -92,8 +91,8 @@ class TestOthers:
         a, b = await start(sites)
         phone = await on_device(a, "phone")
         there = await (await b.browser(phone.cookie)).open()
-        async with RedisSessionWSRegistry(redis_server.url) as script:
-            report = await script.end_label(*PHONE, wait=PATIENCE)
+        async with script(redis_server.url) as job:
+            report = await job.end_label(*PHONE, wait=PATIENCE)
 
         assert (report.sockets, report.complete) == (1, True)
         assert await there.code() == DEAD

@@ -8,7 +8,6 @@ import aiohttp_session
 from aiohttp import web
 
 from aiohttp_session_ws import renew_session_ws
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.outages import Outages
 from aiohttp_session_ws.signals import OrderDetails
 from aiohttp_session_ws.typing import Identified
@@ -23,6 +22,7 @@ from tests.support.nodes import (
     log_in,
     node_app,
     registry_of,
+    script,
     socket,
     visit,
 )
@@ -63,8 +63,8 @@ class TestStats:
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A script isn't one of them."""
-        async with RedisSessionWSRegistry(redis_server.url) as script:
-            stats = await script.cluster_stats()
+        async with script(redis_server.url) as job:
+            stats = await job.cluster_stats()
 
         assert [one.node for one in stats] == ["a", "b"]
         assert stats.complete

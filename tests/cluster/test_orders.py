@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws.redis import RedisSessionWSRegistry, inbound
+from aiohttp_session_ws.redis import inbound
 from tests.support import PATIENCE, WAYS, expect_close, until
 from tests.support.nodes import (
     Nodes,
@@ -21,6 +21,7 @@ from tests.support.nodes import (
     log_in,
     refused,
     registry_of,
+    script,
     settled,
     socket,
     visit,
@@ -140,9 +141,9 @@ class TestMany:
         session_ws_id = await id_of(a, cookie)
         async with socket(b, cookie) as ws:
             numbers = cluster_of(b).numbers
-            async with RedisSessionWSRegistry(redis_server.url) as script:
+            async with script(redis_server.url) as job:
                 many = [f"nobody {n}" for n in range(700)]
-                await asyncio.gather(*map(script.end_session, [*many, session_ws_id]))
+                await asyncio.gather(*map(job.end_session, [*many, session_ws_id]))
             assert await expect_close(ws) == 4401
             await until(lambda: numbers.last >= 701 and not numbers.missing)
             numbers.lose(1, numbers.last)
@@ -189,8 +190,8 @@ class TestRenew:
         await redis_server.cli("DEL", "{aiohttp_session_ws}:recent")
         b = await start_node(redis_server.url, "b")
         async with socket(b, third) as ws:
-            async with RedisSessionWSRegistry(redis_server.url) as script:
-                await script.end_session(first_id)
+            async with script(redis_server.url) as job:
+                await job.end_session(first_id)
             assert await expect_close(ws) == 4401
         for cookie in (first, second, third):
             assert await refused(b, cookie) == 4401

@@ -23,6 +23,7 @@ from tests.support.nodes import (
     log_in,
     refused,
     registry_of,
+    script,
     socket,
     visit,
 )
@@ -144,7 +145,7 @@ class TestRecords:
         """Who remembers for a shorter time, a script perhaps, shortens nobody else's."""
         for days, ttl in ((YEAR, YEAR), (MONTH, YEAR), (MONTH, YEAR), (2 * YEAR, 2 * YEAR)):
             expiry = Expiry(revocation_ttl=days)
-            async with RedisSessionWSRegistry(redis_server.url, expiry=expiry) as registry:
+            async with script(redis_server.url, expiry=expiry) as registry:
                 assert (await getattr(registry, method)("x", wait=PATIENCE)).stored
             left = await redis_server.cli("TTL", f'{PREFIX}:end:{key}:"x"')
             assert ttl - 3600 < left < ttl + 3600
@@ -152,7 +153,7 @@ class TestRecords:
     async def test_for_ever(self, redis_server: RedisServer) -> None:
         """Ends may be kept for longer than Redis can count."""
         expiry = Expiry(revocation_ttl=sys.maxsize)
-        async with RedisSessionWSRegistry(redis_server.url, expiry=expiry) as registry:
+        async with script(redis_server.url, expiry=expiry) as registry:
             assert (await registry.end_session("x", wait=PATIENCE)).stored
 
     async def test_one_slot(self, redis_server: RedisServer, nodes: Nodes) -> None:
@@ -187,7 +188,7 @@ class TestIds:
     @pytest.mark.parametrize("id_", [object(), 1.5 + 2j, frozenset("a"), b"bytes"])
     async def test_refused(self, redis_server: RedisServer, id_: Any) -> None:
         """What can't be JSON is refused by a TypeError that names it; nothing has happened."""
-        async with RedisSessionWSRegistry(redis_server.url) as registry:
+        async with script(redis_server.url) as registry:
             for call in (registry.end_session, registry.close_all_session, registry.end_identity):
                 with pytest.raises(TypeError, match=type(id_).__name__):
                     await call(id_)
@@ -215,7 +216,7 @@ class TestIds:
 
     async def test_surrogate(self, redis_server: RedisServer) -> None:
         """An id may be half a pair of surrogates, which stops nothing."""
-        async with RedisSessionWSRegistry(redis_server.url) as registry:
+        async with script(redis_server.url) as registry:
             for id_ in ("x\ud800", "y\udfff", "z"):
                 assert (await registry.end_session(id_, wait=PATIENCE)).stored
 

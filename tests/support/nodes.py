@@ -14,6 +14,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, 
 from aiohttp.test_utils import TestServer
 
 from aiohttp_session_ws import REGISTRY_KEY
+from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.cluster import RedisCluster
 from tests.support import PATIENCE, Client, cookie_of, make_app, until, user_of
@@ -58,6 +59,19 @@ def registry_in(server: TestServer) -> RedisSessionWSRegistry:
     registry = server.app[REGISTRY_KEY]
     assert isinstance(registry, RedisSessionWSRegistry)
     return registry
+
+
+@contextlib.asynccontextmanager
+async def script(url: str, **options: Any) -> AsyncIterator[RedisSessionWSRegistry]:
+    """Enter a registry without an application; a busy Redis may be later than it waits."""
+    async with contextlib.AsyncExitStack() as stack:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                registry = RedisSessionWSRegistry(url, **options)
+                with contextlib.suppress(RedisUnavailable):
+                    await stack.enter_async_context(registry)
+                    break
+        yield registry
 
 
 def node_app(redis: Any, name: str = "node", **options: Any) -> web.Application:
