@@ -8,6 +8,7 @@ seed, the shortest plan that still breaks the same sentence, and the trace of th
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,9 +20,11 @@ from aiohttp import web
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws._lineage import Lineage
 from aiohttp_session_ws.connections.index import ConnectionIndex
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.registry import deferred
 from aiohttp_session_ws.registry.cluster import Order, Refresh
 from aiohttp_session_ws.registry.core import Core
+from aiohttp_session_ws.registry.draining import Drainer
 from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.records import (
     Change,
@@ -189,10 +192,16 @@ def journals_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is drained leaves its sockets open."""
 
-    async def nothing(self: Core, window: float) -> None:
+    async def nothing(self: Drainer, window: float) -> None:
         """Close nothing."""
 
-    monkeypatch.setattr(Core, "_drain", nothing)
+    monkeypatch.setattr(Drainer, "_drain", nothing)
+
+
+def cut_off_nodes_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that can't ask Redis opens sockets all the same."""
+    accepting = functools.partial(RedisSessionWSRegistry, on_outage="accept")
+    monkeypatch.setattr("tests.promise.world.world.RedisSessionWSRegistry", accepting)
 
 
 @pytest.mark.exhaustive
@@ -212,6 +221,7 @@ def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         journals_are_not_read,
         journals_are_not_written,
         drains_close_nothing,
+        cut_off_nodes_accept,
     ],
 )
 def test_the_oracle_notices_what_is_broken(

@@ -6,6 +6,7 @@ Judges a world by data only: who is shown whose data, and whose socket opens.
 - A browser whose log-in lives (nothing in :attr:`Login.doomed`) is shown its token on every page,
   its handshakes open, and its sockets stay, or are told to come back for a reason.
 - What a renewal has given up serves nobody once somebody came with the newer one.
+- A node that can't reach Redis opens nothing.
 - Nothing fails that wasn't meant to.
 """
 
@@ -187,6 +188,8 @@ class Oracle:
         socket = Socket(ex, self.ledger.now(), login)
         self.sockets.append(socket)
         self.ledger.log(f"{ex}: opens for {login.token if login else 'nobody'}")
+        if any(cut.node == ex.plan.node and cut.began < ex.arrived for cut in self._cuts_now()):
+            self.blame("unasked", f"{ex} opens where nobody can say what has ended")
         if login is not None and login.ended is not None and not self._asked_before(ex, login):
             age = self.ledger.now() - login.ended
             self.blame(
@@ -241,6 +244,9 @@ class Oracle:
         for cut in self.cuts:
             if cut.node == node:
                 cut.ended = min(cut.ended, self.ledger.now())
+
+    def _cuts_now(self) -> list[Cut]:
+        return [cut for cut in self.cuts if cut.ended == math.inf]
 
     def drain(self, node: int, window: float) -> None:
         """Note that a server closes all its sockets."""

@@ -176,7 +176,10 @@ def cut_off(rng: random.Random, config: Config) -> list[Step]:
     node = rng.randrange(config.nodes)
     between = [make_step(rng, config) for _ in range(rng.randrange(1, 6))]
     pause = [Wait(rng.choice([0.5, 3.0, 31.0]))] if rng.random() < 0.7 else []
-    return [Outage(node, silent=rng.random() < 0.4), *pause, *between, Back(node)]
+    knock: list[Step] = []
+    if rng.random() < 0.6:
+        knock = [Visit(rng.choice(BROWSERS), Plan("open", node=node))]
+    return [Outage(node, silent=rng.random() < 0.4), *pause, *knock, *between, Back(node)]
 
 
 def proven(rng: random.Random, config: Config) -> list[Step]:
