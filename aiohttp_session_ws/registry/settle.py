@@ -360,6 +360,8 @@ class Settlement:
         subject = Subject("id", session_ws_id)
         if core.cluster.remote:
             await core.cluster.check_request(lineage.token, [subject])
+        if isinstance(core.records.lineage(lineage.token), LineageEnded):
+            return False  # in the meantime: what goes on under that lineage has ended, too
         return core.records.ended_before(subject) >= lineage.began
 
     async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:

@@ -552,6 +552,26 @@ def test_logging_out_elsewhere_ends_a_log_in_under_way_on_another_node() -> None
     play(CLUSTER, trap)
 
 
+# A renewal under an id that was ended
+
+
+@pytest.mark.parametrize("node", [0, 1], ids=["here", "on another node"])
+def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(node: int) -> None:
+    """Under an id that others had a session begins anew, unless it has ended meanwhile."""
+
+    async def trap(world: World) -> None:
+        await log_in(world, "B")
+        await world.visit("A", "log_in")  # it has another id: it was made for a visitor
+        await world.do(Order("end_session", subject=world.ids()[0]))
+        held = await world.visit("A", "log_in_renewed", "id_factory", node=node)
+        await world.visit("A", "log_out")
+        await world.finish(held)
+        await world.wait(12)
+        assert await page(world, jar(world)) is NOBODY
+
+    play(Config(identify=False, ids="derived", cluster="memory"), trap)
+
+
 # Double clicks
 
 
