@@ -108,7 +108,7 @@ class Ledger:
         self._elsewhere: set[Exchange] = set()  # those that logged out elsewhere
         self._dooming: set[Exchange] = set()  # those that may have ended what they came with
         self._shaking: set[Exchange] = set()
-        self._keeps: list[tuple[Exchange, list[Login], float]] = []  # renewals that keep sockets
+        self._keeps: dict[Exchange, tuple[list[Login], float]] = {}  # renewals that keep sockets
         self._identity_ends: list[tuple[Hashable, float]] = []
         self._leaps: list[tuple[float, float]] = []
         self._label_ends: list[tuple[str, float]] = []
@@ -149,7 +149,7 @@ class Ledger:
         session["tags"] = [*session.get("tags", ()), ex.number]
         self._renewals.append((session.get("tok"), session["tags"]))
         if keep:
-            self._keeps.append((ex, self._shaken_by(ex), self.now()))
+            self._keeps[ex] = self._shaken_by(ex), self.now()
         else:
             self._shake(ex)
 
@@ -225,6 +225,8 @@ class Ledger:
         """Note that the application is done with *ex*, and what it has ended by that."""
         if ex in self._shaking:
             self._shake(ex)
+        if ex in self._keeps:
+            self._keeps[ex] = self._keeps[ex][0], self.now()
         before, left = self.seen(ex), ex.left
         if before is not None and left is not None:
             gone = self.identify and left.get("user") != before.user
@@ -344,14 +346,15 @@ class Ledger:
             opened: When the socket in question had opened: what keeps sockets keeps those that
                 are open, not the handshakes under way.
         """
-        if any(at >= since and opened >= ex.arrived and login in of for ex, of, at in self._keeps):
-            return True
+        for ex, (of, at) in self._keeps.items():
+            if at >= since and opened >= ex.arrived and login in of:
+                return True
         under_way = [ex for ex in self._shaking if not ex.done]
         return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
     def kept(self, login: Login, opened: float) -> bool:
         """Tell whether sockets of a log-in that opened then go on under a newer cookie."""
-        for ex, of, _ in self._keeps:
+        for ex, (of, _) in self._keeps.items():
             saved = any(content.get("tok") == login.token for content in ex.saved)
             if saved and login in of and opened < ex.arrived:
                 return True
@@ -380,6 +383,9 @@ class Ledger:
 
         if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
             return True  # what was renewed twice since is given up at once
+        mine_too = [path for token, path in self._renewals if token == content.get("tok")]
+        if any(path[: len(mine)] == mine and len(path) > len(mine) + 1 for path in mine_too):
+            return True  # also if nobody got the second one
         made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
         return any(at - arrived + self._leapt(arrived, at) >= GRACE for arrived in made)
 
@@ -395,6 +401,8 @@ class Ledger:
         self.logins[login.token] = login
         if ex and any(u == user and t >= ex.arrived for u, t in self._identity_ends):
             login.doomed.add(f"{user} was logged out everywhere while it logged in")
+        if any(by is not ex and who == user for by, (who, _) in self._orders.items()):
+            login.doomed.add(f"{user} is being logged out everywhere")
         return login
 
     def _child(self, login: Login, ex: Exchange) -> Login:

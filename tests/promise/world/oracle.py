@@ -435,4 +435,5 @@ class Oracle:
         """Tell whether *ex* was given a session that has nothing to do with its cookie."""
         if not ex.loaded or not ex.saved:
             return True
-        return self.ledger.id_of(ex.loaded) != self.ledger.id_of(ex.saved[-1])
+        had, has = self.ledger.id_of(ex.loaded), self.ledger.id_of(ex.saved[-1])
+        return had is None or had != has
