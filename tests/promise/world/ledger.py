@@ -25,6 +25,7 @@ from .exchange import Exchange
 
 Content: TypeAlias = MutableMapping[str, Any]  # what a session holds
 
+UNTOLD = 60.0  # seconds after which a server has heard that Redis' clock was set
 GRACE = 30.0  # Expiry.renewal_grace
 SETTLED = 10.0  # seconds after an end in which what is put into the empty session isn't saved
 
@@ -72,6 +73,7 @@ class Ledger:
         identify: Whether the registry knows users.
         labels: Whether it knows with what they have logged in.
         on_server: Whether the storage keeps sessions on the server.
+        asks_for_time: Whether servers learn from Redis what time it is, every few seconds.
         id_of: Reads the id from what a session holds.
         derive: Makes the id of a user's sessions, where they share one.
         log: Writes a line into the world's trace.
@@ -88,6 +90,7 @@ class Ledger:
         identify: bool,
         labels: bool,
         on_server: bool,
+        asks_for_time: bool,
         id_of: Callable[[Content], Hashable],
         derive: Callable[[str], Hashable] | None,
         log: Callable[[str], None],
@@ -95,6 +98,7 @@ class Ledger:
         self.identify = identify
         self.labels = labels
         self.on_server = on_server
+        self.asks_for_time = asks_for_time
         self.id_of = id_of
         self.derive = derive
         self.log = log
@@ -393,6 +397,15 @@ class Ledger:
         """Return how far the wall clock was set forward meanwhile: a grace is over sooner."""
         return sum(seconds for at, seconds in self._leaps if since <= at <= until)
 
+    def _may_follow(self, at: float, arrived: float) -> bool:
+        """Tell whether, by a clock that was set forward lately, something came later than it did.
+
+        Args:
+            at: When it came.
+            arrived: When a request came to a server whose clock may not have been set yet.
+        """
+        return self.asks_for_time and self._leapt(at - UNTOLD, arrived) > arrived - at
+
     # Facts
 
     def add(self, user: str, ex: Exchange | None) -> Login:
@@ -403,6 +416,9 @@ class Ledger:
             login.doomed.add(f"{user} was logged out everywhere while it logged in")
         if any(by is not ex and who == user for by, (who, _) in self._orders.items()):
             login.doomed.add(f"{user} is being logged out everywhere")
+        ends = [at for whom, at in self._identity_ends if whom == user]
+        if ex and any(self._may_follow(at, ex.arrived) for at in ends):
+            login.doomed.add(f"{user} was logged out by a clock that was set before this one")
         return login
 
     def _child(self, login: Login, ex: Exchange) -> Login:

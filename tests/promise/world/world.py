@@ -101,6 +101,7 @@ class World:
             identify=config.identify,
             labels=config.labels,
             on_server=config.on_server,
+            asks_for_time=config.cluster == "redis",
             id_of=id_in_session,
             derive=derived_id if config.ids == "derived" else None,
             log=self.log,
