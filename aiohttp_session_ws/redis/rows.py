@@ -70,12 +70,15 @@ def row_text(shape: Shape, first: int, cells: Iterable[str]) -> str:
         first: The number of the first, if they are close orders.
         cells: Of each what :func:`cell_text` returns.
     """
-    head = _head_text(shape)
+    head = head_of_row(shape)
     return "\t".join((head if shape.ends else f"{head}{first}", *cells))
 
 
 @lru_cache(16)  # most are one of a few
-def _head_text(shape: Shape) -> str:
+def head_of_row(shape: Shape) -> str:
+    """
+    Return what a row begins with; in one of close orders the number of the first comes next.
+    """
     ends, kind, close, ttl = shape
     how = f"{close.code}\t{quote(close.reason)}"
     if ends:

@@ -197,8 +197,13 @@ class TestOrders:
         message = Message("a/1")
         message.add(entry)
         body, (place,) = message.finish()
-        assert alone == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
-        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == alone
+        assert alone is not None
+        general, short = alone[:10], alone[10:]
+        assert general == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
+        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == general
+        full = entry.spelled_out("a/1")
+        stored = encode((*full.changes, *full.closes)[0])
+        assert short == [stored.key, stored.text, stored.ttl, *(['of:"x"'] if ends else [])]
 
     @pytest.mark.parametrize(
         "line",
