@@ -10,10 +10,10 @@ object for each order.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
+from math import isfinite
 from typing import Final, NamedTuple
 
 from .._lineage import Kind, Subject
@@ -23,6 +23,11 @@ from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of, value_of
 from .messages import CLOSE_TTL, CloseSession, as_json, milliseconds
 
 __all__: list[str] = []
+
+KNOWN: Final = 1000  # beginnings of messages: some of each node
+LONGEST: Final = 1000  # bytes of a message with one order that is looked at more closely
+
+_read: Final = json.JSONDecoder().raw_decode
 
 _KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "label"}
 
@@ -125,6 +130,80 @@ def read_row(line: str) -> Row | None:
         return None
 
 
+class One(NamedTuple):
+    """
+    A message with one order and nothing else, as most have.
+
+    Attributes:
+        last: The number of its record.
+        sender: Who has sent it.
+        shape: The shape of its row.
+        first: The number of the order among its node's close orders; 0 if it is an end.
+        at: When it was given, by the one clock.
+        value: Which id, identity or label.
+    """
+
+    last: int
+    sender: str
+    shape: Shape
+    first: int
+    at: float
+    value: str
+
+
+class OneReader:
+    """
+    Reads messages with one order, by what they have in common with one that was read before.
+
+    A message ends with the time and the subject of its order. What stands before these is the
+    same for all of one sender and one shape, but for the number of a close order; so it is read
+    once. What isn't exactly so is left to who reads messages of any kind.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[str, Shape, bytes]] = {}
+
+    def learn(self, body: bytes, sender: str, row: Row) -> None:
+        """
+        Keep what a message begins with that has a row of one order, and nothing else.
+        """
+        if len(row.values) == 1 and type(row.values[0]) is str:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            head, rest, _, _ = body.rsplit(b"\t", 3)
+            self._known[head] = sender, row.shape, rest if row.shape.ends else b""
+
+    def read(self, data: bytes) -> One | None:
+        """
+        Return the order of a message, ``None`` if it isn't one that begins as another did.
+        """
+        if len(data) > LONGEST:
+            return None
+        try:
+            numbers, _, body = data.partition(b"\n")
+            last, _, count = numbers.partition(b":")
+            head, rest, at, cell = body.rsplit(b"\t", 3)
+            known = self._known.get(head)
+            if known is None:
+                return None
+            sender, shape, lasts = known
+            time, name = float(at), cell.decode()
+            value, end = _read(name)
+            if (
+                count != b"1"
+                or not (last.isdigit() and len(last) < 20)
+                or type(value) is not str
+                or end != len(name)
+                or not isfinite(time)
+                or b"\n" in at  # another line
+                or not (rest == lasts if shape.ends else rest.isdigit() and len(rest) < 20)
+            ):
+                return None
+            return One(int(last), sender, shape, 0 if shape.ends else int(rest), time, value)
+        except WRONG:
+            return None
+
+
 def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
     """
     Return the orders of a row one by one.
@@ -148,7 +227,7 @@ def _row(fields: list[str]) -> Row:
     shape = _shape(what, kind, code, reason, rest if what == "ends" else "")
     times = list(map(float, cells[::2]))
     found = json.loads(f"[{','.join(cells[1::2])}]")
-    if len(times) != len(found) or not (times and math.isfinite(sum(times))):
+    if len(times) != len(found) or not (times and isfinite(sum(times))):
         raise ValueError("each order has a time and a subject")
     values = found if set(map(type, found)) == {str} else list(map(value_of, found))
     return Row(shape, 0 if shape.ends else _number(rest), times, values)

@@ -114,14 +114,14 @@ class Subscriber:
             await close_client(client)
 
     def _take(self, handlers: Mapping[bytes, Handle], reply: Any) -> Awaitable[None] | None:
-        if isinstance(reply, Exception):
-            raise reply  # it may not be subscribed to
         if isinstance(reply, list):
             kind = reply[0]
             if kind == b"message":
                 return self._handle(handlers[reply[1]], reply[2])
             if kind == b"subscribe":
                 self._subscribed()
+        elif isinstance(reply, Exception):
+            raise reply  # it may not be subscribed to
         return None
 
     async def _watch(self, wire: Wire) -> None:
