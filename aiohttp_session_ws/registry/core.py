@@ -93,7 +93,7 @@ from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .draining import Drainer
 from .hooks import Adopt, Hooks, Ids, Overrides
 from .identify import NOBODY, Identifier, Owner, subjects_of
-from .judging import Judge, Unjudged
+from .judging import Judge, Unjudged, is_certain
 from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
@@ -323,6 +323,10 @@ class Core:
         found = self._concerned(order, before)
         if not found:
             return NO_EFFECT  # as most
+        if len(found) == 1 and order.close is not None:
+            ((connection, told),) = found.items()
+            if connection.state is OPEN and is_certain(order.changes, connection, told):
+                return Effect(((order.close, (connection,)),))
         judge = Judge(
             order.changes, bool(order.closes), order.close, self.status_of, self.close_for
         )
