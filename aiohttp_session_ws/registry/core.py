@@ -487,10 +487,13 @@ class Core:
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
         """
-        effect = self.apply(order)
+        try:
+            # First, for others have farther to go; nothing comes in between.
+            pending = self.cluster.publish(order, wait=wait)
+        finally:
+            effect = self.apply(order)
         if except_ is not None:
             effect = _without(self.connections.tracked(except_), effect)
-        pending = self.cluster.publish(order, wait=wait)
         if effect is NO_EFFECT:
             self.announcer.given(order, effect)
             report = await pending.report(NOTHING_CLOSED)
