@@ -10,10 +10,11 @@ object for each order.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
-from math import isfinite
 from typing import Final, NamedTuple
 
 from .._lineage import Kind, Subject
@@ -27,7 +28,13 @@ __all__: list[str] = []
 KNOWN: Final = 1000  # beginnings of messages: some of each node
 LONGEST: Final = 1000  # bytes of a message with one order that is looked at more closely
 
-_read: Final = json.JSONDecoder().raw_decode
+#: A message with one order, as most are: the number of its record, what it has in common with
+#: others, the number of the order or how long it is kept, when it was given, and its subject.
+_one: Final = re.compile(
+    rb"([0-9]{1,19}):1\n([^\n]+\n[^\n]+)\t([0-9.]{1,19})\t([0-9]{1,19}\.[0-9]{1,19})"
+    rb'\t"([ !#-\[\]-~]*)"'
+).fullmatch
+_make: Final[Callable[[type[One], tuple[int, str, Shape, int, float, str]], One]] = tuple.__new__
 
 _KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "label"}
 
@@ -177,31 +184,21 @@ class OneReader:
         """
         Return the order of a message, ``None`` if it isn't one that begins as another did.
         """
-        if len(data) > LONGEST:
+        found = _one(data) if len(data) <= LONGEST else None
+        if found is None:
             return None
-        try:
-            numbers, _, body = data.partition(b"\n")
-            last, _, count = numbers.partition(b":")
-            head, rest, at, cell = body.rsplit(b"\t", 3)
-            known = self._known.get(head)
-            if known is None:
-                return None
-            sender, shape, lasts = known
-            time, name = float(at), cell.decode()
-            value, end = _read(name)
-            if (
-                count != b"1"
-                or not (last.isdigit() and len(last) < 20)
-                or type(value) is not str
-                or end != len(name)
-                or not isfinite(time)
-                or b"\n" in at  # another line
-                or not (rest == lasts if shape.ends else rest.isdigit() and len(rest) < 20)
-            ):
-                return None
-            return One(int(last), sender, shape, 0 if shape.ends else int(rest), time, value)
-        except WRONG:
+        last, head, rest, at, value = found.groups()
+        known = self._known.get(head)
+        if known is None:
             return None
+        sender, shape, lasts = known
+        if not shape.ends:
+            first = int(rest) if rest.isdigit() else -1
+        else:
+            first = 0 if rest == lasts else -1
+        if first < 0:
+            return None
+        return _make(One, (int(last), sender, shape, first, float(at), value.decode()))
 
 
 def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
@@ -227,7 +224,7 @@ def _row(fields: list[str]) -> Row:
     shape = _shape(what, kind, code, reason, rest if what == "ends" else "")
     times = list(map(float, cells[::2]))
     found = json.loads(f"[{','.join(cells[1::2])}]")
-    if len(times) != len(found) or not (times and isfinite(sum(times))):
+    if len(times) != len(found) or not (times and math.isfinite(sum(times))):
         raise ValueError("each order has a time and a subject")
     values = found if set(map(type, found)) == {str} else list(map(value_of, found))
     return Row(shape, 0 if shape.ends else _number(rest), times, values)

@@ -555,6 +555,8 @@ class Core:
             InvalidSessionWSId: If it is ``None``, can't be hashed, or other nodes couldn't be
                 told.
         """
+        if type(session_ws_id) is str:
+            return session_ws_id  # as most, and anybody can be told of one
         if session_ws_id is None:
             raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
         try:

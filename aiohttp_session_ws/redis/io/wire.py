@@ -109,7 +109,7 @@ class Wire(asyncio.Protocol):
         """
         Send a command; if the wire is broken nothing comes of it.
         """
-        if self.is_open:
+        if not self._transport.is_closing():  # as it is, too, once the wire has ended
             self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # of any length
 
     def data_received(self, data: bytes) -> None:
