@@ -111,4 +111,4 @@ def as_close(close: Close | int | None, reason: str | None, default: Close) -> C
     elif not isinstance(close, Close):
         # A bare code says nothing of a reason: the default's would be wrong for another code.
         close = default if close == default.code else Close(close)
-    return close.replace(None, reason)
+    return close if reason is None else close.replace(None, reason)

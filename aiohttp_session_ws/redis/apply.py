@@ -19,7 +19,7 @@ from .clock import RedisClock
 from .decoding import HeardOrder
 from .messages import CloseSession
 from .recent import SeenOrders
-from .rows import Row
+from .rows import One, Row
 
 __all__: list[str] = []
 
@@ -87,6 +87,23 @@ class Applier:
         if effect.closes:
             self._node.carry_out_soon(effect)
 
+    def carry_out_one(self, one: One) -> None:
+        """
+        Let the order of a message with one take effect, and close its sockets at once.
+        """
+        _, sender, (ends, kind, close, ttl), number, at, value = one
+        subject, given = Subject(kind, value), None
+        if ends:
+            order = Order((SubjectEnded(subject, at, ttl),), (), close)
+        else:
+            if not self._seen.add_one(sender, number):
+                return
+            order, given = Order((), (subject,), close), self._clock.latest(at)
+        effect = self._node.apply(order, before=given)
+        if effect.closes:
+            self._node.carry_out_soon(effect)
+        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
         """
         Let a row of orders take effect; return what carries out those that concern sockets here.
@@ -129,7 +146,7 @@ class Applier:
         if ends:
             order, given = Order((SubjectEnded(subject, at, ttl),), (), close), None
         else:
-            order, (given,) = Order((), (subject,), close), self._given((at,))
+            order, given = Order((), (subject,), close), self._clock.latest(at)
         effect = self._node.apply(order, before=given)
         self._node.order_heard(order, effect, sender.rpartition("/")[0])
         self._node.carry_out_soon(effect)

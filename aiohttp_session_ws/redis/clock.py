@@ -133,6 +133,19 @@ class RedisClock(Clock):
         """
         return self.monotonic() + self._best.offset if self.known else super().now()
 
+    def latest(self, at: float) -> float:
+        """
+        Return a time that is past by this process's clock, as late as it may have been.
+
+        Until the clock is known that is now.
+        """
+        now = self.monotonic()
+        if not self.known:
+            return now
+        measured, offset, error = self._best
+        latest = at - offset + error + (now - measured) * DRIFT
+        return latest if latest < now else now
+
     def begin_time(self) -> float:
         """
         Return the time for a lineage that begins now: after all that has ended here so far.

@@ -10,8 +10,19 @@ from json.encoder import encode_basestring_ascii as quote
 from .._lineage import Lineage, Subject
 from .clock import PENDING
 from .entries import AnyEntry, Argument, Entry, Single
-from .messages import Record, Stored, encode, envelope, head_of, keys_of_lookup, order_text
-from .rows import Shape, cell_text, row_text
+from .messages import (
+    CLOSE_TTL,
+    Record,
+    Stored,
+    as_json,
+    encode,
+    envelope,
+    head_of,
+    keys_of_lookup,
+    milliseconds,
+    order_text,
+)
+from .rows import Shape, cell_text, head_of_row, row_text
 
 __all__: list[str] = []
 
@@ -34,6 +45,10 @@ class Encoder:
         self._sender = sender
         self._numbers_of = quote(sender)[:-1]  # what the numbers of close orders begin with
         self._resolve = resolve
+        self._head = head_of(sender)
+        self._shape: Shape | None = None  # of the last order that went alone
+        self._line = self._key = self._text = self._how = self._tail = ""  # what such share
+        self._ttl = 0
 
     def arguments(self, entries: Sequence[AnyEntry], channel: str) -> list[Argument] | None:
         """
@@ -81,11 +96,34 @@ class Encoder:
         """
         Return the same for an order that goes alone, as most do, by fewer steps.
         """
-        head = head_of(self._sender)
-        row = row_text(entry.shape, entry.number, (cell_text(entry.at, entry.value),))
-        body = f"{head}\n{row}".encode()
-        news, begin = "" if entry.published else "1", len(head) + 2
-        return [1, self._tag, channel, body, news, 0, self._numbers_of, 1, begin, len(body)]
+        shape, value = entry.shape, entry.value
+        if shape is not self._shape:
+            self._take_shape(shape)
+        at, name = repr(entry.at), quote(value) if type(value) is str else as_json(value)
+        number = entry.number if not shape.ends else ""
+        body = f"{self._line}{number}\t{at}\t{name}".encode()
+        text = f"{self._text}{at}{self._how}{number}{self._tail}{name}]]"
+        news, begin = "" if entry.published else "1", len(self._head) + 2
+        args: list[Argument] = [1, self._tag, channel, body, news, 0, self._numbers_of]
+        args += [1, begin, len(body), self._key + name, text, self._ttl]
+        if shape.ends:
+            args.append(f"of:{name}" if shape.kind == "id" else "")
+        return args
+
+    def _take_shape(self, shape: Shape) -> None:
+        """
+        Spell out what orders of a shape have in common.
+        """
+        ends, kind, close, ttl = shape
+        self._shape = shape
+        self._line = f"{self._head}\n{head_of_row(shape)}"
+        if ends:
+            self._key, self._ttl = f"end:{kind}:", milliseconds(ttl)
+            self._text, self._how, self._tail = '[1,"before",', f",{ttl!r}", f',["{kind}",'
+            return
+        self._key, self._ttl = f"close:{kind}:", milliseconds(CLOSE_TTL)
+        self._text, self._how = '[1,"close",', f",{close.code},{self._numbers_of}/"
+        self._tail = f'",{quote(close.reason)},["{kind}",'
 
     def to_judge(
         self,

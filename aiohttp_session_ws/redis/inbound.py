@@ -16,7 +16,7 @@ from .decoding import HeardOrder, read_message, read_numbers, read_order
 from .messages import envelope
 from .pace import Pace
 from .recent import HeardNumbers, RecentOrders
-from .rows import is_row, read_row
+from .rows import One, OneReader, is_row, read_row
 
 __all__: list[str] = []
 
@@ -62,6 +62,7 @@ class Inbound:
         self._unreadable = unreadable
         self._pace = pace
         self._own = envelope(instance, [""]).encode()
+        self._ones = OneReader()
         self._logged = OncePerMinute()
         self.unrecorded = False
 
@@ -72,6 +73,10 @@ class Inbound:
         Returns:
             What to wait for, if there is so much that others must have their turn meanwhile.
         """
+        one = self._ones.read(data)
+        if one is not None:
+            self._hear_one(one, data)
+            return None
         self._pace.count()
         head = read_numbers(data)
         if head is None:
@@ -93,7 +98,7 @@ class Inbound:
             return self._carry_out_many(sender, lines, (), first, last)
         readable = True
         for number, line in enumerate(lines, 1):
-            rest = self._carry_out(sender, line)
+            rest = self._carry_out(sender, line, body if len(lines) == 1 else None)
             if rest is None:
                 readable = False
             elif len(rest) > FEW:
@@ -104,6 +109,18 @@ class Inbound:
                     act()
         self._tell_if_unreadable(readable, first, last)
         return None
+
+    def _hear_one(self, one: One, data: bytes) -> None:
+        """
+        Carry out the order of a message that has one: its close frames come before all else.
+        """
+        try:
+            self._applier.carry_out_one(one)
+        finally:
+            self._pace.count()
+            if not self._numbers.hear(one.last, one.last):
+                self._doubt()
+            self._recent.add(one.sender, data[data.index(b"\n") + 1 :])
 
     async def _carry_out_many(
         self,
@@ -130,9 +147,16 @@ class Inbound:
             readable = readable and rest is not None
         self._tell_if_unreadable(readable, first, last)
 
-    def _carry_out(self, sender: str, line: str) -> Sequence[Callable[[], None]] | None:
+    def _carry_out(
+        self, sender: str, line: str, body: bytes | None = None
+    ) -> Sequence[Callable[[], None]] | None:
         """
         Carry out an order, or what can be done at once of a row.
+
+        Args:
+            sender: Who has sent it.
+            line: Its line.
+            body: The message, if it has no other line.
 
         Returns:
             What is left to do; ``None`` if it can't be read.
@@ -140,6 +164,8 @@ class Inbound:
         if is_row(line):
             row = read_row(line)
             if row is not None:
+                if body is not None:
+                    self._ones.learn(body, sender, row)
                 return self._applier.carry_out_row(row, sender)
         elif (order := read_order(line)) is not None:
             if order.question is None:

@@ -189,7 +189,25 @@ class SeenOrders:
         """
         Note that an order has come; tell whether it is the first time.
         """
-        return not self.add_row(*_parts(number), 1)
+        return self.add_one(*_parts(number))
+
+    def add_one(self, instance: str, number: int) -> bool:
+        """
+        Note that an order of a node has come; tell whether it is the first time.
+        """
+        if instance == self._instance:
+            return number > self._count
+        blocks, now = self._blocks, self._clock()
+        key, bit = (instance, number // BLOCK), 1 << number % BLOCK
+        block = blocks.get(key)
+        if block is None:
+            blocks[key] = bit, now
+            self._forget(now)
+            return True
+        bits, _ = block
+        blocks[key] = bits | bit, now
+        blocks.move_to_end(key)
+        return not bits & bit
 
     def add_row(self, instance: str, first: int, length: int) -> set[int]:
         """
@@ -208,13 +226,16 @@ class SeenOrders:
                 known.update(n for n in range(number, number + count) if before >> n % BLOCK & 1)
             self._blocks[instance, block] = before | bits, now
             number += count
-        while len(self._blocks) > MOST or self._is_old(now):
-            _ = self._blocks.popitem(last=False)
+        self._forget(now)
         return known
 
-    def _is_old(self, now: float) -> bool:
-        _, at = self._blocks[next(iter(self._blocks))]
-        return at < now - KEPT
+    def _forget(self, now: float) -> None:
+        """
+        Forget what is too old or too much; what has come now stays.
+        """
+        blocks, oldest = self._blocks, now - KEPT
+        while len(blocks) > MOST or blocks[next(iter(blocks))][1] < oldest:
+            _ = blocks.popitem(last=False)
 
     def has(self, number: str) -> bool:
         """

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from typing import Final, NamedTuple
@@ -23,6 +24,17 @@ from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of, value_of
 from .messages import CLOSE_TTL, CloseSession, as_json, milliseconds
 
 __all__: list[str] = []
+
+KNOWN: Final = 1000  # beginnings of messages: some of each node
+LONGEST: Final = 1000  # bytes of a message with one order that is looked at more closely
+
+#: A message with one order, as most are: the number of its record, what it has in common with
+#: others, the number of the order or how long it is kept, when it was given, and its subject.
+_one: Final = re.compile(
+    rb"([0-9]{1,19}):1\n([^\n]+\n[^\n]+)\t([0-9.]{1,19})\t([0-9]{1,19}\.[0-9]{1,19})"
+    rb'\t"([ !#-\[\]-~]*)"'
+).fullmatch
+_make: Final[Callable[[type[One], tuple[int, str, Shape, int, float, str]], One]] = tuple.__new__
 
 _KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "label"}
 
@@ -70,12 +82,15 @@ def row_text(shape: Shape, first: int, cells: Iterable[str]) -> str:
         first: The number of the first, if they are close orders.
         cells: Of each what :func:`cell_text` returns.
     """
-    head = _head_text(shape)
+    head = head_of_row(shape)
     return "\t".join((head if shape.ends else f"{head}{first}", *cells))
 
 
 @lru_cache(16)  # most are one of a few
-def _head_text(shape: Shape) -> str:
+def head_of_row(shape: Shape) -> str:
+    """
+    Return what a row begins with; in one of close orders the number of the first comes next.
+    """
     ends, kind, close, ttl = shape
     how = f"{close.code}\t{quote(close.reason)}"
     if ends:
@@ -120,6 +135,70 @@ def read_row(line: str) -> Row | None:
         return _row(line.split("\t"))
     except WRONG:
         return None
+
+
+class One(NamedTuple):
+    """
+    A message with one order and nothing else, as most have.
+
+    Attributes:
+        last: The number of its record.
+        sender: Who has sent it.
+        shape: The shape of its row.
+        first: The number of the order among its node's close orders; 0 if it is an end.
+        at: When it was given, by the one clock.
+        value: Which id, identity or label.
+    """
+
+    last: int
+    sender: str
+    shape: Shape
+    first: int
+    at: float
+    value: str
+
+
+class OneReader:
+    """
+    Reads messages with one order, by what they have in common with one that was read before.
+
+    A message ends with the time and the subject of its order. What stands before these is the
+    same for all of one sender and one shape, but for the number of a close order; so it is read
+    once. What isn't exactly so is left to who reads messages of any kind.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[str, Shape, bytes]] = {}
+
+    def learn(self, body: bytes, sender: str, row: Row) -> None:
+        """
+        Keep what a message begins with that has a row of one order, and nothing else.
+        """
+        if len(row.values) == 1 and type(row.values[0]) is str:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            head, rest, _, _ = body.rsplit(b"\t", 3)
+            self._known[head] = sender, row.shape, rest if row.shape.ends else b""
+
+    def read(self, data: bytes) -> One | None:
+        """
+        Return the order of a message, ``None`` if it isn't one that begins as another did.
+        """
+        found = _one(data) if len(data) <= LONGEST else None
+        if found is None:
+            return None
+        last, head, rest, at, value = found.groups()
+        known = self._known.get(head)
+        if known is None:
+            return None
+        sender, shape, lasts = known
+        if not shape.ends:
+            first = int(rest) if rest.isdigit() else -1
+        else:
+            first = 0 if rest == lasts else -1
+        if first < 0:
+            return None
+        return _make(One, (int(last), sender, shape, first, float(at), value.decode()))
 
 
 def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:

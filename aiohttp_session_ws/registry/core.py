@@ -93,7 +93,7 @@ from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
 from .draining import Drainer
 from .hooks import Adopt, Hooks, Ids, Overrides
 from .identify import NOBODY, Identifier, Owner, subjects_of
-from .judging import Judge, Unjudged
+from .judging import Judge, Unjudged, is_certain
 from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
@@ -323,6 +323,10 @@ class Core:
         found = self._concerned(order, before)
         if not found:
             return NO_EFFECT  # as most
+        if len(found) == 1 and order.close is not None:
+            ((connection, told),) = found.items()
+            if connection.state is OPEN and is_certain(order.changes, connection, told):
+                return Effect(((order.close, (connection,)),))
         judge = Judge(
             order.changes, bool(order.closes), order.close, self.status_of, self.close_for
         )
@@ -483,10 +487,13 @@ class Core:
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
         """
-        effect = self.apply(order)
+        try:
+            # First, for others have farther to go; nothing comes in between.
+            pending = self.cluster.publish(order, wait=wait)
+        finally:
+            effect = self.apply(order)
         if except_ is not None:
             effect = _without(self.connections.tracked(except_), effect)
-        pending = self.cluster.publish(order, wait=wait)
         if effect is NO_EFFECT:
             self.announcer.given(order, effect)
             report = await pending.report(NOTHING_CLOSED)
@@ -548,6 +555,8 @@ class Core:
             InvalidSessionWSId: If it is ``None``, can't be hashed, or other nodes couldn't be
                 told.
         """
+        if type(session_ws_id) is str:
+            return session_ws_id  # as most, and anybody can be told of one
         if session_ws_id is None:
             raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
         try:

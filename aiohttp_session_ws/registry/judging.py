@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..close_codes import RECONNECT, SESSION_ENDED, Close
 from ..connections.connection import CLOSED, OPEN, TrackedConnection
-from ..sessions.records import Change, LineageEnded
+from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.status import State, Status
 
 __all__: list[str] = []
@@ -88,6 +88,24 @@ class Judge:
                 if isinstance(change, LineageEnded):
                     return RECONNECT if change.carries else SESSION_ENDED
         return RECONNECT
+
+
+def is_certain(changes: Sequence[Change], connection: TrackedConnection, told: bool) -> bool:
+    """
+    Tell whether an order closes a connection whatever else is known, so that it needn't be judged.
+
+    Args:
+        changes: The records of the order; they are merged.
+        connection: One that it may concern.
+        told: Whether the order tells it to reconnect in any case.
+    """
+    if told:
+        return True
+    if len(changes) != 1 or type(changes[0]) is not SubjectEnded or connection.seldom is not None:
+        return False
+    (kind, value), before, _ = changes[0]
+    own = connection.session_ws_id if kind == "id" else connection.identity
+    return kind != "label" and own == value and connection.lineage.began <= before
 
 
 class Unjudged:

@@ -54,7 +54,8 @@ class CloseOrders:
         self._newer[kind].update(found)
 
     def _begin_lot(self, now: float) -> None:
-        self.latest = max(self.latest, now)
+        if now > self.latest:
+            self.latest = now
         if now >= self._begun + HANDSHAKE_LIMIT:
             self._newer, self._older = _nothing(), self._newer
             self._begun = now

@@ -61,9 +61,9 @@ class Line:
         Send a command; the future has its answer, or the error that came instead.
         """
         assert self._wire is not None, "not connected"
+        self._wire.send(*args)  # if that breaks, whoever reads learns of it
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        self._wire.send(*args)  # if that breaks, whoever reads learns of it
         return answer
 
     def _take(self, reply: Any) -> None:

@@ -128,6 +128,12 @@ class Outbox:
         """
         Write *entry*, now or as soon as that can be done.
         """
+        line = self.link.line
+        waiting = self._queue or self._in_flight or self._aside or self._wait()
+        if not waiting and line is not None and self._send(line, [entry]):  # as most
+            self._empty.clear()
+            self._idle.clear()
+            return entry
         if len(self._queue) + len(self._aside) >= DEPTH:
             _ = (self._aside or self._queue).popleft()
             if self._lost % 10_000 == 0:
@@ -221,10 +227,10 @@ class Outbox:
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
+        answer = line.call("EVALSHA", WRITE.digest, *args)
         loop = asyncio.get_running_loop()
         batch = Batch(entries, args, loop.time(), again)
         self._in_flight.append(batch)
-        answer = line.call("EVALSHA", WRITE.digest, *args)
         answer.add_done_callback(partial(self._answered, batch, line))
         if self._timer is None:
             self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)

@@ -54,7 +54,9 @@ end
 # ARGV: the channel, the message, whether it is published if writing is refused, how many records
 # are recorded only (the first ones), what the numbers of close orders begin with, how many rows of
 # orders the message has, of each where it begins and ends in it, then the TTL and the text of each
-# record. What a row orders is recorded from the message itself.
+# record. What a row orders is recorded from the message itself. If that is one order and nothing
+# else, there follow for ONE its key without the tag, its text and its TTL, and for an end the key
+# of the note of its lineage, "" if it isn't of an id.
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
@@ -266,7 +268,8 @@ end
 -- found together, by the last number of them.
 local function publish(names, body)
     local count = #names
-    local number = count > 0 and call('INCRBY', prefix .. 'seq', count) or 0
+    local number = count > 0 and (taken or call('INCRBY', prefix .. 'seq', count)) or 0
+    taken = nil
     if refused then return end
     if count > 0 then
         local recent, before = prefix .. 'recent', number - count
@@ -319,7 +322,34 @@ local function write()
 end
 """.replace("MOST_CHECKED", "1000").replace("MOST", str(MOST))
 
-WRITE: Final = make_script(_WRITE, "return write()\n")
+# One order, as most messages have, without the functions above, which are made anew at each run.
+# Where there is something to merge with, or anything is out of the ordinary, they do it all: to
+# write twice what was written does no harm, and a number that was taken is used.
+_ONE: Final = """
+local taken -- a number that belongs to the only record
+if ARGV[9] and ARGV[6] == '1' and not KEYS[2] then
+    local tag, note = KEYS[1], ARGV[12]
+    local name, free = tag .. ARGV[9], true
+    if note then
+        local found = redis.pcall('MGET', name, note == '' and name or tag .. note)
+        free = not (found.err or found[1] or found[2])
+    end
+    if free and not redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11]).err then
+        taken = redis.pcall('INCR', tag .. 'seq')
+        if type(taken) ~= 'number' then
+            taken = nil
+        elseif taken % MOST_CHECKED > 0 then
+            local text = string.format('%.0f', taken)
+            if type(redis.pcall('ZADD', tag .. 'recent', text, name)) == 'number' then
+                redis.call('PUBLISH', ARGV[1], text .. ':1\\n' .. ARGV[2])
+                return {}
+            end
+        end
+    end
+end
+""".replace("MOST_CHECKED", "1000")
+
+WRITE: Final = make_script(_ONE, _WRITE, "return write()\n")
 
 # ARGV from the back: of the session that goes on its generation and beginning, the seconds of the
 # grace, since when an end of the identity concerns it, and how many keys, which are the last of
@@ -327,6 +357,7 @@ WRITE: Final = make_script(_WRITE, "return write()\n")
 #
 # It does not trust what this node remembers: the session must be alive by all that is recorded.
 END_OTHERS: Final = make_script(
+    "local taken\n",
     _WRITE,
     CLOCK,
     """

@@ -70,14 +70,7 @@ class Subscriber:
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
             tries = min(tries + 1, 10)
 
-    def _handle(self, handle: Handle, data: bytes) -> Awaitable[None] | None:
-        try:
-            waiting = handle(data)
-        except Exception as exc:  # noqa: BLE001  one message must not make us deaf for others
-            self._note_failed(exc)
-            return None
-        if waiting is None:
-            return None
+    def _wait_for(self, waiting: Awaitable[None]) -> Awaitable[None]:
         task = asyncio.ensure_future(waiting)
         task.add_done_callback(self._note_done)
         return task
@@ -114,14 +107,19 @@ class Subscriber:
             await close_client(client)
 
     def _take(self, handlers: Mapping[bytes, Handle], reply: Any) -> Awaitable[None] | None:
-        if isinstance(reply, Exception):
-            raise reply  # it may not be subscribed to
         if isinstance(reply, list):
             kind = reply[0]
             if kind == b"message":
-                return self._handle(handlers[reply[1]], reply[2])
+                try:
+                    waiting = handlers[reply[1]](reply[2])
+                except Exception as exc:  # noqa: BLE001  it must not make us deaf for others
+                    self._note_failed(exc)
+                    return None
+                return None if waiting is None else self._wait_for(waiting)
             if kind == b"subscribe":
                 self._subscribed()
+        elif isinstance(reply, Exception):
+            raise reply  # it may not be subscribed to
         return None
 
     async def _watch(self, wire: Wire) -> None:

@@ -29,6 +29,7 @@ __all__: list[str] = []
 Take: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
 TURN: Final = 0.001  # seconds of replies before others have their turn
+_monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 NOTHING: Final = object()  # there is no complete reply yet
 
 
@@ -108,21 +109,21 @@ class Wire(asyncio.Protocol):
         """
         Send a command; if the wire is broken nothing comes of it.
         """
-        if self.is_open:
+        if not self._transport.is_closing():  # as it is, too, once the wire has ended
             self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # of any length
 
     def data_received(self, data: bytes) -> None:
         """
         Hand out the replies that are complete.
         """
-        self.heard_at = self._loop.time()
+        self.heard_at = now = _monotonic()
         self._reader.feed(data)
         if not self.paused:
-            self._hand_out()
+            self._hand_out(now)
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, now: float) -> None:
         gets, take = self._reader.gets, self._take
-        turn = time.monotonic() + TURN
+        turn = now + TURN
         try:
             while (reply := gets()) is not NOTHING:
                 if isinstance(reply, Exception) and self._is_trouble(reply):
@@ -134,7 +135,7 @@ class Wire(asyncio.Protocol):
                     self._task = asyncio.ensure_future(waiting)
                     self._task.add_done_callback(self._go_on)
                     return
-                if time.monotonic() > turn:
+                if _monotonic() > turn:
                     self._pause()
                     _ = self._loop.call_soon(self._go_on)
                     return
@@ -160,7 +161,7 @@ class Wire(asyncio.Protocol):
         if self.ended.done():
             return
         self.paused = False
-        self._hand_out()
+        self._hand_out(_monotonic())
         if not self.paused and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -41,6 +41,19 @@ class TestRedisClock:
             assert times.clock.begin_time() <= times.right <= times.clock.end_time()
             times.now += 1.0  # for the clock never runs back
 
+    def test_latest(self) -> None:
+        """What others have timed was not later than it is said to be, nor later than now."""
+        rng, times = random.Random(2), Times()
+        assert times.clock.latest(PENDING) == times.now
+        for _ in range(50):
+            times.measure(rng.uniform(0, 0.05), rng.uniform(0, 0.05))
+            ago = rng.uniform(0, 5.0)
+            latest = times.clock.latest(times.right - ago)
+            assert times.now - ago - 1e-6 <= latest <= times.now
+            assert latest <= times.now - ago + 2 * times.clock.error + 1e-6
+            assert times.clock.latest(times.right + ago) == times.now
+            times.now += 1.0
+
     def test_best_counts(self) -> None:
         """One quick answer of ten is enough."""
         times = Times()

@@ -5,12 +5,14 @@ Records and orders on their way through Redis: what is written can be read.
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
 
 from aiohttp_session_ws._lineage import Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT, Close
+from aiohttp_session_ws.redis import rows
 from aiohttp_session_ws.redis.decoding import (
     HeardOrder,
     read_message,
@@ -18,7 +20,7 @@ from aiohttp_session_ws.redis.decoding import (
     read_order,
     read_record,
 )
-from aiohttp_session_ws.redis.encoder import Encoder, Message
+from aiohttp_session_ws.redis.encoder import Encoder, Message, body_of
 from aiohttp_session_ws.redis.entries import Entry, Single
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
@@ -30,9 +32,13 @@ from aiohttp_session_ws.redis.messages import (
     order_text,
 )
 from aiohttp_session_ws.redis.rows import (
+    One,
+    OneReader,
+    Row,
     Shape,
     cell_text,
     is_row,
+    orders_of,
     read_orders,
     read_row,
     row_text,
@@ -197,8 +203,13 @@ class TestOrders:
         message = Message("a/1")
         message.add(entry)
         body, (place,) = message.finish()
-        assert alone == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
-        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == alone
+        assert alone is not None
+        general, short = alone[:10], alone[10:]
+        assert general == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
+        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == general
+        full = entry.spelled_out("a/1")
+        stored = encode((*full.changes, *full.closes)[0])
+        assert short == [stored.key, stored.text, stored.ttl, *(['of:"x"'] if ends else [])]
 
     @pytest.mark.parametrize(
         "line",
@@ -223,6 +234,63 @@ class TestOrders:
         """A row of another version, or of nonsense, is no row."""
         assert read_row(line) is None
         assert read_orders(line, "a/1") is None
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_one(self, ends: bool) -> None:
+        """A message with one order is read by what one before it began with, and as that was."""
+        encoder, reader = Encoder("p", "a/1", lambda record: record), OneReader()
+        shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
+
+        def message(value: Hashable, number: int = 7) -> bytes:
+            entry = Single(shape, 1.5, value, 0 if ends else number)
+            return b"12:1\n" + body_of(encoder.arguments([entry], "orders") or ())
+
+        first = message("x")
+        assert reader.read(first) is None
+        _, _, body = read_numbers(first) or (0, 0, b"")
+        sender, (line,) = read_message(body) or ("", [""])
+        row = read_row(line)
+        assert row is not None
+        reader.learn(body, sender, row)
+        for value in ("x", "", "a word", "#!~[]", "x" * 500):
+            one = One(12, "a/1", shape, 0 if ends else 9, 1.5, value)
+            assert reader.read(message(value, 9)) == one
+        others: list[Hashable] = [1, ("x", 1), "x" * 2000]
+        others += ['a "word"', "tab\tand\n", "\\", "\u0663", "\ud800", "\x7f"]
+        assert not any(reader.read(message(value)) for value in others)
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_not_one(self, ends: bool) -> None:
+        """Whatever isn't exactly one order that can be read is read by the longer way."""
+        rng, reader = random.Random(2), OneReader()
+        shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
+        row = Row(shape, 0 if ends else 7, [1.5], ["x"])
+        body = envelope("a/1", [row_text(shape, row.first, [cell_text(1.5, "x")])]).encode()
+        reader.learn(body, "a/1", row)
+        good = b"12:1\n" + body
+        assert reader.read(good) is not None
+        for _ in range(5000):
+            broken = bytearray(good)
+            broken[rng.randrange(len(broken))] = rng.choice(b'0179 -+."\\\t\n:a[]\xff')
+            found = reader.read(bytes(broken))
+            if found is None:
+                continue
+            first, last, rest = read_numbers(bytes(broken)) or (0, 0, b"")
+            assert (first, last) == (found.last, found.last)
+            _, (line,) = read_message(rest) or ("", [""])
+            assert list(read_orders(line, "a/1") or ()) == list(
+                orders_of(Row(shape, found.first, [found.at], [found.value]), "a/1")
+            )
+
+    def test_many_beginnings(self) -> None:
+        """No more is remembered than some for each node."""
+        reader, shape = OneReader(), Shape(ends=True, kind="id", close=RECONNECT, ttl=9.0)
+        row = Row(shape, 0, [1.5], ["x"])
+        line = row_text(shape, 0, [cell_text(1.5, "x")])
+        for number in range(rows.KNOWN + 1):
+            reader.learn(envelope(f"a/{number}", [line]).encode(), f"a/{number}", row)
+        assert reader.read(b"1:1\n" + envelope("a/0", [line]).encode()) is None
+        assert reader.read(b"1:1\n" + envelope(f"a/{rows.KNOWN}", [line]).encode()) is not None
 
     @pytest.mark.parametrize("data", [b"", b"x", b"1:\n", b":1\n", b"-1:1\n", b"1\n", b"1:1"])
     def test_no_numbers(self, data: bytes) -> None:

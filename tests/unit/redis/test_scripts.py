@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from aiohttp_session_ws._lineage import Kind, Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT
@@ -159,6 +160,48 @@ class TestMerge:
                 known = await redis.write(*entries)
                 kept.append((await redis.all_records(), sorted(known)))
             assert kept[0] == kept[1]
+
+    @pytest.mark.parametrize("state", ["new", "list", "word", "thousandth"])
+    async def test_alone(self, redis: Scripts, state: str) -> None:
+        """An order that goes alone is recorded, numbered and filed as any, whatever is there."""
+        rng = random.Random(state)
+        for _ in range(20):
+            orders, before = [single(rng) for _ in range(6)], Entry([change(rng)])
+            kept = []
+            for full in (False, True):
+                await redis.client.flushdb()
+                await redis.write(before)
+                await redis.client.delete(f"{TAG}recent")
+                if state == "list":
+                    await redis.client.rpush(f"{TAG}recent", "foreign")
+                elif state == "word":
+                    await redis.client.set(f"{TAG}seq", "foreign")
+                elif state == "thousandth":
+                    await redis.client.set(f"{TAG}seq", scripts.MOST + 997)
+                found: list[Any] = []
+                for one in orders:
+                    try:
+                        known = await redis.write(one.spelled_out("a/1") if full else one)
+                        found.append(sorted(known))
+                    except ResponseError as exc:
+                        found.append(type(exc))
+                numbers = await redis.client.get(f"{TAG}seq")
+                floor = await redis.client.get(f"{TAG}floor")
+                kept.append((await redis.all_records(), found, numbers, floor))
+                if await redis.client.type(f"{TAG}recent") == b"zset":
+                    found.append(await redis.client.zrange(f"{TAG}recent", 0, -1, withscores=True))
+            assert kept[0] == kept[1]
+
+    @pytest.mark.parametrize("ends", [False, True])
+    async def test_alone_refused(self, redis: Scripts, ends: bool) -> None:
+        """An order that goes alone, and can't be recorded, is published without a number."""
+        shape = Shape(ends=ends, kind="id", close=RECONNECT, ttl=60.0)
+        await redis.client.set(f"{TAG}seq", "foreign")
+        async with redis.client.pubsub() as pubsub:
+            await pubsub.subscribe("orders")
+            with pytest.raises(ResponseError):
+                await redis.write(Single(shape, 5.0, "x", 0 if ends else 1))
+            assert (await _message(pubsub)).startswith(b"0:0\n{")
 
     async def test_row_over_others(self, redis: Scripts) -> None:
         """A foreign value under a key stops no row."""

@@ -5,23 +5,40 @@ Orders for many sockets, which are judged while they are closed.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import WSMsgType
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts
+from aiohttp_session_ws._lineage import Kind, Lineage, Subject
+from aiohttp_session_ws.close_codes import RECONNECT, SESSION_ENDED, Close
 from aiohttp_session_ws.connections import closing
 from aiohttp_session_ws.connections.connection import OPEN, TrackedConnection
 from aiohttp_session_ws.registry import core
+from aiohttp_session_ws.registry.identify import Owner, subjects_of
+from aiohttp_session_ws.registry.judging import Judge, is_certain
 from aiohttp_session_ws.results import CloseReport
+from aiohttp_session_ws.sessions.records import (
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
+from aiohttp_session_ws.sessions.status import State, Status, status
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import AiohttpClient, Client, expect_close, make_app, until, user_of
 from tests.support.inspect import inspect
 
 MANY = 5
+CLOSE_FOR = {State.ALIVE: None, State.REPLACED: RECONNECT, State.ENDED: SESSION_ENDED}
+SUBJECTS: tuple[tuple[Kind, str], ...] = (("id", "x"), ("id", "y"), ("identity", "ann"))
 
 
 def anns(registry: SessionWSRegistry) -> list[TrackedConnection]:
@@ -148,3 +165,41 @@ async def test_coming_meanwhile(
         assert await expect_close(ws) == 4401
 
     assert (await order).sockets == MANY
+
+
+def test_certain() -> None:
+    """Whoever is surely closed would be closed in the same way by all that is known."""
+    rng, certain = random.Random(3), [0, 0]
+    for _ in range(3000):
+        records, lineage = Records(), Lineage("t", rng.randrange(3), rng.uniform(0, 3))
+        identity, seldom = rng.choice([None, "ann"]), rng.random() < 0.2
+        connection: Any = SimpleNamespace(
+            state=OPEN,
+            lineage=lineage,
+            session_ws_id="x",
+            identity=identity,
+            seldom={} if seldom else None,
+            labels=(),
+            proven=None,
+        )
+        end = SubjectEnded(Subject(*rng.choice(SUBJECTS)), rng.uniform(0, 3), 60.0)
+        told = rng.random() < 0.5
+        others: list[Change] = [
+            LineageEnded("t", 1.0, carries=rng.random() < 0.5, ttl=60.0),
+            LineageRenewed("t", 2, 1, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
+            IdNote("x", "t", 1.0, 60.0),
+        ]
+        changes: tuple[Change, ...] = () if told else (end,)
+        for change in (*rng.sample(others, rng.randrange(3)), *changes):
+            records.merge(change)
+
+        def judge(c: TrackedConnection, known: Records = records) -> Status:
+            subjects = subjects_of(c.session_ws_id, Owner(c.identity, c.labels))
+            return status(known, c.lineage, subjects, 2.0, 30.0)
+
+        slow = Judge(changes, told, Close(4000), judge, lambda found: CLOSE_FOR[found.state])
+        if is_certain(changes, connection, told):
+            certain[told] += 1
+            assert slow.close_of(connection, told) == Close(4000)
+            assert not slow.replaced
+    assert min(certain) > 100
