@@ -107,6 +107,8 @@ def as_close(close: Close | int | None, reason: str | None, default: Close) -> C
         ValueError: If a close frame cannot carry them.
     """
     if close is None:
+        if reason is None:
+            return default  # as most
         close = default
     elif not isinstance(close, Close):
         # A bare code says nothing of a reason: the default's would be wrong for another code.

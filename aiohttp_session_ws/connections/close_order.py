@@ -176,7 +176,10 @@ def ends_with_close(data: bytes) -> bool:
 
 
 @functools.lru_cache(maxsize=64)  # most orders say what others have said
-def _close_frame(code: int, reason: str) -> bytes:
+def close_frame(code: int, reason: str) -> bytes:
+    """
+    Return a close frame.
+    """
     return encode_frame(_PACK_CODE(code) + reason.encode(), WSMsgType.CLOSE)
 
 
@@ -205,7 +208,6 @@ class CloseOrder:
 
     __slots__ = (
         "_close",
-        "_frame",
         "aborted",
         "answered",
         "cancelled",
@@ -222,7 +224,6 @@ class CloseOrder:
         self, close: Close | None, done: asyncio.Future[tuple[int, int]], given: float
     ) -> None:
         self._close = close
-        self._frame = b"" if close is None else _close_frame(close.code, close.reason)
         self.given = given
         self.writing = True
         self.answered: list[Closing] = []
@@ -241,13 +242,6 @@ class CloseOrder:
         close = self._close or connection.close_order
         assert close is not None
         return close
-
-    def frame_for(self, connection: TrackedConnection) -> tuple[int, bytes]:
-        """
-        Return the close code for the peer of a connection, and the frame.
-        """
-        close = self.close_for(connection)
-        return close.code, self._frame or _close_frame(close.code, close.reason)
 
     def bound(self, closing: Closing) -> None:
         """

@@ -41,7 +41,7 @@ from .._logging import fingerprint, log
 from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..options import Timeouts
-from .close_order import CloseOrder, Closing
+from .close_order import CloseOrder, Closing, close_frame
 from .connection import CLOSED, CLOSING, OPEN, OPENING, TrackedConnection
 from .farewell import call_close, write_last_words
 from .websocket import ServedWebSocket
@@ -497,38 +497,31 @@ def _write_frames(
     for number, connection in enumerate(connections, 1):
         if connection is not None:
             told.append(connection)
-            _write_frame(order, connection)
+            write_frame(connection, order.close_for(connection))
         if number % LOOK == 0 and (number >= most or time.thread_time() > began + seconds):
             return told, True
     return told, False
 
 
-def _write_frame(order: CloseOrder, connection: TrackedConnection) -> None:
-    transport, ws = connection.transport, connection.ws
+def write_frame(connection: TrackedConnection, close: Close) -> None:
+    """
+    Write the last words and the close frame of a connection, if it is a websocket to be closed.
+    """
+    state, transport, ws = connection.state, connection.transport, connection.ws
     if (
-        (connection.state is OPEN or (connection.state is OPENING and ws.prepared))
-        and transport is not None
-        and isinstance(ws, ServedWebSocket)
-        and not (transport.is_closing() or ws.closed)
+        not (state is OPEN or (state is OPENING and ws.prepared))
+        or transport is None
+        or not isinstance(ws, ServedWebSocket)
+        or transport.is_closing()
+        or ws.closed
     ):
-        _write_end(connection, ws, transport, order)
-
-
-def _write_end(
-    connection: TrackedConnection,
-    ws: ServedWebSocket,
-    transport: asyncio.Transport,
-    order: CloseOrder,
-) -> None:
-    """
-    Write the last words and the close frame.
-    """
+        return
     try:
         if connection.send_queue is not None:
             connection.send_queue.drop()
         if connection.seldom is not None and connection.close_order is not None:
             write_last_words(connection, transport, connection.close_order)
-        ws.write_close(transport, *order.frame_for(connection))
+        ws.write_close(transport, close.code, close_frame(close.code, close.reason))
     except Exception:
         log.warning("closing a websocket failed", exc_info=True)
         connection.abort()

@@ -6,6 +6,7 @@ A little over 300 lines long: one index, and the one object that has one of each
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
@@ -125,6 +126,17 @@ class Index:
         if isinstance(group, tuple):
             group = self._look_at(key, group)
         return list(group.values()) if isinstance(group, dict) else [group]
+
+    def some(self, key: Hashable, most: int) -> Iterable[TrackedConnection]:
+        """
+        Return the first connections under *key*.
+        """
+        group = self._groups.get(key)
+        if type(group) is TrackedConnection:
+            return (group,)
+        if isinstance(group, dict):
+            return tuple(itertools.islice(group.values(), most))
+        return ()  # what was registered by hand may wait until somebody looks at it
 
     def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
         """

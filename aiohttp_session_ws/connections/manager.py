@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..close_codes import NORMAL, SLOW_CONSUMER, Close
 from ..options import PushQueue, Timeouts
 from ..results import Snapshot
 from ..typing import Data
-from .closing import CloseEngine
+from .closing import CloseEngine, write_frame
 from .connection import (
     CLOSED,
     NO_LINEAGE,
@@ -43,6 +44,7 @@ from .websocket import ServedWebSocket, is_closed
 __all__: list[str] = []
 
 TICK: Final = 1.0  # seconds between two looks for connections that died without a word
+FIRST: Final = 16  # close frames that are written before anything else is done
 LOOKED_AT: Final = 1000  # connections in a row, about 1 ms; then others have their turn
 
 
@@ -315,6 +317,42 @@ class ConnectionManager(ConnectionIndex):
         return [c for c in self._orphaned_handlers if wanted(c)]
 
     # The way out
+
+    def write_first(
+        self,
+        subject: Subject,
+        close: Close,
+        before: float = math.inf,
+        but: Connection | None = None,
+    ) -> Sequence[TrackedConnection]:
+        """
+        Write the close frames of an id's sockets that an order closes whatever else is found out.
+
+        The order has to be carried out before anything is awaited: this is only the part of it
+        that its peers wait for. Of many sockets, the first few.
+
+        Args:
+            subject: Whose sockets; only those of ids are found so quickly.
+            close: With what the order closes.
+            before: By when the lineage of a socket must have begun.
+            but: Which connection is left alone.
+
+        Returns:
+            Whose were written.
+        """
+        written: list[TrackedConnection] = []
+        if subject.kind != "id":
+            return written
+        for connection in self.open.some(subject.value, FIRST):
+            if (
+                connection.state is OPEN
+                and connection.lineage.began <= before
+                and connection is not but
+            ):
+                connection.close_order = close
+                write_frame(connection, close)
+                written.append(connection)
+        return written
 
     def close_now(
         self, connections: Iterable[TrackedConnection], close: Close

@@ -477,7 +477,11 @@ class Core:
         )
 
     async def give(
-        self, order: Order, wait: float = 0.0, except_: Connection | None = None
+        self,
+        order: Order,
+        wait: float = 0.0,
+        except_: Connection | None = None,
+        first: Sequence[TrackedConnection] = (),
     ) -> CloseReport:
         """
         Let an order take effect here and everywhere, and wait until its sockets are gone.
@@ -486,12 +490,18 @@ class Core:
             order: The order.
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
+            first: Connections whose close frames are written already.
         """
         try:
-            # First, for others have farther to go; nothing comes in between.
-            pending = self.cluster.publish(order, wait=wait)
-        finally:
-            effect = self.apply(order)
+            try:
+                # First, for others have farther to go; nothing comes in between.
+                pending = self.cluster.publish(order, wait=wait)
+            finally:
+                effect = self.apply(order)
+        except BaseException:
+            if order.close is not None:
+                self.connections.close_soon(first, order.close)
+            raise
         if except_ is not None:
             effect = _without(self.connections.tracked(except_), effect)
         if effect is NO_EFFECT:

@@ -145,7 +145,8 @@ class Orders:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        return core.give(Order((), (subject,), told, by), wait, except_)
+        first = core.connections.write_first(subject, told, but=except_)
+        return core.give(Order((), (subject,), told, by), wait, except_, first)
 
     async def end_session(
         self,
@@ -182,12 +183,13 @@ class Orders:
             if session_ws_id is None:
                 return CloseReport(stored=False)
         subject = Subject("id", core.usable_id(session_ws_id))
+        told = as_close(close, reason, SESSION_ENDED)
         before = core.clock.end_time()
+        first = core.connections.write_first(subject, told, before)
         end = SubjectEnded(subject, before, core.ttl)
         core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))
-        told = as_close(close, reason, SESSION_ENDED)
-        return await core.give(Order(changes, (), told, by), wait)
+        return await core.give(Order(changes, (), told, by), wait, first=first)
 
     def _ends_of_known(self, session_ws_id: Hashable, before: float) -> Iterable[Change]:
         """

@@ -11,6 +11,7 @@ import pytest
 from aiohttp_session import AbstractStorage
 
 from aiohttp_session_ws import NotSetUp, SessionWSRegistry
+from aiohttp_session_ws._lineage import Lineage
 from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.support import (
     PATIENCE,
@@ -21,6 +22,8 @@ from tests.support import (
     make_app,
     user_of,
 )
+from tests.support.clients import until
+from tests.support.inspect import connections, inspect, quiet
 from tests.support.people import outcome, seen_as, session_of
 
 
@@ -177,3 +180,62 @@ class TestCloseAllIdentity:
             await ws.receive()
             await registry.close_all_identity("ann", close=4999)
             assert await expect_close(ws) == 4999
+
+
+class TestFirstFrames:
+    @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
+    async def test_an_order_that_fails(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        storage: AbstractStorage,
+        monkeypatch: pytest.MonkeyPatch,
+        order: str,
+    ) -> None:
+        """A socket that was told of its close is closed, even if the order fails after that."""
+
+        def fail(*_args: object, **_options: object) -> None:
+            raise RuntimeError("no cluster")
+
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.ws_connect("/ws", headers={"Cookie": await session_of(client)}) as ws:
+            await ws.receive()
+            (connection,) = connections(registry)
+            monkeypatch.setattr(inspect(registry).cluster, "publish", fail)
+            with pytest.raises(RuntimeError, match="no cluster"):
+                await getattr(registry, order)(connection.session_ws_id)
+
+            assert await expect_close(ws) == (4403 if order == "close_all_session" else 4401)
+            await until(lambda: connection.removed)
+        await quiet(registry)
+
+    async def test_a_later_lineage(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
+    ) -> None:
+        """The end of an id doesn't reach a socket whose lineage begins later under the same id."""
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.ws_connect("/ws", headers={"Cookie": await session_of(client)}) as ws:
+            await ws.receive()
+            (connection,) = connections(registry)
+            later = Lineage("later", 0, connection.lineage.began + 4.0)
+            core = inspect(registry)
+            core.connections.refile(connection, connection.session_ws_id, later)
+            report = await registry.end_session(connection.session_ws_id)
+
+            assert report.sockets == 0
+            await ws.send_str("still there?")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there?"
+
+    async def test_an_identity_that_is_an_id(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
+    ) -> None:
+        """An order about an identity tells nothing to the sockets of an id that is the same."""
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.ws_connect("/ws", headers={"Cookie": await session_of(client)}) as ws:
+            await ws.receive()
+            (connection,) = connections(registry)
+            report = await registry.close_all_identity(connection.session_ws_id)
+
+            assert report.sockets == 0
+            await ws.send_str("still there?")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there?"
