@@ -140,6 +140,13 @@ class Revalidator:
             due = min(due, time.monotonic() + SOONEST)
         connection.check_at = min(due, self._last(connection))
 
+    def hold_until(self, connection: TrackedConnection, until: float) -> None:
+        """
+        Note until when the session of a connection belongs to its identity from now on.
+        """
+        connection.until = until
+        connection.check_at = min(connection.check_at, self._last(connection))
+
     def _next(self, ends: float) -> float:
         """
         Return when to check a session whose time is over at *ends*.
