@@ -138,7 +138,8 @@ class Revalidator:
             # What the handshake has changed counts anew from now on, but only here: nobody
             # saves it with a websocket.
             due = min(due, time.monotonic() + SOONEST)
-        connection.check_at = min(due, self._last(connection))
+        # It is due at once if a check was asked for while it was opening.
+        connection.check_at = min(connection.check_at, due, self._last(connection))
 
     def hold_until(self, connection: TrackedConnection, until: float) -> None:
         """

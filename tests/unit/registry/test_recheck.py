@@ -106,6 +106,28 @@ class TestRecheck:
 
         assert (report.sockets, rights.asked) == (0, ["ann", "ann"])
 
+    async def test_while_it_opens(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that was authorized by what was so before is checked when it is open."""
+        banned: set[str] = set()
+        gate = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            allowed = await user_of(request) not in banned
+            await gate()
+            return allowed
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        ann = await cookie_for(client, "ann")
+        gate.shut = True
+        opening = asyncio.ensure_future(client.ws_connect("/ws", headers=ann))
+        await gate.arrived.wait()
+        banned.add("ann")
+        await registry.recheck("ann")
+        gate.let()
+        async with await opening as ws:
+            assert await expect_close(ws) == 4403
+
     async def test_after_one_under_way(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, rights: Rights
     ) -> None:
