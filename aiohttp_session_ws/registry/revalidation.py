@@ -14,7 +14,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from aiohttp import web
@@ -26,17 +26,19 @@ from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
+from ..exceptions import HandshakeRefused
 from ..options import Expiry
 from ..sessions.session import (
     SessionKeys,
     expires_at,
     is_server_side,
     loaded_session,
+    put_session,
 )
 from ..sessions.status import Status
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
-from .request_again import request_again, was_touched
+from .request_again import request_again, was_touched, what_it_asks
 
 __all__: list[str] = []
 
@@ -84,17 +86,17 @@ class SessionState(NamedTuple):
         session_ws_id: The id that the session has now.
         lineage: The lineage it carries, if any.
         owner: Whom it belongs to.
-        authorized: What ``authorize`` says.
         ends: When its time is over, by the wall clock.
         server_side: Whether the storage keeps it on the server.
+        request: The request that it was loaded for.
     """
 
     session_ws_id: Hashable | None
     lineage: Lineage | None
     owner: Owner
-    authorized: object
     ends: float
     server_side: bool
+    request: web.Request
 
 
 class Revalidator:
@@ -251,6 +253,7 @@ class Revalidator:
         try:
             async with asyncio.timeout(CHECK_LIMIT):
                 found = await self._fetch(last)
+                allowed = await self._authorize(connections, last, found)
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -259,7 +262,7 @@ class Revalidator:
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
-            return self._apply(connections, found)
+            return self._apply(connections, found, allowed)
         return None
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
@@ -271,17 +274,51 @@ class Revalidator:
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
-        owner = NOBODY
-        authorized: object = None
-        if session_ws_id == connection.session_ws_id or not connection.keeps_id:
-            owner = await core.identifier.of(request)
-            authorized = True if core.authorize is None else core.authorize(request)
-            authorized = await maybe_await(authorized)
         server_side = session is not None and is_server_side(session)
-        return SessionState(session_ws_id, lineage, owner, authorized, ends, server_side)
+        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request)
+        if (
+            session_ws_id == connection.session_ws_id
+            or not connection.keeps_id
+            or _is_older(found, connection)
+        ):
+            found = found._replace(owner=await core.identifier.of(request))
+        return found
+
+    async def _authorize(
+        self,
+        connections: Sequence[TrackedConnection],
+        last: TrackedConnection,
+        found: SessionState,
+    ) -> dict[TrackedConnection, object]:
+        """
+        Ask ``authorize`` about the connections of a session that may live on.
+
+        It is asked with the session that was found, and with the request of each connection, since
+        the answer may depend on its address; once for those whose requests say the same.
+        """
+        core = self._core
+        if core.authorize is None:
+            return {}
+        session, answers = loaded_session(found.request), dict[Hashable, object]()
+        allowed: dict[TrackedConnection, object] = {}
+        for connection in sorted(connections, key=lambda connection: connection is not last):
+            if self._close_by_session(connection, found) is not None:
+                continue
+            what = what_it_asks(connection)
+            if what not in answers:
+                request = found.request
+                if connection is not last:
+                    request = request_again(connection)
+                    put_session(request, session)
+                answers[what] = await _answer_of(core.authorize, request)
+            allowed[connection] = answers[what]
+        return allowed
 
     def _apply(
-        self, connections: Sequence[TrackedConnection], found: SessionState
+        self,
+        connections: Sequence[TrackedConnection],
+        found: SessionState,
+        allowed: Mapping[TrackedConnection, object],
     ) -> Close | None:
         """
         Close the sockets that the session doesn't stand for any more; check the others on.
@@ -292,7 +329,9 @@ class Revalidator:
         due = self._next(ends)
         closing: dict[Close, list[TrackedConnection]] = {}
         for connection in connections:
-            close = self._close_for(connection, found)
+            close = self._close_by_session(connection, found)
+            if close is None:
+                close = _close_by_answer(allowed.get(connection, True), connection, found)
             if close is not None:
                 closing.setdefault(close, []).append(connection)
                 continue
@@ -307,9 +346,11 @@ class Revalidator:
                 return close
         return None
 
-    def _close_for(self, connection: TrackedConnection, found: SessionState) -> Close | None:
+    def _close_by_session(
+        self, connection: TrackedConnection, found: SessionState
+    ) -> Close | None:
         """
-        Return what a socket is told if it may not live on.
+        Return what a socket is told if its session doesn't stand for it any more.
         """
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
@@ -326,9 +367,7 @@ class Revalidator:
             if owner.identity is not None or not found.server_side:
                 return RECONNECT
             return self._close_for_gone(connection, found)
-        if isinstance(found.authorized, Close):
-            return found.authorized
-        return None if found.authorized else RECONNECT
+        return None
 
     def _close_for_gone(self, connection: TrackedConnection, found: SessionState) -> Close:
         if not found.server_side and not connection.server_side:
@@ -360,6 +399,33 @@ class Revalidator:
         for connection in connections:
             connection.tries = min(tries + 1, 10)
             connection.check_at = min(due, self._last(connection))
+
+
+async def _answer_of(authorize: Authorize, request: web.Request) -> object:
+    """
+    Return what ``authorize`` says; what refuses a handshake when it is raised is a no here, too.
+    """
+    try:
+        return await maybe_await(authorize(request))
+    except HandshakeRefused as exc:
+        return exc.close
+    except web.HTTPException as exc:
+        if exc.status >= 500:
+            raise
+        return False
+
+
+def _close_by_answer(
+    answer: object, connection: TrackedConnection, found: SessionState
+) -> Close | None:
+    """
+    Return what a socket is told if ``authorize`` has not said yes.
+    """
+    if answer and not isinstance(answer, Close):
+        return None
+    if isinstance(answer, Close) and not _is_older(found, connection):
+        return answer
+    return RECONNECT  # with its newer cookie, if it was asked about an older one
 
 
 def _is_older(found: SessionState, connection: TrackedConnection) -> bool:

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from aiohttp_session_ws import (
+    Close,
     Connection,
     Expiry,
     SessionWSRegistry,
@@ -150,6 +151,26 @@ class TestKeep:
         assert await socket.lives()
         await site.stack.aclose()
         await stack.aclose()
+
+    @pytest.mark.parametrize("answer", [False, Close(DEAD, "no")])
+    async def test_the_check_says_no(
+        self, serve: Serve, cookies: AbstractStorage, answer: object
+    ) -> None:
+        """Who may no longer connect is told to come back with the newer cookie."""
+        refused: list[object] = []
+
+        async def authorize(request: web.Request) -> object:
+            return refused[0] if refused else True
+
+        site = await start(serve, cookies, authorize=authorize)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/refresh")
+        refused.append(answer)
+        report = await site.registry.recheck("ann")
+
+        assert report.sockets == 1
+        assert await socket.code() == AGAIN
 
 
 class TestNothingEscapes:
