@@ -279,7 +279,7 @@ class Revalidator:
         if (
             session_ws_id == connection.session_ws_id
             or not connection.keeps_id
-            or _is_older(found, connection)
+            or (server_side and _is_older(found, connection))
         ):
             found = found._replace(owner=await core.identifier.of(request))
         return found
@@ -355,11 +355,13 @@ class Revalidator:
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
-        if _is_older(found, connection):
-            return None  # its cookie is of before a refresh; what came after it nobody knows here
         was, now = connection.lineage, found.lineage
         another = now is not None and now.token != was.token
-        if another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
+        if _is_older(found, connection):
+            if not found.server_side:
+                return None  # its cookie is of before a refresh; what came after nobody knows here
+            # What the refresh has made of it is not saved yet.
+        elif another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
             return self._close_for_gone(connection, found)
         owner = found.owner
         if owner.identity != connection.identity or set(owner.labels) != {*connection.labels}:
@@ -433,7 +435,7 @@ def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
     Tell whether what was found is an older copy of a session whose sockets were kept.
     """
     (token, generation, _), there = connection.lineage, found.lineage
-    if there is None or found.server_side or there.token != token:
+    if there is None or there.token != token:
         return False
     return there.generation < generation
 
