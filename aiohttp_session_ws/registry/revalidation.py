@@ -5,7 +5,8 @@ It asks as arrival does, on a copy of the request that was upgraded, and it save
 no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
 deleted from its storage, or came to belong to somebody else without our middleware.
 
-A little over 300 lines long: when to check and what to conclude share the state of a connection.
+Some 450 lines long: when to check, whom to ask and what to conclude share what is known of a
+connection.
 """
 
 from __future__ import annotations
@@ -213,17 +214,26 @@ class Revalidator:
         """
         Check the sessions of some connections, each once; a few at a time.
         """
-        ids = {c.session_ws_id for c in connections if c.request is not None}
+        sessions: dict[Hashable, list[TrackedConnection]] = {}
+        for connection in connections:
+            if connection.request is not None:
+                sessions.setdefault(connection.session_ws_id, []).append(connection)
         turns = asyncio.Semaphore(CHECKS)
 
-        async def check(session_ws_id: Hashable) -> None:
+        async def check(found: Sequence[TrackedConnection]) -> None:
             async with turns:
-                # One under way may have asked before what has changed since.
-                while (running := self._running.get(session_ws_id)) is not None:
-                    await asyncio.wait({running})
-                await asyncio.wait({self._start_check(session_ws_id)})
+                # One under way may have asked before what has changed since. And a refresh in
+                # place may file them under another id meanwhile.
+                while running := {
+                    self._running[connection.session_ws_id]
+                    for connection in found
+                    if connection.session_ws_id in self._running
+                }:
+                    await asyncio.wait(running)
+                ids = {connection.session_ws_id for connection in found}
+                await asyncio.wait([self._start_check(session_ws_id) for session_ws_id in ids])
 
-        await asyncio.gather(*map(check, ids))
+        await asyncio.gather(*map(check, sessions.values()))
 
     async def _check(self, session_ws_id: Hashable) -> None:
         """

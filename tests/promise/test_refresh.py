@@ -173,6 +173,29 @@ class TestKeep:
         assert report.sockets == 1
         assert await socket.code() == AGAIN
 
+    async def test_rechecked_meanwhile(self, serve: Serve, storage: AbstractStorage) -> None:
+        """What waits for its check while it is filed under another id is checked."""
+        gate, banned = Turnstile(), False
+
+        async def authorize(request: web.Request) -> bool:
+            allowed = not banned
+            await gate()
+            return allowed
+
+        site = await start(serve, storage, authorize=authorize)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        gate.shut = True
+        before = asyncio.ensure_future(site.registry.recheck("ann"))
+        await reached(gate)
+        banned = True
+        after = asyncio.ensure_future(site.registry.recheck("ann"))
+        await browser.get("/refresh")
+        gate.let()
+        await asyncio.gather(before, after)
+
+        assert await socket.code() == AGAIN
+
     @pytest.mark.parametrize("when", ["a check runs", "it is not saved yet"])
     async def test_checked_meanwhile(self, serve: Serve, redis_port: int, when: str) -> None:
         """A check that finds in the storage what was there before the refresh closes nothing."""
