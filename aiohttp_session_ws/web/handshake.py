@@ -299,7 +299,8 @@ class Handshake:
         core = self._core
         context.handshake_failed = False
         context.connection = connection
-        context.content = None
+        if not connection.is_stream:
+            context.content = None  # what its handler makes of the session is not settled
         core.connections.open_connection(connection)
         if core.traffic.metered:
             core.traffic.meter(connection)
