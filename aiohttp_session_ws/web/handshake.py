@@ -262,7 +262,14 @@ class Handshake:
         core, request = self._core, self._request
         details = AuthDetails(request, connection.session_ws_id, connection.identity)
         if core.authorize is not None:
-            allowed = await maybe_await(core.authorize(request))
+            try:
+                allowed = await maybe_await(core.authorize(request))
+            except web.HTTPException as exc:
+                if exc.status < 500:  # a no as well
+                    await core.signals.on_auth_fail.send(details)
+                if isinstance(exc, HandshakeRefused):
+                    exc.by_authorize = True
+                raise
             if isinstance(allowed, Close) or not allowed:
                 await core.signals.on_auth_fail.send(details)
                 if isinstance(allowed, Close):

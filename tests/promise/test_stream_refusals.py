@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import Close, Limits, SessionWSRegistry, session_stream
+from aiohttp_session_ws import (
+    Close,
+    HandshakeRefused,
+    Limits,
+    SessionWSRegistry,
+    session_stream,
+)
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, listen, status_of
 from tests.promise.site import Answer, Browser, Site, user_of
@@ -122,6 +128,18 @@ class TestOthers:
         site, browser, feed = await start(serve, authorize=lambda _: allowed)
 
         assert await status_of(site, browser.cookie) == 403
+        assert left_alone(site, feed)
+
+    async def test_not_authorized_by_an_exception(self, serve: Serve) -> None:
+        """Nor if it is raised: the session is as it was, and to come back is no use."""
+
+        async def authorize(request: web.Request) -> bool:
+            raise HandshakeRefused(Close(4000, "not you"))
+
+        site, browser, feed = await start(serve, authorize=authorize)
+
+        assert await status_of(site, browser.cookie) == 403
+        assert site.registry.stats().refusals["authorize"] == 1
         assert left_alone(site, feed)
 
     async def test_too_many(self, serve: Serve) -> None:
