@@ -178,6 +178,10 @@ class Settlement:
         self._saved = saved
         self._late = late
         self._refused = response is None or response.status >= 400
+        # Whoever refuses raises; a handler that has caught that answers with a page.
+        self._is_page = not self._refused and not isinstance(
+            response, web.HTTPException | web.WebSocketResponse
+        )
 
     async def settle(self) -> None:
         """
@@ -200,7 +204,8 @@ class Settlement:
                 raise
 
     def _is_refused_handshake(self) -> bool:
-        return self._context.handshake_failed and self._orders is NO_ORDERS
+        failed = self._context.handshake_failed and self._orders is NO_ORDERS
+        return failed and not self._is_page
 
     def _is_refused_newcomer(self, session: Session) -> bool:
         """
