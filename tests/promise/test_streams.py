@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from typing import Any
 
@@ -452,6 +453,25 @@ class TestLooking:
 
 
 class TestMistakes:
+    async def test_a_body_that_comes_later(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A stream that is sent when the block has been left isn't tied to anything: a warning."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"news"
+
+        async def late(request: web.Request) -> web.StreamResponse:
+            response = web.Response(body=pieces())
+            async with session_stream(request, response):
+                return response
+
+        site = await serve(None, {"/late": late})
+        browser = await site.browser()
+        assert (await browser.get("/late")).body == "news"
+
+        assert "streamed after its session_stream() block" in caplog.text
+
     async def test_entered_too_late(self, serve: Serve) -> None:
         """A response that has begun can't be refused any more: the error says so."""
         errors: list[Exception] = []
