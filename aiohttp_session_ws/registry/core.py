@@ -303,7 +303,7 @@ class Core:
             older = connection.lineage.generation < lineage.generation
             if older and connection.state is OPEN and connection.request is not None:
                 self.connections.refile(connection, session_ws_id, lineage)
-                connection.until = until
+                self.revalidator.hold_until(connection, until)
                 if self.signals.on_refresh:
                     sending = self.signals.on_refresh.send(connection)
                     _ = self.tasks.spawn(sending, "tell of a refresh")

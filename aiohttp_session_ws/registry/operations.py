@@ -11,7 +11,7 @@ from typing import Final
 
 from .._lineage import Subject
 from ..close_codes import RECONNECT, Close, as_close
-from ..connections.connection import OPEN
+from ..connections.connection import OPEN, OPENING
 from ..results import CloseReport, ClusterStats, Stats
 from ..sessions.encoding import decode, encode
 from .cluster import Effect
@@ -151,8 +151,13 @@ async def recheck_here(core: Core, identity: Hashable) -> int:
     """
     Check the sockets of an identity on this process; return how many are closed by that.
     """
-    found = [*core.connections.open_of(Subject("identity", identity))]
-    connections = [connection for connection in found if connection.state is OPEN]
+    connections = []
+    for connection in core.connections.of_subject(Subject("identity", identity)):
+        if connection.state is OPENING:
+            # It may have been authorized by what was so before: look when it is open.
+            connection.check_at = 0.0
+        elif connection.state is OPEN:
+            connections.append(connection)
     await core.revalidator.check_now(connections)
     return sum(connection.close_order is not None for connection in connections)
 

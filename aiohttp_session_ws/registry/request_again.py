@@ -5,6 +5,8 @@ The request of an open connection as it would come now, for the periodic check.
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
+from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp_session import Session
@@ -13,6 +15,9 @@ from ..connections.connection import TrackedConnection
 from ..sessions.session import created_at, put_session
 
 __all__: list[str] = []
+
+#: Headers that each handshake has of its own; the session is the same.
+OF_ITS_OWN: Final = frozenset({b"cookie", b"sec-websocket-key"})
 
 
 def was_touched(connection: TrackedConnection, session: Session) -> bool:
@@ -42,6 +47,16 @@ def request_again(connection: TrackedConnection) -> web.Request:
         request = request.clone(headers=legible)
     put_session(request, None)
     return request
+
+
+def what_it_asks(connection: TrackedConnection) -> Hashable:
+    """
+    Return what distinguishes the request of a connection from others of its session.
+    """
+    request = connection.request
+    assert request is not None
+    headers = (header for header in request.raw_headers if header[0].lower() not in OF_ITS_OWN)
+    return request.method, request.path_qs, request.remote, tuple(headers)
 
 
 def _sets_cookies(response: web.StreamResponse) -> bool:

@@ -5,7 +5,8 @@ It asks as arrival does, on a copy of the request that was upgraded, and it save
 no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
 deleted from its storage, or came to belong to somebody else without our middleware.
 
-A little over 300 lines long: when to check and what to conclude share the state of a connection.
+Some 450 lines long: when to check, whom to ask and what to conclude share what is known of a
+connection.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from aiohttp import web
@@ -26,17 +27,19 @@ from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
+from ..exceptions import HandshakeRefused
 from ..options import Expiry
 from ..sessions.session import (
     SessionKeys,
     expires_at,
     is_server_side,
     loaded_session,
+    put_session,
 )
 from ..sessions.status import Status
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
-from .request_again import request_again, was_touched
+from .request_again import request_again, was_touched, what_it_asks
 
 __all__: list[str] = []
 
@@ -84,17 +87,17 @@ class SessionState(NamedTuple):
         session_ws_id: The id that the session has now.
         lineage: The lineage it carries, if any.
         owner: Whom it belongs to.
-        authorized: What ``authorize`` says.
         ends: When its time is over, by the wall clock.
         server_side: Whether the storage keeps it on the server.
+        request: The request that it was loaded for.
     """
 
     session_ws_id: Hashable | None
     lineage: Lineage | None
     owner: Owner
-    authorized: object
     ends: float
     server_side: bool
+    request: web.Request
 
 
 class Revalidator:
@@ -138,7 +141,15 @@ class Revalidator:
             # What the handshake has changed counts anew from now on, but only here: nobody
             # saves it with a websocket.
             due = min(due, time.monotonic() + SOONEST)
-        connection.check_at = min(due, self._last(connection))
+        # It is due at once if a check was asked for while it was opening.
+        connection.check_at = min(connection.check_at, due, self._last(connection))
+
+    def hold_until(self, connection: TrackedConnection, until: float) -> None:
+        """
+        Note until when the session of a connection belongs to its identity from now on.
+        """
+        connection.until = until
+        connection.check_at = min(connection.check_at, self._last(connection))
 
     def _next(self, ends: float) -> float:
         """
@@ -203,17 +214,26 @@ class Revalidator:
         """
         Check the sessions of some connections, each once; a few at a time.
         """
-        ids = {c.session_ws_id for c in connections if c.request is not None}
+        sessions: dict[Hashable, list[TrackedConnection]] = {}
+        for connection in connections:
+            if connection.request is not None:
+                sessions.setdefault(connection.session_ws_id, []).append(connection)
         turns = asyncio.Semaphore(CHECKS)
 
-        async def check(session_ws_id: Hashable) -> None:
+        async def check(found: Sequence[TrackedConnection]) -> None:
             async with turns:
-                # One under way may have asked before what has changed since.
-                while (running := self._running.get(session_ws_id)) is not None:
-                    await asyncio.wait({running})
-                await asyncio.wait({self._start_check(session_ws_id)})
+                # One under way may have asked before what has changed since. And a refresh in
+                # place may file them under another id meanwhile.
+                while running := {
+                    self._running[connection.session_ws_id]
+                    for connection in found
+                    if connection.session_ws_id in self._running
+                }:
+                    await asyncio.wait(running)
+                ids = {connection.session_ws_id for connection in found}
+                await asyncio.wait([self._start_check(session_ws_id) for session_ws_id in ids])
 
-        await asyncio.gather(*map(check, ids))
+        await asyncio.gather(*map(check, sessions.values()))
 
     async def _check(self, session_ws_id: Hashable) -> None:
         """
@@ -243,6 +263,7 @@ class Revalidator:
         try:
             async with asyncio.timeout(CHECK_LIMIT):
                 found = await self._fetch(last)
+                allowed = await self._authorize(connections, last, found)
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -251,7 +272,7 @@ class Revalidator:
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
-            return self._apply(connections, found)
+            return self._apply(connections, found, allowed)
         return None
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
@@ -263,17 +284,51 @@ class Revalidator:
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
-        owner = NOBODY
-        authorized: object = None
-        if session_ws_id == connection.session_ws_id or not connection.keeps_id:
-            owner = await core.identifier.of(request)
-            authorized = True if core.authorize is None else core.authorize(request)
-            authorized = await maybe_await(authorized)
         server_side = session is not None and is_server_side(session)
-        return SessionState(session_ws_id, lineage, owner, authorized, ends, server_side)
+        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request)
+        if (
+            session_ws_id == connection.session_ws_id
+            or not connection.keeps_id
+            or (server_side and _is_older(found, connection))
+        ):
+            found = found._replace(owner=await core.identifier.of(request))
+        return found
+
+    async def _authorize(
+        self,
+        connections: Sequence[TrackedConnection],
+        last: TrackedConnection,
+        found: SessionState,
+    ) -> dict[TrackedConnection, object]:
+        """
+        Ask ``authorize`` about the connections of a session that may live on.
+
+        It is asked with the session that was found, and with the request of each connection, since
+        the answer may depend on its address; once for those whose requests say the same.
+        """
+        core = self._core
+        if core.authorize is None:
+            return {}
+        session, answers = loaded_session(found.request), dict[Hashable, object]()
+        allowed: dict[TrackedConnection, object] = {}
+        for connection in sorted(connections, key=lambda connection: connection is not last):
+            if self._close_by_session(connection, found) is not None:
+                continue
+            what = what_it_asks(connection)
+            if what not in answers:
+                request = found.request
+                if connection is not last:
+                    request = request_again(connection)
+                    put_session(request, session)
+                answers[what] = await _answer_of(core.authorize, request)
+            allowed[connection] = answers[what]
+        return allowed
 
     def _apply(
-        self, connections: Sequence[TrackedConnection], found: SessionState
+        self,
+        connections: Sequence[TrackedConnection],
+        found: SessionState,
+        allowed: Mapping[TrackedConnection, object],
     ) -> Close | None:
         """
         Close the sockets that the session doesn't stand for any more; check the others on.
@@ -284,7 +339,9 @@ class Revalidator:
         due = self._next(ends)
         closing: dict[Close, list[TrackedConnection]] = {}
         for connection in connections:
-            close = self._close_for(connection, found)
+            close = self._close_by_session(connection, found)
+            if close is None:
+                close = _close_by_answer(allowed.get(connection, True), connection, found)
             if close is not None:
                 closing.setdefault(close, []).append(connection)
                 continue
@@ -299,18 +356,22 @@ class Revalidator:
                 return close
         return None
 
-    def _close_for(self, connection: TrackedConnection, found: SessionState) -> Close | None:
+    def _close_by_session(
+        self, connection: TrackedConnection, found: SessionState
+    ) -> Close | None:
         """
-        Return what a socket is told if it may not live on.
+        Return what a socket is told if its session doesn't stand for it any more.
         """
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
             return close
-        if _is_older(found, connection):
-            return None  # its cookie is of before a refresh; what came after it nobody knows here
         was, now = connection.lineage, found.lineage
         another = now is not None and now.token != was.token
-        if another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
+        if _is_older(found, connection):
+            if not found.server_side:
+                return None  # its cookie is of before a refresh; what came after nobody knows here
+            # What the refresh has made of it is not saved yet.
+        elif another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
             return self._close_for_gone(connection, found)
         owner = found.owner
         if owner.identity != connection.identity or set(owner.labels) != {*connection.labels}:
@@ -318,9 +379,7 @@ class Revalidator:
             if owner.identity is not None or not found.server_side:
                 return RECONNECT
             return self._close_for_gone(connection, found)
-        if isinstance(found.authorized, Close):
-            return found.authorized
-        return None if found.authorized else RECONNECT
+        return None
 
     def _close_for_gone(self, connection: TrackedConnection, found: SessionState) -> Close:
         if not found.server_side and not connection.server_side:
@@ -354,12 +413,39 @@ class Revalidator:
             connection.check_at = min(due, self._last(connection))
 
 
+async def _answer_of(authorize: Authorize, request: web.Request) -> object:
+    """
+    Return what ``authorize`` says; what refuses a handshake when it is raised is a no here, too.
+    """
+    try:
+        return await maybe_await(authorize(request))
+    except HandshakeRefused as exc:
+        return exc.close
+    except web.HTTPException as exc:
+        if exc.status >= 500:
+            raise
+        return False
+
+
+def _close_by_answer(
+    answer: object, connection: TrackedConnection, found: SessionState
+) -> Close | None:
+    """
+    Return what a socket is told if ``authorize`` has not said yes.
+    """
+    if answer and not isinstance(answer, Close):
+        return None
+    if isinstance(answer, Close) and not _is_older(found, connection):
+        return answer
+    return RECONNECT  # with its newer cookie, if it was asked about an older one
+
+
 def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
     """
     Tell whether what was found is an older copy of a session whose sockets were kept.
     """
     (token, generation, _), there = connection.lineage, found.lineage
-    if there is None or found.server_side or there.token != token:
+    if there is None or there.token != token:
         return False
     return there.generation < generation
 

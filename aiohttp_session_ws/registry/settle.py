@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
         previous: Whom it belonged to.
         renewed: It goes on under another id.
         removed: Its id was taken away, and nothing tells whether somebody has logged out.
+        relabelled: It is the same session still, and has other labels.
     """
 
     anew: bool
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     previous: Owner
     renewed: bool
     removed: bool
+    relabelled: bool = False
 
     @property
     def changed_hands(self) -> bool:
@@ -99,11 +101,26 @@ async def compare(
         now = id_in(session, core.keys.id)
     renewed = context.orders.renewed or (not core.overrides.ids and now not in (None, came))
     removed = not core.overrides.ids and now is None and came is not None
-    if core.identifier.identify is not None:
-        owner = await core.identifier.of(request)
-        previous = await _previous_owner(core, request, context)
-        renewed, removed = renewed or removed, False
-    return Outcome(anew, owner, previous, renewed and not anew, removed and not anew)
+    relabelled = False
+    if core.identifier.asks:
+        found = await core.identifier.of(request)
+        before = await _previous_owner(core, request, context)
+        relabelled = _has_other_labels(context, found, before)
+        if core.identifier.identify is not None:
+            owner, previous = found, before
+            renewed, removed = renewed or removed, False
+    # What knows the older labels only isn't found by the new ones: sockets, and older cookies.
+    renewed = renewed or (relabelled and not removed)
+    return Outcome(anew, owner, previous, renewed and not anew, removed and not anew, relabelled)
+
+
+def _has_other_labels(context: RequestContext, owner: Owner, previous: Owner) -> bool:
+    """
+    Tell whether a session that somebody else may know of has other labels than it came with.
+    """
+    if context.fresh or (context.given and not context.held_data):
+        return False
+    return set(owner.labels) != set(previous.labels)
 
 
 def _is_as_given(core: Core, context: RequestContext, session: Session) -> bool:
@@ -161,6 +178,10 @@ class Settlement:
         self._saved = saved
         self._late = late
         self._refused = response is None or response.status >= 400
+        # Whoever refuses raises; a handler that has caught that answers with a page.
+        self._is_page = not self._refused and not isinstance(
+            response, web.HTTPException | web.WebSocketResponse
+        )
 
     async def settle(self) -> None:
         """
@@ -183,7 +204,8 @@ class Settlement:
                 raise
 
     def _is_refused_handshake(self) -> bool:
-        return self._context.handshake_failed and self._orders is NO_ORDERS
+        failed = self._context.handshake_failed and self._orders is NO_ORDERS
+        return failed and not self._is_page
 
     def _is_refused_newcomer(self, session: Session) -> bool:
         """
@@ -203,7 +225,8 @@ class Settlement:
         if not saves:
             put_session(self._request, None)
         elif self._late:
-            pass
+            if outcome.relabelled and self._saved:
+                self._context.ordering().close_requested = True
         elif self._saved and session.empty:
             if cookie_of(self._request):
                 session.changed()  # its cookie goes
@@ -325,7 +348,7 @@ class Settlement:
         elif outcome.renewed:
             if not self._overtaken(lineage):
                 self._give_next(lineage, "renewal")
-            await self._renew(session, lineage, outcome.owner.until)
+            await self._renew(session, lineage, outcome)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
@@ -364,7 +387,7 @@ class Settlement:
             return False  # in the meantime: what goes on under that lineage has ended, too
         return core.records.ended_before(subject) >= lineage.began
 
-    async def _renew(self, session: Session, lineage: Lineage, until: float) -> None:
+    async def _renew(self, session: Session, lineage: Lineage, outcome: Outcome) -> None:
         """
         Let the lineage go on under the id that the handler has given it.
         """
@@ -372,7 +395,9 @@ class Settlement:
         await maybe_await(core.ids.ensure_id(self._request))  # it may have taken the old one away
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
-        if self._orders.keeps_sockets and not self._orders.close_requested:
+        keeps = self._orders.keeps_sockets and not outcome.relabelled
+        if keeps and not self._orders.close_requested:
+            until = outcome.owner.until
             session_ws_id = await core.current_id(self._request)
             self._orders.refresh = Refresh(renewed, session_ws_id, until, context.session_ws_id)
             core.apply(Order(refresh=self._orders.refresh))

@@ -25,17 +25,22 @@ PATIENCE: Final = 10.0  # seconds that a call may take
 
 
 def _blocking(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], *, asks: bool = False
 ) -> Callable[Concatenate[ThreadSafe, P], R]:
     """
     Return a method that calls one of the registry in its event loop, and waits.
+
+    Args:
+        method: The one.
+        asks: Whether it only asks something, so that it may be given up.
     """
     name = method.__name__
 
     @functools.wraps(method)
     def call(self: ThreadSafe, /, *args: P.args, **kwargs: P.kwargs) -> R:
         # By its name: an application may have overridden it.
-        result: R = self.run(lambda: getattr(self.registry, name)(*args, **kwargs))
+        begin = functools.partial(getattr(self.registry, name), *args, **kwargs)
+        result: R = self.run(begin, asks=asks)
         return result
 
     return call
@@ -68,9 +73,14 @@ class ThreadSafe:
         """
         return ThreadSafe(self._core, self.registry, timeout)
 
-    def run(self, begin: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    def run(self, begin: Callable[[], Coroutine[Any, Any, R]], *, asks: bool = False) -> R:
         """
         Run what *begin* returns in the event loop of the application, and wait for it.
+
+        Args:
+            begin: Returns it; called in that event loop.
+            asks: Whether it is given up if it isn't done in time. An order goes on: to cancel it
+                before the event loop has come to begin with it would be to lose it.
 
         Raises:
             NotSetUp: If no application has started the registry.
@@ -91,7 +101,8 @@ class ThreadSafe:
         except TimeoutError:
             if future.done():
                 raise  # its own
-            _ = future.cancel()
+            if asks:
+                _ = future.cancel()
             raise TimeoutError(
                 f"the registry has not answered within {self._timeout:g} s"
             ) from None
@@ -105,14 +116,14 @@ class ThreadSafe:
     close_all_label = _blocking(Orders.close_all_label)
     close_connection = _blocking(Operations.close_connection)
     recheck = _blocking(Operations.recheck)
-    cluster_stats = _blocking(Operations.cluster_stats)
+    cluster_stats = _blocking(Operations.cluster_stats, asks=True)
     send_session = _blocking(Pushes.send_session)
     send_identity = _blocking(Pushes.send_identity)
     send_label = _blocking(Pushes.send_label)
     broadcast = _blocking(Pushes.broadcast)
     relay = _blocking(Pushes.relay)
-    connections = _blocking(Queries.connections)
-    count = _blocking(Queries.count)
+    connections = _blocking(Queries.connections, asks=True)
+    count = _blocking(Queries.count, asks=True)
 
 
 async def _begin(begin: Callable[[], Coroutine[Any, Any, R]]) -> R:

@@ -23,6 +23,7 @@ from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..connections.metered import MeteredWebSocket, Rate
 from ..options import Expiry, Limits
+from ..sessions.records import LineageRenewed, Records
 from ..sessions.session import (
     SessionKeys,
     empty_in_storage,
@@ -31,7 +32,7 @@ from ..sessions.session import (
     load_session,
     storage_of,
 )
-from ..sessions.status import Status
+from ..sessions.status import State, Status
 from .cluster import Cluster
 from .request_again import request_again
 
@@ -48,6 +49,7 @@ class Sessions(Protocol):
     cluster: Cluster
     connections: ConnectionManager
     keys: SessionKeys
+    records: Records
     tasks: BackgroundTasks
 
     def status_of(self, connection: TrackedConnection) -> Status:
@@ -146,5 +148,18 @@ async def keep_alive(core: Sessions, connection: TrackedConnection) -> None:
         return  # it is another session's by now
     session[core.keys.lineage] = session[core.keys.lineage]  # aiohttp_session notes when
     await storage_of(request).save_session(request, web.Response(), session)
-    if not core.status_of(connection).alive:
+    if _is_over(core, connection):
         await empty_in_storage(request, session)
+
+
+def _is_over(core: Sessions, connection: TrackedConnection) -> bool:
+    """
+    Tell whether nothing of a session may be left in its storage.
+
+    One that was renewed meanwhile lives: what was saved over that is repaired on arrival.
+    """
+    state = core.status_of(connection).state
+    if state is not State.REPLACED:
+        return state is State.ENDED
+    record = core.records.lineage(connection.lineage.token)
+    return isinstance(record, LineageRenewed) and "login" in record.by

@@ -262,7 +262,14 @@ class Handshake:
         core, request = self._core, self._request
         details = AuthDetails(request, connection.session_ws_id, connection.identity)
         if core.authorize is not None:
-            allowed = await maybe_await(core.authorize(request))
+            try:
+                allowed = await maybe_await(core.authorize(request))
+            except web.HTTPException as exc:
+                if exc.status < 500:  # a no as well
+                    await core.signals.on_auth_fail.send(details)
+                if isinstance(exc, HandshakeRefused):
+                    exc.by_authorize = True
+                raise
             if isinstance(allowed, Close) or not allowed:
                 await core.signals.on_auth_fail.send(details)
                 if isinstance(allowed, Close):
@@ -299,7 +306,8 @@ class Handshake:
         core = self._core
         context.handshake_failed = False
         context.connection = connection
-        context.content = None
+        if not connection.is_stream:
+            context.content = None  # what its handler makes of the session is not settled
         core.connections.open_connection(connection)
         if core.traffic.metered:
             core.traffic.meter(connection)

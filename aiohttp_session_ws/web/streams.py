@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from aiohttp import hdrs, web
+from aiohttp.payload import AsyncIterablePayload
 
 from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
 from ..connections.connection import Connection, TrackedConnection
@@ -42,7 +43,8 @@ def session_stream(
             return response
 
     When the session ends, or the client hangs up, its transport is closed and the task that
-    entered is cancelled. A response that its handler has ended is not cut.
+    entered is cancelled. A response that its handler has ended is not cut, nor is a body that is
+    an iterator, which aiohttp sends when the block has been left.
 
     Args:
         request: The request.
@@ -208,6 +210,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         connections.counters.closed(*self._end(exc))
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
+            self._warn_of_body()
             context.connection = None  # what the handler orders next waits for its response
             connections.discard_stream(connection)
             return
@@ -220,6 +223,18 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
                 context.release()
         if exc is not None and is_explained(connection, exc):
             raise SessionWSClosed(self._response) from exc
+
+    def _warn_of_body(self) -> None:
+        """
+        Warn of a stream that is going to be sent when its session doesn't hold it any more.
+        """
+        response = self._response
+        if isinstance(response, web.Response) and isinstance(response.body, AsyncIterablePayload):
+            self._core.warn.once(
+                "body",
+                "the body of a response is streamed after its session_stream() block: a log-out"
+                " doesn't end it; write() it inside of the block, to a web.StreamResponse",
+            )
 
     def _end(self, exc: BaseException | None) -> tuple[By, int]:
         """

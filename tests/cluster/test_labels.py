@@ -54,6 +54,19 @@ class TestEnd:
 
         assert await b.seen(browser.cookie) is None
 
+    async def test_a_label_that_came_while_open(self, sites: Sites) -> None:
+        """A socket on the other node reconnects, and is found by the label then."""
+        a, b = await start(sites)
+        browser = await a.logged_in()
+        there = await (await b.browser(browser.cookie)).open()
+        await browser.get("/write?device=phone")
+        assert await there.code() == AGAIN
+        again = await (await b.browser(browser.cookie)).open()
+        report = await a.registry.end_label(*PHONE, wait=PATIENCE)
+
+        assert report.sockets == 1
+        assert await again.code() == DEAD
+
 
 class TestOthers:
     async def test_close_push_and_look(self, sites: Sites) -> None:

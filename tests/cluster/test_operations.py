@@ -137,6 +137,7 @@ class TestOrders:
         a, b = nodes
         cookie = await log_in(b)
         async with socket(b, cookie) as ws:
+            await until(lambda: registry_of(a).stats().orders_heard)  # of the log-in
             told = orders_at(a, b)
             await registry_of(a).end_identity("ann", by="admin:7", wait=PATIENCE)
             assert await expect_close(ws) == 4401

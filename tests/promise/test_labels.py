@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import Expiry, NotSetUp, SessionWSRegistry
+from aiohttp_session_ws import Expiry, NotSetUp, SessionWSRegistry, renew_session_ws
 from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Browser, Site, user_of
@@ -86,6 +86,34 @@ class TestEnd:
         await site.registry.end_label("device", "phone")
 
         assert await browser.user() is None
+
+    @pytest.mark.parametrize("identify", [user_of, None])
+    @pytest.mark.parametrize("keep", [False, True])
+    async def test_a_label_that_came_while_open(
+        self, serve: Serve, storage: AbstractStorage, identify: Any, keep: bool
+    ) -> None:
+        """A label that a session is given ends what was opened before, and older cookies."""
+
+        async def relabel(request: web.Request) -> web.Response:
+            (await aiohttp_session.get_session(request)).update(request.query)
+            response = web.Response()
+            if keep:
+                await renew_session_ws(request, response, sockets="keep")
+            return response
+
+        views = {"/relabel": relabel}
+        site = await serve(storage, views, identify=identify, labels=labels_of)
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await browser.open()
+        await browser.get("/relabel?device=phone")
+        assert await socket.code() == AGAIN
+        again = await browser.open()
+        await site.registry.end_label("device", "phone")
+
+        assert await again.code() == DEAD
+        assert await browser.user() is None
+        assert await site.knock(stale) in (*site.shut(), AGAIN)
+        assert not connections(site.registry)
 
     async def test_without_identify(self, serve: Serve, storage: AbstractStorage) -> None:
         """Labels need no identities."""

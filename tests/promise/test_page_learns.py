@@ -95,6 +95,25 @@ class TestSignals:
 
         assert (len(failed), len(succeeded)) == (1, 1)
 
+    @pytest.mark.parametrize("refusal", [HandshakeRefused(LOG_IN), web.HTTPForbidden()])
+    async def test_on_auth_fail_by_an_exception(self, serve: Serve, refusal: Exception) -> None:
+        """It is called as well if ``authorize`` raises its no."""
+
+        async def authorize(request: web.Request) -> bool:
+            raise refusal
+
+        site = await serve(authorize=authorize)
+        failed: list[object] = []
+
+        @site.registry.on_auth_fail
+        async def fail(details: object) -> None:
+            failed.append(details)
+
+        told = await site.knock("")
+
+        assert told == (4401 if isinstance(refusal, HandshakeRefused) else 403)
+        assert len(failed) == 1
+
     @pytest.mark.parametrize("answer", [True, False, None, "yes", 0, LOG_IN])
     async def test_any_answer(self, serve: Serve, answer: object) -> None:
         """What is true is let in, but for a code; a plain function will do."""

@@ -4,6 +4,7 @@ A renewal that keeps its sockets: they go on under the new id, and nothing escap
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from aiohttp_session_ws import (
+    Close,
     Connection,
     Expiry,
     SessionWSRegistry,
@@ -21,8 +23,8 @@ from aiohttp_session_ws import (
 )
 from tests.promise.conftest import Serve
 from tests.promise.feeds import Feed, ended, listen
-from tests.promise.site import AGAIN, DEAD, OUT, Site, log_in, user_of
-from tests.support import until
+from tests.promise.site import AGAIN, DEAD, OUT, Site, log_in, reached, user_of
+from tests.support import Turnstile, until
 from tests.support.inspect import connections
 from tests.support.storages import storage_named
 
@@ -150,6 +152,89 @@ class TestKeep:
         assert await socket.lives()
         await site.stack.aclose()
         await stack.aclose()
+
+    @pytest.mark.parametrize("answer", [False, Close(DEAD, "no")])
+    async def test_the_check_says_no(
+        self, serve: Serve, cookies: AbstractStorage, answer: object
+    ) -> None:
+        """Who may no longer connect is told to come back with the newer cookie."""
+        refused: list[object] = []
+
+        async def authorize(request: web.Request) -> object:
+            return refused[0] if refused else True
+
+        site = await start(serve, cookies, authorize=authorize)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/refresh")
+        refused.append(answer)
+        report = await site.registry.recheck("ann")
+
+        assert report.sockets == 1
+        assert await socket.code() == AGAIN
+
+    async def test_rechecked_meanwhile(self, serve: Serve, storage: AbstractStorage) -> None:
+        """What waits for its check while it is filed under another id is checked."""
+        gate, banned = Turnstile(), False
+
+        async def authorize(request: web.Request) -> bool:
+            allowed = not banned
+            await gate()
+            return allowed
+
+        site = await start(serve, storage, authorize=authorize)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        gate.shut = True
+        before = asyncio.ensure_future(site.registry.recheck("ann"))
+        await reached(gate)
+        banned = True
+        after = asyncio.ensure_future(site.registry.recheck("ann"))
+        await browser.get("/refresh")
+        gate.let()
+        await asyncio.gather(before, after)
+
+        assert await socket.code() == AGAIN
+
+    @pytest.mark.parametrize("when", ["a check runs", "it is not saved yet"])
+    async def test_checked_meanwhile(self, serve: Serve, redis_port: int, when: str) -> None:
+        """A check that finds in the storage what was there before the refresh closes nothing."""
+        gate = Turnstile()
+        async with storage_named("redis", lambda: redis_port) as storage:
+            save = storage.save_session
+
+            async def authorize(request: web.Request) -> bool:
+                await gate()
+                return True
+
+            async def save_slowly(*args: Any) -> None:
+                await gate()
+                await save(*args)
+
+            options: dict[str, Any] = {}
+            if when == "a check runs":
+                options["authorize"] = authorize
+            site = await start(serve, storage, **options)
+            browser = await site.logged_in()
+            socket = await browser.open()
+            gate.shut = True
+            if options:
+                check = asyncio.ensure_future(site.registry.recheck("ann"))
+                await reached(gate)
+                await browser.get("/refresh")
+                gate.let()
+                report = await check
+            else:
+                storage.save_session = save_slowly  # type: ignore[assignment,method-assign]
+                refreshing = asyncio.ensure_future(browser.get("/refresh"))
+                await reached(gate)
+                report = await site.registry.recheck("ann")
+                gate.let()
+                await refreshing
+
+            assert report.sockets == 0
+            assert await socket.lives()
+            await site.stack.aclose()
 
 
 class TestNothingEscapes:

@@ -7,13 +7,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp_session
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import Close, Limits, SessionWSRegistry, session_stream
+from aiohttp_session_ws import (
+    Close,
+    HandshakeRefused,
+    Limits,
+    SessionWSRegistry,
+    session_stream,
+)
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, listen, status_of
-from tests.promise.site import Answer, Browser, Site, user_of
+from tests.promise.site import DEAD, Answer, Browser, Site, user_of
 from tests.support import PATIENCE, Turnstile
 from tests.support.inspect import opening
 
@@ -123,6 +130,41 @@ class TestOthers:
 
         assert await status_of(site, browser.cookie) == 403
         assert left_alone(site, feed)
+
+    async def test_not_authorized_by_an_exception(self, serve: Serve) -> None:
+        """Nor if it is raised: the session is as it was, and to come back is no use."""
+
+        async def authorize(request: web.Request) -> bool:
+            raise HandshakeRefused(Close(4000, "not you"))
+
+        site, browser, feed = await start(serve, authorize=authorize)
+
+        assert await status_of(site, browser.cookie) == 403
+        assert site.registry.stats().refusals["authorize"] == 1
+        assert left_alone(site, feed)
+
+    async def test_a_page_in_its_place(self, serve: Serve) -> None:
+        """A handler that is refused its stream, and answers with a page, may log out."""
+
+        async def events(request: web.Request) -> web.StreamResponse:
+            try:
+                async with session_stream(request, web.StreamResponse()):
+                    return web.Response()
+            except web.HTTPForbidden:
+                del (await aiohttp_session.get_session(request))["user"]
+                return web.Response(text="no news, but bye")
+
+        def authorize(request: web.Request) -> bool:
+            return request.path == "/ws"
+
+        site = await serve(None, {"/events": events}, identify=user_of, authorize=authorize)
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await browser.open()
+        answer = await browser.get("/events")
+
+        assert (answer.status, answer.saved) == (200, True)
+        assert await socket.code() == DEAD
+        assert await site.presented(stale) in site.out()
 
     async def test_too_many(self, serve: Serve) -> None:
         """One too many of a session gets 429."""

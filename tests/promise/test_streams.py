@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from typing import Any
 
+import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
@@ -20,7 +22,7 @@ from aiohttp_sse import EventSourceResponse
 from aiohttp_session_ws import Expiry, Limits, NotSetUp, SessionWSRegistry, session_stream
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, Reader, ended, listen, status_of
-from tests.promise.site import OUT, user_of
+from tests.promise.site import AGAIN, DEAD, OUT, user_of
 from tests.support import PATIENCE, QUICK, AiohttpClient, TlsPeer, make_app, until
 from tests.support.inspect import connections
 from tests.support.slow_peers import narrow
@@ -334,6 +336,50 @@ class TestEndedResponses:
         assert browser.cookie
 
 
+class TestSettled:
+    """What a handler makes of its session is settled, though there is a stream."""
+
+    @pytest.mark.parametrize("sent", [False, True])
+    @pytest.mark.parametrize("who", ["", "bob"])
+    async def test_a_log_out(self, serve: Serve, sent: bool, who: str) -> None:
+        """A log-out without a word to us, or another user, is seen."""
+
+        async def poll(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse() if sent else web.Response(text="news")
+            async with session_stream(request, response):
+                if sent:
+                    await response.prepare(request)
+            (await aiohttp_session.get_session(request))["user"] = who or None
+            return response
+
+        site = await serve(None, {"/poll": poll}, identify=user_of)
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await browser.open()
+        await browser.get("/poll")
+
+        # What is sent by then carries no session, so that nobody may reconnect.
+        code = AGAIN if who and not sent else DEAD
+        assert await socket.code() == code
+        assert await site.presented(stale) in site.out(code)
+
+    async def test_a_write(self, serve: Serve) -> None:
+        """Whoever is logged in is no visitor who logs in."""
+
+        async def poll(request: web.Request) -> web.StreamResponse:
+            response = web.Response(text="news")
+            async with session_stream(request, response):
+                (await aiohttp_session.get_session(request))["read"] = 1
+            return response
+
+        site = await serve(None, {"/poll": poll}, identify=user_of)
+        browser = await site.logged_in()
+        socket = await browser.open()
+        await browser.get("/poll")
+
+        assert await socket.lives()
+        assert (await browser.get()).data["read"] == 1
+
+
 class TestLongPolls:
     async def test_a_newcomer_who_waits(self, serve: Serve) -> None:
         """The check knows the cookie that the response will set."""
@@ -407,6 +453,25 @@ class TestLooking:
 
 
 class TestMistakes:
+    async def test_a_body_that_comes_later(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A stream that is sent when the block has been left isn't tied to anything: a warning."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"news"
+
+        async def late(request: web.Request) -> web.StreamResponse:
+            response = web.Response(body=pieces())
+            async with session_stream(request, response):
+                return response
+
+        site = await serve(None, {"/late": late})
+        browser = await site.browser()
+        assert (await browser.get("/late")).body == "news"
+
+        assert "streamed after its session_stream() block" in caplog.text
+
     async def test_entered_too_late(self, serve: Serve) -> None:
         """A response that has begun can't be refused any more: the error says so."""
         errors: list[Exception] = []

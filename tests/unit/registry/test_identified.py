@@ -134,6 +134,16 @@ class TestRefresh:
             assert await closed(ws) == EXPIRED
             assert until <= time.time()
 
+    async def test_shorter(self, aiohttp_client: AiohttpClient, storage: AbstractStorage) -> None:
+        """A token that holds for less than the one before closes at its own time."""
+        registry = SessionWSRegistry(identify=token_of, timeouts=QUICK)
+        client = await start(aiohttp_client, registry, storage)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            await client.get("/refresh", params={"for": "0.3"})
+
+            assert await closed(ws) == EXPIRED
+
     async def test_checked_after(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage
     ) -> None:

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from aiohttp_session import SimpleCookieStorage
 
-from aiohttp_session_ws import Close, NotSetUp, SessionWSRegistry
-from aiohttp_session_ws.exceptions import InvalidIdentity
+from aiohttp_session_ws import Close, NotSetUp, SessionWSRegistry, session_ws
+from aiohttp_session_ws.exceptions import HandshakeRefused, InvalidIdentity
 from tests.support import (
     PATIENCE,
     QUICK,
@@ -66,6 +66,14 @@ async def cookie_for(client: Client, user: str) -> dict[str, str]:
     return {"Cookie": cookie}
 
 
+async def held(request: web.Request) -> web.WebSocketResponse:
+    """Serve a socket at another address."""
+    async with session_ws(request) as ws:
+        async for message in ws:
+            await ws.send_str(message.data)
+    return ws
+
+
 class TestRecheck:
     @pytest.mark.parametrize(("answer", "code"), [(False, 4403), (Close(4499, "paid up?"), 4499)])
     async def test_closed(
@@ -105,6 +113,82 @@ class TestRecheck:
             report = await registry.recheck("ann")
 
         assert (report.sockets, rights.asked) == (0, ["ann", "ann"])
+
+    async def test_each_address(self, aiohttp_client: AiohttpClient) -> None:
+        """A session may connect at one address, and at another no longer."""
+        admins = {"ann"}
+
+        async def authorize(request: web.Request) -> bool:
+            return request.path != "/admin" or await user_of(request) in admins
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        app = make_app(registry)
+        app.router.add_get("/admin", held)
+        client = await aiohttp_client(app)
+        ann = await cookie_for(client, "ann")
+        async with (
+            client.ws_connect("/admin", headers=ann) as first,
+            client.ws_connect("/ws", headers=ann) as ws,
+            client.ws_connect("/admin", headers=ann) as last,
+        ):
+            await ws.receive(timeout=PATIENCE)
+            admins.clear()
+            report = await registry.recheck("ann")
+
+            assert [await expect_close(socket) for socket in (first, last)] == [4403, 4403]
+            await ws.send_str("still there?")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there?"
+        assert report.sockets == 2
+
+    @pytest.mark.parametrize(
+        ("refusal", "code"),
+        [
+            (web.HTTPForbidden(), 4403),
+            (web.HTTPUnauthorized(), 4403),
+            (HandshakeRefused(Close(4499, "paid up?")), 4499),
+        ],
+    )
+    async def test_raised(
+        self, aiohttp_client: AiohttpClient, refusal: Exception, code: int
+    ) -> None:
+        """What refuses a handshake when it is raised closes a socket that is open."""
+        refusals: list[Exception] = []
+
+        async def authorize(request: web.Request) -> bool:
+            for one in refusals:
+                raise one
+            return True
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/ws", headers=await cookie_for(client, "ann")) as ws:
+            await ws.receive(timeout=PATIENCE)
+            refusals.append(refusal)
+            await registry.recheck("ann")
+
+            assert await expect_close(ws) == code
+
+    async def test_while_it_opens(self, aiohttp_client: AiohttpClient) -> None:
+        """A handshake that was authorized by what was so before is checked when it is open."""
+        banned: set[str] = set()
+        gate = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            allowed = await user_of(request) not in banned
+            await gate()
+            return allowed
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        ann = await cookie_for(client, "ann")
+        gate.shut = True
+        opening = asyncio.ensure_future(client.ws_connect("/ws", headers=ann))
+        await gate.arrived.wait()
+        banned.add("ann")
+        await registry.recheck("ann")
+        gate.let()
+        async with await opening as ws:
+            assert await expect_close(ws) == 4403
 
     async def test_after_one_under_way(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, rights: Rights

@@ -18,6 +18,7 @@ from tests.support import (
     QUICK,
     AiohttpClient,
     Started,
+    Turnstile,
     expect_close,
     make_app,
     until,
@@ -92,6 +93,27 @@ class TestThreads:
             await asyncio.to_thread(registry.threadsafe.within(0.05).count)
         async with asyncio.timeout(PATIENCE):
             await cancelled.wait()
+
+    async def test_an_order_is_not_given_up(self, aiohttp_client: AiohttpClient) -> None:
+        """An order is carried out, however long it takes until it is given."""
+        gate = Turnstile()
+
+        class Audited(SessionWSRegistry):
+            async def end_identity(self, identity, **options):  # type: ignore[no-untyped-def]
+                await gate()
+                return await super().end_identity(identity, **options)
+
+        registry = Audited(identify=user_of, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        await client.get("/login")
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            gate.shut = True
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(registry.threadsafe.within(0.05).end_identity, "ann")
+            gate.let()
+
+            assert await expect_close(ws) == 4401
 
     async def test_own_timeout(self, started: Started) -> None:
         """A timeout inside of the call is its own."""

@@ -27,6 +27,7 @@ from tests.support import (
     QUICK,
     AiohttpClient,
     Client,
+    Turnstile,
     cookie_of,
     expect_close,
     make_app,
@@ -273,6 +274,37 @@ class TestKeepAlive:
             await quiet(registry)
 
         assert b"ann" not in (await redis.get(key) or b"")
+
+    @pytest.mark.parametrize("before", [False, True])
+    async def test_renewed_meanwhile(
+        self, client: Client, registry: SessionWSRegistry, monkeypatch: Any, before: bool
+    ) -> None:
+        """A renewal while it is saved logs nobody out, though it may be saved over."""
+        if before:  # it has a record already
+            await client.get("/renew")
+        save, gate = RedisStorage.save_session, Turnstile()
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            slow = True
+
+            async def slowly(storage: Any, *args: Any) -> None:
+                nonlocal slow
+                if slow:
+                    slow = False
+                    await gate()
+                await save(storage, *args)
+
+            monkeypatch.setattr(RedisStorage, "save_session", slowly)
+            gate.shut = True
+            await ws.send_str("x")
+            await gate.arrived.wait()
+            await client.get("/renew")
+            gate.let()
+            assert await expect_close(ws) == 4403
+            await quiet(registry)
+
+        async with client.ws_connect("/ws") as ws:
+            assert "ann" in (await ws.receive_str(timeout=PATIENCE))
 
     async def test_gone(self, client: Client, registry: SessionWSRegistry, redis: Redis) -> None:
         """What is gone from the storage isn't brought back."""
