@@ -22,6 +22,7 @@ from .ledger import SETTLED, Content, Ledger, Login
 
 GRACE = 31.0  # Expiry.renewal_grace, and one more
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
+ON_ITS_WAY = 0.05  # seconds until Redis has an order: several may go together
 MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
 RECOVERY = 40.0  # seconds after an outage by which a node has sent what it had to, and is told
@@ -422,7 +423,8 @@ class Oracle:
         assert login.ended is not None
         if self.nodes == 1:
             return False
-        late = self._known(login.ended) if ex.plan.node != login.ended_on else login.ended
+        elsewhere = ex.plan.node != login.ended_on
+        late = self._known(login.ended) + ON_ITS_WAY if elsewhere else login.ended
         return ex.arrived < late
 
     def _may_fail(self, ex: Exchange) -> bool:
