@@ -4,7 +4,9 @@ The guide's nginx in front of an application.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +35,13 @@ class Site(NamedTuple):
 
     url: URL
     browser: ClientSession
+    nginx: Process
+
+    async def reload(self) -> None:
+        """Do what ``nginx -s reload`` does."""
+        mark = self.nginx.mark
+        os.kill(self.nginx.pid, signal.SIGHUP)
+        await self.nginx.said("start worker process ", after=mark)
 
     def cookie(self) -> str:
         """Return the browser's cookie as a header."""
@@ -74,8 +83,9 @@ async def site(
     aiohttp_server: Callable[..., Awaitable[TestServer]],
     registry: SessionWSRegistry,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[Site]:
-    """A browser at nginx, behind which an application is."""
+    """A browser at nginx, behind which an application is; a parameter is configuration."""
     app = make_app(registry)
     app.router.add_get("/pinged", pinged)
     app.router.add_get("/events", events)
@@ -91,6 +101,7 @@ async def site(
     )
     (tmp_path / "nginx.conf").write_text(
         f"daemon off; pid {tmp_path}/pid; error_log stderr notice; worker_processes 1;\n"
+        f"{getattr(request, 'param', '')}\n"
         f"events {{}}\nhttp {{ access_log off; {temporary}\n{text}\n}}"
     )
     assert NGINX is not None
@@ -100,7 +111,7 @@ async def site(
         await nginx.said("start worker process ")
         url = URL(f"http://127.0.0.1:{port}")
         async with ClientSession(url, cookie_jar=CookieJar(unsafe=True)) as browser:
-            yield Site(url, browser)
+            yield Site(url, browser, nginx)
     finally:
         await nginx.stop()  # its worker goes with it
 
@@ -163,3 +174,27 @@ async def test_vanished(site: Site, registry: SessionWSRegistry) -> None:
     peer.vanish()
 
     await until(lambda: not connections(registry))
+
+
+async def test_reload(site: Site, registry: SessionWSRegistry) -> None:
+    """A socket outlives a reload with its old worker, and a log-out reaches it there."""
+    await site.browser.get("/login")
+    old = await site.browser.ws_connect("/pinged")
+    await site.reload()
+    new = await site.browser.ws_connect("/pinged")
+    assert len(connections(registry)) == 2
+    await site.browser.get("/out/end_session_ws")
+
+    assert [await expect_close(ws) for ws in (old, new)] == [4401, 4401]
+    await until(lambda: not connections(registry))
+
+
+@pytest.mark.parametrize("site", ["worker_shutdown_timeout 1s;"], indirect=True)
+async def test_reload_within_a_time(site: Site, registry: SessionWSRegistry) -> None:
+    """An old worker that may not live for longer takes its sockets along."""
+    await site.browser.get("/login")
+    ws = await site.browser.ws_connect("/pinged")
+    await site.reload()
+
+    await until(lambda: not connections(registry))
+    assert (await ws.receive(timeout=PATIENCE)).type in (WSMsgType.CLOSED, WSMsgType.ERROR)
