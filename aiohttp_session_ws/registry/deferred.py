@@ -134,16 +134,21 @@ def close_later(core: Core, request: web.Request, context: RequestContext) -> No
     """
     orders = context.ordering()
     orders.ordered = time.monotonic()
-    if orders.closer is None or orders.closer.done():
+    if not orders.awaits_response:
+        orders.awaits_response = True
         closing = _close_when_sent(core, request, context)
-        orders.closer = core.tasks.spawn(closing, "close when sent")
+        _ = core.tasks.spawn(closing, "close when sent")
 
 
 async def _close_when_sent(core: Core, request: web.Request, context: RequestContext) -> None:
-    await response_sent(context, request.transport, core.timeouts.response)
+    orders = context.orders
+    try:
+        await response_sent(context, request.transport, core.timeouts.response)
+    finally:
+        orders.awaits_response = False  # what is ordered from now on isn't part of this
     order = order_of(context)
     if order is not None:
-        await _close(core, context, order, before=context.orders.ordered)
+        await _close(core, context, order, before=orders.ordered)
 
 
 async def _close(

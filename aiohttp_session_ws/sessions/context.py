@@ -59,14 +59,14 @@ class RequestOrders:
         deferred: Whether the request is settled without the middleware.
         refresh: Which open sockets go on under another id.
         ordered: When the last of it was ordered, by the event loop's clock.
-        closer: Waits for the response, to close the sockets.
+        awaits_response: Whether something waits for the response, to close the sockets.
     """
 
     __slots__ = (
+        "awaits_response",
         "begins",
         "changes",
         "close_requested",
-        "closer",
         "deferred",
         "ended",
         "keeps_sockets",
@@ -87,7 +87,7 @@ class RequestOrders:
         self.deferred = False
         self.refresh: Any = None  # a cluster.Refresh, which is a floor above
         self.ordered = 0.0
-        self.closer: asyncio.Task[None] | None = None
+        self.awaits_response = False
 
 
 NO_ORDERS: Final = RequestOrders()  # of most requests

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 
+from aiohttp_session_ws import Timeouts, schedule_close_all_session_ws, session_ws
 from tests.promise.conftest import Serve
 from tests.promise.site import (
     AGAIN,
@@ -28,6 +29,7 @@ from tests.promise.site import (
     renew,
     user_of,
 )
+from tests.support import PATIENCE, RawPeer
 
 #: What a view does, and what the socket is told.
 WAYS: dict[str, tuple[View, int]] = {
@@ -117,6 +119,42 @@ class TestAnswered:
         await browser.get("/act")
 
         assert await socket.code() == code
+
+
+class TestWhileItCloses:
+    @pytest.mark.parametrize("way", ["/out/pattern", "/out/new_session", "/out/del"])
+    async def test_a_socket_that_opens_meanwhile(self, serve: Serve, way: str) -> None:
+        """A socket that opens between two orders of a request is closed by the second."""
+        left = asyncio.Event()
+
+        async def stay(request: web.Request) -> web.StreamResponse:
+            async with session_ws(request) as ws:
+                await ws.send_str("here")
+                await left.wait()  # it hears nothing, so that closing it takes its time
+            return ws
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            await schedule_close_all_session_ws(request, web.Response())
+            return await VIEWS[way](request)
+
+        timeouts = Timeouts(close=PATIENCE, handler_grace=PATIENCE, response=0.01)
+        views = {**VIEWS, "/stay": stay, "/act": act}
+        site = await serve(SimpleCookieStorage(), views, identify=user_of, timeouts=timeouts)
+        browser = await site.logged_in()
+        rude = await RawPeer.open(site.url / "stay", browser.cookie)
+        await rude.frame()
+        site.gate.shut = True
+        acting = asyncio.ensure_future(browser.get("/act?at=end"))
+        assert (await rude.frame())[
+            0
+        ] == 8  # the response is late: the first order was carried out
+        socket = await browser.open()
+        site.gate.let()
+        await acting
+
+        assert await socket.code() in (DEAD, AGAIN)
+        left.set()
+        rude.close()
 
 
 class TestNotAnswered:
