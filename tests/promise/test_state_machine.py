@@ -177,7 +177,9 @@ class World:
         others = inspect(self.registry).keys.holds_data(context.content or {})
         user = await user_of(request)
         order = Order(int(request.query["n"]), request.path, context.session_ws_id, user)
-        order.mattered = others or self.has_sockets(order.came_with)
+        # Whoever came with what was over by then is given an empty session, and ends that only.
+        own = not context.fresh or request.path == "/out/end_session_ws"
+        order.mattered = others or (own and self.has_sockets(order.came_with))
         if order.path == "/everywhere" and user is not None:
             self.end_user(order, user)
         try:
@@ -190,7 +192,7 @@ class World:
             await self.pass_point(request, "handler")
             # Most is decided now: nothing runs between this and the middleware.
             if request.path not in ("/out/end_session_ws", "/everywhere"):
-                order.mattered = others or self.has_sockets(order.came_with)
+                order.mattered = others or (own and self.has_sockets(order.came_with))
             order.decided = self.numbers
 
     def end_user(self, order: Order, user: str) -> None:
