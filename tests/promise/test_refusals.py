@@ -11,11 +11,11 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import Close, Limits
+from aiohttp_session_ws import Close, Limits, Timeouts
 from aiohttp_session_ws.exceptions import HandshakeRefused
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Site, reached, user_of
-from tests.support import Turnstile
+from tests.support import PATIENCE, Turnstile
 from tests.support.clock import Wall
 
 FOREIGN = {"Origin": "https://evil.example"}
@@ -191,13 +191,14 @@ class TestHowItIsTold:
 
     async def test_they_count(self, serve: Serve) -> None:
         """Those that are still being told count for ``total``."""
-        site = await serve(limits=Limits(total=3))
+        site = await serve(limits=Limits(total=3), timeouts=Timeouts(close=PATIENCE))
         browser = await site.logged_in()
         stale = browser.cookie
         await browser.get("/out/helper")
         peers = []
         for _ in range(10):
-            _, writer = await site.send("/ws", stale, **HANDSHAKE)
+            reader, writer = await site.send("/ws", stale, **HANDSHAKE)
+            await reader.readuntil(b"\r\n\r\n")
             peers.append(writer)
         answer = await site.knock("")
         for writer in peers:
