@@ -39,6 +39,7 @@ class HashNotFound(Exception):
     """
 
 
+AGAIN: Final = 0.1  # seconds until processes that didn't answer are asked again
 HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
 NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
@@ -244,6 +245,7 @@ async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str
                 " socket with this hash: nothing was ordered; try again, with a longer --wait, or"
                 " give the id itself, with --json-ids"
             )
+        await asyncio.sleep(AGAIN)  # without Redis the answer comes at once, and it can't return
 
 
 def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:

@@ -22,6 +22,8 @@ from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.cli import commands
 from aiohttp_session_ws.cli.arguments import URL
 from aiohttp_session_ws.cli.output import span
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.results import Snapshot
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until, user_of
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, acquaint, log_in, node_app, nowhere, refused, socket
@@ -305,6 +307,22 @@ class TestWhom:
         assert (unsure.code, unsure.body["known"], sure.code) == (1, False, 0)
         assert "no open socket has this hash" in unsure.err
         assert await refused(client, cookie) == 4401
+
+    async def test_hash_while_redis_is_away(
+        self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What answers at once that it doesn't know is asked again when others had their turn."""
+        back: list[bool] = []
+
+        async def connections(_: RedisSessionWSRegistry) -> Snapshot:
+            asyncio.get_running_loop().call_soon(back.append, True)
+            return Snapshot((), complete=bool(back))
+
+        monkeypatch.setattr(RedisSessionWSRegistry, "connections", connections)
+        argv = ["end", "--identity", "123456789012", "--wait", "0.5"]
+        done = await run(redis_server.url, *argv)
+
+        assert "no open socket has this hash" in done.err
 
     async def test_id_like_a_hash(
         self, redis_server: RedisServer, start_node: StartNode, run: Run
