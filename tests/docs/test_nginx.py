@@ -4,6 +4,7 @@ The guide's nginx in front of an application.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -179,13 +180,14 @@ async def test_vanished(site: Site, registry: SessionWSRegistry) -> None:
 async def test_reload(site: Site, registry: SessionWSRegistry) -> None:
     """A socket outlives a reload with its old worker, and a log-out reaches it there."""
     await site.browser.get("/login")
-    old = await site.browser.ws_connect("/pinged")
+    # Who reads answers pings.
+    old = asyncio.ensure_future(expect_close(await site.browser.ws_connect("/pinged")))
     await site.reload()
-    new = await site.browser.ws_connect("/pinged")
+    new = asyncio.ensure_future(expect_close(await site.browser.ws_connect("/pinged")))
     assert len(connections(registry)) == 2
     await site.browser.get("/out/end_session_ws")
 
-    assert [await expect_close(ws) for ws in (old, new)] == [4401, 4401]
+    assert (await old, await new) == (4401, 4401)
     await until(lambda: not connections(registry))
 
 
@@ -194,8 +196,10 @@ async def test_reload_within_a_time(site: Site, registry: SessionWSRegistry) -> 
     """An old worker that may not live for longer takes its sockets along."""
     await site.browser.get("/login")
     ws = await site.browser.ws_connect("/pinged")
+    reading = asyncio.ensure_future(ws.receive())  # it answers pings until it is cut
     assert len(connections(registry)) == 1
     await site.reload()
 
     await until(lambda: not connections(registry))
+    await asyncio.gather(reading, return_exceptions=True)
     await ws.close()
