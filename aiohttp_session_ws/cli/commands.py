@@ -241,11 +241,10 @@ async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str
             return key, subjects, known
         if loop.time() > deadline:
             raise HashNotFound(
-                f"not all processes answered within {options.wait:g} s, and none that did has a"
-                " socket with this hash: nothing was ordered; try again, with a longer --wait, or"
-                " give the id itself, with --json-ids"
+                f"not all processes answered within {options.wait:g} s, and none knows this hash:"
+                " nothing was ordered; try again, with a longer --wait, or the id and --json-ids"
             )
-        await asyncio.sleep(AGAIN)  # without Redis the answer comes at once, and it can't return
+        await asyncio.sleep(AGAIN)  # without Redis a look is over at once
 
 
 def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:
