@@ -38,6 +38,7 @@ class Applier:
 
     def __init__(self, node: LocalNode, seen: SeenOrders, clock: RedisClock) -> None:
         self._node = node
+        self._effects = node.effects
         self._seen = seen
         self._clock = clock
 
@@ -48,7 +49,7 @@ class Applier:
         What Redis refused to record is published twice, and carried out once.
         """
         order, given = self._order(heard)
-        effect = self._node.apply(order, before=given)
+        effect = self._effects.apply(order, before=given)
         if not heard.held:  # or it is announced when it comes again
             self._node.order_heard(order, effect, sender.rpartition("/")[0])
         return effect
@@ -79,13 +80,13 @@ class Applier:
         a while in any case, for the node that sends it may have died.
         """
         if order.held:
-            held = self._node.apply(Order(order.changes))
+            held = self._effects.apply(Order(order.changes))
             if held.closes:
                 _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
             return
         effect = self.apply(order, sender)
         if effect.closes:
-            self._node.carry_out_soon(effect)
+            self._effects.carry_out_soon(effect)
 
     def carry_out_one(self, one: One) -> None:
         """
@@ -99,9 +100,9 @@ class Applier:
             if not self._seen.add_one(sender, number):
                 return
             order, given = Order((), (subject,), close), self._clock.latest(at)
-        effect = self._node.apply(order, before=given)
+        effect = self._effects.apply(order, before=given)
         if effect.closes:
-            self._node.carry_out_soon(effect)
+            self._effects.carry_out_soon(effect)
         self._node.order_heard(order, effect, sender.rpartition("/")[0])
 
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
@@ -115,7 +116,7 @@ class Applier:
             known: set[int] = set()
         else:
             known = self._seen.add_row(sender, first, len(values))
-        concerned = self._node.concerned(kind, values, ends=ends)
+        concerned = self._effects.concerned(kind, values, ends=ends)
         if not (concerned or known):
             self._note_row(row)
             return ()
@@ -136,9 +137,9 @@ class Applier:
     def _note_row(self, row: Row) -> None:
         (ends, kind, _, ttl), _, times, values = row
         if ends:
-            self._node.note_ends(kind, values, times, ttl)
+            self._effects.note_ends(kind, values, times, ttl)
         else:
-            self._node.note_closes(kind, values, self._given(times))
+            self._effects.note_closes(kind, values, self._given(times))
 
     def _carry_out_one(self, row: Row, place: int, sender: str) -> None:
         (ends, kind, close, ttl), _, times, values = row
@@ -147,9 +148,9 @@ class Applier:
             order, given = Order((SubjectEnded(subject, at, ttl),), (), close), None
         else:
             order, given = Order((), (subject,), close), self._clock.latest(at)
-        effect = self._node.apply(order, before=given)
+        effect = self._effects.apply(order, before=given)
         self._node.order_heard(order, effect, sender.rpartition("/")[0])
-        self._node.carry_out_soon(effect)
+        self._effects.carry_out_soon(effect)
 
     def _given(self, times: Sequence[float]) -> list[float]:
         """
@@ -162,20 +163,20 @@ class Applier:
         return [min(at + offset, now) for at in times]  # who comes from now on comes after it
 
     def _release(self, changes: tuple[Change, ...]) -> None:
-        self._node.carry_out_soon(self._node.apply(Order(changes)))
+        self._effects.carry_out_soon(self._effects.apply(Order(changes)))
 
     def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
         """
         Let records take effect that were missed when they were published.
         """
-        self._node.learn(changes)
+        self._effects.learn(changes)
         for change in changes:
             self._node.order_found(change)
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)
-                effect = self._node.apply(order, before=self._latest(close))
-                self._node.carry_out_soon(effect)
+                effect = self._effects.apply(order, before=self._latest(close))
+                self._effects.carry_out_soon(effect)
 
     def judge(
         self,
@@ -188,7 +189,7 @@ class Applier:
         """
         if changes:
             # Not learn(): it may be news to the connection alone.
-            self._node.carry_out_soon(self._node.apply(Order(tuple(changes))))
+            self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))
         for close in closes:
             known = connection.known_orders if isinstance(connection.known_orders, tuple) else ()
             if close.number in known or self._seen.has(close.number):

@@ -405,7 +405,7 @@ class RedisCluster:
         Learn by what records Redis knew more than this node.
         """
         records = [read_record(text) for text in known]
-        self.node.learn([r for r in records if r and not isinstance(r, CloseSession)])
+        self.node.effects.learn([r for r in records if r and not isinstance(r, CloseSession)])
 
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)

@@ -126,7 +126,7 @@ class Lookup:
         if found.unreadable and self._logged.allows("unreadable"):
             log.warning("a record can't be read: it is of another version, or not ours")
         try:
-            self._node.learn(found.changes)
+            self._node.effects.learn(found.changes)
         except Exception as exc:  # noqa: BLE001  nobody else would hear of it
             log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in found.changes:

@@ -207,7 +207,7 @@ class Outbound:
         _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
 
     async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:
-        report = await self._node.carry_out(effect)
+        report = await self._node.effects.carry_out(effect)
         body = {name: getattr(report, name) for name in COUNTED}
         if not self._resolves >= _kinds_of(order):
             body["unresolved"] = True

@@ -143,14 +143,10 @@ class Held(NamedTuple):
     ages: dict[int, float]
 
 
-class LocalNode(Protocol):
+class LocalEffects(Protocol):
     """
-    What a cluster needs of this node.
+    How orders take effect on this node, in one way for its own and for those of others.
     """
-
-    records: Records
-    connections: ConnectionManager
-    tasks: BackgroundTasks
 
     def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
@@ -210,6 +206,22 @@ class LocalNode(Protocol):
     def learn(self, changes: Sequence[Change]) -> None:
         """
         Let records take effect that were found; close what they end in the background.
+        """
+
+
+class LocalNode(Protocol):
+    """
+    What a cluster needs of this node.
+    """
+
+    records: Records
+    connections: ConnectionManager
+    tasks: BackgroundTasks
+
+    @property
+    def effects(self) -> LocalEffects:
+        """
+        How orders take effect here.
         """
 
     def status_of(self, connection: TrackedConnection) -> Status:

@@ -1,5 +1,5 @@
 """
-The parts of a registry, wired together, and the one way in which an order takes effect.
+The parts of a registry, wired together.
 
 Theory of operation
 ===================
@@ -18,10 +18,10 @@ before the response leaves (``settle.py``): what became of id, lineage and ident
 with what came, records are made, and what would bring an ended session back isn't saved.
 
 *An order* (``cluster.py``) is records, and subjects whose sockets are to reconnect. There is one
-way in which it takes effect, whoever gave it, on any node: :meth:`Core.apply` merges the
+way in which it takes effect, whoever gave it, on any node: :meth:`.Effects.apply` merges the
 records, then judges every connection that they may concern. Handshakes are rejected at once.
-Open sockets are closed by :meth:`Core.carry_out`; for an order that a request gives about its own
-session that comes when the response has been sent (``deferred.py``).
+Open sockets are closed by :meth:`.Effects.carry_out`; for an order that a request gives about its
+own session that comes when the response has been sent (``deferred.py``).
 
 *A log-out* (``request_orders.py``) is recorded before anything is awaited. One that a handler
 carries out without a word to us is found when its request is settled. Orders that come from
@@ -36,7 +36,7 @@ told to reconnect.
 written first, then everything is waited for under one deadline, then what is left is cut.
 
 *Other nodes* are behind :class:`~.cluster.Cluster`. An order is recorded there before it is
-published; a handshake asks it once; what it finds comes in by :meth:`Core.learn`. In Redis' an
+published; a handshake asks it once; what it finds comes in by :meth:`.Effects.learn`. In Redis' an
 order goes out through ``redis/outbound.py`` and comes in through ``redis/inbound.py``.
 
 *Ends are stored* in memory by ``sessions/records.py``, on disk by ``sessions/journal.py``, and
@@ -57,22 +57,19 @@ What may not be awaited where
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
-from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as AbstractSet
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
 
-from .._lineage import Kind, Lineage, Subject
+from .._lineage import Lineage, Subject
 from .._logging import log
 from .._origin import OriginPolicy
 from .._tasks import BackgroundTasks, maybe_await
 from ..close_codes import GOING_AWAY, RECONNECT, SESSION_ENDED, Close
 from ..connections.connection import (
-    OPEN,
-    OPENING,
     Connection,
     TrackedConnection,
 )
@@ -89,11 +86,11 @@ from ..sessions.status import ALIVE, State, Status, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
-from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order, Refresh
+from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order
 from .draining import Drainer
+from .effects import Effects
 from .hooks import Adopt, Hooks, Ids, Overrides
 from .identify import NOBODY, Identifier, Owner, subjects_of
-from .judging import Judge, Unjudged, is_certain
 from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
@@ -129,6 +126,7 @@ class Core:
         clock: The one clock by which lineages begin and end.
         identifier: Whom a request belongs to.
         announcer: Tells of orders.
+        effects: Lets orders take effect on this node.
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
@@ -164,8 +162,7 @@ class Core:
         self.handle_key = options.handle_key
         self.cluster = cluster
         self.clock: Clock = cluster.clock
-        self.journal = journal
-        self.signals = signals
+        self.journal, self.signals = journal, signals
         self.identifier = Identifier(options.identify, options.labels, cluster.check_subject)
         self.records = Records()
         self.close_orders = CloseOrders()
@@ -179,6 +176,7 @@ class Core:
         self.announcer = Announcer(self.tasks, signals.on_order, cluster.name)
         self.handshakes = Handshakes(options.timeouts.handshake)
         self.revalidator = Revalidator(self)
+        self.effects = Effects(self)
         self._begin()
 
     def _begin(self) -> None:
@@ -196,7 +194,6 @@ class Core:
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         self._max_ages: set[int | None] = set()  # of the storages that were seen
         self.ttl = self.expiry.ttl(None)
-        self._commit: asyncio.Future[bool] | None = None  # the journal's latest
 
     # Time
 
@@ -251,231 +248,6 @@ class Core:
 
     # Orders
 
-    def merge(self, changes: Iterable[Change]) -> list[Change]:
-        """
-        Merge records, and return those that were news.
-        """
-        news = list(filter(self.records.merge, changes))
-        if news and self.journal is not None:
-            self._commit = self.journal.append(news)
-        return news
-
-    async def committed(self) -> bool:
-        """
-        Wait until the journal has what was merged so far, :data:`COMMIT` seconds at most.
-
-        Returns:
-            Whether it has; true without a journal.
-        """
-        commit = self._commit
-        if commit is None:
-            return True
-        done, _ = await asyncio.wait({commit}, timeout=COMMIT)
-        if not done:
-            log.warning("the journal is late: what has ended lately isn't on disk yet")
-        return bool(done) and commit.result()
-
-    def apply(self, order: Order, *, before: float | None = None) -> Effect:
-        """
-        Let an order take effect: merge its records, reject handshakes, find open sockets.
-
-        Args:
-            order: The order.
-            before: When it was given, by the event loop's clock, if that was not right now:
-                who began a handshake later isn't told to reconnect.
-        """
-        if order.changes:
-            self.merge(order.changes)
-        if order.refresh is not None:
-            self._refresh(order.refresh)
-        if order.closes:
-            given = time.monotonic() if before is None else before
-            for subject in order.closes:
-                self.close_orders.add(subject, given)
-        return self.effect_of(order, before=before)
-
-    def _refresh(self, refresh: Refresh) -> None:
-        """
-        Let the open sockets of a lineage go on under its next generation.
-        """
-        lineage, session_ws_id, until, was = refresh
-        for connection in self.connections.of_lineage(lineage.token):
-            older = connection.lineage.generation < lineage.generation
-            if older and connection.state is OPEN and connection.request is not None:
-                self.connections.refile(connection, session_ws_id, lineage)
-                self.revalidator.hold_until(connection, until)
-                if self.signals.on_refresh:
-                    sending = self.signals.on_refresh.send(connection)
-                    _ = self.tasks.spawn(sending, "tell of a refresh")
-        if self.overrides.random_ids:  # else others may share the id
-            for connection in self.connections.open.of(was):
-                if connection.request is None and connection.state is OPEN:
-                    self.connections.refile(connection, session_ws_id, lineage)
-
-    def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
-        """
-        Judge every connection that an order may concern; of many sockets say which are to be.
-
-        Args:
-            order: An order whose records are merged.
-            before: Leave alone what is only told to reconnect, and began its handshake later.
-        """
-        found = self._concerned(order, before)
-        if not found:
-            return NO_EFFECT  # as most
-        if len(found) == 1 and order.close is not None:
-            ((connection, told),) = found.items()
-            if connection.state is OPEN and is_certain(order.changes, connection, told):
-                return Effect(((order.close, (connection,)),))
-        judge = Judge(
-            order.changes, bool(order.closes), order.close, self.status_of, self.close_for
-        )
-        handshakes = 0
-        for connection in [c for c in found if c.state is OPENING]:
-            close = judge.close_of(connection, found.pop(connection))
-            if close is not None:
-                connection.reject(close)
-                handshakes += 1
-        if len(found) > FEW:
-            return Effect((), handshakes, (), Unjudged(found, judge))
-        closing: dict[Close, list[TrackedConnection]] = {}
-        for connection, told in found.items():
-            close = judge.close_of(connection, told)
-            if close is not None:
-                closing.setdefault(close, []).append(connection)
-        groups = tuple([(close, tuple(group)) for close, group in closing.items()])
-        return Effect(groups, handshakes, tuple(judge.replaced))
-
-    def _concerned(self, order: Order, before: float | None) -> dict[TrackedConnection, bool]:
-        """
-        Find the connections that an order may be about, each once; and whether it is told to
-        reconnect in any case.
-        """
-        found: dict[TrackedConnection, bool] = {}
-        for change in order.changes:
-            found.update(dict.fromkeys(self._connections_of(change), False))
-        for subject in order.closes:
-            for connection in self.connections.of_subject(subject):
-                if before is None or connection.started <= before:
-                    found[connection] = True
-                else:
-                    found.setdefault(connection, False)
-        return found
-
-    def _connections_of(self, change: Change) -> list[TrackedConnection]:
-        if not isinstance(change, SubjectEnded):
-            return self.connections.of_lineage(change.token)
-        connections = self.connections.of_subject(change.subject)
-        if change.subject.kind == "id":
-            note = self.records.note_of(change.subject.value)
-            if note is not None:  # its lineage may have ended with it
-                connections += self.connections.of_lineage(note.token)
-        return connections
-
-    def concerned(
-        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
-    ) -> AbstractSet[Hashable]:
-        """
-        Return those of some ids, identities or labels whose orders must be carried out one by one.
-
-        Those that something here belongs to or may belong to; and all, if each is announced to
-        somebody, or written to a journal.
-
-        Args:
-            kind: What they are.
-            values: Which.
-            ends: Whether they end; else their sockets are to reconnect.
-        """
-        if self.announcer.announces or (ends and self.journal is not None):
-            return frozenset(values)
-        found = self.connections.held_among(kind, values)
-        if ends and kind == "id":
-            found += self.records.noted_among(values)
-        return frozenset(found)
-
-    def note_ends(
-        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
-    ) -> None:
-        """
-        Note ends, ordered by another node, of what this node holds nothing of.
-
-        Args:
-            kind: What ended: ids, identities or labels.
-            values: Which.
-            times: When each has ended, by the one clock.
-            ttl: Seconds to keep that after it was last met.
-        """
-        self.records.end_subjects(kind, values, times, ttl)
-        self.announcer.orders_heard += len(values)
-
-    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
-        """
-        Note close orders of another node to what this node holds nothing of.
-
-        Args:
-            kind: Who is to reconnect: ids, identities or labels.
-            values: Which.
-            times: When each was ordered, by the event loop's clock.
-        """
-        self.close_orders.add_many(kind, values, times)
-        self.announcer.orders_heard += len(values)
-
-    def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
-        """
-        Close the sockets of an order; their close frames are written before this returns.
-
-        Of many the first ones are, and the rest in slices, before anybody's answer is looked at.
-        """
-        sockets, waits = 0, []
-        for close, found in effect.closing:
-            for connection in found:
-                sockets += not connection.removed
-            waits.append(self.connections.close_now(found, close))
-        if effect.rest is not None:
-            waits.append(self._close_rest(effect.rest))
-        self._look_again(effect.replaced)
-        return self._report(waits, sockets, effect)
-
-    def _close_rest(self, rest: Unjudged) -> Awaitable[tuple[int, int]]:
-        rest.when_judged(lambda: self._look_again(rest.replaced))
-        return self.connections.close_rest(rest)
-
-    async def _report(
-        self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
-    ) -> CloseReport:
-        aborted = cancelled = 0
-        for wait in waits:
-            some_aborted, some_cancelled = await wait
-            aborted += some_aborted
-            cancelled += some_cancelled
-        if effect.rest is not None:
-            sockets += effect.rest.sockets
-        return CloseReport(sockets, aborted, cancelled, effect.handshakes)
-
-    def carry_out_soon(self, effect: Effect) -> None:
-        """
-        Write the close frames of an order now; wait for the rest in the background.
-        """
-        for close, found in effect.closing:
-            self.connections.close_soon(found, close)
-        if effect.rest is not None:
-            _ = self._close_rest(effect.rest)
-        self._look_again(effect.replaced)
-
-    def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
-        """
-        Close sockets of an older generation in a moment, unless word comes that they go on.
-        """
-        if replaced:
-            loop, context = asyncio.get_running_loop(), contextvars.Context()
-            _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
-
-    def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
-        _ = self.connections.close_found(
-            (c, RECONNECT) if c.state is OPEN and self.close_for(self.status_of(c)) else None
-            for c in replaced
-        )
-
     async def give(
         self,
         order: Order,
@@ -497,7 +269,7 @@ class Core:
                 # First, for others have farther to go; nothing comes in between.
                 pending = self.cluster.publish(order, wait=wait)
             finally:
-                effect = self.apply(order)
+                effect = self.effects.apply(order)
         except BaseException:
             if order.close is not None:
                 self.connections.close_soon(first, order.close)
@@ -508,10 +280,10 @@ class Core:
             self.announcer.given(order, effect)
             report = await pending.report(NOTHING_CLOSED)
         else:
-            closing = self.carry_out(effect)  # the close frames are written; now there is time
+            closing = self.effects.carry_out(effect)  # the frames are written; now there is time
             self.announcer.given(order, effect)
             report = await pending.report(await closing)
-        if order.changes and self._commit is not None and not await self.committed():
+        if self.journal is not None and order.changes and not await self.effects.committed():
             report = replace(report, stored=False)
         return report
 
@@ -523,12 +295,6 @@ class Core:
         if context is not None and context.stage is HANDLING and context.connection is None:
             context.ordering().own_ends[end.subject] = end.before
 
-    def reject_handshakes(self, order: Order) -> None:
-        """
-        Let an order count for handshakes; its open sockets close when a response was sent.
-        """
-        self.apply(order)
-
     async def close_everything(self, close: Close) -> CloseReport:
         """
         Close all sockets of this process and reject all handshakes in flight.
@@ -538,24 +304,16 @@ class Core:
             connection.reject(close)
         self.close_orders.add_all(time.monotonic())
         effect = Effect(((close, tuple(self.connections.all())),), len(opening))
-        return await self.carry_out(effect)
+        return await self.effects.carry_out(effect)
 
     def give_soon(self, order: Order) -> None:
         """
         Let an order take effect here and everywhere, and wait for nothing.
         """
-        effect = self.apply(order)
+        effect = self.effects.apply(order)
         self.announcer.given(order, effect)
-        self.carry_out_soon(effect)
+        self.effects.carry_out_soon(effect)
         self.cluster.publish(order)
-
-    def learn(self, changes: Sequence[Change]) -> None:
-        """
-        Let records take effect that were found; close what they end in the background.
-        """
-        news = self.merge(changes)
-        if news:
-            self.carry_out_soon(self.effect_of(Order(tuple(news))))
 
     def usable_id(self, session_ws_id: Hashable) -> Hashable:
         """

@@ -78,7 +78,7 @@ async def _settle(
             else:
                 await _refresh(core, order)
             if order.changes:
-                await core.committed()
+                await core.effects.committed()
 
 
 async def _refresh(core: Core, order: Order) -> None:
@@ -154,10 +154,10 @@ async def _close_when_sent(core: Core, request: web.Request, context: RequestCon
 async def _close(
     core: Core, context: RequestContext, order: Order, *, before: float | None = None
 ) -> None:
-    effect = core.effect_of(order, before=before)
+    effect = core.effects.effect_of(order, before=before)
     core.announcer.given(order, effect)
     core.cluster.publish(order, recorded=True)
-    await core.carry_out(effect)
+    await core.effects.carry_out(effect)
     if core.overrides.close_all_session and context.session_ws_id is not None:
         try:
             await maybe_await(core.hooks.close_all_session(context.session_ws_id))

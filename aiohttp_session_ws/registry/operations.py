@@ -142,7 +142,7 @@ async def close_here(core: Core, connection_id: str, close: Close) -> CloseRepor
         part = connections[start : start + PART]
         found = [connection for connection in part if connection.id == connection_id]
         if found:
-            return await core.carry_out(Effect(((close, tuple(found)),)))
+            return await core.effects.carry_out(Effect(((close, tuple(found)),)))
         await asyncio.sleep(0)  # the next part may take as long
     return CloseReport()
 

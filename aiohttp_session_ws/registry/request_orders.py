@@ -64,7 +64,7 @@ class ScheduledOrders:
         context.ordering().close_requested = True
         if context.session_ws_id is not None:
             order = Order(closes=(Subject("id", context.session_ws_id),))
-            core.reject_handshakes(order)
+            core.effects.apply(order)
         if context.behind_middleware:
             close_later(core, request, context)
         await self._settle_without_middleware(request, context, response, when_sent=True)
@@ -172,7 +172,7 @@ class ScheduledOrders:
         orders = context.ordering()
         orders.begins = True
         orders.own_ends[subject] = before
-        core.apply(Order((end, own)))
+        core.effects.apply(Order((end, own)))
         orders.changes += (end, own)
         await self._settle_without_middleware(request, context, response)
         return True
@@ -252,7 +252,7 @@ class ScheduledOrders:
         if context.stage is not HANDLING:  # its request was cancelled, and has been settled
             self._core.give_soon(order)
             return
-        self._core.apply(order)
+        self._core.effects.apply(order)
         self._core.cluster.record(order)
         context.ordering().changes += order.changes
 

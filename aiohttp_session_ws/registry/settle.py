@@ -400,7 +400,7 @@ class Settlement:
             until = outcome.owner.until
             session_ws_id = await core.current_id(self._request)
             self._orders.refresh = Refresh(renewed, session_ws_id, until, context.session_ws_id)
-            core.apply(Order(refresh=self._orders.refresh))
+            core.effects.apply(Order(refresh=self._orders.refresh))
         if not core.overrides.ids:
             for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
                 if session_ws_id is not None:
@@ -443,6 +443,6 @@ class Settlement:
         Let a record take effect for handshakes, here and everywhere, before anything else.
         """
         order = Order((change,))
-        self._core.apply(order)
+        self._core.effects.apply(order)
         self._core.cluster.record(order)
         self._context.ordering().changes += (change,)

@@ -53,12 +53,12 @@ class SharedRecords:
     def deliver(self, which: int) -> None:
         """Deliver the *which*-th message."""
         node, order = self.messages.pop(which)
-        node.carry_out_soon(node.apply(order))
+        node.effects.carry_out_soon(node.effects.apply(order))
 
     def reconcile(self) -> None:
         """Let all nodes find all they have missed."""
         for node in self.nodes:
-            node.learn(list(self.records))
+            node.effects.learn(list(self.records))
 
     def find(self, tokens: Iterable[str], subjects: Sequence[Subject]) -> list[Change]:
         """Return what is recorded of a session."""
@@ -114,7 +114,7 @@ class MemoryCluster(SingleProcess):
         """Learn what is recorded of a session."""
         assert self._node is not None
         self._asked[token] = asyncio.get_running_loop().time()
-        self._node.learn(self._shared.find([token], subjects))
+        self._node.effects.learn(self._shared.find([token], subjects))
         return True
 
     async def check_handshake(self, connection: TrackedConnection) -> None:

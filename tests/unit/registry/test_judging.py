@@ -19,7 +19,7 @@ from aiohttp_session_ws._lineage import Kind, Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT, SESSION_ENDED, Close
 from aiohttp_session_ws.connections import closing
 from aiohttp_session_ws.connections.connection import OPEN, TrackedConnection
-from aiohttp_session_ws.registry import core
+from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.registry.identify import Owner, subjects_of
 from aiohttp_session_ws.registry.judging import Judge, is_certain
 from aiohttp_session_ws.results import CloseReport
@@ -58,7 +58,7 @@ async def carry_out(
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """One socket is as much as a slice may take, and two are many."""
-    monkeypatch.setattr(core, "FEW", 1)
+    monkeypatch.setattr(effects, "FEW", 1)
     monkeypatch.setattr(closing, "SLICE", 0.0)
     monkeypatch.setattr(closing, "LOOK", 1)
     monkeypatch.setattr(closing, "ROW", 1)

@@ -1,0 +1,320 @@
+"""
+How an order takes effect on this node: in one way, whoever gave it.
+
+Its records are merged, handshakes that it concerns are rejected, and open sockets are found and
+closed. Orders of this node come from :mod:`.core`, those of others from the cluster.
+
+A little over 300 lines long: these are the steps of one way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as AbstractSet
+from typing import Final, Protocol
+
+from .._lineage import Kind
+from .._logging import log
+from .._tasks import BackgroundTasks
+from ..close_codes import RECONNECT, Close
+from ..connections.connection import OPEN, OPENING, TrackedConnection
+from ..connections.manager import ConnectionManager
+from ..results import CloseReport
+from ..sessions.close_orders import CloseOrders
+from ..sessions.journal import Journal
+from ..sessions.records import Change, Records, SubjectEnded
+from ..sessions.status import Status
+from ..signals import Signals
+from .announce import Announcer
+from .cluster import NO_EFFECT, Effect, Order, Refresh
+from .hooks import Overrides
+from .judging import Judge, Unjudged, is_certain
+from .revalidation import Revalidator
+
+__all__: list[str] = []
+
+FEW: Final = 100  # connections that are judged before the first of them is closed
+REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
+COMMIT: Final = 0.25  # seconds that a response waits for the journal
+
+
+class Sessions(Protocol):
+    """
+    What is needed of a registry.
+    """
+
+    announcer: Announcer
+    close_orders: CloseOrders
+    connections: ConnectionManager
+    journal: Journal | None
+    overrides: Overrides
+    records: Records
+    revalidator: Revalidator
+    signals: Signals
+    tasks: BackgroundTasks
+
+    def status_of(self, connection: TrackedConnection) -> Status:
+        """
+        Judge the session of a connection by what is known.
+        """
+
+    def close_for(self, found: Status) -> Close | None:
+        """
+        Return what a socket of a session is told that was judged so.
+        """
+
+
+class Effects:
+    """
+    Lets orders take effect.
+
+    Args:
+        core: The parts of the registry.
+    """
+
+    def __init__(self, core: Sessions) -> None:
+        self._core = core
+        self._connections = core.connections
+        self._records = core.records
+        self._commit: asyncio.Future[bool] | None = None  # the journal's latest
+
+    def merge(self, changes: Iterable[Change]) -> list[Change]:
+        """
+        Merge records, and return those that were news.
+        """
+        news = list(filter(self._records.merge, changes))
+        if news and self._core.journal is not None:
+            self._commit = self._core.journal.append(news)
+        return news
+
+    async def committed(self) -> bool:
+        """
+        Wait until the journal has what was merged so far, :data:`COMMIT` seconds at most.
+
+        Returns:
+            Whether it has; true without a journal.
+        """
+        commit = self._commit
+        if commit is None:
+            return True
+        done, _ = await asyncio.wait({commit}, timeout=COMMIT)
+        if not done:
+            log.warning("the journal is late: what has ended lately isn't on disk yet")
+        return bool(done) and commit.result()
+
+    def apply(self, order: Order, *, before: float | None = None) -> Effect:
+        """
+        Let an order take effect: merge its records, reject handshakes, find open sockets.
+
+        Args:
+            order: The order.
+            before: When it was given, by the event loop's clock, if that was not right now:
+                who began a handshake later isn't told to reconnect.
+        """
+        if order.changes:
+            self.merge(order.changes)
+        if order.refresh is not None:
+            self._refresh(order.refresh)
+        if order.closes:
+            given = time.monotonic() if before is None else before
+            for subject in order.closes:
+                self._core.close_orders.add(subject, given)
+        return self.effect_of(order, before=before)
+
+    def _refresh(self, refresh: Refresh) -> None:
+        """
+        Let the open sockets of a lineage go on under its next generation.
+        """
+        lineage, session_ws_id, until, was = refresh
+        for connection in self._connections.of_lineage(lineage.token):
+            older = connection.lineage.generation < lineage.generation
+            if older and connection.state is OPEN and connection.request is not None:
+                self._connections.refile(connection, session_ws_id, lineage)
+                self._core.revalidator.hold_until(connection, until)
+                if self._core.signals.on_refresh:
+                    sending = self._core.signals.on_refresh.send(connection)
+                    _ = self._core.tasks.spawn(sending, "tell of a refresh")
+        if self._core.overrides.random_ids:  # else others may share the id
+            for connection in self._connections.open.of(was):
+                if connection.request is None and connection.state is OPEN:
+                    self._connections.refile(connection, session_ws_id, lineage)
+
+    def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
+        """
+        Judge every connection that an order may concern; of many sockets say which are to be.
+
+        Args:
+            order: An order whose records are merged.
+            before: Leave alone what is only told to reconnect, and began its handshake later.
+        """
+        found = self._concerned(order, before)
+        if not found:
+            return NO_EFFECT  # as most
+        if len(found) == 1 and order.close is not None:
+            ((connection, told),) = found.items()
+            if connection.state is OPEN and is_certain(order.changes, connection, told):
+                return Effect(((order.close, (connection,)),))
+        judge = Judge(
+            order.changes,
+            bool(order.closes),
+            order.close,
+            self._core.status_of,
+            self._core.close_for,
+        )
+        handshakes = 0
+        for connection in [c for c in found if c.state is OPENING]:
+            close = judge.close_of(connection, found.pop(connection))
+            if close is not None:
+                connection.reject(close)
+                handshakes += 1
+        if len(found) > FEW:
+            return Effect((), handshakes, (), Unjudged(found, judge))
+        closing: dict[Close, list[TrackedConnection]] = {}
+        for connection, told in found.items():
+            close = judge.close_of(connection, told)
+            if close is not None:
+                closing.setdefault(close, []).append(connection)
+        groups = tuple([(close, tuple(group)) for close, group in closing.items()])
+        return Effect(groups, handshakes, tuple(judge.replaced))
+
+    def _concerned(self, order: Order, before: float | None) -> dict[TrackedConnection, bool]:
+        """
+        Find the connections that an order may be about, each once; and whether it is told to
+        reconnect in any case.
+        """
+        found: dict[TrackedConnection, bool] = {}
+        for change in order.changes:
+            found.update(dict.fromkeys(self._connections_of(change), False))
+        for subject in order.closes:
+            for connection in self._connections.of_subject(subject):
+                if before is None or connection.started <= before:
+                    found[connection] = True
+                else:
+                    found.setdefault(connection, False)
+        return found
+
+    def _connections_of(self, change: Change) -> list[TrackedConnection]:
+        if not isinstance(change, SubjectEnded):
+            return self._connections.of_lineage(change.token)
+        connections = self._connections.of_subject(change.subject)
+        if change.subject.kind == "id":
+            note = self._records.note_of(change.subject.value)
+            if note is not None:  # its lineage may have ended with it
+                connections += self._connections.of_lineage(note.token)
+        return connections
+
+    def concerned(
+        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
+    ) -> AbstractSet[Hashable]:
+        """
+        Return those of some ids, identities or labels whose orders must be carried out one by one.
+
+        Those that something here belongs to or may belong to; and all, if each is announced to
+        somebody, or written to a journal.
+
+        Args:
+            kind: What they are.
+            values: Which.
+            ends: Whether they end; else their sockets are to reconnect.
+        """
+        if self._core.announcer.announces or (ends and self._core.journal is not None):
+            return frozenset(values)
+        found = self._connections.held_among(kind, values)
+        if ends and kind == "id":
+            found += self._records.noted_among(values)
+        return frozenset(found)
+
+    def note_ends(
+        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
+    ) -> None:
+        """
+        Note ends, ordered by another node, of what this node holds nothing of.
+
+        Args:
+            kind: What ended: ids, identities or labels.
+            values: Which.
+            times: When each has ended, by the one clock.
+            ttl: Seconds to keep that after it was last met.
+        """
+        self._records.end_subjects(kind, values, times, ttl)
+        self._core.announcer.orders_heard += len(values)
+
+    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
+        """
+        Note close orders of another node to what this node holds nothing of.
+
+        Args:
+            kind: Who is to reconnect: ids, identities or labels.
+            values: Which.
+            times: When each was ordered, by the event loop's clock.
+        """
+        self._core.close_orders.add_many(kind, values, times)
+        self._core.announcer.orders_heard += len(values)
+
+    def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
+        """
+        Close the sockets of an order; their close frames are written before this returns.
+
+        Of many the first ones are, and the rest in slices, before anybody's answer is looked at.
+        """
+        sockets, waits = 0, []
+        for close, found in effect.closing:
+            for connection in found:
+                sockets += not connection.removed
+            waits.append(self._connections.close_now(found, close))
+        if effect.rest is not None:
+            waits.append(self._close_rest(effect.rest))
+        self._look_again(effect.replaced)
+        return self._report(waits, sockets, effect)
+
+    def _close_rest(self, rest: Unjudged) -> Awaitable[tuple[int, int]]:
+        rest.when_judged(lambda: self._look_again(rest.replaced))
+        return self._connections.close_rest(rest)
+
+    async def _report(
+        self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
+    ) -> CloseReport:
+        aborted = cancelled = 0
+        for wait in waits:
+            some_aborted, some_cancelled = await wait
+            aborted += some_aborted
+            cancelled += some_cancelled
+        if effect.rest is not None:
+            sockets += effect.rest.sockets
+        return CloseReport(sockets, aborted, cancelled, effect.handshakes)
+
+    def carry_out_soon(self, effect: Effect) -> None:
+        """
+        Write the close frames of an order now; wait for the rest in the background.
+        """
+        for close, found in effect.closing:
+            self._connections.close_soon(found, close)
+        if effect.rest is not None:
+            _ = self._close_rest(effect.rest)
+        self._look_again(effect.replaced)
+
+    def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
+        """
+        Close sockets of an older generation in a moment, unless word comes that they go on.
+        """
+        if replaced:
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
+            _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
+
+    def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
+        _ = self._connections.close_found(
+            (c, RECONNECT)
+            if c.state is OPEN and self._core.close_for(self._core.status_of(c))
+            else None
+            for c in replaced
+        )
+
+    def learn(self, changes: Sequence[Change]) -> None:
+        """
+        Let records take effect that were found; close what they end in the background.
+        """
+        news = self.merge(changes)
+        if news:
+            self.carry_out_soon(self.effect_of(Order(tuple(news))))
