@@ -240,6 +240,8 @@ class Hand:
         elif fault.kind == kinds.READONLY:
             await redis.cli("REPLICAOF", "127.0.0.1", free_port())
         else:
+            if in_the_way.parent.is_file():  # saved when it was flushed or stopped
+                in_the_way.parent.unlink()
             in_the_way.mkdir(parents=True, exist_ok=True)
             await redis.cli("CONFIG", "SET", "save", "3600 1")
             await redis.cli("BGSAVE")
