@@ -322,7 +322,9 @@ class ConnectionManager(ConnectionIndex):
         self,
         subject: Subject,
         close: Close,
-        before: float = math.inf,
+        *,
+        began: float = math.inf,
+        started: float = math.inf,
         but: Connection | None = None,
     ) -> Sequence[TrackedConnection]:
         """
@@ -334,7 +336,8 @@ class ConnectionManager(ConnectionIndex):
         Args:
             subject: Whose sockets; only those of ids are found so quickly.
             close: With what the order closes.
-            before: By when the lineage of a socket must have begun.
+            began: By when the lineage of a socket must have begun, by the one clock.
+            started: By when its handshake must have, by the event loop's clock.
             but: Which connection is left alone.
 
         Returns:
@@ -346,7 +349,8 @@ class ConnectionManager(ConnectionIndex):
         for connection in self.open.some(subject.value, FIRST):
             if (
                 connection.state is OPEN
-                and connection.lineage.began <= before
+                and connection.lineage.began <= began
+                and connection.started <= started
                 and connection is not but
             ):
                 connection.close_order = close

@@ -90,17 +90,24 @@ class Applier:
 
     def carry_out_one(self, one: One) -> None:
         """
-        Let the order of a message with one take effect, and close its sockets at once.
+        Let the order of a message with one take effect; its close frames come before all else.
         """
         _, sender, (ends, kind, close, ttl), number, at, value = one
         subject, given = Subject(kind, value), None
+        connections = self._node.connections
         if ends:
             order = Order((SubjectEnded(subject, at, ttl),), (), close)
+            first = connections.write_first(subject, close, began=at)
         else:
             if not self._seen.add_one(sender, number):
                 return
             order, given = Order((), (subject,), close), self._clock.latest(at)
-        effect = self._effects.apply(order, before=given)
+            first = connections.write_first(subject, close, started=given)
+        try:
+            effect = self._effects.apply(order, before=given)
+        except BaseException:
+            connections.close_soon(first, close)
+            raise
         if effect.closes:
             self._effects.carry_out_soon(effect)
         self._node.order_heard(order, effect, sender.rpartition("/")[0])

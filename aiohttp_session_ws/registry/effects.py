@@ -154,7 +154,7 @@ class Effects:
             return NO_EFFECT  # as most
         if len(found) == 1 and order.close is not None:
             ((connection, told),) = found.items()
-            if connection.state is OPEN and is_certain(order.changes, connection, told):
+            if connection.state is not OPENING and is_certain(order.changes, connection, told):
                 return Effect(((order.close, (connection,)),))
         judge = Judge(
             order.changes,

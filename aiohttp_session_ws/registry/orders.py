@@ -185,7 +185,7 @@ class Orders:
         subject = Subject("id", core.usable_id(session_ws_id))
         told = as_close(close, reason, SESSION_ENDED)
         before = core.clock.end_time()
-        first = core.connections.write_first(subject, told, before)
+        first = core.connections.write_first(subject, told, began=before)
         end = SubjectEnded(subject, before, core.ttl)
         core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject.value, before))

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from aiohttp_session_ws.redis import inbound
 from tests.support import PATIENCE, WAYS, expect_close, until
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
@@ -102,6 +103,31 @@ class TestLogOut:
             await lives(ws)
             await registry_of(a).end_session(2**62 + 1)
             assert await expect_close(ws) == 4401
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
+    async def test_order_that_fails(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, order: str
+    ) -> None:
+        """An error of another node while an order takes effect leaves no socket of it open."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(a, "bob")
+        give = getattr(registry_of(a), order)
+        await give("nobody")  # the next one is read as one of its kind
+        failed = asyncio.Event()
+
+        def fail(*args: Any, **kwargs: Any) -> NoReturn:
+            failed.set()
+            raise RuntimeError("no memory")
+
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            monkeypatch.setattr(inspect(registry_of(b)).effects, "apply", fail)
+            await give(await id_of(a, ann))
+            await failed.wait()
+            assert await expect_close(hers) == (4403 if order == "close_all_session" else 4401)
+            await lives(his)
+            monkeypatch.undo()
 
 
 class TestMany:

@@ -381,6 +381,22 @@ class TestTick:
             assert len(seen) == ticks
 
 
+class TestFirstFrames:
+    async def test_whose(self) -> None:
+        """Who began before an order is told at once; who came later, or is left out, is not."""
+        async with served() as s:
+            found = [await s.connect("/echo?id=a") for _ in range(4)]
+            (told, old), (_, new), (_, late), (_, spared) = found
+            new.lineage = new.lineage._replace(began=5.0)
+            late.started = old.started + 1.0
+            written = s.manager.write_first(
+                Subject("id", "a"), SESSION_ENDED, began=4.0, started=old.started, but=spared
+            )
+            assert list(written) == [old]
+            assert await told.frame() == close_frame(SESSION_ENDED)
+            assert {new.state, late.state, spared.state} == {OPEN}
+
+
 class TestPush:
     async def test_who_takes_it(self) -> None:
         """It goes to what is open, and speaks no protocol of its own."""
