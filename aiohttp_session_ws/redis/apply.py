@@ -96,13 +96,14 @@ class Applier:
         subject, given = Subject(kind, value), None
         connections = self._node.connections
         if ends:
-            order = Order((SubjectEnded(subject, at, ttl),), (), close)
             first = connections.write_first(subject, close, began=at)
+            order = Order((SubjectEnded(subject, at, ttl),), (), close)
         else:
             if not self._seen.add_one(sender, number):
                 return
-            order, given = Order((), (subject,), close), self._clock.latest(at)
+            given = self._clock.latest(at)
             first = connections.write_first(subject, close, started=given)
+            order = Order((), (subject,), close)
         try:
             effect = self._effects.apply(order, before=given)
         except BaseException:
