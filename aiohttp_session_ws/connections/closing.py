@@ -3,11 +3,11 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames are written, in slices of a millisecond with a turn for others after each
-   (longer ones at a shutdown): what was pushed and not sent is dropped, the last words and the
-   frame go to the transport. From then on that websocket takes and delivers nothing; one whose
-   slice is yet to come delivers what comes, and what is pushed passes it by. All that follows
-   comes in rows of :data:`ROW` connections.
+1. The close frames are written: of up to :data:`AT_ONCE` in one go, of more in slices with a turn
+   for others after each (longer ones at a shutdown). What was pushed and not sent is dropped, the
+   last words and the frame go to the transport. From then on that websocket takes and delivers
+   nothing; one whose slice is yet to come delivers what comes, and what is pushed passes it by.
+   All that follows comes in rows of :data:`ROW` connections.
 2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
    sends, since its session may have ended; sees the close frame that a polite client answers with,
    and closes the transport; and hears at once when that has ended, which tells the handler. If the
@@ -30,7 +30,6 @@ import asyncio
 import contextvars
 import itertools
 import math
-import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
@@ -48,10 +47,9 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-SLICE: Final = 0.001  # seconds of CPU for writing frames; what follows takes as long again
-LAST_SLICE: Final = 0.05  # the same at shutdown, when nobody else is waiting to be served
-LOOK: Final = 16  # frames between two looks at the clock
-MOST: Final = 128  # frames in a slice, however quickly they are written
+AT_ONCE: Final = 1024  # frames of an order that are written in one go, which takes some 10 ms
+SLICE: Final = 128  # frames of a larger order; what follows takes as long again
+LAST_SLICE: Final = 4096  # the same at shutdown, when nobody else is waiting to be served
 ROW: Final = 50  # transports that are closed, or handlers that are cancelled, in a row
 _MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
 _POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
@@ -108,6 +106,7 @@ class CloseEngine:
         connections: Iterable[TrackedConnection | None],
         close: Close | None,
         current: Callable[[], TrackedConnection | None] = lambda: None,
+        count: float = math.inf,
     ) -> asyncio.Future[tuple[int, int]]:
         """
         Close connections and end their handlers.
@@ -119,10 +118,13 @@ class CloseEngine:
             close: What to tell the peers; ``None`` for the ``close_order`` of each.
             current: Returns the connection whose handler calls. Neither the order waits for
                 that handler, which would wait for itself, nor is it cancelled.
+            count: How many there are at most. All frames of few are written before this
+                returns; those of many in slices, with turns for others in between.
         """
         order = self._new_order(close)
         caller = Caller(current(), asyncio.current_task())
-        self._close_more(order, iter(connections), caller)
+        large = LAST_SLICE if self.ending else SLICE
+        self._close_more(order, iter(connections), caller, None if count <= AT_ONCE else large)
         return order.done
 
     def _new_order(self, close: Close | None) -> CloseOrder:
@@ -134,7 +136,7 @@ class CloseEngine:
         Close one connection without ending its handler; the result is there when it is removed.
         """
         order = self._new_order(close)
-        _ = _write_frames(order, iter((connection,)), SLICE, 1)
+        write_frame(connection, close)
         closing = self._closing_of(connection)
         if not closing.removed:
             order.pending += 1
@@ -154,16 +156,16 @@ class CloseEngine:
         order: CloseOrder,
         connections: Iterator[TrackedConnection | None],
         caller: Caller,
+        size: int | None,
     ) -> None:
         """
         Write a slice of the close frames of an order, and do what follows these.
         """
-        seconds, most = (LAST_SLICE, math.inf) if self.ending else (SLICE, MOST)
-        told, more = _write_frames(order, connections, seconds, most)
+        told, more = _write_frames(order, connections, size)
         if more:
             # Before the loop looks for answers again: so the next slice comes before these.
             loop = asyncio.get_running_loop()
-            args = order, connections, caller
+            args = order, connections, caller, size
             _ = loop.call_soon(self._close_more, *args, context=self._context)
         for connection in told:
             closing = self._closing_of(connection)
@@ -479,28 +481,30 @@ class CloseEngine:
 
 
 def _write_frames(
-    order: CloseOrder,
-    connections: Iterator[TrackedConnection | None],
-    seconds: float,
-    most: float,
+    order: CloseOrder, connections: Iterator[TrackedConnection | None], most: int | None
 ) -> tuple[list[TrackedConnection], bool]:
     """
-    Write close frames for as long as a slice may take.
+    Write the close frames of a slice.
 
-    Nothing else is done here, since everything before a frame delays it.
+    Nothing else is done here, since everything before a frame delays it. That is why a slice is
+    bounded by a number, and not by a clock: to ask for the CPU time may take as long as a frame.
+
+    Args:
+        order: Whose frames.
+        connections: Which are to be closed; ``None`` takes time only.
+        most: How many are taken; ``None`` for all.
 
     Returns:
-        Whose, and whether there are more.
+        Whose, and whether there may be more.
     """
     told: list[TrackedConnection] = []
-    began = time.thread_time()
-    for number, connection in enumerate(connections, 1):
+    count = 0
+    for connection in itertools.islice(connections, most):
+        count += 1
         if connection is not None:
             told.append(connection)
             write_frame(connection, order.close_for(connection))
-        if number % LOOK == 0 and (number >= most or time.thread_time() > began + seconds):
-            return told, True
-    return told, False
+    return told, count == most
 
 
 def write_frame(connection: TrackedConnection, close: Close) -> None:

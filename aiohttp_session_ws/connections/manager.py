@@ -53,6 +53,11 @@ class Rest(Protocol):
     The connections of an order that are judged while they are closed.
     """
 
+    def __len__(self) -> int:
+        """
+        Return how many there are, closed or not.
+        """
+
     def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
         """
         Judge them, once.
@@ -379,20 +384,21 @@ class ConnectionManager(ConnectionIndex):
         for connection in chosen:
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
-        return self._engine.close(chosen, close, self._current)
+        return self._engine.close(chosen, close, self._current, len(chosen))
 
     def close_found(
-        self, found: Iterable[tuple[TrackedConnection, Close] | None]
+        self, found: Iterable[tuple[TrackedConnection, Close] | None], count: int
     ) -> Awaitable[tuple[int, int]]:
         """
         Close connections as :meth:`close_now` does, each with its own close, while they are found.
 
-        The first are closed before this returns, the others in slices of a millisecond.
+        The first are closed before this returns; of many the others a few at a time.
 
         Args:
             found: Connections, and what to tell their peers; ``None`` takes time only.
+            count: How many there may be.
         """
-        return self._engine.close(map(_mark, found), None, self._current)
+        return self._engine.close(map(_mark, found), None, self._current, count)
 
     def close_rest(self, rest: Rest) -> Awaitable[tuple[int, int]]:
         """
@@ -400,7 +406,7 @@ class ConnectionManager(ConnectionIndex):
         """
         self._rests[rest] = None
         rest.when_judged(lambda: self._rests.pop(rest, None))
-        return self.close_found(rest)
+        return self.close_found(rest, len(rest))
 
     def close_for_good(self, close: Close, seconds: float) -> Awaitable[tuple[int, int]]:
         """

@@ -304,12 +304,12 @@ class Effects:
             _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
 
     def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
-        _ = self._connections.close_found(
-            (c, RECONNECT)
-            if c.state is OPEN and self._core.close_for(self._core.status_of(c))
-            else None
+        core = self._core
+        found = (
+            (c, RECONNECT) if c.state is OPEN and core.close_for(core.status_of(c)) else None
             for c in replaced
         )
+        _ = self._connections.close_found(found, len(replaced))
 
     def learn(self, changes: Sequence[Change]) -> None:
         """

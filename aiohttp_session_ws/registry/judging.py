@@ -132,6 +132,9 @@ class Unjudged:
         self._judge = judge
         self._when_judged: list[Callable[[], None]] = []
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def leave(self, connection: TrackedConnection) -> None:
         """
         Leave a connection alone.

@@ -76,8 +76,8 @@ class TestFrames:
 
     async def test_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An order for many gives way to others, and comes back before it reads an answer."""
-        monkeypatch.setattr(closing, "SLICE", 0.0)
-        monkeypatch.setattr(closing, "LOOK", 1)
+        monkeypatch.setattr(closing, "AT_ONCE", 0)
+        monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
             peers = [await s.peer() for _ in range(5)]
             connections = s.manager.all()
@@ -92,8 +92,8 @@ class TestFrames:
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who answers while frames are written is closed when all are, some at a time."""
         monkeypatch.setattr(closing, "ROW", 1)
-        monkeypatch.setattr(closing, "SLICE", 0.0)
-        monkeypatch.setattr(closing, "LOOK", 1)
+        monkeypatch.setattr(closing, "AT_ONCE", 0)
+        monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
             (first, one), (last, two) = await s.connect(), await s.connect()
             done = s.manager.close_now([one, two], SESSION_ENDED)
@@ -446,8 +446,8 @@ class TestHandlers:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It may end, or be taken out, before its turn in an order has come, or between two."""
-        monkeypatch.setattr(closing, "SLICE", 0.0)
-        monkeypatch.setattr(closing, "LOOK", 1)
+        monkeypatch.setattr(closing, "AT_ONCE", 0)
+        monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
             task = asyncio.current_task()
             first, second = (

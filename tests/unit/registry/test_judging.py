@@ -18,7 +18,7 @@ from aiohttp_session_ws import SessionWSRegistry, Timeouts
 from aiohttp_session_ws._lineage import Kind, Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT, SESSION_ENDED, Close
 from aiohttp_session_ws.connections import closing
-from aiohttp_session_ws.connections.connection import OPEN, TrackedConnection
+from aiohttp_session_ws.connections.connection import CLOSING, OPEN, TrackedConnection
 from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.registry.identify import Owner, subjects_of
 from aiohttp_session_ws.registry.judging import Judge, is_certain
@@ -59,8 +59,8 @@ async def carry_out(
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """One socket is as much as a slice may take, and two are many."""
     monkeypatch.setattr(effects, "FEW", 1)
-    monkeypatch.setattr(closing, "SLICE", 0.0)
-    monkeypatch.setattr(closing, "LOOK", 1)
+    monkeypatch.setattr(closing, "AT_ONCE", 0)
+    monkeypatch.setattr(closing, "SLICE", 1)
     monkeypatch.setattr(closing, "ROW", 1)
 
 
@@ -92,6 +92,20 @@ async def test_all_are_closed_and_counted(registry: SessionWSRegistry, sockets: 
 
     assert codes == [4401] * MANY
     assert (report.sockets, report.aborted, report.cancelled) == (MANY, 0, 0)
+
+
+async def test_frames_in_one_go(
+    registry: SessionWSRegistry, sockets: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of an order that isn't large are written before anything else has its turn."""
+    monkeypatch.setattr(closing, "AT_ONCE", MANY)
+    report = asyncio.ensure_future(registry.end_identity("ann"))
+    await asyncio.sleep(0)
+    states = [connection.state for connection in anns(registry)]
+    await asyncio.gather(*map(expect_close, sockets))
+
+    assert states == [CLOSING] * MANY
+    assert (await report).sockets == MANY
 
 
 async def test_close_order(registry: SessionWSRegistry, sockets: list[Any]) -> None:
