@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from .processes import PATIENCE, Process, free_port
 
 READY = "eady to accept connections"
+SYNCED = " <-> REPLICA sync: Finished with success"  # of the master, or with Valkey the primary
 MASTER_NAME = "mymaster"
 SLOTS = 16384
 
@@ -226,7 +227,7 @@ class RedisCluster(Group):
             master = self.masters[number % len(self.masters)]
             myself = await master.cli("CLUSTER", "MYID")
             await self._eventually(replica, "CLUSTER", "REPLICATE", myself)
-            await replica.said("MASTER <-> REPLICA sync: Finished with success")
+            await replica.said(SYNCED)
 
     async def ok(self, server: RedisServer, *, after: int = 0) -> None:
         """Wait until a server says that it knows where all slots are."""
@@ -300,7 +301,7 @@ class SentinelSetup(Group):
         """Start all, and wait until every sentinel knows the replica and its colleagues."""
         await self.primary.start()
         await self.replica.start()
-        await self.replica.said("MASTER <-> REPLICA sync: Finished with success")
+        await self.replica.said(SYNCED)
         for sentinel in self.sentinels:
             await sentinel.start()
         others = len(self.sentinels) - 1
