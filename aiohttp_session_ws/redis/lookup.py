@@ -19,7 +19,7 @@ from ..sessions.records import Change, LineageEnded
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import Commands
-from .io.connect import TROUBLE
+from .io.connect import TROUBLE, reason
 from .messages import CloseSession, keys_of_lookup
 
 __all__: list[str] = []
@@ -128,7 +128,8 @@ class Lookup:
         try:
             self._node.effects.learn(found.changes)
         except Exception as exc:  # noqa: BLE001  nobody else would hear of it
-            log.error("what is recorded could not be carried out: %s", describe_error(exc))
+            if self._logged.allows(type(exc).__name__):
+                log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in found.changes:
             if isinstance(change, LineageEnded) and change.token == token:
                 self._meet(change)
@@ -147,8 +148,9 @@ class Lookup:
             if self._on_outage == "accept":
                 self.unchecked.add(connection)  # it is checked when Redis is back
                 return
-            if not isinstance(exc, RedisUnavailable):
-                log.error("a handshake could not be checked: %s", describe_error(exc))
+            why = reason(exc)
+            if not isinstance(exc, RedisUnavailable) and self._logged.allows(why):
+                log.error("handshakes can't be checked, and are refused meanwhile: %s", why)
             text = "websocket refused: the session can't be checked now"
             raise Unavailable("redis", text) from None
         self.take(connection, values)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
 from aiohttp_session_ws import Timeouts
@@ -301,6 +302,20 @@ class TestUnreadable:
 
 
 class TestLog:
+    async def test_handshakes(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+        """Handshakes that can't be checked are told of once a minute, not one by one."""
+        a, _ = nodes
+        cookie = await log_in(a)
+        await redis_server.cli("ACL", "SETUSER", "default", "-mget")
+        began = time.time()
+        for _ in range(5):
+            with pytest.raises(WSServerHandshakeError) as refusal:
+                await a.ws_connect("/ws", headers={"Cookie": cookie})
+            assert refusal.value.status == 503
+        lines = [record.message for record in caplog.records if "be checked" in record.message]
+        assert 1 <= len(lines) <= 1 + (time.time() - began) // 60
+        assert "NoPermissionError" in lines[0]
+
     async def test_code_word(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
         """Errors of Redis are logged with their code word, once a minute."""
         a, _ = nodes
