@@ -53,6 +53,7 @@ IN_FLIGHT: Final = 100  # log-outs at a time: a machine that is too busy gets fe
 TRIED: Final = int(os.environ.get("CHAOS_TRIED", "20000"))
 SHOWN: Final = 40  # of each kind of failure
 LAG: Final = 2.0  # seconds until this process has seen what a client was sent
+LOOKS: Final = 40  # in that time
 
 
 @dataclass
@@ -243,10 +244,13 @@ class Chaos:
         self.complete += 1
         tabs = [tab for browser in order.browsers for tab in browser.tabs]
         open_ = [(tab, tab.socket) for tab in tabs if tab.socket and tab.opened_at < asked]
-        await asyncio.sleep(LAG if open_ else 0.0)
-        left = [str(tab) for tab, socket in open_ if tab.socket == socket]
-        if left:
-            self.untrue.append(f"{self._tell(order)}: {', '.join(left)}")
+        left: list[str] = []
+        for _ in range(LOOKS):  # not once: this process may stand still for longer than that
+            left = [str(tab) for tab, socket in open_ if tab.socket == socket]
+            if not left:
+                return
+            await asyncio.sleep(LAG / LOOKS)
+        self.untrue.append(f"{self._tell(order)}: {', '.join(left)}")
 
     async def _leave(self) -> None:
         browsers = [*self.ended, *self._living()]
