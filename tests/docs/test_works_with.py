@@ -251,8 +251,17 @@ class TestCAEP:
 
         assert await ended(shop, sessions) == over
 
-    @pytest.mark.parametrize("subject", [{}, {"format": "email", "email": "ann@example.com"}])
-    async def test_another_subject(self, shop: Client, subject: dict[str, str]) -> None:
+    @pytest.mark.parametrize(
+        "subject",
+        [
+            {},
+            "ann",
+            {"format": "email", "email": "ann@example.com"},
+            {"format": "complex", "session": "s1"},
+            {"sub": 1},
+        ],
+    )
+    async def test_another_subject(self, shop: Client, subject: Any) -> None:
         """A subject that isn't known here is a 400."""
         async with shop.post("/signals", data=token(REVOKED, sub_id=subject)) as response:
             assert response.status == 400
