@@ -59,8 +59,8 @@ class TestDocuments:
 
     def test_stays_short(self) -> None:
         """A README that nobody reads to its end is too long."""
-        # It holds three programs: what is beside them has 200 lines.
-        assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 315
+        # It holds three programs and a picture: what is beside them has 200 lines.
+        assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 320
         assert len(PROGRAM.splitlines()) <= 75  # the page is a quarter of it
 
     def test_commands(self) -> None:
