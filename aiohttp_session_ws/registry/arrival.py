@@ -188,7 +188,7 @@ class Arrival:
         if context.session_ws_id is None:
             await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
-            context.given = context.session_ws_id is not None
+            context.given = context.id_given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:
             return  # an anonymous visitor to whom the application gives no id
         if not written and context.session_ws_id is not None:

@@ -402,7 +402,10 @@ class Settlement:
             self._orders.refresh = Refresh(renewed, session_ws_id, until, context.session_ws_id)
             core.effects.apply(Order(refresh=self._orders.refresh))
         if not core.overrides.ids:
-            for session_ws_id in (id_in(session, core.keys.id), context.session_ws_id):
+            # An id that others share isn't this lineage's if it was given and taken in a request.
+            unknown = context.id_given and not core.overrides.random_ids
+            was = None if unknown else context.session_ws_id
+            for session_ws_id in (id_in(session, core.keys.id), was):
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 

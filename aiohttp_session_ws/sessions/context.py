@@ -119,6 +119,7 @@ class RequestContext:
         held_data: Whether that was anything of the application's.
         carried: Whether it carried a lineage when it was given to the handler.
         given: Whether it was given an id or a lineage on arrival.
+        id_given: Whether it was given an id on arrival, which no client knows yet.
         fresh: Whether it was given an empty session, since its own had ended.
         checked: Whether other nodes' records of its session were read on arrival.
         connection: The websocket that the request became.
@@ -138,6 +139,7 @@ class RequestContext:
     held_data = False
     carried = False
     given = False
+    id_given = False
     fresh = False
     checked = False
     connection: TrackedConnection | None = None

@@ -572,6 +572,19 @@ def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(no
     play(Config(identify=False, ids="derived", cluster="memory"), trap)
 
 
+def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only() -> None:
+    """A log-in whose visitor's id no client has seen outlives the end of who shares that id."""
+
+    async def trap(world: World) -> None:
+        await world.visit("A", "log_in_renewed")
+        await world.visit("B", "log_in")  # its id was made for a visitor, as that of A's was
+        await world.do(Order("end_session", subject=world.ids()[-1]))
+        await world.wait(12)
+        assert await page(world, jar(world)) is not NOBODY
+
+    play(Config(identify=False, ids="derived"), trap)
+
+
 # Double clicks
 
 
