@@ -21,6 +21,8 @@ from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from aiohttp_session_ws.redis.clock import DRIFT
+
 from .exchange import Exchange
 
 Content: TypeAlias = MutableMapping[str, Any]  # what a session holds
@@ -106,6 +108,7 @@ class Ledger:
         self.exchanges: list[Exchange] = []
         self.ids: dict[Hashable, None] = {}
         self._moments = 0
+        self._began = self.now()
         self._saves = 0
         self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
         self._cut: set[Exchange] = set()  # those that deleted an id without identify
@@ -419,7 +422,18 @@ class Ledger:
         ends = [at for whom, at in self._identity_ends if whom == user]
         if ex and any(self._may_follow(at, ex.arrived) for at in ends):
             login.doomed.add(f"{user} was logged out by a clock that was set before this one")
+        if ex and self.asks_for_time and any(ex.arrived - at < self._drifted() for at in ends):
+            login.doomed.add(
+                f"{user} was logged out by a node that was cut off, at about that time"
+            )
         return login
+
+    def _drifted(self) -> float:
+        """Return by how much a node may misjudge the time that was cut off since the beginning.
+
+        What happens on two nodes within it has no order.
+        """
+        return 2 * DRIFT * (self.now() - self._began) if self.asks_for_time else 0.0
 
     def _child(self, login: Login, ex: Exchange) -> Login:
         """Add the log-in that goes on from another."""
@@ -441,7 +455,7 @@ class Ledger:
         for login in self.of(user):
             if login.by is None or login.by is not but:
                 login.doomed.add(str(by))
-                if login.at < at:
+                if login.at < at - self._drifted():
                     self.end(login, by, node)
 
     def _doom(self, ex: Exchange, why: str) -> None:
