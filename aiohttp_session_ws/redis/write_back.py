@@ -184,15 +184,34 @@ class WriteBack:
             if is_mine(stored.key):
                 some.setdefault(stored.key, {})[record] = stored
             if len(some) >= AT_ONCE:
-                written += await self._write_missing(some)
+                written += await self._insist(some)
                 some = {}
             elif number % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        written += await self._write_missing(some)
+        written += await self._insist(some)
         if written:
             log.warning(
                 "Redis lacks %d records that this node knows: it writes them again", written
             )
+
+    async def _insist(self, some: dict[str, dict[Record, Stored]]) -> int:
+        """
+        Write what is missing of some records, however often that has to be tried.
+
+        Begun again with the first record, it might never come to the last one while Redis is
+        away now and then.
+
+        Raises:
+            TROUBLE: If there is another trouble, which begins with the first.
+        """
+        while True:
+            try:
+                return await self._write_missing(some)
+            except TROUBLE as exc:
+                if self._trouble.is_set():
+                    raise
+                log.debug("what is lost can't be written now: %s", reason(exc))
+                await asyncio.sleep(PAUSE)
 
     async def _write_missing(self, some: dict[str, dict[Record, Stored]]) -> int:
         missing: list[Record] = []

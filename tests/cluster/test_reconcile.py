@@ -5,13 +5,18 @@ What a node does about what it has not heard, and about what Redis has lost.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
+from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
+from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import LIVING
 from tests.support import (
     PATIENCE,
@@ -44,6 +49,20 @@ PREFIX = "{aiohttp_session_ws}"
 async def recorded(redis: RedisServer, id_: str) -> None:
     """Wait until Redis has the end of an id."""
     await until(lambda: redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'))
+
+
+def fail_at_times(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each second question fail."""
+    read, asked = commands.read, itertools.count()
+
+    def read_or_fail(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+        if next(asked) % 2 == 0:
+            return read(keys)
+        failed: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        failed.set_exception(RedisUnavailable("away, for a moment"))
+        return failed
+
+    monkeypatch.setattr(commands, "read", read_or_fail)
 
 
 class TestDeaf:
@@ -315,6 +334,20 @@ class TestLostData:
         assert asyncio.get_running_loop().time() - began < 2
         await until(lambda: redis_server.holds("*:end:id:*", 2001))
         assert int(await redis_server.cli("GET", f"{PREFIX}:seq")) < 2500
+
+    async def test_away_now_and_then(
+        self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All is written again though each second question fails: it goes on where it was."""
+        monkeypatch.setattr(write_back, "AT_ONCE", 50)
+        monkeypatch.setattr(write_back, "PAUSE", 0.0)
+        a, _ = nodes
+        await asyncio.gather(*[registry_of(a).end_session(f"session {n}") for n in range(400)])
+        await settled(a)
+        for node in nodes:
+            fail_at_times(cluster_of(node).commands, monkeypatch)
+        await redis_server.cli("FLUSHALL")
+        await until(lambda: redis_server.holds("*:end:id:*", 400))
 
     async def test_nothing_lost(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A Redis that restarts with its data is asked, and told nothing."""
