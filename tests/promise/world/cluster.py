@@ -18,7 +18,7 @@ from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.registry.cluster import Cluster, LocalNode, Order, PendingReport
 from aiohttp_session_ws.registry.single_process import SingleProcess
 from aiohttp_session_ws.sessions.clock import Clock
-from aiohttp_session_ws.sessions.records import Change, Records
+from aiohttp_session_ws.sessions.records import Change, Records, SubjectEnded
 from aiohttp_session_ws.sessions.status import status
 
 ASKED_AGAIN = 60.0  # seconds after which a node asks for the records of a page's session again
@@ -59,6 +59,13 @@ class SharedRecords:
         """Let all nodes find all they have missed."""
         for node in self.nodes:
             node.effects.learn(list(self.records))
+
+    def known(self, order: Order) -> list[Change]:
+        """Return what is recorded of the sessions whose ids an order ends, as Redis answers."""
+        ended = [c.subject.value for c in order.changes if isinstance(c, SubjectEnded)]
+        notes = [note for value in ended if (note := self.records.note_of(value)) is not None]
+        ends = [self.records.lineage(note.token) for note in notes]
+        return [*notes, *[end for end in ends if end is not None]]
 
     def find(self, tokens: Iterable[str], subjects: Sequence[Subject]) -> list[Change]:
         """Return what is recorded of a session."""
@@ -103,6 +110,9 @@ class MemoryCluster(SingleProcess):
         if not recorded:
             self._shared.record(order)
         self._shared.send(self._node, order)
+        known = self._shared.known(order)
+        if known:
+            asyncio.get_running_loop().call_soon(self._node.effects.learn, known)
         return super().publish(order)
 
     def check_due(self, token: str) -> bool:

@@ -273,7 +273,8 @@ class Oracle:
             return
         if status is None or ex.client.left:
             return  # its client has gone
-        if self._unavailable(ex) and (status in (409, 503) or code in (1001, 1012)):
+        adopted = ex.plan.action == "adopt" and code == 4403  # its 101 has been sent
+        if self._unavailable(ex) and (status in (409, 503) or code in (1001, 1012) or adopted):
             return
         if ex.plan.action == "stream":
             # What an adopted socket or a websocket is told by a code.
