@@ -43,7 +43,9 @@ class CloseOrders:
         """
         self._begin_lot(now)
         kind, value = subject
-        self._newer[kind][value] = now
+        times = self._newer[kind]
+        if times.get(value, now) <= now:  # one of another node may come late
+            times[value] = now
 
     def add_many(self, kind: Kind, values: Iterable[Hashable], times: Iterable[float]) -> None:
         """
@@ -51,7 +53,10 @@ class CloseOrders:
         """
         found = dict(zip(values, times, strict=True))
         self._begin_lot(max(found.values(), default=-math.inf))
-        self._newer[kind].update(found)
+        newer = self._newer[kind]
+        if not newer.keys().isdisjoint(found):
+            found = {value: max(at, newer.get(value, at)) for value, at in found.items()}
+        newer.update(found)
 
     def _begin_lot(self, now: float) -> None:
         if now > self.latest:

@@ -52,6 +52,21 @@ def test_the_last_order_counts() -> None:
     assert orders.missed(session("a"), 105.0, 111.0)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_an_order_that_comes_late(many: bool) -> None:
+    """One that another node gave earlier takes nothing back of a later one."""
+    orders = CloseOrders()
+    orders.add(session("a"), 110.0)
+    if many:
+        orders.add_many("id", ["a", "b"], [100.0, 100.0])
+    else:
+        orders.add(session("a"), 100.0)
+
+    assert orders.missed(session("a"), 105.0, 111.0)
+    assert orders.missed(session("b"), 99.0, 111.0) is many
+    assert not orders.missed(session("b"), 105.0, 111.0)
+
+
 def test_many() -> None:
     """Of many that are noted at once each counts from its own time."""
     orders = CloseOrders()
