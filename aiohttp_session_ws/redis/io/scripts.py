@@ -90,6 +90,7 @@ local ENDED = '^%[1,"ended",([^,]*),([^,]*),([^,]*),([^,]*),(.*)$'
 local RENEWED = '^%[1,"renewed",([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),([^,]*),(.*)$'
 local BEFORE = '^%[1,"before",([^,]*),([^,]*),(.*)$'
 local NOTE = '^%[1,"note",([^,]*),([^,]*),([^,]*),(.*)$'
+local CLOSE = '^%[1,"close",([^,]*),'
 
 -- Of two numbers the greater, as it was written.
 local function max(a, b)
@@ -180,8 +181,15 @@ local function note(key, ttl, text)
     return text
 end
 
+-- Of two close orders the later one stays, whichever was recorded first: it closes what the
+-- earlier one would have, and more.
 local function close(key, ttl, text)
-    put(key, text, ttl)
+    local old = swap(key, text, ttl)
+    local time, time2 = string.match(text, CLOSE), string.match(old or '', CLOSE)
+    if time2 and tonumber(time2) > tonumber(time) then
+        put(key, old, ttl)
+        return old
+    end
     return text
 end
 
@@ -207,11 +215,9 @@ local function closes(line, kind, code, reason, ttl, number)
     for at, value in string.gmatch(line, '\\t([^\\t]*)\\t([^\\t]*)') do
         local key = head .. value
         local text = '[1,"close",' .. at .. how .. number .. tail .. value .. ']]'
-        local answer = redis.pcall('SET', key, text, 'PX', ttl)
-        if answer.err then
-            refused = answer.err
-            return
-        end
+        local merged = close(key, ttl, text)
+        if refused then return end
+        if merged ~= text then known[#known + 1] = merged end
         keys[#keys + 1] = key
         number = number + 1
     end
@@ -333,8 +339,21 @@ if ARGV[9] and ARGV[6] == '1' and not KEYS[2] then
     if note then
         local found = redis.pcall('MGET', name, note == '' and name or tag .. note)
         free = not (found.err or found[1] or found[2])
+        free = free and not redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11]).err
+    else
+        local old = redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11], 'GET')
+        if type(old) == 'string' then
+            local order = '^%[1,"close",([^,]*),'
+            local time = tonumber(string.match(old, order) or '')
+            if time and time > tonumber(string.match(ARGV[10], order)) then
+                redis.pcall('SET', name, old, 'PX', ARGV[11])
+                free = false
+            end
+        elseif old then
+            free = false
+        end
     end
-    if free and not redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11]).err then
+    if free then
         taken = redis.pcall('INCR', tag .. 'seq')
         if type(taken) ~= 'number' then
             taken = nil

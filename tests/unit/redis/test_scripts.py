@@ -203,6 +203,24 @@ class TestMerge:
                 await redis.write(Single(shape, 5.0, "x", 0 if ends else 1))
             assert (await _message(pubsub)).startswith(b"0:0\n{")
 
+    @pytest.mark.parametrize("way", ["alone", "row", "full"])
+    async def test_a_close_order_that_comes_late(self, redis: Scripts, way: str) -> None:
+        """The later of two close orders stays; the other one has a number all the same."""
+        shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
+        await redis.write(Single(shape, 9.0, "x", 1))
+        late = Single(shape, 5.0, "x", 2)
+        match way:
+            case "alone":
+                await redis.write(late)
+            case "row":
+                await redis.write(late, Single(shape, 5.0, "y", 3))
+            case "full":
+                await redis.write(late.spelled_out("a/1"))
+        record = read_record(await redis.client.get(TAG + 'close:id:"x"') or b"")
+
+        assert record == CloseSession(Subject("id", "x"), "a/1/1", 9.0, RECONNECT)
+        assert await redis.client.get(TAG + "seq") == (b"3" if way == "row" else b"2")
+
     async def test_row_over_others(self, redis: Scripts) -> None:
         """A foreign value under a key stops no row."""
         for key in ('end:id:"x"', 'of:"x"', 'close:id:"x"'):
