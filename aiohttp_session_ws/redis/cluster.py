@@ -25,6 +25,7 @@ from ..exceptions import NotSetUp
 from ..registry.cluster import Held, LocalNode, Order, Place, Taken
 from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
+from ..sessions.encoding import encode
 from ..sessions.records import (
     IdNote,
     LineageEnded,
@@ -429,13 +430,16 @@ class RedisCluster:
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect an id, an identity or a label's value to be one that can be told as JSON.
+        Expect an id, an identity or a label's value to be one that can be told as JSON, and be
+        kept by the journal if there is one.
 
         Raises:
             TypeError: If it isn't.
         """
         if type(value) is not str:
             _ = as_json(value)
+            if self._journaled:
+                _ = encode(value)  # which takes less
 
     def record(self, order: Order) -> None:
         """

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId
 from aiohttp_session_ws.redis import inbound
 from tests.support import PATIENCE, WAYS, expect_close, until
 from tests.support.inspect import inspect
@@ -128,6 +130,16 @@ class TestTrouble:
             assert await expect_close(hers) == (4403 if order == "close_all_session" else 4401)
             await lives(his)
             monkeypatch.undo()
+
+    async def test_what_a_journal_cannot_hold(
+        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
+    ) -> None:
+        """It is an error before anything is ordered: half an order would leave sockets open."""
+        a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        with pytest.raises(InvalidSessionWSId, match="NoneType"):
+            await registry_of(a).end_session(("tenant", None))
+        with pytest.raises(InvalidIdentity, match="float"):
+            await registry_of(a).end_identity(1.5)
 
 
 class TestMany:
