@@ -3,11 +3,11 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames are written: of up to :data:`AT_ONCE` in one go, of more in slices with a turn
-   for others after each (longer ones at a shutdown). What was pushed and not sent is dropped, the
-   last words and the frame go to the transport. From then on that websocket takes and delivers
-   nothing; one whose slice is yet to come delivers what comes, and what is pushed passes it by.
-   All that follows comes in rows of :data:`ROW` connections.
+1. The close frames are written: of up to :data:`AT_ONCE` in one go, of more, by one order or by
+   all of a turn, in slices with a turn for others after each (longer ones at a shutdown). What was
+   pushed and not sent is dropped, the last words and the frame go to the transport. From then on
+   that websocket takes and delivers nothing; one whose slice is yet to come delivers what comes,
+   and what is pushed passes it by. All that follows comes in rows of :data:`ROW` connections.
 2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
    sends, since its session may have ended; sees the close frame that a polite client answers with,
    and closes the transport; and hears at once when that has ended, which tells the handler. If the
@@ -47,7 +47,7 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-AT_ONCE: Final = 1024  # frames of an order that are written in one go, which takes some 10 ms
+AT_ONCE: Final = 1024  # frames that orders write in one go in a turn, which takes some 10 ms
 SLICE: Final = 128  # frames of a larger order; what follows takes as long again
 LAST_SLICE: Final = 4096  # the same at shutdown, when nobody else is waiting to be served
 ROW: Final = 50  # transports that are closed, or handlers that are cancelled, in a row
@@ -100,6 +100,7 @@ class CloseEngine:
         self._grace_timer: asyncio.Handle | None = None
         self._hanging_up: deque[Closing] = deque()  # whose transports are to be closed
         self._next_row: asyncio.Handle | None = None
+        self._written: float = 0  # frames of orders that are no slices, in this turn
 
     def close(
         self,
@@ -124,8 +125,26 @@ class CloseEngine:
         order = self._new_order(close)
         caller = Caller(current(), asyncio.current_task())
         large = LAST_SLICE if self.ending else SLICE
-        self._close_more(order, iter(connections), caller, None if count <= AT_ONCE else large)
+        size = None if self._may_write(count) else large
+        self._close_more(order, iter(connections), caller, size)
         return order.done
+
+    def _may_write(self, count: float) -> bool:
+        """
+        Tell whether the frames of an order may be written in one go: a turn has so many for all
+        its orders.
+        """
+        if count <= SLICE:
+            return True  # a slice would have them, too
+        if self._written + count > AT_ONCE:
+            return False
+        if not self._written:
+            _ = asyncio.get_running_loop().call_soon(self._end_turn, context=self._context)
+        self._written += count
+        return True
+
+    def _end_turn(self) -> None:
+        self._written = 0
 
     def _new_order(self, close: Close | None) -> CloseOrder:
         loop = asyncio.get_running_loop()

@@ -89,6 +89,23 @@ class TestFrames:
             assert (at_once, ordered) == (1, [SESSION_ENDED] * 5)
             assert (frames, result) == ([[ENDED]] * 5, (0, 0))
 
+    async def test_orders_share_a_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Orders that are not large give way to others, too, if a turn has many of them."""
+        monkeypatch.setattr(closing, "AT_ONCE", 3)
+        monkeypatch.setattr(closing, "SLICE", 1)
+        async with served() as s:
+            peers = [await s.peer() for _ in range(6)]
+            connections = s.manager.all()
+            done = [
+                s.manager.close_now(connections[first : first + 2], SESSION_ENDED)
+                for first in (0, 2, 4)
+            ]
+            states = [connection.state is CLOSING for connection in connections]
+            frames, *results = await asyncio.gather(sync(*peers), *done)
+
+            assert states == [True, True, True, False, True, False]
+            assert (frames, results) == ([[ENDED]] * 6, [(0, 0)] * 3)
+
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who answers while frames are written is closed when all are, some at a time."""
         monkeypatch.setattr(closing, "ROW", 1)
