@@ -109,6 +109,9 @@ async def compare(
         if core.identifier.identify is not None:
             owner, previous = found, before
             renewed, removed = renewed or removed, False
+        else:
+            owner = owner._replace(labels=found.labels)
+            previous = previous._replace(labels=before.labels)
     # What knows the older labels only isn't found by the new ones: sockets, and older cookies.
     renewed = renewed or (relabelled and not removed)
     return Outcome(anew, owner, previous, renewed and not anew, removed and not anew, relabelled)

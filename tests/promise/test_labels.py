@@ -115,6 +115,15 @@ class TestEnd:
         assert await site.knock(stale) in (*site.shut(), AGAIN)
         assert not connections(site.registry)
 
+    @pytest.mark.parametrize("identify", [user_of, None])
+    async def test_a_label_that_is_left_behind(self, serve: Serve, identify: Any) -> None:
+        """A session ends with a label that a request under way was about to replace."""
+        site, phone = await start(serve, identify=identify)
+        async with site.held(phone, "/write?device=laptop"):
+            await site.registry.end_label("device", "phone")
+
+        assert await site.presented(phone.cookie) == (None, DEAD)
+
     async def test_without_identify(self, serve: Serve, storage: AbstractStorage) -> None:
         """Labels need no identities."""
         site, phone = await start(serve, storage, identify=None)
