@@ -345,13 +345,18 @@ class Settlement:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
-        elif outcome.renewed and await self._joins_ended(session, lineage):
-            self._end(lineage, outcome, carries=True)
-            await self._begin(session, outcome)
         elif outcome.renewed:
-            if not self._overtaken(lineage):
-                self._give_next(lineage, "renewal")
-            await self._renew(session, lineage, outcome)
+            joins_ended = await self._joins_ended(session, lineage, outcome)
+            now = core.judge(lineage, context.session_ws_id, outcome.previous)
+            if now.state is State.ENDED:  # meanwhile, by a name that it leaves behind
+                put_session(self._request, None)
+            elif joins_ended:
+                self._end(lineage, outcome, carries=True)
+                await self._begin(session, outcome)
+            else:
+                if not self._overtaken(lineage):
+                    self._give_next(lineage, "renewal")
+                await self._renew(session, lineage, outcome)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
             core.keys.write_lineage(session, lineage)
@@ -369,26 +374,28 @@ class Settlement:
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)
 
-    async def _joins_ended(self, session: Session, lineage: Lineage) -> bool:
+    async def _joins_ended(self, session: Session, lineage: Lineage, outcome: Outcome) -> bool:
         """
         Tell whether a renewal gives a lineage an id that was ended since the lineage began.
 
         That end was of others who share the id, and this session had another one. It began
-        before, so that it would be taken for one of them.
+        before, so that it would be taken for one of them. Other nodes may also have ended what
+        the session leaves behind, its labels or a derived id: nobody would find it by these.
         """
-        core = self._core
-        if core.overrides.random_ids or core.overrides.ids:
-            return False
-        await maybe_await(core.ids.ensure_id(self._request))
-        session_ws_id = id_in(session, core.keys.id)
-        if session_ws_id is None or session_ws_id == self._context.session_ws_id:
-            return False
-        subject = Subject("id", session_ws_id)
-        if core.cluster.remote:
-            await core.cluster.check_request(lineage.token, [subject])
-        if isinstance(core.records.lineage(lineage.token), LineageEnded):
-            return False  # in the meantime: what goes on under that lineage has ended, too
-        return core.records.ended_before(subject) >= lineage.began
+        core, came = self._core, self._context.session_ws_id
+        left = [*outcome.previous.labels] if outcome.relabelled else []
+        joined: Subject | None = None
+        if not (core.overrides.random_ids or core.overrides.ids):
+            await maybe_await(core.ids.ensure_id(self._request))
+            session_ws_id = id_in(session, core.keys.id)
+            if session_ws_id is not None and session_ws_id != came:
+                joined = Subject("id", session_ws_id)
+                left.append(joined)
+                if came is not None and not self._context.id_given:
+                    left.append(Subject("id", came))
+        if left and core.cluster.remote:
+            await core.cluster.check_request(lineage.token, left)
+        return joined is not None and core.records.ended_before(joined) >= lineage.began
 
     async def _renew(self, session: Session, lineage: Lineage, outcome: Outcome) -> None:
         """

@@ -4,10 +4,14 @@ Labels on two nodes.
 
 from __future__ import annotations
 
+import pytest
+
+from aiohttp_session_ws.redis.inbound import Inbound
 from tests.cluster.conftest import Sites
 from tests.promise.site import AGAIN, DEAD, Site
 from tests.promise.test_labels import labels_of, on_device
 from tests.support import PATIENCE, until
+from tests.support.inspect import inspect
 from tests.support.nodes import StartNode, acquaint, registry_of, script
 from tests.support.redis_servers import RedisServer
 
@@ -66,6 +70,19 @@ class TestEnd:
 
         assert report.sockets == 1
         assert await again.code() == DEAD
+
+    async def test_a_label_that_is_left_behind(
+        self, sites: Sites, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other labels don't save a session whose node hasn't heard of the end of its own."""
+        monkeypatch.setattr(Inbound, "hear", lambda *_: None)
+        a, b = await start(sites)
+        phone = await on_device(b, "phone")
+        async with b.held(phone, "/write?device=laptop"):
+            await a.registry.end_label(*PHONE)
+            assert not await inspect(a.registry).cluster.outbox.drain(PATIENCE)  # type: ignore[attr-defined]
+
+        assert await a.presented(phone.cookie) == await b.presented(phone.cookie) == (None, DEAD)
 
 
 class TestOthers:

@@ -585,6 +585,28 @@ def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only(
     play(Config(identify=False, ids="derived"), trap)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["under another", "under one that was ended"])
+def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
+    ended: bool,
+) -> None:
+    """A session ends with the id that it had, though the node that renews it hasn't heard so."""
+
+    async def trap(world: World) -> None:
+        await world.visit("B", "read")
+        await log_in(world, "B")  # of the id that visitors share this is what is noted
+        await world.visit("A", "log_in")
+        if ended:
+            await world.do(Order("end_session", subject=world.ids()[0]))
+        held = await world.visit("A", "log_in_renewed", "handled", node=1)
+        await world.do(Order("end_session", subject=world.ids()[1]))
+        await world.finish(held)
+        await world.wait(61)
+        for node in (0, 1):
+            assert await both(world, jar(world), node) == (NOBODY, 4401)
+
+    play(Config(identify=False, ids="derived", cluster="memory"), trap)
+
+
 # Double clicks
 
 
