@@ -267,14 +267,21 @@ class Settlement:
         has ended the old one meanwhile.
         """
         core, context = self._core, self._context
-        ends = self._orders.own_ends
-        subjects = [Subject("id", context.session_ws_id), *ends]
         if core.cluster.remote:
+            subjects = [Subject("id", context.session_ws_id), *self._orders.own_ends]
             await core.cluster.check_request(lineage.token, subjects)
+        return self._is_ended_by_itself(lineage)
+
+    def _is_ended_by_itself(self, lineage: Lineage) -> bool:
+        """
+        Tell whether only ``end_other_sessions_ws`` has ended a lineage, as far as is known.
+        """
+        core, ends = self._core, self._orders.own_ends
+        own = Subject("id", self._context.session_ws_id)
         record = core.records.lineage(lineage.token)
         if isinstance(record, LineageEnded) and record.at not in ends.values():
             return False
-        if core.records.ended_before(subjects[0]) >= lineage.began:
+        if core.records.ended_before(own) >= lineage.began:
             return False
         if any(core.records.ended_before(who) > at for who, at in ends.items()):
             return False
@@ -345,6 +352,9 @@ class Settlement:
                 self._give_next(lineage, "login")
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
+            goes_on = self._orders.begins and self._orders.ended is None
+            if goes_on and lineage is not None and not self._is_ended_by_itself(lineage):
+                put_session(self._request, None)  # it was ended while its id was made
         elif outcome.renewed:
             joins_ended = await self._joins_ended(session, lineage, outcome)
             now = core.judge(lineage, context.session_ws_id, outcome.previous)

@@ -607,6 +607,20 @@ def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
     play(Config(identify=False, ids="derived", cluster="memory"), trap)
 
 
+def test_a_session_that_ends_while_its_derived_id_is_made_does_not_go_on_alone() -> None:
+    """Who logs out while a log-out everywhere else makes an id is logged out there, too."""
+
+    async def trap(world: World) -> None:
+        await log_in(world)
+        held = await world.visit("A", "log_out_elsewhere", "id_factory")
+        await world.visit("A", "log_out")
+        await world.finish(held)
+        assert not held.saved
+        assert await page(world, jar(world)) is NOBODY
+
+    play(Config(ids="derived"), trap)
+
+
 # Double clicks
 
 
