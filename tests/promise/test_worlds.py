@@ -11,7 +11,7 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from aiohttp_session_ws.registry import deferred
 from aiohttp_session_ws.registry.cluster import Order, Refresh
 from aiohttp_session_ws.registry.core import Core
 from aiohttp_session_ws.registry.draining import Drainer
+from aiohttp_session_ws.registry.effects import Effects
 from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.records import (
     Change,
@@ -118,24 +119,25 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def orders_pass_streams_by(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends a session closes its websockets, and not its streams."""
-    concerned = getattr(Core, "_concerned")  # noqa: B009  not ours to name
+    concerned = getattr(Effects, "_concerned")  # noqa: B009  not ours to name
 
-    def sockets(self: Core, order: Order, before: float | None) -> list[Any]:
+    def sockets(self: Effects, order: Order, before: float | None) -> dict[Any, bool]:
         found = concerned(self, order, before)
-        return [(c, told) for c, told in found if isinstance(c.ws, web.WebSocketResponse)]
+        return {c: told for c, told in found.items() if isinstance(c.ws, web.WebSocketResponse)}
 
-    monkeypatch.setattr(Core, "_concerned", sockets)
+    monkeypatch.setattr(Effects, "_concerned", sockets)
 
 
 def kept_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A renewal that keeps its sockets files them where no end of their session finds them."""
 
-    def lose(self: Core, refresh: Refresh) -> None:
-        for connection in self.connections.of_lineage(refresh.lineage.token):
+    def lose(self: Effects, refresh: Refresh) -> None:
+        connections = getattr(self, "_connections")  # noqa: B009  not ours to name
+        for connection in connections.of_lineage(refresh.lineage.token):
             lineage = Lineage("lost", refresh.lineage.generation, refresh.lineage.began)
-            self.connections.refile(connection, "lost", lineage)
+            connections.refile(connection, "lost", lineage)
 
-    monkeypatch.setattr(Core, "_refresh", lose)
+    monkeypatch.setattr(Effects, "_refresh", lose)
 
 
 def orders_miss_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +185,11 @@ def journals_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def journals_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody hands what has ended to the journal."""
 
-    def merge(self: Core, changes: Sequence[Change]) -> list[Change]:
-        return [change for change in changes if self.records.merge(change)]
+    def merge(self: Effects, changes: Iterable[Change]) -> list[Change]:
+        records = getattr(self, "_records")  # noqa: B009  not ours to name
+        return list(filter(records.merge, changes))
 
-    monkeypatch.setattr(Core, "merge", merge)
+    monkeypatch.setattr(Effects, "merge", merge)
 
 
 def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
