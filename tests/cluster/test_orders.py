@@ -115,8 +115,11 @@ class TestTrouble:
         """An error of another node while an order takes effect leaves no socket of it open."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
-        give = getattr(registry_of(a), order)
+        give, hers_id = getattr(registry_of(a), order), await id_of(a, ann)
+        await settled(a)
+        heard = registry_of(b).stats().orders_heard
         await give("nobody")  # the next one is read as one of its kind
+        await until(lambda: registry_of(b).stats().orders_heard > heard)
         failed = asyncio.Event()
 
         def fail(*args: Any, **kwargs: Any) -> NoReturn:
@@ -125,7 +128,7 @@ class TestTrouble:
 
         async with socket(b, ann) as hers, socket(b, bob) as his:
             monkeypatch.setattr(inspect(registry_of(b)).effects, "apply", fail)
-            await give(await id_of(a, ann))
+            await give(hers_id)
             await failed.wait()
             assert await expect_close(hers) == (4403 if order == "close_all_session" else 4401)
             await lives(his)
