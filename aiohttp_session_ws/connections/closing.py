@@ -505,8 +505,8 @@ def _write_frames(
     """
     Write the close frames of a slice.
 
-    Nothing else is done here, since everything before a frame delays it. That is why a slice is
-    bounded by a number, and not by a clock: to ask for the CPU time may take as long as a frame.
+    Nothing else is done here, not even a look at a clock, since everything before a frame delays
+    it.
 
     Args:
         order: Whose frames.

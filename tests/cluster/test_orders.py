@@ -112,7 +112,7 @@ class TestTrouble:
     async def test_order_that_fails(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, order: str
     ) -> None:
-        """An error of another node while an order takes effect leaves no socket of it open."""
+        """An error after the frames of an order that came alone leaves no socket of it open."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         give, hers_id = getattr(registry_of(a), order), await id_of(a, ann)

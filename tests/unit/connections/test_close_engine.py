@@ -94,17 +94,21 @@ class TestFrames:
         monkeypatch.setattr(closing, "AT_ONCE", 3)
         monkeypatch.setattr(closing, "SLICE", 1)
         async with served() as s:
-            peers = [await s.peer() for _ in range(6)]
-            connections = s.manager.all()
+            peers = [await s.peer() for _ in range(8)]
+            *connections, last, but_one = s.manager.all()
             done = [
                 s.manager.close_now(connections[first : first + 2], SESSION_ENDED)
                 for first in (0, 2, 4)
             ]
             states = [connection.state is CLOSING for connection in connections]
+            await asyncio.sleep(0)
+            done.append(s.manager.close_now([last, but_one], SESSION_ENDED))
+            in_the_next_turn = last.state, but_one.state
             frames, *results = await asyncio.gather(sync(*peers), *done)
 
             assert states == [True, True, True, False, True, False]
-            assert (frames, results) == ([[ENDED]] * 6, [(0, 0)] * 3)
+            assert in_the_next_turn == (CLOSING, CLOSING)
+            assert (frames, results) == ([[ENDED]] * 8, [(0, 0)] * 4)
 
     async def test_answers_wait_for_the_last_frame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who answers while frames are written is closed when all are, some at a time."""
