@@ -37,7 +37,7 @@ from .apply import Applier
 from .clock import PENDING, RedisClock
 from .decoding import read_record
 from .encoder import Encoder, body_of
-from .entries import AnyEntry, Entry
+from .entries import AnyEntry
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -49,7 +49,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, as_json, time_of, with_time
+from .messages import CloseSession, Record, as_json, encode as encode_record, time_of, with_time
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -414,8 +414,12 @@ class RedisCluster:
     def _keep(self, change: LineageEnded) -> None:
         """
         Restart the time of an end in Redis, too.
+
+        It isn't written again: if Redis has lost it meanwhile, it needs a new number, or whoever
+        missed it would never hear of it.
         """
-        _ = self.outbox.put(Entry((change,), quiet=True))
+        key, ttl, _ = encode_record(change)
+        _ = self.commands.call("PEXPIRE", self.commands.prefix + key, ttl)
 
     def _resolve(self, record: Record) -> Record | None:
         """

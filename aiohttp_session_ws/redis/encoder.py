@@ -61,8 +61,7 @@ class Encoder:
         if len(entries) == 1 and type(entries[0]) is Single and entries[0].at < PENDING:
             return self._arguments_of_one(entries[0], channel)
         message = Message(self._sender)
-        quiet: list[Stored] = []
-        told: list[Stored] = []
+        records: list[Stored] = []
         news = True
         for entry in entries:
             if type(entry) is Single and entry.at < PENDING:
@@ -73,21 +72,16 @@ class Encoder:
             changes, closes = self._encoded(full.changes), self._encoded(full.closes)
             if changes is None or closes is None:
                 return None
-            if full.quiet:
-                quiet += changes
-                quiet += closes
-                continue
-            told += changes
-            told += closes
+            records += changes
+            records += closes
             news = news and not entry.published
             message.add_line(_order_of(full, changes, closes))
         body, rows = message.finish()
-        records = [*quiet, *told]
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
         # What was published without a number isn't published so again.
-        args += [channel, body, "1" if news and body else "", len(quiet)]
-        args += [self._numbers_of, len(rows), *[place for row in rows for place in row]]
+        args += [channel, body, "1" if news and body else "", self._numbers_of]
+        args += [len(rows), *[place for row in rows for place in row]]
         for stored in records:
             args += [stored.ttl, stored.text]
         return args
@@ -104,7 +98,7 @@ class Encoder:
         body = f"{self._line}{number}\t{at}\t{name}".encode()
         text = f"{self._text}{at}{self._how}{number}{self._tail}{name}]]"
         news, begin = "" if entry.published else "1", len(self._head) + 2
-        args: list[Argument] = [1, self._tag, channel, body, news, 0, self._numbers_of]
+        args: list[Argument] = [1, self._tag, channel, body, news, self._numbers_of]
         args += [1, begin, len(body), self._key + name, text, self._ttl]
         if shape.ends:
             args.append(f"of:{name}" if shape.kind == "id" else "")

@@ -68,10 +68,9 @@ class Entry(Waiting):
         question: Under which number to report.
         refresh: Which open sockets go on in place of being closed.
         held: Whether open sockets wait for the order to come again.
-        quiet: Whether it is recorded only.
     """
 
-    __slots__ = ("by", "changes", "close", "closes", "held", "question", "quiet", "refresh")
+    __slots__ = ("by", "changes", "close", "closes", "held", "question", "refresh")
 
     def __init__(
         self,
@@ -83,7 +82,6 @@ class Entry(Waiting):
         refresh: Refresh | None = None,
         *,
         held: bool = False,
-        quiet: bool = False,
     ) -> None:
         super().__init__()
         self.changes = changes
@@ -93,7 +91,6 @@ class Entry(Waiting):
         self.question = question
         self.refresh = refresh
         self.held = held
-        self.quiet = quiet
 
     @property
     def size(self) -> int:

@@ -229,8 +229,8 @@ class WriteBack:
             records = missing[start : start + AT_ONCE]
             closes = [record for record in records if isinstance(record, CloseSession)]
             changes = [record for record in records if not isinstance(record, CloseSession)]
-            if closes:  # nobody is to carry them out now
-                _ = self._outbox.put(Entry(closes, quiet=True))
+            for close in closes:  # who has missed one carries it out now
+                _ = self._outbox.put(Entry((), [close]))
             if changes:
                 _ = self._outbox.put(Entry(changes))
         return len(missing)

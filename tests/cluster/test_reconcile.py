@@ -27,6 +27,7 @@ from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
+    acquaint,
     becomes,
     becomes_nobody,
     cluster_of,
@@ -49,6 +50,15 @@ PREFIX = "{aiohttp_session_ws}"
 async def recorded(redis: RedisServer, id_: str) -> None:
     """Wait until Redis has the end of an id."""
     await until(lambda: redis.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"'))
+
+
+async def ends_numbered(redis: RedisServer) -> bool:
+    """Tell whether there is the end of a lineage, and it can be found by its number."""
+    numbered = await redis.cli("ZRANGE", f"{PREFIX}:recent", 0, -1)
+    for key in await redis.cli("KEYS", f"{PREFIX}:lineage:*"):
+        if '"ended"' in await redis.cli("GET", key):
+            return any(key in keys for keys in numbered)
+    return False
 
 
 def fail_at_times(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +308,72 @@ class TestLostData:
         await redis_server.cli("FLUSHALL")
         cluster_of(second).membership.hurry()
         await recorded(redis_server, id_)
+
+    async def test_met_meanwhile(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that is read just before it is lost gets a number again, for who missed it."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as if nobody had heard it
+        b = await start_node(redis_server.url, "b")
+        commands = cluster_of(b).commands
+        read, losing = commands.read, list[asyncio.Task[None]]()
+
+        def lose_then_answer(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+            answer: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+
+            async def lose() -> None:
+                values = await read(keys)
+                await redis_server.cli("FLUSHALL")
+                answer.set_result(values)
+
+            monkeypatch.undo()
+            losing.append(asyncio.create_task(lose()))
+            return answer
+
+        monkeypatch.setattr(commands, "read", lose_then_answer)
+        await becomes_nobody(b, cookie)
+        await settled(b)
+        for node in (a, b):
+            cluster_of(node).membership.hurry()
+        await until(lambda: ends_numbered(redis_server))
+
+    async def test_close_order_missed(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A close order that is written again is carried out where it was missed."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(a)
+            await acquaint(a, b)
+            lost: list[dict[str, bool]] = []
+            write_back_of_a, commands = cluster_of(a).write_back, cluster_of(b).commands
+            write_again, read = write_back_of_a.lost, commands.read
+            looked = asyncio.Event()
+
+            def read_and_tell(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+                answer = read(keys)
+                if any(key.startswith("close:") for key in keys):
+                    answer.add_done_callback(lambda _: looked.set())
+                return answer
+
+            async with socket(b, cookie) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/close", cookie)
+                await settled(a)
+                monkeypatch.setattr(write_back_of_a, "lost", lambda **kind: lost.append(kind))
+                monkeypatch.setattr(commands, "read", read_and_tell)
+                await redis_server.cli("FLUSHALL")
+                await proxy.start()
+                await becomes(b, "connected")
+                await asyncio.wait_for(looked.wait(), PATIENCE)
+                write_again(everything=True)
+                assert await expect_close(ws) == 4403
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""

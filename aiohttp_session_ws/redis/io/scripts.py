@@ -51,12 +51,12 @@ end
 """
 
 # KEYS: what all keys begin with, the tag in braces; from the second on the keys of the records.
-# ARGV: the channel, the message, whether it is published if writing is refused, how many records
-# are recorded only (the first ones), what the numbers of close orders begin with, how many rows of
-# orders the message has, of each where it begins and ends in it, then the TTL and the text of each
-# record. What a row orders is recorded from the message itself. If that is one order and nothing
-# else, there follow for ONE its key without the tag, its text and its TTL, and for an end the key
-# of the note of its lineage, "" if it isn't of an id.
+# ARGV: the channel, the message, whether it is published if writing is refused, what the numbers
+# of close orders begin with, how many rows of orders the message has, of each where it begins and
+# ends in it, then the TTL and the text of each record. What a row orders is recorded from the
+# message itself. If that is one order and nothing else, there follow for ONE its key without the
+# tag, its text and its TTL, and for an end the key of the note of its lineage, "" if it isn't of
+# an id.
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
@@ -210,7 +210,7 @@ local keys = {} -- what gets a number
 
 local function closes(line, kind, code, reason, ttl, number)
     local head = prefix .. 'close:' .. kind .. ':'
-    local how = ',' .. code .. ',' .. ARGV[5] .. '/'
+    local how = ',' .. code .. ',' .. ARGV[4] .. '/'
     local tail = '",' .. reason .. ',["' .. kind .. '",'
     for at, value in string.gmatch(line, '\\t([^\\t]*)\\t([^\\t]*)') do
         local key = head .. value
@@ -303,18 +303,18 @@ local function publish(names, body)
 end
 
 local function write()
-    local quiet, rows, count = tonumber(ARGV[4]), tonumber(ARGV[6]), #KEYS - 1
-    local at = 5 + 2 * rows
+    local rows, count = tonumber(ARGV[5]), #KEYS - 1
+    local at = 4 + 2 * rows
     for i = 1, count do
         local key, ttl, text = KEYS[i + 1], ARGV[at + 2 * i], ARGV[at + 2 * i + 1]
         local merged = kinds[string.match(text, '^%[1,"(%a+)"')](key, ttl, text)
         if refused then break end
         if merged ~= text then known[#known + 1] = merged end
-        if i > quiet then keys[#keys + 1] = key end
+        keys[#keys + 1] = key
     end
     for i = 1, rows do
         if refused then break end
-        write_row(ARGV[5 + 2 * i], ARGV[6 + 2 * i])
+        write_row(ARGV[4 + 2 * i], ARGV[5 + 2 * i])
     end
     if not refused then publish(keys, ARGV[2]) end
     if refused then
@@ -333,20 +333,20 @@ end
 # write twice what was written does no harm, and a number that was taken is used.
 _ONE: Final = """
 local taken -- a number that belongs to the only record
-if ARGV[9] and ARGV[6] == '1' and not KEYS[2] then
-    local tag, note = KEYS[1], ARGV[12]
-    local name, free = tag .. ARGV[9], true
+if ARGV[8] and ARGV[5] == '1' and not KEYS[2] then
+    local tag, note = KEYS[1], ARGV[11]
+    local name, free = tag .. ARGV[8], true
     if note then
         local found = redis.pcall('MGET', name, note == '' and name or tag .. note)
         free = not (found.err or found[1] or found[2])
-        free = free and not redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11]).err
+        free = free and not redis.pcall('SET', name, ARGV[9], 'PX', ARGV[10]).err
     else
-        local old = redis.pcall('SET', name, ARGV[10], 'PX', ARGV[11], 'GET')
+        local old = redis.pcall('SET', name, ARGV[9], 'PX', ARGV[10], 'GET')
         if type(old) == 'string' then
             local order = '^%[1,"close",([^,]*),'
             local time = tonumber(string.match(old, order) or '')
-            if time and time > tonumber(string.match(ARGV[10], order)) then
-                redis.pcall('SET', name, old, 'PX', ARGV[11])
+            if time and time > tonumber(string.match(ARGV[9], order)) then
+                redis.pcall('SET', name, old, 'PX', ARGV[10])
                 free = false
             end
         elseif old then

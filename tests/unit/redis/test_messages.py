@@ -21,7 +21,7 @@ from aiohttp_session_ws.redis.decoding import (
     read_record,
 )
 from aiohttp_session_ws.redis.encoder import Encoder, Message, body_of
-from aiohttp_session_ws.redis.entries import Entry, Single
+from aiohttp_session_ws.redis.entries import Single
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
     Record,
@@ -204,9 +204,8 @@ class TestOrders:
         message.add(entry)
         body, (place,) = message.finish()
         assert alone is not None
-        general, short = alone[:10], alone[10:]
-        assert general == [1, "{p}:", "orders", body, "1", 0, '"a/1', 1, *place]
-        assert encoder.arguments([entry, Entry((), quiet=True)], "orders") == general
+        general, short = alone[:9], alone[9:]
+        assert general == [1, "{p}:", "orders", body, "1", '"a/1', 1, *place]
         full = entry.spelled_out("a/1")
         stored = encode((*full.changes, *full.closes)[0])
         assert short == [stored.key, stored.text, stored.ttl, *(['of:"x"'] if ends else [])]

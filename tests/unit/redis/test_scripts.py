@@ -247,7 +247,7 @@ class TestMerge:
 
 class TestPublish:
     async def test_numbers(self, redis: Scripts) -> None:
-        """Each record has a number, and is published under it; what is quiet has none."""
+        """Each record has a number, and is published under it."""
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
             subject = Subject("id", "x")
@@ -256,7 +256,6 @@ class TestPublish:
                     [SubjectEnded(subject, 1.0, 60.0)],
                     [CloseSession(subject, "n", 1.0, RECONNECT)],
                 ),
-                Entry([LineageEnded("quiet", 1.0, carries=False, ttl=60.0)], quiet=True),
                 Entry([LineageEnded("t", 1.0, carries=False, ttl=60.0)]),
             )
             message = await _message(pubsub)
@@ -271,7 +270,6 @@ class TestPublish:
         reached, keys = await redis.find(1, 3)
         assert reached == 3
         assert keys == {b'{p}:end:id:"x"', b'{p}:close:id:"x"', b'{p}:lineage:"t"'}
-        assert await redis.client.exists('{p}:lineage:"quiet"')
 
     async def test_derived(self, redis: Scripts) -> None:
         """What Redis finds out itself is published, too."""
