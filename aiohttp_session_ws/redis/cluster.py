@@ -289,11 +289,17 @@ class RedisCluster:
 
     async def stop(self) -> None:
         """
-        Leave the other nodes: let Redis take what waits for it, for a few seconds at most.
+        Leave the other nodes: let Redis take what waits for it, or what it has lost, for a few
+        seconds at most.
         """
         if not self._tasks:
             return
-        left = await self.outbox.drain(self._patience)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+        if self.commands.available:
+            await self.membership.look()
+            await self.write_back.finish(until - loop.time())
+        left = await self.outbox.drain(until - loop.time())
         if left:
             self._log_lost(left)
         await self.membership.leave()

@@ -137,6 +137,15 @@ class Membership:
             except TimeoutError:
                 pass
 
+    async def look(self) -> None:
+        """
+        Find out now what was missed or lost.
+        """
+        try:
+            await self._beat()
+        except TROUBLE as exc:
+            log.debug("the last heartbeat failed: %s", reason(exc))
+
     async def leave(self) -> None:
         """
         Tell that this node stops, so that nobody waits for it.

@@ -75,6 +75,7 @@ class WriteBack:
         self._records = records
         self._trouble = asyncio.Event()  # Redis may have lost something
         self._all = False  # it has lost its data
+        self._busy = False
 
     def lost(self, *, everything: bool = False) -> None:
         """
@@ -91,7 +92,9 @@ class WriteBack:
             await self._trouble.wait()
             self._trouble.clear()
             everything, self._all = self._all, False
+            self._busy = True
             finished = await self._write_all(everything=everything)
+            self._busy = False
             self._all = self._all or (everything and not finished)
 
     async def _write_all(self, *, everything: bool) -> bool:
@@ -119,6 +122,21 @@ class WriteBack:
                 log.debug("what is lost can't be written now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
         return False
+
+    async def finish(self, timeout: float) -> None:
+        """
+        Write what is missing now, for *timeout* seconds at most: this node stops, and perhaps
+        nobody else knows it.
+        """
+        if not (self._busy or self._trouble.is_set()):
+            return
+        self._trouble.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._write_back(self._records)
+                await self._write_back(self._published(lambda sender: True))
+        except TROUBLE as exc:
+            log.warning("what Redis has lost could not be written before the end: %s", reason(exc))
 
     async def write_records(self, changes: Iterable[Change]) -> None:
         """

@@ -341,6 +341,17 @@ class TestLostData:
             cluster_of(node).membership.hurry()
         await until(lambda: ends_numbered(redis_server))
 
+    async def test_stopped(self, redis_server: RedisServer) -> None:
+        """A node that stops writes what Redis has just lost: perhaps nobody else knows it."""
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        await registry_in(first).end_session("x", wait=PATIENCE)
+        await registry_in(first).end_session("y", wait=PATIENCE)
+        await redis_server.cli("FLUSHALL")
+        await first.close()
+        for id_ in ("x", "y"):
+            assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"')
+
     async def test_close_order_missed(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
