@@ -89,8 +89,7 @@ class ScheduledOrders:
         if context.connection is not None:
             await self._end_open(context.connection)
             return
-        self._end_own(context)
-        close_later(core, request, context)
+        self._end_own(request, context)
         await self._shielded(self._begin_after(request, context), "begin after an end")
         await self._settle_without_middleware(request, context, response)
 
@@ -122,8 +121,7 @@ class ScheduledOrders:
                 changes.append(SubjectEnded(subject, core.clock.end_time(), core.ttl))
             await self._end_open(connection, *changes)
             return
-        self._end_own(context)
-        close_later(core, request, context)
+        self._end_own(request, context)
         await self._shielded(self._end_everywhere(request, context), "end an identity")
         await self._settle_without_middleware(request, context, response)
 
@@ -174,6 +172,7 @@ class ScheduledOrders:
         orders.own_ends[subject] = before
         core.effects.apply(Order((end, own)))
         orders.changes += (end, own)
+        close_later(core, request, context)
         await self._settle_without_middleware(request, context, response)
         return True
 
@@ -218,10 +217,10 @@ class ScheduledOrders:
     async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
         identity = await self._identity_behind(request, context)
         if identity is not None:
-            self._end_in_request(context, Subject("identity", identity))
+            self._end_in_request(request, context, Subject("identity", identity))
         await self._begin_after(request, context)
 
-    def _end_own(self, context: RequestContext) -> None:
+    def _end_own(self, request: web.Request, context: RequestContext) -> None:
         """
         Record the end of the lineage that a request came with.
         """
@@ -236,17 +235,22 @@ class ScheduledOrders:
         if not minor and core.overrides.random_ids and context.session_ws_id is not None:
             # What is registered by hand under this id is refused by it.
             changes.append(core.note(context.session_ws_id, lineage))
-        self._record(context, changes)
+        self._record(request, context, changes)
 
-    def _end_in_request(self, context: RequestContext, subject: Subject) -> None:
+    def _end_in_request(
+        self, request: web.Request, context: RequestContext, subject: Subject
+    ) -> None:
         core = self._core
         before = core.clock.end_time()
         context.ordering().own_ends[subject] = before
-        self._record(context, [SubjectEnded(subject, before, core.ttl)])
+        self._record(request, context, [SubjectEnded(subject, before, core.ttl)])
 
-    def _record(self, context: RequestContext, changes: Iterable[Change]) -> None:
+    def _record(
+        self, request: web.Request, context: RequestContext, changes: Iterable[Change]
+    ) -> None:
         """
-        Let an order of a request take effect for handshakes, here and everywhere.
+        Let an order of a request take effect for handshakes, here and everywhere, and for open
+        sockets when the response has been sent.
         """
         order = Order(tuple(changes))
         if context.stage is not HANDLING:  # its request was cancelled, and has been settled
@@ -255,6 +259,7 @@ class ScheduledOrders:
         self._core.effects.apply(order)
         self._core.cluster.record(order)
         context.ordering().changes += order.changes
+        close_later(self._core, request, context)
 
     async def _identity_behind(
         self, request: web.Request, context: RequestContext
@@ -290,7 +295,7 @@ class ScheduledOrders:
         if not isinstance(record, LineageEnded) or not record.minor:
             return
         if await self._identity_behind(request, context) is not None:
-            self._record(context, [record.as_major()])
+            self._record(request, context, [record.as_major()])
 
     async def _end_open(self, connection: TrackedConnection, *others: Change) -> None:
         """

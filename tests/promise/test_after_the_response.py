@@ -5,6 +5,7 @@ However a log-out is answered, or isn't, its sockets close.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 
-from aiohttp_session_ws import Timeouts, schedule_close_all_session_ws, session_ws
+from aiohttp_session_ws import (
+    Timeouts,
+    end_other_sessions_ws,
+    schedule_close_all_session_ws,
+    session_ws,
+)
 from tests.promise.conftest import Serve
 from tests.promise.site import (
     AGAIN,
@@ -29,7 +35,7 @@ from tests.promise.site import (
     renew,
     user_of,
 )
-from tests.support import PATIENCE, RawPeer
+from tests.support import PATIENCE, QUICK, RawPeer, Turnstile
 
 #: What a view does, and what the socket is told.
 WAYS: dict[str, tuple[View, int]] = {
@@ -155,6 +161,57 @@ class TestWhileItCloses:
         assert await socket.code() in (DEAD, AGAIN)
         left.set()
         rude.close()
+
+
+class TestNotAnsweredInTime:
+    async def test_whom_it_ends_is_known_late(self, serve: Serve) -> None:
+        """Sockets of an identity that took long to find out don't wait for the handler."""
+        asked, stays = Turnstile(), Turnstile()
+
+        async def identify(request: web.Request) -> str | None:
+            if request.path == "/act":
+                await asked()
+            return await user_of(request)
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            response = await everywhere(request)
+            await stays()
+            return response
+
+        timeouts = replace(QUICK, response=0.01)
+        site = await serve(None, {"/act": act}, identify=identify, timeouts=timeouts)
+        browser, other = await site.logged_in(), await site.logged_in()
+        own, others = await browser.open(), await other.open()
+        asked.shut = stays.shut = True
+        acting = asyncio.ensure_future(browser.get("/act"))
+        assert await own.code() == DEAD  # the response is late: what is known so far is done
+        asked.let()
+
+        assert await others.code() == DEAD
+        stays.let()
+        await acting
+
+    async def test_everywhere_else(self, serve: Serve) -> None:
+        """The others don't wait for a handler that stays either."""
+        stays = Turnstile()
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            response = web.Response()
+            assert await end_other_sessions_ws(request, response)
+            await stays()
+            return response
+
+        timeouts = replace(QUICK, response=0.01)
+        site = await serve(None, {"/act": act}, identify=user_of, timeouts=timeouts)
+        browser, other = await site.logged_in(), await site.logged_in()
+        own, others = await browser.open(), await other.open()
+        stays.shut = True
+        acting = asyncio.ensure_future(browser.get("/act"))
+
+        assert (await own.code(), await others.code()) == (AGAIN, DEAD)
+        stays.let()
+        await acting
+        assert await site.presented(browser.cookie) == ("ann", "ann")
 
 
 class TestNotAnswered:
