@@ -5,6 +5,7 @@ Sends the clients of a server that is going to stop to others, a few at a time.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import Final
 
@@ -34,34 +35,39 @@ class Drainer:
         self.refuses = False
         self._connections, self._tasks = connections, tasks
         self._running: asyncio.Task[None] | None = None
+        self._due = math.inf  # when all are closed, by the event loop's clock
 
     def start(self) -> None:
         """
         Begin to serve an application.
         """
-        self.refuses, self._running = False, None
+        self.refuses, self._running, self._due = False, None, math.inf
 
     async def drain(self, window: float) -> None:
         """
         Refuse handshakes, and close all sockets with 1012 in random order over *window* seconds.
+
+        Of two that overlap, the one that is due first counts: a shutdown waits for no longer one.
         """
         self.refuses = True
+        self._due = min(self._due, asyncio.get_running_loop().time() + window)
         for connection in self._connections.handshakes():
             connection.reject(SERVICE_RESTART)  # one that is being answered is closed then
         if self._running is None:
-            self._running = self._tasks.spawn(self._drain(window), "drain")
+            self._running = self._tasks.spawn(self._drain(), "drain")
         await asyncio.shield(self._running)
 
-    async def _drain(self, window: float) -> None:
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         began, closed = loop.time(), 0
         connections = list(self._connections.open)
         random.shuffle(connections)
         while closed < len(connections):
-            share = min(1.0, (loop.time() - began) / window) if window > 0 else 1.0
+            now = loop.time()
+            share = (now - began) / (self._due - began) if now < self._due else 1.0
             due = connections[closed : max(closed, int(share * len(connections)))]
             closed += len(due)
             # One that an order closes meanwhile is told by that.
             self._connections.close_soon([c for c in due if c.state is OPEN], SERVICE_RESTART)
-            await asyncio.sleep(min(STEP, window))
+            await asyncio.sleep(max(0.0, min(STEP, self._due - now)))
         _ = await self._connections.close_now(connections, SERVICE_RESTART)

@@ -15,7 +15,7 @@ from aiohttp_session_ws import Timeouts
 from tests.promise.conftest import Serve
 from tests.promise.feeds import Feed, ended, listen
 from tests.promise.site import DEAD, Browser, Site, Socket, user_of
-from tests.support import Turnstile, until
+from tests.support import PATIENCE, Turnstile, until
 from tests.support.inspect import connections, idle, inspect
 
 RESTART = 1012
@@ -182,3 +182,18 @@ class TestShutdown:
         assert {await socket.code() for socket in sockets} <= {RESTART, 1001}
         await stopping
         draining.cancel()
+
+    async def test_while_a_longer_drain_runs(self, serve: Serve) -> None:
+        """A shutdown that drains doesn't wait for a drain that has more time."""
+        site = await serve(timeouts=Timeouts(close=0.2, handler_grace=0.1, drain=0.1))
+        sockets = [socket for _, socket in await crowd(site, 5)]
+        draining = asyncio.ensure_future(site.registry.drain(3600.0))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await inspect(site.registry).shut_down()
+        finally:
+            await inspect(site.registry).tasks.stop(PATIENCE)
+
+        assert [await socket.code() for socket in sockets] == [RESTART] * 5
+        await draining
