@@ -14,7 +14,14 @@ from .._lineage import Subject
 from .._logging import describe_error, log
 from .._tasks import maybe_await
 from ..sessions.context import RequestContext, Stage, context_of
-from ..sessions.session import cookie_of, loaded_session, put_session, will_be_saved
+from ..sessions.session import (
+    cookie_of,
+    load_session,
+    loaded_session,
+    put_session,
+    was_changed,
+    will_be_saved,
+)
 from .arrival import Arrival
 from .cluster import NO_EFFECT, Order
 from .core import Core
@@ -30,20 +37,23 @@ async def context_for(core: Core, request: web.Request) -> RequestContext:
     """
     Return the context of *request*, which is judged now if the middleware hasn't.
 
-    Its handler may have replaced the session by then: what it came with is loaded again.
+    Its handler may have replaced or emptied the session by then: what it came with is loaded
+    again.
     """
     context = context_of(request)
     if context is not None:
         return context
     session = loaded_session(request)
-    replaced = session is not None and session.new and bool(cookie_of(request))
-    if not replaced:
-        return await Arrival(core, request).judge()
-    put_session(request, None)
-    try:
-        return await Arrival(core, request).judge()
-    finally:
-        put_session(request, session)
+    if session is not None and cookie_of(request) and (session.new or was_changed(session)):
+        put_session(request, None)
+        try:
+            came = await load_session(request)
+            carried = core.keys.lineage in came and core.keys.lineage not in session
+            if session.new or session.empty or carried:
+                return await Arrival(core, request).judge()
+        finally:
+            put_session(request, session)
+    return await Arrival(core, request).judge()
 
 
 async def settle(
