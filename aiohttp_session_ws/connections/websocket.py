@@ -24,8 +24,7 @@ _receive: Final[Any] = web.WebSocketResponse.receive
 #: Whether aiohttp has closed a websocket; the engine may have closed it too.
 is_closed: Final[Any] = web.WebSocketResponse.__dict__["closed"].fget
 
-#: How often a websocket may be read that the server has closed. A handler that goes on for ever
-#: would stop the event loop, since nothing makes it wait; aiohttp's limit is the same.
+#: How often a websocket may be read that the server has closed; aiohttp's limit is the same.
 _LAST_READS: Final = 5
 
 
@@ -131,6 +130,7 @@ class ServedWebSocket(web.WebSocketResponse):
     async def _receive_end(self) -> WSMessage:
         self._ended += 1
         if self._ended > _LAST_READS:
+            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
             raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
         return WSMessage(WSMsgType.CLOSED, None, None)
 
@@ -184,6 +184,7 @@ class ServedWebSocket(web.WebSocketResponse):
 
 
 async def _refuse_to_send() -> None:
+    await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
     raise ClientConnectionResetError("Cannot write to closing transport")
 
 

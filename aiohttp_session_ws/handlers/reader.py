@@ -86,6 +86,8 @@ class Reader:
         if self._receiving:
             raise WebSocketStateError("another task is receiving: let one task read for all")
         response: ServedWebSocket = self.connection.ws
+        if self.disconnected:
+            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
         self._receiving = True
         try:
             while True:

@@ -6,6 +6,7 @@ A little over 300 lines long: one class, and most of it is documentation of publ
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Coroutine, Hashable
 from typing import Any, Final, NoReturn, Self
@@ -228,6 +229,7 @@ class WebSocket:
         reader = self._opened()
         ws: web.WebSocketResponse = reader.connection.ws
         if reader.disconnected or ws.closed:
+            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
             raise reader.disconnect()
         try:
             await send_message(self._tasks, reader.connection, data, opcode)

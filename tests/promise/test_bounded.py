@@ -5,15 +5,27 @@ Many sockets, some of them rude: closing them is bounded, and nothing stays behi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import SessionWSRegistry, Timeouts, session_ws
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    Timeouts,
+    WebSocket,
+    get_session_ws_id,
+    session_ws,
+    websocket_handler,
+)
+from tests.promise.conftest import Serve
 from tests.support import AiohttpClient, Client, RawPeer, cookie_of, make_app, until
-from tests.support.inspect import connections, is_closing, opening, ticks
+from tests.support.inspect import connections, is_closing, left_handlers, opening, ticks
 
 SOCKETS = 1000
 RUDE = SOCKETS // 100
@@ -94,3 +106,57 @@ class TestThousandSockets:
         assert not opening(registry)
         assert not ticks(registry)
         assert not sockets
+
+
+class TestHandlersThatNeverLeave:
+    @pytest.mark.parametrize("what", ["receive", "recv", "send", "raw receive", "raw send"])
+    async def test_those_that_take_every_error_for_a_bad_message(
+        self, serve: Serve, what: str
+    ) -> None:
+        """They are cancelled like others: none stops the event loop when its socket closes."""
+        stood_still = False
+
+        async def turns(act: Callable[[], Awaitable[object]]) -> bool:
+            turned = asyncio.Event()
+            _ = asyncio.get_running_loop().call_soon(turned.set)
+            for _ in range(1000):
+                with contextlib.suppress(Exception):
+                    await act()
+                if turned.is_set():
+                    return True
+            return False
+
+        async def stay(act: Callable[[], Awaitable[object]], ws: WebSocket | Any) -> None:
+            nonlocal stood_still
+            while not (ws.closed and stood_still):
+                with contextlib.suppress(Exception):
+                    await act()
+                if ws.closed:
+                    stood_still = not await turns(act)
+
+        @websocket_handler
+        async def ours(ws: WebSocket) -> None:
+            await ws.connect()
+            await ws.send_json({"user": None, "id": ws.session_ws_id})
+            acts: dict[str, Callable[[], Awaitable[object]]] = {
+                "receive": ws.receive_json,
+                "recv": ws.recv,
+                "send": lambda: ws.send(b"x"),
+            }
+            await stay(acts[what], ws)
+
+        async def raw(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.send_json({"user": None, "id": await get_session_ws_id(request)})
+                act = ws.receive if what == "raw receive" else lambda: ws.send_bytes(b"x")
+                await stay(act, ws)
+            return ws
+
+        site = await serve(views={"/stay": raw if "raw" in what else ours})
+        browser = await site.logged_in()
+        socket = await browser.open("/stay")
+        report = await site.registry.end_session(socket.id)
+        await until(lambda: not left_handlers(site.registry))
+
+        assert (report.sockets, report.cancelled) == (1, 1)
+        assert not stood_still
