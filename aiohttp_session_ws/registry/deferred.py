@@ -78,6 +78,9 @@ async def _settle(
     response: web.StreamResponse | None,
 ) -> None:
     saved = will_be_saved(response)
+    if context.orders.ending is not None:
+        # It asks whose session it was that came, which must not be taken for that of the handler.
+        await asyncio.wait({context.orders.ending})
     try:
         await Settlement(core, request, context, response, saved=saved).settle()
     finally:  # what has ended has ended, also if the rest failed

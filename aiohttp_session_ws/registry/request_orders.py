@@ -90,7 +90,7 @@ class ScheduledOrders:
             await self._end_open(context.connection)
             return
         self._end_own(request, context)
-        await self._shielded(self._begin_after(request, context), "begin after an end")
+        await self._shielded(context, self._begin_after(request, context), "begin after an end")
         await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_identity(
@@ -122,7 +122,7 @@ class ScheduledOrders:
             await self._end_open(connection, *changes)
             return
         self._end_own(request, context)
-        await self._shielded(self._end_everywhere(request, context), "end an identity")
+        await self._shielded(context, self._end_everywhere(request, context), "end an identity")
         await self._settle_without_middleware(request, context, response)
 
     async def schedule_end_others(
@@ -208,11 +208,16 @@ class ScheduledOrders:
         context.ordering().keeps_sockets = sockets == "keep"
         await self._settle_without_middleware(request, context, response)
 
-    async def _shielded(self, ending: Coroutine[Any, Any, None], name: str) -> None:
+    async def _shielded(
+        self, context: RequestContext, ending: Coroutine[Any, Any, None], name: str
+    ) -> None:
         """
         Await *ending*, which goes on if the client vanishes and its request is cancelled.
+
+        Its handler may have been, by a time limit: what is settled waits for it.
         """
-        await asyncio.shield(self._core.tasks.spawn(ending, name))
+        task = context.ordering().ending = self._core.tasks.spawn(ending, name)
+        await asyncio.shield(task)
 
     async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
         identity = await self._identity_behind(request, context)

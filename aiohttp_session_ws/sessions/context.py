@@ -60,6 +60,7 @@ class RequestOrders:
         refresh: Which open sockets go on under another id.
         ordered: When the last of it was ordered, by the event loop's clock.
         awaits_response: Whether something waits for the response, to close the sockets.
+        ending: What ends the session and begins another, though the handler may have given it up.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class RequestOrders:
         "close_requested",
         "deferred",
         "ended",
+        "ending",
         "keeps_sockets",
         "ordered",
         "own_ends",
@@ -88,6 +90,7 @@ class RequestOrders:
         self.refresh: Any = None  # a cluster.Refresh, which is a floor above
         self.ordered = 0.0
         self.awaits_response = False
+        self.ending: asyncio.Task[None] | None = None
 
 
 NO_ORDERS: Final = RequestOrders()  # of most requests

@@ -5,17 +5,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
+import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
 from tests.promise.conftest import Serve
-from tests.promise.site import DEAD, Browser, Site, reached, user_of
-from tests.support import Turnstile
+from tests.promise.site import DEAD, Browser, Site, everywhere, reached, user_of
+from tests.support import Turnstile, until
 from tests.support.clock import Wall
 
 LOGINS = ("/login", "/login/renew", "/login/new", "/login/refill")
+
+
+def names_of_tasks() -> set[str]:
+    return {task.get_name() for task in asyncio.all_tasks()}
 
 
 async def by_user(site: Site) -> None:
@@ -121,6 +127,43 @@ class TestCookiesOfBefore:
 
         assert await socket.lives()
         assert await site.presented(browser.cookie) == ("bob", "bob")
+
+
+class TestGivenUp:
+    async def test_a_handler_that_does_not_wait(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """Its answer doesn't bring the user back, however long that takes to find out."""
+        whose, again, out = Turnstile(), Turnstile(), asyncio.Event()
+        asked = itertools.count(1)
+
+        async def identify(request: web.Request) -> str | None:
+            number = next(asked) if out.is_set() else 0
+            if number == 2:  # nobody has the new session: whose was that which came?
+                await whose()
+            if number == 4:
+                await again()
+            return await user_of(request)
+
+        async def act(request: web.Request) -> web.Response:
+            await aiohttp_session.new_session(request)
+            out.set()
+            ending = asyncio.ensure_future(everywhere(request))
+            await whose.arrived.wait()
+            ending.cancel()  # as a time limit does it
+            return web.Response()
+
+        site = await serve(storage, {"/act": act}, identify=identify)
+        browser = await site.logged_in()
+        whose.shut = again.shut = True
+        acting = asyncio.ensure_future(browser.get("/act"))
+        await until(lambda: "aiohttp_session_ws: settle" in names_of_tasks())
+        whose.let()
+        await until(lambda: "aiohttp_session_ws: end an identity" not in names_of_tasks())
+        again.let()
+        await acting
+
+        assert await browser.user() is None
 
 
 class TestClockSetBack:
