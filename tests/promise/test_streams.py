@@ -491,6 +491,32 @@ class TestMistakes:
 
         assert "before response.prepare()" in str(errors[0])
 
+    async def test_entered_twice(self, serve: Serve, feed: Feed) -> None:
+        """The inner block is refused; the stream still ends with its session."""
+        errors: list[Exception] = []
+
+        async def twice(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                try:
+                    async with session_stream(request, response):
+                        pass
+                except NotSetUp as exc:
+                    errors.append(exc)
+                await response.prepare(request)
+                await response.write(b"data: hello\n\n")
+                await asyncio.Event().wait()
+            return response
+
+        site = await serve(None, {"/twice": twice})
+        browser = await site.logged_in()
+        stream = await listen(browser, "/twice")
+        await browser.get("/out/helper")
+
+        assert await ended(stream)
+        await feed.gone(site.registry)
+        assert "tied to its session already" in str(errors[0])
+
 
 class TestAiohttpSSE:
     async def test_as_it_is(self, serve: Serve) -> None:
