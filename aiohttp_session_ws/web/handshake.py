@@ -125,9 +125,9 @@ class Handshake:
             await core.places.take(connection)
         elif core.limits.per_session is not None or core.limits.per_identity is not None:
             await make_room(core.limits, core.connections, connection)
-        if context.given and self._saves:
+        if context.id_given and self._saves:
             await self._save(context, connection)
-        connection.keeps_id = self._saves or not context.given
+        connection.keeps_id = self._saves or not context.id_given
         if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
             await core.cluster.check_handshake(connection)
             self._judge(connection)

@@ -15,8 +15,17 @@ from aiohttp_session.redis_storage import RedisStorage
 
 from aiohttp_session_ws import SessionEnded, new_session_ws_id, renew_session_ws
 from tests.promise.conftest import Serve
-from tests.promise.site import AGAIN, DEAD, Site, cookie_from_before, reached, user_of, write
-from tests.support import GatedStorage, Turnstile
+from tests.promise.site import (
+    AGAIN,
+    DEAD,
+    Site,
+    cookie_from_before,
+    reached,
+    renew,
+    user_of,
+    write,
+)
+from tests.support import GatedStorage, Turnstile, until
 from tests.support.clock import Wall
 
 ENDS = ("session", "identity", "id")
@@ -253,6 +262,12 @@ class SlowSave(AbstractStorage):
         await self.inner.save_session(request, response, session)
 
 
+async def renew_and_write(request: web.Request) -> web.Response:
+    """Take another id, and put something into the session."""
+    (await aiohttp_session.get_session(request))["step"] = "2"
+    return await renew(request)
+
+
 class TestOnTheServer:
     """What is replaced there can only be the trace of a lost race."""
 
@@ -295,6 +310,28 @@ class TestOnTheServer:
 
         assert await site.presented(browser.cookie) == ("ann", "ann")
         assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    @pytest.mark.parametrize("storage", ["redis"], indirect=True)
+    async def test_a_handshake_repairs_it_in_memory_only(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """A handshake between record and save writes nothing, or it would undo that save."""
+        slow = SlowSave(storage)
+        site = await serve(slow, {"/step": renew_and_write}, identify=user_of)
+        browser = await site.logged_in()
+        stale = browser.cookie
+        slow.saving.shut = True
+        renewing = asyncio.ensure_future(browser.get("/step"))
+        await reached(slow.saving)
+        (held,) = slow.saving.waiting
+        knocking = asyncio.ensure_future(site.knock(stale))
+        await until(lambda: knocking.done() or len(slow.saving.waiting) > 1)
+        held.set_result(None)
+        await renewing
+        slow.saving.let()
+
+        assert await knocking == "ann"
+        assert (await browser.get()).data["step"] == "2"
 
 
 class TestLoadedLate:
