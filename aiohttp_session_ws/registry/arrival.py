@@ -128,6 +128,13 @@ class Arrival:
             NotSetUp: If aiohttp_session's middleware is missing or comes later.
             aiohttp.web.HTTPServiceUnavailable: If ``identify`` is needed and fails.
         """
+        try:
+            return await self._judge()
+        except BaseException:
+            self._context.finish()  # should the same request be handled once more, it is judged
+            raise
+
+    async def _judge(self) -> RequestContext:
         core, context = self._core, self._context
         core.saw_storage(max_age_of(self._request))
         session = context.session = await self._load()

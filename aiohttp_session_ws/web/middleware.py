@@ -19,7 +19,7 @@ from ..exceptions import (
 from ..registry.arrival import Arrival, arrive_at_once
 from ..registry.core import Core
 from ..registry.deferred import settle
-from ..sessions.context import RequestContext, context_of, set_current
+from ..sessions.context import HANDLING, RequestContext, context_of, set_current
 from ..sessions.session import has_storage, load_session, loaded_session, put_session
 from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
@@ -52,7 +52,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         aiohttp.web.HTTPServiceUnavailable: If ``identify`` was needed and failed.
     """
     core = core_from(request)
-    if context_of(request) is not None:
+    if (current := context_of(request)) is not None and current.stage is HANDLING:
         return await handler(request)  # installed twice, in a sub-application as well
     # What is ordered while the session is loaded is later.
     arrived, started = core.clock.begin_time(), time.monotonic()

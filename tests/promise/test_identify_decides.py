@@ -8,6 +8,7 @@ import aiohttp_security
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage
 from aiohttp_session.redis_storage import RedisStorage
 
@@ -424,3 +425,39 @@ class TestAsked:
 
         assert (refused, knocked) == ((503, True, False), 503)
         assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    @pytest.mark.parametrize("at", ["arrival", "settle"])
+    async def test_who_tries_again_is_judged_again(
+        self, serve: Serve, storage: AbstractStorage, at: str
+    ) -> None:
+        """A middleware that handles a refused request once more gets no way around it."""
+        failures = 0
+
+        async def identify(request: web.Request) -> str | None:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise ConnectionError("the database is away for a moment")
+            return await user_of(request)
+
+        @web.middleware
+        async def twice(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except web.HTTPServiceUnavailable:
+                return await handler(request)
+
+        site = await serve(storage, identify=identify, site={"outer": twice})
+        if at == "settle":
+            browser = await site.logged_in()
+            socket, failures = await browser.open(), 1
+            answer = await browser.get("/out/del")
+            assert await socket.code() == DEAD
+        else:
+            browser = await site.browser(await cookie_from_before(storage, user="ann"))
+            await site.registry.end_identity("ann")
+            failures = 1
+            answer = await browser.get("/page")
+
+        assert (answer.status, failures) == (200, 0)
+        assert "ann" not in answer.body
