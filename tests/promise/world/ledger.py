@@ -359,6 +359,15 @@ class Ledger:
         under_way = [ex for ex in self._shaking if not ex.done]
         return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
+    def changed_meanwhile(self, ex: Exchange) -> bool:
+        """Tell whether a session of before the installation was saved since *ex* has loaded it.
+
+        A handshake that gives it an id would save over that, and has to come back.
+        """
+        if not (self.on_server and ex.loaded) or ex.loaded in self._saved:
+            return False
+        return any(other.saved for other in self._overlapping(ex))
+
     def kept(self, login: Login, opened: float) -> bool:
         """Tell whether sockets of a log-in that opened then go on under a newer cookie."""
         for ex, (of, _) in self._keeps.items():
@@ -469,7 +478,10 @@ class Ledger:
             session_ws_id = self.id_of(ex.loaded)
             self._id_ends.append((session_ws_id, self.now()))
             for login in self.logins.values():
-                if session_ws_id in self.ids_of(login) and login.by is not ex:
+                # A session of before the installation may have no id yet.
+                cookie = None if session_ws_id is not None or login.by is None else login.by.cookie
+                same = cookie is not None and cookie == ex.cookie
+                if login.by is not ex and (same or session_ws_id in self.ids_of(login)):
                     login.doomed.add(why)
         self._shake(ex)
 
