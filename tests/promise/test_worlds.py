@@ -195,7 +195,7 @@ def journals_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is drained leaves its sockets open."""
 
-    async def nothing(self: Drainer, window: float) -> None:
+    async def nothing(self: Drainer) -> None:
         """Close nothing."""
 
     monkeypatch.setattr(Drainer, "_drain", nothing)
