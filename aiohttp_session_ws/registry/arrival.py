@@ -231,7 +231,7 @@ class Arrival:
             if session_ws_id is not None and core.overrides.random_ids:
                 return Lineage(str(session_ws_id), 0, created)
             # The same for parallel requests and every replay, with nothing to remember.
-            token = digest_of_cookie(self._request, "lineage")
+            token = digest_of_cookie(self._request, session, "lineage")
             if token is not None:
                 return Lineage(token, 0, created)
         return new_lineage(self._context.arrived)

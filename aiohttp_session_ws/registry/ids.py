@@ -144,4 +144,4 @@ def _expect_living(context: RequestContext) -> None:
 
 async def _digest(request: web.Request) -> str | None:
     session = await aiohttp_session.get_session(request)
-    return None if session.empty else digest_of_cookie(request, "id")
+    return None if session.empty else digest_of_cookie(request, session, "id")

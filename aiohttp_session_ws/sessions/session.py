@@ -4,6 +4,8 @@ The only module that touches ``aiohttp_session``: a request's session, and our k
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import copy
 import hashlib
 import math
@@ -24,6 +26,9 @@ __all__: list[str] = []
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
 ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
 LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
+_FERNET: Final = (
+    b"\x80\0\0\0"  # what its tokens begin with: a version, and the seconds since the epoch
+)
 
 
 class SessionKeys:
@@ -185,9 +190,9 @@ def cookie_of(request: web.Request) -> str | None:
     return request.cookies.get(storage_of(request).cookie_name) if has_storage(request) else None
 
 
-def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
+def digest_of_cookie(request: web.Request, session: Session, purpose: str) -> str | None:
     """
-    Return a digest of the cookie that the session of *request* came with.
+    Return a digest of the cookie that *session* came with.
 
     The same for all requests with it, and another for each *purpose*. ``None`` without a
     cookie.
@@ -195,8 +200,27 @@ def digest_of_cookie(request: web.Request, purpose: str) -> str | None:
     cookie = cookie_of(request)
     if not cookie:
         return None
+    data = cookie.encode(errors="replace")
+    if not is_server_side(session):
+        data = _decoded(data)
     key = f"aiohttp_session_ws {purpose}".encode()
-    return hashlib.blake2b(cookie.encode(errors="replace"), digest_size=16, key=key).hexdigest()
+    return hashlib.blake2b(data, digest_size=16, key=key).hexdigest()
+
+
+def _decoded(cookie: bytes) -> bytes:
+    """
+    Return what a cookie says that holds a session, however it is spelled.
+
+    The storages that encrypt read base64 as Python does: characters of no meaning may stand
+    anywhere in it. Whoever adds one has the same session, and it must be known as the same.
+    """
+    with contextlib.suppress(ValueError):
+        decoded = base64.urlsafe_b64decode(cookie)
+        if decoded.startswith(_FERNET):
+            return decoded
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(cookie)  # NaCl's, where "-" and "_" have no meaning
+    return cookie
 
 
 def will_be_saved(response: object) -> bool:

@@ -7,10 +7,13 @@ It was saved before there was anything of ours, was emptied and filled in again,
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+from aiohttp_session.nacl_storage import NaClCookieStorage
 
 from tests.promise.conftest import Serve
 from tests.promise.site import (
@@ -27,6 +30,15 @@ from tests.support import Turnstile
 
 # The log-out pattern of 1.1.1 leaves a session with an id: a page may come back with that.
 CODES = dict.fromkeys(OUT, DEAD) | {"/out/pattern": AGAIN}
+
+#: How else somebody may write a cookie in base64.
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "first": lambda value: f"!{value}",
+    "inserted": lambda value: f"{value[:9]}~!{value[9:]}",
+    "dashes": lambda value: f"{value[:9]}-_-_{value[9:]}",
+    "appended": lambda value: f"{value}zzzz",
+    "alphabet": lambda value: value.replace("-", "+").replace("_", "/"),
+}
 
 
 @pytest.fixture(params=OUT)
@@ -57,6 +69,24 @@ class TestFromBefore:
         for _ in range(2):
             assert await site.knock(cookie) in site.shut(CODES[way])
             assert await site.presented(cookie) in site.out(CODES[way])
+
+    @pytest.mark.parametrize("spelling", SPELLINGS)
+    @pytest.mark.parametrize("storage_class", [EncryptedCookieStorage, NaClCookieStorage])
+    async def test_another_spelling(
+        self, serve: Serve, storage_class: Callable[[bytes], AbstractStorage], spelling: str
+    ) -> None:
+        """Its cookie is the same with characters of no meaning in it: Python reads base64 so."""
+        storage = storage_class(b"k" * 32)
+        site = await serve(storage)
+        cookie = await cookie_from_before(storage, user="ann")
+        name, _, value = cookie.partition("=")
+        copy = f"{name}={SPELLINGS[spelling](value)}"
+        if (await site.presented(copy))[0] is None:
+            pytest.skip("this storage doesn't read it")
+        await (await site.browser(cookie)).get("/out/helper")
+
+        assert await site.presented(cookie) == (None, DEAD)
+        assert await site.presented(copy) == (None, DEAD)
 
     async def test_everywhere(self, serve: Serve, storage: AbstractStorage) -> None:
         """A log-out everywhere ends it too."""
