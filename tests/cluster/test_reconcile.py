@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import write_back
+from aiohttp_session_ws.redis import inbound, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import LIVING
+from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
     expect_close,
@@ -222,6 +224,35 @@ class TestDeaf:
             async with socket(b, cookie) as ws:
                 await redis_server.kill_pubsub()
                 await visit(a, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+
+    async def test_cut_in_a_message(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        tls: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A message that was heard is carried out to its end, though the connection breaks."""
+        monkeypatch.setattr(inbound, "TURN", -1.0)  # others have their turn after each order
+        async with Proxy(redis_server.port, tls=tls) as proxy:
+            url = proxy.url("rediss") + "?ssl_cert_reqs=none&ssl_check_hostname=false"
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(url, "b")
+            cookie = await log_in(a)
+            others = [f"session {number}" for number in range(400)]
+            cut = asyncio.Event()
+
+            async def cut_in_the_middle(details: OrderDetails) -> None:
+                if details.subject == others[200]:
+                    assert proxy.cut(reset=True)
+                    cut.set()
+
+            registry_of(b).on_order.append(cut_in_the_middle)
+            async with socket(b, cookie) as ws:
+                ids = [*others, await id_of(a, cookie)]
+                await asyncio.gather(*map(registry_of(a).end_session, ids))
+                await asyncio.wait_for(cut.wait(), PATIENCE)
                 assert await expect_close(ws) == 4401
 
 
