@@ -13,12 +13,15 @@ import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import end_other_sessions_ws
-from aiohttp_session_ws.redis import lookup, outbound
+from aiohttp_session_ws.exceptions import RedisUnavailable
+from aiohttp_session_ws.redis import apply, lookup, outbound
+from aiohttp_session_ws.redis.io.scripts import END_OTHERS, Script
 from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, expect_close, until
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    becomes,
     cluster_of,
     id_of,
     log_in,
@@ -200,8 +203,9 @@ class TestOthers:
             assert await ws.receive_str(timeout=PATIENCE) == "still there"
 
     async def test_away(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """Without Redis it is refused, and nothing has ended."""
+        """Without Redis it is refused, and nothing has ended; nor will Redis do it later."""
         a, _ = two
+        await visit(a, "/elsewhere", await log_in(a, "bob"))  # Redis knows the script
         mine, other = await log_in(a), await log_in(a)
         await visit(a, "/whoami", mine)
         redis_server.freeze()
@@ -209,6 +213,35 @@ class TestOthers:
             assert await response.text() == "False"
         redis_server.thaw()
         assert await who(a, other) == "ann"
+        await becomes(a, "connected")
+        assert not await redis_server.cli("EXISTS", '{aiohttp_session_ws}:end:identity:"ann"')
+
+    async def test_answer_lost(
+        self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What Redis has carried out is so here, too, though its answer didn't come."""
+        monkeypatch.setattr(apply, "HOLD", 0.0)
+        a, _ = two
+        mine, other = await log_in(a), await log_in(a)
+        commands = cluster_of(a).commands
+        run = commands.run_script
+
+        def lose_answer(script: Script, *args: Any, **options: Any) -> asyncio.Future[Any]:
+            answer = run(script, *args, **options)
+            if script is not END_OTHERS:
+                return answer
+            lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            broke = RedisUnavailable("the connection broke")
+            answer.add_done_callback(lambda _: lost.set_exception(broke))
+            return lost
+
+        monkeypatch.setattr(commands, "run_script", lose_answer)
+        async with socket(a, other) as ws:
+            async with a.get("/elsewhere", headers={"Cookie": mine}) as response:
+                assert await response.text() == "False"
+            assert await expect_close(ws) == 4401
+        for client in two:
+            assert await who(client, other) is None
 
 
 class TestLeaks:

@@ -370,11 +370,13 @@ end
 
 WRITE: Final = make_script(_ONE, _WRITE, "return write()\n")
 
-# ARGV from the back: of the session that goes on its generation and beginning, the seconds of the
-# grace, since when an end of the identity concerns it, and how many keys, which are the last of
-# KEYS, hold its lineage and its ends. What is before is what WRITE gets.
+# ARGV from the back: how many keys, which are the last of KEYS, hold the lineage of the session
+# that goes on and its ends; since when an end of its identity concerns it, the seconds of the
+# grace, its beginning, its generation, and until when this may be done. What is before is what
+# WRITE gets.
 #
 # It does not trust what this node remembers: the session must be alive by all that is recorded.
+# And nobody waits any more for what comes late.
 END_OTHERS: Final = make_script(
     "local taken\n",
     _WRITE,
@@ -382,11 +384,12 @@ END_OTHERS: Final = make_script(
     """
 local function take() return tonumber(table.remove(ARGV)) end
 local count = take()
-local since, grace, began, generation = take(), take(), take(), take()
+local since, grace, began, generation, deadline = take(), take(), take(), take(), take()
 local keys = {}
 for i = count, 1, -1 do keys[i] = table.remove(KEYS) end
 local time, ahead = clock()
 local now = time + ahead
+if now > deadline then return 0 end
 if began > now + 5 then began = 0 end
 for i, key in ipairs(keys) do
     local text = redis.pcall('GET', key)

@@ -5,6 +5,7 @@ The scripts in Redis: they merge records as the memory of a node does, and numbe
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -58,10 +59,16 @@ class Scripts:
         keys = [key async for key in self.client.scan_iter("{p}:*:*")]
         return {key: read_record(await self.client.get(key) or b"") for key in keys}
 
-    async def end_others(self, lineage: Lineage, subjects: Sequence[Subject], since: float) -> Any:
+    async def end_others(
+        self,
+        lineage: Lineage,
+        subjects: Sequence[Subject],
+        since: float,
+        deadline: float = math.inf,
+    ) -> Any:
         """End others, if a session is alive."""
-        entry = Entry([SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)])
-        args = self.encoder.to_judge(entry, "orders", lineage, subjects, since, 30.0)
+        changes = [SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)]
+        args = self.encoder.to_judge(changes, "orders", lineage, subjects, since, 30.0, deadline)
         return await self.run(END_OTHERS, *args)
 
     async def beat(self, node: str = "a/1", *, serves: bool = True) -> list[bytes]:
@@ -352,6 +359,22 @@ class TestEndOthers:
         await redis.write(Entry([SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)]))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
+
+    async def test_too_late(self, redis: Scripts) -> None:
+        """Once nobody waits for it any more, nothing is ended."""
+        seconds, _ = await redis.client.time()
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds) == 0
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds + 3600.0) == 1
+
+    async def test_refused(self, redis: Scripts) -> None:
+        """What can't be recorded isn't published either: it is refused."""
+        await redis.client.set(f"{TAG}seq", "foreign")
+        async with redis.client.pubsub() as pubsub:
+            await pubsub.subscribe("orders")
+            with pytest.raises(ResponseError):
+                await redis.end_others(self.ME, self.SUBJECTS, 10.0)
+            await redis.client.publish("orders", "the first")
+            assert await _message(pubsub) == b"the first"
 
 
 class TestHeartbeat:
