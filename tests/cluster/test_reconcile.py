@@ -323,6 +323,25 @@ class TestLostData:
         for number in range(20):
             await recorded(redis_server, f"x{number}")
 
+    async def test_shares_of_newcomers(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """What is shared out to nodes that have never heard of it is written all the same."""
+        monkeypatch.setattr(write_back, "FEW", 0)
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        for number in range(20):
+            await registry_in(first).end_session(f"x{number}", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent) >= 20)
+        await first.close()
+        lose = "redis.call('FLUSHALL') for i = 1, 20 do redis.call('ZADD', KEYS[1], 'inf', i) end"
+        await redis_server.cli("EVAL", lose, 1, f"{PREFIX}:nodes")
+        cluster_of(second).membership.hurry()
+        for number in range(20):
+            await recorded(redis_server, f"x{number}")
+
     async def test_looked_up(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A node writes again all that it remembers, however it has learned of it."""
         first = TestServer(node_app(redis_server.url, "first"))
