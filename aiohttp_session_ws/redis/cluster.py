@@ -356,7 +356,6 @@ class RedisCluster:
         if self.commands.available:
             self.lookup.forget()
             self.membership.hurry()
-            self.reconciler.missed()
             self.node.recount()
         self.health.availability_changed()
 
@@ -388,6 +387,8 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.lookup.unchecked:
+            self.reconciler.missed()
         if self.inbound.unrecorded and self.membership.takes_writes:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
