@@ -162,7 +162,6 @@ class RedisCluster:
         self.reconciler = Reconciler(
             node,
             self.commands,
-            self.membership,
             self.lookup,
             self.applier,
             self.numbers,

@@ -38,7 +38,6 @@ class Beat(NamedTuple):
         epoch: A random name, new if it has lost its data.
         run_id: The server's own name, new whenever it starts.
         members: The version of the list of members.
-        floor: Up to which number records can't be found any more.
         refused: Why it takes no writes, "" if it does.
         ahead: By how many seconds that time is ahead of its own clock.
     """
@@ -48,7 +47,6 @@ class Beat(NamedTuple):
     epoch: str
     run_id: str
     members: str
-    floor: int
     refused: str
     ahead: float
 
@@ -193,10 +191,8 @@ class Membership:
             repeat=False,
         )
         received = time.monotonic()
-        at, last, epoch, run_id, members, floor, refused, ahead = map(bytes.decode, answer)
-        beat = Beat(
-            float(at), int(last), epoch, run_id, members, int(float(floor)), refused, float(ahead)
-        )
+        at, last, epoch, run_id, members, refused, ahead = map(bytes.decode, answer)
+        beat = Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead))
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)
@@ -269,13 +265,6 @@ class Membership:
         Whether Redis took the last heartbeat.
         """
         return self._last is not None and not self._last.refused
-
-    @property
-    def floor(self) -> int:
-        """
-        Up to which number records can't be found any more.
-        """
-        return 0 if self._last is None else self._last.floor
 
 
 def _changed(known: str, now: str) -> bool:

@@ -18,7 +18,7 @@ from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import inbound, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
-from aiohttp_session_ws.redis.io.scripts import LIVING
+from aiohttp_session_ws.redis.io.scripts import FIND, LIVING, Script
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
@@ -225,6 +225,39 @@ class TestDeaf:
                 await redis_server.kill_pubsub()
                 await visit(a, "/out/end_session_ws", cookie)
                 assert await expect_close(ws) == 4401
+
+    async def test_trimmed_meanwhile(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is forgotten by its number just before it would be read is looked up."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(a)
+            commands = cluster_of(b).commands
+            run, finding = commands.run_script, list[asyncio.Task[Any]]()
+
+            async def trim_and_find(*args: Any) -> Any:
+                last = await redis_server.cli("GET", f"{PREFIX}:seq")
+                await redis_server.cli("ZREMRANGEBYSCORE", f"{PREFIX}:recent", 0, last)
+                await redis_server.cli("SET", f"{PREFIX}:floor", last)
+                return await run(*args)
+
+            def run_late(script: Script, *args: Any, **options: Any) -> asyncio.Future[Any]:
+                if script is not FIND:
+                    return run(script, *args, **options)
+                finding.append(asyncio.create_task(trim_and_find(script, *args)))
+                return finding[-1]
+
+            async with socket(b, cookie) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                monkeypatch.setattr(commands, "run_script", run_late)
+                await proxy.start()
+                assert await expect_close(ws) == 4401
+            assert finding
 
     async def test_cut_in_a_message(
         self,

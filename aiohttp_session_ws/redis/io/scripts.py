@@ -417,8 +417,7 @@ return 1
 # by how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
 # doesn't know the time yet.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
-# members has, up to which number records can't be found any more, why writing is refused, and by
-# how much the time is ahead of Redis' own.
+# members has, why writing is refused, and by how much the time is ahead of Redis' own.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -472,8 +471,7 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', call('GET', prefix .. 'floor') or '0', refused or '',
-    string.format('%.6f', ahead)}
+    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
@@ -486,17 +484,21 @@ redis.call('INCR', KEYS[1] .. 'members')
 )
 
 # KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
-# Returns up to which number it got, and keys and records in turn. Under a number
-# the keys of some hundred records are found, of which it is the last.
+# Returns up to which number it got, up to which nothing can be found any more, and keys and
+# records in turn. Under a number the keys of some hundred records are found, of which it is the
+# last.
 FIND: Final = make_script(
     """
 local prefix = KEYS[1]
 local from, last, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local keys, reached = {}, ARGV[2]
+local keys, reached, floor = {}, ARGV[2], redis.pcall('GET', prefix .. 'floor')
 repeat
     local found = redis.pcall('ZRANGEBYSCORE', prefix .. 'recent', from, '+inf', 'WITHSCORES',
         'LIMIT', 0, 10)
-    if found.err then break end
+    if found.err then
+        floor = ARGV[2]
+        break
+    end
     local done = #found < 20
     for i = 1, #found, 2 do
         for key in string.gmatch(found[i], '[^\\n]+') do keys[#keys + 1] = key end
@@ -510,7 +512,7 @@ repeat
         end
     end
 until done
-local answer = {reached}
+local answer = {reached, type(floor) == 'string' and floor or '0'}
 for first = 1, #keys, 1000 do
     local names = {unpack(keys, first, math.min(#keys, first + 999))}
     for i, text in ipairs(redis.call('MGET', unpack(names))) do
