@@ -417,7 +417,7 @@ class RedisCluster:
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)
 
-    def _keep(self, change: LineageEnded) -> None:
+    def _keep(self, change: LineageEnded | SubjectEnded) -> None:
         """
         Restart the time of an end in Redis, too.
 

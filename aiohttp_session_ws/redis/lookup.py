@@ -15,7 +15,7 @@ from .._refused import Unavailable
 from ..connections.connection import TrackedConnection
 from ..exceptions import RedisUnavailable
 from ..registry.cluster import LocalNode
-from ..sessions.records import Change, LineageEnded
+from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import Commands
@@ -77,7 +77,7 @@ class Lookup:
         node: LocalNode,
         commands: Commands,
         applier: Applier,
-        meet: Callable[[LineageEnded], None],
+        meet: Callable[[LineageEnded | SubjectEnded], None],
         on_outage: OnOutage,
     ) -> None:
         self._node = node
@@ -131,7 +131,7 @@ class Lookup:
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in found.changes:
-            if isinstance(change, LineageEnded) and change.token == token:
+            if isinstance(change, LineageEnded | SubjectEnded):
                 self._meet(change)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
