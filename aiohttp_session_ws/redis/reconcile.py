@@ -106,6 +106,9 @@ class Reconciler:
                 log.debug("what was missed can't be read now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._wake.set()
+            except Exception:
+                self._wake.set()
+                raise  # and it is logged, and started again
 
     # What was missed
 
@@ -116,7 +119,7 @@ class Reconciler:
             self._all = False
             try:
                 await self._look_at([*self._node.connections.open, *self._opening()])
-            except TROUBLE:
+            except Exception:
                 self._all = True
                 raise
         if self._lookup.unchecked and self._commands.available:
