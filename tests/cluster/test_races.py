@@ -108,6 +108,19 @@ class TestPages:
         asking.let()
         await until(lambda: is_nobody(fresh, stale))
 
+    async def test_at_the_same_time(
+        self, fresh: Client, stale: str, asking: Turnstile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A page that comes while Redis is asked about its session waits for the answer, too."""
+        monkeypatch.setattr(lookup, "PATIENCE", PATIENCE)
+        asking.shut = True
+        first = asyncio.create_task(who(fresh, stale))
+        await asking.arrived.wait()
+        other = asyncio.create_task(who(fresh, stale))
+        await until(lambda: other.done() or len(asking.waiting) == 2)
+        asking.let()
+        assert [await first, await other] == [None, None]
+
     async def test_once(self, fresh: Client, redis_server: RedisServer) -> None:
         """A living session is asked about once, however many pages it gets."""
         cookie = await log_in(fresh)
