@@ -264,15 +264,15 @@ class Membership:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
             # Perhaps it is on its way.
-            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat)
+            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat.last)
         self._marks.append((beat.time, beat.last))
         if self._numbers.missing:
             self._missed()
 
-    def _reach(self, beat: Beat) -> None:
-        if self._last is None or self._last.epoch != beat.epoch:
+    def _reach(self, last: int) -> None:
+        if self._last is None:
             return
-        self._numbers.reach(beat.last)
+        self._numbers.reach(min(last, self._last.last))  # it may be another server by now
         if self._numbers.missing:
             self._missed()
 

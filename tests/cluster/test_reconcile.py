@@ -8,7 +8,8 @@ import asyncio
 import itertools
 import shutil
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import inbound, write_back
+from aiohttp_session_ws.redis import inbound, membership, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import FIND, LIVING, Script
@@ -489,6 +490,34 @@ class TestLostData:
             await redis_server.cli("FLUSHALL")
             cluster.membership.hurry()
             await until(lambda: redis_server.holds("*:end:id:*", 27))
+
+    async def test_counted_before(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a server had counted is not taken for read on one that has counted less."""
+        monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
+        node = await start_node(redis_server.url, "node")
+        await becomes(node, "connected")
+        loop, cluster, noticed = asyncio.get_running_loop(), cluster_of(node), asyncio.Event()
+        call_later, later = loop.call_later, list[Callable[[], object]]()
+
+        def note_later(delay: float, act: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
+            if delay == membership.ON_ITS_WAY:
+                later.append(partial(act, *args))
+            return call_later(delay, act, *args, **options)
+
+        monkeypatch.setattr(loop, "call_later", note_later)
+        await cluster.membership.look()  # so that it has nothing else to find out
+        await redis_server.cli("SET", f"{PREFIX}:seq", 5)
+        await cluster.membership.look()
+        assert later
+        monkeypatch.setattr(cluster.write_back, "lost", lambda **_: noticed.set())
+        await redis_server.cli("DEL", f"{PREFIX}:seq")
+        await redis_server.restart()
+        await asyncio.wait_for(noticed.wait(), PATIENCE)
+        for act in later:
+            act()
+        assert cluster.numbers.last == 0
 
     async def test_close_order_missed(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
