@@ -64,7 +64,8 @@ class Membership:
         numbers: What was heard.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
-        lost: Called when Redis has lost its data, or, with false, may have lost its last seconds.
+        lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
+            have lost its last seconds.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -259,7 +260,7 @@ class Membership:
             # its numbers may stand for other records by now.
             self._numbers.rewind(min(shared, beat.last), beat.last)
             self._marks.clear()
-            self._lost(False)
+            self._lost(not shared)
         elif known is None or behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import inbound, membership, write_back
+from aiohttp_session_ws.redis import inbound, membership, recent, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import FIND, LIVING, Script
@@ -490,6 +490,36 @@ class TestLostData:
             await redis_server.cli("FLUSHALL")
             cluster.membership.hurry()
             await until(lambda: redis_server.holds("*:end:id:*", 27))
+
+    async def test_much_older_state(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """All is compared with a server whose state is older than what was published lately."""
+        monkeypatch.setattr(recent, "KEPT", 0.0)
+        async with Proxy(redis_server.port) as proxy:
+            node = await start_node(proxy.url(), "node")
+            cluster = cluster_of(node)
+            files, copy = redis_server.folder / "appendonlydir", tmp_path / "copy"
+            shutil.copytree(files, copy)
+            async with script(redis_server.url) as other:
+                for number in range(5):
+                    await other.end_session(f"forgotten {number}", wait=PATIENCE)
+            await cluster.membership.look()
+            await proxy.stop()
+            await becomes(node, "degraded")
+            redis_server.kill()
+            shutil.rmtree(files)
+            shutil.copytree(copy, files)
+            await redis_server.start()
+            async with script(redis_server.url) as other:
+                for number in range(7):
+                    await other.end_session(f"anew {number}")
+            await proxy.start()
+            await until(lambda: redis_server.holds("*:end:id:*", 12))
 
     async def test_counted_before(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
