@@ -403,7 +403,7 @@ for i, key in ipairs(keys) do
         end
     elseif text then
         local time = string.match(text, BEFORE)
-        local from = string.find(key, '}:end:id:', 1, true) and began or since
+        local from = string.find(key, '}:end:identity:', 1, true) and since or began
         if not time or tonumber(time) >= from then return 0 end
     end
 end

@@ -316,7 +316,7 @@ async def _message(pubsub: Any) -> bytes:
 
 class TestEndOthers:
     ME = Lineage("me", 2, 10.0)
-    SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"))
+    SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"), Subject("label", "phone"))
 
     async def test_alive(self, redis: Scripts) -> None:
         """A session of which nothing is recorded may end the others, once."""
@@ -331,6 +331,7 @@ class TestEndOthers:
             LineageRenewed("me", 4, 3, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 10.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 10.0, 60.0),
+            SubjectEnded(Subject("label", "phone"), 10.0, 60.0),
         ],
     )
     async def test_over(self, redis: Scripts, record: Change) -> None:
@@ -347,6 +348,7 @@ class TestEndOthers:
             LineageRenewed("me", 3, 2, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 9.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 9.0, 60.0),
+            SubjectEnded(Subject("label", "phone"), 9.0, 60.0),
         ],
     )
     async def test_lives(self, redis: Scripts, record: Change) -> None:
@@ -359,6 +361,12 @@ class TestEndOthers:
         await redis.write(Entry([SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)]))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
+
+    @pytest.mark.parametrize("subject", [Subject("id", "x"), Subject("label", "phone")])
+    async def test_since_it_began(self, redis: Scripts, subject: Subject) -> None:
+        """But its id and labels are those that it came with."""
+        await redis.write(Entry([SubjectEnded(subject, 15.0, 60.0)]))
+        assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 0
 
     async def test_too_late(self, redis: Scripts) -> None:
         """Once nobody waits for it any more, nothing is ended."""
