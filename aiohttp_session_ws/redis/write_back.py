@@ -266,8 +266,10 @@ def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:
     if value == stored.text.encode():
         return False
     known = read_record(value)
-    if known is None or isinstance(record, CloseSession) or isinstance(known, CloseSession):
-        return False  # of another version, or another order by now
+    if isinstance(record, CloseSession):
+        return isinstance(known, CloseSession) and record.at > known.at
+    if known is None or isinstance(known, CloseSession):
+        return False  # of another version
     records = Records()
     _ = records.merge(known)
     return records.merge(record)

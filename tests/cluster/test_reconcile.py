@@ -583,6 +583,22 @@ class TestLostData:
                 write_again(everything=True)
                 assert await expect_close(ws) == 4403
 
+    async def test_older_close_order(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Of two close orders the later one is written again if Redis has the earlier one."""
+        a, _ = nodes
+        key = f'{PREFIX}:close:id:"x"'
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        earlier = await redis_server.cli("GET", key)
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        later = await redis_server.cli("GET", key)
+        await redis_server.cli("SET", key, earlier)
+        cluster_of(a).write_back.lost()
+
+        async def is_later() -> bool:
+            return bool(await redis_server.cli("GET", key) == later)
+
+        await until(is_later)
+
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""
         a, _ = nodes
