@@ -162,7 +162,6 @@ class RedisCluster:
         self.reconciler = Reconciler(
             node,
             self.commands,
-            self.membership,
             self.lookup,
             self.applier,
             self.numbers,
@@ -356,7 +355,6 @@ class RedisCluster:
         if self.commands.available:
             self.lookup.forget()
             self.membership.hurry()
-            self.reconciler.missed()
             self.node.recount()
         self.health.availability_changed()
 
@@ -388,6 +386,8 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
+        if self.lookup.unchecked:
+            self.reconciler.missed()
         if self.inbound.unrecorded and self.membership.takes_writes:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
@@ -417,7 +417,7 @@ class RedisCluster:
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)
 
-    def _keep(self, change: LineageEnded) -> None:
+    def _keep(self, change: LineageEnded | SubjectEnded) -> None:
         """
         Restart the time of an end in Redis, too.
 
@@ -507,7 +507,9 @@ class RedisCluster:
         """
         Record and publish an order if its own session is alive by all that is recorded.
 
-        Redis judges in the script that makes the records; no answer within a second is a no.
+        Redis judges in the script that makes the records; no answer within a second is a no, and
+        it does nothing later. If only its answer is lost, this node hears the order as the others
+        do: its sender is nobody. Until the response has been sent sockets wait for it.
 
         Args:
             order: The end of an identity and of the lineage that ends the others.
@@ -517,8 +519,10 @@ class RedisCluster:
         """
         if not self.clock.known:
             return False
-        entry, channel = self.outbound.entry_of(order), self.outbox.channel
-        args = self.encoder.to_judge(entry, channel, lineage, subjects, since, self._grace)
+        channel, deadline = self.outbox.channel, self.clock.now() + LIMIT
+        args = Encoder(self._prefix, "", self._resolve).to_judge(
+            order.changes, channel, lineage, subjects, since, self._grace, deadline
+        )
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
             async with asyncio.timeout(LIMIT):

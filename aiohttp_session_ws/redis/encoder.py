@@ -121,30 +121,35 @@ class Encoder:
 
     def to_judge(
         self,
-        entry: Entry,
+        changes: Sequence[Record],
         channel: str,
         lineage: Lineage,
         subjects: Sequence[Subject],
         since: float,
         grace: float,
+        deadline: float,
     ) -> list[Argument]:
         """
         Return what the script gets that judges a session before it writes.
 
         Args:
-            entry: What it writes.
-            channel: Where it publishes that.
+            changes: What it writes.
+            channel: Where it publishes that, unless it can't be written.
             lineage: Of the session that has to be alive.
             subjects: Its id, identity and labels.
             since: Up to when an end of the identity or a label would concern it.
             grace: Seconds in which an older generation is replaced though none has come with
                 the newer one.
+            deadline: Until when, by the one clock, it may be written.
         """
+        entry = Entry(changes, held=True)
+        entry.published = True
         count, *args = self.arguments([entry], channel) or [0]
         keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
         keys = [key for key in keys if not key.startswith(self._tag + "of:")]
         args[int(count) : int(count)] = keys
-        args += [repr(lineage.generation), repr(lineage.began), repr(grace), repr(since)]
+        args += [repr(deadline), repr(lineage.generation), repr(lineage.began)]
+        args += [repr(grace), repr(since)]
         return [int(count) + len(keys), *args, len(keys)]
 
     def _encoded(self, records: Sequence[Record]) -> list[Stored] | None:

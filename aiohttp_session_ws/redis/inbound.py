@@ -8,9 +8,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
-from .._logging import OncePerMinute, log
+from .._logging import OncePerMinute, describe_error, log
 from .apply import Applier
 from .decoding import HeardOrder, read_message, read_numbers, read_order
 from .messages import envelope
@@ -36,7 +37,8 @@ class Inbound:
         report: Called with the sender and an order that a report is asked of.
         doubt: Called when numbers don't follow each other.
         unreadable: Called with the first and the last number, 0 if it has none, of a message
-            that can't be read.
+            that can't be read, and with zeros if an order failed: what it was to close is found
+            by what is recorded.
         pace: Counts what is heard.
 
     Attributes:
@@ -106,7 +108,7 @@ class Inbound:
                 return self._carry_out_many(sender, lines[number:], rest, first, last)
             else:
                 for act in rest:
-                    act()
+                    self._act(act)
         self._tell_if_unreadable(readable, first, last)
         return None
 
@@ -116,11 +118,12 @@ class Inbound:
         """
         try:
             self._applier.carry_out_one(one)
-        finally:
-            self._pace.count()
-            if not self._numbers.hear(one.last, one.last):
-                self._doubt()
-            self._recent.add(one.sender, data[data.index(b"\n") + 1 :])
+        except Exception as exc:  # noqa: BLE001  whatever it is
+            self._note_failed(exc)
+        self._pace.count()
+        if not self._numbers.hear(one.last, one.last):
+            self._doubt()
+        self._recent.add(one.sender, data[data.index(b"\n") + 1 :])
 
     async def _carry_out_many(
         self,
@@ -137,7 +140,7 @@ class Inbound:
         waiting = deque(lines)
         while True:
             for act in (*(rest or ()), _nothing):
-                act()
+                self._act(act)
                 if time.monotonic() > turn:
                     await asyncio.sleep(0)
                     turn = time.monotonic() + TURN
@@ -163,17 +166,36 @@ class Inbound:
         """
         if is_row(line):
             row = read_row(line)
-            if row is not None:
-                if body is not None:
-                    self._ones.learn(body, sender, row)
+            if row is None:
+                return None
+            if body is not None:
+                self._ones.learn(body, sender, row)
+            try:
                 return self._applier.carry_out_row(row, sender)
-        elif (order := read_order(line)) is not None:
-            if order.question is None:
-                self._applier.carry_out_soon(order, sender)
-            else:
-                self._report(sender, order)
-            return ()
-        return None
+            except Exception as exc:  # noqa: BLE001  whatever it is
+                self._note_failed(exc)
+                return ()
+        order = read_order(line)
+        if order is None:
+            return None
+        if order.question is None:
+            return [partial(self._applier.carry_out_soon, order, sender)]
+        return [partial(self._report, sender, order)]
+
+    def _act(self, act: Callable[[], None]) -> None:
+        """
+        Carry out an order; if it fails, that keeps no other from being carried out.
+        """
+        try:
+            act()
+        except Exception as exc:  # noqa: BLE001  whatever it is
+            self._note_failed(exc)
+
+    def _note_failed(self, exc: Exception) -> None:
+        if self._logged.allows(type(exc).__name__):
+            # No traceback, which may hold an id.
+            log.error("an order of another node failed: %s", describe_error(exc))
+        self._unreadable(0, 0)
 
     def _tell_if_unreadable(self, readable: bool, first: int, last: int) -> None:
         if not readable:

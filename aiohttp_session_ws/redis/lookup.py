@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal
 
 from .._expiring import ExpiringDict
@@ -15,7 +16,7 @@ from .._refused import Unavailable
 from ..connections.connection import TrackedConnection
 from ..exceptions import RedisUnavailable
 from ..registry.cluster import LocalNode
-from ..sessions.records import Change, LineageEnded
+from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import Commands
@@ -77,7 +78,7 @@ class Lookup:
         node: LocalNode,
         commands: Commands,
         applier: Applier,
-        meet: Callable[[LineageEnded], None],
+        meet: Callable[[LineageEnded | SubjectEnded], None],
         on_outage: OnOutage,
     ) -> None:
         self._node = node
@@ -85,7 +86,7 @@ class Lookup:
         self._applier = applier
         self._meet = meet
         self._on_outage = on_outage
-        self._asked: ExpiringDict[str, bool] = ExpiringDict(MOST, ONCE)
+        self.forget()
         self._logged = OncePerMinute()
         self.unchecked: set[TrackedConnection] = set()
 
@@ -99,7 +100,8 @@ class Lookup:
         """
         Forget which lineages were asked about: they may have ended unheard.
         """
-        self._asked.clear()
+        # Not cleared: an answer that is on its way tells of before.
+        self._asked: ExpiringDict[str, bool] = ExpiringDict(MOST, ONCE)
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
@@ -112,16 +114,23 @@ class Lookup:
         """
         if not self._commands.available:
             return False
-        self._asked.put(token, True)
         answer = self._commands.read(keys_of_lookup(token, subjects, closes=False))
-        answer.add_done_callback(lambda answer: self._learn(token, answer))
+        answer.add_done_callback(partial(self._learn, self._asked, token))
         done, _ = await asyncio.wait({answer}, timeout=PATIENCE)
         return bool(done) and answer.exception() is None
 
-    def _learn(self, token: str, answer: asyncio.Future[list[bytes | None]]) -> None:
+    def _learn(
+        self,
+        asked: ExpiringDict[str, bool],
+        token: str,
+        answer: asyncio.Future[list[bytes | None]],
+    ) -> None:
+        """
+        Let an answer take effect; until there is one, each request of the lineage asks.
+        """
         if answer.cancelled() or answer.exception() is not None:
-            self._asked.pop(token)  # the next request asks again
             return
+        asked.put(token, True)
         found = Found(answer.result())
         if found.unreadable and self._logged.allows("unreadable"):
             log.warning("a record can't be read: it is of another version, or not ours")
@@ -131,7 +140,7 @@ class Lookup:
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in found.changes:
-            if isinstance(change, LineageEnded) and change.token == token:
+            if isinstance(change, LineageEnded | SubjectEnded):
                 self._meet(change)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:

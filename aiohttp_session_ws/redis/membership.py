@@ -40,7 +40,6 @@ class Beat(NamedTuple):
         epoch: A random name, new if it has lost its data.
         run_id: The server's own name, new whenever it starts.
         members: The version of the list of members.
-        floor: Up to which number records can't be found any more.
         refused: Why it takes no writes, "" if it does.
         ahead: By how many seconds that time is ahead of its own clock.
     """
@@ -50,7 +49,6 @@ class Beat(NamedTuple):
     epoch: str
     run_id: str
     members: str
-    floor: int
     refused: str
     ahead: float
 
@@ -66,7 +64,8 @@ class Membership:
         numbers: What was heard.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
-        lost: Called when Redis has lost its data, or, with false, may have lost its last seconds.
+        lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
+            have lost its last seconds.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -195,10 +194,8 @@ class Membership:
             repeat=False,
         )
         received = time.monotonic()
-        at, last, epoch, run_id, members, floor, refused, ahead = map(bytes.decode, answer)
-        beat = Beat(
-            float(at), int(last), epoch, run_id, members, int(float(floor)), refused, float(ahead)
-        )
+        at, last, epoch, run_id, members, refused, ahead = map(bytes.decode, answer)
+        beat = Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead))
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)
@@ -263,20 +260,20 @@ class Membership:
             # its numbers may stand for other records by now.
             self._numbers.rewind(min(shared, beat.last), beat.last)
             self._marks.clear()
-            self._lost(False)
+            self._lost(not shared)
         elif known is None or behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
             # Perhaps it is on its way.
-            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat)
+            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat.last)
         self._marks.append((beat.time, beat.last))
         if self._numbers.missing:
             self._missed()
 
-    def _reach(self, beat: Beat) -> None:
-        if self._last is None or self._last.epoch != beat.epoch:
+    def _reach(self, last: int) -> None:
+        if self._last is None:
             return
-        self._numbers.reach(beat.last)
+        self._numbers.reach(min(last, self._last.last))  # it may be another server by now
         if self._numbers.missing:
             self._missed()
 
@@ -286,13 +283,6 @@ class Membership:
         Whether Redis took the last heartbeat.
         """
         return self._last is not None and not self._last.refused
-
-    @property
-    def floor(self) -> int:
-        """
-        Up to which number records can't be found any more.
-        """
-        return 0 if self._last is None else self._last.floor
 
 
 def _changed(known: str, now: str) -> bool:

@@ -19,7 +19,6 @@ from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
-from .membership import Membership
 from .messages import CloseSession, envelope, order_text
 from .recent import HeardNumbers, RecentOrders
 
@@ -38,7 +37,6 @@ class Reconciler:
     Args:
         node: This node.
         commands: Redis.
-        membership: Tells up to which number nothing can be found any more.
         lookup: What is recorded of a session.
         applier: Lets what is found take effect.
         numbers: What was heard.
@@ -52,7 +50,6 @@ class Reconciler:
         self,
         node: LocalNode,
         commands: Commands,
-        membership: Membership,
         lookup: Lookup,
         applier: Applier,
         numbers: HeardNumbers,
@@ -60,7 +57,6 @@ class Reconciler:
     ) -> None:
         self._node = node
         self._commands = commands
-        self._membership = membership
         self._lookup = lookup
         self._applier = applier
         self._numbers = numbers
@@ -110,20 +106,20 @@ class Reconciler:
                 log.debug("what was missed can't be read now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._wake.set()
+            except Exception:
+                self._wake.set()
+                raise  # and it is logged, and started again
 
     # What was missed
 
     async def _catch_up(self) -> None:
         while self._numbers.missing:
-            first, last = self._numbers.missing[0]
-            if first <= self._membership.floor:
-                self._all = True
-            await self._find(first, last)
+            await self._find(*self._numbers.missing[0])
         if self._all:
             self._all = False
             try:
                 await self._look_at([*self._node.connections.open, *self._opening()])
-            except TROUBLE:
+            except Exception:
                 self._all = True
                 raise
         if self._lookup.unchecked and self._commands.available:
@@ -140,7 +136,11 @@ class Reconciler:
         Read the records of some numbers, some at a time.
         """
         prefix = self._commands.prefix
-        reached, *found = await self._commands.run_script(FIND, 1, prefix, first, last, AT_ONCE)
+        reached, floor, *found = await self._commands.run_script(
+            FIND, 1, prefix, first, last, AT_ONCE
+        )
+        if first <= int(float(floor)):
+            self._all = True
         texts: list[str] = []
         changes: list[Change] = []
         closes: list[CloseSession] = []

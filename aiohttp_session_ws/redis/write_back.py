@@ -13,6 +13,7 @@ import contextlib
 import random
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from .._logging import log
@@ -36,9 +37,9 @@ OWNERS: Final = 3  # nodes that see to each order of another
 AT_ONCE: Final = 250  # records that are written again in one step
 CLOSE_ORDER: Final = f'[{VERSION},"close",'  # what is in an order's text that has one
 
-#: Seconds until all that others have ordered is seen to: once most have said that they live, once
-#: all have, also to a Redis that has forgotten them, and once nobody counts any more that has
-#: died before, and had its share.
+#: Seconds until all that others have ordered is seen to: shared out once most have said that they
+#: live, and once all have, also to a Redis that has forgotten them. At last each sees to all that
+#: it knows, for those that had a share may have started lately, and not know it, or have died.
 STEPS: Final = (0.4, PULSE, LIVING)
 
 
@@ -102,11 +103,12 @@ class WriteBack:
         Write again what is missing, step by step; tell whether no other trouble came between.
         """
         _ = await self._try(self._write_own)
-        for seconds in STEPS:
+        for step, seconds in enumerate(STEPS, 1):
+            shared = step < len(STEPS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
                     await self._trouble.wait()
-            if await self._try(lambda: self._write_share(everything=everything)):
+            if await self._try(partial(self._write_share, everything=everything, shared=shared)):
                 return True
         return not self._trouble.is_set()
 
@@ -164,16 +166,17 @@ class WriteBack:
         await self._write_back(self._published(lambda sender: sender == self._instance))
         return False
 
-    async def _write_share(self, *, everything: bool) -> bool:
+    async def _write_share(self, *, everything: bool, shared: bool) -> bool:
         """
-        Write again this node's share of what others have ordered: all of it if it is little.
+        Write again this node's share of what others have ordered: all of it if it is little, or
+        isn't shared out.
 
         Returns:
             Whether it was all.
         """
         living = await self._membership.living()
         size = len(self._recent) + (len(self._records) if everything else 0)
-        few = size * len(living) <= FEW or self._instance not in living
+        few = not shared or size * len(living) <= FEW or self._instance not in living
         mine = 0 if few else living.index(self._instance)
 
         def is_mine(key: str) -> bool:
@@ -263,8 +266,10 @@ def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:
     if value == stored.text.encode():
         return False
     known = read_record(value)
-    if known is None or isinstance(record, CloseSession) or isinstance(known, CloseSession):
-        return False  # of another version, or another order by now
+    if isinstance(record, CloseSession):
+        return isinstance(known, CloseSession) and record.at > known.at
+    if known is None or isinstance(known, CloseSession):
+        return False  # of another version
     records = Records()
     _ = records.merge(known)
     return records.merge(record)

@@ -164,7 +164,7 @@ class ScheduledOrders:
         before = core.clock.end_time()
         end = SubjectEnded(subject, before, core.ttl)
         own = LineageEnded(lineage.token, before, carries=True, ttl=core.ttl)
-        subjects = [Subject("id", context.session_ws_id), subject]
+        subjects = [Subject("id", context.session_ws_id), subject, *was.labels]
         if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
             return False
         orders = context.ordering()

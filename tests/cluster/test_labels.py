@@ -9,6 +9,7 @@ import pytest
 from aiohttp_session_ws.redis.inbound import Inbound
 from tests.cluster.conftest import Sites
 from tests.promise.site import AGAIN, DEAD, Site
+from tests.promise.test_everywhere_else import VIEWS
 from tests.promise.test_labels import labels_of, on_device
 from tests.support import PATIENCE, until
 from tests.support.inspect import inspect
@@ -83,6 +84,20 @@ class TestEnd:
             assert not await inspect(a.registry).cluster.outbox.drain(PATIENCE)  # type: ignore[attr-defined]
 
         assert await a.presented(phone.cookie) == await b.presented(phone.cookie) == (None, DEAD)
+
+    async def test_a_log_out_elsewhere(
+        self, sites: Sites, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A session that has ended by a label, unheard, ends nobody, and doesn't begin anew."""
+        monkeypatch.setattr(Inbound, "hear", lambda *_: None)
+        a, b = await sites(VIEWS, labels=labels_of)
+        phone = await on_device(b, "phone")
+        assert await b.seen(phone.cookie) == "ann"
+        await a.registry.end_label(*PHONE)
+        assert not await inspect(a.registry).cluster.outbox.drain(PATIENCE)  # type: ignore[attr-defined]
+        assert (await phone.get("/elsewhere")).body == "False"
+
+        assert await a.presented(phone.cookie) == (None, DEAD)
 
 
 class TestOthers:

@@ -134,6 +134,36 @@ class TestTrouble:
             await lives(his)
             monkeypatch.undo()
 
+    async def test_others_of_its_message(
+        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
+    ) -> None:
+        """An order that fails, here for a journal can't hold it, keeps no other from its turn."""
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", journal=tmp_path / "b.db")
+        cookies = [await log_in(a, user) for user in ("ann", "bob")]
+        async with socket(b, cookies[0]) as hers, socket(b, cookies[1]) as his:
+            end_identity = registry_of(a).end_identity
+            await asyncio.gather(*map(end_identity, ["x", "y", 1.5, "ann"]))  # the last two as one
+            assert await expect_close(hers) == 4401
+            await lives(his)
+
+    async def test_fails_half_way(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What an order has left open that failed half-way is looked up, and closed."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(a, "bob")
+        failed = asyncio.Event()
+
+        def fail(*args: Any, **kwargs: Any) -> NoReturn:
+            failed.set()
+            raise RuntimeError("no memory")
+
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            monkeypatch.setattr(inspect(registry_of(b)), "order_heard", fail)
+            await registry_of(a).end_identity("ann")
+            await failed.wait()
+            assert await expect_close(hers) == 4401
+            await lives(his)
+
     async def test_what_a_journal_cannot_hold(
         self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
     ) -> None:

@@ -13,6 +13,7 @@ from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from aiohttp_session_ws import NotSetUp, Timeouts
 from aiohttp_session_ws._logging import fingerprint
@@ -253,6 +254,36 @@ class TestAway:
             assert await expect_close(stale) == 4401
             await living.send_str("still there")
             assert await living.receive_str() == "still there"
+
+    async def test_accept_while_busy(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """A Redis that says that it does nothing now is there, but has not said what has ended."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+        await redis_server.cli("DEL", "{aiohttp_session_ws}:recent")  # as after ten minutes
+        b = await start_node(redis_server.url, "b", on_outage="accept")
+        numbers = cluster_of(b).numbers
+        await until(lambda: numbers.last and not numbers.missing)
+        await redis_server.cli("CONFIG", "SET", "lua-time-limit", "1")
+        busy = asyncio.create_task(redis_server.cli("EVAL", "while true do end", 0))
+
+        async def is_busy() -> bool:
+            try:
+                await redis_server.cli("GET", "x")
+            except ResponseError as exc:
+                return "BUSY" in str(exc)
+            return False
+
+        await until(is_busy)
+        async with socket(b, cookie) as ws:
+            assert cluster_of(b).commands.available
+            await redis_server.cli("SCRIPT", "KILL")
+            with pytest.raises(ResponseError):
+                await busy
+            assert await expect_close(ws) == 4401
 
     async def test_shut_down(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """An application that ends waits until Redis has taken its orders."""

@@ -13,12 +13,15 @@ import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import end_other_sessions_ws
-from aiohttp_session_ws.redis import lookup, outbound
+from aiohttp_session_ws.exceptions import RedisUnavailable
+from aiohttp_session_ws.redis import apply, lookup, outbound
+from aiohttp_session_ws.redis.io.scripts import END_OTHERS, Script
 from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, expect_close, until
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    becomes,
     cluster_of,
     id_of,
     log_in,
@@ -104,6 +107,19 @@ class TestPages:
         first.cancel()
         asking.let()
         await until(lambda: is_nobody(fresh, stale))
+
+    async def test_at_the_same_time(
+        self, fresh: Client, stale: str, asking: Turnstile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A page that comes while Redis is asked about its session waits for the answer, too."""
+        monkeypatch.setattr(lookup, "PATIENCE", PATIENCE)
+        asking.shut = True
+        first = asyncio.create_task(who(fresh, stale))
+        await asking.arrived.wait()
+        other = asyncio.create_task(who(fresh, stale))
+        await until(lambda: other.done() or len(asking.waiting) == 2)
+        asking.let()
+        assert [await first, await other] == [None, None]
 
     async def test_once(self, fresh: Client, redis_server: RedisServer) -> None:
         """A living session is asked about once, however many pages it gets."""
@@ -200,8 +216,9 @@ class TestOthers:
             assert await ws.receive_str(timeout=PATIENCE) == "still there"
 
     async def test_away(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """Without Redis it is refused, and nothing has ended."""
+        """Without Redis it is refused, and nothing has ended; nor will Redis do it later."""
         a, _ = two
+        await visit(a, "/elsewhere", await log_in(a, "bob"))  # Redis knows the script
         mine, other = await log_in(a), await log_in(a)
         await visit(a, "/whoami", mine)
         redis_server.freeze()
@@ -209,6 +226,35 @@ class TestOthers:
             assert await response.text() == "False"
         redis_server.thaw()
         assert await who(a, other) == "ann"
+        await becomes(a, "connected")
+        assert not await redis_server.cli("EXISTS", '{aiohttp_session_ws}:end:identity:"ann"')
+
+    async def test_answer_lost(
+        self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What Redis has carried out is so here, too, though its answer didn't come."""
+        monkeypatch.setattr(apply, "HOLD", 0.0)
+        a, _ = two
+        mine, other = await log_in(a), await log_in(a)
+        commands = cluster_of(a).commands
+        run = commands.run_script
+
+        def lose_answer(script: Script, *args: Any, **options: Any) -> asyncio.Future[Any]:
+            answer = run(script, *args, **options)
+            if script is not END_OTHERS:
+                return answer
+            lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            broke = RedisUnavailable("the connection broke")
+            answer.add_done_callback(lambda _: lost.set_exception(broke))
+            return lost
+
+        monkeypatch.setattr(commands, "run_script", lose_answer)
+        async with socket(a, other) as ws:
+            async with a.get("/elsewhere", headers={"Cookie": mine}) as response:
+                assert await response.text() == "False"
+            assert await expect_close(ws) == 4401
+        for client in two:
+            assert await who(client, other) is None
 
 
 class TestLeaks:

@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import write_back
+from aiohttp_session_ws.redis import inbound, membership, recent, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
-from aiohttp_session_ws.redis.io.scripts import LIVING
+from aiohttp_session_ws.redis.io.scripts import FIND, LIVING, Script
+from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
     expect_close,
@@ -118,6 +121,21 @@ class TestDeaf:
                 assert [await expect_close(one), await expect_close(three)] == [4401, 4403]
                 await two.send_str("still there")
                 assert await two.receive_str() == "still there"
+
+    async def test_journal(
+        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
+    ) -> None:
+        """It finds them all, though its journal can't hold one that was found with the others."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b", journal=tmp_path / "b.db")
+            async with socket(b, await log_in(a)) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await asyncio.gather(*map(registry_of(a).end_identity, [1.5, "ann", "bob"]))
+                await settled(a)
+                await proxy.start()
+                assert await expect_close(ws) == 4401
 
     async def test_logged_in_since(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """Who logged in after the log-out everywhere is not taken for one of before."""
@@ -227,6 +245,68 @@ class TestDeaf:
                 await visit(a, "/out/end_session_ws", cookie)
                 assert await expect_close(ws) == 4401
 
+    async def test_trimmed_meanwhile(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is forgotten by its number just before it would be read is looked up."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(a)
+            commands = cluster_of(b).commands
+            run, finding = commands.run_script, list[asyncio.Task[Any]]()
+
+            async def trim_and_find(*args: Any) -> Any:
+                last = await redis_server.cli("GET", f"{PREFIX}:seq")
+                await redis_server.cli("ZREMRANGEBYSCORE", f"{PREFIX}:recent", 0, last)
+                await redis_server.cli("SET", f"{PREFIX}:floor", last)
+                return await run(*args)
+
+            def run_late(script: Script, *args: Any, **options: Any) -> asyncio.Future[Any]:
+                if script is not FIND:
+                    return run(script, *args, **options)
+                finding.append(asyncio.create_task(trim_and_find(script, *args)))
+                return finding[-1]
+
+            async with socket(b, cookie) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                monkeypatch.setattr(commands, "run_script", run_late)
+                await proxy.start()
+                assert await expect_close(ws) == 4401
+            assert finding
+
+    async def test_cut_in_a_message(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        tls: ssl.SSLContext,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A message that was heard is carried out to its end, though the connection breaks."""
+        monkeypatch.setattr(inbound, "TURN", -1.0)  # others have their turn after each order
+        async with Proxy(redis_server.port, tls=tls) as proxy:
+            url = proxy.url("rediss") + "?ssl_cert_reqs=none&ssl_check_hostname=false"
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(url, "b")
+            cookie = await log_in(a)
+            others = [f"session {number}" for number in range(400)]
+            cut = asyncio.Event()
+
+            async def cut_in_the_middle(details: OrderDetails) -> None:
+                if details.subject == others[200]:
+                    assert proxy.cut(reset=True)
+                    cut.set()
+
+            registry_of(b).on_order.append(cut_in_the_middle)
+            async with socket(b, cookie) as ws:
+                ids = [*others, await id_of(a, cookie)]
+                await asyncio.gather(*map(registry_of(a).end_session, ids))
+                await asyncio.wait_for(cut.wait(), PATIENCE)
+                assert await expect_close(ws) == 4401
+
 
 class TestLostData:
     async def test_written_back(self, redis_server: RedisServer, nodes: Nodes) -> None:
@@ -291,6 +371,25 @@ class TestLostData:
         for number in range(20):
             ghost = seconds - LIVING + 0.4
             await redis_server.cli("ZADD", f"{PREFIX}:nodes", ghost, f"ghost {number}")
+        cluster_of(second).membership.hurry()
+        for number in range(20):
+            await recorded(redis_server, f"x{number}")
+
+    async def test_shares_of_newcomers(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
+    ) -> None:
+        """What is shared out to nodes that have never heard of it is written all the same."""
+        monkeypatch.setattr(write_back, "FEW", 0)
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        second = await start_node(redis_server.url, "second")
+        for number in range(20):
+            await registry_in(first).end_session(f"x{number}", wait=PATIENCE)
+        await until(lambda: len(cluster_of(second).recent) >= 20)
+        await first.close()
+        lose = "redis.call('FLUSHALL') for i = 1, 20 do redis.call('ZADD', KEYS[1], 'inf', i) end"
+        await redis_server.cli("EVAL", lose, 1, f"{PREFIX}:nodes")
         cluster_of(second).membership.hurry()
         for number in range(20):
             await recorded(redis_server, f"x{number}")
@@ -392,6 +491,64 @@ class TestLostData:
             cluster.membership.hurry()
             await until(lambda: redis_server.holds("*:end:id:*", 27))
 
+    async def test_much_older_state(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """All is compared with a server whose state is older than what was published lately."""
+        monkeypatch.setattr(recent, "KEPT", 0.0)
+        async with Proxy(redis_server.port) as proxy:
+            node = await start_node(proxy.url(), "node")
+            cluster = cluster_of(node)
+            files, copy = redis_server.folder / "appendonlydir", tmp_path / "copy"
+            shutil.copytree(files, copy)
+            async with script(redis_server.url) as other:
+                for number in range(5):
+                    await other.end_session(f"forgotten {number}", wait=PATIENCE)
+            await cluster.membership.look()
+            await proxy.stop()
+            await becomes(node, "degraded")
+            redis_server.kill()
+            shutil.rmtree(files)
+            shutil.copytree(copy, files)
+            await redis_server.start()
+            async with script(redis_server.url) as other:
+                for number in range(7):
+                    await other.end_session(f"anew {number}")
+            await proxy.start()
+            await until(lambda: redis_server.holds("*:end:id:*", 12))
+
+    async def test_counted_before(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a server had counted is not taken for read on one that has counted less."""
+        monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
+        node = await start_node(redis_server.url, "node")
+        await becomes(node, "connected")
+        loop, cluster, noticed = asyncio.get_running_loop(), cluster_of(node), asyncio.Event()
+        call_later, later = loop.call_later, list[Callable[[], object]]()
+
+        def note_later(delay: float, act: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
+            if delay == membership.ON_ITS_WAY:
+                later.append(partial(act, *args))
+            return call_later(delay, act, *args, **options)
+
+        monkeypatch.setattr(loop, "call_later", note_later)
+        await cluster.membership.look()  # so that it has nothing else to find out
+        await redis_server.cli("SET", f"{PREFIX}:seq", 5)
+        await cluster.membership.look()
+        assert later
+        monkeypatch.setattr(cluster.write_back, "lost", lambda **_: noticed.set())
+        await redis_server.cli("DEL", f"{PREFIX}:seq")
+        await redis_server.restart()
+        await asyncio.wait_for(noticed.wait(), PATIENCE)
+        for act in later:
+            act()
+        assert cluster.numbers.last == 0
+
     async def test_close_order_missed(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -425,6 +582,22 @@ class TestLostData:
                 await asyncio.wait_for(looked.wait(), PATIENCE)
                 write_again(everything=True)
                 assert await expect_close(ws) == 4403
+
+    async def test_older_close_order(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """Of two close orders the later one is written again if Redis has the earlier one."""
+        a, _ = nodes
+        key = f'{PREFIX}:close:id:"x"'
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        earlier = await redis_server.cli("GET", key)
+        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        later = await redis_server.cli("GET", key)
+        await redis_server.cli("SET", key, earlier)
+        cluster_of(a).write_back.lost()
+
+        async def is_later() -> bool:
+            return bool(await redis_server.cli("GET", key) == later)
+
+        await until(is_later)
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Also if nothing broke: by the sign of life that is gone."""

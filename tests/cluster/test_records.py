@@ -18,6 +18,7 @@ from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    becomes_nobody,
     cluster_of,
     id_of,
     log_in,
@@ -149,6 +150,29 @@ class TestRecords:
                 assert (await getattr(registry, method)("x", wait=PATIENCE)).stored
             left = await redis_server.cli("TTL", f'{PREFIX}:end:{key}:"x"')
             assert ttl - 3600 < left < ttl + 3600
+
+    @pytest.mark.parametrize(
+        ("method", "kind"), [("end_session", "lineage"), ("end_identity", "end:identity")]
+    )
+    async def test_met(
+        self, redis_server: RedisServer, start_node: StartNode, method: str, kind: str
+    ) -> None:
+        """An end that a stale cookie meets is kept for its time once more, in Redis too."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        async with socket(a, cookie):
+            whose = "ann" if kind == "end:identity" else await id_of(a, cookie)
+            await getattr(registry_of(a), method)(whose, wait=PATIENCE)
+        keys = await redis_server.cli("KEYS", f"{PREFIX}:{kind}:*")
+        (key,) = [key for key in keys if "renewed" not in await redis_server.cli("GET", key)]
+        await redis_server.cli("EXPIRE", key, 1000)
+        b = await start_node(redis_server.url, "b")
+        await becomes_nobody(b, cookie)
+
+        async def is_kept() -> bool:
+            return bool(await redis_server.cli("TTL", key) > 1000)
+
+        await until(is_kept)
 
     async def test_for_ever(self, redis_server: RedisServer) -> None:
         """Ends may be kept for longer than Redis can count."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import struct
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Self
 
 CHUNK = 65536
+NO_LINGER = struct.pack("ii", 1, 0)  # what is closed so is reset
 
 
 class Proxy:
@@ -80,9 +83,11 @@ class Proxy:
         self._up.set()
         self._down.set()
 
-    def cut(self) -> int:
-        """Break all connections without a word; return their number."""
+    def cut(self, *, reset: bool = False) -> int:
+        """Break all connections without a word, or by a reset; return their number."""
         for writer in self._writers:
+            if reset:
+                writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
             writer.transport.abort()
         return self.open
 

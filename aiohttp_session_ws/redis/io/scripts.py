@@ -370,11 +370,13 @@ end
 
 WRITE: Final = make_script(_ONE, _WRITE, "return write()\n")
 
-# ARGV from the back: of the session that goes on its generation and beginning, the seconds of the
-# grace, since when an end of the identity concerns it, and how many keys, which are the last of
-# KEYS, hold its lineage and its ends. What is before is what WRITE gets.
+# ARGV from the back: how many keys, which are the last of KEYS, hold the lineage of the session
+# that goes on and its ends; since when an end of its identity concerns it, the seconds of the
+# grace, its beginning, its generation, and until when this may be done. What is before is what
+# WRITE gets.
 #
 # It does not trust what this node remembers: the session must be alive by all that is recorded.
+# And nobody waits any more for what comes late.
 END_OTHERS: Final = make_script(
     "local taken\n",
     _WRITE,
@@ -382,11 +384,12 @@ END_OTHERS: Final = make_script(
     """
 local function take() return tonumber(table.remove(ARGV)) end
 local count = take()
-local since, grace, began, generation = take(), take(), take(), take()
+local since, grace, began, generation, deadline = take(), take(), take(), take(), take()
 local keys = {}
 for i = count, 1, -1 do keys[i] = table.remove(KEYS) end
 local time, ahead = clock()
 local now = time + ahead
+if now > deadline then return 0 end
 if began > now + 5 then began = 0 end
 for i, key in ipairs(keys) do
     local text = redis.pcall('GET', key)
@@ -400,7 +403,7 @@ for i, key in ipairs(keys) do
         end
     elseif text then
         local time = string.match(text, BEFORE)
-        local from = string.find(key, '}:end:id:', 1, true) and began or since
+        local from = string.find(key, '}:end:identity:', 1, true) and since or began
         if not time or tonumber(time) >= from then return 0 end
     end
 end
@@ -414,8 +417,7 @@ return 1
 # by how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
 # doesn't know the time yet.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
-# members has, up to which number records can't be found any more, why writing is refused, and by
-# how much the time is ahead of Redis' own.
+# members has, why writing is refused, and by how much the time is ahead of Redis' own.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -469,8 +471,7 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', call('GET', prefix .. 'floor') or '0', refused or '',
-    string.format('%.6f', ahead)}
+    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
@@ -483,17 +484,21 @@ redis.call('INCR', KEYS[1] .. 'members')
 )
 
 # KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
-# Returns up to which number it got, and keys and records in turn. Under a number
-# the keys of some hundred records are found, of which it is the last.
+# Returns up to which number it got, up to which nothing can be found any more, and keys and
+# records in turn. Under a number the keys of some hundred records are found, of which it is the
+# last.
 FIND: Final = make_script(
     """
 local prefix = KEYS[1]
 local from, last, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local keys, reached = {}, ARGV[2]
+local keys, reached, floor = {}, ARGV[2], redis.pcall('GET', prefix .. 'floor')
 repeat
     local found = redis.pcall('ZRANGEBYSCORE', prefix .. 'recent', from, '+inf', 'WITHSCORES',
         'LIMIT', 0, 10)
-    if found.err then break end
+    if found.err then
+        floor = ARGV[2]
+        break
+    end
     local done = #found < 20
     for i = 1, #found, 2 do
         for key in string.gmatch(found[i], '[^\\n]+') do keys[#keys + 1] = key end
@@ -507,7 +512,7 @@ repeat
         end
     end
 until done
-local answer = {reached}
+local answer = {reached, type(floor) == 'string' and floor or '0'}
 for first = 1, #keys, 1000 do
     local names = {unpack(keys, first, math.min(#keys, first + 999))}
     for i, text in ipairs(redis.call('MGET', unpack(names))) do

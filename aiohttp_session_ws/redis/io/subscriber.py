@@ -73,7 +73,7 @@ class Subscriber:
     def _wait_for(self, waiting: Awaitable[None]) -> Awaitable[None]:
         task = asyncio.ensure_future(waiting)
         task.add_done_callback(self._note_done)
-        return task
+        return asyncio.shield(task)  # what was heard isn't told again if the wire breaks meanwhile
 
     def _note_done(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and isinstance(exc := task.exception(), Exception):

@@ -141,9 +141,9 @@ class MemoryCluster(SingleProcess):
     ) -> bool:
         """Record an order if its own session lives by all that is recorded."""
         shared = self._shared
-        own = [subject for subject in subjects if subject.kind == "id"]
+        own = [subject for subject in subjects if subject.kind != "identity"]
         found = status(shared.records, lineage, own, shared.clock.now(), GRACE)
-        others = [subject for subject in subjects if subject.kind != "id"]
+        others = [subject for subject in subjects if subject.kind == "identity"]
         if not found.alive or any(shared.records.ended_before(s) >= since for s in others):
             return False
         self.publish(order)

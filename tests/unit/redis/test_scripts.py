@@ -5,6 +5,7 @@ The scripts in Redis: they merge records as the memory of a node does, and numbe
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -58,10 +59,16 @@ class Scripts:
         keys = [key async for key in self.client.scan_iter("{p}:*:*")]
         return {key: read_record(await self.client.get(key) or b"") for key in keys}
 
-    async def end_others(self, lineage: Lineage, subjects: Sequence[Subject], since: float) -> Any:
+    async def end_others(
+        self,
+        lineage: Lineage,
+        subjects: Sequence[Subject],
+        since: float,
+        deadline: float = math.inf,
+    ) -> Any:
         """End others, if a session is alive."""
-        entry = Entry([SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)])
-        args = self.encoder.to_judge(entry, "orders", lineage, subjects, since, 30.0)
+        changes = [SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)]
+        args = self.encoder.to_judge(changes, "orders", lineage, subjects, since, 30.0, deadline)
         return await self.run(END_OTHERS, *args)
 
     async def beat(self, node: str = "a/1", *, serves: bool = True) -> list[bytes]:
@@ -71,7 +78,7 @@ class Scripts:
 
     async def find(self, first: int, last: int, most: int = 100) -> tuple[int, set[bytes]]:
         """Return up to which number records were found, and their keys."""
-        reached, *found = await self.run(FIND, 1, TAG, first, last, most)
+        reached, _, *found = await self.run(FIND, 1, TAG, first, last, most)
         return int(float(reached)), set(found[::2])
 
 
@@ -309,7 +316,7 @@ async def _message(pubsub: Any) -> bytes:
 
 class TestEndOthers:
     ME = Lineage("me", 2, 10.0)
-    SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"))
+    SUBJECTS = (Subject("id", "x"), Subject("identity", "ann"), Subject("label", "phone"))
 
     async def test_alive(self, redis: Scripts) -> None:
         """A session of which nothing is recorded may end the others, once."""
@@ -324,6 +331,7 @@ class TestEndOthers:
             LineageRenewed("me", 4, 3, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 10.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 10.0, 60.0),
+            SubjectEnded(Subject("label", "phone"), 10.0, 60.0),
         ],
     )
     async def test_over(self, redis: Scripts, record: Change) -> None:
@@ -340,6 +348,7 @@ class TestEndOthers:
             LineageRenewed("me", 3, 2, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 9.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 9.0, 60.0),
+            SubjectEnded(Subject("label", "phone"), 9.0, 60.0),
         ],
     )
     async def test_lives(self, redis: Scripts, record: Change) -> None:
@@ -352,6 +361,28 @@ class TestEndOthers:
         await redis.write(Entry([SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)]))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
+
+    @pytest.mark.parametrize("subject", [Subject("id", "x"), Subject("label", "phone")])
+    async def test_since_it_began(self, redis: Scripts, subject: Subject) -> None:
+        """But its id and labels are those that it came with."""
+        await redis.write(Entry([SubjectEnded(subject, 15.0, 60.0)]))
+        assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 0
+
+    async def test_too_late(self, redis: Scripts) -> None:
+        """Once nobody waits for it any more, nothing is ended."""
+        seconds, _ = await redis.client.time()
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds) == 0
+        assert await redis.end_others(self.ME, self.SUBJECTS, 10.0, seconds + 3600.0) == 1
+
+    async def test_refused(self, redis: Scripts) -> None:
+        """What can't be recorded isn't published either: it is refused."""
+        await redis.client.set(f"{TAG}seq", "foreign")
+        async with redis.client.pubsub() as pubsub:
+            await pubsub.subscribe("orders")
+            with pytest.raises(ResponseError):
+                await redis.end_others(self.ME, self.SUBJECTS, 10.0)
+            await redis.client.publish("orders", "the first")
+            assert await _message(pubsub) == b"the first"
 
 
 class TestHeartbeat:
@@ -387,7 +418,8 @@ class TestHeartbeat:
         assert mark == b"5"
         await redis.client.zadd("{p}:marks", {mark: score - scripts.KEPT - 1})
         await redis.write(Entry([LineageEnded("new", 1.0, carries=False, ttl=60.0)]))
-        assert (await redis.beat())[5] == b"5"
+        await redis.beat()
+        assert (await redis.run(FIND, 1, TAG, 1, 6, 100))[:2] == [b"6", b"5"]
         assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}
 
     async def test_clock_ahead(self, redis: Scripts) -> None:
@@ -395,7 +427,7 @@ class TestHeartbeat:
         times = []
         for ahead in ("0.000000", "70.500000", "3.000000", ""):
             answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", ahead)
-            times.append((float(answer[0]), float(answer[7])))
+            times.append((float(answer[0]), float(answer[6])))
         assert [ahead for _, ahead in times] == [0.0, 70.5, 70.5, 70.5]
         (first, _), *rest = times
         assert all(70.5 <= at - first < 80.5 for at, _ in rest)
@@ -414,5 +446,5 @@ class TestHeartbeat:
         for make in (redis.client.set, redis.client.lpush):
             await redis.client.delete("{p}:clock")
             await make("{p}:clock", "x")
-            assert float((await redis.beat())[7]) == 0.0
-            assert (await redis.beat())[6] == b""
+            assert float((await redis.beat())[6]) == 0.0
+            assert (await redis.beat())[5] == b""
