@@ -13,7 +13,7 @@ import msgspec
 __all__: list[str] = []
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-Timeout: TypeAlias = Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0)]
+Timeout: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 Kwargs: TypeAlias = dict[str, Any]
 Args: TypeAlias = list[Any]
 Frame: TypeAlias = list[Any]
