@@ -75,9 +75,7 @@ class Dialect(Protocol):
     What a call becomes on the wire. Each may raise what msgspec says of a value.
     """
 
-    def result(self, number: int, value: Any) -> bytes: ...
-
-    def progress(self, number: int, value: Any) -> bytes: ...
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes: ...
 
     def error(self, number: int, error: RPCError) -> bytes: ...
 
@@ -93,8 +91,8 @@ class Call(msgspec.Struct, eq=False):
         kwargs: Named arguments.
         size: How many bytes its frame had.
         progress: Whether the peer wants the parts of a stream.
-        task: What runs it.
-        begun: Whether that has taken its first step.
+        task: What runs it; ``None`` until that has taken its first step.
+        waits: Whether it is not its turn yet.
         answering: Whether its result is known, so that it can't be cancelled any more.
         answered: Whether an answer is on its way, or nobody wants one.
         given_up: Whether it was cancelled.
@@ -110,7 +108,7 @@ class Call(msgspec.Struct, eq=False):
     size: int
     progress: bool = False
     task: asyncio.Task[None] | None = None
-    begun: bool = False
+    waits: bool = True
     answering: bool = False
     answered: bool = False
     given_up: bool = False
@@ -123,5 +121,5 @@ class Call(msgspec.Struct, eq=False):
         Cancel its task; one that has not taken its first step finds that out by itself.
         """
         self.given_up = True
-        if self.begun and self.task is not None:
+        if self.task is not None:
             self.task.cancel()

@@ -25,7 +25,7 @@ from .host import Host
 from .performing import Performer
 from .realm import Realm
 from .scope import Scope
-from .sending import Sender, start
+from .sending import Sender
 from .session import Session, enter, is_identity
 
 __all__ = ["Conversation"]
@@ -153,7 +153,9 @@ class Conversation:
         deadline = asyncio.get_running_loop().time() + grace
         # In a task of its own: the server cancels handlers that linger, and would cut short the
         # second half that happens to run. Each has its time, so this is over soon.
-        ending = start(run_all(self._endings(deadline), deadline), "end of a session")
+        ending = asyncio.create_task(
+            run_all(self._endings(deadline), deadline), name="end of a session"
+        )
         cancelled: asyncio.CancelledError | None = None
         while not ending.done():
             try:

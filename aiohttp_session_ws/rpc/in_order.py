@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from . import wamp_messages as wamp
 from .errors import RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
 from .scope import Scope
-from .sending import Sender, start
+from .sending import Sender
 from .session import Session
 from .wamp import Codec
 
@@ -67,7 +67,7 @@ class InOrder:
         self.requests.add(message.request)
         self._queue.append((kind, message, handler))
         if self._task is None or self._task.done():
-            self._task = start(self._run(), "requests in order")
+            self._task = asyncio.create_task(self._run(), name="requests in order")
 
     async def answer(self, request: int, frame: wamp.Frame) -> None:
         """

@@ -10,7 +10,7 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -53,13 +53,13 @@ class Performer:
     unanswered: dict[int, Call] = field(default_factory=dict)
     _objects: dict[RouteClass, Any] = field(default_factory=dict)
 
-    async def perform(self, call: Call, expire: Callable[[Call, float], None]) -> None:
+    async def perform(self, call: Call, turn: Callable[[Call], Awaitable[None]]) -> None:
         """
         Run a call to its end, and answer it unless somebody has.
 
         Args:
             call: A new one.
-            expire: Sets its deadline.
+            turn: Waits until it may begin.
 
         Raises:
             SessionGone: If nobody is there to hear the answer.
@@ -70,7 +70,8 @@ class Performer:
         try:
             if call.given_up:
                 raise asyncio.CancelledError
-            value = await self._invoke(call, expire)
+            await turn(call)
+            value = await self._invoke(call)
             if isinstance(value, RPCErrorResult):
                 raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
             data = self.dialect.result(call.number, value)
@@ -90,7 +91,7 @@ class Performer:
             call.answered = True
             self.unanswered.pop(call.number, None)
             if error is not None:
-                data = self.encode(call, error)
+                data = self._encode(call, error)
             if not self.sender.write_soon(data):
                 await self.sender.send(data)
 
@@ -99,17 +100,38 @@ class Performer:
         Answer a call at once, whatever runs it does.
         """
         call.answered = True
+        if call.deadline is not None:
+            call.deadline.cancel()
         self.unanswered.pop(call.number, None)
-        self.sender.post(self.encode(call, error))
+        self.sender.post(self._encode(call, error))
 
-    async def tell_refused(self, call: Call, error: RPCError) -> None:
+    async def refuse_new(self, call: Call, error: RPCError) -> None:
         """
-        Tell the signals of a call that was refused before it started.
+        Refuse a call before it starts.
         """
+        self.refuse(call, error)
         if self.signals.on_fail:
             await self.signals.on_fail.send(self._details(call, error=error))
 
-    def encode(self, call: Call, error: RPCError) -> bytes:
+    def set_deadline(self, call: Call, timeout: float) -> None:
+        """
+        End a call after so many seconds, unless it has an earlier deadline.
+        """
+        loop = asyncio.get_running_loop()
+        when = loop.time() + timeout
+        if call.deadline is not None:
+            if call.deadline.when() <= when:
+                return
+            call.deadline.cancel()
+        call.deadline = loop.call_at(when, self._expire, call, context=contextvars.Context())
+
+    def _expire(self, call: Call) -> None:
+        if not (call.answering or call.answered):
+            call.expired = True
+            self.refuse(call, RPCError(errors.TIMEOUT))
+            call.interrupt()
+
+    def _encode(self, call: Call, error: RPCError) -> bytes:
         """
         Encode an error; one that can't be is a runtime error.
         """
@@ -133,34 +155,29 @@ class Performer:
                 except Exception:
                     log.exception("aclose() of %s failed", owner.name)
 
-    async def _invoke(self, call: Call, expire: Callable[[Call, float], None]) -> Any:
+    async def _invoke(self, call: Call) -> Any:
         """
         Find the handler, bind its arguments and run it.
         """
         if self.scope.realm.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
         target = self.scope.find(call.name)
-        function, kind = target.function, target.kind
+        function = target.function
         values, named = target.bind(self.session, (call.name, call.args, call.kwargs))
         if target.owner is not None:
             function = functools.partial(function, self._object(target.owner))
         if target.timeout is not None:
-            expire(call, target.timeout)
+            self.set_deadline(call, target.timeout)
         signals = self.signals
         if signals.on_start or signals.on_success or signals.on_fail:
             call.started = time.perf_counter()
             if signals.on_start:
                 await signals.on_start.send(self._details(call))
-        if kind == "coroutine":
-            value = await function(*values, **named)
-            if not isinstance(value, AsyncIterator):
-                return value
-        elif kind == "thread":
+        if target.threaded:
             return await _in_thread(functools.partial(function, *values, **named))
-        else:
-            value = function(*values, **named)
-            if inspect.isawaitable(value):
-                value = await value
+        value = function(*values, **named)
+        if inspect.isawaitable(value):
+            value = await value
         return await self._stream(call, value) if isinstance(value, AsyncIterator) else value
 
     async def _stream(self, call: Call, parts: AsyncIterator[Any]) -> Any:
@@ -173,7 +190,7 @@ class Performer:
                 if isinstance(part, RPCResult | RPCErrorResult):
                     return part
                 if call.progress and not call.answered:
-                    await self.sender.send(self.dialect.progress(call.number, part))
+                    await self.sender.send(self.dialect.result(call.number, part, progress=True))
                 count += 1
                 if not count % _TURN:
                     await asyncio.sleep(0)

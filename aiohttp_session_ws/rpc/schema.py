@@ -62,7 +62,7 @@ def _procedure(
     signature.check(defaults)
     returns = signature.returns
     progress = None
-    if procedure.kind == "stream":
+    if signature.kind == "stream":
         progress, returns = _part_of(returns), None
     described = _described(signature) | {
         "arguments": _arguments(signature, procedure.parts, defaults, types),

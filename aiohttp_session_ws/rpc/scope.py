@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .binding import Arguments, Binder
@@ -14,7 +14,7 @@ from .errors import INVALID_URI, NO_SUCH_PROCEDURE, NOT_AUTHORIZED, RPCError
 from .limits import CallLimits
 from .realm import Action, Realm
 from .session import RPCRequest, Session
-from .signature import Kind, Signature, kind_of
+from .signature import Signature
 from .table import RouteClass, Topic
 
 __all__ = ["Scope"]
@@ -30,18 +30,18 @@ class Target:
 
     Attributes:
         function: What to call.
-        kind: How.
         binder: Binds its arguments; without one it takes the call itself.
         parts: The parts of the name, by its pattern.
         timeout: Seconds that it may take.
+        threaded: Whether it runs in a thread.
         owner: Whose method it is.
     """
 
     function: Callable[..., Any]
-    kind: Kind
-    binder: Binder | None
-    parts: Mapping[str, str]
+    binder: Binder | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
+    threaded: bool = False
     owner: RouteClass | None = None
 
     def bind(
@@ -99,19 +99,19 @@ class Scope:
         Raises:
             RPCError: ``no_such_procedure``.
         """
-        handler, target = self.realm.rpc_handler, self._targets.get(name)
-        if handler is not None:
-            return Target(handler, kind_of(handler), None, _NO_PARTS)
+        if self.realm.rpc_handler is not None:
+            return Target(self.realm.rpc_handler)
+        target = self._targets.get(name)
         if target is not None:
             return target
         found = self.realm.served.procedures.find(name)
         if found is None:
             known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
             raise RPCError(NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
-        procedure, parts = found
-        own, binder = procedure, self.binder(procedure.signature)
-        function, kind = own.signature.function, own.kind
-        target = Target(function, kind, binder, parts, own.timeout, own.owner)
+        own, parts = found
+        binder = self._binder(own.signature)
+        function = own.signature.function
+        target = Target(function, binder, parts, own.timeout, own.threaded, own.owner)
         if not parts:  # a peer may name any number of those with parts
             self._targets[name] = target
         return target
@@ -128,10 +128,7 @@ class Scope:
             raise RPCError(INVALID_URI, "no such topic")
         return found
 
-    def binder(self, signature: Signature) -> Binder:
-        """
-        Return what binds the arguments of a function.
-        """
+    def _binder(self, signature: Signature) -> Binder:
         binder = self._binders.get(signature)
         if binder is None:
             binder = self._binders[signature] = Binder(signature, self._defaults)
@@ -143,7 +140,7 @@ class Scope:
         """
         Call a function that no peer gives arguments, but by the parts of a name.
         """
-        values, named = self.binder(signature).bind(session, ("", (), {}), parts)
+        values, named = self._binder(signature).bind(session, ("", (), {}), parts)
         return signature.function(*values, **named)
 
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:

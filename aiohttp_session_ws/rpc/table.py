@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
 
-from .signature import Kind, Signature
+from .signature import Signature
 
 __all__ = ["Procedure", "RouteClass", "Served", "Topic"]
 
@@ -47,12 +47,12 @@ class Procedure(Entry):
     What peers may call.
 
     Attributes:
-        kind: How it is run.
         timeout: Seconds that a call may take; ``None`` for any time.
+        threaded: Whether it runs in a thread.
         owner: The route class, if it is a method.
     """
 
-    __slots__ = ("kind", "owner", "timeout")
+    __slots__ = ("owner", "threaded", "timeout")
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Procedure(Entry):
     ) -> None:
         super().__init__(name, function, method=owner is not None)
         self.timeout = timeout
+        self.threaded = threaded
         self.owner = owner
-        self.kind: Kind = "thread" if threaded else self.signature.kind
         if threaded and self.signature.kind != "plain":
             msg = f"{self.signature.name}() isn't a plain function: only these run in a thread"
             raise TypeError(msg)

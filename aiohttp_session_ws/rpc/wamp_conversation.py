@@ -157,8 +157,7 @@ class WampConversation(Conversation):
                 call = self._call(message, size)
                 timeout = message.options.timeout
                 assert self._calls is not None
-                if not self._calls.take(call, timeout and timeout / 1000):
-                    await self._calls.wait(call)
+                await self._calls.take(call, timeout and timeout / 1000)
             else:
                 handler = _HANDLERS.get(type(message))
                 if handler is None:

@@ -38,17 +38,11 @@ class WampDialect:
         self._codec = codec
         self._payload: Callable[[Any], Parts] = whole_payload if whole else payload
 
-    def result(self, number: int, value: Any) -> bytes:
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
         """
-        Encode a result.
+        Encode a result, or a part of it.
         """
-        return self._codec.encode(wamp.result(number, *self._payload(value)))
-
-    def progress(self, number: int, value: Any) -> bytes:
-        """
-        Encode a part of a result.
-        """
-        return self._codec.encode(wamp.result(number, *self._payload(value), progress=True))
+        return self._codec.encode(wamp.result(number, *self._payload(value), progress=progress))
 
     def error(self, number: int, error: RPCError) -> bytes:
         """

@@ -25,7 +25,6 @@ from .errors import (
     SessionGone,
 )
 from .host import Host
-from .sending import start
 from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
@@ -40,17 +39,11 @@ class WsrpcDialect:
 
     __slots__ = ()
 
-    def result(self, number: int, value: Any) -> bytes:
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
         """
-        Encode a result.
+        Encode a result; of parts there are none on this wire.
         """
         return wsrpc.result(number, plain(value))
-
-    def progress(self, number: int, value: Any) -> bytes:
-        """
-        Refuse: there is no progress on this wire.
-        """
-        raise TypeError("wsrpc has no progress")
 
     def error(self, number: int, error: RPCError) -> bytes:
         """
@@ -139,7 +132,7 @@ class WsrpcConversation(Conversation):
             log.debug("an event was dropped: too many at once")
             return
         details = EventDetails(self._session, event.data)
-        task = start(self._host.signals.on_event.send(details), "event")
+        task = asyncio.create_task(self._host.signals.on_event.send(details), name="event")
         self._events.add(task)
         task.add_done_callback(self._events.discard)
 
@@ -151,8 +144,7 @@ class WsrpcConversation(Conversation):
             log.debug("a call with the number of one that isn't answered yet was ignored")
         else:
             call = Call(message.id, message.method, message.args, message.kwargs, size)
-            if not self._calls.take(call):
-                await self._calls.wait(call)
+            await self._calls.take(call)
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
