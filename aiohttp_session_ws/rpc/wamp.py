@@ -1,22 +1,25 @@
 """
-WAMP's encodings: text or bytes in, frozen messages out, and the way back. No I/O.
+WAMP on the wire: text or bytes in, frozen messages out, and the way back. No I/O.
 
-One :class:`Codec` for each subprotocol.
+One :class:`Codec` for each subprotocol, and a :class:`WampDialect` of it for each session.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from .errors import ProtocolViolation
+from . import wamp_messages as messages
+from .errors import Payload, ProtocolViolation, RPCError, RPCResult
 from .wamp_messages import Frame, Message
 
-__all__ = ["CODECS", "Codec"]
+__all__ = ["CODECS", "Codec", "WampDialect"]
+
+Parts: TypeAlias = tuple[Sequence[Any], Mapping[str, Any] | None]
 
 _SEPARATOR: Final = "\x1e"  # ends each message of a batch in JSON
 _LENGTH: Final = 4  # bytes before each message of a batch in MessagePack
@@ -167,3 +170,69 @@ CODECS: Final[Mapping[str, Codec]] = {
     for encoding in ("json", "msgpack")
     for name in (f"wamp.2.{encoding}", f"wamp.2.{encoding}.batched")
 }
+
+
+class WampDialect:
+    """
+    ``None`` is no argument, a list or tuple are arguments, a mapping is arguments by name, and
+    everything else is one argument.
+
+    Args:
+        codec: How frames are encoded.
+        whole: Whether everything is one argument, so that a client can tell a list of one from
+            what is in it. A client asks for it in its HELLO, by ``_whole_values``.
+    """
+
+    __slots__ = ("_codec", "_payload")
+
+    def __init__(self, codec: Codec, *, whole: bool = False) -> None:
+        self._codec = codec
+        self._payload: Callable[[Any], Parts] = whole_payload if whole else payload
+
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
+        """
+        Encode a result, or a part of it.
+        """
+        return self._codec.encode(
+            messages.result(number, *self._payload(value), progress=progress)
+        )
+
+    def error(self, number: int, error: RPCError) -> bytes:
+        """
+        Encode an error.
+        """
+        return self._codec.encode(messages.error(48, number, error.uri, error.args, error.kwargs))
+
+
+def payload(value: Any) -> Parts:
+    """
+    Return the arguments that a value is.
+    """
+    kind = type(value)
+    if kind is int or kind is str:
+        return (value,), None
+    if value is None:
+        return (), None
+    if isinstance(value, Payload):
+        return tuple(value.args), value.kwargs
+    if isinstance(value, list | tuple):
+        return value, None
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return (), value
+    return (value,), None
+
+
+def whole_payload(value: Any) -> Parts:
+    """
+    Return the arguments that a value is for a client that wants it as it is.
+    """
+    return payload(value) if isinstance(value, Payload) else ((value,), None)
+
+
+def value_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """
+    Return what a client's answer is here.
+    """
+    if kwargs:
+        return RPCResult(args, kwargs) if args else kwargs
+    return args[0] if len(args) == 1 else args or None

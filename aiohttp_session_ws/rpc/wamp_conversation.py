@@ -28,11 +28,12 @@ from .in_order import InOrder
 from .registrations import Registrations
 from .session import Session, new_id
 from .subscriptions import Subscriptions
-from .wamp import Codec
-from .wamp_dialect import WampDialect, payload, value_of, welcome_details
+from .wamp import Codec, WampDialect, payload, value_of
 
 __all__ = ["WampConversation"]
 
+_FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
+_ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
 _QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
 
 
@@ -103,7 +104,7 @@ class WampConversation(Conversation):
         except TimeoutError:
             why = "HELLO or authentication took too long"
             raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
-        await self._send(wamp.welcome(session.id, welcome_details(session)))
+        await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
         since = self._registry.now()
@@ -293,6 +294,21 @@ class WampConversation(Conversation):
 
     def _post(self, frame: wamp.Frame) -> None:
         self._sender.post(self._codec.encode(frame))
+
+
+def _welcome_details(session: Session) -> dict[str, Any]:
+    """
+    Return what a client is told when it has joined, but for what is unknown.
+    """
+    details: dict[str, Any] = {
+        "roles": _ROLES,
+        "realm": session.realm,
+        "authid": session.auth_id,
+        "authmethod": session.auth_method,
+        "authrole": session.auth_role,
+        "authprovider": session.auth_provider,
+    }
+    return {name: value for name, value in details.items() if value is not None}
 
 
 _Handler = Callable[[WampConversation, Any], None]

@@ -17,51 +17,13 @@ from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation, Step
-from .errors import (
-    Payload,
-    ProtocolViolation,
-    RemoteError,
-    RPCError,
-    SessionGone,
-)
+from .errors import ProtocolViolation, RPCError, SessionGone
 from .host import Host
 from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
 
 log = logging.getLogger("aiohttp_session_ws")
-
-
-class WsrpcDialect:
-    """
-    What a value becomes in wsrpc: it goes out as it is.
-    """
-
-    __slots__ = ()
-
-    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
-        """
-        Encode a result; of parts there are none on this wire.
-        """
-        return wsrpc.result(number, plain(value))
-
-    def error(self, number: int, error: RPCError) -> bytes:
-        """
-        Encode an error.
-        """
-        return wsrpc.error(number, error.uri, error.args)
-
-
-def plain(value: Any) -> Any:
-    """
-    Return what a value is in wsrpc: of a result with several parts, whatever holds them.
-    """
-    if not isinstance(value, Payload):
-        return value
-    args = tuple(value.args)
-    if value.kwargs:
-        return {"args": args, "kwargs": value.kwargs} if args else value.kwargs
-    return args if len(args) > 1 else args[0] if args else None
 
 
 class WsrpcConversation(Conversation):
@@ -107,7 +69,7 @@ class WsrpcConversation(Conversation):
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
-                await self._begin(session, realm, WsrpcDialect(), None, since)
+                await self._begin(session, realm, wsrpc, None, since)
         except TimeoutError:
             raise RPCError("wamp.error.authentication_failed") from None
 
@@ -150,9 +112,7 @@ class WsrpcConversation(Conversation):
         if message.id == _PING:
             self._pong()
         else:
-            failed = message.error is not None
-            error = RemoteError(*wsrpc.fault(message.error)) if failed else None
-            self._asking.answer(message.id, message.result, error)
+            self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
 
     # Whether the peer is there
 
@@ -206,7 +166,7 @@ class WsrpcConversation(Conversation):
         Send an object that is no call and no answer.
         """
         self._expect_session()
-        await self._sender.send(wsrpc.event(data))
+        await self._sender.send(wsrpc.encode(data))
 
     async def leave(self, uri: str, message: str) -> None:
         """
