@@ -6,22 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from . import wamp_messages as wamp
-from .errors import RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
+from .errors import UNAVAILABLE, SessionGone
 from .scope import Scope
 from .sending import Sender
 from .session import Session
 from .wamp import Codec
 
 __all__ = ["InOrder"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 
@@ -40,7 +37,7 @@ class InOrder:
 
     Attributes:
         requests: The numbers of those that aren't answered yet.
-        handlers: What does them, and answers, by their types; and the numbers of these.
+        handlers: What does them, and answers, by their types.
     """
 
     session: Session
@@ -48,8 +45,8 @@ class InOrder:
     sender: Sender
     codec: Codec
     requests: set[int] = field(default_factory=set)
-    handlers: dict[type, tuple[int, Handler]] = field(default_factory=dict)
-    _queue: deque[tuple[int, Any, Handler]] = field(default_factory=deque)
+    handlers: dict[type, Handler] = field(default_factory=dict)
+    _queue: deque[Any] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
 
     def take(self, message: Any) -> None:
@@ -59,13 +56,12 @@ class InOrder:
         Args:
             message: One that has a handler; what that raises is answered here.
         """
-        kind, handler = self.handlers[type(message)]
         if len(self._queue) > self.scope.limits.waiting:
-            error = wamp.error(kind, message.request, UNAVAILABLE, ("too many at once",))
+            error = wamp.refused(message, UNAVAILABLE, ("too many at once",))
             self.sender.post(self.codec.encode(error))
             return
         self.requests.add(message.request)
-        self._queue.append((kind, message, handler))
+        self._queue.append(message)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="requests in order")
 
@@ -88,20 +84,13 @@ class InOrder:
     async def _run(self) -> None:
         with contextlib.suppress(SessionGone):
             while self._queue:
-                kind, message, handler = self._queue.popleft()
+                message = self._queue.popleft()
                 try:
-                    await handler(message)
+                    await self.handlers[type(message)](message)
                 except SessionGone:
                     raise
                 except Exception as exc:  # noqa: BLE001  # it is explained
-                    await self.answer(message.request, self._explain(kind, message.request, exc))
-
-    def _explain(self, kind: int, request: int, failure: Exception) -> wamp.Frame:
-        if isinstance(failure, RPCError):
-            return wamp.error(kind, request, failure.uri, failure.args, failure.kwargs)
-        uri = self.scope.uri_of(failure)
-        if uri is None:
-            uri = RUNTIME_ERROR
-            if not (self.session.closed or self.sender.is_closed):
-                log.error("a topic failed", exc_info=failure)
-        return wamp.error(kind, request, uri)
+                    gone = self.session.closed or self.sender.is_closed
+                    error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
+                    frame = wamp.refused(message, error.uri, error.args, error.kwargs)
+                    await self.answer(message.request, frame)

@@ -14,10 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..exceptions import WebSocketDisconnect
 from . import errors
 from .call import Call, CallDetails, CallSignals, Dialect
-from .errors import RPCError, RPCErrorResult, RPCResult, SessionGone
+from .errors import RPCError, RPCErrorResult, RPCResult
 from .scope import Scope
 from .sending import Sender
 from .session import Session
@@ -28,7 +27,6 @@ __all__ = ["Performer"]
 log = logging.getLogger("aiohttp_session_ws")
 
 _TURN: Final = 32  # parts of a stream after which others have their turn
-_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 
 
 @dataclass(slots=True, eq=False)
@@ -207,19 +205,12 @@ class Performer:
 
     def _explain(self, call: Call, failure: BaseException) -> RPCError:
         """
-        Return what the peer is told of a failure; log what it isn't.
+        Return what the peer is told of a failure.
         """
-        if isinstance(failure, RPCError):
-            return failure
         if isinstance(failure, asyncio.CancelledError) and call.given_up:
             return RPCError(errors.TIMEOUT if call.expired else errors.CANCELED)
-        uri = self.scope.uri_of(failure)
-        if uri is not None:
-            return RPCError(uri)
         gone = self.session.closed or self.sender.is_closed
-        if not (gone and _is_gone(failure)):
-            log.error("a call failed: %s", call.name, exc_info=failure)
-        return RPCError(errors.RUNTIME_ERROR)
+        return self.scope.explain(failure, call.name, gone=gone)
 
     def _details(
         self, call: Call, result: Any = None, error: BaseException | None = None
@@ -228,12 +219,6 @@ class Performer:
         return CallDetails(
             self.session, call.name, call.number, call.args, call.kwargs, result, error, seconds
         )
-
-
-def _is_gone(failure: BaseException) -> bool:
-    if isinstance(failure, BaseExceptionGroup):
-        return all(_is_gone(one) for one in failure.exceptions)
-    return isinstance(failure, _GONE)
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:

@@ -6,14 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import wamp_messages as wamp
-from .errors import (
-    NO_SUCH_REGISTRATION,
-    PROCEDURE_ALREADY_EXISTS,
-    UNAVAILABLE,
-    NotRegistered,
-    RPCError,
-)
+from . import errors, wamp_messages as wamp
+from .errors import NotRegistered, RPCError
 from .in_order import InOrder
 from .session import new_id
 
@@ -33,8 +27,8 @@ class Registrations:
     _by_name: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.work.handlers[wamp.Register] = 64, self.register
-        self.work.handlers[wamp.Unregister] = 66, self.unregister
+        self.work.handlers[wamp.Register] = self.register
+        self.work.handlers[wamp.Unregister] = self.unregister
 
     def number_of(self, name: str) -> int:
         """
@@ -56,9 +50,9 @@ class Registrations:
         name = message.procedure
         await self.work.scope.expect_allowed(self.work.session, "register", name)
         if name in self._by_name:
-            raise RPCError(PROCEDURE_ALREADY_EXISTS, "registered already")
+            raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
         if len(self._by_name) >= self.work.scope.limits.registrations:
-            raise RPCError(UNAVAILABLE, "too many registrations")
+            raise RPCError(errors.UNAVAILABLE, "too many registrations")
         self._by_name[name] = number = new_id()
         await self.work.answer(message.request, wamp.registered(message.request, number))
 
@@ -71,4 +65,4 @@ class Registrations:
                 del self._by_name[name]
                 await self.work.answer(message.request, wamp.unregistered(message.request))
                 return
-        raise RPCError(NO_SUCH_REGISTRATION, "no such registration")
+        raise RPCError(errors.NO_SUCH_REGISTRATION, "no such registration")

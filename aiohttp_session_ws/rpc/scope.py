@@ -4,13 +4,17 @@ What the sessions of one realm may call, in one application: the look-up of a na
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..exceptions import WebSocketDisconnect
+from . import errors
 from .binding import Arguments, Binder
-from .errors import INVALID_URI, NO_SUCH_PROCEDURE, NOT_AUTHORIZED, RPCError
+from .errors import RPCError, SessionGone
 from .limits import CallLimits
 from .realm import Action, Realm
 from .session import RPCRequest, Session
@@ -19,6 +23,9 @@ from .table import RouteClass, Topic
 
 __all__ = ["Scope"]
 
+log = logging.getLogger("aiohttp_session_ws")
+
+_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _MASKED: Final = "Method masked"
 _NO_PARTS: Final[Mapping[str, Any]] = {}
 
@@ -107,7 +114,7 @@ class Scope:
         found = self.realm.served.procedures.find(name)
         if found is None:
             known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
-            raise RPCError(NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
+            raise RPCError(errors.NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
         own, parts = found
         binder = self._binder(own.signature)
         function = own.signature.function
@@ -125,7 +132,7 @@ class Scope:
         """
         found = self.realm.served.topics.find(name)
         if found is None:
-            raise RPCError(INVALID_URI, "no such topic")
+            raise RPCError(errors.INVALID_URI, "no such topic")
         return found
 
     def _binder(self, signature: Signature) -> Binder:
@@ -155,11 +162,28 @@ class Scope:
             if inspect.isawaitable(allowed):
                 allowed = await allowed
             if not allowed:
-                raise RPCError(NOT_AUTHORIZED, "not authorized")
+                raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
 
-    def uri_of(self, failure: BaseException) -> str | None:
+    def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
         """
-        Return the URI that the realm has for an exception.
+        Return what the peer is told of a failure; log what it isn't.
+
+        Args:
+            failure: What was raised.
+            what: What has failed, for the log.
+            gone: Whether the peer is, which is no failure then.
         """
-        errors = self.realm.errors
-        return next((errors[kind] for kind in type(failure).__mro__ if kind in errors), None)
+        if isinstance(failure, RPCError):
+            return failure
+        for kind in type(failure).__mro__:
+            if kind in self.realm.errors:
+                return RPCError(self.realm.errors[kind])
+        if not (gone and _is_gone(failure)):
+            log.error("a call failed: %s", what, exc_info=failure)
+        return RPCError(errors.RUNTIME_ERROR)
+
+
+def _is_gone(failure: BaseException) -> bool:
+    if isinstance(failure, BaseExceptionGroup):
+        return all(_is_gone(one) for one in failure.exceptions)
+    return isinstance(failure, _GONE)

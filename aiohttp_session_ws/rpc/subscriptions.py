@@ -42,8 +42,8 @@ class Subscriptions:
     _by_id: dict[int, Subscription] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.work.handlers[wamp.Subscribe] = 32, self.subscribe
-        self.work.handlers[wamp.Unsubscribe] = 34, self.unsubscribe
+        self.work.handlers[wamp.Subscribe] = self.subscribe
+        self.work.handlers[wamp.Unsubscribe] = self.unsubscribe
 
     def of(self, topic: str) -> Subscription | None:
         """

@@ -205,7 +205,7 @@ class WampConversation(Conversation):
     def _on_publish(self, message: wamp.Publish) -> None:
         if message.options.acknowledge:
             why = ("clients publish nothing here: call a procedure",)
-            self._post(wamp.error(16, message.request, errors.NOT_AUTHORIZED, why))
+            self._post(wamp.refused(message, errors.NOT_AUTHORIZED, why))
 
     def _on_yield(self, message: wamp.Yield) -> None:
         if not message.options.progress:

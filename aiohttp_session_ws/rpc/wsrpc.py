@@ -11,27 +11,18 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from .errors import (
-    CANCELED,
-    INVALID_ARGUMENT,
-    NO_SUCH_PROCEDURE,
-    RUNTIME_ERROR,
-    TIMEOUT,
-    Payload,
-    ProtocolViolation,
-    RemoteError,
-    RPCError,
-)
+from . import errors
+from .errors import Payload, ProtocolViolation, RemoteError, RPCError
 
 __all__ = ["Event", "Message", "Reply", "Request", "decode", "encode", "error", "result"]
 
 #: What its clients call our errors; any other URI is the type as it is.
 TYPES: Final[Mapping[str, str]] = {
-    NO_SUCH_PROCEDURE: "NotImplementedError",
-    INVALID_ARGUMENT: "TypeError",
-    RUNTIME_ERROR: "InternalError",
-    CANCELED: "CancelledError",
-    TIMEOUT: "TimeoutError",
+    errors.NO_SUCH_PROCEDURE: "NotImplementedError",
+    errors.INVALID_ARGUMENT: "TypeError",
+    errors.RUNTIME_ERROR: "InternalError",
+    errors.CANCELED: "CancelledError",
+    errors.TIMEOUT: "TimeoutError",
 }
 
 _Id: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -131,7 +122,7 @@ def error(number: int, error: RPCError) -> bytes:
     """
     Answer that it failed.
     """
-    unsaid = "internal error" if error.uri == RUNTIME_ERROR else ""
+    unsaid = "internal error" if error.uri == errors.RUNTIME_ERROR else ""
     message = error.args[0] if error.args else unsaid
     if not isinstance(message, str):
         message = encode(message).decode()
@@ -154,5 +145,7 @@ def fault(error: Any) -> RemoteError | None:
         return None
     if isinstance(error, dict):
         kind, message = error.get("type"), error.get("message")
-        return RemoteError(str(kind or RUNTIME_ERROR), () if message is None else (message,))
-    return RemoteError(RUNTIME_ERROR, (error,))
+        return RemoteError(
+            str(kind or errors.RUNTIME_ERROR), () if message is None else (message,)
+        )
+    return RemoteError(errors.RUNTIME_ERROR, (error,))
