@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from .._logging import log
+from .._tasks import maybe_await
 from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
@@ -37,8 +37,6 @@ from .wamp_conversation import WampConversation
 from .wsrpc_conversation import WsrpcConversation
 
 __all__ = ["Application"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 F = TypeVar("F", bound=Callable[..., Any])
 DialectName: TypeAlias = Literal["wamp", "wsrpc"]
@@ -279,12 +277,8 @@ class Application:
             raise web.HTTPBadRequest(text="none of the offered subprotocols is spoken here")
         if dialect == "wsrpc" and self._host.default_realm is None:
             raise web.HTTPBadRequest(text="a subprotocol of WAMP's is required")
-        if self._authorize is not None:
-            allowed = self._authorize(ws.request)
-            if inspect.isawaitable(allowed):
-                allowed = await allowed
-            if not allowed:
-                raise web.HTTPForbidden(text="not authorized")
+        if self._authorize is not None and not await maybe_await(self._authorize(ws.request)):
+            raise web.HTTPForbidden(text="not authorized")
         await ws.connect(protocol, save=False)
         with contextlib.suppress(SessionGone):  # the client has hung up already
             if protocol is None:

@@ -9,12 +9,12 @@ its task has ended.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .._logging import log
 from .call import Call
 from .errors import CANCELED, UNAVAILABLE, RPCError, SessionGone
 from .limits import CallLimits
@@ -22,8 +22,6 @@ from .performing import Performer
 from .sending import Sender
 
 __all__ = ["Calls"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 _EAGER: Final[Mapping[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 

@@ -8,23 +8,23 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .._logging import log
+from .._tasks import maybe_await
 from . import errors
 from .call import Call, CallDetails, CallSignals, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult
+from .halves import outlast
 from .scope import Scope
 from .sending import Sender
 from .session import Session
 from .table import RouteClass
 
 __all__ = ["Performer"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 _TURN: Final = 32  # parts of a stream after which others have their turn
 
@@ -147,9 +147,7 @@ class Performer:
         for owner, one in reversed(objects.items()):
             if owner.closes:
                 try:
-                    result = one.aclose()
-                    if inspect.isawaitable(result):
-                        await result
+                    await maybe_await(one.aclose())
                 except Exception:
                     log.exception("aclose() of %s failed", owner.name)
 
@@ -172,7 +170,8 @@ class Performer:
             if signals.on_start:
                 await signals.on_start.send(self._details(call))
         if target.threaded:
-            return await _in_thread(functools.partial(function, *values, **named))
+            running = asyncio.to_thread(function, *values, **named)
+            return await outlast(asyncio.create_task(running))  # a thread can't be cancelled
         value = function(*values, **named)
         if inspect.isawaitable(value):
             value = await value
@@ -219,22 +218,3 @@ class Performer:
         return CallDetails(
             self.session, call.name, call.number, call.args, call.kwargs, result, error, seconds
         )
-
-
-async def _in_thread(function: Callable[[], Any]) -> Any:
-    """
-    Run a function in a thread, and stay until it is done: it can't be cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, contextvars.copy_context().run, function)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            try:
-                await asyncio.wait({future})
-            except asyncio.CancelledError:
-                continue
-        if not future.cancelled():
-            future.exception()
-        raise

@@ -5,12 +5,12 @@ What the sessions of one realm may call, in one application: the look-up of a na
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .._logging import log
+from .._tasks import maybe_await
 from ..exceptions import WebSocketDisconnect
 from . import errors
 from .binding import Arguments, Binder
@@ -22,8 +22,6 @@ from .signature import Signature
 from .table import RouteClass, Topic
 
 __all__ = ["Scope"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 _GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _MASKED: Final = "Method masked"
@@ -157,12 +155,9 @@ class Scope:
         Raises:
             RPCError: ``not_authorized``.
         """
-        if self.realm.guard is not None:
-            allowed = self.realm.guard(session, action, uri)
-            if inspect.isawaitable(allowed):
-                allowed = await allowed
-            if not allowed:
-                raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
+        guard = self.realm.guard
+        if guard is not None and not await maybe_await(guard(session, action, uri)):
+            raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
 
     def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
         """

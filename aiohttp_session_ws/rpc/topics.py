@@ -12,6 +12,7 @@ from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
 from . import ground, wamp_messages as wamp
+from .halves import Step
 from .session import Session, new_id
 from .wamp import Codec
 
@@ -31,8 +32,7 @@ class Subscription:
         codec: How the session is told.
         connection: Where.
         held: What is to be sent once it knows that it has subscribed; then ``None``.
-        generator: What is left of the topic's function.
-        name: How that is called.
+        ending: What is left of the topic's function.
     """
 
     topic: str
@@ -40,8 +40,7 @@ class Subscription:
     codec: Codec
     connection: Connection
     held: list[bytes] | None = field(default_factory=list)
-    generator: Any = None
-    name: str = ""
+    ending: Step | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -21,8 +21,9 @@ from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import errors, ground, wamp_messages as wamp
 from .call import Call
-from .conversation import Conversation, Step
+from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
+from .halves import Step
 from .host import Host
 from .in_order import InOrder
 from .registrations import Registrations
@@ -231,7 +232,7 @@ class WampConversation(Conversation):
         async def send(request: int) -> None:
             await self._send(wamp.invocation(request, registration, args, kwargs))
 
-        return await self._ask(send, self._interrupt, timeout)
+        return await self._asking.ask(send, self._interrupt, timeout)
 
     def _interrupt(self, request: int) -> None:
         if not self._closing:
@@ -261,16 +262,12 @@ class WampConversation(Conversation):
         loop.call_later(timeouts.close, self._sender.close, NORMAL)
         await self._send(wamp.goodbye(uri, message))
 
-    def _endings(self, deadline: float) -> Iterator[Step]:
+    def _own_endings(self) -> Iterator[Step]:
         in_order, subscriptions = self._in_order, self._subscriptions
         self._in_order = self._subscriptions = self._registrations = None
-        steps = super()._endings(deadline)
-        yield next(steps)  # the calls
-        if in_order is not None:
+        if in_order is not None and subscriptions is not None:
             yield in_order.stop
-        if subscriptions is not None:
-            yield lambda: subscriptions.stop(deadline)
-        yield from steps
+            yield from subscriptions.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
         if self._session is None or self._closing or close.code in _QUIET:

@@ -6,24 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from .._logging import log
 from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
-from .conversation import Conversation, Step
+from .conversation import Conversation
 from .errors import ProtocolViolation, RPCError, SessionGone
+from .halves import Step
 from .host import Host
 from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 
 class WsrpcConversation(Conversation):
@@ -151,7 +151,7 @@ class WsrpcConversation(Conversation):
         async def send(number: int) -> None:
             await self._sender.send(wsrpc.request(number, name, list(args) if args else kwargs))
 
-        return await self._ask(send, lambda number: None, timeout)
+        return await self._asking.ask(send, lambda number: None, timeout)
 
     async def send_event(
         self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -177,12 +177,11 @@ class WsrpcConversation(Conversation):
             reason = (message or uri).encode()[:123].decode(errors="ignore")
             self._sender.close(NORMAL.replace(None, reason))
 
-    def _endings(self, deadline: float) -> Iterator[Step]:
-        yield from super()._endings(deadline)
+    def _own_endings(self) -> Iterator[Step]:
         if self._events:
             for task in self._events:
                 task.cancel()
-            yield lambda: asyncio.wait(set(self._events))
+            yield partial(asyncio.wait, set(self._events))
 
 
 #: The number of all our pings: there is never more than one on its way.
