@@ -9,11 +9,12 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from . import wamp_messages as wamp
-from .errors import UNAVAILABLE, SessionGone
-from .scope import Scope
+from .errors import UNAVAILABLE, RPCError, SessionGone
+from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session
 from .wamp import Codec
@@ -57,8 +58,7 @@ class InOrder:
             message: One that has a handler; what that raises is answered here.
         """
         if len(self._queue) > self.scope.limits.waiting:
-            error = wamp.refused(message, UNAVAILABLE, ("too many at once",))
-            self.sender.post(self.codec.encode(error))
+            self.sender.post(self._refusal(message, RPCError(UNAVAILABLE, "too many at once")))
             return
         self.requests.add(message.request)
         self._queue.append(message)
@@ -92,5 +92,9 @@ class InOrder:
                 except Exception as exc:  # noqa: BLE001  # it is explained
                     gone = self.session.closed or self.sender.is_closed
                     error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
-                    frame = wamp.refused(message, error.uri, error.args, error.kwargs)
-                    await self.answer(message.request, frame)
+                    self.requests.discard(message.request)
+                    await self.sender.send(encode_error(partial(self._refusal, message), error))
+
+    def _refusal(self, message: wamp.Asked, error: RPCError) -> bytes:
+        frame = wamp.refused(message, error.uri, error.args, error.kwargs)
+        return self.codec.encode(frame)

@@ -19,7 +19,7 @@ from . import errors
 from .call import Call, CallDetails, CallSignals, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult
 from .halves import outlast
-from .scope import Scope
+from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session
 from .table import RouteClass
@@ -130,14 +130,7 @@ class Performer:
             call.interrupt()
 
     def _encode(self, call: Call, error: RPCError) -> bytes:
-        """
-        Encode an error; one that can't be is a runtime error.
-        """
-        try:
-            return self.dialect.error(call.number, error)
-        except Exception:
-            log.exception("an error of %s can't be encoded", call.name)
-            return self.dialect.error(call.number, RPCError(errors.RUNTIME_ERROR))
+        return encode_error(functools.partial(self.dialect.error, call.number), error)
 
     async def close_objects(self) -> None:
         """

@@ -178,6 +178,17 @@ class Scope:
         return RPCError(errors.RUNTIME_ERROR)
 
 
+def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
+    """
+    Encode an error; one that can't be is a runtime error.
+    """
+    try:
+        return encode(error)
+    except Exception:
+        log.exception("an error can't be encoded: %s", error.uri)
+        return encode(RPCError(errors.RUNTIME_ERROR))
+
+
 def _is_gone(failure: BaseException) -> bool:
     if isinstance(failure, BaseExceptionGroup):
         return all(_is_gone(one) for one in failure.exceptions)
