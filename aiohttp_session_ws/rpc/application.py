@@ -29,8 +29,7 @@ from .limits import CallLimits
 from .realm import Realm
 from .schema import schema_of
 from .session import Session
-from .signature import Signature
-from .table import expect_generator
+from .table import two_halves
 from .topics import as_key, chooser
 from .wamp import CODECS
 from .wamp_conversation import WampConversation
@@ -140,16 +139,14 @@ class Application:
         Give every function of all realms that takes *name* this argument; no peer can give it
         then. A realm's own comes first.
         """
-        self._host.set_default_args({name: value})
+        self._host.set_default_arg(name, value)
 
     def add_session_state_handler(self, handler: F) -> F:
         """
         Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms, and
         around the realm's own.
         """
-        signature = Signature(handler)
-        expect_generator(signature, "a session state handler")
-        self._host.state_handlers.append(signature)
+        self._host.state_handlers.append(two_halves(handler))
         return handler
 
     async def handler(self, request: web.Request) -> web.StreamResponse:

@@ -73,8 +73,6 @@ class Authentication:
         handler: Does it all.
     """
 
-    __slots__ = ("_key", "_shape", "cra", "handler", "ticket", "transport")
-
     def __init__(self) -> None:
         self.transport: list[Authenticator] = []
         self.ticket: TicketAuthenticator | None = None

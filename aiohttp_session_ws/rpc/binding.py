@@ -33,10 +33,6 @@ class Binder:
         defaults: The default arguments.
     """
 
-    __slots__ = (
-        "_all", "_constants", "_given", "_injected", "_named", "_reserved", "_types", "_whole",
-    )  # fmt: skip
-
     def __init__(self, signature: Signature, defaults: Mapping[str, Any]) -> None:
         injected = [p for p in signature.parameters if is_injected(p, defaults)]
         given = [

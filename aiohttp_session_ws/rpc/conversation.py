@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from .performing import Performer
 from .realm import Realm
 from .scope import Scope
 from .sending import Sender
-from .session import Session, enter, is_identity
+from .session import Session, enter
 
 __all__ = ["Conversation"]
 
@@ -114,7 +114,7 @@ class Conversation:
             return
         with contextlib.suppress(NotSetUp):  # without identify, nobody can be logged out by it
             try:
-                if not is_identity(identity):
+                if not isinstance(identity, Hashable):
                     raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
                 await self._registry.prove(self.connection, identity, since=since)
                 self._proven = True

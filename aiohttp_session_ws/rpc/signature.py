@@ -44,8 +44,6 @@ class Signature:
         returns: The annotation of what it returns or yields.
     """
 
-    __slots__ = ("function", "kind", "name", "parameters", "parts", "returns")
-
     def __init__(
         self, function: Callable[..., Any], *, method: bool = False, parts: Sequence[str] = ()
     ) -> None:

@@ -50,7 +50,7 @@ class Subscribers:
     """
 
     id: int = field(default_factory=new_id)
-    members: dict[Codec, dict[Subscription, Connection]] = field(default_factory=dict)
+    members: dict[Codec, set[Subscription]] = field(default_factory=dict)
 
 
 class Topics:
@@ -68,8 +68,7 @@ class Topics:
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is None:
             subscribers = self._by_name[subscription.topic] = Subscribers()
-        group = subscribers.members.setdefault(subscription.codec, {})
-        group[subscription] = subscription.connection
+        subscribers.members.setdefault(subscription.codec, set()).add(subscription)
         return subscribers.id
 
     def discard(self, subscription: Subscription) -> None:
@@ -78,8 +77,8 @@ class Topics:
         """
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is not None:
-            group = subscribers.members.get(subscription.codec, {})
-            group.pop(subscription, None)
+            group = subscribers.members.get(subscription.codec, set())
+            group.discard(subscription)
             if not group:
                 subscribers.members.pop(subscription.codec, None)
             if not subscribers.members:

@@ -37,8 +37,6 @@ class Codec:
         batched: Whether a frame has several messages.
     """
 
-    __slots__ = ("_decode", "_encode", "batched", "binary", "name")
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.binary = ".msgpack" in name
@@ -59,27 +57,26 @@ class Codec:
         Raises:
             ProtocolViolation: In the iteration, if it isn't one of this dialect.
         """
-        if self.batched:
-            self._expect_kind(frame)
-            for piece in _pieces(frame):
-                yield self._message(piece), len(piece)
-        else:
-            yield self.decode_one(frame), len(frame)
+        for piece in _pieces(frame) if self.batched else (frame,):
+            yield self.decode_one(piece), len(piece)
 
-    def decode_one(self, frame: str | bytes) -> Message:
+    def decode_one(self, data: str | bytes) -> Message:
         """
-        Return the message of a frame that is no batch.
+        Return the message of a frame that is no batch, or of a piece of one that is.
 
         Raises:
             ProtocolViolation: If it isn't one of this dialect.
         """
-        if isinstance(frame, str) is self.binary:
-            self._expect_kind(frame)
-        return self._message(frame)
-
-    def _expect_kind(self, frame: str | bytes) -> None:
-        if isinstance(frame, str) is self.binary:
+        if isinstance(data, str) is self.binary:
             raise ProtocolViolation("a text frame and a binary one are not the same dialect")
+        try:
+            message = self._decode(data)
+            if not self.binary and "\\u0000" in data:
+                _restore(getattr(message, "args", None))
+                _restore(getattr(message, "kwargs", None))
+        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
+            raise ProtocolViolation("malformed message") from None
+        return message
 
     def encode(self, frame: Frame) -> bytes:
         """
@@ -98,15 +95,6 @@ class Codec:
         if self.binary:
             return len(data).to_bytes(_LENGTH) + data
         return data + _SEPARATOR.encode()
-
-    def _message(self, data: str | bytes) -> Message:
-        try:
-            message = self._decode(data)
-            if not self.binary and "\\u0000" in data:
-                _restore_bytes(message)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
-            raise ProtocolViolation("malformed message") from None
-        return message
 
 
 def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
@@ -146,22 +134,16 @@ def _mark_bytes(value: Any) -> Any:
     return plain if type(plain) is str else _mark_bytes(plain)
 
 
-def _restore_bytes(message: Message) -> None:
+def _restore(values: Any) -> None:
     """
     Read bytes as WAMP writes them in JSON.
     """
-    for values in (getattr(message, "args", None), getattr(message, "kwargs", None)):
-        if values:
-            _restore(values)
-
-
-def _restore(values: Any) -> None:
-    for key, value in enumerate(values) if isinstance(values, list) else values.items():
-        if isinstance(value, str):
-            if value.startswith("\0"):
+    if isinstance(values, list | dict):
+        for key, value in enumerate(values) if isinstance(values, list) else values.items():
+            if isinstance(value, str) and value.startswith("\0"):
                 values[key] = base64.b64decode(value[1:], validate=True)
-        elif isinstance(value, list | dict):
-            _restore(value)
+            else:
+                _restore(value)
 
 
 #: What is spoken, in the order of the table in the documents; the client's first offer counts.
@@ -182,8 +164,6 @@ class WampDialect:
         whole: Whether everything is one argument, so that a client can tell a list of one from
             what is in it. A client asks for it in its HELLO, by ``_whole_values``.
     """
-
-    __slots__ = ("_codec", "_payload")
 
     def __init__(self, codec: Codec, *, whole: bool = False) -> None:
         self._codec = codec
