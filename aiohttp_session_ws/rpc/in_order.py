@@ -1,5 +1,6 @@
 """
-Requests of one session that are done one after another, in a task of their own.
+Requests of one session that are done one after another, in a task of their own; and the
+procedures that its client has registered by them, for us to call.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-from . import wamp_messages as wamp
-from .errors import UNAVAILABLE, RPCError, SessionGone
+from . import errors, wamp_messages as wamp
+from .errors import NotRegistered, RPCError, SessionGone
 from .scope import Scope, encode_error
 from .sending import Sender
-from .session import Session
+from .session import Session, new_id
 from .wamp import Codec
 
 __all__ = ["InOrder"]
@@ -27,7 +28,7 @@ Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 @dataclass(slots=True, eq=False)
 class InOrder:
     """
-    SUBSCRIBE, REGISTER and their like: a topic may call its client, so reading can't wait for
+    REGISTER, SUBSCRIBE and their like: a topic may call its client, so reading can't wait for
     them.
 
     Args:
@@ -47,8 +48,12 @@ class InOrder:
     codec: Codec
     requests: set[int] = field(default_factory=set)
     handlers: dict[type, Handler] = field(default_factory=dict)
+    _registered: dict[str, int] = field(default_factory=dict)
     _queue: deque[Any] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.handlers |= {wamp.Register: self._register, wamp.Unregister: self._unregister}
 
     def take(self, message: Any) -> None:
         """
@@ -58,7 +63,9 @@ class InOrder:
             message: One that has a handler; what that raises is answered here.
         """
         if len(self._queue) > self.scope.limits.waiting:
-            self.sender.post(self._refusal(message, RPCError(UNAVAILABLE, "too many at once")))
+            self.sender.post(
+                self._refusal(message, RPCError(errors.UNAVAILABLE, "too many at once"))
+            )
             return
         self.requests.add(message.request)
         self._queue.append(message)
@@ -98,3 +105,34 @@ class InOrder:
     def _refusal(self, message: wamp.Asked, error: RPCError) -> bytes:
         frame = wamp.refused(message, error.uri, error.args, error.kwargs)
         return self.codec.encode(frame)
+
+    def registration(self, name: str) -> int:
+        """
+        Return the number of a registration.
+
+        Raises:
+            NotRegistered: If there is none.
+        """
+        if name not in self._registered:
+            raise NotRegistered(
+                f"the client has not registered {name!r}: it has to REGISTER what it is asked"
+            )
+        return self._registered[name]
+
+    async def _register(self, message: wamp.Register) -> None:
+        name = message.procedure
+        await self.scope.expect_allowed(self.session, "register", name)
+        if name in self._registered:
+            raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
+        if len(self._registered) >= self.scope.limits.registrations:
+            raise RPCError(errors.UNAVAILABLE, "too many registrations")
+        self._registered[name] = number = new_id()
+        await self.answer(message.request, wamp.registered(message.request, number))
+
+    async def _unregister(self, message: wamp.Unregister) -> None:
+        for name, number in self._registered.items():
+            if number == message.registration:
+                del self._registered[name]
+                await self.answer(message.request, wamp.unregistered(message.request))
+                return
+        raise RPCError(errors.NO_SUCH_REGISTRATION, "no such registration")

@@ -26,7 +26,6 @@ from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, Session
 from .halves import Step
 from .host import Host
 from .in_order import InOrder
-from .registrations import Registrations
 from .session import Session, new_id
 from .subscriptions import Subscriptions
 from .wamp import Codec, WampDialect, payload, value_of
@@ -49,14 +48,7 @@ class WampConversation(Conversation):
         codec: How its frames are encoded.
     """
 
-    __slots__ = (
-        "_closing",
-        "_codec",
-        "_in_order",
-        "_messages",
-        "_registrations",
-        "_subscriptions",
-    )
+    __slots__ = ("_closing", "_codec", "_in_order", "_messages", "_subscriptions")
 
     def __init__(
         self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
@@ -67,7 +59,6 @@ class WampConversation(Conversation):
         self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
         self._in_order: InOrder | None = None
         self._subscriptions: Subscriptions | None = None
-        self._registrations: Registrations | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -197,7 +188,6 @@ class WampConversation(Conversation):
             session, scope = self._expect_session(), self._scope
             assert scope is not None
             work = self._in_order = InOrder(session, scope, self._sender, self._codec)
-            self._registrations = Registrations(work)
             self._subscriptions = Subscriptions(
                 self._host.topics, self._registry, self.connection, work
             )
@@ -225,9 +215,7 @@ class WampConversation(Conversation):
         Call what the client has registered.
         """
         self._expect_session()
-        self._work()
-        assert self._registrations is not None
-        registration = self._registrations.number_of(name)
+        registration = self._work().registration(name)
 
         async def send(request: int) -> None:
             await self._send(wamp.invocation(request, registration, args, kwargs))
@@ -264,7 +252,7 @@ class WampConversation(Conversation):
 
     def _own_endings(self) -> Iterator[Step]:
         in_order, subscriptions = self._in_order, self._subscriptions
-        self._in_order = self._subscriptions = self._registrations = None
+        self._in_order = self._subscriptions = None
         if in_order is not None and subscriptions is not None:
             yield in_order.stop
             yield from subscriptions.endings()
