@@ -91,7 +91,8 @@ class Call(msgspec.Struct, eq=False):
         kwargs: Named arguments.
         size: How many bytes its frame had.
         progress: Whether the peer wants the parts of a stream.
-        task: What runs it; ``None`` until that has taken its first step.
+        task: What runs it.
+        begun: Whether that has taken its first step.
         waits: Whether it is not its turn yet.
         answering: Whether its result is known, so that it can't be cancelled any more.
         answered: Whether an answer is on its way, or nobody wants one.
@@ -108,6 +109,7 @@ class Call(msgspec.Struct, eq=False):
     size: int
     progress: bool = False
     task: asyncio.Task[None] | None = None
+    begun: bool = False
     waits: bool = True
     answering: bool = False
     answered: bool = False
@@ -121,5 +123,5 @@ class Call(msgspec.Struct, eq=False):
         Cancel its task; one that has not taken its first step finds that out by itself.
         """
         self.given_up = True
-        if self.task is not None:
+        if self.begun and self.task is not None:
             self.task.cancel()

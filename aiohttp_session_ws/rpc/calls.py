@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
 
 from .._logging import log
 from .call import Call
@@ -23,7 +22,10 @@ from .sending import Sender
 
 __all__ = ["Calls"]
 
-_EAGER: Final[Mapping[str, Any]] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+if sys.version_info >= (3, 12):
+    _start = partial(asyncio.Task, name="call", eager_start=True)
+else:
+    _start = partial(asyncio.Task, name="call")
 
 
 @dataclass(slots=True, eq=False)
@@ -59,14 +61,13 @@ class Calls:
         self.performer.unanswered[call.number] = call
         if timeout:
             self.performer.set_deadline(call, timeout)
-        if self._is_full():
+        if len(self._taken) >= self.limits.calls:
             await asyncio.sleep(0)  # many calls may have come at once, and not had their turn
-            if self._is_full() and not (call.answered or self._may_wait(call)):
+            if not (call.answered or self._may_wait(call)):
                 await self.performer.refuse_new(call, RPCError(UNAVAILABLE, "too many calls"))
                 return
         self._taken.add(call)
-        loop = asyncio.get_running_loop()
-        _ = asyncio.Task(self._run(call), loop=loop, name="call", **_EAGER)  # it sets call.task
+        call.task = _start(self._run(call), loop=asyncio.get_running_loop())
 
     def cancel(self, number: int, mode: object) -> None:
         """
@@ -81,7 +82,7 @@ class Calls:
             return
         if mode != "kill":
             self.performer.refuse(call, RPCError(CANCELED))
-        in_line = call.waits and call.task is not None
+        in_line = call.begun and call.waits
         if mode != "skip" or in_line:
             call.interrupt()
 
@@ -104,26 +105,26 @@ class Calls:
             grace: Seconds to wait for them.
         """
         self.interrupt()
-        if self._taken:
-            await asyncio.sleep(0)  # new ones find out by themselves
         tasks = {call.task for call in self._taken if call.task is not None}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
                 log.warning("a call goes on though its session is over: %s", task.get_coro())
 
-    def _is_full(self) -> bool:
-        return len(self._taken) >= self.limits.calls or self.sender.is_full
-
     def _may_wait(self, call: Call) -> bool:
+        if len(self._taken) < self.limits.calls:
+            return True
         waiting = [one.size for one in self._taken if one.waits]
         fits = sum(waiting) + call.size <= self.limits.waiting_bytes
         return fits and len(waiting) < self.limits.waiting
 
     async def _run(self, call: Call) -> None:
-        call.task = asyncio.current_task()
+        call.begun = True
+        crowded = self._running >= self.limits.calls or self._door.locked() or self.sender.is_full
+        if not crowded:
+            self._begin(call)
         try:
-            await self.performer.perform(call, self._turn)
+            await self.performer.perform(call, self._wait if crowded else None)
         except SessionGone:
             pass  # nobody is there to hear the answer
         finally:
@@ -135,16 +136,17 @@ class Calls:
                 if self._ended is not None and not self._ended.done():
                     self._ended.set_result(None)
 
-    async def _turn(self, call: Call) -> None:
+    async def _wait(self, call: Call) -> None:
         """
         Wait until a call may begin; where there is little room, one begins after another.
         """
-        calls = self.limits.calls
-        if self._running >= calls or self._door.locked() or self.sender.is_full:
-            async with self._door:
-                while self._running >= calls:
-                    self._ended = asyncio.get_running_loop().create_future()
-                    await self._ended
-                await self.sender.room()
+        async with self._door:
+            while self._running >= self.limits.calls:
+                self._ended = asyncio.get_running_loop().create_future()
+                await self._ended
+            await self.sender.room()
+        self._begin(call)
+
+    def _begin(self, call: Call) -> None:
         self._running += 1
         call.waits = False

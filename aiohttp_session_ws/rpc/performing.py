@@ -51,13 +51,13 @@ class Performer:
     unanswered: dict[int, Call] = field(default_factory=dict)
     _objects: dict[RouteClass, Any] = field(default_factory=dict)
 
-    async def perform(self, call: Call, turn: Callable[[Call], Awaitable[None]]) -> None:
+    async def perform(self, call: Call, wait: Callable[[Call], Awaitable[None]] | None) -> None:
         """
         Run a call to its end, and answer it unless somebody has.
 
         Args:
             call: A new one.
-            turn: Waits until it may begin.
+            wait: Waits until it may begin, if it can't at once.
 
         Raises:
             SessionGone: If nobody is there to hear the answer.
@@ -68,7 +68,8 @@ class Performer:
         try:
             if call.given_up:
                 raise asyncio.CancelledError
-            await turn(call)
+            if wait is not None:
+                await wait(call)
             value = await self._invoke(call)
             if isinstance(value, RPCErrorResult):
                 raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
@@ -168,7 +169,7 @@ class Performer:
         value = function(*values, **named)
         if inspect.isawaitable(value):
             value = await value
-        return await self._stream(call, value) if isinstance(value, AsyncIterator) else value
+        return await self._stream(call, value) if hasattr(value, "__anext__") else value
 
     async def _stream(self, call: Call, parts: AsyncIterator[Any]) -> Any:
         """

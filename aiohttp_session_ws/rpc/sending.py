@@ -72,18 +72,11 @@ class Sender:
         self._opcode = WSMsgType.BINARY if self.binary else WSMsgType.TEXT
 
     @property
-    def outgoing(self) -> int:
-        """
-        How many bytes are not with the peer yet, or at least not with the system.
-        """
-        return self.queued + self._out.get_write_buffer_size()
-
-    @property
     def is_full(self) -> bool:
         """
-        Whether more than allowed waits to be sent.
+        Whether more than allowed waits to be sent, here or in the transport.
         """
-        return self.outgoing > self.limits.outgoing
+        return self.queued + self._out.get_write_buffer_size() > self.limits.outgoing
 
     @property
     def is_closed(self) -> bool:
