@@ -5,8 +5,7 @@ What the conversations of both dialects have in common: how a session begins and
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -112,14 +111,13 @@ class Conversation:
         """
         if identity is None:
             return
-        with contextlib.suppress(NotSetUp):  # without identify, nobody can be logged out by it
-            try:
-                if not isinstance(identity, Hashable):
-                    raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
-                await self._registry.prove(self.connection, identity, since=since)
-                self._proven = True
-            except (InvalidIdentity, TypeError) as exc:
-                log.warning("no log-out will find the identity of a session: %s", exc)
+        try:
+            await self._registry.prove(self.connection, identity, since=since)
+            self._proven = True
+        except NotSetUp:
+            pass  # without identify, nobody can be logged out by it
+        except (InvalidIdentity, TypeError) as exc:
+            log.warning("no log-out will find the identity of a session: %s", exc)
 
     async def emit(self, data: Any) -> None:
         """
