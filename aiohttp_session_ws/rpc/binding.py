@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from aiohttp import web
 
+from .call import Call
 from .errors import INVALID_ARGUMENT, RPCError
 from .session import RPCRequest, Session
 from .signature import Signature, is_injected, type_of
@@ -69,31 +70,27 @@ class Binder:
             for n in range(least, len(first) + 1)
         }
 
-    def bind(
-        self,
-        session: Session,
-        call: tuple[str, Sequence[Any], Mapping[str, Any]],
-        parts: Mapping[str, Any],
-    ) -> Arguments:
+    def bind(self, session: Session, call: Call, parts: Mapping[str, str]) -> Arguments:
         """
         Return the arguments of a call.
 
         Args:
             session: Whose call.
-            call: The name that was called, and what came with it.
-            parts: The parts of that name, by the pattern.
+            call: What came with it.
+            parts: The parts of its name, by the pattern.
 
         Raises:
             RPCError: ``invalid_argument``, with the argument's name and what is wrong.
         """
-        _, args, kwargs = call
+        args, kwargs = call.args, call.kwargs
         if not kwargs and not parts and (types := self._whole.get(len(args))) is not None:
             try:
                 values = msgspec.convert(args, types, strict=False)
             except msgspec.ValidationError:
                 pass  # by whose fault is found out below
             else:
-                return values, self._inject(session, call)
+                injected = self._inject(session, call) if self._injected else self._constants
+                return values, injected
         for name in self._reserved.intersection(kwargs):
             raise RPCError(INVALID_ARGUMENT, f"{name}: not for a caller to give")
         try:
@@ -112,15 +109,11 @@ class Binder:
         found = inspect.BoundArguments(self._all, bound.arguments)
         return found.args, found.kwargs
 
-    def _inject(
-        self, session: Session, call: tuple[str, Sequence[Any], Mapping[str, Any]]
-    ) -> Mapping[str, Any]:
-        if not self._injected:
-            return self._constants
+    def _inject(self, session: Session, call: Call) -> Mapping[str, Any]:
         values = dict(self._constants)
         for name, annotation in self._injected.items():
             if annotation is RPCRequest:
-                values[name] = RPCRequest(call[0], tuple(call[1]), call[2], session)
+                values[name] = call.request(session)
             elif annotation is web.Request or (name == "request" and annotation is not Session):
                 values[name] = session.request
             else:

@@ -13,7 +13,7 @@ import msgspec
 
 from ..signals import Signal
 from .errors import RPCError
-from .session import Session
+from .session import RPCRequest, Session
 
 __all__ = ["Call", "CallDetails", "EventDetails"]
 
@@ -117,6 +117,12 @@ class Call(msgspec.Struct, eq=False):
     expired: bool = False
     deadline: asyncio.TimerHandle | None = None
     started: float = 0.0
+
+    def request(self, session: Session) -> RPCRequest:
+        """
+        Return it as handlers are given it.
+        """
+        return RPCRequest(self.name, tuple(self.args), self.kwargs, session)
 
     def interrupt(self) -> None:
         """

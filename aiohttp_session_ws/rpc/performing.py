@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from .._logging import log
@@ -131,7 +131,7 @@ class Performer:
             call.interrupt()
 
     def _encode(self, call: Call, error: RPCError) -> bytes:
-        return encode_error(functools.partial(self.dialect.error, call.number), error)
+        return encode_error(partial(self.dialect.error, call.number), error)
 
     async def close_objects(self) -> None:
         """
@@ -147,29 +147,38 @@ class Performer:
 
     async def _invoke(self, call: Call) -> Any:
         """
-        Find the handler, bind its arguments and run it.
+        Run the handler of a call.
         """
         if self.scope.realm.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
-        target = self.scope.find(call.name)
-        function = target.function
-        values, named = target.bind(self.session, (call.name, call.args, call.kwargs))
-        if target.owner is not None:
-            function = functools.partial(function, self._object(target.owner))
-        if target.timeout is not None:
-            self.set_deadline(call, target.timeout)
+        run = self._prepare(call)
         signals = self.signals
         if signals.on_start or signals.on_success or signals.on_fail:
             call.started = time.perf_counter()
             if signals.on_start:
                 await signals.on_start.send(self._details(call))
-        if target.threaded:
-            running = asyncio.to_thread(function, *values, **named)
-            return await outlast(asyncio.create_task(running))  # a thread can't be cancelled
-        value = function(*values, **named)
+        value = run()
         if inspect.isawaitable(value):
             value = await value
         return await self._stream(call, value) if hasattr(value, "__anext__") else value
+
+    def _prepare(self, call: Call) -> Callable[[], Any]:
+        """
+        Find the handler and bind its arguments; return what runs it.
+        """
+        handler, session = self.scope.realm.rpc_handler, self.session
+        if handler is not None:
+            return partial(handler, call.request(session))
+        procedure, parts = self.scope.find(call.name)
+        function = procedure.signature.function
+        values, named = self.scope.binder(procedure.signature).bind(session, call, parts)
+        if procedure.owner is not None:
+            function = partial(function, self._object(procedure.owner))
+        if procedure.timeout is not None:
+            self.set_deadline(call, procedure.timeout)
+        if procedure.threaded:
+            function = partial(_in_thread, function)
+        return partial(function, *values, **named)
 
     async def _stream(self, call: Call, parts: AsyncIterator[Any]) -> Any:
         """
@@ -212,3 +221,10 @@ class Performer:
         return CallDetails(
             self.session, call.name, call.number, call.args, call.kwargs, result, error, seconds
         )
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """
+    Run a function in a thread, and stay until it is done: it can't be cancelled.
+    """
+    return await outlast(asyncio.create_task(asyncio.to_thread(function, *args, **kwargs)))

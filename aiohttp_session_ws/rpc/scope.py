@@ -6,62 +6,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .._logging import log
 from .._tasks import maybe_await
 from ..exceptions import WebSocketDisconnect
 from . import errors
-from .binding import Arguments, Binder
+from .binding import Binder
+from .call import Call
 from .errors import RPCError, SessionGone
 from .limits import CallLimits
 from .realm import Action, Realm
-from .session import RPCRequest, Session
+from .session import Session
 from .signature import Signature
-from .table import RouteClass, Topic
+from .table import Procedure, Topic
 
 __all__ = ["Scope"]
 
 _GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _MASKED: Final = "Method masked"
-_NO_PARTS: Final[Mapping[str, Any]] = {}
-
-
-@dataclass(slots=True)
-class Target:
-    """
-    What a name means.
-
-    Attributes:
-        function: What to call.
-        binder: Binds its arguments; without one it takes the call itself.
-        parts: The parts of the name, by its pattern.
-        timeout: Seconds that it may take.
-        threaded: Whether it runs in a thread.
-        owner: Whose method it is.
-    """
-
-    function: Callable[..., Any]
-    binder: Binder | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
-    timeout: float | None = None
-    threaded: bool = False
-    owner: RouteClass | None = None
-
-    def bind(
-        self, session: Session, call: tuple[str, Sequence[Any], Mapping[str, Any]]
-    ) -> Arguments:
-        """
-        Return the arguments of a call.
-
-        Raises:
-            RPCError: If they don't fit.
-        """
-        if self.binder is None:
-            name, args, kwargs = call
-            return (RPCRequest(name, tuple(args), kwargs, session),), {}
-        return self.binder.bind(session, call, self.parts)
+_NOTHING: Final = Call(0, "", (), {}, 0)
+_NO_PARTS: Final[Mapping[str, str]] = {}
 
 
 class Scope:
@@ -78,7 +43,6 @@ class Scope:
         self.realm = realm
         self.limits = limits
         self._defaults = {**defaults, **realm.default_args}
-        self._targets: dict[str, Target] = {}
         self._binders: dict[Signature, Binder] = {}
 
     def check(self, state_handlers: Sequence[Signature]) -> None:
@@ -97,29 +61,18 @@ class Scope:
         ):
             signature.check(self._defaults, injected_only=True)
 
-    def find(self, name: str) -> Target:
+    def find(self, name: str) -> tuple[Procedure, Mapping[str, str]]:
         """
-        Return what a name means.
+        Return the procedure that a name means, and what the parts of its pattern are.
 
         Raises:
             RPCError: ``no_such_procedure``.
         """
-        if self.realm.rpc_handler is not None:
-            return Target(self.realm.rpc_handler)
-        target = self._targets.get(name)
-        if target is not None:
-            return target
         found = self.realm.served.procedures.find(name)
         if found is None:
             known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
             raise RPCError(errors.NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
-        own, parts = found
-        binder = self._binder(own.signature)
-        function = own.signature.function
-        target = Target(function, binder, parts, own.timeout, own.threaded, own.owner)
-        if not parts:  # a peer may name any number of those with parts
-            self._targets[name] = target
-        return target
+        return found
 
     def find_topic(self, name: str) -> tuple[Topic, Mapping[str, str]]:
         """
@@ -133,19 +86,22 @@ class Scope:
             raise RPCError(errors.INVALID_URI, "no such topic")
         return found
 
-    def _binder(self, signature: Signature) -> Binder:
+    def binder(self, signature: Signature) -> Binder:
+        """
+        Return what binds the arguments of a function.
+        """
         binder = self._binders.get(signature)
         if binder is None:
             binder = self._binders[signature] = Binder(signature, self._defaults)
         return binder
 
     def call(
-        self, signature: Signature, session: Session, parts: Mapping[str, Any] = _NO_PARTS
+        self, signature: Signature, session: Session, parts: Mapping[str, str] = _NO_PARTS
     ) -> Any:
         """
         Call a function that no peer gives arguments, but by the parts of a name.
         """
-        values, named = self._binder(signature).bind(session, ("", (), {}), parts)
+        values, named = self.binder(signature).bind(session, _NOTHING, parts)
         return signature.function(*values, **named)
 
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from aiohttp_session_ws import rpc
 from aiohttp_session_ws.rpc.binding import Binder
+from aiohttp_session_ws.rpc.call import Call
 from aiohttp_session_ws.rpc.signature import Signature
 
 
@@ -53,7 +54,7 @@ def call(
     """Call a function as a peer would."""
     signature = Signature(function, parts=tuple(parts or {}))
     binder = Binder(signature, defaults or {})
-    values, named = binder.bind(SESSION, ("name", list(args), kwargs), parts or {})
+    values, named = binder.bind(SESSION, Call(1, "name", list(args), kwargs, 0), parts or {})
     return function(*values, **named)
 
 
