@@ -83,7 +83,7 @@ class Sender:
         """
         Whether nothing can be sent any more.
         """
-        return self.ws.closed
+        return self.ws.closed or self._out.is_closing()  # which the reader may not have seen
 
     def write_soon(self, data: bytes) -> bool:
         """
