@@ -14,6 +14,7 @@ from typing import Final
 
 from aiohttp import WSMessage, WSMsgType
 
+from .._tasks import BackgroundTasks
 from ..close_codes import Close
 from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
@@ -71,6 +72,13 @@ class Reader:
         self._busy: asyncio.TimerHandle | None = None  # when to look whether the handler is
         self._look_later()
 
+    @property
+    def tasks(self) -> BackgroundTasks:
+        """
+        What runs in the background for the socket.
+        """
+        return self._manager.tasks
+
     async def receive(self, *, iterates: bool = False) -> str | bytes:
         """
         Return the next message.
@@ -98,7 +106,7 @@ class Reader:
                 if self._ahead is not None and not self._ahead.done():
                     await asyncio.wait({self._ahead})  # it ends with the next message
                     continue
-                if response.closed:
+                if self.disconnected and response.closed:
                     break
                 message = await response.receive()
                 if message.type is _TEXT or message.type is _BINARY:
@@ -150,7 +158,7 @@ class Reader:
         if idle and self._has_room() and not (self._receiving or self.connection.ws.closed):
             # In no request's context, or it would be kept as long as the handler is busy.
             context = contextvars.Context()
-            self._ahead = self._manager.tasks.spawn(self._read_ahead(), "read ahead", context)
+            self._ahead = self.tasks.spawn(self._read_ahead(), "read ahead", context)
 
     def _has_room(self) -> bool:
         return len(self._queue or ()) < AHEAD_MESSAGES and self._size < AHEAD_BYTES

@@ -22,25 +22,21 @@ __all__: list[str] = []
 _COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a wait
 
 
-async def send_message(
-    tasks: BackgroundTasks, connection: TrackedConnection, data: bytes, opcode: WSMsgType
+async def send_and_wait(
+    tasks: BackgroundTasks, ws: web.WebSocketResponse, data: bytes, opcode: WSMsgType
 ) -> None:
     """
-    Send a message; wait if the client reads too slowly.
+    Send a message that may have to wait, for the client reads too slowly.
 
     Args:
-        tasks: Where the wait runs, if there is one.
-        connection: Where to.
+        tasks: Where the wait runs.
+        ws: Where to.
         data: The payload.
         opcode: Whether it is text or binary.
 
     Raises:
         ConnectionError: If the socket is closed.
     """
-    ws: web.WebSocketResponse = connection.ws
-    if _is_sent_at_once(connection, len(data)):
-        await ws.send_frame(data, opcode)
-        return
     # In no request's context, or it would be kept as long as the peer is slow.
     sending = tasks.spawn(_send(ws, data, opcode), "send", contextvars.Context())
     error = await asyncio.shield(sending)
@@ -48,7 +44,7 @@ async def send_message(
         raise error
 
 
-def _is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
+def is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
     """
     Tell whether the transport is sure to have room, so that nothing waits for it.
     """

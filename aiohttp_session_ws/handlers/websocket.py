@@ -13,14 +13,13 @@ from typing import Any, Final, NoReturn, Self
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import JSONDecoder, JSONEncoder
 
-from .._tasks import BackgroundTasks
 from ..close_codes import NORMAL, Close, as_close
 from ..connections.connection import Connection
 from ..exceptions import WebSocketProtocolError, WebSocketStateError
 from ..typing import WebSocketOptions
 from ..web.session_ws import SessionWS
 from .reader import Reader
-from .sending import send_message
+from .sending import is_sent_at_once, send_and_wait
 
 __all__ = ["WebSocket"]
 
@@ -202,7 +201,7 @@ class WebSocket:
         # It must not raise here: CPython 3.11 crashes in anext(ws, default).
         return _refuse() if self._reader is None else self._reader.receive(iterates=True)
 
-    async def send(self, data: str | bytes) -> None:
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
         """
         Send a text, or bytes as a binary message; wait if the client reads too slowly.
 
@@ -212,32 +211,30 @@ class WebSocket:
             TypeError: If *data* is neither text nor bytes.
         """
         if isinstance(data, str):
-            await self.send_text(data.encode())
-        elif isinstance(data, (bytes, bytearray, memoryview)):
-            await self._send(bytes(data), WSMsgType.BINARY)
-        else:
-            raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
+            return self._send(data.encode(), WSMsgType.TEXT)
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            return self._send(bytes(data), WSMsgType.BINARY)
+        raise TypeError(f"{type(data).__name__} can't be sent: take send_json()")
 
-    async def send_text(self, data: bytes) -> None:
+    def send_text(self, data: bytes) -> Coroutine[Any, Any, None]:
         """
         Send a text that is encoded in UTF-8 already; as :meth:`send` does.
         """
-        await self._send(data, WSMsgType.TEXT)
+        return self._send(data, WSMsgType.TEXT)
 
     async def _send(self, data: bytes, opcode: WSMsgType) -> None:
         reader = self._opened()
-        ws: web.WebSocketResponse = reader.connection.ws
+        connection = reader.connection
+        ws: web.WebSocketResponse = connection.ws
         if reader.disconnected or ws.closed:
             raise reader.disconnect()
         try:
-            await send_message(self._tasks, reader.connection, data, opcode)
+            if is_sent_at_once(connection, len(data)):
+                await ws.send_frame(data, opcode)
+            else:
+                await send_and_wait(reader.tasks, ws, data, opcode)
         except ConnectionError:
             raise reader.disconnect() from None
-
-    @property
-    def _tasks(self) -> BackgroundTasks:
-        assert self._session_ws is not None
-        return self._session_ws.tasks
 
     async def send_json(self, data: Any, dumps: JSONEncoder = json.dumps) -> None:
         """

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from redis.exceptions import ResponseError
+
 from .._logging import log
 from .clock import RedisClock
 from .io.commands import Commands
@@ -24,7 +26,7 @@ __all__: list[str] = []
 PULSE: Final = 3.0  # seconds between two heartbeats
 PROBE: Final = 0.5  # seconds between two while Redis is away
 SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
-REWIND: Final = 60.0  # seconds of numbers that are read again from a server that has started
+MARKS: Final = 200  # heartbeats that are compared with what a server that has started knows
 ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
 
 
@@ -99,7 +101,7 @@ class Membership:
         self._last: Beat | None = None
         self._version: tuple[str, str, str] | None = None
         self._lapsed: dict[str, float] = {}  # members that Redis has forgotten, until when
-        self._marks: deque[tuple[float, int]] = deque(maxlen=int(REWIND / PULSE) + 1)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # when which number was last
 
     def subscribed(self) -> None:
         """
@@ -201,7 +203,8 @@ class Membership:
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)
         self._answered()
-        self._compare(beat, heard, behind)
+        restarted = self._last is not None and _changed(self._last.run_id, beat.run_id)
+        self._compare(beat, heard, behind, await self._last_shared() if restarted else 0)
 
     async def _learn_members(self, beat: Beat) -> None:
         """
@@ -219,14 +222,29 @@ class Membership:
         self.members = found | self._lapsed.keys()
         self._version, self.known = version, True
 
-    def _compare(self, beat: Beat, heard: int, behind: bool) -> None:
+    async def _last_shared(self) -> int:
         """
-        Compare what Redis says with what was heard.
+        Return the last number that stands for the same record as before on a server that has
+        started; 0 if none does.
 
-        Args:
-            beat: What it says.
-            heard: The greatest number that was heard when it was asked.
-            behind: Whether something was perhaps missed before.
+        It has perhaps gone back to an older state and given numbers anew since. Each was marked
+        with the time when it was reached, which then is a later one.
+        """
+        marks, name = tuple(self._marks), self._commands.prefix + "marks"
+        try:
+            times = await self._commands.call("ZMSCORE", name, *[last for _, last in marks])
+        except ResponseError:
+            return 0
+        pairs = zip(marks, times, strict=True)
+        known = [last for (at, last), time in pairs if time is not None and float(time) <= at]
+        return max(known, default=0)
+
+    def _compare(self, beat: Beat, heard: int, behind: bool, shared: int) -> None:
+        """
+        Compare what Redis says with the greatest number that was *heard* when it was asked.
+
+        Something was perhaps missed if the node was *behind*, and all after what is *shared* if
+        this is another server.
         """
         known = self._last
         if known is not None:
@@ -235,8 +253,6 @@ class Membership:
                 epoch=beat.epoch or known.epoch, run_id=beat.run_id or known.run_id
             )
         self._last = beat
-        now = time.monotonic()
-        self._marks.append((now, beat.last))
         if known is not None and (beat.last < heard or _changed(known.epoch, beat.epoch)):
             log.warning("Redis has lost data; what was ordered lately is written again")
             self._numbers.restart(beat.last)
@@ -245,14 +261,15 @@ class Membership:
         elif known is not None and _changed(known.run_id, beat.run_id):
             # Another server, or the same one restarted: what it got last is perhaps lost, and
             # its numbers may stand for other records by now.
-            early = next((last for at, last in self._marks if at >= now - REWIND), 0)
-            self._numbers.rewind(min(early, beat.last), beat.last)
+            self._numbers.rewind(min(shared, beat.last), beat.last)
+            self._marks.clear()
             self._lost(False)
         elif known is None or behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
             # Perhaps it is on its way.
             _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat)
+        self._marks.append((beat.time, beat.last))
         if self._numbers.missing:
             self._missed()
 

@@ -13,7 +13,7 @@ from typing import Final, Unpack
 from aiohttp import web
 
 from .._logging import log
-from .._tasks import BackgroundTasks, maybe_await
+from .._tasks import maybe_await
 from ..close_codes import GOING_AWAY, INTERNAL_ERROR, NORMAL, POLICY_VIOLATION, Close
 from ..connections.connection import TrackedConnection
 from ..connections.counters import By
@@ -126,13 +126,6 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         The sockets of this process.
         """
         return self._core.connections
-
-    @property
-    def tasks(self) -> BackgroundTasks:
-        """
-        Where background work runs.
-        """
-        return self._core.tasks
 
     async def _welcome(self) -> None:
         """

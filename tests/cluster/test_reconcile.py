@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,7 @@ from tests.support.nodes import (
     refused,
     registry_in,
     registry_of,
+    script,
     settled,
     socket,
     visit,
@@ -351,6 +354,43 @@ class TestLostData:
         await first.close()
         for id_ in ("x", "y"):
             assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"')
+
+    async def test_older_state(
+        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
+    ) -> None:
+        """Numbers that a server gives anew, from an older state on, are read again."""
+        async with Proxy(redis_server.port) as proxy:
+            node = await start_node(proxy.url(), "node")
+            cluster = cluster_of(node)
+            files, copy = redis_server.folder / "appendonlydir", tmp_path / "copy"
+            async with script(redis_server.url) as other:
+                for number in range(5):
+                    await other.end_session(f"before {number}", wait=PATIENCE)
+                cluster.membership.hurry()
+                await until(lambda: redis_server.cli("ZSCORE", f"{PREFIX}:marks", 5))
+                shutil.copytree(files, copy)
+                for number in range(10):
+                    await other.end_session(f"forgotten {number}", wait=PATIENCE)
+                cluster.membership.hurry()
+                await until(lambda: redis_server.cli("ZSCORE", f"{PREFIX}:marks", 15))
+            await proxy.stop()
+            await becomes(node, "degraded")
+            redis_server.kill()
+            shutil.rmtree(files)
+            shutil.copytree(copy, files)
+            await redis_server.start()
+            async with script(redis_server.url) as other:
+                for number in range(12):
+                    await other.end_session(f"anew {number}")
+                await until(lambda: redis_server.holds("*:end:id:*anew*", 12))
+            assert await redis_server.cli("GET", f"{PREFIX}:seq") == "17"
+            await proxy.start()
+            await becomes(node, "connected")
+            await until(lambda: redis_server.holds("*:end:id:*", 27))
+            await until(lambda: cluster.reconciler.found >= 12)
+            await redis_server.cli("FLUSHALL")
+            cluster.membership.hurry()
+            await until(lambda: redis_server.holds("*:end:id:*", 27))
 
     async def test_close_order_missed(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch

@@ -469,7 +469,10 @@ class Ledger:
             session_ws_id = self.id_of(ex.loaded)
             self._id_ends.append((session_ws_id, self.now()))
             for login in self.logins.values():
-                if session_ws_id in self.ids_of(login) and login.by is not ex:
+                # A session of before the installation may have no id yet.
+                cookie = None if session_ws_id is not None or login.by is None else login.by.cookie
+                same = cookie is not None and cookie == ex.cookie
+                if login.by is not ex and (same or session_ws_id in self.ids_of(login)):
                     login.doomed.add(why)
         self._shake(ex)
 

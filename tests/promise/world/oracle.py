@@ -356,7 +356,10 @@ class Oracle:
         if self._given_up(socket):
             return
         opened = socket.opened_at if self._alone else math.inf
-        told = self.ledger.told_to_reconnect(login, ex.arrived - GRACE, opened=opened)
+        told = any(  # whoever it belongs to: it may have proven to be somebody else's
+            self.ledger.told_to_reconnect(owner, ex.arrived - GRACE, opened=opened)
+            for owner in {login, *socket.owners}
+        )
         if not told or (code != 4403 and ex.plan.action != "stream"):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
