@@ -48,7 +48,9 @@ class WampConversation(Conversation):
         codec: How its frames are encoded.
     """
 
-    __slots__ = ("_closing", "_codec", "_in_order", "_messages", "_subscriptions")
+    __slots__ = (
+        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_subscriptions", "_welcome",
+    )  # fmt: skip
 
     def __init__(
         self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
@@ -56,6 +58,8 @@ class WampConversation(Conversation):
         super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
+        self._welcome = False  # whether WELCOME has been said
+        self._refusal: RPCError | None = None  # by a close before that
         self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
         self._in_order: InOrder | None = None
         self._subscriptions: Subscriptions | None = None
@@ -71,6 +75,7 @@ class WampConversation(Conversation):
                 await self._join()
                 goodbye = await self._listen()
                 await self._leave()
+                self._welcome = False
                 if goodbye:
                     await self._send(wamp.goodbye(errors.GOODBYE_AND_OUT))
             await self._ws.close(NORMAL)
@@ -96,6 +101,9 @@ class WampConversation(Conversation):
         except TimeoutError:
             why = "HELLO or authentication took too long"
             raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
+        if self._refusal is not None:
+            raise self._refusal
+        self._welcome = True
         await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
@@ -242,6 +250,9 @@ class WampConversation(Conversation):
         Say GOODBYE, and wait for the client's no longer than for anything else.
         """
         if self._session is None or self._closing:
+            return
+        if not self._welcome:
+            self._refusal = RPCError(uri, message)
             return
         self._closing = True
         self._interrupt_all(self._session)
