@@ -41,6 +41,7 @@ class Subscriptions:
     connection: Connection
     work: InOrder
     _by_id: dict[int, Subscription] = field(default_factory=dict)
+    _ending: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.work.handlers[wamp.Subscribe] = self.subscribe
@@ -86,7 +87,8 @@ class Subscriptions:
         subscription = self._by_id.pop(message.subscription, None)
         if subscription is None:
             raise RPCError(NO_SUCH_SUBSCRIPTION, "no such subscription")
-        await self._end(subscription)
+        self._ending = asyncio.create_task(self._end(subscription), name="end of a subscription")
+        await asyncio.shield(self._ending)
         codec = self.work.codec
         data = codec.encode(wamp.unsubscribed(message.request))
         self.work.requests.discard(message.request)
@@ -101,6 +103,9 @@ class Subscriptions:
         """
         Return what ends all subscriptions, the last one first.
         """
+        ending = self._ending
+        if ending is not None and not ending.done():  # by an UNSUBSCRIBE that was cut short
+            yield lambda: ending
         ended = list(reversed(self._by_id.values()))
         self._by_id.clear()
         for one in ended:

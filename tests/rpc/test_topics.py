@@ -198,6 +198,25 @@ class TestSubscribing:
         assert ended == [3, 2, 1]
         assert len(complaints()) == 1
 
+    async def test_second_half_that_has_begun(self, serve: Serve) -> None:
+        """A second half that UNSUBSCRIBE has begun goes on when the session ends."""
+        routes, begun, done = rpc.Routes(), asyncio.Event(), asyncio.Event()
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            yield
+            begun.set()
+            await until(lambda: not server.calls.sessions)
+            await asyncio.sleep(0)
+            done.set()
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            number = await subscribe(peer, "t")
+            await peer.say([34, 2, number])
+            await begun.wait()
+        await until(done.is_set)
+
     async def test_request_in_flight(self, serve: Serve) -> None:
         """The number of a subscription that isn't answered yet is a violation."""
         routes, gate = rpc.Routes(), asyncio.Event()
