@@ -87,7 +87,7 @@ async def compare(
         session: The session that it has now.
     """
     if _is_as_given(core, context, session):
-        return UNCHANGED
+        return await _unchanged(core, request, context)
     came = None if context.fresh else context.session_ws_id
     anew = session is not context.session or _was_emptied(core, context, session)
     owner = previous = NOBODY
@@ -115,6 +115,19 @@ async def compare(
     # What knows the older labels only isn't found by the new ones: sockets, and older cookies.
     renewed = renewed or (relabelled and not removed)
     return Outcome(anew, owner, previous, renewed and not anew, removed and not anew, relabelled)
+
+
+async def _unchanged(core: Core, request: web.Request, context: RequestContext) -> Outcome:
+    """
+    Return the outcome of a session that is as it was given, with its owner if that may have ended.
+    """
+    lineage = context.lineage
+    if not core.identifier.asks or lineage is None:
+        return UNCHANGED
+    if core.records.latest_owner_end < lineage.began:
+        return UNCHANGED
+    owner = await _previous_owner(core, request, context)
+    return UNCHANGED._replace(owner=owner, previous=owner)
 
 
 def _has_other_labels(context: RequestContext, owner: Owner, previous: Owner) -> bool:

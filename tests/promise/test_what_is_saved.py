@@ -100,6 +100,16 @@ class TestEndedMeanwhile:
 
         assert await site.presented(browser.cookie) == ("bob", "bob")
 
+    async def test_what_arrival_has_given(self, serve: Serve, cookies: AbstractStorage) -> None:
+        """A session of before the installation isn't saved over the log-in that came after it."""
+        site = await serve(cookies, identify=user_of)
+        browser = await site.browser(await cookie_from_before(cookies, user="ann"))
+        cookie = browser.cookie
+        async with site.held(browser, "/page"):
+            await site.registry.end_identity("ann")
+
+        assert browser.cookie == cookie
+
 
 class TestRightAfterAnEnd:
     async def test_what_is_put_into_the_empty_session(

@@ -359,6 +359,15 @@ class Ledger:
         under_way = [ex for ex in self._shaking if not ex.done]
         return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
+    def changed_meanwhile(self, ex: Exchange) -> bool:
+        """Tell whether a session of before the installation was saved since *ex* has loaded it.
+
+        A handshake that gives it an id would save over that, and has to come back.
+        """
+        if not (self.on_server and ex.loaded) or ex.loaded in self._saved:
+            return False
+        return any(other.saved for other in self._overlapping(ex))
+
     def kept(self, login: Login, opened: float) -> bool:
         """Tell whether sockets of a log-in that opened then go on under a newer cookie."""
         for ex, (of, _) in self._keeps.items():

@@ -286,6 +286,7 @@ class Oracle:
             return
         login = self._living(ex)
         told = login is not None and self.ledger.told_to_reconnect(login, ex.arrived - GRACE)
+        told = told or self.ledger.changed_meanwhile(ex)
         if login is not None and (code != 4403 or not told):
             self.blame("refused", f"{ex} got {code}, though {login.token} lives")
 
