@@ -145,6 +145,8 @@ class Calls:
                 self._ended = asyncio.get_running_loop().create_future()
                 await self._ended
             await self.sender.room()
+        if self.sender.is_closed:
+            raise SessionGone("the socket is closed")
         self._begin(call)
 
     def _begin(self, call: Call) -> None:

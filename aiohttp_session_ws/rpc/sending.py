@@ -158,14 +158,10 @@ class Sender:
 
     async def room(self) -> None:
         """
-        Wait until no more waits to be sent than is allowed; the peer has not much time.
-
-        Raises:
-            SessionGone: If the socket is closed.
+        Wait until no more waits to be sent than is allowed, or the socket is closed; the peer
+        has not much time.
         """
-        while self.is_full:
-            if self.is_closed:
-                raise SessionGone("the socket is closed")
+        while self.is_full and not self.is_closed:
             await asyncio.wait({self._working()}, timeout=_POLL)
 
     def close(self, close: Close) -> None:
