@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from .._logging import log
+from .._tasks import maybe_await
 from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
@@ -29,16 +29,13 @@ from .limits import CallLimits
 from .realm import Realm
 from .schema import schema_of
 from .session import Session
-from .signature import Signature
-from .table import expect_generator
+from .table import two_halves
 from .topics import as_key, chooser
 from .wamp import CODECS
 from .wamp_conversation import WampConversation
 from .wsrpc_conversation import WsrpcConversation
 
 __all__ = ["Application"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 F = TypeVar("F", bound=Callable[..., Any])
 DialectName: TypeAlias = Literal["wamp", "wsrpc"]
@@ -142,16 +139,14 @@ class Application:
         Give every function of all realms that takes *name* this argument; no peer can give it
         then. A realm's own comes first.
         """
-        self._host.set_default_args({name: value})
+        self._host.set_default_arg(name, value)
 
     def add_session_state_handler(self, handler: F) -> F:
         """
         Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms, and
         around the realm's own.
         """
-        signature = Signature(handler)
-        expect_generator(signature, "a session state handler")
-        self._host.state_handlers.append(signature)
+        self._host.state_handlers.append(two_halves(handler))
         return handler
 
     async def handler(self, request: web.Request) -> web.StreamResponse:
@@ -279,12 +274,8 @@ class Application:
             raise web.HTTPBadRequest(text="none of the offered subprotocols is spoken here")
         if dialect == "wsrpc" and self._host.default_realm is None:
             raise web.HTTPBadRequest(text="a subprotocol of WAMP's is required")
-        if self._authorize is not None:
-            allowed = self._authorize(ws.request)
-            if inspect.isawaitable(allowed):
-                allowed = await allowed
-            if not allowed:
-                raise web.HTTPForbidden(text="not authorized")
+        if self._authorize is not None and not await maybe_await(self._authorize(ws.request)):
+            raise web.HTTPForbidden(text="not authorized")
         await ws.connect(protocol, save=False)
         with contextlib.suppress(SessionGone):  # the client has hung up already
             if protocol is None:

@@ -9,8 +9,6 @@ import base64
 import datetime
 import hashlib
 import hmac
-import inspect
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +16,13 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from .._logging import log
+from .._tasks import maybe_await
 from ..exceptions import WebSocketDisconnect
 from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
 from .session import Session
 
 __all__ = ["Authentication", "CRASecret", "session_identity"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 Authenticator: TypeAlias = Callable[[Session], Any]
 TicketAuthenticator: TypeAlias = Callable[[Session, str], Any]
@@ -75,8 +73,6 @@ class Authentication:
         handler: Does it all.
     """
 
-    __slots__ = ("_key", "_shape", "cra", "handler", "ticket", "transport")
-
     def __init__(self) -> None:
         self.transport: list[Authenticator] = []
         self.ticket: TicketAuthenticator | None = None
@@ -110,13 +106,13 @@ class Authentication:
 
     async def _identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
         if self.handler is not None:
-            await _result(self.handler(session))
+            await maybe_await(self.handler(session))
             joins, value, message = session.verdict or (False, AUTHENTICATION_FAILED, _FAILED)
             if not joins:
                 raise RPCError(value, *([message] if message else []))
             return value, True
         for authenticator in self.transport:
-            identity = await _result(authenticator(session))
+            identity = await maybe_await(authenticator(session))
             if identity is not None:
                 return identity, False
         identity = None
@@ -126,7 +122,7 @@ class Authentication:
             challenge is not None and self.ticket is not None and "ticket" in session.auth_methods
         ):
             session.auth_method = "ticket"
-            identity = await _result(self.ticket(session, await challenge("ticket", {})))
+            identity = await maybe_await(self.ticket(session, await challenge("ticket", {})))
         elif not self.transport and self.cra is None and self.ticket is None:
             session.auth_method = "anonymous"
             return None, False
@@ -141,7 +137,7 @@ class Authentication:
         secret_of: Authenticator,
         identity_of: Authenticator,
     ) -> Any:
-        found = await _result(secret_of(session))
+        found = await maybe_await(secret_of(session))
         if found is not None:
             self._shape = found
         secret: CRASecret = self._stranger(session) if found is None else found
@@ -156,7 +152,7 @@ class Authentication:
             return None
         session.auth_method = "wampcra"
         session.auth_role, session.auth_provider = secret.role, secret.provider
-        return await _result(identity_of(session))
+        return await maybe_await(identity_of(session))
 
     def _stranger(self, session: Session) -> CRASecret:
         """
@@ -196,7 +192,3 @@ def _is_signed(secret: CRASecret, text: str, signature: str) -> bool:
     given = signature.encode(errors="replace")
     digests = [base64.b64encode(hmac.digest(one, text.encode(), "sha256")) for one in keys]
     return max(hmac.compare_digest(digest, given) for digest in digests)
-
-
-async def _result(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value

@@ -13,7 +13,7 @@ import msgspec
 
 from ..signals import Signal
 from .errors import RPCError
-from .session import Session
+from .session import RPCRequest, Session
 
 __all__ = ["Call", "CallDetails", "EventDetails"]
 
@@ -75,9 +75,7 @@ class Dialect(Protocol):
     What a call becomes on the wire. Each may raise what msgspec says of a value.
     """
 
-    def result(self, number: int, value: Any) -> bytes: ...
-
-    def progress(self, number: int, value: Any) -> bytes: ...
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes: ...
 
     def error(self, number: int, error: RPCError) -> bytes: ...
 
@@ -95,6 +93,7 @@ class Call(msgspec.Struct, eq=False):
         progress: Whether the peer wants the parts of a stream.
         task: What runs it.
         begun: Whether that has taken its first step.
+        waits: Whether it is not its turn yet.
         answering: Whether its result is known, so that it can't be cancelled any more.
         answered: Whether an answer is on its way, or nobody wants one.
         given_up: Whether it was cancelled.
@@ -111,12 +110,19 @@ class Call(msgspec.Struct, eq=False):
     progress: bool = False
     task: asyncio.Task[None] | None = None
     begun: bool = False
+    waits: bool = True
     answering: bool = False
     answered: bool = False
     given_up: bool = False
     expired: bool = False
     deadline: asyncio.TimerHandle | None = None
     started: float = 0.0
+
+    def request(self, session: Session) -> RPCRequest:
+        """
+        Return it as handlers are given it.
+        """
+        return RPCRequest(self.name, tuple(self.args), self.kwargs, session)
 
     def interrupt(self) -> None:
         """

@@ -5,11 +5,11 @@ What the conversations of both dialects have in common: how a session begins and
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
+from .._logging import log
 from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
 from ..handlers.websocket import WebSocket
@@ -20,19 +20,15 @@ from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
-from .halves import Entered, first_half, leave, run_all
+from .halves import Step, first_half, outlast, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm
 from .scope import Scope
-from .sending import Sender, start
-from .session import Session, enter, is_identity
+from .sending import Sender
+from .session import Session, enter
 
 __all__ = ["Conversation"]
-
-log = logging.getLogger("aiohttp_session_ws")
-
-Step: TypeAlias = Callable[[], Awaitable[object]]
 
 
 class Conversation:
@@ -67,7 +63,7 @@ class Conversation:
         self._scope: Scope | None = None
         self._calls: Calls | None = None
         self._numbers = numbers
-        self._entered: list[Entered] = []  # state handlers
+        self._entered: list[Step] = []  # state handlers
         self._proven = False
         self.connection: Connection = ws.connection
         self.connection.takes_pushes = False
@@ -107,8 +103,7 @@ class Conversation:
         """
         for signature in self._host.state_handlers_of(realm):
             generator = scope.call(signature, session)
-            await first_half(signature.name, generator)
-            self._entered.append((signature.name, generator))
+            self._entered.append(await first_half(signature.name, generator))
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """
@@ -116,14 +111,13 @@ class Conversation:
         """
         if identity is None:
             return
-        with contextlib.suppress(NotSetUp):  # without identify, nobody can be logged out by it
-            try:
-                if not is_identity(identity):
-                    raise InvalidIdentity(f"{type(identity).__name__} can't be hashed")
-                await self._registry.prove(self.connection, identity, since=since)
-                self._proven = True
-            except (InvalidIdentity, TypeError) as exc:
-                log.warning("no log-out will find the identity of a session: %s", exc)
+        try:
+            await self._registry.prove(self.connection, identity, since=since)
+            self._proven = True
+        except NotSetUp:
+            pass  # without identify, nobody can be logged out by it
+        except (InvalidIdentity, TypeError) as exc:
+            log.warning("no log-out will find the identity of a session: %s", exc)
 
     async def emit(self, data: Any) -> None:
         """
@@ -150,44 +144,32 @@ class Conversation:
         self._host.sessions.discard(session)
         self._interrupt_all(session)
         grace = ground.timeouts(self._registry).handler_grace
-        deadline = asyncio.get_running_loop().time() + grace
         # In a task of its own: the server cancels handlers that linger, and would cut short the
         # second half that happens to run. Each has its time, so this is over soon.
-        ending = start(run_all(self._endings(deadline), deadline), "end of a session")
-        cancelled: asyncio.CancelledError | None = None
-        while not ending.done():
-            try:
-                await asyncio.wait({ending})
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-        if cancelled is not None:
-            raise cancelled
+        ending = run_all(self._endings(grace), grace)
+        await outlast(asyncio.create_task(ending, name="end of a session"))
 
-    def _endings(self, deadline: float) -> Iterator[Step]:
+    def _endings(self, grace: float) -> Iterator[Step]:
         """
         Return what is to be done at the end of a session, in this order.
         """
         calls, self._calls = self._calls, None
         entered, self._entered = self._entered, []
-        grace = ground.timeouts(self._registry).handler_grace
         if calls is not None:
-            yield lambda: calls.stop(grace / 2)
+            yield partial(calls.stop, grace / 2)
+        yield from self._own_endings()
+        if calls is not None:
             yield calls.performer.close_objects
-        yield lambda: leave(entered, deadline)
+        yield from reversed(entered)
         if self._proven:
             self._proven = False
-            yield self._disprove
+            self._registry.disprove(self.connection)
 
-    async def _disprove(self) -> None:
-        self._registry.disprove(self.connection)
-
-    async def _ask(
-        self,
-        send: Callable[[int], Awaitable[None]],
-        interrupt: Callable[[int], None],
-        timeout: float | None,
-    ) -> Any:
-        return await self._asking.ask(send, interrupt, timeout)
+    def _own_endings(self) -> Iterator[Step]:
+        """
+        Return what is to be done in this dialect.
+        """
+        raise NotImplementedError
 
     def _expect_session(self) -> Session:
         if self._session is None or self._session.closed:

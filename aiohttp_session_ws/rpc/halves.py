@@ -1,51 +1,38 @@
 """
-Async generators with two halves: state handlers and topics.
+What is done at the end of something, whatever happens: second halves, above all.
 
-The first half is awaited by whoever begins something, the second by whoever ends it, however
-it ends.
+State handlers and topics are async generators with two halves. The first is awaited by whoever
+begins something, the second by whoever ends it, however it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
-__all__ = ["Entered"]
+from .._logging import log
 
-log = logging.getLogger("aiohttp_session_ws")
+__all__ = ["Step"]
 
-Entered: TypeAlias = tuple[str, AsyncGenerator[Any, None]]
+Step: TypeAlias = Callable[[], Awaitable[object]]
+T = TypeVar("T")
 
 _OVER: Final = object()  # what a generator that has ended is taken to return
-_LEAST: Final = 0.05  # seconds that each has, also when others have used up the time
+_LEAST: Final = 0.05  # seconds that each step has, also when others have used up the time
 
 
-async def leave(entered: Sequence[Entered], deadline: float) -> None:
+async def first_half(name: str, generator: AsyncGenerator[Any, None]) -> Step:
     """
-    Run second halves, the last one first.
-
-    Args:
-        entered: Generators whose first half has run, and how an error calls them, in order.
-        deadline: By the event loop's clock.
-    """
-    await run_all((partial(second_half, *one) for one in reversed(entered)), deadline)
-
-
-async def first_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
-    """
-    Run what stands before the ``yield``.
+    Run what stands before the ``yield``; return the step that runs what stands behind it.
     """
     if await anext(generator, _OVER) is _OVER:
         raise RuntimeError(f"{name}() has not yielded: it needs one 'yield' between its halves")
+    return partial(_second_half, name, generator)
 
 
-async def second_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
-    """
-    Run what stands behind the ``yield``; log what goes wrong.
-    """
+async def _second_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
     try:
         if await anext(generator, _OVER) is not _OVER:
             log.error("%s() has yielded twice: it needs one 'yield' between its halves", name)
@@ -54,28 +41,41 @@ async def second_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
         log.exception("the second half of %s() failed", name)
 
 
-async def run_all(steps: Iterable[Callable[[], Awaitable[object]]], deadline: float) -> None:
+async def run_all(steps: Iterable[Step], grace: float) -> None:
     """
-    Run each step, whatever became of those before it, also if this task is cancelled.
+    Run each step, whatever became of those before it.
 
     Args:
         steps: What to run.
-        deadline: When a step is cancelled, by the event loop's clock.
+        grace: Seconds for all of them, after which each is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + grace
+    for step in steps:
+        try:
+            async with asyncio.timeout_at(max(deadline, loop.time() + _LEAST)):
+                await step()
+        except (TimeoutError, asyncio.CancelledError):
+            log.warning("what ends a session took too long, and was cancelled")
+        except Exception:
+            log.exception("what ends a session failed")
+
+
+async def outlast(future: asyncio.Future[T]) -> T:
+    """
+    Wait until something is done, also while this task is being cancelled.
 
     Raises:
         asyncio.CancelledError: At the end, if the task was cancelled.
     """
     cancelled: asyncio.CancelledError | None = None
-    loop = asyncio.get_running_loop()
-    for step in steps:
+    while not future.done():
         try:
-            async with asyncio.timeout_at(max(deadline, loop.time() + _LEAST)):
-                await step()
-        except TimeoutError:
-            log.warning("what ends a session took too long, and was cancelled")
+            await asyncio.wait({future})
         except asyncio.CancelledError as exc:
-            cancelled = exc  # the server cancels handlers that linger: the rest runs all the same
-        except Exception:
-            log.exception("what ends a session failed")
-    if cancelled is not None:
-        raise cancelled
+            cancelled = exc
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled():
+        future.exception()  # which nobody will ask for
+    raise cancelled

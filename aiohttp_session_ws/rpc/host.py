@@ -4,7 +4,6 @@ What the conversations of one application share: its realms, sessions, topics an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from .call import CallSignals
@@ -77,9 +76,9 @@ class Host:
         """
         return [*self.state_handlers, *realm.state_handlers]
 
-    def set_default_args(self, values: Mapping[str, Any]) -> None:
+    def set_default_arg(self, name: str, value: Any) -> None:
         """
-        Take default arguments for all realms.
+        Take a default argument for all realms.
         """
-        self.default_args.update(values)
+        self.default_args[name] = value
         self._scopes.clear()

@@ -1,27 +1,26 @@
 """
-Requests of one session that are done one after another, in a task of their own.
+Requests of one session that are done one after another, in a task of their own; and the
+procedures that its client has registered by them, for us to call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
-from . import wamp_messages as wamp
-from .errors import RUNTIME_ERROR, UNAVAILABLE, RPCError, SessionGone
-from .scope import Scope
-from .sending import Sender, start
-from .session import Session
+from . import errors, wamp_messages as wamp
+from .errors import NotRegistered, RPCError, SessionGone
+from .scope import Scope, encode_error
+from .sending import Sender
+from .session import Session, new_id
 from .wamp import Codec
 
 __all__ = ["InOrder"]
-
-log = logging.getLogger("aiohttp_session_ws")
 
 Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 
@@ -29,7 +28,7 @@ Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 @dataclass(slots=True, eq=False)
 class InOrder:
     """
-    SUBSCRIBE, REGISTER and their like: a topic may call its client, so reading can't wait for
+    REGISTER, SUBSCRIBE and their like: a topic may call its client, so reading can't wait for
     them.
 
     Args:
@@ -40,7 +39,7 @@ class InOrder:
 
     Attributes:
         requests: The numbers of those that aren't answered yet.
-        handlers: What does them, and answers, by their types; and the numbers of these.
+        handlers: What does them, and answers, by their types.
     """
 
     session: Session
@@ -48,9 +47,13 @@ class InOrder:
     sender: Sender
     codec: Codec
     requests: set[int] = field(default_factory=set)
-    handlers: dict[type, tuple[int, Handler]] = field(default_factory=dict)
-    _queue: deque[tuple[int, Any, Handler]] = field(default_factory=deque)
+    handlers: dict[type, Handler] = field(default_factory=dict)
+    _registered: dict[str, int] = field(default_factory=dict)
+    _queue: deque[Any] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.handlers |= {wamp.Register: self._register, wamp.Unregister: self._unregister}
 
     def take(self, message: Any) -> None:
         """
@@ -59,15 +62,15 @@ class InOrder:
         Args:
             message: One that has a handler; what that raises is answered here.
         """
-        kind, handler = self.handlers[type(message)]
         if len(self._queue) > self.scope.limits.waiting:
-            error = wamp.error(kind, message.request, UNAVAILABLE, ("too many at once",))
-            self.sender.post(self.codec.encode(error))
+            self.sender.post(
+                self._refusal(message, RPCError(errors.UNAVAILABLE, "too many at once"))
+            )
             return
         self.requests.add(message.request)
-        self._queue.append((kind, message, handler))
+        self._queue.append(message)
         if self._task is None or self._task.done():
-            self._task = start(self._run(), "requests in order")
+            self._task = asyncio.create_task(self._run(), name="requests in order")
 
     async def answer(self, request: int, frame: wamp.Frame) -> None:
         """
@@ -88,20 +91,48 @@ class InOrder:
     async def _run(self) -> None:
         with contextlib.suppress(SessionGone):
             while self._queue:
-                kind, message, handler = self._queue.popleft()
+                message = self._queue.popleft()
                 try:
-                    await handler(message)
+                    await self.handlers[type(message)](message)
                 except SessionGone:
                     raise
                 except Exception as exc:  # noqa: BLE001  # it is explained
-                    await self.answer(message.request, self._explain(kind, message.request, exc))
+                    gone = self.session.closed or self.sender.is_closed
+                    error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
+                    self.requests.discard(message.request)
+                    await self.sender.send(encode_error(partial(self._refusal, message), error))
 
-    def _explain(self, kind: int, request: int, failure: Exception) -> wamp.Frame:
-        if isinstance(failure, RPCError):
-            return wamp.error(kind, request, failure.uri, failure.args, failure.kwargs)
-        uri = self.scope.uri_of(failure)
-        if uri is None:
-            uri = RUNTIME_ERROR
-            if not (self.session.closed or self.sender.is_closed):
-                log.error("a topic failed", exc_info=failure)
-        return wamp.error(kind, request, uri)
+    def _refusal(self, message: wamp.Asked, error: RPCError) -> bytes:
+        frame = wamp.refused(message, error.uri, error.args, error.kwargs)
+        return self.codec.encode(frame)
+
+    def registration(self, name: str) -> int:
+        """
+        Return the number of a registration.
+
+        Raises:
+            NotRegistered: If there is none.
+        """
+        if name not in self._registered:
+            raise NotRegistered(
+                f"the client has not registered {name!r}: it has to REGISTER what it is asked"
+            )
+        return self._registered[name]
+
+    async def _register(self, message: wamp.Register) -> None:
+        name = message.procedure
+        await self.scope.expect_allowed(self.session, "register", name)
+        if name in self._registered:
+            raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
+        if len(self._registered) >= self.scope.limits.registrations:
+            raise RPCError(errors.UNAVAILABLE, "too many registrations")
+        self._registered[name] = number = new_id()
+        await self.answer(message.request, wamp.registered(message.request, number))
+
+    async def _unregister(self, message: wamp.Unregister) -> None:
+        for name, number in self._registered.items():
+            if number == message.registration:
+                del self._registered[name]
+                await self.answer(message.request, wamp.unregistered(message.request))
+                return
+        raise RPCError(errors.NO_SUCH_REGISTRATION, "no such registration")

@@ -6,29 +6,27 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import inspect
-import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from ..exceptions import WebSocketDisconnect
+from .._logging import log
+from .._tasks import maybe_await
 from . import errors
 from .call import Call, CallDetails, CallSignals, Dialect
-from .errors import RPCError, RPCErrorResult, RPCResult, SessionGone
-from .scope import Scope
+from .errors import RPCError, RPCErrorResult, RPCResult
+from .halves import outlast
+from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session
 from .table import RouteClass
 
 __all__ = ["Performer"]
 
-log = logging.getLogger("aiohttp_session_ws")
-
 _TURN: Final = 32  # parts of a stream after which others have their turn
-_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 
 
 @dataclass(slots=True, eq=False)
@@ -53,13 +51,13 @@ class Performer:
     unanswered: dict[int, Call] = field(default_factory=dict)
     _objects: dict[RouteClass, Any] = field(default_factory=dict)
 
-    async def perform(self, call: Call, expire: Callable[[Call, float], None]) -> None:
+    async def perform(self, call: Call, wait: Callable[[Call], Awaitable[None]] | None) -> None:
         """
         Run a call to its end, and answer it unless somebody has.
 
         Args:
             call: A new one.
-            expire: Sets its deadline.
+            wait: Waits until it may begin, if it can't at once.
 
         Raises:
             SessionGone: If nobody is there to hear the answer.
@@ -70,7 +68,9 @@ class Performer:
         try:
             if call.given_up:
                 raise asyncio.CancelledError
-            value = await self._invoke(call, expire)
+            if wait is not None:
+                await wait(call)
+            value = await self._invoke(call)
             if isinstance(value, RPCErrorResult):
                 raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
             data = self.dialect.result(call.number, value)
@@ -90,7 +90,7 @@ class Performer:
             call.answered = True
             self.unanswered.pop(call.number, None)
             if error is not None:
-                data = self.encode(call, error)
+                data = self._encode(call, error)
             if not self.sender.write_soon(data):
                 await self.sender.send(data)
 
@@ -99,25 +99,39 @@ class Performer:
         Answer a call at once, whatever runs it does.
         """
         call.answered = True
+        if call.deadline is not None:
+            call.deadline.cancel()
         self.unanswered.pop(call.number, None)
-        self.sender.post(self.encode(call, error))
+        self.sender.post(self._encode(call, error))
 
-    async def tell_refused(self, call: Call, error: RPCError) -> None:
+    async def refuse_new(self, call: Call, error: RPCError) -> None:
         """
-        Tell the signals of a call that was refused before it started.
+        Refuse a call before it starts.
         """
+        self.refuse(call, error)
         if self.signals.on_fail:
             await self.signals.on_fail.send(self._details(call, error=error))
 
-    def encode(self, call: Call, error: RPCError) -> bytes:
+    def set_deadline(self, call: Call, timeout: float) -> None:
         """
-        Encode an error; one that can't be is a runtime error.
+        End a call after so many seconds, unless it has an earlier deadline.
         """
-        try:
-            return self.dialect.error(call.number, error)
-        except Exception:
-            log.exception("an error of %s can't be encoded", call.name)
-            return self.dialect.error(call.number, RPCError(errors.RUNTIME_ERROR))
+        loop = asyncio.get_running_loop()
+        when = loop.time() + timeout
+        if call.deadline is not None:
+            if call.deadline.when() <= when:
+                return
+            call.deadline.cancel()
+        call.deadline = loop.call_at(when, self._expire, call, context=contextvars.Context())
+
+    def _expire(self, call: Call) -> None:
+        if not (call.answering or call.answered):
+            call.expired = True
+            self.refuse(call, RPCError(errors.TIMEOUT))
+            call.interrupt()
+
+    def _encode(self, call: Call, error: RPCError) -> bytes:
+        return encode_error(partial(self.dialect.error, call.number), error)
 
     async def close_objects(self) -> None:
         """
@@ -127,41 +141,44 @@ class Performer:
         for owner, one in reversed(objects.items()):
             if owner.closes:
                 try:
-                    result = one.aclose()
-                    if inspect.isawaitable(result):
-                        await result
+                    await maybe_await(one.aclose())
                 except Exception:
                     log.exception("aclose() of %s failed", owner.name)
 
-    async def _invoke(self, call: Call, expire: Callable[[Call, float], None]) -> Any:
+    async def _invoke(self, call: Call) -> Any:
         """
-        Find the handler, bind its arguments and run it.
+        Run the handler of a call.
         """
         if self.scope.realm.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
-        target = self.scope.find(call.name)
-        function, kind = target.function, target.kind
-        values, named = target.bind(self.session, (call.name, call.args, call.kwargs))
-        if target.owner is not None:
-            function = functools.partial(function, self._object(target.owner))
-        if target.timeout is not None:
-            expire(call, target.timeout)
+        run = self._prepare(call)
         signals = self.signals
         if signals.on_start or signals.on_success or signals.on_fail:
             call.started = time.perf_counter()
             if signals.on_start:
                 await signals.on_start.send(self._details(call))
-        if kind == "coroutine":
-            value = await function(*values, **named)
-            if not isinstance(value, AsyncIterator):
-                return value
-        elif kind == "thread":
-            return await _in_thread(functools.partial(function, *values, **named))
-        else:
-            value = function(*values, **named)
-            if inspect.isawaitable(value):
-                value = await value
-        return await self._stream(call, value) if isinstance(value, AsyncIterator) else value
+        value = run()
+        if inspect.isawaitable(value):
+            value = await value
+        return await self._stream(call, value) if hasattr(value, "__anext__") else value
+
+    def _prepare(self, call: Call) -> Callable[[], Any]:
+        """
+        Find the handler and bind its arguments; return what runs it.
+        """
+        handler, session = self.scope.realm.rpc_handler, self.session
+        if handler is not None:
+            return partial(handler, call.request(session))
+        procedure, parts = self.scope.find(call.name)
+        function = procedure.signature.function
+        values, named = self.scope.binder(procedure.signature).bind(session, call, parts)
+        if procedure.owner is not None:
+            function = partial(function, self._object(procedure.owner))
+        if procedure.timeout is not None:
+            self.set_deadline(call, procedure.timeout)
+        if procedure.threaded:
+            function = partial(_in_thread, function)
+        return partial(function, *values, **named)
 
     async def _stream(self, call: Call, parts: AsyncIterator[Any]) -> Any:
         """
@@ -173,7 +190,7 @@ class Performer:
                 if isinstance(part, RPCResult | RPCErrorResult):
                     return part
                 if call.progress and not call.answered:
-                    await self.sender.send(self.dialect.progress(call.number, part))
+                    await self.sender.send(self.dialect.result(call.number, part, progress=True))
                 count += 1
                 if not count % _TURN:
                     await asyncio.sleep(0)
@@ -190,19 +207,12 @@ class Performer:
 
     def _explain(self, call: Call, failure: BaseException) -> RPCError:
         """
-        Return what the peer is told of a failure; log what it isn't.
+        Return what the peer is told of a failure.
         """
-        if isinstance(failure, RPCError):
-            return failure
         if isinstance(failure, asyncio.CancelledError) and call.given_up:
             return RPCError(errors.TIMEOUT if call.expired else errors.CANCELED)
-        uri = self.scope.uri_of(failure)
-        if uri is not None:
-            return RPCError(uri)
         gone = self.session.closed or self.sender.is_closed
-        if not (gone and _is_gone(failure)):
-            log.error("a call failed: %s", call.name, exc_info=failure)
-        return RPCError(errors.RUNTIME_ERROR)
+        return self.scope.explain(failure, call.name, gone=gone)
 
     def _details(
         self, call: Call, result: Any = None, error: BaseException | None = None
@@ -213,26 +223,8 @@ class Performer:
         )
 
 
-def _is_gone(failure: BaseException) -> bool:
-    if isinstance(failure, BaseExceptionGroup):
-        return all(_is_gone(one) for one in failure.exceptions)
-    return isinstance(failure, _GONE)
-
-
-async def _in_thread(function: Callable[[], Any]) -> Any:
+async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     Run a function in a thread, and stay until it is done: it can't be cancelled.
     """
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, contextvars.copy_context().run, function)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            try:
-                await asyncio.wait({future})
-            except asyncio.CancelledError:
-                continue
-        if not future.cancelled():
-            future.exception()
-        raise
+    return await outlast(asyncio.create_task(asyncio.to_thread(function, *args, **kwargs)))

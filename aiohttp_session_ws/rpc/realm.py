@@ -11,7 +11,7 @@ from .authentication import Authentication, Authenticator, TicketAuthenticator
 from .routes import Routes
 from .session import Session
 from .signature import Signature
-from .table import Served, expect_generator
+from .table import Served, two_halves
 
 __all__ = ["Realm"]
 
@@ -79,9 +79,7 @@ class Realm:
         Raises:
             TypeError: If it is no such function.
         """
-        signature = Signature(handler)
-        expect_generator(signature, "a session state handler")
-        self.state_handlers.append(signature)
+        self.state_handlers.append(two_halves(handler))
         return handler
 
     def add_transport_authenticator(self, authenticator: Authenticator) -> Authenticator:

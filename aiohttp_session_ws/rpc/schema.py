@@ -7,18 +7,27 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from .realm import Realm
-from .signature import Signature, is_injected, is_required, type_of
-from .table import Procedure
+from .signature import is_injected, is_required, type_of
+from .table import Entry, Procedure
 
 __all__ = ["schema_of"]
 
 _REFERENCE: Final = "#/$defs/{name}"
+#: Gives the schema of a type.
+SchemaOf: TypeAlias = Callable[[Any], Any]
+
+#: Where an argument is that can't just be given by position or by name.
+_PLACES: Final[Mapping[Any, str]] = {
+    inspect.Parameter.VAR_POSITIONAL: "rest",
+    inspect.Parameter.VAR_KEYWORD: "named rest",
+    inspect.Parameter.KEYWORD_ONLY: "named",
+}
 _STREAMS: Final = (
     collections.abc.AsyncIterator,
     collections.abc.AsyncIterable,
@@ -34,71 +43,60 @@ def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> d
         TypeError: If a type has no schema; it names the function and the remedy.
     """
     types: list[Any] = []
-    found: dict[str, Any] = {}
-    for uri, realm in realms.items():
-        defaults = {**default_args, **realm.default_args}
-        procedures = {p.name: _procedure(p, defaults, types) for p in realm.served.procedures}
-        topics = {
-            t.name: _described(t.signature)
-            | {"arguments": _arguments(t.signature, t.parts, defaults, types)}
-            for t in realm.served.topics
+
+    def collect(kind: Any) -> None:
+        types.append(_readable(kind))
+
+    def described(schema: SchemaOf) -> dict[str, Any]:
+        return {
+            uri: _realm(realm, {**default_args, **realm.default_args}, schema)
+            for uri, realm in realms.items()
         }
-        errors = sorted(set(realm.errors.values()))
-        found[uri] = {"procedures": procedures, "topics": topics, "errors": errors}
+
+    described(collect)
     schemas, definitions = msgspec.json.schema_components(types, ref_template=_REFERENCE)
-    return {"realms": _fill_in(found, list(schemas)), "$defs": definitions}
+    in_order = iter(schemas)
+    return {"realms": described(lambda _: next(in_order)), "$defs": definitions}
 
 
-class _Slot(int):
-    """
-    The place of a type's schema, by the number of the type.
-    """
+def _realm(realm: Realm, defaults: Mapping[str, Any], schema: SchemaOf) -> dict[str, Any]:
+    return {
+        "procedures": {p.name: _procedure(p, defaults, schema) for p in realm.served.procedures},
+        "topics": {t.name: _described(t, defaults, schema) for t in realm.served.topics},
+        "errors": sorted(set(realm.errors.values())),
+    }
 
 
 def _procedure(
-    procedure: Procedure, defaults: Mapping[str, Any], types: list[Any]
+    procedure: Procedure, defaults: Mapping[str, Any], schema: SchemaOf
 ) -> dict[str, Any]:
     signature = procedure.signature
     signature.check(defaults)
-    returns = signature.returns
-    progress = None
-    if procedure.kind == "stream":
-        progress, returns = _part_of(returns), None
-    described = _described(signature) | {
-        "arguments": _arguments(signature, procedure.parts, defaults, types),
-        "result": _slot(returns, types),
-    }
-    if progress is not None:
-        described["progress"] = _slot(progress, types)
+    described = _described(procedure, defaults, schema)
+    if signature.kind == "stream":
+        described |= {"result": schema(None), "progress": schema(_part_of(signature.returns))}
+    else:
+        described["result"] = schema(signature.returns)
     if procedure.timeout is not None:
         described["timeout"] = procedure.timeout
     return described
 
 
-def _described(signature: Signature) -> dict[str, Any]:
-    text = inspect.getdoc(signature.function)
-    return {"description": text} if text else {}
-
-
-def _arguments(
-    signature: Signature, parts: Iterable[str], defaults: Mapping[str, Any], types: list[Any]
-) -> list[dict[str, Any]]:
+def _described(entry: Entry, defaults: Mapping[str, Any], schema: SchemaOf) -> dict[str, Any]:
     """
-    Return what a peer may give, in order.
+    Return what an entry is for, and what a peer may give, in order.
     """
+    text = inspect.getdoc(entry.signature.function)
     found: list[dict[str, Any]] = []
-    for p in signature.parameters:
+    for p in entry.signature.parameters:
         if is_injected(p, defaults):
             continue
-        found.append({"name": p.name, "schema": _slot(type_of(p), types)})
-        if p.name in parts:
-            found[-1]["in"] = "name"
-        elif p.kind is p.VAR_POSITIONAL or p.kind is p.VAR_KEYWORD:
-            found[-1]["in"] = "rest" if p.kind is p.VAR_POSITIONAL else "named rest"
-        elif p.kind is p.KEYWORD_ONLY:
-            found[-1]["in"] = "named"
+        found.append({"name": p.name, "schema": schema(type_of(p))})
+        place = "name" if p.name in entry.parts else _PLACES.get(p.kind)
+        if place is not None:
+            found[-1]["in"] = place
         found[-1]["required"] = is_required(p)
-    return found
+    return ({"description": text} if text else {}) | {"arguments": found}
 
 
 def _part_of(annotation: Any) -> Any:
@@ -110,21 +108,12 @@ def _part_of(annotation: Any) -> Any:
     return Any
 
 
-def _slot(kind: Any, types: list[Any]) -> _Slot:
-    kind = Any if kind is inspect.Signature.empty else kind
+def _readable(kind: Any) -> Any:
+    """
+    Return a type that has a schema: a result of ours says nothing about its types.
+    """
     try:
         msgspec.json.schema_components([kind])
     except TypeError:
-        kind = Any  # a result of ours, which says nothing about its types
-    types.append(kind)
-    return _Slot(len(types) - 1)
-
-
-def _fill_in(value: Any, schemas: list[Any]) -> Any:
-    if isinstance(value, _Slot):
-        return schemas[value]
-    if isinstance(value, dict):
-        return {key: _fill_in(one, schemas) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_fill_in(one, schemas) for one in value]
-    return value
+        return Any
+    return Any if kind is inspect.Signature.empty else kind

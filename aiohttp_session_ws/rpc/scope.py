@@ -4,59 +4,29 @@ What the sessions of one realm may call, in one application: the look-up of a na
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from .binding import Arguments, Binder
-from .errors import INVALID_URI, NO_SUCH_PROCEDURE, NOT_AUTHORIZED, RPCError
+from .._logging import log
+from .._tasks import maybe_await
+from ..exceptions import WebSocketDisconnect
+from . import errors
+from .binding import Binder
+from .call import Call
+from .errors import RPCError, SessionGone
 from .limits import CallLimits
 from .realm import Action, Realm
-from .session import RPCRequest, Session
-from .signature import Kind, Signature, kind_of
-from .table import RouteClass, Topic
+from .session import Session
+from .signature import Signature
+from .table import Procedure, Topic
 
 __all__ = ["Scope"]
 
+_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _MASKED: Final = "Method masked"
-_NO_PARTS: Final[Mapping[str, Any]] = {}
-
-
-@dataclass(slots=True)
-class Target:
-    """
-    What a name means.
-
-    Attributes:
-        function: What to call.
-        kind: How.
-        binder: Binds its arguments; without one it takes the call itself.
-        parts: The parts of the name, by its pattern.
-        timeout: Seconds that it may take.
-        owner: Whose method it is.
-    """
-
-    function: Callable[..., Any]
-    kind: Kind
-    binder: Binder | None
-    parts: Mapping[str, str]
-    timeout: float | None = None
-    owner: RouteClass | None = None
-
-    def bind(
-        self, session: Session, call: tuple[str, Sequence[Any], Mapping[str, Any]]
-    ) -> Arguments:
-        """
-        Return the arguments of a call.
-
-        Raises:
-            RPCError: If they don't fit.
-        """
-        if self.binder is None:
-            name, args, kwargs = call
-            return (RPCRequest(name, tuple(args), kwargs, session),), {}
-        return self.binder.bind(session, call, self.parts)
+_NOTHING: Final = Call(0, "", (), {}, 0)
+_NO_PARTS: Final[Mapping[str, str]] = {}
 
 
 class Scope:
@@ -73,7 +43,6 @@ class Scope:
         self.realm = realm
         self.limits = limits
         self._defaults = {**defaults, **realm.default_args}
-        self._targets: dict[str, Target] = {}
         self._binders: dict[Signature, Binder] = {}
 
     def check(self, state_handlers: Sequence[Signature]) -> None:
@@ -92,29 +61,18 @@ class Scope:
         ):
             signature.check(self._defaults, injected_only=True)
 
-    def find(self, name: str) -> Target:
+    def find(self, name: str) -> tuple[Procedure, Mapping[str, str]]:
         """
-        Return what a name means.
+        Return the procedure that a name means, and what the parts of its pattern are.
 
         Raises:
             RPCError: ``no_such_procedure``.
         """
-        handler, target = self.realm.rpc_handler, self._targets.get(name)
-        if handler is not None:
-            return Target(handler, kind_of(handler), None, _NO_PARTS)
-        if target is not None:
-            return target
         found = self.realm.served.procedures.find(name)
         if found is None:
             known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
-            raise RPCError(NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
-        procedure, parts = found
-        own, binder = procedure, self.binder(procedure.signature)
-        function, kind = own.signature.function, own.kind
-        target = Target(function, kind, binder, parts, own.timeout, own.owner)
-        if not parts:  # a peer may name any number of those with parts
-            self._targets[name] = target
-        return target
+            raise RPCError(errors.NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
+        return found
 
     def find_topic(self, name: str) -> tuple[Topic, Mapping[str, str]]:
         """
@@ -125,7 +83,7 @@ class Scope:
         """
         found = self.realm.served.topics.find(name)
         if found is None:
-            raise RPCError(INVALID_URI, "no such topic")
+            raise RPCError(errors.INVALID_URI, "no such topic")
         return found
 
     def binder(self, signature: Signature) -> Binder:
@@ -138,12 +96,12 @@ class Scope:
         return binder
 
     def call(
-        self, signature: Signature, session: Session, parts: Mapping[str, Any] = _NO_PARTS
+        self, signature: Signature, session: Session, parts: Mapping[str, str] = _NO_PARTS
     ) -> Any:
         """
         Call a function that no peer gives arguments, but by the parts of a name.
         """
-        values, named = self.binder(signature).bind(session, ("", (), {}), parts)
+        values, named = self.binder(signature).bind(session, _NOTHING, parts)
         return signature.function(*values, **named)
 
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:
@@ -153,16 +111,41 @@ class Scope:
         Raises:
             RPCError: ``not_authorized``.
         """
-        if self.realm.guard is not None:
-            allowed = self.realm.guard(session, action, uri)
-            if inspect.isawaitable(allowed):
-                allowed = await allowed
-            if not allowed:
-                raise RPCError(NOT_AUTHORIZED, "not authorized")
+        guard = self.realm.guard
+        if guard is not None and not await maybe_await(guard(session, action, uri)):
+            raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
 
-    def uri_of(self, failure: BaseException) -> str | None:
+    def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
         """
-        Return the URI that the realm has for an exception.
+        Return what the peer is told of a failure; log what it isn't.
+
+        Args:
+            failure: What was raised.
+            what: What has failed, for the log.
+            gone: Whether the peer is, which is no failure then.
         """
-        errors = self.realm.errors
-        return next((errors[kind] for kind in type(failure).__mro__ if kind in errors), None)
+        if isinstance(failure, RPCError):
+            return failure
+        for kind in type(failure).__mro__:
+            if kind in self.realm.errors:
+                return RPCError(self.realm.errors[kind])
+        if not (gone and _is_gone(failure)):
+            log.error("a call failed: %s", what, exc_info=failure)
+        return RPCError(errors.RUNTIME_ERROR)
+
+
+def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
+    """
+    Encode an error; one that can't be is a runtime error.
+    """
+    try:
+        return encode(error)
+    except Exception:
+        log.exception("an error can't be encoded: %s", error.uri)
+        return encode(RPCError(errors.RUNTIME_ERROR))
+
+
+def _is_gone(failure: BaseException) -> bool:
+    if isinstance(failure, BaseExceptionGroup):
+        return all(_is_gone(one) for one in failure.exceptions)
+    return isinstance(failure, _GONE)

@@ -5,10 +5,11 @@ Sending to one peer: in order, no faster than it reads, and for no longer than i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from aiohttp import WSMsgType, web
 
@@ -27,6 +28,7 @@ _MANY: Final = 64  # answers that are written without waiting for more
 _POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
 
 
+@dataclass(slots=True, eq=False)
 class Sender:
     """
     The one way out to a peer.
@@ -40,69 +42,48 @@ class Sender:
         limits: How much may wait, and for how long.
 
     Attributes:
-        on_room: Called when something has been sent that had to wait.
         queued: How many bytes wait here.
     """
 
-    __slots__ = (
-        "_at_once",
-        "_closing",
-        "_limits",
-        "_loop",
-        "_opcode",
-        "_out",
-        "_patience",
-        "_queue",
-        "_response",
-        "_sent",
-        "_task",
-        "_together",
-        "_ws",
-        "on_room",
-        "queued",
-    )
+    ws: WebSocket
+    binary: bool
+    limits: CallLimits
+    queued: int = 0
+    _out: asyncio.Transport = field(init=False)
+    _response: web.WebSocketResponse = field(init=False)
+    _at_once: int = field(init=False)  # bytes that an empty transport takes without a wait
+    _opcode: WSMsgType = field(init=False)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _queue: deque[tuple[bytes, asyncio.Future[None] | None]] = field(default_factory=deque)
+    _task: asyncio.Task[None] | None = None
+    _closing: asyncio.Task[None] | None = None
+    _patience: asyncio.TimerHandle | None = None  # runs while the task does
+    _sent: int = 0  # how many had to wait
+    _together: list[bytes] | None = None  # answers that are written next
 
-    def __init__(self, ws: WebSocket, binary: bool, limits: CallLimits) -> None:
-        self._ws = ws
-        self._limits = limits
-        transport = ws.request.transport
+    def __post_init__(self) -> None:
+        transport = self.ws.request.transport
         if transport is None:
             raise SessionGone("the client has hung up")
         self._out = transport
-        self._response: web.WebSocketResponse = ws.connection.ws
+        self._response = self.ws.connection.ws
         # aiohttp's writer compresses, where that was agreed on.
         self._at_once = -1 if self._response.compress else _AT_ONCE
-        self._opcode = WSMsgType.BINARY if binary else WSMsgType.TEXT
-        self._queue: deque[tuple[bytes, asyncio.Future[None] | None]] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._patience: asyncio.TimerHandle | None = None  # runs while the task does
-        self._sent = 0  # how many had to wait
-        self._together: list[bytes] | None = None  # answers that are written next
-        self._loop = asyncio.get_running_loop()
-        self.on_room: Callable[[], None] | None = None
-        self.queued = 0
-
-    @property
-    def outgoing(self) -> int:
-        """
-        How many bytes are not with the peer yet, or at least not with the system.
-        """
-        return self.queued + self._out.get_write_buffer_size()
+        self._opcode = WSMsgType.BINARY if self.binary else WSMsgType.TEXT
 
     @property
     def is_full(self) -> bool:
         """
-        Whether more than allowed waits to be sent.
+        Whether more than allowed waits to be sent, here or in the transport.
         """
-        return self.outgoing > self._limits.outgoing
+        return self.queued + self._out.get_write_buffer_size() > self.limits.outgoing
 
     @property
     def is_closed(self) -> bool:
         """
         Whether nothing can be sent any more.
         """
-        return self._ws.closed
+        return self.ws.closed or self._out.is_closing()  # which the reader may not have seen
 
     def write_soon(self, data: bytes) -> bool:
         """
@@ -171,63 +152,57 @@ class Sender:
         """
         Send a frame, behind what waits; don't wait for it.
         """
-        try:
+        with contextlib.suppress(SessionGone):  # whoever it is for is gone as well
             if not self.write(data):
                 self._put(data, None)
-        except SessionGone:
-            pass  # whoever it is for as well
 
     async def room(self) -> None:
         """
-        Wait until no more waits to be sent than is allowed; the peer has not much time.
+        Wait until no more waits to be sent than is allowed, or the socket is closed; the peer
+        has not much time.
         """
-        while self.is_full and self._task is not None and not self._task.done():
-            await asyncio.wait({self._task}, timeout=_POLL)
-
-    def watch(self) -> None:
-        """
-        Call ``on_room`` as soon as no more waits to be sent than is allowed.
-        """
-        if self._task is None or self._task.done():
-            # In no call's context, or it would be kept as long as the peer is slow.
-            self._task = start(self._work(), "send", contextvars.Context())
+        while self.is_full and not self.is_closed:
+            await asyncio.wait({self._working()}, timeout=_POLL)
 
     def close(self, close: Close) -> None:
         """
         Close the socket, without waiting for it.
         """
         if self._closing is None:
-            self._closing = start(self._ws.close(close), "close a websocket")
+            self._closing = asyncio.create_task(self.ws.close(close), name="close a websocket")
 
     def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         self._queue.append((data, sent))
         self.queued += len(data)
-        self.watch()
+        _ = self._working()
+
+    def _working(self) -> asyncio.Task[None]:
+        if self._task is None or self._task.done():
+            # In no call's context, or it would be kept as long as the peer is slow.
+            self._task = asyncio.create_task(
+                self._work(), name="send", context=contextvars.Context()
+            )
+        return self._task
 
     async def _work(self) -> None:
         self._look_later()
         try:
-            while self._queue or self.is_full:
+            while (self._queue or self.is_full) and not self.is_closed:
                 if self._queue:
                     await self._send_first(*self._queue[0])
                 else:
                     await asyncio.sleep(_POLL)
-                if self.is_closed:
-                    self._drop()
-                    return
-                if self.on_room is not None:
-                    self.on_room()
         except WebSocketDisconnect:
-            self._drop()
+            pass
         finally:
+            self._drop()  # what is left is nobody's
             if self._patience is not None:
                 self._patience.cancel()
                 self._patience = None
 
     async def _send_first(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         if sent is None or not sent.done():  # or its sender was cancelled meanwhile
-            binary = self._opcode is WSMsgType.BINARY
-            await (self._ws.send if binary else self._ws.send_text)(data)
+            await (self.ws.send if self.binary else self.ws.send_text)(data)
         self._sent += 1
         self._queue.popleft()
         self.queued -= len(data)
@@ -237,7 +212,7 @@ class Sender:
     def _look_later(self) -> None:
         before = self._sent, self._out.get_write_buffer_size()
         self._patience = self._loop.call_later(
-            self._limits.patience, self._look, *before, context=contextvars.Context()
+            self.limits.patience, self._look, *before, context=contextvars.Context()
         )
 
     def _look(self, sent: int, size: int) -> None:
@@ -255,12 +230,3 @@ class Sender:
                 sent.set_exception(SessionGone("the socket is closed"))
         self._queue.clear()
         self.queued = 0
-
-
-def start(
-    coro: Coroutine[Any, Any, None], name: str, context: contextvars.Context | None = None
-) -> asyncio.Task[None]:
-    """
-    Start a task.
-    """
-    return asyncio.get_running_loop().create_task(coro, name=name, context=context)

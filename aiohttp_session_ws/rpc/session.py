@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextvars
 import secrets
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,11 +53,7 @@ class Peer(Protocol):
     What a session needs of the conversation with its client.
     """
 
-    @property
-    def connection(self) -> Connection:
-        """
-        The socket.
-        """
+    connection: Connection
 
     async def call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
@@ -103,6 +99,8 @@ class Session:
         auth_extra: What else the peer says.
         request: The request that was upgraded.
         closed: Whether it is over.
+        verdict: What an authentication handler has said: whether the peer may join, as whom
+            or why not, and a message.
     """
 
     _peer: Peer
@@ -117,8 +115,8 @@ class Session:
     auth_provider: str | None = None
     auth_extra: Mapping[str, Any] | None = None
     closed: bool = False
+    verdict: tuple[bool, Any, str] | None = None
     _data: dict[str, Any] = field(default_factory=dict)
-    _verdict: tuple[bool, Any, str] | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id} of {self.realm!r}{' closed' if self.closed else ''}>"
@@ -129,14 +127,6 @@ class Session:
         The socket, as the registry knows it.
         """
         return self._peer.connection
-
-    @property
-    def verdict(self) -> tuple[bool, Any, str] | None:
-        """
-        What an authentication handler has said: whether the peer may join, as whom or why
-        not, and a message.
-        """
-        return self._verdict
 
     def __getitem__(self, key: str) -> Any:
         return self._data[key]
@@ -244,12 +234,12 @@ class Session:
         self._decide(False, uri, message)
 
     def _decide(self, joins: bool, value: Any, message: str) -> None:
-        if self._verdict is not None:
+        if self.verdict is not None:
             raise RuntimeError(
                 "whether the session may join is decided once, by its authentication handler:"
                 " to end a session that has joined, await session.close()"
             )
-        self._verdict = joins, value, message
+        self.verdict = joins, value, message
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +258,3 @@ class RPCRequest:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     session: Session = field(repr=False)
-
-
-def is_identity(value: object) -> bool:
-    """
-    Tell whether somebody is found again by *value*.
-    """
-    return value is not None and isinstance(value, Hashable)

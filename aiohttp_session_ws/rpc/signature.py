@@ -14,9 +14,9 @@ from aiohttp import web
 
 from .session import RPCRequest, Session
 
-__all__ = ["Kind", "Signature"]
+__all__ = ["Signature"]
 
-Kind: TypeAlias = Literal["coroutine", "stream", "plain", "thread"]
+Kind: TypeAlias = Literal["coroutine", "stream", "plain"]
 
 _NAMES: Final = frozenset({"session", "request"})
 _ANNOTATIONS: Final = (Session, web.Request, RPCRequest)
@@ -38,12 +38,11 @@ class Signature:
 
     Attributes:
         function: The function.
+        kind: How the function is run.
         name: How an error calls it.
         parameters: What it takes, without the object.
         returns: The annotation of what it returns or yields.
     """
-
-    __slots__ = ("_kind", "function", "name", "parameters", "parts", "returns")
 
     def __init__(
         self, function: Callable[..., Any], *, method: bool = False, parts: Sequence[str] = ()
@@ -58,19 +57,12 @@ class Signature:
         parameters = list(signature.parameters.values())
         self.parameters = tuple(parameters[1:] if method else parameters)
         self.returns = signature.return_annotation
-        self._kind = kind_of(function)
+        self.kind = _kind_of(function)
         for parameter in self.parameters:
             self._check(parameter)
         missing = set(parts) - {parameter.name for parameter in self.parameters}
         if missing and not self._takes_rest:
             raise self._unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
-
-    @property
-    def kind(self) -> Kind:
-        """
-        How the function is run.
-        """
-        return self._kind
 
     @property
     def _takes_rest(self) -> bool:
@@ -130,7 +122,7 @@ def _read(function: Callable[..., Any]) -> inspect.Signature:
         raise
 
 
-def kind_of(function: Callable[..., Any]) -> Kind:
+def _kind_of(function: Callable[..., Any]) -> Kind:
     """
     Tell how a function is run.
     """

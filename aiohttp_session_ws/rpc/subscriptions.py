@@ -5,15 +5,16 @@ What one session has subscribed to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from . import ground, wamp_messages as wamp
 from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError
-from .halves import first_half, run_all, second_half
+from .halves import Step, first_half
 from .in_order import InOrder
 from .topics import Subscription, Topics, hold
 
@@ -40,10 +41,11 @@ class Subscriptions:
     connection: Connection
     work: InOrder
     _by_id: dict[int, Subscription] = field(default_factory=dict)
+    _ending: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.work.handlers[wamp.Subscribe] = 32, self.subscribe
-        self.work.handlers[wamp.Unsubscribe] = 34, self.unsubscribe
+        self.work.handlers[wamp.Subscribe] = self.subscribe
+        self.work.handlers[wamp.Unsubscribe] = self.unsubscribe
 
     def of(self, topic: str) -> Subscription | None:
         """
@@ -85,7 +87,8 @@ class Subscriptions:
         subscription = self._by_id.pop(message.subscription, None)
         if subscription is None:
             raise RPCError(NO_SUCH_SUBSCRIPTION, "no such subscription")
-        await self._end(subscription)
+        self._ending = asyncio.create_task(self._end(subscription), name="end of a subscription")
+        await asyncio.shield(self._ending)
         codec = self.work.codec
         data = codec.encode(wamp.unsubscribed(message.request))
         self.work.requests.discard(message.request)
@@ -96,13 +99,17 @@ class Subscriptions:
                 break
             await asyncio.sleep(_RETRY)
 
-    async def stop(self, deadline: float) -> None:
+    def endings(self) -> Iterator[Step]:
         """
-        End all subscriptions, the last one first.
+        Return what ends all subscriptions, the last one first.
         """
+        ending = self._ending
+        if ending is not None and not ending.done():  # by an UNSUBSCRIBE that was cut short
+            yield lambda: ending
         ended = list(reversed(self._by_id.values()))
         self._by_id.clear()
-        await run_all((lambda one=one: self._end(one) for one in ended), deadline)  # type: ignore[misc]  # bound by default
+        for one in ended:
+            yield partial(self._end, one)
 
     async def _begin(self, name: str) -> Subscription:
         """
@@ -114,18 +121,16 @@ class Subscriptions:
         topic, parts = scope.find_topic(name)
         generator = scope.call(topic.signature, session, parts)
         subscription = Subscription(name, session, self.work.codec, self.connection)
-        subscription.name = topic.signature.name
         number = self.topics.add(subscription)
         self._by_id[number] = subscription
         try:
-            await first_half(subscription.name, generator)
+            subscription.ending = await first_half(topic.signature.name, generator)
         except BaseException:
             await self._end(self._by_id.pop(number, subscription))
             raise
-        subscription.generator = generator
         return subscription
 
     async def _end(self, subscription: Subscription) -> None:
         self.topics.discard(subscription)
-        if subscription.generator is not None:
-            await second_half(subscription.name, subscription.generator)
+        if subscription.ending is not None:
+            await subscription.ending()

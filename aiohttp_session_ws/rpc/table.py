@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from .signature import Kind, Signature
+from .signature import Signature
 
 __all__ = ["Procedure", "RouteClass", "Served", "Topic"]
 
@@ -28,8 +29,6 @@ class Entry:
         parts: The names in the pattern.
     """
 
-    __slots__ = ("name", "parts", "signature", "words")
-
     def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
         self.name = name
         #: The name's words; ``None`` where anything fits.
@@ -47,12 +46,10 @@ class Procedure(Entry):
     What peers may call.
 
     Attributes:
-        kind: How it is run.
         timeout: Seconds that a call may take; ``None`` for any time.
+        threaded: Whether it runs in a thread.
         owner: The route class, if it is a method.
     """
-
-    __slots__ = ("kind", "owner", "timeout")
 
     def __init__(
         self,
@@ -65,8 +62,8 @@ class Procedure(Entry):
     ) -> None:
         super().__init__(name, function, method=owner is not None)
         self.timeout = timeout
+        self.threaded = threaded
         self.owner = owner
-        self.kind: Kind = "thread" if threaded else self.signature.kind
         if threaded and self.signature.kind != "plain":
             msg = f"{self.signature.name}() isn't a plain function: only these run in a thread"
             raise TypeError(msg)
@@ -77,11 +74,9 @@ class Topic(Entry):
     What peers may subscribe to.
     """
 
-    __slots__ = ()
-
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, function)
-        expect_generator(self.signature, "a topic")
+        _expect_generator(self.signature, "a topic")
 
 
 class RouteClass:
@@ -94,18 +89,25 @@ class RouteClass:
         closes: Whether it has an ``aclose()``.
     """
 
-    __slots__ = ("closes", "name", "signature")
-
     def __init__(self, name: str, made: type) -> None:
         self.name = name
         self.signature = Signature(made)
         self.closes = hasattr(made, "aclose")
 
 
-def expect_generator(signature: Signature, what: str) -> None:
+def two_halves(handler: Callable[..., Any]) -> Signature:
     """
-    Raise a ``TypeError`` unless a function has two halves.
+    Return the signature of a session state handler.
+
+    Raises:
+        TypeError: If it has no two halves.
     """
+    signature = Signature(handler)
+    _expect_generator(signature, "a session state handler")
+    return signature
+
+
+def _expect_generator(signature: Signature, what: str) -> None:
     if signature.kind != "stream":
         msg = (
             f"{signature.name}() is {what}, an async function with one 'yield' between its halves"
@@ -117,8 +119,6 @@ class Table(Generic[E]):
     """
     Entries by name; an exact name wins over a pattern.
     """
-
-    __slots__ = ("_entries", "_exact", "_patterns")
 
     def __init__(self) -> None:
         self._entries: list[E] = []
@@ -183,17 +183,15 @@ def _meet(one: Entry, other: Entry) -> bool:
     )
 
 
+@dataclass(frozen=True)
 class Served:
     """
     What a realm or a set of routes has: procedures, topics, and the names of route classes.
     """
 
-    __slots__ = ("classes", "procedures", "topics")
-
-    def __init__(self) -> None:
-        self.procedures: Table[Procedure] = Table()
-        self.topics: Table[Topic] = Table()
-        self.classes: dict[str, RouteClass] = {}
+    procedures: Table[Procedure] = field(default_factory=Table)
+    topics: Table[Topic] = field(default_factory=Table)
+    classes: dict[str, RouteClass] = field(default_factory=dict)
 
     def add(self, entry: Procedure | Topic | RouteClass) -> None:
         """

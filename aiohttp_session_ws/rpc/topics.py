@@ -12,6 +12,7 @@ from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
 from . import ground, wamp_messages as wamp
+from .halves import Step
 from .session import Session, new_id
 from .wamp import Codec
 
@@ -31,8 +32,7 @@ class Subscription:
         codec: How the session is told.
         connection: Where.
         held: What is to be sent once it knows that it has subscribed; then ``None``.
-        generator: What is left of the topic's function.
-        name: How that is called.
+        ending: What is left of the topic's function.
     """
 
     topic: str
@@ -40,8 +40,7 @@ class Subscription:
     codec: Codec
     connection: Connection
     held: list[bytes] | None = field(default_factory=list)
-    generator: Any = None
-    name: str = ""
+    ending: Step | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +50,7 @@ class Subscribers:
     """
 
     id: int = field(default_factory=new_id)
-    members: dict[Codec, dict[Subscription, Connection]] = field(default_factory=dict)
+    members: dict[Codec, set[Subscription]] = field(default_factory=dict)
 
 
 class Topics:
@@ -69,8 +68,7 @@ class Topics:
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is None:
             subscribers = self._by_name[subscription.topic] = Subscribers()
-        group = subscribers.members.setdefault(subscription.codec, {})
-        group[subscription] = subscription.connection
+        subscribers.members.setdefault(subscription.codec, set()).add(subscription)
         return subscribers.id
 
     def discard(self, subscription: Subscription) -> None:
@@ -79,8 +77,8 @@ class Topics:
         """
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is not None:
-            group = subscribers.members.get(subscription.codec, {})
-            group.pop(subscription, None)
+            group = subscribers.members.get(subscription.codec, set())
+            group.discard(subscription)
             if not group:
                 subscribers.members.pop(subscription.codec, None)
             if not subscribers.members:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     head, mark, _ = _BASE.read_text().partition(_MARK)
     lines = [head + mark]
     for name, definition in sorted(definitions.items()):
-        lines.append(_comment(definition, ""))
+        lines += _comment(definition, "")
         lines.append(f"export type {_identifier(name)} = {_type(definition)};\n")
     procedures: dict[str, Any] = {}
     topics: set[str] = set()
@@ -45,35 +45,30 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
         topics.update(map(_key_type, realm["topics"]))
     lines.append("export interface Procedures {")
     for name, procedure in sorted(procedures.items(), key=lambda item: ("{" in item[0], item)):
-        lines.append(_procedure(name, procedure))
+        lines += _procedure(name, procedure)
     lines += ["}", "", f"export type Topic = {' | '.join(sorted(topics)) or 'never'};", ""]
     return "\n".join(lines)
 
 
-def _procedure(name: str, procedure: Mapping[str, Any]) -> str:
+def _procedure(name: str, procedure: Mapping[str, Any]) -> Iterator[str]:
     own = [a for a in procedure["arguments"] if a.get("in") != "name"]
-    key = f"[name: {_key_type(name)}]" if "{" in name else json.dumps(name)
-    text = _comment(procedure, "  ") or ""
-    text += f"{'' if not text else chr(10)}  {key}: {{\n"
-    text += f"    args: [{', '.join(_positional(own))}];\n"
-    text += f"    named: {_named(own)};\n"
-    text += f"    result: {_type(procedure['result'])};\n"
-    text += (
-        f"    progress: {_type(procedure['progress']) if 'progress' in procedure else 'never'};\n"
-    )
-    return text + "  };"
+    progress = _type(procedure["progress"]) if "progress" in procedure else "never"
+    yield from _comment(procedure, "  ")
+    yield f"  {f'[name: {_key_type(name)}]' if '{' in name else json.dumps(name)}: {{"
+    yield f"    args: [{', '.join(_positional(own))}];"
+    yield f"    named: {_named(own)};"
+    yield f"    result: {_type(procedure['result'])};"
+    yield f"    progress: {progress};"
+    yield "  };"
 
 
-def _positional(arguments: Iterable[Mapping[str, Any]]) -> list[str]:
-    found = []
+def _positional(arguments: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for argument in arguments:
-        kind, name = argument.get("in"), _identifier(argument["name"])
-        if kind == "rest":
-            found.append(f"...{name}: {_listed(argument['schema'])}")
-        elif kind is None:
-            mark = "" if argument["required"] else "?"
-            found.append(f"{name}{mark}: {_type(argument['schema'])}")
-    return found
+        name, schema = _identifier(argument["name"]), argument["schema"]
+        if argument.get("in") == "rest":
+            yield f"...{name}: Array<{_type(schema)}>"
+        elif "in" not in argument:
+            yield _field(name, schema, required=argument["required"])
 
 
 def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
@@ -82,8 +77,8 @@ def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
         if argument.get("in") == "named rest":
             rest = f" & Record<string, {_type(argument['schema'])}>"
         elif argument.get("in") != "rest":
-            mark = "" if argument["required"] else "?"
-            fields.append(f"{_key(argument['name'])}{mark}: {_type(argument['schema'])}")
+            name, required = _key(argument["name"]), argument["required"]
+            fields.append(_field(name, argument["schema"], required=required))
     return ("{ " + "; ".join(fields) + " }" if fields else "Record<string, never>") + rest
 
 
@@ -115,23 +110,24 @@ def _type(schema: Mapping[str, Any]) -> str:
 def _array(schema: Mapping[str, Any]) -> str:
     if schema.get("prefixItems"):
         return "[" + ", ".join(map(_type, schema["prefixItems"])) + "]"
-    return _listed(schema["items"]) if isinstance(schema.get("items"), dict) else "unknown[]"
-
-
-def _listed(schema: Mapping[str, Any]) -> str:
-    return f"Array<{_type(schema)}>"
+    items = schema.get("items")
+    return f"Array<{_type(items)}>" if isinstance(items, dict) else "unknown[]"
 
 
 def _object(schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
     fields = [
-        f"{_key(name)}{'' if name in required else '?'}: {_type(one)}"
+        _field(_key(name), one, required=name in required)
         for name, one in schema.get("properties", {}).items()
     ]
+    if fields:
+        return "{ " + "; ".join(fields) + " }"
     others = schema.get("additionalProperties")
-    if not fields:
-        return f"Record<string, {_type(others) if isinstance(others, dict) else 'unknown'}>"
-    return "{ " + "; ".join(fields) + " }"
+    return f"Record<string, {_type(others) if isinstance(others, dict) else 'unknown'}>"
+
+
+def _field(name: str, schema: Mapping[str, Any], *, required: bool) -> str:
+    return f"{name}{'' if required else '?'}: {_type(schema)}"
 
 
 def _key(name: str) -> str:
@@ -149,9 +145,7 @@ def _identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
-def _comment(described: Mapping[str, Any], indent: str) -> str:
+def _comment(described: Mapping[str, Any], indent: str) -> list[str]:
     text = str(described.get("description", "")).replace("*/", "* /").strip()
-    if not text:
-        return ""
-    body = "\n".join(f"{indent} * {line}".rstrip() for line in text.splitlines())
-    return f"{indent}/**\n{body}\n{indent} */"
+    lines = [f"{indent} * {line}".rstrip() for line in text.splitlines()]
+    return [f"{indent}/**", *lines, f"{indent} */"] if lines else []

@@ -1,22 +1,25 @@
 """
-WAMP's encodings: text or bytes in, frozen messages out, and the way back. No I/O.
+WAMP on the wire: text or bytes in, frozen messages out, and the way back. No I/O.
 
-One :class:`Codec` for each subprotocol.
+One :class:`Codec` for each subprotocol, and a :class:`WampDialect` of it for each session.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from .errors import ProtocolViolation
+from . import wamp_messages as messages
+from .errors import Payload, ProtocolViolation, RPCError, RPCResult
 from .wamp_messages import Frame, Message
 
-__all__ = ["CODECS", "Codec"]
+__all__ = ["CODECS", "Codec", "WampDialect"]
+
+Parts: TypeAlias = tuple[Sequence[Any], Mapping[str, Any] | None]
 
 _SEPARATOR: Final = "\x1e"  # ends each message of a batch in JSON
 _LENGTH: Final = 4  # bytes before each message of a batch in MessagePack
@@ -33,8 +36,6 @@ class Codec:
         binary: Whether its frames are binary ones.
         batched: Whether a frame has several messages.
     """
-
-    __slots__ = ("_decode", "_encode", "batched", "binary", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,27 +57,26 @@ class Codec:
         Raises:
             ProtocolViolation: In the iteration, if it isn't one of this dialect.
         """
-        if self.batched:
-            self._expect_kind(frame)
-            for piece in _pieces(frame):
-                yield self._message(piece), len(piece)
-        else:
-            yield self.decode_one(frame), len(frame)
+        for piece in _pieces(frame) if self.batched else (frame,):
+            yield self.decode_one(piece), len(piece)
 
-    def decode_one(self, frame: str | bytes) -> Message:
+    def decode_one(self, data: str | bytes) -> Message:
         """
-        Return the message of a frame that is no batch.
+        Return the message of a frame that is no batch, or of a piece of one that is.
 
         Raises:
             ProtocolViolation: If it isn't one of this dialect.
         """
-        if isinstance(frame, str) is self.binary:
-            self._expect_kind(frame)
-        return self._message(frame)
-
-    def _expect_kind(self, frame: str | bytes) -> None:
-        if isinstance(frame, str) is self.binary:
+        if isinstance(data, str) is self.binary:
             raise ProtocolViolation("a text frame and a binary one are not the same dialect")
+        try:
+            message = self._decode(data)
+            if not self.binary and "\\u0000" in data:
+                _restore(getattr(message, "args", None))
+                _restore(getattr(message, "kwargs", None))
+        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
+            raise ProtocolViolation("malformed message") from None
+        return message
 
     def encode(self, frame: Frame) -> bytes:
         """
@@ -95,15 +95,6 @@ class Codec:
         if self.binary:
             return len(data).to_bytes(_LENGTH) + data
         return data + _SEPARATOR.encode()
-
-    def _message(self, data: str | bytes) -> Message:
-        try:
-            message = self._decode(data)
-            if not self.binary and "\\u0000" in data:
-                _restore_bytes(message)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
-            raise ProtocolViolation("malformed message") from None
-        return message
 
 
 def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
@@ -143,22 +134,16 @@ def _mark_bytes(value: Any) -> Any:
     return plain if type(plain) is str else _mark_bytes(plain)
 
 
-def _restore_bytes(message: Message) -> None:
+def _restore(values: Any) -> None:
     """
     Read bytes as WAMP writes them in JSON.
     """
-    for values in (getattr(message, "args", None), getattr(message, "kwargs", None)):
-        if values:
-            _restore(values)
-
-
-def _restore(values: Any) -> None:
-    for key, value in enumerate(values) if isinstance(values, list) else values.items():
-        if isinstance(value, str):
-            if value.startswith("\0"):
+    if isinstance(values, list | dict):
+        for key, value in enumerate(values) if isinstance(values, list) else values.items():
+            if isinstance(value, str) and value.startswith("\0"):
                 values[key] = base64.b64decode(value[1:], validate=True)
-        elif isinstance(value, list | dict):
-            _restore(value)
+            else:
+                _restore(value)
 
 
 #: What is spoken, in the order of the table in the documents; the client's first offer counts.
@@ -167,3 +152,67 @@ CODECS: Final[Mapping[str, Codec]] = {
     for encoding in ("json", "msgpack")
     for name in (f"wamp.2.{encoding}", f"wamp.2.{encoding}.batched")
 }
+
+
+class WampDialect:
+    """
+    ``None`` is no argument, a list or tuple are arguments, a mapping is arguments by name, and
+    everything else is one argument.
+
+    Args:
+        codec: How frames are encoded.
+        whole: Whether everything is one argument, so that a client can tell a list of one from
+            what is in it. A client asks for it in its HELLO, by ``_whole_values``.
+    """
+
+    def __init__(self, codec: Codec, *, whole: bool = False) -> None:
+        self._codec = codec
+        self._payload: Callable[[Any], Parts] = whole_payload if whole else payload
+
+    def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
+        """
+        Encode a result, or a part of it.
+        """
+        return self._codec.encode(
+            messages.result(number, *self._payload(value), progress=progress)
+        )
+
+    def error(self, number: int, error: RPCError) -> bytes:
+        """
+        Encode an error.
+        """
+        return self._codec.encode(messages.error(48, number, error.uri, error.args, error.kwargs))
+
+
+def payload(value: Any) -> Parts:
+    """
+    Return the arguments that a value is.
+    """
+    kind = type(value)
+    if kind is int or kind is str:
+        return (value,), None
+    if value is None:
+        return (), None
+    if isinstance(value, Payload):
+        return tuple(value.args), value.kwargs
+    if isinstance(value, list | tuple):
+        return value, None
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return (), value
+    return (value,), None
+
+
+def whole_payload(value: Any) -> Parts:
+    """
+    Return the arguments that a value is for a client that wants it as it is.
+    """
+    return payload(value) if isinstance(value, Payload) else ((value,), None)
+
+
+def value_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """
+    Return what a client's answer is here.
+    """
+    if kwargs:
+        return RPCResult(args, kwargs) if args else kwargs
+    return args[0] if len(args) == 1 else args or None

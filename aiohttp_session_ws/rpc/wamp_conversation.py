@@ -21,18 +21,19 @@ from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import errors, ground, wamp_messages as wamp
 from .call import Call
-from .conversation import Conversation, Step
+from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
+from .halves import Step
 from .host import Host
 from .in_order import InOrder
-from .registrations import Registrations
 from .session import Session, new_id
 from .subscriptions import Subscriptions
-from .wamp import Codec
-from .wamp_dialect import WampDialect, payload, value_of, welcome_details
+from .wamp import Codec, WampDialect, payload, value_of
 
 __all__ = ["WampConversation"]
 
+_FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
+_ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
 _QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
 
 
@@ -48,13 +49,8 @@ class WampConversation(Conversation):
     """
 
     __slots__ = (
-        "_closing",
-        "_codec",
-        "_in_order",
-        "_messages",
-        "_registrations",
-        "_subscriptions",
-    )
+        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_subscriptions", "_welcome",
+    )  # fmt: skip
 
     def __init__(
         self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
@@ -62,10 +58,11 @@ class WampConversation(Conversation):
         super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
+        self._welcome = False  # whether WELCOME has been said
+        self._refusal: RPCError | None = None  # by a close before that
         self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
         self._in_order: InOrder | None = None
         self._subscriptions: Subscriptions | None = None
-        self._registrations: Registrations | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -78,6 +75,7 @@ class WampConversation(Conversation):
                 await self._join()
                 goodbye = await self._listen()
                 await self._leave()
+                self._welcome = False
                 if goodbye:
                     await self._send(wamp.goodbye(errors.GOODBYE_AND_OUT))
             await self._ws.close(NORMAL)
@@ -103,7 +101,10 @@ class WampConversation(Conversation):
         except TimeoutError:
             why = "HELLO or authentication took too long"
             raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
-        await self._send(wamp.welcome(session.id, welcome_details(session)))
+        if self._refusal is not None:
+            raise self._refusal
+        self._welcome = True
+        await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
         since = self._registry.now()
@@ -157,8 +158,7 @@ class WampConversation(Conversation):
                 call = self._call(message, size)
                 timeout = message.options.timeout
                 assert self._calls is not None
-                if not self._calls.take(call, timeout and timeout / 1000):
-                    await self._calls.wait(call)
+                await self._calls.take(call, timeout and timeout / 1000)
             else:
                 handler = _HANDLERS.get(type(message))
                 if handler is None:
@@ -196,7 +196,6 @@ class WampConversation(Conversation):
             session, scope = self._expect_session(), self._scope
             assert scope is not None
             work = self._in_order = InOrder(session, scope, self._sender, self._codec)
-            self._registrations = Registrations(work)
             self._subscriptions = Subscriptions(
                 self._host.topics, self._registry, self.connection, work
             )
@@ -205,7 +204,7 @@ class WampConversation(Conversation):
     def _on_publish(self, message: wamp.Publish) -> None:
         if message.options.acknowledge:
             why = ("clients publish nothing here: call a procedure",)
-            self._post(wamp.error(16, message.request, errors.NOT_AUTHORIZED, why))
+            self._post(wamp.refused(message, errors.NOT_AUTHORIZED, why))
 
     def _on_yield(self, message: wamp.Yield) -> None:
         if not message.options.progress:
@@ -224,14 +223,12 @@ class WampConversation(Conversation):
         Call what the client has registered.
         """
         self._expect_session()
-        self._work()
-        assert self._registrations is not None
-        registration = self._registrations.number_of(name)
+        registration = self._work().registration(name)
 
         async def send(request: int) -> None:
             await self._send(wamp.invocation(request, registration, args, kwargs))
 
-        return await self._ask(send, self._interrupt, timeout)
+        return await self._asking.ask(send, self._interrupt, timeout)
 
     def _interrupt(self, request: int) -> None:
         if not self._closing:
@@ -254,6 +251,9 @@ class WampConversation(Conversation):
         """
         if self._session is None or self._closing:
             return
+        if not self._welcome:
+            self._refusal = RPCError(uri, message)
+            return
         self._closing = True
         self._interrupt_all(self._session)
         loop = asyncio.get_running_loop()
@@ -261,16 +261,12 @@ class WampConversation(Conversation):
         loop.call_later(timeouts.close, self._sender.close, NORMAL)
         await self._send(wamp.goodbye(uri, message))
 
-    def _endings(self, deadline: float) -> Iterator[Step]:
+    def _own_endings(self) -> Iterator[Step]:
         in_order, subscriptions = self._in_order, self._subscriptions
-        self._in_order = self._subscriptions = self._registrations = None
-        steps = super()._endings(deadline)
-        yield next(steps)  # the calls
-        if in_order is not None:
+        self._in_order = self._subscriptions = None
+        if in_order is not None and subscriptions is not None:
             yield in_order.stop
-        if subscriptions is not None:
-            yield lambda: subscriptions.stop(deadline)
-        yield from steps
+            yield from subscriptions.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
         if self._session is None or self._closing or close.code in _QUIET:
@@ -294,6 +290,21 @@ class WampConversation(Conversation):
 
     def _post(self, frame: wamp.Frame) -> None:
         self._sender.post(self._codec.encode(frame))
+
+
+def _welcome_details(session: Session) -> dict[str, Any]:
+    """
+    Return what a client is told when it has joined, but for what is unknown.
+    """
+    details: dict[str, Any] = {
+        "roles": _ROLES,
+        "realm": session.realm,
+        "authid": session.auth_id,
+        "authmethod": session.auth_method,
+        "authrole": session.auth_role,
+        "authprovider": session.auth_provider,
+    }
+    return {name: value for name, value in details.items() if value is not None}
 
 
 _Handler = Callable[[WampConversation, Any], None]

@@ -13,7 +13,7 @@ import msgspec
 __all__: list[str] = []
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-Timeout: TypeAlias = Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0)]
+Timeout: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 Kwargs: TypeAlias = dict[str, Any]
 Args: TypeAlias = list[Any]
 Frame: TypeAlias = list[Any]
@@ -200,6 +200,7 @@ class Yield(_Message, frozen=True, tag=70):
     kwargs: Kwargs = {}
 
 
+Asked: TypeAlias = Publish | Subscribe | Unsubscribe | Register | Unregister
 Message: TypeAlias = (
     Hello | Abort | Authenticate | Goodbye | Error | Publish | Subscribe | Unsubscribe | Call
     | Cancel | Register | Unregister | Yield
@@ -241,6 +242,14 @@ def error(
     Answer that a request of the *kind* failed.
     """
     return _payload([8, kind, request, {}, uri], args, kwargs)
+
+
+def refused(message: Asked, uri: str, args: Sequence[Any] = (), kwargs: Named = None) -> Frame:
+    """
+    Answer that the request of a message failed.
+    """
+    head: Frame = [8, message.__struct_config__.tag, message.request, {}, uri]
+    return _payload(head, args, kwargs)
 
 
 def subscribed(request: int, subscription: int) -> Frame:

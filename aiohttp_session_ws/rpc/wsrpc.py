@@ -1,5 +1,7 @@
 """
 wsrpc's frames: text in, frozen messages out, and the way back. No I/O.
+
+The module is a :class:`~aiohttp_session_ws.rpc.call.Dialect`.
 """
 
 from __future__ import annotations
@@ -9,24 +11,18 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from .errors import (
-    CANCELED,
-    INVALID_ARGUMENT,
-    NO_SUCH_PROCEDURE,
-    RUNTIME_ERROR,
-    TIMEOUT,
-    ProtocolViolation,
-)
+from . import errors
+from .errors import Payload, ProtocolViolation, RemoteError, RPCError
 
-__all__ = ["Event", "Message", "Reply", "Request", "decode"]
+__all__ = ["Event", "Message", "Reply", "Request", "decode", "encode", "error", "result"]
 
 #: What its clients call our errors; any other URI is the type as it is.
 TYPES: Final[Mapping[str, str]] = {
-    NO_SUCH_PROCEDURE: "NotImplementedError",
-    INVALID_ARGUMENT: "TypeError",
-    RUNTIME_ERROR: "InternalError",
-    CANCELED: "CancelledError",
-    TIMEOUT: "TimeoutError",
+    errors.NO_SUCH_PROCEDURE: "NotImplementedError",
+    errors.INVALID_ARGUMENT: "TypeError",
+    errors.RUNTIME_ERROR: "InternalError",
+    errors.CANCELED: "CancelledError",
+    errors.TIMEOUT: "TimeoutError",
 }
 
 _Id: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -73,7 +69,7 @@ Message: TypeAlias = Request | Reply | Event
 
 _decode: Final = msgspec.json.Decoder(_Frame).decode
 _decode_event: Final = msgspec.json.Decoder(dict[str, Any]).decode
-_encode: Final = msgspec.json.Encoder().encode
+encode: Final = msgspec.json.Encoder().encode
 
 
 def decode(frame: str | bytes) -> Message:
@@ -103,44 +99,53 @@ def decode(frame: str | bytes) -> Message:
     return Request(found.id, found.method, () if params is None else (params,), {})
 
 
-def result(request: int, value: Any) -> bytes:
+def result(number: int, value: Any, *, progress: bool = False) -> bytes:
     """
-    Answer a call.
+    Answer a call with a value as it is; of parts there are none on this wire.
     """
-    return _encode({"id": request, "result": value})
+    return encode({"id": number, "result": _plain(value)})
 
 
-def error(request: int, uri: str, args: Sequence[Any] = ()) -> bytes:
+def _plain(value: Any) -> Any:
+    """
+    Return what a value is: of a result with several parts, whatever holds them.
+    """
+    if not isinstance(value, Payload):
+        return value
+    args = tuple(value.args)
+    if value.kwargs:
+        return {"args": args, "kwargs": value.kwargs} if args else value.kwargs
+    return args if len(args) > 1 else args[0] if args else None
+
+
+def error(number: int, error: RPCError) -> bytes:
     """
     Answer that it failed.
     """
-    if uri == RUNTIME_ERROR and not args:
-        args = ("internal error",)
-    message = args[0] if args else ""
+    unsaid = "internal error" if error.uri == errors.RUNTIME_ERROR else ""
+    message = error.args[0] if error.args else unsaid
     if not isinstance(message, str):
-        message = _encode(message).decode()
-    return _encode({"id": request, "error": {"type": TYPES.get(uri, uri), "message": message}})
+        message = encode(message).decode()
+    kind = TYPES.get(error.uri, error.uri)
+    return encode({"id": number, "error": {"type": kind, "message": message}})
 
 
 def request(number: int, method: str, params: Any) -> bytes:
     """
     Call a procedure of the client's.
     """
-    return _encode({"id": number, "method": method, "params": params})
+    return encode({"id": number, "method": method, "params": params})
 
 
-def event(data: Any) -> bytes:
+def fault(error: Any) -> RemoteError | None:
     """
-    Tell the client something that it needn't answer.
+    Return what a client's error is, which may have any form; ``None`` is none.
     """
-    return _encode(data)
-
-
-def fault(error: Any) -> tuple[str, tuple[Any, ...]]:
-    """
-    Return type and arguments of a client's error, which may have any form.
-    """
+    if error is None:
+        return None
     if isinstance(error, dict):
         kind, message = error.get("type"), error.get("message")
-        return str(kind or RUNTIME_ERROR), () if message is None else (message,)
-    return RUNTIME_ERROR, (error,)
+        return RemoteError(
+            str(kind or errors.RUNTIME_ERROR), () if message is None else (message,)
+        )
+    return RemoteError(errors.RUNTIME_ERROR, (error,))

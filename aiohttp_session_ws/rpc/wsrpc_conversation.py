@@ -6,69 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from .._logging import log
 from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from ..exceptions import SessionEnded
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
-from .conversation import Conversation, Step
-from .errors import (
-    Payload,
-    ProtocolViolation,
-    RemoteError,
-    RPCError,
-    SessionGone,
-)
+from .conversation import Conversation
+from .errors import ProtocolViolation, RPCError, SessionGone
+from .halves import Step
 from .host import Host
-from .sending import start
 from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
-
-log = logging.getLogger("aiohttp_session_ws")
-
-
-class WsrpcDialect:
-    """
-    What a value becomes in wsrpc: it goes out as it is.
-    """
-
-    __slots__ = ()
-
-    def result(self, number: int, value: Any) -> bytes:
-        """
-        Encode a result.
-        """
-        return wsrpc.result(number, plain(value))
-
-    def progress(self, number: int, value: Any) -> bytes:
-        """
-        Refuse: there is no progress on this wire.
-        """
-        raise TypeError("wsrpc has no progress")
-
-    def error(self, number: int, error: RPCError) -> bytes:
-        """
-        Encode an error.
-        """
-        return wsrpc.error(number, error.uri, error.args)
-
-
-def plain(value: Any) -> Any:
-    """
-    Return what a value is in wsrpc: of a result with several parts, whatever holds them.
-    """
-    if not isinstance(value, Payload):
-        return value
-    args = tuple(value.args)
-    if value.kwargs:
-        return {"args": args, "kwargs": value.kwargs} if args else value.kwargs
-    return args if len(args) > 1 else args[0] if args else None
 
 
 class WsrpcConversation(Conversation):
@@ -114,7 +69,7 @@ class WsrpcConversation(Conversation):
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
-                await self._begin(session, realm, WsrpcDialect(), None, since)
+                await self._begin(session, realm, wsrpc, None, since)
         except TimeoutError:
             raise RPCError("wamp.error.authentication_failed") from None
 
@@ -139,7 +94,7 @@ class WsrpcConversation(Conversation):
             log.debug("an event was dropped: too many at once")
             return
         details = EventDetails(self._session, event.data)
-        task = start(self._host.signals.on_event.send(details), "event")
+        task = asyncio.create_task(self._host.signals.on_event.send(details), name="event")
         self._events.add(task)
         task.add_done_callback(self._events.discard)
 
@@ -151,16 +106,13 @@ class WsrpcConversation(Conversation):
             log.debug("a call with the number of one that isn't answered yet was ignored")
         else:
             call = Call(message.id, message.method, message.args, message.kwargs, size)
-            if not self._calls.take(call):
-                await self._calls.wait(call)
+            await self._calls.take(call)
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
             self._pong()
         else:
-            failed = message.error is not None
-            error = RemoteError(*wsrpc.fault(message.error)) if failed else None
-            self._asking.answer(message.id, message.result, error)
+            self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
 
     # Whether the peer is there
 
@@ -199,7 +151,7 @@ class WsrpcConversation(Conversation):
         async def send(number: int) -> None:
             await self._sender.send(wsrpc.request(number, name, list(args) if args else kwargs))
 
-        return await self._ask(send, lambda number: None, timeout)
+        return await self._asking.ask(send, lambda number: None, timeout)
 
     async def send_event(
         self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -214,7 +166,7 @@ class WsrpcConversation(Conversation):
         Send an object that is no call and no answer.
         """
         self._expect_session()
-        await self._sender.send(wsrpc.event(data))
+        await self._sender.send(wsrpc.encode(data))
 
     async def leave(self, uri: str, message: str) -> None:
         """
@@ -225,12 +177,11 @@ class WsrpcConversation(Conversation):
             reason = (message or uri).encode()[:123].decode(errors="ignore")
             self._sender.close(NORMAL.replace(None, reason))
 
-    def _endings(self, deadline: float) -> Iterator[Step]:
-        yield from super()._endings(deadline)
+    def _own_endings(self) -> Iterator[Step]:
         if self._events:
             for task in self._events:
                 task.cancel()
-            yield lambda: asyncio.wait(set(self._events))
+            yield partial(asyncio.wait, set(self._events))
 
 
 #: The number of all our pings: there is never more than one on its way.

@@ -290,6 +290,27 @@ class TestErrors:
 
         assert all(isinstance(exc, rpc.SessionGone | WebSocketDisconnect) for exc in seen)
 
+    async def test_own_disconnect_unseen(self, serve: Serve, complaints: Complaints) -> None:
+        """Also if the reader hasn't seen yet that the connection is lost."""
+        routes, left = rpc.Routes(), asyncio.Event()
+
+        @routes.route()
+        async def talk(session: rpc.Session) -> None:
+            assert session.request.transport is not None
+            session.request.transport.abort()
+            try:
+                await session.emit({"x": 1})
+            finally:
+                left.set()
+
+        server = await serve(routes)
+        async with server.wsrpc() as peer:
+            await peer.say({"id": 3, "method": "talk"})
+            await left.wait()
+        await until(lambda: not server.calls.sessions)
+
+        assert complaints() == []
+
 
 class TestStreams:
     @staticmethod

@@ -246,6 +246,22 @@ class TestGoodbye:
             assert await peer.closed() == 1000
         await until(lambda: world.quiet)
 
+    async def test_before_welcome(self, serve: Serve) -> None:
+        """A session that a state handler closes before its client has joined is refused."""
+        calls, left = rpc.Application(), asyncio.Event()
+
+        @calls.default.add_session_state_handler
+        async def full(session: rpc.Session) -> AsyncIterator[None]:
+            await session.close("shop.full", "no room")
+            yield
+            left.set()
+
+        server = await serve(calls)
+        async with server.wamp().stranger() as peer:
+            assert await peer.ask([1, "realm", {}]) == [3, {"message": "no room"}, "shop.full"]
+            assert await peer.closed() == 1000
+        await left.wait()
+
     async def test_that_isnt_answered(self, serve: Serve) -> None:
         """A client that doesn't answer a GOODBYE is closed."""
         server = await World().serve(serve)

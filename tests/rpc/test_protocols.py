@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 
 from aiohttp_session_ws.rpc import wamp, wamp_messages as messages_of, wsrpc
-from aiohttp_session_ws.rpc.errors import ProtocolViolation
+from aiohttp_session_ws.rpc.errors import ProtocolViolation, RPCError
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "vectors.json").read_text())
 #: What we never hear of a client, or have no features for.
@@ -90,6 +90,7 @@ class TestWamp:
             '[48, 1, [], "a"]', '[48, 1, {}, 5]', '[48, 1, {}, "a", {}]',
             '[48, 1, {}, "a", [], []]',
             '[48, 1, {"timeout": -1}, "a"]', '[48, 1, {"timeout": "1"}, "a"]', "[99, 1]",
+            '[48, 1, {"timeout": 1' + 400 * "0" + '}, "a"]',
             '[1, 5, {}]', '[48, 1, {}, "a", ["\\u0000!"]]', "[" * 100_000, '[2, 1, {}]',
             '[48, 1, {}, "a", [' + "[" * 100_000 + "]",
         ],
@@ -229,8 +230,8 @@ class TestWsrpc:
 
     def test_errors(self) -> None:
         """Our errors are named as its clients know them."""
-        told = json.loads(wsrpc.error(3, "wamp.error.runtime_error"))
-        own = json.loads(wsrpc.error(3, "shop.sold_out", (["tea"], 2)))
+        told = json.loads(wsrpc.error(3, RPCError("wamp.error.runtime_error")))
+        own = json.loads(wsrpc.error(3, RPCError("shop.sold_out", ["tea"], 2)))
 
         assert told == {"id": 3, "error": {"type": "InternalError", "message": "internal error"}}
         assert own == {"id": 3, "error": {"type": "shop.sold_out", "message": '["tea"]'}}

@@ -99,6 +99,23 @@ class TestSubscribing:
             assert (await server.calls.publish(topic)).sockets == 0
         assert counter.now == 0
 
+    async def test_error_that_cant_be_encoded(self, serve: Serve, complaints: Complaints) -> None:
+        """A refusal that can't be encoded is a runtime error, and logged; the next is answered."""
+        routes = rpc.Routes()
+
+        @routes.topic("odd.{word}")
+        async def odd(word: str) -> AsyncIterator[None]:
+            if word == "x":
+                raise rpc.RPCError("shop.odd", object())
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            for number in (1, 2):
+                answer = await peer.ask([32, number, {}, "odd.x"])
+                assert answer == [8, 32, number, {}, "wamp.error.runtime_error"]
+        assert len(complaints()) == 2
+
     async def test_unknown_subscription(self, serve: Serve) -> None:
         """What isn't subscribed to can't be left."""
         server = await serve(Counter().routes)
@@ -180,6 +197,25 @@ class TestSubscribing:
         await until(lambda: len(ended) == 3)
         assert ended == [3, 2, 1]
         assert len(complaints()) == 1
+
+    async def test_second_half_that_has_begun(self, serve: Serve) -> None:
+        """A second half that UNSUBSCRIBE has begun goes on when the session ends."""
+        routes, begun, done = rpc.Routes(), asyncio.Event(), asyncio.Event()
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            yield
+            begun.set()
+            await until(lambda: not server.calls.sessions)
+            await asyncio.sleep(0)
+            done.set()
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            number = await subscribe(peer, "t")
+            await peer.say([34, 2, number])
+            await begun.wait()
+        await until(done.is_set)
 
     async def test_request_in_flight(self, serve: Serve) -> None:
         """The number of a subscription that isn't answered yet is a violation."""
