@@ -48,6 +48,7 @@ class Applier:
 
         What Redis refused to record is published twice, and carried out once.
         """
+        self._hear(heard.changes)
         order, given = self._order(heard)
         effect = self._effects.apply(order, before=given)
         if not heard.held:  # or it is announced when it comes again
@@ -72,6 +73,11 @@ class Applier:
             close = closes[0].close
         return Order(changes, subjects, close, by, refresh), given
 
+    def _hear(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if isinstance(change, SubjectEnded):
+                self._clock.hear(change.before)
+
     def carry_out_soon(self, order: HeardOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
@@ -80,6 +86,7 @@ class Applier:
         a while in any case, for the node that sends it may have died.
         """
         if order.held:
+            self._hear(order.changes)
             held = self._effects.apply(Order(order.changes))
             if held.closes:
                 _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
@@ -96,6 +103,7 @@ class Applier:
         subject, given = Subject(kind, value), None
         connections = self._node.connections
         if ends:
+            self._clock.hear(at)
             first = connections.write_first(subject, close, began=at)
             order = Order((SubjectEnded(subject, at, ttl),), (), close)
         else:
@@ -122,6 +130,7 @@ class Applier:
         (ends, kind, _, _), first, times, values = row
         if ends:
             known: set[int] = set()
+            self._clock.hear(max(times))
         else:
             known = self._seen.add_row(sender, first, len(values))
         concerned = self._effects.concerned(kind, values, ends=ends)
@@ -177,6 +186,7 @@ class Applier:
         """
         Let records take effect that were missed when they were published.
         """
+        self._hear(changes)
         self._effects.learn(changes)
         for change in changes:
             self._node.order_found(change)

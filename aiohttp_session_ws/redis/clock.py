@@ -17,6 +17,7 @@ SAMPLES: Final = 10
 LARGEST_ERROR: Final = 0.2  # seconds; beyond it an answer was late, and tells no time
 LATE: Final = 5  # answers; if all are late, the network is slow, and the best of them counts
 DRIFT: Final = 1e-4  # how much faster or slower one clock may be than another
+AHEAD: Final = 2.0  # seconds that the time of an end elsewhere may be ahead: it is rounded up
 
 #: Times of ends that were ordered before the clock was known: later than all that is known, so
 #: that they concern everything there is. They get their time by :meth:`RedisClock.resolve`.
@@ -71,6 +72,7 @@ class RedisClock(Clock):
         self._late: deque[Sample] = deque(maxlen=LATE)
         self._best = Sample(monotonic(), 0.0, 0.0)
         self._told_ahead = 0.0
+        self._last_end = 0.0
         self.ahead = 0.0
 
     @property
@@ -148,26 +150,45 @@ class RedisClock(Clock):
 
     def begin_time(self) -> float:
         """
-        Return the time for a lineage that begins now: after all that has ended here so far.
+        Return the time for a lineage that begins now: after the ends that are known here.
+
+        But for these it is no later than the right time, or an end on another node would miss it.
         """
         if not self.known:
             return 0.0
-        return self._later(self.now() - self.error)
+        at, after = self.now() - self.error, self._last_end + TICK
+        at = at if at > after else after
+        self._last = max(self._last, at)
+        return at
 
     def end_time(self) -> float:
         """
         Return the time for an end that is ordered now: after all that has begun so far.
         """
+        at, after = self.order_time(), self._last + TICK
+        if at < PENDING:
+            self._last = self._last_end = at = at if at > after else after
+        return at
+
+    def order_time(self) -> float:
+        """
+        Return the time for an order that ends nothing but one lineage, or only closes.
+        """
         monotonic = self.monotonic()
         if not self.known:
             return PENDING + monotonic
         at, offset, error = self._best
-        return self._later(monotonic + offset + error + (monotonic - at) * DRIFT)
+        return monotonic + offset + error + (monotonic - at) * DRIFT
 
-    def _later(self, at: float) -> float:
-        after = self._last + TICK
-        self._last = last = at if at > after else after
-        return last
+    def hear(self, at: float) -> None:
+        """
+        Note the time of an end on another node: what begins here from now on begins after it.
+
+        A time that is far ahead is no time of a clock that is right.
+        """
+        if self.known and self._last_end < at < self.now() + AHEAD:
+            self._last_end = at
+            self._last = max(self._last, at)
 
     def is_pending(self, at: float) -> bool:
         """

@@ -164,7 +164,7 @@ class Outbound:
         if by is not None or refresh is not None or len(changes) + len(closes) != 1:
             return None
         if closes:
-            (kind, value), at = closes[0], self._clock.end_time()
+            (kind, value), at = closes[0], self._clock.order_time()
             shape = self._shape(False, kind, close or RECONNECT, 0.0)
             return Single(shape, at, value, self._seen.count())
         end = changes[0]
@@ -190,7 +190,7 @@ class Outbound:
         if order.closes:
             ordered = max(map(time_of, order.changes), default=0.0)
             # Who has the answer of a log-in or a renewal, and connects, comes after it.
-            at = ordered - 2 * self._clock.error if ordered else self._clock.end_time()
+            at = ordered - 2 * self._clock.error if ordered else self._clock.order_time()
             close = order.close or RECONNECT
             closes = [
                 CloseSession(subject, self._seen.new(), at, close) for subject in order.closes

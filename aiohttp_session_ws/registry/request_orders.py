@@ -230,7 +230,7 @@ class ScheduledOrders:
         Record the end of the lineage that a request came with.
         """
         core, lineage = self._core, context.lineage
-        ended = context.ordering().ended = core.clock.end_time()
+        ended = context.ordering().ended = core.clock.order_time()
         if lineage is None:
             return
         minor = not context.held_data and core.identifier.identify is not None
@@ -308,7 +308,7 @@ class ScheduledOrders:
         """
         core, lineage = self._core, connection.lineage
         session_ws_id = connection.session_ws_id
-        at = core.clock.end_time()
+        at = core.clock.order_time()
         changes: list[Change] = [
             *others,
             LineageEnded(lineage.token, at, carries=False, ttl=core.ttl),

@@ -349,7 +349,7 @@ class Settlement:
         self, lineage: Lineage, outcome: Outcome, *, carries: bool, at: float | None = None
     ) -> None:
         core = self._core
-        at = core.clock.end_time() if at is None else at
+        at = core.clock.order_time() if at is None else at
         minor = not self._context.held_data and outcome.previous.identity is None
         self._change(LineageEnded(lineage.token, at, carries, core.ttl, minor))
 
@@ -453,7 +453,7 @@ class Settlement:
                 lineage.token,
                 newest + 1,
                 lineage.generation,
-                core.clock.end_time(),
+                core.clock.order_time(),
                 frozenset({"login" if by == "login" else "renewal"}),
                 seen=False,
                 ttl=LOGIN_TTL if by == "login" else core.ttl,
@@ -470,9 +470,9 @@ class Settlement:
             return
         now = await core.current_id(self._request)
         if now is None:
-            self._change(LineageEnded(lineage.token, core.clock.end_time(), False, core.ttl))
+            self._change(LineageEnded(lineage.token, core.clock.order_time(), False, core.ttl))
         elif now != came:
-            self._change(LineageEnded(lineage.token, core.clock.end_time(), True, core.ttl))
+            self._change(LineageEnded(lineage.token, core.clock.order_time(), True, core.ttl))
 
     def _change(self, change: Change) -> None:
         """

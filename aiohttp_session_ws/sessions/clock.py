@@ -74,6 +74,12 @@ class Clock:
         """
         return self.begin_time()
 
+    def order_time(self) -> float:
+        """
+        Return the time for an order that ends nothing but one lineage, or only closes.
+        """
+        return self.begin_time()
+
     def start_after(self, last: float) -> None:
         """
         Go on from *last*, which an earlier process has seen.

@@ -48,6 +48,44 @@ async def is_nobody(client: Client, cookie: str) -> bool:
     return await who(client, cookie) is None
 
 
+def doubt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a node know what time it is to 0.15 s only, as behind a slow network."""
+    clock = cluster_of(client).clock
+    now = clock.monotonic()
+    clock.measure(clock.now(), now - 0.15, now + 0.15, 1e-9)
+    monkeypatch.setattr(clock, "measure", lambda *_: None)
+
+
+class TestClocks:
+    """Nodes know the one clock more or less exactly."""
+
+    async def test_right_after_a_log_in(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A log-out everywhere by another node ends what has just begun."""
+        a, b = nodes
+        await acquaint(a, b)
+        doubt(b, monkeypatch)
+        _, cookie = await log_in(b), await log_in(b, "bob")
+        async with socket(b, cookie) as ws:
+            await registry_of(a).end_identity("bob")
+            assert await expect_close(ws) == 4401
+
+    async def test_log_in_right_after(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who logs in when a log-out everywhere by another node has been heard lives."""
+        a, b = nodes
+        await acquaint(a, b)
+        doubt(a, monkeypatch)
+        cookie = await log_in(b)
+        async with socket(b, cookie) as ws:
+            await registry_of(a).end_identity("ann")
+            assert await expect_close(ws) == 4401
+        cookie = await log_in(b)
+        async with socket(b, cookie) as ws:
+            await ws.send_str("there")
+            assert await ws.receive_str() == "there"
+
+
 class TestPages:
     """Requests that a node has never heard of come with the cookie of an ended session."""
 

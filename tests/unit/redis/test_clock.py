@@ -41,6 +41,27 @@ class TestRedisClock:
             assert times.clock.begin_time() <= times.right <= times.clock.end_time()
             times.now += 1.0  # for the clock never runs back
 
+    def test_right_after_an_order(self) -> None:
+        """What begins after an order that concerns it not begins no later than it does."""
+        times = Times()
+        times.measure(0.15, 0.05)
+        for _ in range(3):
+            assert times.clock.order_time() >= times.right >= times.clock.begin_time()
+
+    def test_heard(self) -> None:
+        """What begins after an end of another node is heard comes after it, within reason."""
+        times = Times()
+        times.clock.hear(times.right)
+        assert times.clock.begin_time() == 0.0
+        times.measure(0.1, 0.0)
+        heard = times.right + 0.2
+        times.clock.hear(heard)
+        assert heard < times.clock.begin_time() < heard + 0.001
+        assert times.clock.end_time() > heard
+        times.clock.hear(times.right + 3600.0)
+        times.clock.hear(PENDING)
+        assert times.clock.end_time() < times.right + 0.3
+
     def test_latest(self) -> None:
         """What others have timed was not later than it is said to be, nor later than now."""
         rng, times = random.Random(2), Times()
