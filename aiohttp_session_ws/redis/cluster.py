@@ -27,6 +27,7 @@ from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.encoding import encode
 from ..sessions.records import (
+    Change,
     IdNote,
     LineageEnded,
     LineageRenewed,
@@ -417,9 +418,9 @@ class RedisCluster:
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)
 
-    def _keep(self, change: LineageEnded | SubjectEnded) -> None:
+    def _keep(self, change: Change) -> None:
         """
-        Restart the time of an end in Redis, too.
+        Restart the time of a record in Redis, too.
 
         It isn't written again: if Redis has lost it meanwhile, it needs a new number, or whoever
         missed it would never hear of it.

@@ -16,7 +16,7 @@ from .._refused import Unavailable
 from ..connections.connection import TrackedConnection
 from ..exceptions import RedisUnavailable
 from ..registry.cluster import LocalNode
-from ..sessions.records import Change, LineageEnded, SubjectEnded
+from ..sessions.records import Change
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import Commands
@@ -66,7 +66,7 @@ class Lookup:
         node: This node.
         commands: Redis.
         applier: Lets what is found take effect.
-        meet: Called with an end that was met again, so that its time begins anew in Redis too.
+        meet: Called with a record that was met again: its time begins anew in Redis too.
         on_outage: What happens to handshakes while Redis is away.
 
     Attributes:
@@ -78,7 +78,7 @@ class Lookup:
         node: LocalNode,
         commands: Commands,
         applier: Applier,
-        meet: Callable[[LineageEnded | SubjectEnded], None],
+        meet: Callable[[Change], None],
         on_outage: OnOutage,
     ) -> None:
         self._node = node
@@ -140,8 +140,7 @@ class Lookup:
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in found.changes:
-            if isinstance(change, LineageEnded | SubjectEnded):
-                self._meet(change)
+            self._meet(change)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """

@@ -25,6 +25,7 @@ from tests.support.nodes import (
     refused,
     registry_of,
     script,
+    settled,
     socket,
     visit,
 )
@@ -171,6 +172,23 @@ class TestRecords:
 
         async def is_kept() -> bool:
             return bool(await redis_server.cli("TTL", key) > 1000)
+
+        await until(is_kept)
+
+    async def test_renewal_met(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """So is a renewal: without it the cookies of before would be good again some day."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await visit(a, "/renew", await log_in(a))
+        await visit(a, "/whoami", cookie)
+        await settled(a)
+        keys = await redis_server.cli("KEYS", f"{PREFIX}:lineage:*")
+        for key in keys:
+            await redis_server.cli("EXPIRE", key, 1000)
+        b = await start_node(redis_server.url, "b")
+        await visit(b, "/whoami", cookie)
+
+        async def is_kept() -> bool:
+            return max([int(await redis_server.cli("TTL", key)) for key in keys]) > 1000
 
         await until(is_kept)
 
