@@ -152,6 +152,7 @@ class Membership:
         Tell that this node stops, so that nobody waits for it.
         """
         if self.serves and self._commands.available:
+            self.serves = False  # or the next heartbeat would list it again
             try:
                 await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
             except TROUBLE as exc:

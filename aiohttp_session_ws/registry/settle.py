@@ -320,7 +320,8 @@ class Settlement:
             return
         if self._orders.ended is not None:
             if carries:
-                self._end(lineage, outcome, at=self._orders.ended, carries=True)
+                ended = self._core.clock.resolve(self._orders.ended)
+                self._end(lineage, outcome, at=ended, carries=True)
         elif context.fresh or self._orders.begins or outcome.logged_in:
             pass  # it has ended by itself, or by the order; a visitor's lineage is replaced
         elif outcome.anew or outcome.changed_hands:

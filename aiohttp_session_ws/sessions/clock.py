@@ -80,6 +80,12 @@ class Clock:
         """
         return self.begin_time()
 
+    def resolve(self, at: float) -> float:
+        """
+        Return the time of *at*, which may have been taken before the clock was known.
+        """
+        return at
+
     def start_after(self, last: float) -> None:
         """
         Go on from *last*, which an earlier process has seen.

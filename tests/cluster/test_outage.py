@@ -8,17 +8,19 @@ import asyncio
 import logging
 from typing import Any
 
+import aiohttp_session
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import WSServerHandshakeError, web
 from aiohttp.test_utils import TestServer
 from aiohttp_session import SimpleCookieStorage
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from aiohttp_session_ws import NotSetUp, Timeouts
+from aiohttp_session_ws import Expiry, NotSetUp, Timeouts, end_session_ws
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis.cluster import RedisCluster
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -405,6 +407,33 @@ async def mgets(redis_server: RedisServer) -> int:
     return int(stats.get("cmdstat_mget", {}).get("calls", 0))
 
 
+class TestUnknownTime:
+    async def test_log_out(
+        self, redis_server: RedisServer, aiohttp_client: AiohttpClient, start_node: StartNode
+    ) -> None:
+        """A log-out that was begun before the time was known gets it, and its age."""
+        async with Proxy(redis_server.port) as proxy:
+            await proxy.stop()
+            app = node_app(proxy.url(), "a", expiry=Expiry(renewal_grace=1e-6))
+
+            async def out(request: web.Request) -> web.Response:
+                response = web.Response()
+                await end_session_ws(request, response)
+                await proxy.start()
+                await until(lambda: cluster_of(client).clock.known)
+                session = await aiohttp_session.new_session(request)
+                session["user"] = "bob"
+                return response
+
+            app.router.add_get("/out/late", out)
+            client = await aiohttp_client(app)
+            assert not cluster_of(client).clock.known
+            cookie = await log_in(client)
+            await visit(client, "/out/late", cookie)
+            await becomes(client, "connected")
+            assert await refused(client, cookie) == 4401
+
+
 class TestConnections:
     async def test_unix(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """Redis may be on a Unix socket."""
@@ -490,3 +519,15 @@ class TestConnections:
         await server.close()
         members.hurry()
         await until(lambda: len(members.members) == 2)
+
+    async def test_last_heartbeat(self, redis_server: RedisServer) -> None:
+        """Nor is it listed again by a heartbeat that comes after its leave."""
+        server = TestServer(node_app(redis_server.url, "a"))
+        await server.start_server()
+        cluster = inspect(registry_in(server)).cluster
+        assert isinstance(cluster, RedisCluster)
+        await cluster.membership.leave()
+        await cluster.membership.look()
+        listed = await redis_server.cli("EXISTS", "{aiohttp_session_ws}:nodes")
+        await server.close()
+        assert not listed
