@@ -20,10 +20,13 @@ from aiohttp_session_ws import Expiry, SessionWSRegistry
 from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId, JournalError
 from aiohttp_session_ws.sessions import journal_writer
 from aiohttp_session_ws.sessions.journal_file import JournalFile
-from tests.support import AiohttpClient, Client, make_app
+from aiohttp_session_ws.sessions.records import Records
+from tests.support import AiohttpClient, Client, make_app, until
 from tests.support.app import user_of
+from tests.support.clock import Wall
 from tests.support.people import outcome, seen_as, session_of
 from tests.support.processes import Process
+from tests.support.seconds import Seconds
 
 Start: TypeAlias = Callable[[], Awaitable[Client]]
 
@@ -201,8 +204,21 @@ class TestMet:
     ) -> None:
         """An end that is met again and again is kept for longer than its time, on disk too."""
         monkeypatch.setattr(journal_writer, "TIDY", 0.1)
-        expiry = Expiry(revocation_ttl=1.0)
+        wall, seconds = Wall(monkeypatch), Seconds()
+        defaults = Records.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "clock", seconds)
+        expiry = Expiry(revocation_ttl=3600.0)
         clients = []
+
+        tidy, rounds = JournalFile.tidy, list[bool]()
+
+        def tidy_and_tell(self: JournalFile) -> bool:
+            more = tidy(self)
+            rounds.append(more)
+            return more
+
+        monkeypatch.setattr(JournalFile, "tidy", tidy_and_tell)
         for _ in range(2):
             registry = SessionWSRegistry(identify=user_of, journal=path, expiry=expiry)
             client = await aiohttp_client(make_app(registry))
@@ -210,9 +226,12 @@ class TestMet:
             if len(clients) == 1:
                 cookie = await session_of(client)
                 await out(client, cookie)
-                began = asyncio.get_running_loop().time()
-                while asyncio.get_running_loop().time() < began + 2:
+                for _ in range(4):
                     assert await outcome(client, cookie) in (4401, 4403)
+                    wall.advance(1800.0)
+                    seconds.now += 1800.0
+                    tidied = len(rounds) + 2  # the first may have begun before
+                    await until(lambda tidied=tidied: len(rounds) >= tidied)  # type: ignore[misc]
                 await client.close()
 
         assert await outcome(clients[1], cookie) == 4401
