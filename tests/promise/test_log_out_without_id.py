@@ -70,8 +70,13 @@ class TestFromBefore:
             assert await site.knock(cookie) in site.shut(CODES[way])
             assert await site.presented(cookie) in site.out(CODES[way])
 
-    @pytest.mark.parametrize("spelling", SPELLINGS)
-    @pytest.mark.parametrize("storage_class", [EncryptedCookieStorage, NaClCookieStorage])
+    @pytest.mark.parametrize(
+        ("storage_class", "spelling"),
+        [
+            *[(EncryptedCookieStorage, name) for name in SPELLINGS if name != "dashes"],
+            *[(NaClCookieStorage, name) for name in SPELLINGS if name != "alphabet"],
+        ],
+    )
     async def test_another_spelling(
         self, serve: Serve, storage_class: Callable[[bytes], AbstractStorage], spelling: str
     ) -> None:
@@ -81,8 +86,7 @@ class TestFromBefore:
         cookie = await cookie_from_before(storage, user="ann")
         name, _, value = cookie.partition("=")
         copy = f"{name}={SPELLINGS[spelling](value)}"
-        if (await site.presented(copy))[0] is None:
-            pytest.skip("this storage doesn't read it")
+        assert await site.presented(copy) == ("ann", "ann")
         await (await site.browser(cookie)).get("/out/helper")
 
         assert await site.presented(cookie) == (None, DEAD)
