@@ -337,7 +337,8 @@ class Ledger:
         if login.by is None or login.by not in self._elsewhere:
             return False
         contents = [content for content in (login.by.loaded, login.by.saw) if content]
-        return session_ws_id in map(self.id_of, contents)
+        root = self.root(session_ws_id)  # an older id of the session ends it, too
+        return any(self.root(self.id_of(content)) == root for content in contents)
 
     def contested(self, token: str, tags: list[int]) -> bool:
         """Tell whether a log-in was renewed in another way, too: perhaps nobody got that."""
