@@ -211,6 +211,7 @@ class RedisClock(Clock):
         """
         if last < PENDING:
             super().start_after(last)
+            self._last_end = max(self._last_end, last)
 
     def promise_by(self, promise: Callable[[], object]) -> None:
         """

@@ -62,6 +62,15 @@ class TestRedisClock:
         times.clock.hear(PENDING)
         assert times.clock.end_time() < times.right + 0.3
 
+    def test_after_an_earlier_process(self) -> None:
+        """What begins comes after the ends that a journal has kept."""
+        times = Times()
+        last = times.right + 0.15
+        times.clock.start_after(last)
+        times.clock.start_after(PENDING)
+        times.measure(0.1, 0.0)
+        assert last < times.clock.begin_time() < last + 0.001
+
     def test_latest(self) -> None:
         """What others have timed was not later than it is said to be, nor later than now."""
         rng, times = random.Random(2), Times()
