@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import inbound, membership, recent, write_back
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
-from aiohttp_session_ws.redis.io.scripts import FIND, LIVING, Script
+from aiohttp_session_ws.redis.io.scripts import FIND, Script
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
@@ -353,32 +352,10 @@ class TestLostData:
         cluster_of(second).membership.hurry()
         await recorded(redis_server, "x")
 
-    async def test_shares_of_the_dead(
+    async def test_shares_of_others(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
     ) -> None:
-        """What is shared out to nodes that have died is written once they count no more."""
-        monkeypatch.setattr(write_back, "FEW", 0)
-        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.5))
-        first = TestServer(node_app(redis_server.url, "first"))
-        await first.start_server()
-        second = await start_node(redis_server.url, "second")
-        for number in range(20):
-            await registry_in(first).end_session(f"x{number}", wait=PATIENCE)
-        await until(lambda: len(cluster_of(second).recent) >= 20)
-        await first.close()
-        await redis_server.cli("FLUSHALL")
-        seconds, _ = await redis_server.cli("TIME")
-        for number in range(20):
-            ghost = seconds - LIVING + 0.4
-            await redis_server.cli("ZADD", f"{PREFIX}:nodes", ghost, f"ghost {number}")
-        cluster_of(second).membership.hurry()
-        for number in range(20):
-            await recorded(redis_server, f"x{number}")
-
-    async def test_shares_of_newcomers(
-        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
-    ) -> None:
-        """What is shared out to nodes that have never heard of it is written all the same."""
+        """What is shared out to nodes that have died, or never heard of it, is written too."""
         monkeypatch.setattr(write_back, "FEW", 0)
         monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
         first = TestServer(node_app(redis_server.url, "first"))
@@ -461,13 +438,13 @@ class TestLostData:
         async with Proxy(redis_server.port) as proxy:
             node = await start_node(proxy.url(), "node")
             cluster = cluster_of(node)
-            files, copy = redis_server.folder / "appendonlydir", tmp_path / "copy"
+            copy = tmp_path / "copy"
             async with script(redis_server.url) as other:
                 for number in range(5):
                     await other.end_session(f"before {number}", wait=PATIENCE)
                 cluster.membership.hurry()
                 await until(lambda: redis_server.cli("ZSCORE", f"{PREFIX}:marks", 5))
-                shutil.copytree(files, copy)
+                redis_server.copy_data(copy)
                 for number in range(10):
                     await other.end_session(f"forgotten {number}", wait=PATIENCE)
                 cluster.membership.hurry()
@@ -475,8 +452,7 @@ class TestLostData:
             await proxy.stop()
             await becomes(node, "degraded")
             redis_server.kill()
-            shutil.rmtree(files)
-            shutil.copytree(copy, files)
+            redis_server.go_back_to(copy)
             await redis_server.start()
             async with script(redis_server.url) as other:
                 for number in range(12):
@@ -503,8 +479,8 @@ class TestLostData:
         async with Proxy(redis_server.port) as proxy:
             node = await start_node(proxy.url(), "node")
             cluster = cluster_of(node)
-            files, copy = redis_server.folder / "appendonlydir", tmp_path / "copy"
-            shutil.copytree(files, copy)
+            copy = tmp_path / "copy"
+            redis_server.copy_data(copy)
             async with script(redis_server.url) as other:
                 for number in range(5):
                     await other.end_session(f"forgotten {number}", wait=PATIENCE)
@@ -512,8 +488,7 @@ class TestLostData:
             await proxy.stop()
             await becomes(node, "degraded")
             redis_server.kill()
-            shutil.rmtree(files)
-            shutil.copytree(copy, files)
+            redis_server.go_back_to(copy)
             await redis_server.start()
             async with script(redis_server.url) as other:
                 for number in range(7):

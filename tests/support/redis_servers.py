@@ -92,6 +92,20 @@ class RedisServer(Process):
             self.lose_data()
         return await self.start()
 
+    def copy_data(self, target: Path) -> None:
+        """Copy what it has written so far into a new folder, as a backup does."""
+        target.mkdir()
+        for path in self.folder.glob("appendonly*"):  # a file before Redis 7, then a folder
+            if path.is_dir():
+                shutil.copytree(path, target / path.name)
+            else:
+                shutil.copy2(path, target)
+
+    def go_back_to(self, copy: Path) -> None:
+        """Put what ``copy_data()`` has copied in the place of what it has written since."""
+        self.lose_data()
+        shutil.copytree(copy, self.folder, dirs_exist_ok=True)
+
     def lose_data(self) -> None:
         """Delete what it has written, but not who it is in a Redis Cluster."""
         assert not self.running
