@@ -207,7 +207,7 @@ class Hand:
     async def _keep_busy(self, seconds: float) -> None:
         """Let a script run that is too slow: others are answered BUSY."""
         redis = self._redis
-        await redis.cli("CONFIG", "SET", "busy-reply-threshold", 50)
+        await redis.cli("CONFIG", "SET", "lua-time-limit", 50)
         script = asyncio.create_task(redis.cli("EVAL", "while true do end", 0))
         await asyncio.sleep(seconds)
         async with asyncio.timeout(PATIENCE):
