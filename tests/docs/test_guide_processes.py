@@ -139,7 +139,9 @@ class TestRedis:
             codes = [code, await expect_close(ws)]
 
         assert (codes, delivery.sockets) == ([4401, 4401], 0)
-        assert await redis_server.cli("ACL", "LOG") == []
+        denied = {entry["object"] for entry in await redis_server.cli("ACL", "LOG")}
+        # Before Redis 7 CLIENT is one command, a dangerous one; redis-py does without its answer.
+        assert denied <= {"client"}
 
     @pytest.mark.parametrize(
         "command", [["GET", "other"], ["FLUSHALL"], ["KEYS", "*"], ["PUBLISH", "other", "x"]]
