@@ -68,7 +68,8 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             that is needed, and what it made is closed.
         prefix: What all keys and channels begin with; the same for all nodes that belong
             together. Its keys are in one slot of a Redis Cluster.
-        node: What this process is called; by default its host and its number.
+        node: What people call this process; by default its host and its number. Two may have the
+            same, for among themselves they use names of their own.
         on_outage: What happens to handshakes while Redis is away: ``"refuse"`` answers 503
             with ``Retry-After``; ``"accept"`` lets them open by what this process knows, and
             closes those that should not have been when Redis is back.

@@ -41,6 +41,23 @@ def orders_at(*clients: Client) -> list[OrderDetails]:
     return told
 
 
+class TestNames:
+    async def test_same(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Two nodes that people call the same are two nodes, and hear each other."""
+        nodes = a, b = [await start_node(redis_server.url, "web") for _ in range(2)]
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        async with socket(a, cookie), socket(b, cookie) as ws:
+            named = await registry_of(a).nodes()
+            stats = await registry_of(a).cluster_stats()
+            report = await registry_of(a).end_identity("ann", wait=PATIENCE)
+            assert await expect_close(ws) == 4401
+
+        assert [node.name for node in named] == ["web", "web"]
+        assert [each.open for each in stats] == [1, 1]
+        assert (report.sockets, report.nodes_answered, report.complete) == (2, len(nodes), True)
+
+
 class TestStats:
     async def test_of_all(self, nodes: Nodes) -> None:
         """Each node tells what it has counted."""
