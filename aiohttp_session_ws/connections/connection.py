@@ -363,9 +363,11 @@ class TrackedConnection(Connection):
         if self.transport is None:
             return
         done = self.disconnected
-        self.transport.abort()
+        # To a TLS transport that was closed twice asyncio's abort() does nothing; in 3.11.2 it
+        # raises that.
+        with contextlib.suppress(AttributeError):
+            self.transport.abort()
         if not done and self.tls_socket is not None:
-            # asyncio's abort() does nothing to a TLS transport that was closed twice.
             with contextlib.suppress(OSError, TypeError):  # uvloop's has no shutdown()
                 self.tls_socket.shutdown(socket.SHUT_RDWR)
 

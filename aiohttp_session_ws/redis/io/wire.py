@@ -167,11 +167,12 @@ class Wire(asyncio.Protocol):
 
     def end(self, why: Exception) -> None:
         """
-        Break it off.
+        Break it off, once.
         """
-        if not self.ended.done():
-            self.ended.set_exception(why)
-            _ = self.ended.exception()  # nobody need wait for it
+        if self.ended.done():
+            return
+        self.ended.set_exception(why)
+        _ = self.ended.exception()  # nobody need wait for it
         if self._task is not None:
             _ = self._task.cancel()
         self._transport.abort()
