@@ -5,7 +5,6 @@ The operator's command line: it asks and orders as a job does, without an applic
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from ..exceptions import InvalidIdentity, InvalidSessionWSId, RedisUnavailable
 from ..options import Expiry
 from ..redis import RedisSessionWSRegistry
 from ..results import CloseReport, ClusterStats, ConnectionInfo, Nodes, Snapshot
+from ..sessions.encoding import decode
 from .arguments import Options, parse
 from .output import Answer, of_connections, of_count, of_nodes, of_order, of_stats, show
 from .watching import watch
@@ -285,16 +285,9 @@ def _literals(text: str) -> list[Hashable]:
     return [text, int(text)] if NUMBER.fullmatch(text) else [text]
 
 
-def _read(text: str) -> Any:
+def _read(text: str) -> Hashable:
     try:
-        subject = _as_tuple(json.loads(text))
+        return decode(text)
     except (ValueError, RecursionError):
         msg = """with --json-ids an id is JSON: 42, '"42"' or '["ann", 7]'; mind the shell"""
         raise ValueError(msg) from None
-    return subject
-
-
-def _as_tuple(value: Any) -> Any:
-    if isinstance(value, dict):
-        raise ValueError("no id")  # noqa: TRY004  it is JSON of a wrong kind
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

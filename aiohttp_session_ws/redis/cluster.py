@@ -50,7 +50,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, as_json, encode as encode_record, time_of, with_time
+from .messages import CloseSession, Record, encode_record, time_of, with_time
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -441,16 +441,13 @@ class RedisCluster:
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect an id, an identity or a label's value to be one that can be told as JSON, and be
-        kept by the journal if there is one.
+        Expect an id, an identity or a label's value to be one that can be told as JSON.
 
         Raises:
             TypeError: If it isn't.
         """
         if type(value) is not str:
-            _ = as_json(value)
-            if self._journaled:
-                _ = encode(value)  # which takes less
+            _ = encode(value)
 
     def record(self, order: Order) -> None:
         """

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..close_codes import Close
 from ..registry.cluster import Refresh
+from ..sessions.encoding import subject_of
 from ..sessions.records import Cause, Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
-from .messages import CAUSES, VERSION, CloseSession, Record, as_json
+from .messages import CAUSES, VERSION, CloseSession, Record
 
 __all__: list[str] = []
 
@@ -123,13 +124,6 @@ def name(value: object) -> str:
     return text
 
 
-def as_tuple(value: Any) -> Any:
-    """
-    Return *value* as it was before it was JSON, which makes a list of a tuple.
-    """
-    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
-
-
 def _order(body: list[Any]) -> HeardOrder:
     texts, closing, *rest = body
     changes = tuple([_change(text) for text in texts])
@@ -153,7 +147,7 @@ def _refresh(
 ) -> Refresh:
     lineage = Lineage(str(token), _generation(generation), _time(began))
     end = math.inf if until is None else _time(until)
-    return Refresh(lineage, value_of(session_ws_id), end, value_of(was))
+    return Refresh(lineage, subject_of(session_ws_id), end, subject_of(was))
 
 
 def _record(body: list[Any]) -> Record:
@@ -189,7 +183,7 @@ def _before(before: Any, ttl: Any, subject: Any) -> SubjectEnded:
 
 
 def _note(began: Any, ttl: Any, length: Any, token: Any, session_ws_id: Any) -> IdNote:
-    return IdNote(value_of(session_ws_id), _text(token), _time(began), ttl_of(ttl))
+    return IdNote(subject_of(session_ws_id), _text(token), _time(began), ttl_of(ttl))
 
 
 _CHANGES: Final[dict[str, Callable[..., Change]]] = {
@@ -256,22 +250,4 @@ def _subject(body: list[Any]) -> Subject:
     kind, value = body
     if kind not in ("id", "identity", "label"):
         raise ValueError("another kind of subject")
-    return Subject(kind, value_of(value))
-
-
-def value_of(value: Any) -> Hashable:
-    """
-    Return an id, an identity or a label as it was before it was JSON.
-
-    Raises:
-        ValueError: If it can't be one.
-        TypeError: If it can't be one.
-    """
-    if type(value) is str:
-        return value
-    subject: Hashable = as_tuple(value)
-    hash(subject)
-    if subject is None:
-        raise ValueError("nobody")
-    _ = as_json(subject)  # or what is told of it could not be told on
-    return subject
+    return Subject(kind, subject_of(value))

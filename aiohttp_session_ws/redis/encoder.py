@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii as quote
 
 from .._lineage import Lineage, Subject
+from ..sessions.encoding import encode
 from .clock import PENDING
 from .entries import AnyEntry, Argument, Entry, Single
 from .messages import (
     CLOSE_TTL,
     Record,
     Stored,
-    as_json,
-    encode,
+    encode_record,
     envelope,
     head_of,
     keys_of_lookup,
@@ -93,7 +93,7 @@ class Encoder:
         shape, value = entry.shape, entry.value
         if shape is not self._shape:
             self._take_shape(shape)
-        at, name = repr(entry.at), quote(value) if type(value) is str else as_json(value)
+        at, name = repr(entry.at), quote(value) if type(value) is str else encode(value)
         number = entry.number if not shape.ends else ""
         body = f"{self._line}{number}\t{at}\t{name}".encode()
         text = f"{self._text}{at}{self._how}{number}{self._tail}{name}]]"
@@ -158,7 +158,7 @@ class Encoder:
             resolved = self._resolve(record)
             if resolved is None:
                 return None
-            found.append(encode(resolved))
+            found.append(encode_record(resolved))
         return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from .._lineage import Subject
 from ..close_codes import Close
 from ..registry.cluster import Refresh
+from ..sessions.encoding import encode
 from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
 
 __all__: list[str] = []
@@ -98,7 +99,7 @@ class Stored(NamedTuple):
     text: str
 
 
-def encode(record: Record) -> Stored:
+def encode_record(record: Record) -> Stored:
     """
     Return a record as Redis gets it.
 
@@ -130,7 +131,7 @@ def _before(record: SubjectEnded) -> Stored:
 
 def _note(record: IdNote) -> Stored:
     session_ws_id, token, began, ttl = record
-    name, session = quote(token), as_json(session_ws_id)
+    name, session = quote(token), encode(session_ws_id)
     text = f'[1,"note",{began!r},{ttl!r},{len(name)},{name},{session}]'
     return Stored("of:" + session, milliseconds(ttl), text)
 
@@ -162,39 +163,14 @@ def subject_key(subject: Subject) -> str:
     """
     Return the part of a key that names *subject*.
     """
-    return f"{subject.kind}:{as_json(subject.value)}"
+    return f"{subject.kind}:{encode(subject.value)}"
 
 
 def subject_text(subject: Subject) -> str:
     """
     Return *subject* as JSON.
     """
-    return f'["{subject.kind}",{as_json(subject.value)}]'
-
-
-def as_json(value: Hashable) -> str:
-    """
-    Return an id, an identity or a label as JSON: the same for what is equal in Python.
-
-    Raises:
-        TypeError: If other nodes couldn't read it.
-    """
-    return quote(value) if type(value) is str else json.dumps(_plain(value))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    if value is None or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    raise TypeError(
-        f"other nodes can't be told of a {type(value).__name__}: let ids, identities and labels"
-        " be str, int or tuples of such"
-    )
+    return f'["{subject.kind}",{encode(subject.value)}]'
 
 
 def order_text(
@@ -227,7 +203,7 @@ def order_text(
     if refresh is not None:
         (token, generation, began), session_ws_id, until, was = refresh
         end = "null" if until == math.inf else repr(float(until))
-        ids = f"{as_json(session_ws_id)},{end},{as_json(was)}"
+        ids = f"{encode(session_ws_id)},{end},{encode(was)}"
         text += f",[{quote(token)},{generation},{began!r},{ids}]"
     return text + "]"
 

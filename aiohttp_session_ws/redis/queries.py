@@ -15,8 +15,9 @@ from .._logging import OncePerMinute, log
 from ..registry.cluster import LocalNode
 from ..registry.questions import Answers
 from ..results import ConnectionInfo, Count, Delivery, NodeInfo, Nodes, Snapshot
+from ..sessions.encoding import as_tuple, subject_of
 from ..typing import Data
-from .decoding import WRONG, as_tuple, name
+from .decoding import WRONG, name
 from .messages import VERSION, subject_text
 from .requests import DATA, Requests
 
@@ -221,4 +222,4 @@ def _as_list(subject: Subject | None) -> Any:
 
 
 def _as_subject(body: Any) -> Subject | None:
-    return None if body is None else Subject(body[0], as_tuple(body[1]))
+    return None if body is None else Subject(body[0], subject_of(body[1]))

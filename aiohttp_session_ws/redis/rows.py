@@ -19,9 +19,10 @@ from typing import Final, NamedTuple
 
 from .._lineage import Kind, Subject
 from ..close_codes import Close
+from ..sessions.encoding import encode, subject_of
 from ..sessions.records import SubjectEnded
-from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of, value_of
-from .messages import CLOSE_TTL, CloseSession, as_json, milliseconds
+from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of
+from .messages import CLOSE_TTL, CloseSession, milliseconds
 
 __all__: list[str] = []
 
@@ -102,7 +103,7 @@ def cell_text(at: float, value: Hashable) -> str:
     """
     Return one order of a row.
     """
-    return f"{at!r}\t{quote(value) if type(value) is str else as_json(value)}"
+    return f"{at!r}\t{quote(value) if type(value) is str else encode(value)}"
 
 
 def read_orders(line: str, sender: str) -> list[HeardOrder] | None:
@@ -226,7 +227,7 @@ def _row(fields: list[str]) -> Row:
     found = json.loads(f"[{','.join(cells[1::2])}]")
     if len(times) != len(found) or not (times and math.isfinite(sum(times))):
         raise ValueError("each order has a time and a subject")
-    values = found if set(map(type, found)) == {str} else list(map(value_of, found))
+    values = found if set(map(type, found)) == {str} else list(map(subject_of, found))
     return Row(shape, 0 if shape.ends else _number(rest), times, values)
 
 

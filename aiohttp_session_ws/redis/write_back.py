@@ -25,7 +25,7 @@ from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
 from .io.scripts import LIVING
 from .membership import PULSE, Membership
-from .messages import VERSION, CloseSession, Record, Stored, encode
+from .messages import VERSION, CloseSession, Record, Stored, encode_record
 from .recent import RecentOrders
 from .rows import read_orders
 
@@ -209,7 +209,7 @@ class WriteBack:
         some: dict[str, dict[Record, Stored]] = {}
         written = 0
         for number, record in enumerate(records):
-            stored = encode(record)
+            stored = encode_record(record)
             if is_mine(stored.key):
                 some.setdefault(stored.key, {})[record] = stored
             if len(some) >= AT_ONCE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from json.encoder import encode_basestring_ascii as quote
+from typing import Any
 
 __all__: list[str] = []
 
@@ -31,7 +32,14 @@ def decode(text: str | bytes) -> Hashable:
     Raises:
         ValueError: If *text* isn't JSON of that kind.
     """
-    return _subject(json.loads(text))
+    return subject_of(json.loads(text))
+
+
+def as_tuple(value: Any) -> Any:
+    """
+    Return *value* as it was before it was JSON, which makes a list of a tuple.
+    """
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def _plain(subject: object) -> object:
@@ -51,9 +59,15 @@ def _plain(subject: object) -> object:
     )
 
 
-def _subject(value: object) -> Hashable:
+def subject_of(value: object) -> Hashable:
+    """
+    Return an id, an identity or a label as it was before it was JSON.
+
+    Raises:
+        ValueError: If it can't be one.
+    """
     if isinstance(value, str | int):
         return value
     if isinstance(value, list):
-        return tuple([_subject(part) for part in value])
+        return tuple([subject_of(part) for part in value])
     raise ValueError(f"a {type(value).__name__} is no id, identity or label")

@@ -20,6 +20,7 @@ from aiohttp_session import AbstractStorage, Session
 
 from .._lineage import Lineage
 from .._logging import describe_error, log
+from .encoding import as_tuple
 
 __all__: list[str] = []
 
@@ -242,13 +243,6 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
         log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
-
-
-def as_tuple(value: Any) -> Any:
-    """
-    Return *value* as it was before it was JSON, which makes a list of a tuple.
-    """
-    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:

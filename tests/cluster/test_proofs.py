@@ -9,7 +9,7 @@ import time
 from redis.asyncio import Redis
 
 from aiohttp_session_ws._lineage import Subject
-from aiohttp_session_ws.redis.messages import encode
+from aiohttp_session_ws.redis.messages import encode_record
 from aiohttp_session_ws.sessions.records import SubjectEnded
 from tests.cluster.conftest import Sites
 from tests.promise.site import DEAD
@@ -62,6 +62,6 @@ class TestProofs:
 
 async def _end_unheard(url: str) -> None:
     """Record an end in Redis, and tell nobody."""
-    stored = encode(SubjectEnded(BOB, time.time() + 1, 3600.0))
+    stored = encode_record(SubjectEnded(BOB, time.time() + 1, 3600.0))
     async with Redis.from_url(url) as redis:
         await redis.set("{aiohttp_session_ws}:" + stored.key, stored.text, px=stored.ttl)

@@ -21,7 +21,7 @@ from aiohttp_session_ws.redis.encoder import Encoder
 from aiohttp_session_ws.redis.entries import AnyEntry, Entry, Single
 from aiohttp_session_ws.redis.io import scripts
 from aiohttp_session_ws.redis.io.scripts import END_OTHERS, FIND, HEARTBEAT, LEAVE, WRITE, Script
-from aiohttp_session_ws.redis.messages import CloseSession, Record, encode
+from aiohttp_session_ws.redis.messages import CloseSession, Record, encode_record
 from aiohttp_session_ws.redis.rows import Shape
 from aiohttp_session_ws.sessions.records import (
     Cause,
@@ -140,7 +140,7 @@ class TestMerge:
                     records.merge(one)
                 await redis.write(Entry(some))
             for record in records:
-                text = await redis.client.get(TAG + encode(record).key)
+                text = await redis.client.get(TAG + encode_record(record).key)
                 assert text is not None
                 assert essence(read_record(text)) == essence(record)
 
