@@ -86,18 +86,8 @@ class Effects:
         """
         news = list(filter(self._records.merge, changes))
         if news and self._core.journal is not None:
-            self._write(self._core.journal, news)
+            self._commit = self._core.journal.append(news)
         return news
-
-    def _write(self, journal: Journal, news: Sequence[Change]) -> None:
-        try:
-            self._commit = journal.append(news)
-        except TypeError as exc:  # a node without a journal may order what ours can't hold
-            if len(news) == 1:
-                log.error("the journal can't hold what another node has ended: %s", exc)
-                return
-            for change in news:
-                self._write(journal, (change,))
 
     async def committed(self) -> bool:
         """

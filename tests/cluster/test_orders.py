@@ -135,17 +135,24 @@ class TestTrouble:
             monkeypatch.undo()
 
     async def test_others_of_its_message(
-        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An order that fails, here for a journal can't hold it, keeps no other from its turn."""
-        a = await start_node(redis_server.url, "a")
-        b = await start_node(redis_server.url, "b", journal=tmp_path / "b.db")
-        cookies = [await log_in(a, user) for user in ("ann", "bob")]
-        async with socket(b, cookies[0]) as hers, socket(b, cookies[1]) as his:
+        """An order that fails keeps no other of its message from its turn, and is looked up."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(a, "bob")
+        core = inspect(registry_of(b))
+        heard = core.order_heard
+
+        def fail_of_bob(order: Any, *args: Any) -> None:
+            if order.changes[0].subject.value == "bob":
+                raise RuntimeError("no memory")
+            heard(order, *args)
+
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            monkeypatch.setattr(core, "order_heard", fail_of_bob)
             end_identity = registry_of(a).end_identity
-            await asyncio.gather(*map(end_identity, ["x", "y", 1.5, "ann"]))  # the last two as one
-            assert await expect_close(hers) == 4401
-            await lives(his)
+            await asyncio.gather(*map(end_identity, ["x", "y", "bob", "ann"]))  # two as one
+            assert [await expect_close(ws) for ws in (hers, his)] == [4401, 4401]
 
     async def test_fails_half_way(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         """What an order has left open that failed half-way is looked up, and closed."""

@@ -121,21 +121,6 @@ class TestDeaf:
                 await two.send_str("still there")
                 assert await two.receive_str() == "still there"
 
-    async def test_journal(
-        self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
-    ) -> None:
-        """It finds them all, though its journal can't hold one that was found with the others."""
-        async with Proxy(redis_server.port) as proxy:
-            a = await start_node(redis_server.url, "a")
-            b = await start_node(proxy.url(), "b", journal=tmp_path / "b.db")
-            async with socket(b, await log_in(a)) as ws:
-                await proxy.stop()
-                await becomes(b, "degraded")
-                await asyncio.gather(*map(registry_of(a).end_identity, [1.5, "ann", "bob"]))
-                await settled(a)
-                await proxy.start()
-                assert await expect_close(ws) == 4401
-
     async def test_logged_in_since(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """Who logged in after the log-out everywhere is not taken for one of before."""
         async with Proxy(redis_server.port) as proxy:
