@@ -29,7 +29,13 @@ from ..connections.connection import TrackedConnection
 from ..connections.limits import expect_room, make_room
 from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
-from ..exceptions import HandshakeRefused, IdentifyFailed, InvalidIdentity, SessionWSClosed
+from ..exceptions import (
+    HandshakeRefused,
+    IdentifyFailed,
+    InvalidIdentity,
+    NotSetUp,
+    SessionWSClosed,
+)
 from ..registry.core import Core
 from ..registry.deferred import context_for
 from ..sessions import close_orders
@@ -164,8 +170,12 @@ class Handshake:
 
     def _check_place(self) -> None:
         """
-        Refuse a connection that there is no room for.
+        Refuse a connection that there is no room for, or a second one of the same request: its
+        answer would go out in the midst of the first one.
         """
+        context = context_of(self._request)
+        if context is not None and context.connection is not None:
+            raise NotSetUp("this request is tied to its session already: enter only one of them")
         self._expect_serving()
         expect_room(self._core.limits, self._core.connections)
 

@@ -59,7 +59,7 @@ def session_ws(
             it isn't given.
 
     Raises:
-        NotSetUp: If :func:`setup` was not called.
+        NotSetUp: If :func:`setup` was not called, or *request* is tied to its session already.
         HandshakeRefused: If the session may not open a socket. Behind the middleware the
             client is told by a close code. Nothing is registered in that case.
         aiohttp.web.HTTPException: 400 if *request* is no websocket handshake, 403 if it comes

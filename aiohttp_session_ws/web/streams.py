@@ -16,7 +16,7 @@ from ..connections.connection import Connection, TrackedConnection
 from ..connections.counters import By
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
 from ..registry.core import Core
-from ..sessions.context import RequestContext, context_of
+from ..sessions.context import RequestContext
 from .handshake import Handshake
 from .lookup import core_from
 from .session_ws import close_for_error, is_explained
@@ -54,12 +54,15 @@ def session_stream(
     Raises:
         NotSetUp: If *response* has been prepared, *request* is tied already, or :func:`setup` was
             not called.
+        TypeError: If *response* is a websocket.
         aiohttp.web.HTTPException: 403 for a foreign page or without authorization, 409 with
             Retry-After if the session was replaced, 429 if there are too many, 503 if there is
             no room, no time or no way to find out, 401 if the session has ended; or 204 for a
             request that accepts ``text/event-stream``, which stops an EventSource in browsers.
             Nothing is registered in that case.
     """
+    if isinstance(response, web.WebSocketResponse):
+        raise TypeError("session_stream() takes no websocket: enter session_ws(request)")
     return _Tied(request, response, StreamHandshake)
 
 
@@ -104,15 +107,6 @@ class StreamHandshake(Handshake):
         if self._response.prepared:
             raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
         self._check_place()
-
-    def _check_place(self) -> None:
-        """
-        Refuse what is tied already, too: on exit the one would take the other out.
-        """
-        context = context_of(self._request)
-        if context is not None and context.connection is not None:
-            raise NotSetUp("this request is tied to its session already: enter only one of them")
-        super()._check_place()
 
     def _make_response(self) -> web.StreamResponse:
         return self._response

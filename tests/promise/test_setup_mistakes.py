@@ -23,6 +23,7 @@ from aiohttp_session_ws import (
     Timeouts,
     end_identity_ws,
     registry_from,
+    session_stream,
     session_ws,
     session_ws_middleware,
     setup,
@@ -320,3 +321,45 @@ class TestToldOnce:
         await (await aiohttp_client(app)).get("/")
 
         assert "setup(" in said[0]
+
+
+class TestOneConnectionPerRequest:
+    async def test_session_ws_in_session_ws(self, serve: Serve) -> None:
+        """The inner block is refused before it writes a second handshake into the open socket."""
+        errors: list[Exception] = []
+
+        async def nested(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                try:
+                    async with session_ws(request):
+                        pass
+                except NotSetUp as exc:
+                    errors.append(exc)
+                await ws.send_json({"user": await user_of(request), "id": "?"})
+                await ws.receive()
+            return ws
+
+        site = await serve(identify=user_of, views={"/nested": nested})
+        browser = await site.logged_in()
+        socket = await browser.open("/nested")
+        await browser.get("/everywhere")
+
+        assert await socket.code() == DEAD
+        assert "tied to its session already" in str(errors[0])
+        assert site.registry.stats().opening == 0
+
+    async def test_a_websocket_as_a_stream(self, serve: Serve) -> None:
+        """The error names what takes websockets."""
+        errors: list[Exception] = []
+
+        async def stream(request: web.Request) -> web.StreamResponse:
+            try:
+                session_stream(request, web.WebSocketResponse())
+            except TypeError as exc:
+                errors.append(exc)
+            return web.Response()
+
+        site = await serve(views={"/stream": stream})
+        await (await site.browser()).get("/stream")
+
+        assert "session_ws(request)" in str(errors[0])
