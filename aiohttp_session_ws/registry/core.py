@@ -90,7 +90,7 @@ from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order
 from .draining import Drainer
 from .effects import Effects
 from .hooks import Adopt, Hooks, Ids, Overrides
-from .identify import NOBODY, Identifier, Owner, subjects_of
+from .identify import NOBODY, Identifier, Owner, expect_no_mistake, subjects_of
 from .places import Places, places_for
 from .presence import Presence
 from .questions import Body, Questions
@@ -320,13 +320,17 @@ class Core:
         Return *session_ws_id* if it can be one.
 
         Raises:
-            InvalidSessionWSId: If it is ``None``, can't be hashed, or other nodes couldn't be
-                told.
+            InvalidSessionWSId: If it is ``None``, can't be hashed, is what has an id, or other
+                nodes couldn't be told.
         """
         if type(session_ws_id) is str:
             return session_ws_id  # as most, and anybody can be told of one
         if session_ws_id is None:
             raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
+        try:
+            expect_no_mistake(session_ws_id)
+        except TypeError as exc:
+            raise InvalidSessionWSId(str(exc)) from None
         try:
             hash(session_ws_id)
         except TypeError:

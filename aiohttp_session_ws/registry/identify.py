@@ -5,7 +5,7 @@ Whom a request belongs to: calls the application's ``identify``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -14,7 +14,9 @@ from aiohttp_session import Session
 from .._expiring import ExpiringDict
 from .._lineage import Subject
 from .._tasks import maybe_await
+from ..connections.connection import Connection
 from ..exceptions import IdentifyFailed, InvalidIdentity, NotSetUp
+from ..results import ConnectionInfo
 from ..sessions.session import copy_of, loaded_session, put_session
 from ..typing import Identified, Identify, Labels
 
@@ -50,6 +52,34 @@ class Owner(NamedTuple):
 
 
 NOBODY: Final = Owner()
+
+
+def expect_no_mistake(value: object) -> None:
+    """
+    Expect an id or an identity not to be what has one: no socket would ever be found by it.
+
+    Raises:
+        TypeError: If it is a coroutine that wasn't awaited, a request, a socket, or the like.
+    """
+    if type(value) is str:
+        return  # as most
+    kind = type(value).__name__
+    if isinstance(value, Awaitable):
+        raise TypeError(f"a {kind} is neither an id nor an identity: await it first")
+    if isinstance(value, Identified):
+        raise TypeError("an Identified is what identify returns: pass its .identity")
+    if isinstance(value, _HAVE_ONE):
+        raise TypeError(f"a {kind} is neither an id nor an identity: pass that of its session")
+
+
+_HAVE_ONE: Final = (
+    web.BaseRequest,
+    web.StreamResponse,
+    web.Application,
+    Session,
+    Connection,
+    ConnectionInfo,
+)
 
 
 class Identifier:
@@ -98,13 +128,17 @@ class Identifier:
         Raises:
             InvalidIdentity: If it is ``None``, can't be hashed, or other nodes couldn't be told.
         """
+        if identity is None:
+            raise InvalidIdentity("None is no identity: it stands for an anonymous session")
+        try:
+            expect_no_mistake(identity)
+        except TypeError as exc:
+            raise InvalidIdentity(str(exc)) from None
         try:
             hash(identity)
         except TypeError:
             msg = "an identity must be hashable: let identify return a str, an int or a tuple"
             raise InvalidIdentity(msg) from None
-        if identity is None:
-            raise InvalidIdentity("None is no identity: it stands for an anonymous session")
         try:
             self._check(identity)
         except TypeError as exc:

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import (
@@ -29,6 +30,7 @@ from aiohttp_session_ws import (
     setup,
 )
 from aiohttp_session_ws.exceptions import NotSetUp
+from aiohttp_session_ws.typing import Identified
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, Site, page, user_of
 from tests.support import QUICK, AiohttpClient
@@ -363,3 +365,34 @@ class TestOneConnectionPerRequest:
         await (await site.browser()).get("/stream")
 
         assert "session_ws(request)" in str(errors[0])
+
+
+async def nobody() -> str:
+    """Return an id, once it is awaited."""
+    return "ann"
+
+
+MISTAKEN: dict[str, Callable[[], Any]] = {
+    "a coroutine": lambda: nobody(),
+    "a socket": lambda: web.WebSocketResponse(),
+    "a request": lambda: make_mocked_request("GET", "/"),
+    "an application": lambda: web.Application(),
+    "what identify returned": lambda: Identified("ann", 2e9),
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'nobody' was never awaited")
+class TestWhatHasAnId:
+    """An order by it would find nothing, and report that all is done."""
+
+    @pytest.mark.parametrize("what", MISTAKEN)
+    @pytest.mark.parametrize(
+        "use", ["end_session", "close_all_session", "end_identity", "recheck"]
+    )
+    async def test_is_none(self, serve: Serve, use: str, what: str) -> None:
+        """The error says what to pass instead."""
+        site = await serve(identify=user_of)
+        mistaken = MISTAKEN[what]()
+
+        with pytest.raises(TypeError, match=r"await it|pass"):
+            await getattr(site.registry, use)(mistaken)
