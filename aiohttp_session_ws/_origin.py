@@ -153,6 +153,8 @@ def _expect_origins(origins: object) -> frozenset[Origin] | None:
     """
     if origins is None or callable(origins) or origins == "same":
         return None
+    if isinstance(origins, bytes):
+        raise TypeError(f"origins={origins!r}: origins are texts, not bytes")
     if isinstance(origins, str):
         msg = f"origins={origins!r}: did you mean origins=[{origins!r}]?"
         raise ValueError(msg)  # noqa: TRY004  the type is right, an origin alone isn't

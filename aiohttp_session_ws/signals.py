@@ -4,7 +4,7 @@ Signals of a registry, and what their receivers are given.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -52,6 +52,17 @@ class Signal(aiosignal.Signal[D]):
         async def greet(details: OpenDetails) -> None:
             await details.ws.send_str("hello")
     """
+
+    def append(self, value: Callable[[D], Awaitable[object]]) -> None:
+        """
+        Add a receiver.
+
+        Raises:
+            TypeError: If it can't be called.
+        """
+        if not callable(value):
+            raise TypeError(f"a receiver must be callable, not {value!r}")
+        super().append(value)
 
     async def send(self, *args: D, **kwargs: Any) -> None:
         """

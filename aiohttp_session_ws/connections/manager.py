@@ -233,8 +233,12 @@ class ConnectionManager(ConnectionIndex):
     def tracked(self, connection: Connection) -> TrackedConnection:
         """
         Return what is kept of a connection, which is the only kind there is.
+
+        Raises:
+            TypeError: If it is none.
         """
-        assert isinstance(connection, TrackedConnection)
+        if not isinstance(connection, TrackedConnection):
+            raise TypeError(f"a Connection is needed, as ws.connection, not {connection!r}")
         return connection
 
     # Looking

@@ -14,6 +14,7 @@ from ..exceptions import RedisUnavailable
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..registry.cluster import Cluster
 from ..registry.registry import SessionWSRegistry
+from ..registry.settings import expect, option
 from ..results import Nodes
 from ..signals import Signal
 from ..typing import Authorize, Identify, IdFactory, Labels, Origins
@@ -94,6 +95,9 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     ) -> None:
         if on_outage not in ("refuse", "accept"):
             raise ValueError(f"on_outage is 'refuse' or 'accept', not {on_outage!r}")
+        _ = expect(prefix, str, "prefix")
+        if node is not None:
+            _ = expect(node, str, "node")
         if not prefix or "{" in prefix or "}" in prefix:
             raise ValueError(f"prefix is a text without braces, not {prefix!r}")
         self.prefix = prefix
@@ -107,8 +111,8 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             on_outage=on_outage,
             resolves=_resolves(options),
             journaled=options.get("journal") is not None,
-            patience=(options.get("timeouts") or Timeouts()).outbox,
-            grace=(options.get("expiry") or Expiry()).renewal_grace,
+            patience=option(options.get("timeouts"), Timeouts, "timeouts").outbox,
+            grace=option(options.get("expiry"), Expiry, "expiry").renewal_grace,
             changed=self._state_changed,
         )
         super().__init__(**options)

@@ -12,11 +12,13 @@ from typing import Final
 from .._lineage import Subject
 from ..close_codes import RECONNECT, Close, as_close
 from ..connections.connection import OPEN, OPENING
+from ..options import Timeouts
 from ..results import CloseReport, ClusterStats, Stats
 from ..sessions.encoding import decode, encode
 from .cluster import Effect
 from .core import Core
 from .questions import Body
+from .settings import expect
 
 __all__: list[str] = []
 
@@ -58,9 +60,13 @@ class Operations:
 
         Returns:
             A report of one socket, or of none if it is gone already.
+
+        Raises:
+            TypeError: If *connection_id* is no text.
         """
         core = self._core
         core.expect_loop()
+        _ = expect(connection_id, str, "connection_id")
         told = as_close(close, reason, RECONNECT)
         report = await close_here(core, connection_id, told)
         if report.sockets:
@@ -128,8 +134,13 @@ class Operations:
 
         Args:
             window: Seconds.
+
+        Raises:
+            TypeError: If *window* is no number.
+            ValueError: If it is negative or infinite.
         """
         self._core.expect_loop()
+        _ = Timeouts(drain=window)  # which has the same check
         await self._core.drainer.drain(window)
 
 

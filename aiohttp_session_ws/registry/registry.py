@@ -270,12 +270,17 @@ class SessionWSRegistry(
             SessionEnded: If the session has ended. Nothing is registered.
             NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
-            TypeError: If *ws* can't be hashed.
+            TypeError: If *ws* can't be hashed, or has no ``close()``.
         """
         core = self._core
         core.expect_loop()
         if type(ws) is not web.WebSocketResponse:  # whose hash is slow, and never fails
             hash(ws)
+            if not callable(getattr(ws, "close", None)):
+                kind = type(ws).__name__
+                raise TypeError(
+                    f"register(id, thing): the thing needs a close(), a {kind} has none"
+                )
         if identity is None and type(session_ws_id) is str and not core.records.epoch:
             core.connections.open.add_object(session_ws_id, ws)  # nothing may concern it
             return None

@@ -66,7 +66,7 @@ def expect(value: T, kind: type[T], name: str) -> T:
         TypeError: If it isn't.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, not a {type(value).__name__}")
+        raise TypeError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
     return value
 
 
@@ -90,7 +90,9 @@ def expect_key(value: str | bytes | None, name: str) -> bytes | None:
     """
     if value is None:
         return None
-    key = value.encode() if isinstance(value, str) else expect(value, bytes, name)
+    if not isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be of type str or bytes, not {type(value).__name__}")
+    key = value.encode() if isinstance(value, str) else value
     if len(key) < SHORTEST_KEY:
         raise ValueError(f"{name} is a secret of {SHORTEST_KEY} bytes or more, not of {len(key)}")
     return key

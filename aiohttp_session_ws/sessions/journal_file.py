@@ -90,7 +90,10 @@ class JournalFile:
                 " of its own, or use RedisSessionWSRegistry"
             )
         if code in NO_ACCESS:
-            return JournalError(f"the journal {self.path} can't be opened or created: {exc}")
+            return JournalError(
+                f"the journal {self.path} can't be opened or created ({exc}): let its"
+                " folder exist, and this process write there"
+            )
         return exc  # the disk fails
 
     def _connect(self) -> sqlite3.Connection:

@@ -40,17 +40,27 @@ def expect_one_registry(core: Core, request: web.Request) -> None:
             )
 
 
+def no_request(value: object) -> TypeError:
+    """
+    Return what to raise where a request is needed, and *value* is none.
+    """
+    return TypeError(f"the first argument is the request, not a {type(value).__name__}")
+
+
 def core_from(request: web.Request) -> Core:
     """
     Return the parts of the registry of *request*: of its application, or of a parent.
 
     Raises:
         NotSetUp: If none of them has one.
+        TypeError: If it is no request.
     """
     try:  # quicker than get()
         return request.app[CORE_KEY]
     except KeyError:
         core = request.config_dict.get(CORE_KEY)
+    except AttributeError:
+        raise no_request(request) from None
     if core is None:
         raise NotSetUp(NO_REGISTRY)
     return core

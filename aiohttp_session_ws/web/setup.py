@@ -13,7 +13,7 @@ from aiohttp import web
 from .._tasks import maybe_await
 from ..exceptions import NotSetUp
 from ..registry.registry import SessionWSRegistry, core_of
-from .lookup import CORE_KEY, NO_REGISTRY
+from .lookup import CORE_KEY, NO_REGISTRY, no_request
 from .streams import adopt_websocket
 
 __all__ = [
@@ -51,8 +51,10 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
 
     Raises:
         NotSetUp: If *app* has a registry already.
-        TypeError: If *registry* isn't one.
+        TypeError: If *app* or *registry* isn't one.
     """
+    if not isinstance(app, web.Application):
+        raise TypeError(f"setup(app, registry) takes a web.Application, not {app!r}")
     if registry is None:
         registry = SessionWSRegistry()
     if not isinstance(registry, SessionWSRegistry):
@@ -92,8 +94,12 @@ def registry_from(request: web.Request) -> SessionWSRegistry:
 
     Raises:
         NotSetUp: If none of them has one, or two have one each.
+        TypeError: If it is no request.
     """
-    registry = request.app.get(REGISTRY_KEY)
+    try:
+        registry = request.app.get(REGISTRY_KEY)
+    except AttributeError:
+        raise no_request(request) from None
     if registry is None:
         registry = request.config_dict.get(REGISTRY_KEY)
         if registry is None:

@@ -8,7 +8,7 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import aiohttp_session
 import pytest
@@ -23,6 +23,7 @@ from aiohttp_session_ws import (
     SessionWSRegistry,
     Timeouts,
     end_identity_ws,
+    end_session_ws,
     registry_from,
     session_stream,
     session_ws,
@@ -30,6 +31,7 @@ from aiohttp_session_ws import (
     setup,
 )
 from aiohttp_session_ws.exceptions import NotSetUp
+from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.typing import Identified
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, Site, page, user_of
@@ -197,6 +199,14 @@ class TestWrongTypes:
             wrong(lambda: call(PushQueue, messages="2"), "messages"),
             wrong(lambda: call(setup, web.Application(), "redis://localhost"), "registry"),
             wrong(lambda: call(setup, web.Application(), SessionWSRegistry), "takes a"),
+            wrong(lambda: call(setup, web.RouteTableDef()), "web.Application"),
+            wrong(lambda: call(SessionWSRegistry, handle_key=5), "str or bytes"),
+            wrong(lambda: call(SessionWSRegistry, origins=b"same"), "not bytes"),
+            wrong(lambda: call(SessionWSRegistry().on_close, 5), "receiver"),
+            wrong(lambda: call(registry_from, web.Response()), "first argument is the request"),
+            wrong(lambda: call(RedisSessionWSRegistry, "redis://x", prefix=5), "prefix"),
+            wrong(lambda: call(RedisSessionWSRegistry, "redis://x", node=5), "node"),
+            wrong(lambda: call(RedisSessionWSRegistry, "redis://x", timeouts=5), "timeouts "),
         ],
     )
     def test_are_found_at_once(self, make: Callable[[], object], name: str) -> None:
@@ -365,6 +375,46 @@ class TestOneConnectionPerRequest:
         await (await site.browser()).get("/stream")
 
         assert "session_ws(request)" in str(errors[0])
+
+
+LATE_MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "close_connection": ("connection_id", lambda registry: registry.close_connection(5)),
+    "drain": ("drain is a number", lambda registry: registry.drain("20")),
+    "prove": ("Connection", lambda registry: registry.prove(None, "ann", since=0.0)),
+    "register": (r"close\(\)", lambda registry: registry.register("id", "thing")),
+}
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize("use", LATE_MISTAKES)
+    async def test_change_nothing(self, serve: Serve, use: str) -> None:
+        """The error names the argument, and the registry goes on as before."""
+        site = await serve(identify=user_of)
+        name, call_it = LATE_MISTAKES[use]
+
+        with pytest.raises(TypeError, match=name):
+            await call_it(site.registry)
+        browser = await site.logged_in()
+        assert (await browser.open()).user is not None
+
+    async def test_the_response_first(self, serve: Serve) -> None:
+        """The error of a helper says what comes first."""
+        errors: list[Exception] = []
+
+        async def swapped(request: web.Request) -> web.Response:
+            response = web.Response()
+            for helper in (end_identity_ws, end_session_ws):
+                try:
+                    await cast("Any", helper)(response, request)
+                except TypeError as exc:
+                    errors.append(exc)
+            return response
+
+        site = await serve(identify=user_of, views={"/swapped": swapped})
+        await (await site.browser()).get("/swapped")
+
+        assert len(errors) == 2
+        assert all("first argument is the request" in str(exc) for exc in errors)
 
 
 async def nobody() -> str:
