@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from yarl import URL
 
 from ._expiring import ExpiringDict
-from ._logging import log
+from ._logging import OncePerMinute, log
 from ._refused import Forbidden
 from ._tasks import maybe_await
 from .typing import Origins
@@ -21,6 +21,8 @@ __all__: list[str] = []
 
 _ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s\\]+)", re.IGNORECASE)
 _REMEMBERED: Final = 1000  # origins, accepted or refused; clients can send any
+_LINES: Final = 10  # a minute in the log
+_SHOWN: Final = 200  # characters of what a client has sent
 
 Origin: TypeAlias = tuple[str, str, int]  # scheme, host, port
 
@@ -77,6 +79,7 @@ class OriginPolicy:
         self._allowed = _expect_origins(origins)
         # Texts that were compared already, which spares parsing two URLs on each handshake.
         self._accepted: set[tuple[str, str, bool]] = set()
+        self._lines = OncePerMinute()
         self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
 
     def knows(self, request: web.Request) -> bool:
@@ -96,7 +99,8 @@ class OriginPolicy:
         Expect *request* to come from no foreign page.
 
         Raises:
-            aiohttp.web.HTTPForbidden: If it does. The first time it is logged, per origin.
+            aiohttp.web.HTTPForbidden: If it does. The first time it is logged, per origin,
+                for ten in a minute.
         """
         if self._origins is None:
             return
@@ -133,15 +137,16 @@ class OriginPolicy:
 
     def _refusal(self, origins: list[str], host: str) -> str:
         """
-        Return why a handshake is refused, and log it once per origin.
+        Return why a handshake is refused, and log it once per origin, for ten in a minute.
         """
-        sent = ", ".join(origins)
+        sent, host = ", ".join(origins)[:_SHOWN], host[:_SHOWN]
         text = (
-            f"websocket refused: the page's Origin {sent!r} is not the Host {host!r}. If a proxy"
-            " stands between, let it pass the Host header on; if the page is meant to come from"
-            " elsewhere, name its origin in SessionWSRegistry(origins=[...])."
+            f"websocket refused: the page's Origin {sent!r} is not the Host {host!r}. If a"
+            " proxy stands between, let it pass the Host header on; if the page is meant to come"
+            " from elsewhere, name its origin in SessionWSRegistry(origins=[...])."
         )
-        if sent not in self._warned:
+        # A client sends what it likes, as often as it likes.
+        if sent not in self._warned and any(map(self._lines.allows, range(_LINES))):
             self._warned.put(sent, True)
             log.warning("%s", text)
         return text

@@ -50,6 +50,18 @@ def make_app(
     return app
 
 
+async def test_many_origins(caplog: pytest.LogCaptureFixture) -> None:
+    """Who sends another origin each time can't fill the log, nor with long ones."""
+    policy = OriginPolicy()
+    for number in range(50):
+        origin = f"https://{number}{'x' * 5000}.example"
+        with pytest.raises(web.HTTPForbidden):
+            await policy.check(make_mocked_request("GET", "/", {"Origin": origin, "Host": "site"}))
+
+    assert len(caplog.records) == 10
+    assert max(len(record.getMessage()) for record in caplog.records) < 1000
+
+
 async def knock(client: Client, *headers: tuple[str, str], **options: Any) -> int:
     """Return the status that a handshake with these headers gets."""
     try:
