@@ -5,6 +5,7 @@ Whether a node is connected: Redis answers, and orders are heard. With hysteresi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
@@ -45,6 +46,8 @@ class Health:
         self._seemed = False
         self._seemed_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._warned = False  # of the outage that lasts
+        self._degraded_since = 0.0
 
     @property
     def connected(self) -> bool:
@@ -72,6 +75,7 @@ class Health:
         except TimeoutError:
             pass
         self._started, self._seemed = True, self.connected
+        self._warned, self._degraded_since = not self.connected, asyncio.get_running_loop().time()
         self._report()
 
     def stop(self) -> None:
@@ -86,8 +90,9 @@ class Health:
         """
         Note that Redis has gone away, or is back.
         """
-        if not self._commands.available and self._logged.allows("away"):
-            log.warning("Redis is away: %s", self._commands.why)
+        why = self._commands.why
+        if not self._commands.available and self._logged.allows(why.partition(":")[0]):
+            log.info("Redis is away: %s", why)  # the state, soon, is a warning
         self._note()
 
     def subscribed(self) -> None:
@@ -147,5 +152,25 @@ class Health:
         state: State = "connected" if self.connected else "degraded"
         if state != self.state:
             self.state = state
-            log.info("the websocket registry is %s", state)
+            self._log()
             self._changed(state)
+
+    def _log(self) -> None:
+        """
+        Log the state: an outage, and its end, as a warning; of more in a minute the first.
+        """
+        now = asyncio.get_running_loop().time()
+        if self.state == "degraded":
+            self._degraded_since = now
+            self._warned = self._logged.allows("degraded")
+            log.log(
+                logging.WARNING if self._warned else logging.INFO,
+                "the websocket registry is degraded (%s): until Redis is back orders wait for it,"
+                " and handshakes are decided by on_outage=",
+                self.why,
+            )
+        elif self._warned:
+            seconds = now - self._degraded_since
+            log.warning("the websocket registry is connected, after %.1f s without Redis", seconds)
+        else:
+            log.info("the websocket registry is connected")

@@ -178,6 +178,23 @@ class TestStart:
 
 
 class TestAway:
+    async def test_log(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """Who hears warnings only is told of an outage, why, and of its end."""
+        caplog.set_level(logging.INFO)
+        a = await start_node(redis_server.url, "a")
+        redis_server.kill()
+        await becomes(a, "degraded")
+        await redis_server.start()
+        await becomes(a, "connected")
+
+        lines = [record for record in caplog.records if "the websocket registry" in record.message]
+        assert [record.levelname for record in lines] == ["INFO", "WARNING", "WARNING"]
+        assert "ConnectionError" in lines[1].message
+        assert "on_outage=" in lines[1].message
+        assert "without Redis" in lines[2].message
+
     async def test_log_out(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A log-out doesn't wait for Redis here, and reaches the others when it is back."""
         a, b = nodes
