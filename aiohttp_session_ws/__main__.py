@@ -18,13 +18,9 @@ def main() -> int:
     try:
         from .cli.commands import main as command
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.partition(".")[0] != "redis":
+        if exc.name not in ("redis", "hiredis"):
             raise
-        print(  # noqa: T201  a command line prints
-            "aiohttp_session_ws: the command line needs redis-py:"
-            " pip install 'aiohttp-session-ws[redis]'",
-            file=sys.stderr,
-        )
+        print(f"aiohttp_session_ws: {exc.msg}", file=sys.stderr)  # noqa: T201  a command line prints
         return 2
     return command()
 

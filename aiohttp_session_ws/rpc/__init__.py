@@ -7,22 +7,30 @@ It speaks WAMP and wsrpc, and needs the extra ``rpc``, which brings msgspec.
 from pathlib import Path
 from typing import Final
 
-from .application import Application
-from .authentication import CRASecret, session_identity
-from .call import CallDetails, EventDetails
-from .errors import (
-    NotRegistered,
-    RemoteError,
-    RPCError,
-    RPCErrorResult,
-    RPCProgressReport,
-    RPCResult,
-    SessionGone,
-)
-from .limits import CallLimits
-from .realm import Realm
-from .routes import Routes, expose
-from .session import RPCRequest, Session, current_session
+try:
+    from .application import Application
+    from .authentication import CRASecret, session_identity
+    from .call import CallDetails, EventDetails
+    from .errors import (
+        NotRegistered,
+        RemoteError,
+        RPCError,
+        RPCErrorResult,
+        RPCProgressReport,
+        RPCResult,
+        SessionGone,
+    )
+    from .limits import CallLimits
+    from .realm import Realm
+    from .routes import Routes, expose
+    from .session import RPCRequest, Session, current_session
+except ModuleNotFoundError as exc:
+    if exc.name != "msgspec":
+        raise
+    raise ModuleNotFoundError(
+        "aiohttp_session_ws.rpc needs msgspec: pip install 'aiohttp-session-ws[rpc]'",
+        name=exc.name,
+    ) from exc
 
 __all__ = [
     "STATIC_DIR",

@@ -154,3 +154,19 @@ class TestFiles:
         )
 
         assert done.stdout.split() == []
+
+    @pytest.mark.parametrize(
+        ("module", "missing", "extra"),
+        [("redis", "redis", "redis"), ("redis", "hiredis", "redis"), ("rpc", "msgspec", "rpc")],
+    )
+    def test_without_an_extra(self, module: str, missing: str, extra: str) -> None:
+        """Who imports what needs an extra is told which one to install."""
+        code = f"import sys; sys.modules['{missing}'] = None; import aiohttp_session_ws.{module}"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith(
+            f"needs {missing}: pip install 'aiohttp-session-ws[{extra}]'"
+        )

@@ -472,10 +472,11 @@ class TestTrouble:
         assert why in done.err
         assert await redis_server.cli("KEYS", "*:end:*") == []
 
-    def test_without_the_extra(self) -> None:
+    @pytest.mark.parametrize("missing", ["redis", "hiredis"])
+    def test_without_the_extra(self, missing: str) -> None:
         """Without redis-py it says what to install."""
         code = (
-            "import sys; sys.modules['redis'] = None;"
+            f"import sys; sys.modules['{missing}'] = None;"
             "from aiohttp_session_ws.__main__ import main; sys.exit(main())"
         )
         done = subprocess.run(
