@@ -9,7 +9,7 @@ import functools
 import inspect
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, TypeAlias, Unpack, overload
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from aiohttp import web
 from aiohttp.typedefs import JSONEncoder
@@ -25,17 +25,33 @@ from .websocket import WebSocket, has_begun, leave, reader_of
 
 __all__ = ["WebSocketView", "websocket_handler"]
 
+S = TypeVar("S")
+
 Hook: TypeAlias = WebSocketHook[WebSocket]
-Function: TypeAlias = Callable[..., Awaitable[object]]
-Handler: TypeAlias = Callable[..., Awaitable[web.StreamResponse]]
+Returned: TypeAlias = Awaitable[web.StreamResponse | None]
+Function: TypeAlias = Callable[[WebSocket], Returned]
+Method: TypeAlias = Callable[[S, WebSocket], Returned]
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HandlerMethod: TypeAlias = Callable[[S, web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Function, /) -> Handler: ...
+    @overload
+    def __call__(self, function: Method[S], /) -> HandlerMethod[S]: ...
 
 
 @overload
 def websocket_handler(function: Function, /, **options: Unpack[WebSocketOptions]) -> Handler: ...
 @overload
-def websocket_handler(**options: Unpack[WebSocketOptions]) -> Callable[[Function], Handler]: ...
 def websocket_handler(
-    function: Function | None = None, /, **options: Unpack[WebSocketOptions]
+    function: Method[S], /, **options: Unpack[WebSocketOptions]
+) -> HandlerMethod[S]: ...
+@overload
+def websocket_handler(**options: Unpack[WebSocketOptions]) -> _Decorator: ...
+def websocket_handler(
+    function: Callable[..., Returned] | None = None, /, **options: Unpack[WebSocketOptions]
 ) -> object:
     """
     Make an aiohttp handler of a function that is given a :class:`WebSocket`::

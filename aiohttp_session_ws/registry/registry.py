@@ -19,8 +19,16 @@ from ..exceptions import NotSetUp, SessionEnded
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
-from ..signals import Signals
-from ..typing import Authorize, Identify, IdFactory, Labels, Origins, SupportsClose
+from ..signals import HookList, Signal, Signals
+from ..typing import (
+    Authorize,
+    ConnectionContext,
+    Identify,
+    IdFactory,
+    Labels,
+    Origins,
+    SupportsClose,
+)
 from .by_hand import add_by_hand, remove_by_hand
 from .cluster import Cluster
 from .core import Core
@@ -159,7 +167,7 @@ class SessionWSRegistry(
         add_answers(core)
         add_resolving(core)
         signals = core.signals
-        self.connection_ctx = signals.connection_ctx
+        self.connection_ctx: HookList[ConnectionContext[Connection]] = signals.connection_ctx
         self.on_request = signals.on_request
         self.on_response = signals.on_response
         self.on_handshake = signals.on_handshake
@@ -171,7 +179,7 @@ class SessionWSRegistry(
         self.on_first = signals.on_first
         self.on_last = signals.on_last
         self.on_order = signals.on_order
-        self.on_refresh = signals.on_refresh
+        self.on_refresh: Signal[Connection] = signals.on_refresh
 
     def adopt(
         self, request: web.Request, ws: web.WebSocketResponse

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect, websocket_handler
 from tests.support import (
@@ -18,7 +19,7 @@ from tests.support import (
     until,
 )
 
-Talk = Callable[[WebSocket], Awaitable[object]]
+Talk = Callable[[WebSocket], Awaitable[web.StreamResponse | None]]
 
 
 def serving(talk: Talk, registry: SessionWSRegistry | None = None, **options: Any) -> Any:

@@ -172,7 +172,7 @@ class TestWaysToEnd:
     ) -> tuple[int, int]:
         """Return the code that *talk* ends with, and how many lines were logged."""
 
-        async def handler(ws: WebSocket) -> object:
+        async def handler(ws: WebSocket) -> web.StreamResponse | None:
             await ws.connect()
             return await talk(ws)
 
@@ -187,7 +187,7 @@ class TestWaysToEnd:
     ) -> None:
         """It is closed when its handler returns, whatever that returns."""
 
-        async def talk(ws: WebSocket) -> object:
+        async def talk(ws: WebSocket) -> web.StreamResponse | None:
             return web.Response(status=418)
 
         assert await self.end(aiohttp_client, talk, caplog) == (1000, 0)

@@ -637,3 +637,18 @@ class TestHooks:
             await ws.receive_str(timeout=PATIENCE)
 
         assert events == ["hook"]
+
+
+def test_types() -> None:
+    """A type checker sees who expects something else than what is given."""
+
+    async def of_request(request: web.Request) -> None:
+        pass
+
+    async def of_websocket(ws: WebSocket) -> AsyncIterator[None]:
+        yield
+
+    registry = SessionWSRegistry()
+    websocket_handler(of_request)  # type: ignore[arg-type]
+    registry.connection_ctx(of_websocket)  # type: ignore[arg-type]
+    registry.on_refresh(of_request)  # type: ignore[arg-type]
