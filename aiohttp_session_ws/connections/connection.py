@@ -147,12 +147,12 @@ class Connection:
     _data = Seldom[dict[str, Any] | None](None)
 
     def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
-        self.session_ws_id = session_ws_id
+        self.session_ws_id: Hashable = session_ws_id
         self.identity: Hashable | None = None
-        self.request = request
+        self.request: web.Request | None = request
         self.opened_at: float | None = None
-        self.ws = ws
-        self.takes_pushes = True
+        self.ws: Any = ws
+        self.takes_pushes: bool = True
         self._seldom: dict[str, Any] | None = None
 
     @property

@@ -52,7 +52,7 @@ class WebSocket:
     )
 
     def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
-        self.request = request
+        self.request: web.Request = request
         self._options = options
         self._began = False  # to connect, or refused
         self._session_ws: SessionWS | None = None

@@ -9,12 +9,12 @@ try:
     from .io.connect import MakeClient
     from .registry import RedisSessionWSRegistry, RegistryOptions
 except ModuleNotFoundError as exc:
-    missing = (exc.name or "").partition(".")[0]
-    if missing not in ("redis", "hiredis"):
+    _missing = (exc.name or "").partition(".")[0]
+    if _missing not in ("redis", "hiredis"):
         raise
     raise ModuleNotFoundError(
-        f"aiohttp_session_ws.redis needs {missing}: pip install 'aiohttp-session-ws[redis]'",
-        name=missing,
+        f"aiohttp_session_ws.redis needs {_missing}: pip install 'aiohttp-session-ws[redis]'",
+        name=_missing,
     ) from exc
 
 __all__ = [

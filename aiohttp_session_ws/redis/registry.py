@@ -100,9 +100,9 @@ class RedisSessionWSRegistry(SessionWSRegistry):
             _ = expect(node, str, "node")
         if not prefix or "{" in prefix or "}" in prefix:
             raise ValueError(f"prefix is a text without braces, not {prefix!r}")
-        self.prefix = prefix
-        self.node = f"{socket.gethostname()}:{os.getpid()}" if node is None else node
-        self.on_outage = on_outage
+        self.prefix: str = prefix
+        self.node: str = f"{socket.gethostname()}:{os.getpid()}" if node is None else node
+        self.on_outage: Literal["refuse", "accept"] = on_outage
         self.on_state_change: Signal[State] = Signal(self)
         self._redis = RedisCluster(
             client_maker(redis),

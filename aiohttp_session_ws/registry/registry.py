@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -19,7 +19,18 @@ from ..exceptions import NotSetUp, SessionEnded
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.journal import Journal
 from ..sessions.session import DEFAULT_SESSION_KEY, SessionKeys
-from ..signals import HookList, Signal, Signals
+from ..signals import (
+    AuthDetails,
+    CloseDetails,
+    FailDetails,
+    HandshakeDetails,
+    HookList,
+    OpenDetails,
+    OrderDetails,
+    PresenceDetails,
+    Signal,
+    Signals,
+)
 from ..typing import (
     Authorize,
     ConnectionContext,
@@ -28,6 +39,7 @@ from ..typing import (
     Labels,
     Origins,
     SupportsClose,
+    WebSocketHook,
 )
 from .by_hand import add_by_hand, remove_by_hand
 from .cluster import Cluster
@@ -168,17 +180,17 @@ class SessionWSRegistry(
         add_resolving(core)
         signals = core.signals
         self.connection_ctx: HookList[ConnectionContext[Connection]] = signals.connection_ctx
-        self.on_request = signals.on_request
-        self.on_response = signals.on_response
-        self.on_handshake = signals.on_handshake
-        self.on_auth_success = signals.on_auth_success
-        self.on_auth_fail = signals.on_auth_fail
-        self.on_fail = signals.on_fail
-        self.on_open = signals.on_open
-        self.on_close = signals.on_close
-        self.on_first = signals.on_first
-        self.on_last = signals.on_last
-        self.on_order = signals.on_order
+        self.on_request: HookList[WebSocketHook[Any]] = signals.on_request
+        self.on_response: HookList[WebSocketHook[Any]] = signals.on_response
+        self.on_handshake: Signal[HandshakeDetails] = signals.on_handshake
+        self.on_auth_success: Signal[AuthDetails] = signals.on_auth_success
+        self.on_auth_fail: Signal[AuthDetails] = signals.on_auth_fail
+        self.on_fail: Signal[FailDetails] = signals.on_fail
+        self.on_open: Signal[OpenDetails] = signals.on_open
+        self.on_close: Signal[CloseDetails] = signals.on_close
+        self.on_first: Signal[PresenceDetails] = signals.on_first
+        self.on_last: Signal[PresenceDetails] = signals.on_last
+        self.on_order: Signal[OrderDetails] = signals.on_order
         self.on_refresh: Signal[Connection] = signals.on_refresh
 
     def adopt(
