@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from ._logging import describe_error, log
+from .exceptions import IdentifyFailed, InvalidIdentity
 
 __all__: list[str] = []
 
@@ -101,7 +102,9 @@ class BackgroundTasks:
 
     @staticmethod
     def _log_error(task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (exc := task.exception()) is not None:
+        if task.cancelled() or (exc := task.exception()) is None:
+            return
+        if not isinstance(exc, IdentifyFailed | InvalidIdentity):  # which are logged by then
             log.error("a background task failed: %s", task.get_name(), exc_info=exc)
 
     async def stop(self, timeout: float) -> None:

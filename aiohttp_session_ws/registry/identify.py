@@ -13,6 +13,7 @@ from aiohttp_session import Session
 
 from .._expiring import ExpiringDict
 from .._lineage import Subject
+from .._logging import OncePerMinute, describe_error, log
 from .._tasks import maybe_await
 from ..connections.connection import Connection
 from ..exceptions import IdentifyFailed, InvalidIdentity, NotSetUp
@@ -105,6 +106,7 @@ class Identifier:
         self.optional = False
         self._check = check
         self.asks = identify is not None or labels is not None
+        self._logged = OncePerMinute()
         self._known: ExpiringDict[Hashable, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
 
     def expect(self) -> None:
@@ -162,8 +164,19 @@ class Identifier:
 
         Raises:
             IdentifyFailed: If ``identify`` or ``labels`` raised anything but 401 or 403.
-            InvalidIdentity: If one of them returned something that can't be used.
+            InvalidIdentity: If one of them returned something that can't be used. Both are
+                logged, once a minute and kind.
         """
+        try:
+            return await self._ask_both(request)
+        except (IdentifyFailed, InvalidIdentity) as exc:
+            cause = exc.__cause__ or exc
+            if self._logged.allows(type(cause).__name__):
+                # Without its text and its traceback, which may tell what a session holds.
+                log.error("what needs it gets 503: %s (%s)", exc, describe_error(cause))
+            raise
+
+    async def _ask_both(self, request: web.Request) -> Owner:
         found = await _ask("identify", self.identify, request)
         identity, until = found if isinstance(found, Identified) else (found, math.inf)
         if not _is_time(until):

@@ -4,6 +4,8 @@ With ``identify``, the identity decides whether a session goes on.
 
 from __future__ import annotations
 
+import logging
+
 import aiohttp_security
 import aiohttp_session
 import pytest
@@ -461,3 +463,26 @@ class TestAsked:
 
         assert (answer.status, failures) == (200, 0)
         assert "ann" not in answer.body
+
+
+async def test_log_of_a_failure(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """While ``identify`` fails, the log says what and where once, without what the error says."""
+    broken = False
+
+    async def identify(request: web.Request) -> str | None:
+        if broken:
+            raise LookupError("of the secret in the session")
+        return await user_of(request)
+
+    site = await serve(identify=identify)
+    browser = await site.logged_in()
+    broken = True
+    answers = [(await browser.get("/login")).status for _ in range(3)]
+    refused = await site.knock(browser.cookie)
+
+    lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [*answers, refused] == [503] * 4
+    assert len(lines) == 1
+    assert "LookupError at" in lines[0].getMessage()
+    assert "503" in lines[0].getMessage()
+    assert "secret" not in caplog.text
