@@ -319,10 +319,11 @@ class RedisCluster:
             )
             return
         full = [entry.spelled_out(self.instance) for entry in left]
-        names = [_name_of(record) for entry in full for record in entry.changes]
+        # A log-in or a renewal is several records of one lineage.
+        names = [*dict.fromkeys(_name_of(record) for entry in full for record in entry.changes)]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
-            " given a journal=; they ended %s",
+            " given a journal=; they were about %s",
             len(left),
             ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else ""),
         )
@@ -625,6 +626,6 @@ class RedisCluster:
 def _name_of(record: Record) -> str:
     match record:
         case LineageEnded(token=token) | LineageRenewed(token=token) | IdNote(token=token):
-            return fingerprint(token)
+            return f"lineage {fingerprint(token)}"
         case SubjectEnded(subject=subject) | CloseSession(subject=subject):
             return f"{subject.kind} {fingerprint(subject.value)}"
