@@ -96,7 +96,7 @@ from .presence import Presence
 from .questions import Body, Questions
 from .relay import Relays
 from .revalidation import Revalidator
-from .settings import Options
+from .settings import Options, expect
 from .traffic import Traffic
 from .warn import Warnings
 
@@ -263,8 +263,17 @@ class Core:
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
             first: Connections whose close frames are written already.
+
+        Raises:
+            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
         """
         try:
+            # Before anything takes effect: half an order would leave sockets open.
+            if order.by is not None:
+                _ = expect(order.by, str, "by")
+            if not isinstance(wait, int | float):
+                raise TypeError(f"wait is a number of seconds, not {wait!r}")
+            spared = None if except_ is None else self.connections.tracked(except_)
             try:
                 # First, for others have farther to go; nothing comes in between.
                 pending = self.cluster.publish(order, wait=wait)
@@ -274,8 +283,8 @@ class Core:
             if order.close is not None:
                 self.connections.close_soon(first, order.close)
             raise
-        if except_ is not None:
-            effect = _without(self.connections.tracked(except_), effect)
+        if spared is not None:
+            effect = _without(spared, effect)
         if effect is NO_EFFECT:
             self.announcer.given(order, effect)
             report = await pending.report(NOTHING_CLOSED)

@@ -380,6 +380,12 @@ class TestOneConnectionPerRequest:
 LATE_MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "close_connection": ("connection_id", lambda registry: registry.close_connection(5)),
     "drain": ("drain is a number", lambda registry: registry.drain("20")),
+    "by": ("by must be", lambda registry: registry.end_session("id", by=7)),
+    "wait": ("wait is a number", lambda registry: registry.end_identity("ann", wait="5")),
+    "except_": (
+        "Connection",
+        lambda registry: registry.close_all_session("id", except_=web.WebSocketResponse()),
+    ),
     "prove": ("Connection", lambda registry: registry.prove(None, "ann", since=0.0)),
     "register": (r"close\(\)", lambda registry: registry.register("id", "thing")),
 }
