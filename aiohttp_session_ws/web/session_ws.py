@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Unpack
@@ -146,7 +146,7 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
             self._contexts = []
             for context in signals.connection_ctx:
                 _expect_open(connection)
-                iterator = aiter(context(connection))
+                iterator = _generator(context(connection), context)
                 await anext(iterator)
                 self._contexts.append(iterator)
         _expect_open(connection)
@@ -231,6 +231,20 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
                 "a session was changed in a websocket handler and is not saved: its response has"
                 " been sent; change it in an HTTP request",
             )
+
+
+def _generator(made: object, context: object) -> AsyncIterator[None]:
+    """
+    Return what a context has made, if it is an async generator.
+    """
+    if isinstance(made, AsyncIterable):
+        return aiter(made)
+    if isinstance(made, Coroutine):
+        made.close()  # or Python warns that nobody has awaited it
+    raise TypeError(
+        f"connection_ctx takes async generator functions, and {context!r} is none: write 'async"
+        " def' with one 'yield'"
+    )
 
 
 def _expect_open(connection: TrackedConnection) -> None:

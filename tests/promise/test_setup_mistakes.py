@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import aiohttp_session
@@ -17,6 +17,7 @@ from aiohttp.test_utils import make_mocked_request
 from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import (
+    Connection,
     Expiry,
     Limits,
     PushQueue,
@@ -35,7 +36,7 @@ from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.typing import Identified
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, Site, page, user_of
-from tests.support import QUICK, AiohttpClient
+from tests.support import QUICK, AiohttpClient, until
 
 
 def application(*middlewares: Any) -> web.Application:
@@ -452,3 +453,26 @@ class TestWhatHasAnId:
 
         with pytest.raises(TypeError, match=r"await it|pass"):
             await getattr(site.registry, use)(mistaken)
+
+
+async def no_generator(connection: Connection) -> None:
+    """Be no context."""
+
+
+def no_async_generator(connection: Connection) -> Iterator[None]:
+    """Be none either."""
+    yield
+
+
+@pytest.mark.parametrize("context", [no_generator, no_async_generator])
+async def test_a_context_of_a_wrong_kind(
+    serve: Serve, caplog: pytest.LogCaptureFixture, context: Any
+) -> None:
+    """The error in the log names the function, and says what to write."""
+    site = await serve()
+    site.registry.connection_ctx(context)
+    assert await site.knock("") == 1011
+
+    await until(lambda: "one 'yield'" in caplog.text)
+    assert context.__name__ in caplog.text
+    await until(lambda: len(site.registry) == 0)
