@@ -32,8 +32,12 @@ class Index:
     registered by hand has no connection before somebody looks at it: until then it stands there
     with the time at which it came.
 
+    One websocket may have several connections: it is registered by hand under further ids, for
+    the same identity. Where there are such objects, a key has one connection of each.
+
     Args:
-        track: Makes the connection of such an object: of its key, itself and that time.
+        track: Makes the connection of such an object: of its key, itself and that time. Without
+            it there are connections only.
 
     Attributes:
         size: How many connections there are.
@@ -57,9 +61,15 @@ class Index:
         if isinstance(group, tuple):
             group = self._look_at(key, group)
         if isinstance(group, dict):
-            group[connection.ws] = connection
+            group[self._name(connection)] = connection
         else:
-            self._groups[key] = {group.ws: group, connection.ws: connection}
+            self._groups[key] = {self._name(one): one for one in (group, connection)}
+
+    def _name(self, connection: TrackedConnection) -> object:
+        """
+        Return by what a connection is found among those of its key.
+        """
+        return connection if self._track is None else connection.ws
 
     def add_new(self, key: Hashable, connection: TrackedConnection) -> bool:
         """
@@ -81,16 +91,16 @@ class Index:
             assert self._track is not None
             self.add(key, self._track(key, *entry))
 
-    def discard(self, key: Hashable, ws: object) -> None:
+    def discard(self, key: Hashable, connection: TrackedConnection) -> None:
         """
-        Take *ws* out, if it is there.
+        Take *connection* out, if it is there.
         """
         group = self._groups.get(key)
         if isinstance(group, dict):
-            self.size -= group.pop(ws, None) is not None
+            self.size -= group.pop(self._name(connection), None) is not None
             if not group:
                 del self._groups[key]
-        elif group is not None and (group[0] if isinstance(group, tuple) else group.ws) is ws:
+        elif group is connection:
             self.size -= 1
             del self._groups[key]
 
@@ -249,7 +259,7 @@ class ConnectionIndex:
             identity, _ = connection.proven
             connection.proven = None
             if identity != connection.identity:
-                self.identities.discard(identity, connection.ws)
+                self.identities.discard(identity, connection)
 
     def refile(
         self, connection: TrackedConnection, session_ws_id: Hashable, lineage: Lineage
@@ -261,7 +271,7 @@ class ConnectionIndex:
             return
         index = self._index_of(connection)
         if session_ws_id != connection.session_ws_id:
-            index.discard(connection.session_ws_id, connection.ws)
+            index.discard(connection.session_ws_id, connection)
             if connection.first_id is None:
                 connection.first_id = connection.session_ws_id
             connection.session_ws_id = session_ws_id
@@ -272,9 +282,12 @@ class ConnectionIndex:
 
     def open_connection(self, connection: TrackedConnection) -> None:
         """
-        File a connection as open.
+        File a connection as open; if its websocket was registered by hand, in the place of that.
         """
-        self.opening.discard(connection.session_ws_id, connection.ws)
+        by_hand = self.open.get(connection.session_ws_id, connection.ws)
+        if by_hand is not None:
+            self.take_out(by_hand)
+        self.opening.discard(connection.session_ws_id, connection)
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
 
@@ -286,9 +299,20 @@ class ConnectionIndex:
             return self.open
         if subject.kind == "id":
             return self.open.of(subject.value)
-        of = self.identities.of if subject.kind == "identity" else self.labels.of
-        key = subject.value if subject.kind == "identity" else subject
-        return [c for c in of(key) if c.opened_at is not None]
+        found = self.labels.of(subject) if subject.kind == "label" else self.filed(subject)
+        return [c for c in found if c.opened_at is not None]
+
+    def filed(self, subject: Subject) -> list[TrackedConnection]:
+        """
+        Return the connections of an id or an identity, open and opening: one of each websocket.
+        """
+        if subject.kind == "id":
+            return self.open.of(subject.value) + self.opening.of(subject.value)
+        found: dict[object, TrackedConnection] = {}
+        for connection in self.identities.of(subject.value):
+            # What is registered by hand may be so for several ids.
+            found.setdefault(connection.ws, connection)
+        return list(found.values())
 
     def handshakes(self) -> list[TrackedConnection]:
         """
@@ -300,15 +324,15 @@ class ConnectionIndex:
         """
         Take a connection out for good.
         """
-        self._index_of(connection).discard(connection.session_ws_id, connection.ws)
+        self._index_of(connection).discard(connection.session_ws_id, connection)
         connection.set_closed()
         self._discard_lineage(connection)
         if connection.proven is not None:
-            self.identities.discard(connection.proven[0], connection.ws)
+            self.identities.discard(connection.proven[0], connection)
         if connection.identity is not None:
-            self.identities.discard(connection.identity, connection.ws)
+            self.identities.discard(connection.identity, connection)
         for label in connection.labels:
-            self.labels.discard(label, connection.ws)
+            self.labels.discard(label, connection)
 
     def _index_of(self, connection: TrackedConnection) -> Index:
         return self.opening if connection.opened_at is None else self.open
@@ -319,4 +343,4 @@ class ConnectionIndex:
 
     def _discard_lineage(self, connection: TrackedConnection) -> None:
         if connection.lineage.token:
-            self.lineages.discard(connection.lineage.token, connection.ws)
+            self.lineages.discard(connection.lineage.token, connection)

@@ -5,15 +5,15 @@ How many connections there may be: who is admitted, who is refused, and who has 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .._lineage import Subject
 from .._refused import Unavailable
 from ..close_codes import NORMAL, TOO_MANY_CONNECTIONS
 from ..exceptions import HandshakeRefused
 from ..options import Limits
 from .connection import OPEN, OPENING, TrackedConnection
-from .index import Index
 from .manager import ConnectionManager
 
 __all__: list[str] = []
@@ -74,8 +74,8 @@ class _LimitGroup:
     """
 
     limit: int
-    index: tuple[Index, ...]
-    key: Hashable
+    manager: ConnectionManager
+    subject: Subject
     connection: TrackedConnection
 
     def active(self) -> list[TrackedConnection]:
@@ -92,23 +92,22 @@ class _LimitGroup:
         return [c for c in self._others() if c.state is not OPENING or c.admitted < mine]
 
     def _others(self) -> Iterator[TrackedConnection]:
-        for index in self.index:
-            for c in index.of(self.key):
-                if c is not self.connection and (
-                    c.state is not OPENING or (c.admitted and c.rejected_with is None)
-                ):
-                    yield c
+        for c in self.manager.filed(self.subject):
+            if c is not self.connection and (
+                c.state is not OPENING or (c.admitted and c.rejected_with is None)
+            ):
+                yield c
 
 
 def _groups(
     limits: Limits, manager: ConnectionManager, connection: TrackedConnection
 ) -> Iterator[_LimitGroup]:
     if limits.per_session is not None:
-        index = (manager.open, manager.opening)
-        yield _LimitGroup(limits.per_session, index, connection.session_ws_id, connection)
+        subject = Subject("id", connection.session_ws_id)
+        yield _LimitGroup(limits.per_session, manager, subject, connection)
     if limits.per_identity is not None and connection.identity is not None:
-        identities = (manager.identities,)
-        yield _LimitGroup(limits.per_identity, identities, connection.identity, connection)
+        subject = Subject("identity", connection.identity)
+        yield _LimitGroup(limits.per_identity, manager, subject, connection)
 
 
 def _stays(connection: TrackedConnection) -> bool:

@@ -295,14 +295,6 @@ class ConnectionManager(ConnectionIndex):
         labels = [Subject("label", value) for value in values]
         return [subject.value for subject in labels if subject in self.labels]
 
-    def filed(self, subject: Subject) -> list[TrackedConnection]:
-        """
-        Return the connections of an id or an identity that are in the index: open and opening.
-        """
-        if subject.kind == "id":
-            return self.open.of(subject.value) + self.opening.of(subject.value)
-        return self.identities.of(subject.value)
-
     def all(self) -> list[TrackedConnection]:
         """
         Return all that is to be closed at the end: open connections, those whose handlers only

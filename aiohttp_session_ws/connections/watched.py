@@ -42,11 +42,11 @@ class WatchedIndex(Index):
         self._changed(key)
         return added
 
-    def discard(self, key: Hashable, ws: object) -> None:
+    def discard(self, key: Hashable, connection: TrackedConnection) -> None:
         """
-        Take *ws* out, if it is there.
+        Take *connection* out, if it is there.
         """
-        super().discard(key, ws)
+        super().discard(key, connection)
         self._changed(key)
 
     def add_object(self, key: Hashable, ws: object) -> None:

@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import SessionWSRegistry, get_session_ws_id, registry_from
+from aiohttp_session_ws import (
+    Limits,
+    SessionWSRegistry,
+    get_session_ws_id,
+    registry_from,
+    session_ws,
+)
 from aiohttp_session_ws.exceptions import NotSetUp, SessionEnded
 from tests.promise.conftest import Serve
-from tests.promise.site import user_of
-from tests.support import QUICK
+from tests.promise.site import DEAD, user_of
+from tests.support import QUICK, until
 
 
 class Stream:
@@ -80,6 +86,80 @@ class TestRegister:
         report = await registry.close_all_identity("ann")
 
         assert (report.sockets, stream.closed.is_set()) == (1, True)
+
+    async def test_under_two_ids(self, registry: SessionWSRegistry) -> None:
+        """An end of its identity closes it as long as it stands under one of its ids."""
+        stream = Stream()
+        registry.register("id-1", stream, identity="ann")
+        registry.register("id-2", stream, identity="ann")
+        registry.unregister("id-2", stream)
+        report = await registry.end_identity("ann")
+
+        assert (report.sockets, stream.closed.is_set()) == (1, True)
+
+    async def test_a_socket_in_a_room(self, serve: Serve) -> None:
+        """One websocket is one of its identity's, however many ids it is registered for."""
+
+        async def visit(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                registry_from(request).register("room", ws, identity=await user_of(request))
+                await ws.send_json({"user": await user_of(request), "id": ""})
+                async for _ in ws:
+                    pass
+            return ws
+
+        limits = Limits(per_identity=2, on_limit="refuse")
+        site = await serve(views={"/visit": visit}, identify=user_of, limits=limits)
+        registry, browser = site.registry, await site.logged_in()
+        first = await browser.open("/visit")
+        assert len(await registry.connections(identity="ann")) == 1
+        second = await browser.open("/visit")
+        assert (await registry.send_identity("ann", "news")).sockets == 2
+        await registry.end_identity("ann")
+
+        for socket in (first, second):
+            assert (await socket.ws.receive()).data == "news"
+            assert await socket.code() == DEAD
+
+    async def test_a_socket_that_has_left_a_room(self, serve: Serve) -> None:
+        """A socket that was registered once more, and isn't now, belongs to its identity still."""
+
+        async def visit(request: web.Request) -> web.WebSocketResponse:
+            registry = registry_from(request)
+            async with session_ws(request) as ws:
+                registry.register("room", ws, identity=await user_of(request))
+                registry.unregister("room", ws)
+                await ws.send_json({"user": await user_of(request), "id": ""})
+                async for _ in ws:
+                    pass
+            return ws
+
+        site = await serve(views={"/visit": visit}, identify=user_of)
+        socket = await (await site.logged_in()).open("/visit")
+        report = await site.registry.end_identity("ann")
+
+        assert (report.sockets, await socket.code()) == (1, DEAD)
+
+    async def test_one_that_is_adopted_afterwards(self, serve: Serve) -> None:
+        """It counts as one, and leaves nothing behind when it is gone."""
+
+        async def visit(request: web.Request) -> web.WebSocketResponse:
+            registry, ws = registry_from(request), web.WebSocketResponse()
+            await ws.prepare(request)
+            registry.register(await get_session_ws_id(request), ws)
+            async with registry.adopt(request, ws):
+                await ws.send_json({"user": await user_of(request), "id": ""})
+                async for _ in ws:
+                    pass
+            return ws
+
+        site = await serve(views={"/visit": visit}, limits=Limits(total=2))
+        browser = await site.logged_in()
+        for _ in range(3):
+            socket = await browser.open("/visit")
+            assert await site.registry.count() == 1
+            await socket.ws.close()
+            await until(lambda: not len(site.registry))
 
     async def test_by_a_later_session(self, serve: Serve) -> None:
         """A log-out everywhere of last week keeps nobody from registering today."""
