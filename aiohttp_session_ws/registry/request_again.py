@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 from aiohttp_session import Session
@@ -36,7 +36,7 @@ def request_again(connection: TrackedConnection) -> web.Request:
     request, ws = connection.request, connection.ws
     assert request is not None
     if not _sets_cookies(ws):
-        request = request.clone()
+        request = _clone(request)
     else:
         cookies = [request.headers[hdrs.COOKIE]] if hdrs.COOKIE in request.headers else []
         cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
@@ -44,9 +44,25 @@ def request_again(connection: TrackedConnection) -> web.Request:
         headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts
         # aiohttp reads any bytes as text, but can't write them again.
         legible = [(name, value.encode(errors="replace").decode()) for name, value in headers]
-        request = request.clone(headers=legible)
+        request = _clone(request, headers=legible)
     put_session(request, None)
     return request
+
+
+def _clone(request: web.Request, **changes: Any) -> web.Request:
+    """
+    Return a copy of a request with its body, though that may have been read.
+
+    aiohttp refuses to copy what was read, so this takes a private name of it. An answer to a POST
+    may be a stream, and whoever is asked about it is to be told what was asked the first time.
+    """
+    body, request._read_bytes = request._read_bytes, None
+    try:
+        again = request.clone(**changes)
+    finally:
+        request._read_bytes = body
+    again._read_bytes = body
+    return again
 
 
 def what_it_asks(connection: TrackedConnection) -> Hashable:

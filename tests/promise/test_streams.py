@@ -146,6 +146,36 @@ class TestOrders:
         assert await ended(stream)
         await feed.gone(site.registry)
 
+    @pytest.mark.parametrize("cookie", [False, True], ids=["", "with a cookie of its own"])
+    async def test_the_check_of_a_post(self, serve: Serve, cookie: bool) -> None:
+        """Whose body was read is checked as well: it is asked as it came, with its body."""
+        bodies = []
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            if cookie:
+                response.set_cookie("theme", "dark")
+            async with session_stream(request, response):
+                await response.prepare(request)
+                await response.write(b"data: hello\n\n")
+                await asyncio.Event().wait()
+            return response
+
+        async def authorize(request: web.Request) -> bool:
+            bodies.append(await request.json())
+            return len(bodies) < 3
+
+        site = await serve(
+            None, {"/answer": answer}, authorize=authorize, expiry=Expiry(revalidate_every=1.0)
+        )
+        browser = await site.logged_in()
+        url = site.url.with_path("/answer")
+        stream = await browser.session.post(url, json={"question": 1})
+        assert await stream.content.readline() == b"data: hello\n"
+
+        assert await ended(stream)
+        assert bodies == [{"question": 1}] * 3
+
     async def test_the_shutdown(self, serve: Serve, feed: Feed) -> None:
         """It goes with the application."""
         site = await serve(None, views(feed))

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 import aiohttp_session_ws
 
@@ -41,6 +42,15 @@ class TestAiohttp:
     def test_attributes_of_a_websocket(self, name: str) -> None:
         """It looks at two more."""
         assert hasattr(web.WebSocketResponse(), name)
+
+    async def test_a_request_that_was_read(self) -> None:
+        """A request whose body was read can't be cloned, which a private name tells."""
+        request = make_mocked_request("POST", "/")
+        assert request._read_bytes is None
+        request._read_bytes = b"body"
+
+        with pytest.raises(RuntimeError, match="Cannot clone"):
+            request.clone()
 
     def test_headers_of_aiohttp_4(self) -> None:
         """``headers.getall()`` takes no default there."""
