@@ -72,7 +72,8 @@ def what_it_asks(connection: TrackedConnection) -> Hashable:
     request = connection.request
     assert request is not None
     headers = (header for header in request.raw_headers if header[0].lower() not in OF_ITS_OWN)
-    return request.method, request.path_qs, request.remote, tuple(headers)
+    address = request.method, request.path_qs, request.remote
+    return *address, tuple(headers), request._read_bytes
 
 
 def _sets_cookies(response: web.StreamResponse) -> bool:

@@ -176,6 +176,35 @@ class TestOrders:
         assert await ended(stream)
         assert bodies == [{"question": 1}] * 3
 
+    async def test_the_check_of_two_posts(self, serve: Serve) -> None:
+        """What ``authorize`` says of one body counts for no other."""
+        rooms = ["one", "two"]
+
+        async def visit(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            async with session_stream(request, response):
+                await response.prepare(request)
+                await response.write(b"data: hello\n\n")
+                await asyncio.Event().wait()
+            return response
+
+        async def authorize(request: web.Request) -> bool:
+            return await request.json() in rooms
+
+        site = await serve(None, {"/visit": visit}, authorize=authorize, identify=user_of)
+        browser = await site.logged_in()
+        url = site.url.with_path("/visit")
+        one, two = [await browser.session.post(url, json=room) for room in tuple(rooms)]
+        for stream in (one, two):
+            assert await stream.content.readline() == b"data: hello\n"
+        rooms.remove("one")
+        report = await site.registry.recheck("ann")
+
+        assert report.sockets == 1
+        assert await ended(one)
+        assert not two.content.exception()
+        two.close()
+
     async def test_the_shutdown(self, serve: Serve, feed: Feed) -> None:
         """It goes with the application."""
         site = await serve(None, views(feed))
