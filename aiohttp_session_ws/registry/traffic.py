@@ -149,7 +149,11 @@ async def keep_alive(core: Sessions, connection: TrackedConnection) -> None:
     session[core.keys.lineage] = session[core.keys.lineage]  # aiohttp_session notes when
     await storage_of(request).save_session(request, web.Response(), session)
     if _is_over(core, connection):
-        await empty_in_storage(request, session)
+        request = request_again(connection)
+        stored = await load_session(request)
+        known = core.keys.read_lineage(stored)
+        if known is not None and known.token == lineage.token:  # and not of a log-in since then
+            await empty_in_storage(request, stored)
 
 
 def _is_over(core: Sessions, connection: TrackedConnection) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp_session
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError, web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
@@ -305,6 +306,48 @@ class TestKeepAlive:
 
         async with client.ws_connect("/ws") as ws:
             assert "ann" in (await ws.receive_str(timeout=PATIENCE))
+
+    async def test_somebody_logs_in_meanwhile(
+        self,
+        aiohttp_client: AiohttpClient,
+        registry: SessionWSRegistry,
+        redis: Redis,
+        monkeypatch: Any,
+    ) -> None:
+        """A log-in under the same key, which ends the older session, isn't undone by that end."""
+
+        async def log_in_anew(request: web.Request) -> web.Response:
+            session = await aiohttp_session.get_session(request)
+            session.invalidate()
+            session["user"] = "bob"
+            return web.Response()
+
+        app = make_app(registry, RedisStorage(redis, max_age=3600))
+        app.router.add_get("/login/anew", log_in_anew)
+        client = await aiohttp_client(app)
+        await client.get("/login")
+        save, gate = RedisStorage.save_session, Turnstile()
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive(timeout=PATIENCE)
+            slow = True
+
+            async def slowly(storage: Any, *args: Any) -> None:
+                nonlocal slow
+                first, slow = slow, False
+                await save(storage, *args)
+                if first:
+                    await gate()
+
+            monkeypatch.setattr(RedisStorage, "save_session", slowly)
+            gate.shut = True
+            await ws.send_str("x")
+            await gate.arrived.wait()
+            await client.get("/login/anew")
+            gate.let()
+            assert await expect_close(ws) == 4403
+            await quiet(registry)
+
+        assert (await (await client.get("/whoami")).json())["user"] == "bob"
 
     async def test_gone(self, client: Client, registry: SessionWSRegistry, redis: Redis) -> None:
         """What is gone from the storage isn't brought back."""
