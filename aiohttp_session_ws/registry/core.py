@@ -103,9 +103,6 @@ from .warn import Warnings
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
-FEW: Final = 100  # connections that are judged before the first of them is closed
-REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
-COMMIT: Final = 0.25  # seconds that a response waits for the journal
 
 _running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
 
@@ -469,7 +466,8 @@ class Core:
             self.revalidator.start()
             if self.journal is not None:
                 clock, journal = self.clock, self.journal
-                for change in await journal.start(clock.now, self.records.has, clock.promised):
+                has, promised = self.records.has, clock.promised
+                for change in await journal.start(clock.now, has, promised, self._read_late):
                     self.records.merge(change)
                 clock.start_after(journal.last_time)
                 clock.promise_by(journal.keep_time)
@@ -480,6 +478,14 @@ class Core:
         except BaseException:
             await self.stop()
             raise
+
+    def _read_late(self, changes: Sequence[Change]) -> None:
+        """
+        Go on from what the journal holds, which could not be read at the start.
+        """
+        assert self.journal is not None
+        self.clock.start_after(self.journal.last_time)
+        _ = self.tasks.spawn(self.effects.learn_stored(changes), "learn what has ended before")
 
     async def shut_down(self) -> None:
         """

@@ -38,6 +38,7 @@ __all__: list[str] = []
 FEW: Final = 100  # connections that are judged before the first of them is closed
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
+PART: Final = 1000  # records of a journal that are learnt in a row, which takes some ms
 
 
 class Sessions(Protocol):
@@ -315,6 +316,17 @@ class Effects:
         """
         Let records take effect that were found; close what they end in the background.
         """
-        news = self.merge(changes)
+        self._take_effect(self.merge(changes))
+
+    async def learn_stored(self, changes: Sequence[Change]) -> None:
+        """
+        Do so with what the journal holds already; of much, a part at a time.
+        """
+        for start in range(0, len(changes), PART):
+            part = changes[start : start + PART]
+            self._take_effect(list(filter(self._records.merge, part)))
+            await asyncio.sleep(0)
+
+    def _take_effect(self, news: Sequence[Change]) -> None:
         if news:
             self.carry_out_soon(self.effect_of(Order(tuple(news))))

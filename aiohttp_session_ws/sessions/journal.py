@@ -99,12 +99,14 @@ class Journal:
         clock: Callable[[], float] | None = None,
         knows: Callable[[Change], bool] | None = None,
         promised: Callable[[], float] | None = None,
+        learn: Callable[[list[Change]], None] | None = None,
     ) -> list[Change]:
         """
         Open the file and return what it holds.
 
         A damaged file is renamed and a new one begun, with an error in the log. A disk that
-        fails is an error in the log too; then nothing is returned, and it is tried again.
+        fails is an error in the log too; then nothing is returned, and it is tried again: *learn*
+        is given what it holds as soon as that can be read.
 
         Args:
             clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
@@ -112,6 +114,8 @@ class Journal:
                 written: then it isn't deleted. The thread calls it.
             promised: Returns the time from which the next process may go on: it is written with
                 each commit, instead of that of the clock. The thread calls it.
+            learn: Called in the event loop with what could not be read at once;
+                :attr:`last_time` is set by then.
 
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
@@ -127,6 +131,7 @@ class Journal:
         finished: asyncio.Future[None] = loop.create_future()
         self._writer.start(
             partial(self._in_loop, _resolve, loaded),
+            partial(self._in_loop, self._learn_late, learn),
             partial(self._in_loop, _resolve, finished, None),
         )
         try:
@@ -136,6 +141,11 @@ class Journal:
             raise
         self._finished = finished
         return changes
+
+    def _learn_late(self, learn: Callable[[list[Change]], None] | None, loaded: Loaded) -> None:
+        changes, self.last_time = loaded
+        if learn is not None:
+            learn(changes)
 
     def append(self, changes: Iterable[Change]) -> asyncio.Future[bool]:
         """

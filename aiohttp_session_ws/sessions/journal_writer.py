@@ -60,17 +60,23 @@ class JournalWriter:
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._backlog: deque[Row] = deque()  # what a failing disk has not taken
         self._dropped = 0
+        self._has_read = False  # what an earlier process has written
+        self._late: Callable[[Loaded], None]
         self._retry_at = self._tidy_at = self._complain_at = 0.0
         self._retry_wait = RETRY
 
     def start(
         self,
         loaded: Callable[[Loaded | BaseException], None],
+        late: Callable[[Loaded], None],
         finished: Callable[[], None],
     ) -> None:
         """
         Start the thread, which calls *loaded* once and, if that went well, *finished* once.
+
+        If the disk failed then, it calls *late* as soon as it works, before it writes anything.
         """
+        self._has_read, self._late = False, late
         threading.Thread(
             target=self._run, args=(loaded, finished), name="session-ws-journal", daemon=True
         ).start()
@@ -96,6 +102,7 @@ class JournalWriter:
         more = True
         while more:
             puts, more = self._take()
+            self._has_read |= not more  # nobody wants to know any more
             if puts:
                 self._write(puts, hurry=not more)
             elif self.failed:
@@ -107,12 +114,17 @@ class JournalWriter:
 
     def _load(self) -> Loaded:
         try:
-            return self._file.load()
+            return self._read()
         except sqlite3.Error as exc:
             self._note_failure(exc)
             if is_damage(exc):  # in a place that the check doesn't look at; now it is aside
-                return self._file.load()
+                return self._read()
             return [], 0.0
+
+    def _read(self) -> Loaded:
+        found = self._file.load()
+        self._has_read = True
+        return found
 
     def _take(self) -> tuple[list[list[Row]], bool]:
         """
@@ -157,6 +169,8 @@ class JournalWriter:
 
     def _commit(self, rows: list[Row]) -> bool:
         try:
+            if not self._has_read:
+                self._late(self._read())
             self._file.write(rows)
         except REFUSED as exc:
             return self._commit_each(rows, exc)
@@ -201,6 +215,14 @@ class JournalWriter:
         self._retry_wait = min(2 * self._retry_wait, LONGEST_RETRY)
         if now >= self._complain_at:
             self._complain_at = now + COMPLAINT
+            if not self._has_read:
+                log.error(
+                    "the journal %s can't be read (%s): sessions that ended before the process"
+                    " started could be used until it can; it is tried again",
+                    self._file.path,
+                    exc,
+                )
+                return
             log.error(
                 "the journal %s can't be written (%s): ends are kept in memory only, and a restart"
                 " would forget %d of them; it is tried again",

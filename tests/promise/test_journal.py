@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId, J
 from aiohttp_session_ws.sessions import journal_writer
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from aiohttp_session_ws.sessions.records import Records
-from tests.support import AiohttpClient, Client, make_app, until
+from tests.support import PATIENCE, AiohttpClient, Client, expect_close, make_app, until
 from tests.support.app import user_of
 from tests.support.clock import Wall
 from tests.support.people import outcome, seen_as, session_of
@@ -161,6 +162,38 @@ class TestTrouble:
 
         assert (report.stored, states) == (False, ["connected", "degraded"])
         assert await outcome(client, cookie) == 4401
+
+    async def test_disk_that_fails_at_the_start(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What had ended has ended as soon as the disk can be read, though a socket is open."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        client = await start()
+        stale, other = await session_of(client), await session_of(client, "bob")
+        await out(client, stale)
+        await client.server.close()
+        load, works = JournalFile.load, threading.Event()
+
+        def fail(self: JournalFile) -> Any:
+            if works.is_set():
+                return load(self)
+            exc = sqlite3.OperationalError("disk I/O error")
+            exc.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise exc
+
+        monkeypatch.setattr(JournalFile, "load", fail)
+        client = await start()
+        registry: SessionWSRegistry = client.app["aiohttp_session_ws_registry"]
+        assert registry.state == "degraded"
+        async with client.ws_connect("/ws", headers={"Cookie": stale}) as ws:
+            await ws.receive(timeout=PATIENCE)
+            await registry.end_identity("carl")  # written no sooner than the rest is read
+            works.set()
+            assert await expect_close(ws) == 4401
+
+        await until(lambda: registry.state == "connected")
+        assert (await seen_as(client, stale), await outcome(client, stale)) == (None, 4401)
+        assert await outcome(client, other) == "bob"
 
     async def test_slow_disk(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """The answer of a log-out waits a quarter of a second, and not for ever."""

@@ -339,6 +339,28 @@ class TestFailingDisk:
         assert await read(path) == {ended(1)}
         assert [r.levelname for r in caplog.records] == ["ERROR", "WARNING"]
 
+    @pytest.mark.parametrize("stops", [False, True])
+    async def test_read_late(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+    ) -> None:
+        """What can't be read at the start is told as soon as it can be, unless that is the end."""
+        if not stops:
+            monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        async with running(path) as (journal, _):
+            await journal.append([ended(1)])
+        late: list[Change] = []
+        with monkeypatch.context() as broken:
+            broken.setattr(JournalFile, "load", find_full)
+            journal = Journal(path)
+            assert await journal.start(learn=late.extend) == []
+        _ = journal.append([ended(2)])
+        if not stops:
+            await until(lambda: not journal.failing)
+        await journal.stop()
+
+        assert late == ([] if stops else [ended(1)])
+        assert await read(path) == {ended(1), ended(2)}
+
     async def test_refused_record(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """A record that SQLite refuses keeps no other from the disk."""
         broken = LineageEnded("token", float("nan"), carries=False, ttl=DAY)
