@@ -105,10 +105,11 @@ class JournalWriter:
             self._has_read |= not more  # nobody wants to know any more
             if puts:
                 self._write(puts, hurry=not more)
-            elif self.failed:
-                self._retry()
-            elif more:
-                self._tidy()
+            if more and time.monotonic() >= self._due:
+                if self.failed:
+                    self._retry()
+                else:
+                    self._tidy()
         self._finish()
         finished()
 
@@ -126,15 +127,21 @@ class JournalWriter:
         self._has_read = True
         return found
 
+    @property
+    def _due(self) -> float:
+        """
+        When something is to be done besides what is put, however much that is.
+        """
+        return self._retry_at if self.failed else self._tidy_at
+
     def _take(self) -> tuple[list[list[Row]], bool]:
         """
         Wait for rows, or until something else is due; tell whether more may come.
         """
-        due = self._retry_at if self.failed else self._tidy_at
         puts: list[list[Row]] = []
         size = 0
         try:
-            rows = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            rows = self._queue.get(timeout=max(0.0, self._due - time.monotonic()))
             while rows is not None:
                 puts.append(rows)
                 size += len(rows)

@@ -388,6 +388,33 @@ class TestFailingDisk:
         assert await read(path) == {ended(2)}
         assert "was renamed to" in caplog.text
 
+    async def test_under_load(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the disk didn't take is written when it works again, though more always waits."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.0)
+        write, wrote, works = JournalFile.write, list[tuple[Any, ...]](), threading.Event()
+
+        def write_and_put(self: JournalFile, rows: list[Row]) -> None:
+            loop.call_soon_threadsafe(put)
+            came.acquire(timeout=PATIENCE)
+            if not works.is_set():
+                works.set()
+                find_full(self)
+            write(self, rows)
+            wrote.extend(row.values for row in rows)
+
+        def put() -> None:
+            if len(wrote) < 20:
+                _ = journal.append([ended(1 + len(wrote))])
+            came.release()
+
+        loop, came = asyncio.get_running_loop(), threading.Semaphore(0)
+        async with running(path) as (journal, _):
+            monkeypatch.setattr(JournalFile, "write", write_and_put)
+            await journal.append([ended(0)])
+            await until(lambda: len(wrote) >= 20)
+
+        assert '"token-0"' in [key for key, *_ in wrote[:10]]
+
     async def test_bounded_backlog(
         self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
