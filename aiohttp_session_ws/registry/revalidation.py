@@ -44,7 +44,7 @@ from .request_again import request_again, was_touched, what_it_asks
 __all__: list[str] = []
 
 CHECKS: Final = 32  # at once
-CHECK_LIMIT: Final = 10.0  # seconds that one may take
+CHECK_LIMIT: Final = 10.0  # seconds that the storage may take, or an answer of authorize
 SOONEST: Final = 1.0  # seconds between two of one session; doubled each time that one fails
 LONGEST: Final = 60.0  # seconds between two tries while the storage fails
 DRIFT: Final = 1.0  # seconds that the wall clock may go apart from ours between two ticks
@@ -263,7 +263,7 @@ class Revalidator:
         try:
             async with asyncio.timeout(CHECK_LIMIT):
                 found = await self._fetch(last)
-                allowed = await self._authorize(connections, last, found)
+            allowed = await self._authorize(connections, last, found)
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -320,7 +320,8 @@ class Revalidator:
                 if connection is not last:
                     request = request_again(connection)
                     put_session(request, session)
-                answers[what] = await _answer_of(core.authorize, request)
+                async with asyncio.timeout(CHECK_LIMIT):  # of each: a client decides how many
+                    answers[what] = await _answer_of(core.authorize, request)
             allowed[connection] = answers[what]
         return allowed
 

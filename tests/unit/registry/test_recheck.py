@@ -5,6 +5,7 @@ The periodic check, now: somebody's rights have changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,6 +14,7 @@ from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import Close, NotSetUp, SessionWSRegistry, session_ws
 from aiohttp_session_ws.exceptions import HandshakeRefused, InvalidIdentity
+from aiohttp_session_ws.registry import revalidation
 from tests.support import (
     PATIENCE,
     QUICK,
@@ -113,6 +115,29 @@ class TestRecheck:
             report = await registry.recheck("ann")
 
         assert (report.sockets, rights.asked) == (0, ["ann", "ann"])
+
+    async def test_slow_answers_about_many(
+        self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many sockets there are to be asked about, all of them are."""
+        monkeypatch.setattr(revalidation, "CHECK_LIMIT", 1.0)
+        allowed = True
+
+        async def authorize(request: web.Request) -> bool:
+            if not allowed:
+                await asyncio.sleep(0.25)
+            return allowed
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        ann = await cookie_for(client, "ann")
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(6):
+                await stack.enter_async_context(client.ws_connect(f"/ws?{number}", headers=ann))
+            allowed = False
+            report = await registry.recheck("ann")
+
+        assert report.sockets == 6
 
     async def test_each_address(self, aiohttp_client: AiohttpClient) -> None:
         """A session may connect at one address, and at another no longer."""
