@@ -5,7 +5,7 @@ It asks as arrival does, on a copy of the request that was upgraded, and it save
 no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
 deleted from its storage, or came to belong to somebody else without our middleware.
 
-Some 450 lines long: when to check, whom to ask and what to conclude share what is known of a
+Some 470 lines long: when to check, whom to ask and what to conclude share what is known of a
 connection.
 """
 
@@ -272,7 +272,25 @@ class Revalidator:
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
+            return self._conclude(connections, found, allowed)
+        return None
+
+    def _conclude(
+        self,
+        connections: Sequence[TrackedConnection],
+        found: SessionState,
+        allowed: Mapping[TrackedConnection, object],
+    ) -> Close | None:
+        """
+        Apply what was found, but for the connections for which ``authorize`` has failed.
+        """
+        failed = {c: answer for c, answer in allowed.items() if isinstance(answer, Exception)}
+        if not failed:
             return self._apply(connections, found, allowed)
+        others = [connection for connection in connections if connection not in failed]
+        if others:
+            _ = self._apply(others, found, allowed)
+        self._retry([*failed], next(iter(failed.values())))
         return None
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
@@ -417,15 +435,17 @@ class Revalidator:
 async def _answer_of(authorize: Authorize, request: web.Request) -> object:
     """
     Return what ``authorize`` says; what refuses a handshake when it is raised is a no here, too.
+
+    Another error is returned: it may be about this request only.
     """
     try:
         return await maybe_await(authorize(request))
     except HandshakeRefused as exc:
         return exc.close
     except web.HTTPException as exc:
-        if exc.status >= 500:
-            raise
-        return False
+        return exc if exc.status >= 500 else False
+    except Exception as exc:  # noqa: BLE001  the application's
+        return exc
 
 
 def _close_by_answer(

@@ -139,6 +139,32 @@ class TestRecheck:
 
         assert report.sockets == 6
 
+    async def test_one_that_fails(self, aiohttp_client: AiohttpClient) -> None:
+        """Where ``authorize`` fails a socket stays, and keeps no other of its session open."""
+        rooms = {"one": {"ann"}, "two": {"ann"}, "three": {"ann"}}
+
+        async def authorize(request: web.Request) -> bool:
+            return await user_of(request) in rooms[request.query_string]
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        ann = await cookie_for(client, "ann")
+        async with (
+            client.ws_connect("/ws?one", headers=ann) as one,
+            client.ws_connect("/ws?two", headers=ann) as two,
+            client.ws_connect("/ws?three", headers=ann) as three,
+        ):
+            rooms["one"].clear()
+            del rooms["three"]
+            report = await registry.recheck("ann")
+
+            assert await expect_close(one) == 4403
+            for ws in (two, three):
+                await ws.receive(timeout=PATIENCE)
+                await ws.send_str("still there?")
+                assert await ws.receive_str(timeout=PATIENCE) == "still there?"
+        assert report.sockets == 1
+
     async def test_each_address(self, aiohttp_client: AiohttpClient) -> None:
         """A session may connect at one address, and at another no longer."""
         admins = {"ann"}
