@@ -121,11 +121,16 @@ class TestRecheck:
     ) -> None:
         """However many sockets there are to be asked about, all of them are."""
         monkeypatch.setattr(revalidation, "CHECK_LIMIT", 1.0)
-        allowed = True
+        allowed, late = True, 0.0
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + late)
 
         async def authorize(request: web.Request) -> bool:
+            nonlocal late
             if not allowed:
-                await asyncio.sleep(0.25)
+                late += 0.6
+                await asyncio.sleep(0)  # what has run out by now ends
             return allowed
 
         registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
