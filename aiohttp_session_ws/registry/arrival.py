@@ -29,7 +29,7 @@ from ..sessions.session import (
     id_in,
     is_server_side,
     load_session,
-    max_age_of,
+    storage_in,
 )
 from ..sessions.status import SETTLED, State, Status, effective_began
 from .cluster import Order
@@ -136,7 +136,8 @@ class Arrival:
 
     async def _judge(self) -> RequestContext:
         core, context = self._core, self._context
-        core.saw_storage(max_age_of(self._request))
+        if (storage := storage_in(self._request)) is not None:
+            core.saw_storage(storage)
         session = context.session = await self._load()
         if session is None:
             await self._meet_id()

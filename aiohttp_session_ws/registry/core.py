@@ -63,6 +63,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp_session import AbstractStorage
 
 from .._lineage import Lineage, Subject
 from .._logging import log
@@ -189,18 +190,18 @@ class Core:
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
-        self._max_ages: set[int | None] = set()  # of the storages that were seen
+        self.storages: list[AbstractStorage] = []  # those that sessions have come from
         self.ttl = self.expiry.ttl(None)
 
     # Time
 
-    def saw_storage(self, max_age: int | None) -> None:
+    def saw_storage(self, storage: AbstractStorage) -> None:
         """
         Note for how long a storage keeps sessions.
         """
-        if max_age not in self._max_ages:
-            self._max_ages.add(max_age)
-            self.ttl = max(map(self.expiry.ttl, self._max_ages))
+        if storage not in self.storages:
+            self.storages.append(storage)
+            self.ttl = max(self.expiry.ttl(known.max_age) for known in self.storages)
 
     # The question
 

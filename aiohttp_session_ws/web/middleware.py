@@ -20,7 +20,7 @@ from ..registry.arrival import Arrival, arrive_at_once
 from ..registry.core import Core
 from ..registry.deferred import settle
 from ..sessions.context import HANDLING, RequestContext, context_of, set_current
-from ..sessions.session import has_storage, load_session, loaded_session, put_session
+from ..sessions.session import load_session, loaded_session, put_session, storage_in
 from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
 
@@ -59,7 +59,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     session = None if len(request) == 1 else loaded_session(request)  # most have a storage only
     if session is not None:
         core.warn.loaded_early()
-    elif has_storage(request):
+    elif storage_in(request) in core.storages:  # the first one of each goes the long way
         if hdrs.UPGRADE not in request.headers:
             session = await load_session(request)
         else:

@@ -296,6 +296,21 @@ class TestWhoIsMeant:
 
         assert inspect(registry).ttl == 103_600
 
+    async def test_the_storage_of_sessions_of_before(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """A process that starts anew keeps ends for as long as its oldest cookies live."""
+        client = await aiohttp_client(make_app(registry, SimpleCookieStorage(max_age=10_000_000)))
+        await client.get("/login")
+        cookie = cookie_of(client)
+
+        again = SessionWSRegistry(timeouts=QUICK)
+        app = make_app(again, SimpleCookieStorage(max_age=10_000_000))
+        client = await aiohttp_client(app)
+        await client.get("/whoami", headers={"Cookie": cookie})
+
+        assert inspect(again).ttl == 10_003_600
+
 
 class TestHandlersThatStay:
     @pytest.mark.parametrize("how", ["order", "shutdown"])
