@@ -9,7 +9,7 @@ import contextvars
 import time
 from collections import OrderedDict
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -36,12 +36,6 @@ class Handshakes:
         self._timeout = timeout
         self.entries: OrderedDict[TimedHandshake, None] = OrderedDict()
         self.timer: asyncio.TimerHandle | None = None
-
-    def timed(self, request: web.Request) -> TimedHandshake:
-        """
-        Return a context manager that ends a handshake which takes too long.
-        """
-        return TimedHandshake(self, request)
 
     def sleep(self) -> None:
         """
@@ -78,13 +72,22 @@ class Handshakes:
 class TimedHandshake:
     """
     One handshake that is timed: cancelled when it is late, and answered with 503 then.
+
+    Args:
+        handshakes: Those in flight, which it is one of while it is entered.
+        request: The request.
+        task: The task that enters it.
+
+    Attributes:
+        started: When it began, by the event loop's clock.
     """
 
     __slots__ = ("_handshakes", "_late", "_request", "_task", "started")
 
-    def __init__(self, handshakes: Handshakes, request: web.Request) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def __init__(
+        self, handshakes: Handshakes, request: web.Request, task: asyncio.Task[Any] | None
+    ) -> None:
+        assert task is not None, "handshakes run in tasks"
         self._handshakes = handshakes
         self._request = request
         self._task = task

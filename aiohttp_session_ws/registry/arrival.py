@@ -7,6 +7,7 @@ over 300 lines long: what it skips has to be beside it.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Hashable
 from typing import Final
@@ -41,27 +42,32 @@ __all__: list[str] = []
 OWN_KEYS: Final = 2  # the id and the lineage
 
 
-def arrive_at_once(
-    core: Core, request: web.Request, session: Session, arrived: float, started: float
-) -> RequestContext | None:
+def begin_request(core: Core, request: web.Request) -> RequestContext:
+    """
+    Return the context of a request that arrives now.
+    """
+    # With the loop it needn't be looked for, which takes a system call on Python 3.11.
+    return RequestContext(request, asyncio.current_task(core.loop), core.clock.begin_time())
+
+
+def arrive_at_once(core: Core, context: RequestContext, session: Session) -> bool:
     """
     Judge a request whose session is loaded, carries all it needs, and is of no interest to
-    any record; ``None`` if there is more to do.
+    any record; tell whether that is so.
     """
     try:  # quicker than get()
         session_ws_id, lineage = session[core.keys.id], Lineage.parse(session[core.keys.lineage])
     except KeyError:
-        return None
+        return False
     if lineage is None or type(session_ws_id) is not str or core.overrides.ids:
-        return None
+        return False
     records = core.records
     if core.cluster.remote and core.cluster.check_due(lineage.token):
-        return None
-    if (
-        lineage.generation or records.has_subjects or records.knows(lineage.token)
-    ) and not _is_unremarkable(core, lineage, session_ws_id):
-        return None
-    context = RequestContext(request, arrived, started)
+        return False
+    if (lineage.generation or records.may_concern(lineage.token)) and not _is_unremarkable(
+        core, lineage, session_ws_id
+    ):
+        return False
     context.lineage, context.session_ws_id = lineage, session_ws_id
     context.newest, context.carried = lineage.generation, True
     context.epoch = records.epoch
@@ -69,7 +75,8 @@ def arrive_at_once(
     context.session, context.stage = session, HANDLING
     if core.identifier.asks:
         context.content = content_of(session, core.keys)
-    return context
+    set_current(context)
+    return True
 
 
 def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
@@ -103,21 +110,15 @@ class Arrival:
     Args:
         core: The registry's parts.
         request: The request.
-        arrived: When it arrived, by the one clock, if that was before its session was loaded.
-        started: The same by the event loop's clock.
+        context: What is to be known of it; a new one if it arrives now.
     """
 
     def __init__(
-        self,
-        core: Core,
-        request: web.Request,
-        arrived: float | None = None,
-        started: float | None = None,
+        self, core: Core, request: web.Request, context: RequestContext | None = None
     ) -> None:
         self._core = core
         self._request = request
-        arrived = core.clock.begin_time() if arrived is None else arrived
-        self._context = RequestContext(request, arrived, started)
+        self._context = context or begin_request(core, request)
         set_current(self._context)
 
     async def judge(self) -> RequestContext:

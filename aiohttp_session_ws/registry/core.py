@@ -214,7 +214,7 @@ class Core:
         """
         Judge a session by what is known on this node.
         """
-        if not self.records.has_subjects and not self.records.knows(lineage.token):
+        if not self.records.may_concern(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
         return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)

@@ -102,8 +102,8 @@ class RequestContext:
 
     Args:
         request: The request.
+        task: The task that handles it.
         arrived: When it arrived, by the one clock: a lineage that it begins began then.
-        started: When it began, by the event loop's clock; now if that isn't given.
 
     Attributes:
         request: The request; ``None`` once its websocket is gone.
@@ -130,32 +130,52 @@ class RequestContext:
         orders: What its handler has ordered.
     """
 
-    # Defaults of the class and not of each object: most requests change few of them.
-    behind_middleware = False
-    lineage: Lineage | None = None
-    session_ws_id: Hashable | None = None
-    status: Status = ALIVE
-    epoch = -1
-    newest = 0
-    session: Session | None = None
-    content: dict[str, Any] | None = None
-    held_data = False
-    carried = False
-    given = False
-    id_given = False
-    fresh = False
-    checked = False
-    connection: TrackedConnection | None = None
-    handshake_failed = False
-    orders = NO_ORDERS
+    __slots__ = (
+        "arrived",
+        "behind_middleware",
+        "carried",
+        "checked",
+        "connection",
+        "content",
+        "epoch",
+        "fresh",
+        "given",
+        "handshake_failed",
+        "held_data",
+        "id_given",
+        "lineage",
+        "newest",
+        "orders",
+        "request",
+        "session",
+        "session_ws_id",
+        "stage",
+        "started",
+        "status",
+        "task",
+    )
 
-    def __init__(self, request: web.Request, arrived: float, started: float | None = None) -> None:
+    def __init__(
+        self, request: web.Request, task: asyncio.Task[Any] | None, arrived: float
+    ) -> None:
         self.request: web.Request | None = request
-        self.task: asyncio.Task[Any] | None = asyncio.current_task()
-        # As the event loop's clock, but quicker.
-        self.started = time.monotonic() if started is None else started
+        self.task = task
+        self.started = time.monotonic()  # as the event loop's clock, but quicker
         self.arrived = arrived
         self.stage = ARRIVING
+        self.behind_middleware = False
+        self.lineage: Lineage | None = None
+        self.session_ws_id: Hashable | None = None
+        self.status: Status = ALIVE
+        self.epoch = -1
+        self.newest = 0
+        self.session: Session | None = None
+        self.content: dict[str, Any] | None = None
+        self.held_data = self.carried = False
+        self.given = self.id_given = self.fresh = self.checked = False
+        self.connection: TrackedConnection | None = None
+        self.handshake_failed = False
+        self.orders = NO_ORDERS
 
     def ordering(self) -> RequestOrders:
         """
@@ -191,23 +211,6 @@ class RequestContext:
         if self.connection is not None:
             self.connection = self.request = self.session = self.task = self.content = None
 
-
-def _name_attributes() -> None:
-    """
-    Set each attribute of a context once.
-
-    CPython keeps the names of the attributes of a class in one table for all its objects, but
-    adds none when many were made without it. The context of a websocket has attributes that
-    those of pages don't have, and would get a dictionary of its own, of 800 bytes.
-    """
-    context = RequestContext.__new__(RequestContext)
-    defaults = [name for name, value in vars(RequestContext).items() if not callable(value)]
-    for name in ("request", "task", "started", "arrived", "stage", *defaults):
-        if not name.startswith("_"):
-            setattr(context, name, None)
-
-
-_name_attributes()
 
 # Not a key of the request: a websocket keeps its request, so that would make a circle, and
 # a context costs a request less than its table of keys.

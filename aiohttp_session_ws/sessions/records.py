@@ -232,6 +232,17 @@ class Records:
             or token in self._minor.entries
         )
 
+    def may_concern(self, token: str) -> bool:
+        """
+        Tell whether a session of a lineage may have a record, or share one with others.
+        """
+        return bool(
+            self._subjects.entries
+            or token in self._renewed.entries
+            or token in self._ended.entries
+            or token in self._minor.entries
+        )
+
     def has(self, change: Change) -> bool:
         """
         Tell whether there is a record of what *change* is about; its time goes on.

@@ -100,6 +100,23 @@ def load_session(request: web.Request) -> Coroutine[Any, Any, Session]:
     return aiohttp_session.get_session(request)  # not a coroutine of ours around it
 
 
+async def load_from(storage: AbstractStorage, request: web.Request) -> Session:
+    """
+    Return the session of *request* as :func:`load_session` does, but quicker.
+
+    Args:
+        storage: Where it comes from. Not the first time: aiohttp warns of the key that the
+            session is kept under then, and names who has put it there.
+        request: The request.
+    """
+    if len(request) == 1:  # it holds nothing but its storage
+        session = await storage.load_session(request)
+        if isinstance(session, Session):
+            request[aiohttp_session.SESSION_KEY] = session
+            return session
+    return await aiohttp_session.get_session(request)
+
+
 async def begin_session(request: web.Request) -> Session:
     """
     Give *request* a new, empty session, under a new key where the storage keeps it.

@@ -26,6 +26,7 @@ from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
+from ..connections.handshakes import TimedHandshake
 from ..connections.limits import expect_room, make_room
 from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
@@ -93,7 +94,8 @@ class Handshake:
         """
         core = self._core
         try:
-            with core.handshakes.timed(self._request):
+            task = asyncio.current_task()
+            with TimedHandshake(core.handshakes, self._request, task):
                 context, connection = await self._steps()
         except BaseException as exc:
             self._discard()

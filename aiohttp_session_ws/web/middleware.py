@@ -4,11 +4,11 @@ The middleware: every request is judged when it arrives, and settled before its 
 
 from __future__ import annotations
 
-import time
-
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from aiohttp_session import Session
 
+from ..connections.handshakes import TimedHandshake
 from ..exceptions import (
     HandshakeRefused,
     IdentifyFailed,
@@ -16,11 +16,11 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival, arrive_at_once
+from ..registry.arrival import Arrival, arrive_at_once, begin_request
 from ..registry.core import Core
 from ..registry.deferred import settle
-from ..sessions.context import HANDLING, RequestContext, context_of, set_current
-from ..sessions.session import load_session, loaded_session, put_session, storage_in
+from ..sessions.context import HANDLING, RequestContext, context_of
+from ..sessions.session import load_from, loaded_session, put_session, storage_in
 from .lookup import core_from, expect_one_registry
 from .refusal import accept_and_close
 
@@ -51,25 +51,24 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
             or comes later.
         aiohttp.web.HTTPServiceUnavailable: If ``identify`` was needed and failed.
     """
-    core = core_from(request)
-    if (current := context_of(request)) is not None and current.stage is HANDLING:
+    core, context = core_from(request), context_of(request)
+    if context is not None and context.stage is HANDLING:
         return await handler(request)  # installed twice, in a sub-application as well
     # What is ordered while the session is loaded is later.
-    arrived, started = core.clock.begin_time(), time.monotonic()
-    session = None if len(request) == 1 else loaded_session(request)  # most have a storage only
-    if session is not None:
+    context = begin_request(core, request)
+    if len(request) > 1 and loaded_session(request) is not None:  # most have a storage only
         core.warn.loaded_early()
-    elif storage_in(request) in core.storages:  # the first one of each goes the long way
-        if hdrs.UPGRADE not in request.headers:
-            session = await load_session(request)
-        else:
-            with core.handshakes.timed(request):
-                session = await load_session(request)
-    context = None if session is None else arrive_at_once(core, request, session, arrived, started)
-    if context is None:
-        context = await _arrive(core, request, arrived, started)
+    session: Session | None = None
+    storage = storage_in(request)
+    if storage not in core.storages:
+        pass  # the first session of each goes the long way
+    elif hdrs.UPGRADE not in request.headers:
+        session = await load_from(storage, request)
     else:
-        set_current(context)
+        with TimedHandshake(core.handshakes, request, context.task):
+            session = await load_from(storage, request)
+    if session is None or not arrive_at_once(core, context, session):
+        await _arrive(core, request, context)
     context.behind_middleware = True
     response: web.StreamResponse | None = None
     try:
@@ -92,16 +91,20 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     return response
 
 
-async def _arrive(
-    core: Core, request: web.Request, arrived: float, started: float
-) -> RequestContext:
+async def _arrive(core: Core, request: web.Request, context: RequestContext) -> None:
+    """
+    Judge a request, whatever that takes.
+    """
     expect_one_registry(core, request)
     try:
-        arrival = Arrival(core, request, arrived, started)
+        arrival = Arrival(core, request, context)
         if hdrs.UPGRADE not in request.headers:
-            return await arrival.judge()
-        with core.handshakes.timed(request):  # whoever asks for a websocket gets an answer
-            return await arrival.judge()
+            await arrival.judge()
+            return
+        with TimedHandshake(
+            core.handshakes, request, context.task
+        ):  # whoever asks for a websocket gets an answer
+            await arrival.judge()
     except BaseException:
         put_session(request, None)  # nothing is saved
         raise

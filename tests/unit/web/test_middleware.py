@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
-from aiohttp_session import AbstractStorage
+from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
@@ -45,6 +45,30 @@ async def seen(client: Client, cookie: str | None = None) -> dict[str, Any]:
         headers["Cookie"] = cookie
     async with client.get("/whoami", headers=headers) as response:
         return {**await response.json(), "set": "Set-Cookie" in response.headers}
+
+
+class Broken(SimpleCookieStorage):
+    """A storage that returns no session, once it is broken."""
+
+    broken = False
+
+    async def load_session(self, request: web.Request) -> Any:
+        """Return a session, or none."""
+        return {} if self.broken else await super().load_session(request)
+
+
+class TestLoading:
+    async def test_no_session(self, aiohttp_client: AiohttpClient) -> None:
+        """A storage that returns something else is an error, with its first request or later."""
+        storage = Broken()
+        client = await aiohttp_client(make_app(storage=storage))
+        first = await seen(client)
+        storage.broken = True
+        async with client.get("/whoami") as response:
+            assert response.status == 500
+        storage.broken = False
+
+        assert (await seen(client))["id"] == first["id"]
 
 
 class TestMinting:
