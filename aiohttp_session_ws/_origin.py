@@ -78,7 +78,7 @@ class OriginPolicy:
         self._origins = origins
         self._allowed = _expect_origins(origins)
         # Texts that were compared already, which spares parsing two URLs on each handshake.
-        self._accepted: set[tuple[str, str, bool]] = set()
+        self._accepted: set[tuple[str, str, str]] = set()
         self._lines = OncePerMinute()
         self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
 
@@ -90,7 +90,7 @@ class OriginPolicy:
             return False
         headers = request.headers
         origin = headers.get(hdrs.ORIGIN)
-        if (origin, headers.get(hdrs.HOST, ""), request.secure) not in self._accepted:
+        if (origin, headers.get(hdrs.HOST, ""), request.scheme) not in self._accepted:
             return False
         return len(headers.getall(hdrs.ORIGIN)) == 1
 
@@ -113,7 +113,7 @@ class OriginPolicy:
         if origin is None:  # not a browser, so there is nobody whose cookies could be misused
             return
         host = headers.get(hdrs.HOST, "")
-        key = (origin, host, request.secure)
+        key = (origin, host, request.scheme)
         single = len(headers.getall(hdrs.ORIGIN)) == 1
         if single and key in self._accepted:
             return
@@ -123,7 +123,7 @@ class OriginPolicy:
             self._accepted.clear()
         self._accepted.add(key)
 
-    def _matches(self, text: str, host: str, secure: bool) -> bool:
+    def _matches(self, text: str, host: str, scheme: str) -> bool:
         origin = parse_origin(text)
         if origin is None:
             return False
@@ -131,7 +131,7 @@ class OriginPolicy:
             return origin in self._allowed
         # Behind a proxy that ends TLS the request looks like http, so the scheme says
         # something only if the request itself came over TLS.
-        if secure and origin[0] != "https":
+        if scheme == "https" and origin[0] != "https":
             return False
         return origin == _parse(origin[0], host)
 

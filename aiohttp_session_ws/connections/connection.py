@@ -146,14 +146,14 @@ class Connection:
     last_words = Seldom[Callable[[Close], str | bytes | None] | None](None)
     _data = Seldom[dict[str, Any] | None](None)
 
-    def __init__(self, session_ws_id: Hashable, ws: Any, request: web.Request | None) -> None:
-        self.session_ws_id: Hashable = session_ws_id
-        self.identity: Hashable | None = None
-        self.request: web.Request | None = request
-        self.opened_at: float | None = None
-        self.ws: Any = ws
-        self.takes_pushes: bool = True
-        self._seldom: dict[str, Any] | None = None
+    # Set by the only kind there is, a TrackedConnection.
+    session_ws_id: Hashable
+    identity: Hashable | None
+    request: web.Request | None
+    opened_at: float | None
+    ws: Any
+    takes_pushes: bool
+    _seldom: dict[str, Any] | None
 
     @property
     def id(self) -> str:
@@ -271,7 +271,13 @@ class TrackedConnection(Connection):
         task: asyncio.Task[Any] | None = None,
         started: float = 0.0,
     ) -> None:
-        super().__init__(session_ws_id, ws, request)
+        self.session_ws_id = session_ws_id
+        self.identity = None
+        self.request = request
+        self.opened_at = None
+        self.ws = ws
+        self.takes_pushes = True
+        self._seldom = None
         self.state = OPENING
         self.closer: Closer | None = None
         self.lineage = NO_LINEAGE

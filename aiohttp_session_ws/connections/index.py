@@ -222,7 +222,8 @@ class ConnectionIndex:
         File a handshake under its id and its lineage.
         """
         self.opening.add(connection.session_ws_id, connection)
-        self._add_lineage(connection)
+        if connection.lineage.token:
+            self.lineages.add(connection.lineage.token, connection)
 
     def file_identity(
         self,

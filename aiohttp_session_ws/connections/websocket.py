@@ -16,7 +16,8 @@ __all__: list[str] = []
 
 _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
-# aiohttp's own, without the detour of super(): they are called for each message.
+# aiohttp's own, without the detour of super(): they are called for each socket or message.
+_init: Final = web.WebSocketResponse.__init__
 _send_str: Final = web.WebSocketResponse.send_str
 _send_bytes: Final = web.WebSocketResponse.send_bytes
 _send_frame: Final = web.WebSocketResponse.send_frame
@@ -54,7 +55,7 @@ class ServedWebSocket(web.WebSocketResponse):
     heard_at: float | None
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        _init(self, **options)
         self._ended = 0
         self._last_receive = None
         self.closed_with = None

@@ -155,17 +155,18 @@ class Revalidator:
         """
         Return when to check a session whose time is over at *ends*.
         """
-        now = time.monotonic()
-        due = now + ends - time.time()
-        every = self._core.expiry.revalidate_every
-        return due if every is None else min(due, now + max(SOONEST, _jitter(every)))
+        now, every = time.monotonic(), self._core.expiry.revalidate_every
+        due = math.inf if every is None else now + max(SOONEST, _jitter(every))
+        return due if ends == math.inf else min(due, now + ends - time.time())
 
     def _last(self, connection: TrackedConnection) -> float:
         """
         Return when *connection* is closed in any case.
         """
-        until = connection.until - time.time() + time.monotonic()
         lifetime = self._core.expiry.max_lifetime
+        if lifetime is None and connection.seldom is None:
+            return math.inf  # as of most
+        until = connection.until - time.time() + time.monotonic()
         if lifetime is None or connection.opened_at is None:
             return until
         return min(until, connection.opened_at + lifetime)
@@ -475,4 +476,4 @@ def _jitter(seconds: float) -> float:
     """
     Return *seconds*, give or take a fifth.
     """
-    return seconds * random.uniform(0.8, 1.2)
+    return seconds * (0.8 + 0.4 * random.random())

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Hashable
 from typing import Any, Final
 
 from aiohttp import web
 
-from .._lineage import Lineage, Subject
+from .._lineage import Kind, Lineage, Subject
 from .._origin import is_websocket
 from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
@@ -40,7 +41,7 @@ from ..exceptions import (
 from ..registry.core import Core
 from ..registry.deferred import context_for
 from ..sessions import close_orders
-from ..sessions.context import RequestContext, context_of
+from ..sessions.context import NO_ORDERS, RequestContext, context_of
 from ..sessions.session import (
     has_storage,
     loaded_session,
@@ -48,6 +49,7 @@ from ..sessions.session import (
     storage_of,
     was_changed,
 )
+from ..sessions.status import ALIVE
 from ..signals import AuthDetails, FailDetails, HandshakeDetails
 from ..typing import WebSocketOptions
 from .lookup import expect_one_registry, warn_workers
@@ -71,7 +73,7 @@ class Handshake:
             the connection.
     """
 
-    __slots__ = ("_connection", "_context", "_core", "_options", "_request", "_saves")
+    __slots__ = ("_connection", "_context", "_core", "_options", "_request", "_saves", "_task")
 
     def __init__(
         self, core: Core, request: web.Request, options: WebSocketOptions, *, save: bool = True
@@ -79,6 +81,8 @@ class Handshake:
         self._saves = save
         self._core = core
         self._request = request
+        # With the loop it needn't be looked for, which takes a system call on Python 3.11.
+        self._task = asyncio.current_task(core.loop)
         self._options = options
         self._context: RequestContext | None = None
         self._connection: TrackedConnection | None = None
@@ -92,32 +96,59 @@ class Handshake:
             aiohttp.web.HTTPException: If the handshake is refused for another reason.
             SessionWSClosed: If an order came while the upgrade was written.
         """
-        core = self._core
+        core, request = self._core, self._request
         try:
-            task = asyncio.current_task()
-            with TimedHandshake(core.handshakes, self._request, task):
-                context, connection = await self._steps()
+            with TimedHandshake(core.handshakes, request, self._task):
+                self._check_request()
+                if not core.origin_policy.knows(request):
+                    await core.origin_policy.check(request)
+                expect_one_registry(core, request)
+                context = context_of(request)
+                if context is None:
+                    context = await context_for(core, request)
+                connection = self._file(context)
+                if self._is_asked():
+                    await self._ask(context, connection)
+                if core.limits.per_session is not None or core.limits.per_identity is not None:
+                    await self._take_place(connection)
+                if context.id_given:
+                    await self._save(context, connection)
+                if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
+                    await core.cluster.check_handshake(connection)
+                    self._judge(connection)
+                self._expect_welcome(connection)
+                await self._upgrade(connection)
+                if connection.seldom is not None and connection.rejected_with is not None:
+                    # By an order that came meanwhile.
+                    await core.connections.wait_closed(connection, connection.rejected_with)
+                    raise SessionWSClosed(connection.ws)
+                self._open(context, connection)
         except BaseException as exc:
             self._discard()
             core.connections.counters.refused(reason_for(exc))
-            await core.signals.on_fail.send(FailDetails(self._request, exc))
+            await core.signals.on_fail.send(FailDetails(request, exc))
             raise
         return context, connection
 
-    async def _steps(self) -> tuple[RequestContext, TrackedConnection]:
+    def _is_asked(self) -> bool:
+        """
+        Tell whether anybody is asked about handshakes, or told of them.
+        """
+        core = self._core
+        signals = core.signals
+        return bool(
+            core.identifier.asks
+            or core.cluster.remote
+            or core.authorize is not None
+            or signals.on_handshake
+            or signals.on_auth_success
+        )
+
+    async def _ask(self, context: RequestContext, connection: TrackedConnection) -> None:
+        """
+        Find out whose it is, what other nodes know, and whether the application lets it in.
+        """
         core, request = self._core, self._request
-        self._check_request()
-        if not core.origin_policy.knows(request):
-            await core.origin_policy.check(request)
-        expect_one_registry(core, request)
-        context = context_of(request)
-        if context is None:
-            context = await context_for(core, request)
-        self._context = context
-        if not context.behind_middleware:
-            core.warn.missing_middleware()
-        context.handshake_failed = True  # until it is open
-        connection = self._file(context)
         if core.signals.on_handshake:
             details = HandshakeDetails(request, connection.session_ws_id)
             await core.signals.on_handshake.send(details)
@@ -128,21 +159,6 @@ class Handshake:
             self._judge(connection)
         if core.authorize is not None or core.signals.on_auth_success:
             await self._authorize(connection)
-        self._expect_welcome(connection)  # who is rejected takes nobody's place
-        if core.places is not None:
-            await core.places.take(connection)
-        elif core.limits.per_session is not None or core.limits.per_identity is not None:
-            await make_room(core.limits, core.connections, connection)
-        if context.id_given and self._saves:
-            await self._save(context, connection)
-        connection.keeps_id = self._saves or not context.id_given
-        if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
-            await core.cluster.check_handshake(connection)
-            self._judge(connection)
-        self._expect_welcome(connection)
-        await self._upgrade(connection)
-        self._open(context, connection)
-        return context, connection
 
     def _make_response(self) -> web.StreamResponse:
         """
@@ -152,14 +168,23 @@ class Handshake:
         options: dict[str, Any] = {"heartbeat": HEARTBEAT, **self._options}
         return kind(**options)
 
-    async def _upgrade(self, connection: TrackedConnection) -> None:
+    def _upgrade(self, connection: TrackedConnection) -> Awaitable[object]:
         """
-        Answer the handshake; an order that comes meanwhile closes the socket.
+        Answer the handshake.
         """
-        await connection.ws.prepare(self._request)
-        if connection.rejected_with is not None:
-            await self._core.connections.wait_closed(connection, connection.rejected_with)
-            raise SessionWSClosed(connection.ws)
+        answer: Awaitable[object] = connection.ws.prepare(self._request)
+        return answer
+
+    async def _take_place(self, connection: TrackedConnection) -> None:
+        """
+        Take a place in the session and with the identity.
+        """
+        core = self._core
+        self._expect_welcome(connection)  # who is rejected takes nobody's place
+        if core.places is not None:
+            await core.places.take(connection)
+        else:
+            await make_room(core.limits, core.connections, connection)
 
     def _check_request(self) -> None:
         """
@@ -178,41 +203,49 @@ class Handshake:
         context = context_of(self._request)
         if context is not None and context.connection is not None:
             raise NotSetUp("this request is tied to its session already: enter only one of them")
-        self._expect_serving()
-        expect_room(self._core.limits, self._core.connections)
+        self._expect_room()
 
-    def _expect_serving(self) -> None:
-        if self._core.drainer.refuses:
+    def _expect_room(self) -> None:
+        core = self._core
+        if core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
+        if core.limits.total is not None:
+            expect_room(core.limits, core.connections)
 
     def _file(self, context: RequestContext) -> TrackedConnection:
         """
         Judge a handshake and file it as opening; no await stands between the two.
         """
         core, request = self._core, self._request
+        self._context = context
+        if not context.behind_middleware:
+            core.warn.missing_middleware()
+        context.handshake_failed = True  # until it is open
         lineage = self._expect_alive(context)
         if core.traffic.rated:
             core.traffic.expect_rate(lineage.token)
-        connection = TrackedConnection(context.session_ws_id, self._make_response(), request)
+        connection = TrackedConnection(
+            context.session_ws_id, self._make_response(), request, self._task, context.started
+        )
         connection.lineage = lineage
-        connection.task, connection.started = asyncio.current_task(), context.started
-        connection.registered = core.overrides.unregister
+        if core.overrides.unregister:
+            connection.registered = True
         if context.epoch == core.records.epoch:
             # It was alive on arrival, and no record has changed since then.
-            self._expect_serving()
-            self._expect_no_order(connection, Subject("id", connection.session_ws_id))
+            self._expect_no_order(connection, "id", connection.session_ws_id)
         else:
             self._judge(connection)
-        expect_room(core.limits, core.connections)
+        self._expect_room()
         core.connections.add_handshake(connection)
         self._connection = connection
         return connection
 
     def _expect_alive(self, context: RequestContext) -> Lineage:
-        core = self._core
         if context.session_ws_id is None or context.lineage is None:
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
-        close = core.close_for(context.status)
+        if context.status is ALIVE and context.orders is NO_ORDERS and not context.fresh:
+            return context.lineage
+        close = self._core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
@@ -224,27 +257,27 @@ class Handshake:
         Refuse a handshake that has ended, was replaced, or may have missed an order.
         """
         core = self._core
-        self._expect_serving()
         close = core.close_for(core.status_of(connection))
         if close is not None:
             raise HandshakeRefused(close)
-        self._expect_no_order(connection, Subject("id", connection.session_ws_id))
+        self._expect_no_order(connection, "id", connection.session_ws_id)
         self._expect_welcome(connection)
 
-    def _expect_no_order(self, connection: TrackedConnection, subject: Subject) -> None:
+    def _expect_no_order(self, connection: TrackedConnection, kind: Kind, value: Hashable) -> None:
         now, started = time.monotonic(), connection.started
         orders = self._core.close_orders
         if orders.latest < started and now - started < close_orders.HANDSHAKE_LIMIT:
             return  # there was none since it began
-        if orders.missed(subject, started, now):
+        if orders.missed(Subject(kind, value), started, now):
             raise HandshakeRefused(RECONNECT)
 
     def _expect_welcome(self, connection: TrackedConnection) -> None:
         """
-        Refuse a handshake that an order has rejected meanwhile.
+        Refuse a handshake that an order has rejected meanwhile, or when the server is stopping.
         """
-        self._expect_serving()
-        if connection.rejected_with is not None:
+        if self._core.drainer.refuses:
+            raise Unavailable("draining", "websocket refused: the server is stopping")
+        if connection.seldom is not None and connection.rejected_with is not None:
             raise HandshakeRefused(connection.rejected_with)
 
     async def _identify(self, connection: TrackedConnection) -> None:
@@ -266,8 +299,8 @@ class Handshake:
         close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, owner))
         if close is not None:
             raise HandshakeRefused(close)
-        for subject in owner.subjects:
-            self._expect_no_order(connection, subject)
+        for kind, value in owner.subjects:
+            self._expect_no_order(connection, kind, value)
         core.connections.file_identity(connection, owner.identity, owner.labels)
 
     async def _authorize(self, connection: TrackedConnection) -> None:
@@ -302,8 +335,12 @@ class Handshake:
         """
         request = self._request
         session = context.session
-        if session is None or not has_storage(request) or not was_changed(session):
+        connection.keeps_id = self._saves
+        if not self._saves or session is None or not was_changed(session):
             return
+        if not has_storage(request):
+            return
+        self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
         storage = storage_of(request)
         own = self._core.keys.own
         held = {key: value for key, value in session.items() if key not in own}
@@ -318,7 +355,7 @@ class Handshake:
         core = self._core
         context.handshake_failed = False
         context.connection = connection
-        if not connection.is_stream:
+        if context.content is not None and not connection.is_stream:
             context.content = None  # what its handler makes of the session is not settled
         core.connections.open_connection(connection)
         if core.traffic.metered:

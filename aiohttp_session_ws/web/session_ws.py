@@ -102,7 +102,10 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
         handshake = Handshake(core, self._request, options, save=self._save)
         self._context, self.connection = await handshake.open()
         try:
-            await self._welcome()
+            signals = core.signals
+            if core.overrides.register or signals.on_open or signals.connection_ctx:
+                await self._welcome()
+            _expect_open(self.connection)
         except BaseException as exc:
             await self.__aexit__(type(exc), exc, exc.__traceback__)
             raise
@@ -149,7 +152,6 @@ class SessionWS(AbstractAsyncContextManager[web.WebSocketResponse, None]):
                 iterator = _generator(context(connection), context)
                 await anext(iterator)
                 self._contexts.append(iterator)
-        _expect_open(connection)
 
     async def _leave_contexts(self, error: BaseException | None) -> BaseException | None:
         """
