@@ -80,12 +80,23 @@ def websocket_handler(
 
     @functools.wraps(function)
     async def handler(*args: Any) -> web.StreamResponse:
-        *bound, last = args
-        if isinstance(last, web.View):  # its methods aren't given the request
-            bound, last = [last], last.request
-        return await converse(last, functools.partial(function, *bound), options)
+        return await converse(*_bind(function, args), options)
 
     return handler
+
+
+def _bind(function: Hook, args: tuple[Any, ...]) -> tuple[web.Request, Hook]:
+    """
+    Return the request that a handler was called with, and what talks.
+
+    Args:
+        function: The function that was decorated.
+        args: The request; before it what the function is a method of, or in its place a view.
+    """
+    *bound, last = args
+    if isinstance(last, web.View):  # its methods aren't given the request
+        bound, last = [last], last.request
+    return last, functools.partial(function, *bound) if bound else function
 
 
 def _is_coroutine_function(function: object) -> bool:
