@@ -16,6 +16,17 @@ from .identify import Owner
 __all__: list[str] = []
 
 
+def is_unconcerned(core: Core, session_ws_id: str) -> bool:
+    """
+    Tell whether nothing is known that may concern what is registered under an id, so that it
+    needn't be judged.
+    """
+    if not core.overrides.random_ids or core.records.names(session_ws_id):
+        return False
+    context = current_request()  # the lineage of its own request may have ended
+    return context is None or context.session_ws_id != session_ws_id
+
+
 def add_by_hand(core: Core, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
     """
     File something that was registered by hand; tell whether its session lives.

@@ -292,6 +292,14 @@ class Records:
         note = self._notes.get(session_ws_id)
         return None if note is None else IdNote(session_ws_id, *note)
 
+    def names(self, session_ws_id: Hashable) -> bool:
+        """
+        Tell whether there may be a record of an id.
+        """
+        return ("id", session_ws_id) in self._subjects.entries or (
+            session_ws_id in self._notes.entries
+        )
+
     def noted_among(self, session_ws_ids: Sequence[Hashable]) -> list[Hashable]:
         """
         Return those of some ids that were noted for a lineage, which may have ended with them.

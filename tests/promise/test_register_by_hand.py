@@ -17,10 +17,14 @@ from aiohttp_session_ws import (
     registry_from,
     session_ws,
 )
+from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import NotSetUp, SessionEnded
+from aiohttp_session_ws.registry.cluster import Order
+from aiohttp_session_ws.sessions.records import SubjectEnded
 from tests.promise.conftest import Serve
-from tests.promise.site import DEAD, user_of
+from tests.promise.site import DEAD, reached, user_of
 from tests.support import QUICK, until
+from tests.support.inspect import inspect
 
 
 class Stream:
@@ -57,6 +61,40 @@ class TestRegister:
         with pytest.raises(SessionEnded):
             registry.register("id", stream)
         assert "id" not in registry
+
+    async def test_in_a_request_whose_session_has_ended(self, serve: Serve) -> None:
+        """It is refused though no record names its id: an end of a visitor's leaves none."""
+        refused: list[bool] = []
+
+        async def stream(request: web.Request) -> web.Response:
+            with pytest.raises(SessionEnded):
+                registry_from(request).register(await get_session_ws_id(request), Stream())
+            refused.append(True)
+            return web.Response()
+
+        site = await serve(views={"/stream": stream}, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/page")
+        site.gate.shut = True
+        held = asyncio.ensure_future(site.replay(browser.cookie, "/stream?at=start"))
+        await reached(site.gate)
+        await browser.get("/out/helper")
+        site.gate.let()
+        await held
+
+        assert refused
+
+    async def test_an_end_that_is_older(self, serve: Serve) -> None:
+        """An id that is derived lives again: who registers later isn't closed by it."""
+        registry = (await serve(id_factory=lambda request: "team", timeouts=QUICK)).registry
+        core, stream = inspect(registry), Stream()
+        before = core.clock.end_time()
+        await registry.end_session("other")
+        registry.register("team", stream)
+        await core.give(Order((SubjectEnded(Subject("id", "team"), before, 60.0),)))
+
+        assert not stream.closed.is_set()
+        registry.unregister("team", stream)
 
     async def test_its_identity(self, registry: SessionWSRegistry) -> None:
         """An end of its identity closes it; one of another doesn't."""
