@@ -468,7 +468,8 @@ class Core:
             if self.journal is not None:
                 clock, journal = self.clock, self.journal
                 has, promised = self.records.has, clock.promised
-                for change in await journal.start(clock.now, has, promised, self._read_late):
+                late, again = self._read_late, self._write_again
+                for change in await journal.start(clock.now, has, promised, late, again):
                     self.records.merge(change)
                 clock.start_after(journal.last_time)
                 clock.promise_by(journal.keep_time)
@@ -487,6 +488,12 @@ class Core:
         assert self.journal is not None
         self.clock.start_after(self.journal.last_time)
         _ = self.tasks.spawn(self.effects.learn_stored(changes), "learn what has ended before")
+
+    def _write_again(self) -> None:
+        """
+        Let the journal have all that is known: its file was damaged, and a new one is begun.
+        """
+        _ = self.tasks.spawn(self.effects.write_again(), "write what has ended again")
 
     async def shut_down(self) -> None:
         """

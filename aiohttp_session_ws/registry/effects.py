@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as AbstractSet
+from itertools import islice
 from typing import Final, Protocol
 
 from .._lineage import Kind
@@ -325,6 +326,16 @@ class Effects:
         for start in range(0, len(changes), PART):
             part = changes[start : start + PART]
             self._take_effect(list(filter(self._records.merge, part)))
+            await asyncio.sleep(0)
+
+    async def write_again(self) -> None:
+        """
+        Write all records into the journal; of many, a part at a time.
+        """
+        assert self._core.journal is not None
+        changes = iter(self._records)
+        while part := tuple(islice(changes, PART)):
+            _ = self._core.journal.append(part)
             await asyncio.sleep(0)
 
     def _take_effect(self, news: Sequence[Change]) -> None:

@@ -100,6 +100,7 @@ class Journal:
         knows: Callable[[Change], bool] | None = None,
         promised: Callable[[], float] | None = None,
         learn: Callable[[list[Change]], None] | None = None,
+        renamed: Callable[[], None] | None = None,
     ) -> list[Change]:
         """
         Open the file and return what it holds.
@@ -116,6 +117,8 @@ class Journal:
                 each commit, instead of that of the clock. The thread calls it.
             learn: Called in the event loop with what could not be read at once;
                 :attr:`last_time` is set by then.
+            renamed: Called in the event loop when a damaged file was renamed, so that all that
+                is known is to be written again.
 
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
@@ -126,6 +129,8 @@ class Journal:
             self._file.knows = knows
         if promised is not None:
             self._file.promised = promised
+        if renamed is not None:
+            self._file.renamed = partial(self._in_loop, renamed)
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()

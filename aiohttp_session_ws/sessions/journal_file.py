@@ -47,6 +47,7 @@ class JournalFile:
         clock: The clock.
         promised: The time that is written: the next process goes on from there.
         knows: Tells whether memory has a record still, since it was met; called by the thread.
+        renamed: Called by the thread when a damaged file was renamed.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class JournalFile:
         self.clock = clock
         self.promised = clock
         self.knows: Callable[[Change], bool] = lambda change: False
+        self.renamed: Callable[[], None] = lambda: None
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
@@ -159,12 +161,13 @@ class JournalFile:
             with suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
         log.error(
-            "the journal %s is damaged (%s) and was renamed to %s: sessions that ended before are"
-            " forgotten here when the process restarts, and their cookies could be used again",
+            "the journal %s is damaged (%s) and was renamed to %s: what this process knows is"
+            " written again; cookies of other sessions that had ended could be used again",
             self.path,
             exc,
             aside,
         )
+        self.renamed()
 
     def load(self) -> tuple[list[Change], float]:
         """

@@ -96,6 +96,25 @@ class TestRestart:
 
         assert [await outcome(client, cookie) for cookie in (older, newer)] == [4401, 4401]
 
+    async def test_damaged(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What had ended is in the new file, too, that is begun when the old one is damaged."""
+
+        def find_damage(self: JournalFile, rows: object) -> None:
+            exc = sqlite3.DatabaseError("database disk image is malformed")
+            exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise exc
+
+        client = await start()
+        ann, bob = await session_of(client), await session_of(client, "bob")
+        await out(client, ann)
+        with monkeypatch.context() as broken:
+            broken.setattr(JournalFile, "write", find_damage)
+            await out(client, bob)
+        await client.close()
+        client = await start()
+
+        assert [await outcome(client, cookie) for cookie in (ann, bob)] == [4401, 4401]
+
     async def test_clock_set_back(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """An end that is ordered after the clock was set back concerns what began before."""
         client = await start()
