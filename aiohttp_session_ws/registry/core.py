@@ -491,7 +491,7 @@ class Core:
 
     def _write_again(self) -> None:
         """
-        Let the journal have all that is known: its file was damaged, and a new one is begun.
+        Let the journal have all that is known: it begins a new file.
         """
         _ = self.tasks.spawn(self.effects.write_again(), "write what has ended again")
 

@@ -100,7 +100,7 @@ class Journal:
         knows: Callable[[Change], bool] | None = None,
         promised: Callable[[], float] | None = None,
         learn: Callable[[list[Change]], None] | None = None,
-        renamed: Callable[[], None] | None = None,
+        begun: Callable[[], None] | None = None,
     ) -> list[Change]:
         """
         Open the file and return what it holds.
@@ -117,8 +117,8 @@ class Journal:
                 each commit, instead of that of the clock. The thread calls it.
             learn: Called in the event loop with what could not be read at once;
                 :attr:`last_time` is set by then.
-            renamed: Called in the event loop when a damaged file was renamed, so that all that
-                is known is to be written again.
+            begun: Called in the event loop when another file is begun, since that in use was
+                damaged or deleted: all that is known is to be written again.
 
         Raises:
             JournalError: If another process has the file, or it can't be opened or isn't ours.
@@ -129,8 +129,8 @@ class Journal:
             self._file.knows = knows
         if promised is not None:
             self._file.promised = promised
-        if renamed is not None:
-            self._file.renamed = partial(self._in_loop, renamed)
+        if begun is not None:
+            self._file.begun = partial(self._in_loop, begun)
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()

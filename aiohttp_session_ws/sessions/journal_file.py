@@ -47,7 +47,7 @@ class JournalFile:
         clock: The clock.
         promised: The time that is written: the next process goes on from there.
         knows: Tells whether memory has a record still, since it was met; called by the thread.
-        renamed: Called by the thread when a damaged file was renamed.
+        begun: Called by the thread when another file is begun in the place of one in use.
     """
 
     def __init__(
@@ -57,20 +57,30 @@ class JournalFile:
         self.clock = clock
         self.promised = clock
         self.knows: Callable[[Change], bool] = lambda change: False
-        self.renamed: Callable[[], None] = lambda: None
+        self.begun: Callable[[], None] = lambda: None
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
+        self._opened = 0  # the inode
 
     def open(self) -> sqlite3.Connection:
         """
         Open the file, or make it, unless it is open; until :meth:`close` it is ours alone.
 
-        A damaged file is renamed, with an error in the log, and a new one begun.
+        A damaged file is renamed, with an error in the log, and a new one begun. The same happens
+        if the file was moved or deleted, as by a job that tidies up.
 
         Raises:
             JournalError: If another process has it open, it can't be opened, or isn't ours.
         """
+        if self._connection is not None and self._inode() not in (self._opened, None):
+            log.error(
+                "the journal %s was moved or deleted: a new one is begun, with what this process"
+                " knows",
+                self.path,
+            )
+            self.close()
+            self.begun()
         if self._connection is None:
             try:
                 self._connection = self._connect()
@@ -79,7 +89,19 @@ class JournalFile:
                     raise self._explain(exc) from exc
                 self.set_aside(exc)
                 self._connection = self._connect()
+            self._opened = self._inode() or 0
         return self._connection
+
+    def _inode(self) -> int | None:
+        """
+        Return which file there is now, 0 if there is none; ``None`` if the disk doesn't say.
+        """
+        try:
+            return os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return None
 
     def _explain(self, exc: sqlite3.Error) -> Exception:
         """
@@ -167,7 +189,7 @@ class JournalFile:
             exc,
             aside,
         )
-        self.renamed()
+        self.begun()
 
     def load(self) -> tuple[list[Change], float]:
         """

@@ -67,6 +67,15 @@ async def out(client: Client, cookie: str, path: str = "/out/end_session_ws") ->
         assert response.status < 400
 
 
+def take_away(path: Path, *, moved: bool) -> None:
+    """Delete a file, or put an empty one in its place, as jobs do that tidy up or rotate."""
+    if moved:
+        path.rename(path.with_suffix(".old"))
+        path.touch()
+    else:
+        path.unlink()
+
+
 class TestRestart:
     @pytest.mark.parametrize(
         "way", ["end_session_ws", "invalidate", "new_session", "pattern", "everywhere"]
@@ -110,6 +119,19 @@ class TestRestart:
         with monkeypatch.context() as broken:
             broken.setattr(JournalFile, "write", find_damage)
             await out(client, bob)
+        await client.close()
+        client = await start()
+
+        assert [await outcome(client, cookie) for cookie in (ann, bob)] == [4401, 4401]
+
+    @pytest.mark.parametrize("moved", [False, True])
+    async def test_deleted(self, start: Start, path: Path, moved: bool) -> None:
+        """What had ended is in the new file, too, when the old one was taken away."""
+        client = await start()
+        ann, bob = await session_of(client), await session_of(client, "bob")
+        await out(client, ann)
+        take_away(path, moved=moved)
+        await out(client, bob)
         await client.close()
         client = await start()
 
