@@ -161,6 +161,15 @@ class TestSlow:
             assert statuses == [101] * 100
             assert registry_of(a).state == "connected"
 
+    async def test_far_away(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """To connect takes some round trips: that Redis takes half a second for each is no end."""
+        async with Proxy(redis_server.port) as proxy:
+            proxy.delay = 0.25
+            a = await start_node(proxy.url(), "a")
+            await becomes(a, "connected")
+            report = await registry_of(a).end_session("x", wait=PATIENCE)
+            assert report.stored
+
     async def test_stall(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A stall that is shorter than a second refuses nobody."""
         a = await start_node(redis_server.url, "a")

@@ -36,6 +36,7 @@ MakeClient: TypeAlias = Callable[[], Client]
 TROUBLE: Final = (RedisError, OSError, TimeoutError)
 
 LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
+CONNECT: Final = 3.0  # seconds to connect, which takes some answers; of a cluster a few more
 
 #: How Redis says that it does nothing now.
 WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")

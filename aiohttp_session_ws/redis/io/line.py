@@ -12,11 +12,10 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import hiredis
-from redis.asyncio import RedisCluster
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
-from .connect import LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
+from .connect import CONNECT, LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
 from .wire import Wire, connect
 
 __all__: list[str] = []
@@ -173,16 +172,14 @@ class Link:
         """
         Connect and hand out answers until there is trouble, and raise it.
         """
-        # A client of a cluster has to find out first where everything is.
-        limit = 3 * LIMIT if isinstance(line.client, RedisCluster) else LIMIT
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
         # timeout with it.
         tasks = [asyncio.create_task(line.connect())]
         tasks[0].add_done_callback(_hear)
         try:
-            await asyncio.wait(tasks, timeout=limit)
+            await asyncio.wait(tasks, timeout=CONNECT)
             if not tasks[0].done():
-                raise TimeoutError(f"no answer within {limit:g} s")
+                raise TimeoutError(f"not connected within {CONNECT:g} s")
             tasks[0].result()
             self._dropped = asyncio.get_running_loop().create_future()
             self.line = line

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ..._logging import OncePerMinute, describe_error, log
-from .connect import LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
+from .connect import CONNECT, LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
 from .wire import Wire, connect
 
 __all__: list[str] = []
@@ -91,7 +91,7 @@ class Subscriber:
         client = self._make()
         wire: Wire | None = None
         try:
-            async with asyncio.timeout(2 * LIMIT):
+            async with asyncio.timeout(CONNECT):
                 connection = await connect(client, self._prefix)
             handlers = {
                 channel_of(client, self._prefix, name).encode(): handle
