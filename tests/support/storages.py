@@ -15,6 +15,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .gates import Turnstile
 
@@ -43,20 +44,25 @@ class KeepingPool(ConnectionPool):
     """
     A pool that knows all connections that it has made.
 
-    redis-py loses one whose request is cancelled while it is made, as a vanishing client does it.
+    redis-py loses one whose request is cancelled while it is made, as a vanishing client does it,
+    and makes another for whoever still asks when all are closed.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._made: list[Any] = []
+        self._ended = False
 
     def make_connection(self) -> Any:
         """Make a connection, and keep it."""
+        if self._ended:
+            raise RedisConnectionError("the test is over")
         self._made.append(super().make_connection())  # type: ignore[no-untyped-call]  # theirs
         return self._made[-1]
 
     async def close_all(self) -> None:
-        """Close whatever was made."""
+        """Close whatever was made, for good."""
+        self._ended = True
         for connection in self._made:
             await connection.disconnect(nowait=True)
 
