@@ -104,6 +104,7 @@ from .warn import Warnings
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
+STORAGES: Final = 16  # storages that are known: a site has one or two
 
 _running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
 
@@ -190,7 +191,9 @@ class Core:
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
         self.first_socket = True  # none was opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
-        self.storages: list[AbstractStorage] = []  # those that sessions have come from
+        # The last that sessions have come from: an application may make one for each request.
+        self.storages: list[AbstractStorage] = []
+        self._max_ages: set[int | None] = set()
         self.ttl = self.expiry.ttl(None)
 
     # Time
@@ -199,9 +202,13 @@ class Core:
         """
         Note for how long a storage keeps sessions.
         """
-        if storage not in self.storages:
-            self.storages.append(storage)
-            self.ttl = max(self.expiry.ttl(known.max_age) for known in self.storages)
+        if storage in self.storages:
+            return
+        del self.storages[: 1 - STORAGES]
+        self.storages.append(storage)
+        if storage.max_age not in self._max_ages:
+            self._max_ages.add(storage.max_age)
+            self.ttl = max(map(self.expiry.ttl, self._max_ages))
 
     # The question
 

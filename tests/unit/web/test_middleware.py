@@ -10,11 +10,18 @@ from typing import Any
 import aiohttp_session
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
-from aiohttp_session_ws import SessionWSRegistry, get_session_ws_id
+from aiohttp_session_ws import (
+    SessionWSRegistry,
+    get_session_ws_id,
+    session_ws_middleware,
+    setup,
+)
+from aiohttp_session_ws.registry.core import STORAGES
 from tests.support import (
     QUICK,
     AiohttpClient,
@@ -25,6 +32,7 @@ from tests.support import (
     make_app,
 )
 from tests.support.clock import Wall
+from tests.support.inspect import inspect
 
 
 @pytest.fixture
@@ -69,6 +77,32 @@ class TestLoading:
         storage.broken = False
 
         assert (await seen(client))["id"] == first["id"]
+
+    async def test_a_storage_for_each_request(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """Those of tenants may be made anew each time: few are kept, and the longest counts."""
+
+        @web.middleware
+        async def of_tenant(request: web.Request, handler: Handler) -> web.StreamResponse:
+            storage = SimpleCookieStorage(max_age=int(request.query["age"]))
+            return await aiohttp_session.session_middleware(storage)(request, handler)
+
+        async def page(request: web.Request) -> web.Response:
+            return web.Response(text=str(await get_session_ws_id(request)))
+
+        app = web.Application(middlewares=[of_tenant, session_ws_middleware])
+        setup(app, registry)
+        app.router.add_get("/", page)
+        client = await aiohttp_client(app)
+        ids = set()
+        for age in (10_000_000, *[1000] * 2 * STORAGES):
+            async with client.get("/", params={"age": age}) as response:
+                ids.add(await response.text())
+
+        assert len(ids) == 1
+        assert len(inspect(registry).storages) == STORAGES
+        assert inspect(registry).ttl == 10_003_600
 
 
 class TestMinting:
