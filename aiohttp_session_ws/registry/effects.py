@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
+from collections import deque
 from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as AbstractSet
 from itertools import islice
 from typing import Final, Protocol
@@ -40,6 +41,7 @@ FEW: Final = 100  # connections that are judged before the first of them is clos
 REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
 PART: Final = 1000  # records of a journal that are learnt in a row, which takes some ms
+AT_ONCE: Final = 10  # parts that wait to be written again: the writer takes so many at once
 
 
 class Sessions(Protocol):
@@ -330,13 +332,25 @@ class Effects:
 
     async def write_again(self) -> None:
         """
-        Write all records into the journal; of many, a part at a time.
+        Write all records into the journal; of many, a few parts at a time, or what ends
+        meanwhile would find no room there.
         """
-        assert self._core.journal is not None
+        journal = self._core.journal
+        assert journal is not None
         changes = iter(self._records)
-        while part := tuple(islice(changes, PART)):
-            _ = self._core.journal.append(part)
-            await asyncio.sleep(0)
+        parts = iter(lambda: tuple(islice(changes, PART)), ())
+        waiting: deque[asyncio.Future[bool]] = deque()
+        try:
+            for part in parts:
+                waiting.append(journal.append(part))
+                if len(waiting) < AT_ONCE:
+                    await asyncio.sleep(0)
+                else:
+                    await waiting.popleft()
+        except asyncio.CancelledError:  # the process stops, and waits for what the journal has
+            for part in parts:
+                _ = journal.append(part)
+            raise
 
     def _take_effect(self, news: Sequence[Change]) -> None:
         if news:

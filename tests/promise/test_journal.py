@@ -19,12 +19,15 @@ from aiohttp import ClientSession, DummyCookieJar, web
 
 from aiohttp_session_ws import Expiry, SessionWSRegistry
 from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId, JournalError
+from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.sessions import journal_writer
 from aiohttp_session_ws.sessions.journal_file import JournalFile
+from aiohttp_session_ws.sessions.journal_rows import Row
 from aiohttp_session_ws.sessions.records import Records
 from tests.support import PATIENCE, AiohttpClient, Client, expect_close, make_app, until
 from tests.support.app import user_of
 from tests.support.clock import Wall
+from tests.support.inspect import inspect
 from tests.support.people import outcome, seen_as, session_of
 from tests.support.processes import Process
 from tests.support.seconds import Seconds
@@ -136,6 +139,55 @@ class TestRestart:
         client = await start()
 
         assert [await outcome(client, cookie) for cookie in (ann, bob)] == [4401, 4401]
+
+    @pytest.mark.parametrize("stops", [False, True])
+    async def test_damaged_with_much_to_write(
+        self,
+        aiohttp_client: AiohttpClient,
+        start: Start,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        *,
+        stops: bool,
+    ) -> None:
+        """
+        What is written again leaves room for what ends meanwhile, however slow the disk is; all
+        of it is written though the process stops before.
+        """
+        monkeypatch.setattr(effects, "PART", 1)
+        monkeypatch.setattr(journal_writer, "BACKLOG", 1000 if stops else 20)
+        monkeypatch.setattr(journal_writer, "RETRY", 0.0)
+        write, works, damaged = JournalFile.write, threading.Event(), [True]
+
+        def write_slowly(self: JournalFile, rows: list[Row]) -> None:
+            if damaged and damaged.pop():
+                exc = sqlite3.DatabaseError("database disk image is malformed")
+                exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise exc
+            works.wait(PATIENCE)
+            write(self, rows)
+
+        registry = SessionWSRegistry(identify=user_of, journal=path)
+        client = await aiohttp_client(make_app(registry))
+        cookies = [await session_of(client, f"user{number}") for number in range(30)]
+        last = await session_of(client)
+        for cookie in cookies:
+            await out(client, cookie)
+        with monkeypatch.context() as slow:
+            slow.setattr(JournalFile, "write", write_slowly)
+            await out(client, await session_of(client, "bob"))
+            await out(client, last)  # which waits a moment for its commit
+            closing = asyncio.ensure_future(client.close()) if stops else None
+            if not stops:
+                works.set()
+            await until(lambda: not len(inspect(registry).tasks))
+            works.set()
+            await (closing or client.close())
+        client = await start()
+
+        assert "takes no more" not in caplog.text
+        assert {await outcome(client, cookie) for cookie in (*cookies, last)} == {4401}
 
     async def test_clock_set_back(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """An end that is ordered after the clock was set back concerns what began before."""
