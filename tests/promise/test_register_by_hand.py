@@ -84,6 +84,20 @@ class TestRegister:
 
         assert refused
 
+    async def test_under_an_id_of_a_lineage_that_has_ended(self, serve: Serve) -> None:
+        """Ids that a renewal gave are known as those of the lineage that a log-out ends."""
+        site = await serve(identify=user_of)
+        browser = await site.browser()
+        await browser.get("/login")
+        ids = [(await browser.get()).data["id"]]
+        await browser.get("/renew")
+        ids.append((await browser.get()).data["id"])
+        await browser.get("/out/helper")
+
+        for session_ws_id in ids:
+            with pytest.raises(SessionEnded):
+                site.registry.register(session_ws_id, Stream())
+
     async def test_an_end_that_is_older(self, serve: Serve) -> None:
         """An id that is derived lives again: who registers later isn't closed by it."""
         registry = (await serve(id_factory=lambda request: "team", timeouts=QUICK)).registry
