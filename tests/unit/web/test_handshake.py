@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import aiohttp_session
 import pytest
@@ -136,6 +137,45 @@ class TestMinting:
             code = await expect_close(ws)
 
         assert (code, storage.saved) == (4403, False)
+        assert is_empty(registry)
+
+    @pytest.mark.parametrize("at", ["authorize", "the second load"])
+    async def test_one_that_ends_meanwhile(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, at: str
+    ) -> None:
+        """It is told so though its session was changed as well, and nothing is saved."""
+
+        async def end() -> None:
+            (connection,) = opening(registry)
+            await registry.end_session(connection.session_ws_id)
+
+        class ServerSide(SimpleCookieStorage):
+            loads = 0
+            saved = False
+
+            async def load_session(self, request: web.Request) -> aiohttp_session.Session:
+                self.loads += 1
+                if self.loads == 2 and at == "the second load":
+                    await end()
+                user = "nobody" if self.loads == 2 and at == "authorize" else "ann"
+                data: Any = {"created": 9999999999, "session": {"user": user}}
+                return aiohttp_session.Session("key", data=data, new=False)
+
+            async def save_session(self, *args: object) -> None:
+                self.saved = True
+
+        async def authorize(request: web.Request) -> bool:
+            if at == "authorize":
+                await end()
+            return True
+
+        storage = ServerSide()
+        inspect(registry).authorize = authorize
+        client = await aiohttp_client(make_app(registry, storage))
+        async with client.ws_connect("/ws") as ws:
+            code = await expect_close(ws)
+
+        assert (code, storage.saved) == (4401, False)
         assert is_empty(registry)
 
     async def test_a_failed_handshake_saves_nothing(

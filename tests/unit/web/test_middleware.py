@@ -66,7 +66,9 @@ class Broken(SimpleCookieStorage):
 
 
 class TestLoading:
-    async def test_no_session(self, aiohttp_client: AiohttpClient) -> None:
+    async def test_no_session(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A storage that returns something else is an error, with its first request or later."""
         storage = Broken()
         client = await aiohttp_client(make_app(storage=storage))
@@ -76,7 +78,27 @@ class TestLoading:
             assert response.status == 500
         storage.broken = False
 
+        assert "storage should return session instance" in caplog.text
         assert (await seen(client))["id"] == first["id"]
+
+    async def test_a_session_that_was_loaded_before(self, aiohttp_client: AiohttpClient) -> None:
+        """What another middleware has put into it stays there."""
+
+        @web.middleware
+        async def write(request: web.Request, handler: Handler) -> web.StreamResponse:
+            (await aiohttp_session.get_session(request))["n"] = request.query["n"]
+            return await handler(request)
+
+        async def read(request: web.Request) -> web.Response:
+            return web.Response(text=(await aiohttp_session.get_session(request))["n"])
+
+        app = make_app()
+        app.middlewares.insert(1, write)
+        app.router.add_get("/read", read)
+        client = await aiohttp_client(app)
+        for number in ("1", "2", "3"):
+            async with client.get("/read", params={"n": number}) as response:
+                assert await response.text() == number
 
     async def test_a_storage_for_each_request(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
