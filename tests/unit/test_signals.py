@@ -146,6 +146,23 @@ class TestOrder:
         assert closed.ws is opened.ws
         assert isinstance(opened.ws, web.WebSocketResponse)
 
+    @pytest.mark.parametrize("name", ["on_handshake", "on_auth_success", "on_open", "on_close"])
+    async def test_the_only_receiver(self, aiohttp_client: AiohttpClient, name: str) -> None:
+        """Each signal is sent though nobody listens to the others."""
+        registry = SessionWSRegistry()
+        told = asyncio.Event()
+
+        async def note(details: object) -> None:
+            told.set()
+
+        getattr(registry, name).append(note)
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/echo"):
+            pass
+
+        async with asyncio.timeout(5):
+            await told.wait()
+
     async def test_id_is_that_of_the_session(self, aiohttp_client: AiohttpClient) -> None:
         """The id in the details is the one that a handler sees."""
         registry = SessionWSRegistry()
