@@ -30,6 +30,7 @@ from tests.support.inspect import connections, is_closing, left_handlers, openin
 SOCKETS = 1000
 RUDE = SOCKETS // 100
 TIMEOUTS = Timeouts(close=2.0, handler_grace=0.25)
+LARGE = bytes(1 << 16)  # a few of them fill the buffers: who sends them has to wait soon
 
 
 async def flood(request: web.Request) -> web.WebSocketResponse:
@@ -141,14 +142,14 @@ class TestHandlersThatNeverLeave:
             acts: dict[str, Callable[[], Awaitable[object]]] = {
                 "receive": ws.receive_json,
                 "recv": ws.recv,
-                "send": lambda: ws.send(b"x"),
+                "send": lambda: ws.send(LARGE),
             }
             await stay(acts[what], ws)
 
         async def raw(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
                 await ws.send_json({"user": None, "id": await get_session_ws_id(request)})
-                act = ws.receive if what == "raw receive" else lambda: ws.send_bytes(b"x")
+                act = ws.receive if what == "raw receive" else lambda: ws.send_bytes(LARGE)
                 await stay(act, ws)
             return ws
 
