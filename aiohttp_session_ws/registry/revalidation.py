@@ -339,8 +339,7 @@ class Revalidator:
                 if connection is not last:
                     request = request_again(connection)
                     put_session(request, session)
-                async with asyncio.timeout(CHECK_LIMIT):  # of each: a client decides how many
-                    answers[what] = await _answer_of(core.authorize, request)
+                answers[what] = await _answer_of(core.authorize, request)
             allowed[connection] = answers[what]
         return allowed
 
@@ -437,10 +436,11 @@ async def _answer_of(authorize: Authorize, request: web.Request) -> object:
     """
     Return what ``authorize`` says; what refuses a handshake when it is raised is a no here, too.
 
-    Another error is returned: it may be about this request only.
+    Another error is returned, or that it took too long: it may be about this request only.
     """
     try:
-        return await maybe_await(authorize(request))
+        async with asyncio.timeout(CHECK_LIMIT):  # of each: a client decides how many there are
+            return await maybe_await(authorize(request))
     except HandshakeRefused as exc:
         return exc.close
     except web.HTTPException as exc:

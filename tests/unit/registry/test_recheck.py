@@ -144,6 +144,35 @@ class TestRecheck:
 
         assert report.sockets == 6
 
+    async def test_one_that_hangs(
+        self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An answer that doesn't come keeps no other socket of its session open."""
+        allowed, late = True, 0.0
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + late)
+
+        async def authorize(request: web.Request) -> bool:
+            nonlocal late
+            if not allowed and request.query_string == "one":
+                late += revalidation.CHECK_LIMIT
+                await asyncio.Event().wait()
+            return allowed
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await aiohttp_client(make_app(registry))
+        ann = await cookie_for(client, "ann")
+        async with (
+            client.ws_connect("/ws?one", headers=ann),
+            client.ws_connect("/ws?two", headers=ann),
+            client.ws_connect("/ws?three", headers=ann),
+        ):
+            allowed = False
+            report = await registry.recheck("ann")
+
+        assert report.sockets == 2
+
     async def test_one_that_fails(self, aiohttp_client: AiohttpClient) -> None:
         """Where ``authorize`` fails a socket stays, and keeps no other of its session open."""
         rooms = {"one": {"ann"}, "two": {"ann"}, "three": {"ann"}}
