@@ -236,12 +236,7 @@ class Records:
         """
         Tell whether a session of a lineage may have a record, or share one with others.
         """
-        return bool(
-            self._subjects.entries
-            or token in self._renewed.entries
-            or token in self._ended.entries
-            or token in self._minor.entries
-        )
+        return bool(self._subjects.entries) or self.knows(token)
 
     def has(self, change: Change) -> bool:
         """

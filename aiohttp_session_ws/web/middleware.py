@@ -101,9 +101,8 @@ async def _arrive(core: Core, request: web.Request, context: RequestContext) -> 
         if hdrs.UPGRADE not in request.headers:
             await arrival.judge()
             return
-        with TimedHandshake(
-            core.handshakes, request, context.task
-        ):  # whoever asks for a websocket gets an answer
+        # Whoever asks for a websocket gets an answer.
+        with TimedHandshake(core.handshakes, request, context.task):
             await arrival.judge()
     except BaseException:
         put_session(request, None)  # nothing is saved
