@@ -7,7 +7,6 @@ One :class:`Codec` for each subprotocol, and a :class:`WampDialect` of it for ea
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -74,7 +73,7 @@ class Codec:
             if not self.binary and "\\u0000" in data:
                 _restore(getattr(message, "args", None))
                 _restore(getattr(message, "kwargs", None))
-        except (msgspec.MsgspecError, RecursionError, UnicodeError, binascii.Error):
+        except (msgspec.MsgspecError, RecursionError, ValueError):
             raise ProtocolViolation("malformed message") from None
         return message
 
