@@ -30,7 +30,7 @@ _Id: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 
 class _Frame(msgspec.Struct):
     id: _Id | None = None
-    method: str | None = None
+    method: Any = None  # any object without id is an event
     params: Any = None
     error: Any = None
     result: Any = None
@@ -91,6 +91,8 @@ def decode(frame: str | bytes) -> Message:
         raise ProtocolViolation("the id 0")
     if found.method is None:
         return Reply(found.id, found.result, found.error)
+    if not isinstance(found.method, str):
+        raise ProtocolViolation("a method that is no name")
     params = found.params
     if isinstance(params, dict):
         return Request(found.id, found.method, (), params)

@@ -216,14 +216,20 @@ class TestWsrpc:
         """An error that isn't null is an error, whatever stands beside it."""
         assert wsrpc.decode(frame) == wsrpc.Reply(4, result, error)
 
-    @pytest.mark.parametrize("frame", ['{"x": 1}', '{"method": "m"}', '{"id": null, "x": 1}'])
+    @pytest.mark.parametrize(
+        "frame", ['{"x": 1}', '{"method": "m"}', '{"id": null, "x": 1}', '{"method": 5}']
+    )
     def test_events(self, frame: str) -> None:
         """An object without id is an event."""
         assert wsrpc.decode(frame) == wsrpc.Event(json.loads(frame))
 
     @pytest.mark.parametrize(
-        "frame", ["", "x", "[]", "5", '{"id": "3", "method": "m"}', '{"id": 0}', b"{}", "[" * 9999]
-    )
+        "frame",
+        [
+            "", "x", "[]", "5", '{"id": "3", "method": "m"}', '{"id": 3, "method": 5}',
+            '{"id": 0}', b"{}", "[" * 9999,
+        ],
+    )  # fmt: skip
     def test_garbage(self, frame: str | bytes) -> None:
         """What isn't wsrpc is told from what is."""
         with pytest.raises(ProtocolViolation):
