@@ -99,8 +99,6 @@ class Performer:
         Answer a call at once, whatever runs it does.
         """
         call.answered = True
-        if call.deadline is not None:
-            call.deadline.cancel()
         self.unanswered.pop(call.number, None)
         self.sender.post(self._encode(call, error))
 
@@ -109,6 +107,8 @@ class Performer:
         Refuse a call before it starts.
         """
         self.refuse(call, error)
+        if call.deadline is not None:
+            call.deadline.cancel()
         if self.signals.on_fail:
             await self.signals.on_fail.send(self._details(call, error=error))
 
@@ -125,8 +125,10 @@ class Performer:
         call.deadline = loop.call_at(when, self._expire, call, context=contextvars.Context())
 
     def _expire(self, call: Call) -> None:
-        if not (call.answering or call.answered):
-            call.expired = True
+        if call.answering or (call.answered and call.given_up):
+            return
+        call.expired = True
+        if not call.answered:  # as it is when its caller has skipped it
             self.refuse(call, RPCError(errors.TIMEOUT))
             call.interrupt()
 

@@ -448,6 +448,16 @@ class TestCancelling:
             assert await peer.call("add", 1, 2, number=2) == [50, 2, {}, [3]]
         assert gate.cancelled == 0
 
+    async def test_skip_has_a_deadline(self, serve: Serve) -> None:
+        """``skip`` is no way round the deadline of a route: the handler is cancelled then."""
+        gate = Gate()
+        server = await serve(gated(gate, timeout=0.05))
+        async with server.wamp("wamp.2.json.batched") as peer:
+            await peer.say([48, 1, {}, "wait"], [49, 1, {"mode": "skip"}])
+            assert await peer.hear() == [8, 48, 1, {}, CANCELED]
+            await until(lambda: gate.cancelled)
+            assert await peer.call("add", 1, 2, number=2) == [50, 2, {}, [3]]
+
     async def test_unknown_and_finished(self, serve: Serve) -> None:
         """Numbers that are unknown or answered are ignored."""
         server = await serve(gated(Gate()))
