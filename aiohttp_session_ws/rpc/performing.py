@@ -130,7 +130,7 @@ class Performer:
         call.expired = True
         if not call.answered:  # as it is when its caller has skipped it
             self.refuse(call, RPCError(errors.TIMEOUT))
-            call.interrupt()
+        call.interrupt()
 
     def _encode(self, call: Call, error: RPCError) -> bytes:
         return encode_error(partial(self.dialect.error, call.number), error)
@@ -229,4 +229,11 @@ async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
     """
     Run a function in a thread, and stay until it is done: it can't be cancelled.
     """
-    return await outlast(asyncio.create_task(asyncio.to_thread(function, *args, **kwargs)))
+
+    def run() -> Any:
+        try:
+            return function(*args, **kwargs)
+        except StopIteration as exc:  # no future takes it, so the call would never end
+            raise RuntimeError("StopIteration in a thread") from exc
+
+    return await outlast(asyncio.create_task(asyncio.to_thread(run)))

@@ -248,6 +248,24 @@ class TestErrors:
             assert (await peer.call("odd"))[4] == "wamp.error.runtime_error"
         assert complaints() == ["a call failed: odd"]
 
+    async def test_stop_iteration(self, serve: Serve, complaints: Complaints) -> None:
+        """``StopIteration`` is an error like any other, in a thread too."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def here() -> Any:
+            return next(iter(()))
+
+        @routes.route(threaded=True)
+        def there() -> Any:
+            return next(iter(()))
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            assert (await peer.call("here"))[4] == "wamp.error.runtime_error"
+            assert (await peer.call("there", number=2))[4] == "wamp.error.runtime_error"
+        assert complaints() == ["a call failed: here", "a call failed: there"]
+
     async def test_unknown(self, serve: Serve) -> None:
         """An unknown procedure is told from a hidden method."""
         routes = rpc.Routes()
