@@ -96,7 +96,9 @@ class InOrder:
                     await self.handlers[type(message)](message)
                 except SessionGone:
                     raise
-                except Exception as exc:  # noqa: BLE001  # it is explained
+                except (Exception, asyncio.CancelledError) as exc:  # it is explained
+                    if self._task is not None and self._task.cancelling():
+                        raise
                     gone = self.session.closed or self.sender.is_closed
                     error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
                     self.requests.discard(message.request)

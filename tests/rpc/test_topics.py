@@ -116,6 +116,24 @@ class TestSubscribing:
                 assert answer == [8, 32, number, {}, "wamp.error.runtime_error"]
         assert len(complaints()) == 2
 
+    async def test_own_cancellation(self, serve: Serve, complaints: Complaints) -> None:
+        """A cancellation of a topic's own is answered, and so are the requests behind it."""
+        routes = rpc.Routes()
+
+        @routes.topic("odd.{word}")
+        async def odd(word: str) -> AsyncIterator[None]:
+            if word == "x":
+                raise asyncio.CancelledError
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([32, 1, {}, "odd.x"])
+            answer = await peer.ask([32, 2, {}, "odd.y"])
+            assert answer == [8, 32, 1, {}, "wamp.error.runtime_error"]
+            assert (await peer.hear())[:2] == [33, 2]
+        assert complaints() == ["a call failed: SUBSCRIBE"]
+
     async def test_unknown_subscription(self, serve: Serve) -> None:
         """What isn't subscribed to can't be left."""
         server = await serve(Counter().routes)
