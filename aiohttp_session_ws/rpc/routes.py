@@ -120,6 +120,9 @@ class Routes:
                 raise TypeError(f"{made.__qualname__} exposes nothing: mark methods by @expose")
             self._add(owner)
             for own, method in methods:
+                if isinstance(inspect.getattr_static(made, own), staticmethod | classmethod):
+                    msg = f"{method.__qualname__}() has no object: only its methods are exposed"
+                    raise TypeError(msg)
                 full = owner.name if own == "init" else f"{owner.name}.{own}"
                 self._add(Procedure(full, method, timeout=self.timeout, owner=owner))
             return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -190,6 +191,18 @@ class TestBadUse:
             @rpc.Routes().route_class("c")
             class C:
                 async def f(self) -> None: ...
+
+    @pytest.mark.parametrize("kind", [staticmethod, classmethod])
+    def test_method_without_object(self, kind: Any) -> None:
+        """What has no object would take it for its first argument."""
+
+        class C:
+            @kind  # type: ignore[untyped-decorator]  # one of two
+            @rpc.expose
+            def f(*args: int) -> None: ...
+
+        with pytest.raises(TypeError, match=r"C\.f\(\) has no object"):
+            rpc.Routes().route_class("c")(C)
 
     def test_state_handler_without_yield(self) -> None:
         """A session state handler is a generator."""
