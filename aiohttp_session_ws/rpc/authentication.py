@@ -113,7 +113,7 @@ class Authentication:
             return value, True
         for authenticator in self.transport:
             identity = await maybe_await(authenticator(session))
-            if identity is not None:
+            if not _is_nobody(identity):
                 return identity, False
         identity = None
         if challenge is not None and self.cra is not None and "wampcra" in session.auth_methods:
@@ -126,7 +126,7 @@ class Authentication:
         elif not self.transport and self.cra is None and self.ticket is None:
             session.auth_method = "anonymous"
             return None, False
-        if identity is None:
+        if _is_nobody(identity):
             raise RPCError(AUTHENTICATION_FAILED, _FAILED)
         return identity, True
 
@@ -163,6 +163,13 @@ class Authentication:
             digest = hmac.digest(self._key, (session.auth_id or "").encode(), "sha256")
             salt = digest.hex()[: len(salt)]
         return replace(self._shape, secret=secrets.token_bytes(32), salt=salt)
+
+
+def _is_nobody(identity: Any) -> bool:
+    """
+    Tell whether an authenticator knows nobody, which one that only compares says by ``False``.
+    """
+    return identity is None or identity is False
 
 
 def _challenge_text(session: Session, secret: CRASecret) -> str:

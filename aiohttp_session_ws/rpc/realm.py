@@ -85,7 +85,7 @@ class Realm:
     def add_transport_authenticator(self, authenticator: Authenticator) -> Authenticator:
         """
         Ask a function, sync or async, that is given the session and returns an identity, or
-        ``None`` to have the next one asked. :func:`session_identity` is one.
+        ``None`` or ``False`` to have the next one asked. :func:`session_identity` is one.
         """
         self.authentication.transport.append(authenticator)
         return authenticator
@@ -93,7 +93,7 @@ class Realm:
     def set_ticket_authenticator(self, authenticator: TicketAuthenticator) -> TicketAuthenticator:
         """
         Let a function, sync or async, check tickets: it is given the session and the ticket,
-        and returns an identity, or ``None`` to refuse.
+        and returns an identity, or ``None`` or ``False`` to refuse.
 
         Raises:
             ValueError: If there is an authentication handler.

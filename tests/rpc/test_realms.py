@@ -257,6 +257,16 @@ class TestAuthentication:
             assert (await peer.ask([5, "open", {}]))[2] == "wamp.error.authentication_failed"
         assert (await refused(server, authmethods=["wampcra"]))[0] == 3
 
+    @pytest.mark.parametrize("nobody", [None, False])
+    async def test_nobody(self, serve: Serve, nobody: Any) -> None:
+        """Who is known to none is refused, also where an authenticator only compares."""
+        calls, club = application()
+        club.add_transport_authenticator(lambda session: nobody)
+        club.set_ticket_authenticator(lambda session, ticket: nobody)
+        server = await serve(calls)
+        async with server.wamp().joining("club", authmethods=["ticket"]) as peer:
+            assert (await peer.ask([5, "open", {}]))[2] == "wamp.error.authentication_failed"
+
     @pytest.mark.parametrize("salted", [False, True])
     async def test_cra(self, serve: Serve, salted: bool) -> None:
         """A signature is checked, with or without salt."""
