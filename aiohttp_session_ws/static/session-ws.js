@@ -1,4 +1,5 @@
-// A websocket that reconnects as aiohttp_session_ws says, and WAMP calls over it.
+// A websocket that reconnects as aiohttp_session_ws says, and WAMP calls over it. What is public is
+// told in session-ws.d.ts.
 
 export const SESSION_ENDED = 4401;
 export const RECONNECT = 4403;
@@ -19,24 +20,22 @@ class Stateful extends EventTarget {
   }
 }
 
-// `state` is "connecting", "open", "waiting" or "closed"; its event has code, reason and wait (ms
-// or null) in detail after a close.
 export class SessionSocket extends Stateful {
-  #url;
-  #protocols;
+  #make;
   #ws = null;
   #timer;
   #failures = 0;
 
-  // `url` may be a function, asked each time.
   constructor(url, protocols = []) {
     super();
-    this.#url = url;
-    this.#protocols = protocols;
+    this.#make = () => {
+      const full = new URL(valueOf(url), location);
+      full.protocol = full.protocol.replace("http", "ws");
+      return new WebSocket(full, protocols);
+    };
     this.#open();
   }
 
-  // At once, with a new back-off.
   connect() {
     this.#failures = 0;
     this.#open();
@@ -44,10 +43,8 @@ export class SessionSocket extends Stateful {
 
   #open() {
     if (this.#ws) return;
+    const ws = (this.#ws = this.#make());
     clearTimeout(this.#timer);
-    const url = new URL(valueOf(this.#url), location);
-    url.protocol = url.protocol.replace("http", "ws");
-    const ws = (this.#ws = new WebSocket(url, this.#protocols));
     let opened = Infinity;
     ws.binaryType = "arraybuffer";
     ws.onopen = () => {
@@ -60,7 +57,11 @@ export class SessionSocket extends Stateful {
       this.#ws = null;
       if (performance.now() - opened >= 5000) this.#failures = 0;
       const wait = reconnectAfter(code, this.#failures++);
-      if (wait !== null) this.#timer = setTimeout(() => this.#open(), wait);
+      const retry = () => {
+        this.#timer = setTimeout(retry, 5000); // unless there is a URL
+        this.#open();
+      };
+      if (wait !== null) this.#timer = setTimeout(retry, wait);
       this.set(wait === null ? "closed" : "waiting", { code, reason, wait });
     };
     this.set("connecting");
@@ -71,12 +72,10 @@ export class SessionSocket extends Stateful {
     this.#ws.send(data);
   }
 
-  // Close, and stay away until connect().
   close(code = 1000, reason = "") {
-    clearTimeout(this.#timer);
-    const ws = this.#ws;
+    this.#ws?.close(code, reason);
     this.#ws = null;
-    ws?.close(code, reason);
+    clearTimeout(this.#timer);
     if (this.state !== "closed") this.set("closed", { code, reason, wait: null });
   }
 }
@@ -89,24 +88,25 @@ export class CallError extends Error {
 }
 
 const valueOf = (it) => (typeof it === "function" ? it() : it);
+const run = async (fn, ...args) => fn(...args); // if it throws, the others go on
 
 // Bytes are Base64 behind a NUL.
+const write = (text, byte) => text + String.fromCharCode(byte);
 const encode = (message) => JSON.stringify(message, (_, value) =>
-  value instanceof Uint8Array ? "\0" + btoa(String.fromCharCode(...value)) : value);
+  value instanceof Uint8Array ? "\0" + btoa(value.reduce(write, "")) : value);
 const decode = (text) => JSON.parse(text, text.includes("\\u0000") ? (_, value) =>
   value?.[0] === "\0" ? Uint8Array.from(atob(value.slice(1)), (c) => c.charCodeAt(0)) : value : null);
 
-// Calls, both ways. `state` is the socket's, and "joined" once calls are heard. `authenticate` is
-// asked before each HELLO: {authid, ticket}, or {authid, sign(challenge, extra)} for wampcra.
+// Calls, both ways.
 export class Client extends Stateful {
   #socket;
   #options;
-  #sign;
+  #proof;
   #number = 1;
-  #calls = new Map();
-  #unsent = new Set(); // until we have joined
+  #calls = new Map(); // with `send` as long as they wait
   #kept = new Set(); // subscriptions and registrations
   #error = null;
+  #turn = 0;
 
   constructor(url, options = {}) {
     super();
@@ -117,40 +117,25 @@ export class Client extends Stateful {
     socket.addEventListener("message", ({ data }) => this.#onMessage(decode(data)));
   }
 
-  // `args` is a list or an object of names, `timeout` in ms.
   call(name, args = [], { signal, timeout, onProgress } = {}) {
     const options = { timeout, receive_progress: !!onProgress };
-    return new Promise((resolve, reject) => {
-      signal?.throwIfAborted();
-      const payload = Array.isArray(args) ? [args] : [[], args];
-      const call = { message: [48, options, name, ...payload], resolve, reject, onProgress };
-      signal?.addEventListener("abort", () => {
-        this.#unsent.delete(call);
-        if (this.#calls.delete(call.number)) this.#send([49, call.number, {}]);
-        reject(signal.reason);
-      });
-      if (this.state === "joined") this.#request(call);
-      else if (this.state === "closed") reject(this.#gone());
-      else this.#unsent.add(call);
-    });
+    const payload = Array.isArray(args) ? [args] : [[], { ...args }];
+    return this.#ask([48, options, name, ...payload], signal, onProgress);
   }
 
-  // Leaving a `for await` loop cancels.
   async *stream(name, args, { signal, timeout } = {}) {
     const left = new AbortController();
     const parts = [];
-    let wake;
-    let end;
+    let wake, ended;
     const onProgress = (part) => (parts.push(part), wake?.());
     const both = signal ? AbortSignal.any([signal, left.signal]) : left.signal;
-    this.call(name, args, { timeout, signal: both, onProgress })
-      .then((value) => (end = { value }), (error) => (end = { error }))
-      .then(() => wake?.());
+    const call = this.call(name, args, { timeout, signal: both, onProgress });
+    const end = () => (ended = true, wake?.());
+    call.then(end, end);
     try {
       for (;;) {
         while (parts.length) yield parts.shift();
-        if (end?.error) throw end.error;
-        if (end) return end.value;
+        if (ended) return await call;
         await new Promise((resolve) => (wake = resolve));
       }
     } finally {
@@ -158,8 +143,6 @@ export class Client extends Stateful {
     }
   }
 
-  // fn(...args, kwargs) has each event until the returned function is called. `topic` may be
-  // a function, asked at each connection.
   subscribe = (topic, fn) => this.#keep(32, topic, fn);
   register = (name, fn) => this.#keep(64, name, fn);
   connect = () => this.#socket.connect();
@@ -167,64 +150,86 @@ export class Client extends Stateful {
 
   async #keep(kind, name, fn) {
     const entry = { kind, name, fn };
+    const drop = () => this.#kept.delete(entry);
     this.#kept.add(entry);
     try {
       if (this.state === "joined") await this.#begin(entry);
     } catch (error) {
-      this.#kept.delete(entry);
+      drop();
       throw error;
     }
-    return async () => {
-      const { id } = entry;
-      const last = this.#kept.delete(entry) && ![...this.#kept].some((other) => other.id === id);
-      if (last && id && this.state === "joined") await this.#ask([kind + 2, id]);
-    };
+    return async () => drop() && this.#leave(entry);
   }
 
   async #begin(entry) {
-    entry.id = await this.#ask([entry.kind, {}, valueOf(entry.name)]);
+    entry.topic = valueOf(entry.name);
+    entry.id = await this.#ask([entry.kind, {}, entry.topic]);
+    if (!this.#kept.has(entry)) await this.#leave(entry);
   }
 
-  #ask(message) {
-    return new Promise((resolve, reject) => this.#request({ message, resolve, reject }));
+  async #leave({ kind, id, topic }) {
+    const shared = (other) => kind === 32 && other.kind === 32 && other.topic === topic;
+    if (!id || this.state !== "joined" || [...this.#kept].some(shared)) return;
+    await this.#ask([kind + 2, id]);
   }
 
-  #request(call) {
-    const [kind, ...rest] = call.message;
-    call.number = this.#number++;
-    this.#calls.set(call.number, call);
-    this.#send([kind, call.number, ...rest]);
+  // It is sent once we have joined.
+  #ask([kind, ...rest], signal, onProgress) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      if (this.state === "closed") throw this.#error;
+      const number = this.#number++;
+      const abort = () => {
+        if (!this.#end(number).send) this.#send(encode([49, number, {}]));
+        reject(signal.reason);
+      };
+      const text = encode([kind, number, ...rest]);
+      const send = () => {
+        call.send = null;
+        this.#send(text);
+      };
+      const call = { send, resolve, reject, onProgress, signal, abort };
+      this.#calls.set(number, call);
+      signal?.addEventListener("abort", abort);
+      if (this.state === "joined") send();
+    });
   }
 
-  #send(message) {
-    if (this.#socket.state === "open") this.#socket.send(encode(message));
-  }
-
-  #gone(reason = "not connected") {
-    return this.#error ?? new CallError("session_ws.error.gone", [reason]);
-  }
+  #send = (text) => this.#socket.state === "open" && this.#socket.send(text);
 
   #onState(detail) {
-    if (detail.state === "open") return this.#hello().catch(this.#fail);
-    if (detail.state === "connecting") this.#error = null;
-    else this.#drop(detail);
-    this.set(detail.state, detail);
+    const { state, reason } = detail;
+    this.#turn++;
+    if (state === "open") return this.#say(this.#hello());
+    this.#error ??= new CallError("session_ws.error.gone", [reason || "not connected"]);
+    for (const [number, { send }] of this.#calls) {
+      if (!send || state === "closed") this.#end(number).reject(this.#error);
+    }
+    for (const entry of this.#kept) entry.id = null;
+    if (state !== "closed") this.#error = null;
+    this.set(state, detail);
+  }
+
+  // What is late is not said on the next connection.
+  #say(making, failed = this.#fail) {
+    const turn = this.#turn;
+    const timely = (act) => (it) => turn === this.#turn && act(it);
+    making.then(timely(this.#send), timely(failed));
   }
 
   async #hello() {
     const { realm = "", authenticate } = this.#options;
-    const mark = (this.#sign = {});
-    const { authid, ticket, sign = () => ticket } = (await authenticate?.()) ?? {};
-    if (this.#sign !== mark) return; // another connection has begun
-    this.#sign = sign;
+    this.#proof = authenticate?.();
+    const { authid, ticket } = (await this.#proof) ?? {};
     const authmethods = ticket ? ["ticket"] : authid ? ["wampcra"] : [];
     const roles = { caller: {}, callee: {}, subscriber: {} };
     // With _whole_values a list of one isn't taken for what is in it.
-    this.#send([1, realm, { roles, _whole_values: true, authid, authmethods }]);
+    return encode([1, realm, { roles, _whole_values: true, authid, authmethods }]);
   }
 
   async #prove(extra) {
-    this.#send([5, await this.#sign(extra.challenge, extra), {}]);
+    const { ticket, sign = () => ticket } = await this.#proof;
+    return encode([5, await sign(extra.challenge, extra), {}]);
   }
 
   #fail = (error) => {
@@ -232,55 +237,48 @@ export class Client extends Stateful {
     this.close();
   };
 
-  #drop({ state, reason }) {
-    for (const calls of state === "closed" ? [this.#calls, this.#unsent] : [this.#calls]) {
-      for (const call of calls.values()) call.reject(this.#gone(reason));
-      calls.clear();
-    }
-    for (const entry of this.#kept) entry.id = null;
-  }
-
   #join() {
+    this.state = "joined";
+    const report = (error) => this.state === "joined" && reportError(error);
+    for (const entry of [...this.#kept]) this.#begin(entry).catch(report);
+    for (const { send } of this.#calls.values()) send?.();
     this.set("joined");
-    for (const entry of this.#kept) this.#begin(entry).catch(reportError);
-    for (const call of this.#unsent) this.#request(call);
-    this.#unsent.clear();
   }
 
   #onMessage([kind, first, second, third, fourth, ...rest]) {
     if (kind === 2) this.#join();
     else if (kind === 3) this.#fail(new CallError(second, first.message ? [first.message] : []));
-    else if (kind === 4) this.#prove(second).catch(this.#fail);
-    else if (kind === 6) this.#send([6, {}, "wamp.close.goodbye_and_out"]);
+    else if (kind === 4) this.#say(this.#prove(second));
+    else if (kind === 6) this.#send('[6,{},"wamp.close.goodbye_and_out"]');
     else if (kind === 8) this.#end(second)?.reject(new CallError(fourth, ...rest));
     else if (kind === 36) {
       for (const { kind, id, fn } of this.#kept) {
-        if (kind === 32 && id === first) fn(...(fourth ?? []), rest[0] ?? {});
+        if (kind === 32 && id === first) run(fn, ...(fourth ?? []), rest[0] ?? {});
       }
     } else if (kind === 50) {
       let value = third?.length > 1 ? third : third?.[0] ?? null;
       if (fourth) value = { args: third, kwargs: fourth };
       if (second.progress) this.#calls.get(first)?.onProgress?.(value);
       else this.#end(first)?.resolve(value);
-    } else if (kind === 68) this.#answer(first, second, fourth, ...rest);
+    } else if (kind === 68) this.#say(this.#answer(first, second, fourth, ...rest), reportError);
     else if (kind !== 69) this.#end(first)?.resolve(second); // SUBSCRIBED, REGISTERED, …
   }
 
   #end(number) {
     const call = this.#calls.get(number);
     this.#calls.delete(number);
+    call?.signal?.removeEventListener("abort", call.abort);
     return call;
   }
 
   async #answer(number, registration, args = [], kwargs = {}) {
-    let answer;
     try {
       const { fn } = [...this.#kept].find(({ id }) => id === registration);
-      answer = [70, number, {}, [(await fn(...args, kwargs)) ?? null]];
-    } catch ({ uri = "wamp.error.runtime_error", args, message }) {
-      answer = [8, 68, number, {}, uri, args ?? [message]];
+      return encode([70, number, {}, [(await fn(...args, kwargs)) ?? null]]);
+    } catch (error) {
+      const { uri = "wamp.error.runtime_error", args, kwargs = {}, message } = error ?? {};
+      return encode([8, 68, number, {}, uri, args ?? [message ?? `${error}`], kwargs]);
     }
-    this.#send(answer);
   }
 }
 

@@ -4,10 +4,13 @@
 export declare const SESSION_ENDED: 4401;
 export declare const RECONNECT: 4403;
 export declare const TOO_MANY_CONNECTIONS: 4429;
+/** Milliseconds after a close, or null: not by itself. */
 export declare function reconnectAfter(code: number, failures: number): number | null;
 
 export type SocketState = "connecting" | "open" | "waiting" | "closed";
 
+/** What the event "state" has in `detail`; after a close, with its code and the ms until the next
+ * connection, null if there is none. */
 export interface StateDetail<S> {
   state: S;
   code?: number;
@@ -15,11 +18,14 @@ export interface StateDetail<S> {
   wait?: number | null;
 }
 
+/** A websocket that reconnects. Its URL may be a function, asked each time. */
 export declare class SessionSocket extends EventTarget {
   constructor(url: string | URL | (() => string | URL), protocols?: string | string[]);
   readonly state: SocketState;
+  /** Connect at once, with a new back-off. */
   connect(): void;
   send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
+  /** Close, and stay away until connect(). */
   close(code?: number, reason?: string): void;
 }
 
@@ -66,26 +72,32 @@ export interface ClientOptions {
   authenticate?: () => Proof | Promise<Proof>;
 }
 
+/** Calls, both ways; its state is "joined" once they are heard. What it is asked before that waits. */
 export declare class Client extends EventTarget {
   constructor(url: string | URL | (() => string | URL), options?: ClientOptions);
   readonly state: SocketState | "joined";
   connect(): void;
   close(): void;
+  /** `args` is a list, or an object of names. */
   call<N extends keyof Procedures & string>(
     name: N,
     ...rest: [] extends Procedures[N]["args"]
       ? [args?: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
       : [args: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
   ): Promise<Procedures[N]["result"]>;
+  /** Leaving a `for await` loop cancels. */
   stream<N extends keyof Procedures & string>(
     name: N,
     args?: Args<N>,
     options?: Omit<CallOptions, "onProgress">,
   ): AsyncGenerator<Procedures[N]["progress"], Procedures[N]["result"], void>;
+  /** fn(...args, kwargs) has each event until the returned function is called. A topic may be a
+   * function, asked at each connection. */
   subscribe(
     topic: Topic | (() => Topic),
     fn: (...args: any[]) => void,
   ): Promise<() => Promise<void>>;
+  /** fn(...args, kwargs) answers the server until the returned function is called. */
   register(name: string, fn: (...args: any[]) => unknown): Promise<() => Promise<void>>;
 }
 

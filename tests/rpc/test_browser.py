@@ -40,6 +40,9 @@ class World:
     def __init__(self) -> None:
         self.cancelled = 0
         self.subscribed = 0
+        self.counted = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.calls = rpc.Application()
         routes = rpc.Routes("shop.")
 
@@ -50,6 +53,10 @@ class World:
         @routes.route()
         async def echo(value: Any = None) -> Any:
             return value
+
+        @routes.route()
+        async def bump() -> None:
+            self.counted += 1
 
         @routes.route()
         async def fail() -> None:
@@ -79,11 +86,22 @@ class World:
 
         @routes.topic("news.{of}")
         async def news(of: str) -> AsyncIterator[None]:
+            self.counted += 1
             self.subscribed += 1
+            await self.gate.wait()
             yield
             self.subscribed -= 1
 
         self.calls.default.add_rpc_routes(routes)
+
+
+def record(failures: list[Any]) -> Any:
+    """Return a receiver that keeps the errors of calls."""
+
+    async def receive(details: rpc.CallDetails) -> None:
+        failures.append(details.error)
+
+    return receive
 
 
 def keep(secret: rpc.CRASecret, session: rpc.Session) -> rpc.CRASecret:
@@ -139,9 +157,11 @@ class TestCalls:
             const echoed = [];
             for (const value of values) echoed.push(await client.call("shop.echo", [value]));
             const bytes = await client.call("shop.echo", [new Uint8Array([0, 1, 255])]);
+            const many = await client.call("shop.echo", [new Uint8Array(300000).fill(7)]);
             return {
                 sum: await client.call("shop.add", [2, 3]),
                 named: await client.call("shop.add", { a: 4 }),
+                many: many.every((byte) => byte === 7) && many.length,
                 echoed, values, bytes: bytes instanceof Uint8Array && [...bytes],
                 failed: await client.call("shop.fail").catch(
                     (e) => [e instanceof CallError, e.uri, e.args, e.kwargs]),
@@ -152,6 +172,7 @@ class TestCalls:
         assert seen["named"] == 5
         assert seen["echoed"] == seen["values"]
         assert seen["bytes"] == [0, 1, 255]
+        assert seen["many"] == 300_000
         assert seen["failed"] == [True, "shop.sold_out", ["tea"], {"left": 0}]
 
     async def test_before_joined(self, page: Page) -> None:
@@ -180,6 +201,41 @@ class TestCalls:
 
         assert seen == ["enough", "wamp.error.timeout", "AbortError"]
 
+    async def test_signal_is_let_go(self, page: Page) -> None:
+        """A signal that outlives its calls keeps none of them."""
+        await page.evaluate(START, {})
+        assert await page.evaluate("""async () => {
+            let listening = 0;
+            const { signal } = new AbortController();
+            for (const [name, step] of [["addEventListener", 1], ["removeEventListener", -1]]) {
+                signal[name] = (...args) => {
+                    listening += step;
+                    EventTarget.prototype[name].apply(signal, args);
+                };
+            }
+            await client.call("shop.add", [1, 1], { signal });
+            await client.call("shop.fail", [], { signal }).catch(() => {});
+            return listening;
+        }""") == 0  # fmt: skip
+
+    async def test_unfit(self, page: Page, server: Server, world: World) -> None:
+        """What can't be sent is rejected, and no call beside it is sent twice."""
+        seen = await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            window.client = connect("/rpc");
+            const calls = [[], [1n], []].map((args) =>
+                client.call("shop." + (args.length ? "echo" : "bump"), args));
+            return (await Promise.allSettled(calls)).map(({ status }) => status);
+        }""")
+        assert seen == ["fulfilled", "rejected", "fulfilled"]
+        await server.registry.close_all(close=4403)
+        await page.evaluate("""() => new Promise((resolve) => {
+            client.addEventListener("state", ({ detail: { state } }) =>
+                state === "joined" && resolve());
+        })""")
+        assert await page.evaluate("client.call('shop.add', [1, 1])") == 2
+        assert world.counted == 2
+
     async def test_stream(self, page: Page, world: World) -> None:
         """A stream is a loop, and leaving the loop cancels."""
         await page.evaluate(START, {})
@@ -196,6 +252,17 @@ class TestCalls:
         await until(lambda: world.cancelled)
 
         assert seen == [[0, 1, 2], [0, 1, 2], [0, 1]]
+
+    async def test_stream_is_aborted(self, page: Page) -> None:
+        """A stream that is aborted throws the reason, whatever it is."""
+        await page.evaluate(START, {})
+        assert await page.evaluate("""async () => {
+            const aborting = new AbortController();
+            try {
+                const parts = client.stream("shop.count", [1e9], { signal: aborting.signal });
+                for await (const part of parts) aborting.abort(null);
+            } catch (reason) { return [reason]; }
+        }""") == [None]  # fmt: skip
 
 
 class TestTopics:
@@ -232,6 +299,71 @@ class TestTopics:
 
         assert seen == [["yes?"], "wamp.error.runtime_error"]
 
+    async def test_register_fails(self, page: Page, world: World) -> None:
+        """The server is always answered, also where there is no answer or no error to send."""
+        failures: list[Any] = []
+        world.calls.on_call_fail.append(record(failures))
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            await client.register("allow", (how) => {
+                if (how === "unfit") return 1n;
+                if (how === "nothing") return Promise.reject();
+                throw new CallError("page.no", ["a"], { b: 1 });
+            });
+            for (const how of ["unfit", "nothing", "own"]) {
+                await client.call("shop.confirm", [how], { timeout: 5000 }).catch(() => {});
+            }
+        }""")
+
+        assert [error.uri for error in failures[:2]] == ["wamp.error.runtime_error"] * 2
+        assert failures[1].args == ("undefined",)
+        assert (failures[2].uri, failures[2].args, failures[2].kwargs) == (
+            "page.no", ("a",), {"b": 1},
+        )  # fmt: skip
+
+    async def test_listener_fails(self, page: Page, world: World) -> None:
+        """What one listener throws is reported, and keeps no event from the others."""
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            window.seen = [];
+            addEventListener("unhandledrejection", (event) => {
+                event.preventDefault();
+                seen.push(event.reason.message);
+            });
+            await client.subscribe("shop.news.x", () => { throw new Error("mine"); });
+            await client.subscribe("shop.news.x", (text) => seen.push(text));
+        }""")
+        await world.calls.publish("shop.news.x", ["a"])
+        await page.wait_for_function("seen.length === 2")
+
+        assert await page.evaluate("seen") == ["a", "mine"]
+
+    async def test_left_meanwhile(self, page: Page, world: World) -> None:
+        """Who leaves while SUBSCRIBE is on its way has left."""
+        await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            window.client = connect("/rpc");
+            const leave = await client.subscribe("shop.news.x", () => {});
+            client.addEventListener("state", ({ detail: { state } }) =>
+                state === "joined" && leave());
+        }""")
+        await until(lambda: world.counted == 1 and world.subscribed == 0)
+
+    async def test_one_comes_as_another_leaves(self, page: Page, world: World) -> None:
+        """Who subscribes while another leaves the same topic has its events."""
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            window.seen = [];
+            const leave = await client.subscribe("shop.news.x", () => {});
+            await client.register("shop.news.x", () => {});
+            const coming = client.subscribe("shop.news.x", (text) => seen.push(text));
+            window.leave = (await Promise.all([coming, leave()]))[0];
+        }""")
+        assert (await world.calls.publish("shop.news.x", ["a"])).sockets == 1
+        await page.wait_for_function("seen.length === 1")
+        await page.evaluate("leave()")
+        assert world.subscribed == 0
+
 
 class TestReconnecting:
     async def test_kept(self, page: Page, server: Server, world: World) -> None:
@@ -256,6 +388,111 @@ class TestReconnecting:
         assert (await world.calls.publish("shop.news.1", ["yes"])).sockets == 1
         await page.wait_for_function("seen.length === 1")
         assert world.cancelled == 1
+
+    async def test_kept_once(self, page: Page, server: Server) -> None:
+        """What is registered in the very moment of joining is registered once."""
+        await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            window.client = connect("/rpc");
+            await new Promise((resolve) => {
+                client.addEventListener("state", ({ detail: { state } }) =>
+                    state === "joined" && resolve(client.register("allow", () => "yes")));
+            });
+        }""")
+        assert await page.evaluate("client.call('shop.confirm', ['?'])") == "yes"
+
+    async def test_closed_again(self, page: Page, server: Server, world: World) -> None:
+        """A connection that ends while it subscribes again is no error to report."""
+        await page.evaluate(START, {})
+        await page.evaluate("client.subscribe('shop.news.x', () => {}).then(() => {})")
+        world.gate.clear()
+        await server.registry.close_all(close=4403)
+        await until(lambda: world.counted == 2)
+        await server.registry.close_all(close=4403)
+        world.gate.set()
+        await until(lambda: world.counted == 3)
+        await page.wait_for_function("client.state === 'joined'")
+
+    async def test_late_answer(self, page: Page, server: Server) -> None:
+        """An answer to what an ended connection asked is none to what the next one asks."""
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            window.asked = [];
+            await client.register("allow", () => new Promise((resolve) => asked.push(resolve)));
+            client.call("shop.confirm", ["one?"]).catch(() => {});
+            await until(() => asked.length === 1);
+        }""")
+        await server.registry.close_all(close=4403)
+        await page.wait_for_function("states.at(-1).state === 'joined' && states.length > 3")
+        assert await page.evaluate("""async () => {
+            const call = client.call("shop.confirm", ["two?"]);
+            await until(() => asked.length === 2);
+            asked.forEach((resolve, i) => resolve(i));
+            return await call;
+        }""") == 1  # fmt: skip
+
+    async def test_late_failure(self, page: Page, server: Server, world: World) -> None:
+        """A proof that fails late, or is signed late, is nothing for the next connection."""
+        club = rpc.Realm("club")
+        club.set_ticket_authenticator(lambda session, ticket: ticket == "sesame")
+        world.calls.add_realm(club)
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            const proofs = window.proofs = [], signs = window.signs = [];
+            const later = (list) => () =>
+                new Promise((resolve, reject) => list.push({ resolve, reject }));
+            window.failing = connect("/rpc", { authenticate: later(proofs) });
+            const authenticate = () => ({ ticket: "x", sign: later(signs) });
+            window.signing = connect("/rpc", { realm: "club", authenticate });
+            failing.addEventListener("state", ({ detail: { state } }) =>
+                state === "waiting" && proofs[0].reject(new Error("offline")));
+            await until(() => proofs.length && signs.length);
+        }""")
+        await server.registry.close_all(close=4403)
+        assert await page.evaluate("""async () => {
+            await until(() => proofs.length === 2 && signs.length === 2);
+            proofs[1].resolve({});
+            signs[0].resolve("open");
+            signs[1].resolve("sesame");
+            const joined = (one) => until(() => ["joined", "closed"].includes(one.state));
+            await Promise.all([joined(failing), joined(signing)]);
+            return [failing.state, signing.state];
+        }""") == ["joined", "joined"]  # fmt: skip
+
+    async def test_no_address(self, page: Page, server: Server) -> None:
+        """An address that can't be told is reported, and asked for again."""
+        await page.evaluate(START, {})
+        await page.evaluate("""async () => {
+            window.asked = 0;
+            window.reported = [];
+            const later = window.setTimeout;
+            window.setTimeout = (action, ms) => later(action, ms / 100);
+            addEventListener("error", (event) => {
+                event.preventDefault();
+                reported.push(event.error.message);
+            });
+            window.socket = new SessionSocket(() => {
+                if (++asked === 2) throw new Error("no token");
+                return "/rpc";
+            });
+            await until(() => socket.state === "open");
+        }""")
+        await server.registry.close_all(close=4403)
+        await page.wait_for_function("asked === 3 && socket.state === 'open'")
+        assert await page.evaluate("reported") == ["no token"]
+
+    async def test_close_refused(self, page: Page) -> None:
+        """A close code that a browser doesn't take leaves the socket as it is."""
+        await page.evaluate(START, {})
+        assert await page.evaluate("""async () => {
+            const socket = new SessionSocket("/rpc");
+            await until(() => socket.state === "open");
+            let error;
+            try { socket.close(1001); } catch ({ name }) { error = name; }
+            socket.send("{}");
+            socket.close(4000);
+            return [error, socket.state];
+        }""") == ["InvalidAccessError", "closed"]  # fmt: skip
 
     async def test_log_out(self, page: Page, server: Server) -> None:
         """After 4401 it never comes back by itself, and rejects what waits."""
