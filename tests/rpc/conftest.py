@@ -17,6 +17,8 @@ from .support import Server
 
 __all__ = ["Serve", "browser", "complaints", "executable", "quiet", "serve"]
 
+_OURS = frozenset({"aiohttp", "aiohttp_session_ws", "asyncio"})
+
 Serve = Callable[..., Awaitable[Server]]
 
 
@@ -74,6 +76,9 @@ def quiet(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> I
     """Let nothing be logged that somebody should look at, unless the test asks what was."""
     yield
     if "complaints" not in request.fixturenames:
-        loud = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        # Behind the yield, caplog.records are those of the teardown alone.
+        records = (*caplog.get_records("call"), *caplog.records)
+        ours = [r for r in records if r.name.partition(".")[0] in _OURS]  # not those of clients
+        loud = [r for r in ours if r.levelno >= logging.WARNING]
         # In its debug mode asyncio times callbacks.
         assert [r.getMessage() for r in loud if "Executing <" not in r.getMessage()] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from tests.support import until
 
 from .conftest import Serve
 from .support import Server
+
+Complaints = Callable[[], list[str]]
 
 SCRIPT = rpc.STATIC_DIR / "session-ws.js"
 START = """
@@ -283,7 +285,7 @@ class TestTopics:
         assert world.subscribed == 0
         assert await page.evaluate("seen") == [["a", 1, {"b": 2}], "two"]
 
-    async def test_register(self, page: Page) -> None:
+    async def test_register(self, page: Page, complaints: Complaints) -> None:
         """The server may call what the page has registered."""
         await page.evaluate(START, {})
         seen = await page.evaluate("""async () => {
@@ -298,8 +300,9 @@ class TestTopics:
         }""")
 
         assert seen == [["yes?"], "wamp.error.runtime_error"]
+        assert complaints() == ["a call failed: shop.confirm"]
 
-    async def test_register_fails(self, page: Page, world: World) -> None:
+    async def test_register_fails(self, page: Page, world: World, complaints: Complaints) -> None:
         """The server is always answered, also where there is no answer or no error to send."""
         failures: list[Any] = []
         world.calls.on_call_fail.append(record(failures))
@@ -320,6 +323,7 @@ class TestTopics:
         assert (failures[2].uri, failures[2].args, failures[2].kwargs) == (
             "page.no", ("a",), {"b": 1},
         )  # fmt: skip
+        assert complaints() == 3 * ["a call failed: shop.confirm"]
 
     async def test_listener_fails(self, page: Page, world: World) -> None:
         """What one listener throws is reported, and keeps no event from the others."""

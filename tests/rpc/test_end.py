@@ -198,7 +198,7 @@ class TestLogOut:
         await until(lambda: left)
         assert "took too long" in complaints()[0]
 
-    async def test_second_half_while_cancelled(self, serve: Serve) -> None:
+    async def test_second_half_while_cancelled(self, serve: Serve, complaints: Complaints) -> None:
         """The server cancels a handler that lingers; the second halves run all the same."""
         calls, left = rpc.Application(), []
         timeouts = Timeouts(close=0.1, handler_grace=0.0)
@@ -220,6 +220,7 @@ class TestLogOut:
             await peer.hear()
             await until(lambda: len(left) == 2)
         assert left == ["inner", "outer"]
+        assert all("goes on though" in one for one in complaints())
 
 
 class TestGoodbye:

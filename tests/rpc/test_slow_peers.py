@@ -197,7 +197,7 @@ async def test_published(serve: Serve, complaints: Complaints) -> None:
     assert len(complaints()) == 1
 
 
-async def test_unsubscribed_is_behind_the_events(serve: Serve) -> None:
+async def test_unsubscribed_is_behind_the_events(serve: Serve, complaints: Complaints) -> None:
     """UNSUBSCRIBED comes behind all events, also to a slow peer."""
     made = Made()
     server = await serve(made.routes)
@@ -215,6 +215,7 @@ async def test_unsubscribed_is_behind_the_events(serve: Serve) -> None:
         assert heard.pop() == [35, 2]
         numbers = [event[4][0] for event in heard]
         assert numbers == list(range(len(numbers)))
+    assert all("reads too slowly" in one for one in complaints())
 
 
 async def test_cancel_while_an_answer_waits(serve: Serve) -> None:

@@ -347,7 +347,7 @@ class TestPublishing:
             assert await peer.hear() == [50, 3, {}]
         assert told == [False, True]
 
-    async def test_slow_one(self, serve: Serve) -> None:
+    async def test_slow_one(self, serve: Serve, complaints: Complaints) -> None:
         """Publishing never waits for a slow peer."""
         server = await serve(Counter().routes)
         async with server.wamp() as peer, server.wamp() as slow:
@@ -361,6 +361,7 @@ class TestPublishing:
                     await server.calls.publish("shop.stock.x", [n, "x" * 60_000])
                     assert (await peer.hear())[4][0] == n
             transport.resume_reading()
+        assert all("reads too slowly" in one for one in complaints())
 
 
 async def test_publish_by_clients(serve: Serve) -> None:
