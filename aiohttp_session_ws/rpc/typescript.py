@@ -26,16 +26,29 @@ _SIMPLE: Final = {
 #: The types that are the same for all; what is served takes the place of its last lines.
 _BASE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
 _MARK: Final = "// What is served\n"
+#: What the types here are made of, beside what is declared in front of them.
+_GLOBAL: Final = frozenset({
+    "AbortSignal", "Array", "ArrayBufferLike", "ArrayBufferView", "AsyncGenerator", "Blob",
+    "Called", "Error", "EventTarget", "Exclude", "Name", "Omit", "Procedures", "Promise", "Record",
+    "Topic", "URL", "Uint8Array",
+})  # fmt: skip
+#: What Python lets be the name of an argument, and TypeScript no name in a list.
+_RESERVED: Final = frozenset({
+    "case", "catch", "const", "debugger", "default", "delete", "do", "enum", "export", "extends",
+    "false", "function", "instanceof", "new", "null", "super", "switch", "this", "throw", "true",
+    "typeof", "var", "void",
+})  # fmt: skip
+_DECLARED: Final = re.compile(r"\b(?:class|interface|type|function|const) (\w+)")
 
 
 def typescript_of(schema: Mapping[str, Any]) -> str:
     """
     Return the declarations for what :meth:`Application.schema` returns.
     """
-    definitions = schema["$defs"]
     head, mark, _ = _BASE.read_text().partition(_MARK)
+    schema = _renamed(schema, {*_GLOBAL, *_DECLARED.findall(head)})
     lines = [head + mark]
-    for name, definition in sorted(definitions.items()):
+    for name, definition in sorted(schema["$defs"].items()):
         lines += _comment(definition, "")
         lines.append(f"export type {_identifier(name)} = {_type(definition)};\n")
     procedures: dict[str, Any] = {}
@@ -44,18 +57,48 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
         procedures |= realm["procedures"]
         topics.update(map(_key_type, realm["topics"]))
     lines.append("export interface Procedures {")
-    for name, procedure in sorted(procedures.items(), key=lambda item: ("{" in item[0], item)):
+    for name, procedure in sorted(procedures.items()):
         lines += _procedure(name, procedure)
-    lines += ["}", "", f"export type Topic = {' | '.join(sorted(topics)) or 'never'};", ""]
+    # An exact name comes first, and of two patterns that of more words: ${string} has dots too.
+    patterns = sorted(filter(lambda name: "{" in name, procedures), key=_words, reverse=True)
+    names = [f"Exclude<keyof Procedures, {' | '.join(map(json.dumps, patterns)) or 'never'}>"]
+    names += map(_key_type, patterns)
+    lines += ["}", "", f"export type Name = {' | '.join(names)};"]
+    lines += [
+        "",
+        "export type Called<N extends Name> =",
+        "  N extends keyof Procedures ? Procedures[N] :",
+    ]
+    lines += [
+        f"  N extends {_key_type(one)} ? Procedures[{json.dumps(one)}] :" for one in patterns
+    ]
+    lines += ["  never;", "", f"export type Topic = {' | '.join(sorted(topics)) or 'never'};", ""]
     return "\n".join(lines)
+
+
+def _words(name: str) -> tuple[int, str]:
+    return name.count("."), name
+
+
+def _renamed(schema: Mapping[str, Any], taken: set[str]) -> Any:
+    """
+    Return a schema whose definitions have no name of ours: a type ``Client`` is ``Client_``.
+    """
+    text = json.dumps(schema)
+    for name in taken & schema["$defs"].keys():
+        text = text.replace(json.dumps(f"#/$defs/{name}"), json.dumps(f"#/$defs/{name}_"))
+    found = json.loads(text)
+    found["$defs"] = {f"{n}_" if n in taken else n: one for n, one in found["$defs"].items()}
+    return found
 
 
 def _procedure(name: str, procedure: Mapping[str, Any]) -> Iterator[str]:
     own = [a for a in procedure["arguments"] if a.get("in") != "name"]
     progress = _type(procedure["progress"]) if "progress" in procedure else "never"
     yield from _comment(procedure, "  ")
-    yield f"  {f'[name: {_key_type(name)}]' if '{' in name else json.dumps(name)}: {{"
-    yield f"    args: [{', '.join(_positional(own))}];"
+    yield f"  {json.dumps(name)}: {{"
+    by_name = any(a.get("in") == "named" and a["required"] for a in own)
+    yield f"    args: {'never' if by_name else '[' + ', '.join(_positional(own)) + ']'};"
     yield f"    named: {_named(own)};"
     yield f"    result: {_type(procedure['result'])};"
     yield f"    progress: {progress};"
@@ -64,7 +107,8 @@ def _procedure(name: str, procedure: Mapping[str, Any]) -> Iterator[str]:
 
 def _positional(arguments: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for argument in arguments:
-        name, schema = _identifier(argument["name"]), argument["schema"]
+        name, schema = argument["name"], argument["schema"]
+        name += "_" * (name in _RESERVED)
         if argument.get("in") == "rest":
             yield f"...{name}: Array<{_type(schema)}>"
         elif "in" not in argument:
@@ -72,14 +116,14 @@ def _positional(arguments: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
-    fields, rest = [], ""
+    fields = []
     for argument in arguments:
         if argument.get("in") == "named rest":
-            rest = f" & Record<string, {_type(argument['schema'])}>"
+            fields.append("[name: string]: any")  # of one type, all fields would have to be of it
         elif argument.get("in") != "rest":
             name, required = _key(argument["name"]), argument["required"]
             fields.append(_field(name, argument["schema"], required=required))
-    return ("{ " + "; ".join(fields) + " }" if fields else "Record<string, never>") + rest
+    return "{ " + "; ".join(fields) + " }" if fields else "Record<string, never>"
 
 
 def _type(schema: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ export interface Procedure {
   progress: unknown;
 }
 
-type Args<N extends keyof Procedures> = Procedures[N]["args"] | Procedures[N]["named"];
+type Args<N extends Name> = Called<N>["args"] | Called<N>["named"];
 
 /** A ticket, or what signs the challenge of wampcra: HMAC-SHA256, in Base64. */
 export interface Proof {
@@ -79,18 +79,18 @@ export declare class Client extends EventTarget {
   connect(): void;
   close(): void;
   /** `args` is a list, or an object of names. */
-  call<N extends keyof Procedures & string>(
+  call<N extends Name>(
     name: N,
-    ...rest: [] extends Procedures[N]["args"]
-      ? [args?: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
-      : [args: Args<N>, options?: CallOptions<Procedures[N]["progress"]>]
-  ): Promise<Procedures[N]["result"]>;
+    ...rest: [] extends Called<N>["args"]
+      ? [args?: Args<N>, options?: CallOptions<Called<N>["progress"]>]
+      : [args: Args<N>, options?: CallOptions<Called<N>["progress"]>]
+  ): Promise<Called<N>["result"]>;
   /** Leaving a `for await` loop cancels. */
-  stream<N extends keyof Procedures & string>(
+  stream<N extends Name>(
     name: N,
     args?: Args<N>,
     options?: Omit<CallOptions, "onProgress">,
-  ): AsyncGenerator<Procedures[N]["progress"], Procedures[N]["result"], void>;
+  ): AsyncGenerator<Called<N>["progress"], Called<N>["result"], void>;
   /** fn(...args, kwargs) has each event until the returned function is called. A topic may be a
    * function, asked at each connection. */
   subscribe(
@@ -137,5 +137,11 @@ export interface Procedures {
     progress: never;
   };
 }
+
+export type Name = Exclude<keyof Procedures, never>;
+
+export type Called<N extends Name> =
+  N extends keyof Procedures ? Procedures[N] :
+  never;
 
 export type Topic = "demo.board";

@@ -35,12 +35,34 @@ class Order(msgspec.Struct):
     notes: dict[str, str] = {}
 
 
+@dataclasses.dataclass
+class Client:
+    """A name that the browser's client has too."""
+
+    name: str
+
+
 @shop.route("order.{id}.add")
 async def add(
     id: int, item: Item, count: Annotated[int, Meta(ge=1)] = 1, *, session: rpc.Session
 ) -> Order:
     """Add an item to an order."""
     return Order(id, [item] * count)
+
+
+@shop.route("order.{id}")
+async def order(id: int) -> Client:
+    return Client(str(id))
+
+
+@shop.route("order.list")
+async def orders(*, page: int) -> list[Client]:
+    return [Client(str(page))]
+
+
+@shop.route()
+async def find(default: int = 0, **named: str) -> Client:
+    return Client(named.get("by", str(default)))
 
 
 @shop.route()

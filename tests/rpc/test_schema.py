@@ -89,7 +89,7 @@ class TestSchema:
         """It is JSON, with all definitions."""
         schema = json.loads(json.dumps(served.application.schema()))
 
-        assert set(schema["$defs"]) == {"Item", "Order", "Size"}
+        assert set(schema["$defs"]) == {"Client", "Item", "Order", "Size"}
 
     def test_unfit(self) -> None:
         """What no peer can give is an error here as well."""
