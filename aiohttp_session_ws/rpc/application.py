@@ -66,7 +66,9 @@ class Application:
             is answered 403.
         options: Passed on to :class:`aiohttp.web.WebSocketResponse`.
         name: Tells processes apart which application an event is for, where several with the
-            same topics use one registry.
+            same topics use one registry. By default it is made of the names of all topics:
+            processes that have others, as while a new version is rolled out, don't hear each
+            other's events then.
 
     Attributes:
         on_call_start: Signal; the handler of a call runs next.
