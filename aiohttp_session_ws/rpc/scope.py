@@ -24,6 +24,7 @@ from .table import Procedure, Topic
 __all__ = ["Scope"]
 
 _GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
+_NAMED: Final = 200  # characters of a name that are logged
 _MASKED: Final = "Method masked"
 _NOTHING: Final = Call(0, "", (), {}, 0)
 _NO_PARTS: Final[Mapping[str, str]] = {}
@@ -130,7 +131,7 @@ class Scope:
             if kind in self.realm.errors:
                 return RPCError(self.realm.errors[kind])
         if not (gone and _is_gone(failure)):
-            log.error("a call failed: %s", what, exc_info=failure)
+            log.error("a call failed: %s", _in_a_line(what), exc_info=failure)
         return RPCError(errors.RUNTIME_ERROR)
 
 
@@ -143,6 +144,14 @@ def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
     except Exception:
         log.exception("an error can't be encoded: %s", error.uri)
         return encode(RPCError(errors.RUNTIME_ERROR))
+
+
+def _in_a_line(name: str) -> str:
+    """
+    Return what a peer has named as it may stand in a log: short, and no line of its own.
+    """
+    short = name if len(name) <= _NAMED else f"{name[:_NAMED]}…"
+    return short if short.isprintable() else ascii(short)
 
 
 def _is_gone(failure: BaseException) -> bool:

@@ -248,6 +248,22 @@ class TestErrors:
             assert (await peer.call("odd"))[4] == "wamp.error.runtime_error"
         assert complaints() == ["a call failed: odd"]
 
+    async def test_name_in_the_log(self, serve: Serve, complaints: Complaints) -> None:
+        """A name that a peer makes up is one short line of the log."""
+        routes = rpc.Routes()
+
+        @routes.route("order.{id}")
+        async def order(id: str) -> None:
+            raise ValueError
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.call("order.x\nERROR all is lost")
+            await peer.call("order." + "x" * 900_000, number=2)
+        one, two = complaints()
+        assert one == r"a call failed: 'order.x\nERROR all is lost'"
+        assert len(two) < 300
+
     async def test_stop_iteration(self, serve: Serve, complaints: Complaints) -> None:
         """``StopIteration`` is an error like any other, in a thread too."""
         routes = rpc.Routes()
