@@ -20,6 +20,7 @@ from .._logging import log
 from .._tasks import maybe_await
 from ..exceptions import WebSocketDisconnect
 from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
+from .halves import is_cancelled
 from .session import Session
 
 __all__ = ["Authentication", "CRASecret", "session_identity"]
@@ -100,7 +101,9 @@ class Authentication:
             return await self._identify(session, challenge)
         except (RPCError, ProtocolViolation, SessionGone, WebSocketDisconnect):
             raise
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_cancelled():
+                raise
             log.exception("authentication failed by an error")
             raise RPCError(AUTHENTICATION_FAILED, _FAILED) from exc
 

@@ -20,7 +20,7 @@ from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
-from .halves import Step, first_half, outlast, run_all
+from .halves import Step, first_half, is_cancelled, outlast, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm
@@ -93,7 +93,9 @@ class Conversation:
             await self._enter(session, scope, realm)
         except (RPCError, SessionGone):
             raise
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_cancelled():
+                raise
             log.exception("a session state handler failed")
             raise RPCError(RUNTIME_ERROR) from exc
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from . import errors, wamp_messages as wamp
 from .errors import NotRegistered, RPCError, SessionGone
+from .halves import is_cancelled
 from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session, new_id
@@ -97,7 +98,7 @@ class InOrder:
                 except SessionGone:
                     raise
                 except (Exception, asyncio.CancelledError) as exc:  # it is explained
-                    if self._task is not None and self._task.cancelling():
+                    if is_cancelled():
                         raise
                     gone = self.session.closed or self.sender.is_closed
                     error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)

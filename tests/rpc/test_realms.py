@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -331,13 +332,14 @@ class TestAuthentication:
         ]  # fmt: skip
         assert (await refused(server))[2] == "wamp.error.authentication_failed"
 
-    async def test_error(self, serve: Serve, complaints: Complaints) -> None:
+    @pytest.mark.parametrize("error", [ValueError("secret"), asyncio.CancelledError("secret")])
+    async def test_error(self, serve: Serve, complaints: Complaints, error: BaseException) -> None:
         """One that fails refuses, and nothing of its error is told."""
         calls, club = application()
 
         @club.add_transport_authenticator
         def fail(session: rpc.Session) -> None:
-            raise ValueError("secret")
+            raise error
 
         server = await serve(calls)
         assert "secret" not in str(await refused(server))
@@ -438,14 +440,15 @@ class TestStateHandlers:
         assert (await refused(server))[1:] == [{"message": "full"}, "club.error.full"]
         await until(lambda: left)
 
-    async def test_fails(self, serve: Serve, complaints: Complaints) -> None:
+    @pytest.mark.parametrize("error", [ValueError("secret"), asyncio.CancelledError("secret")])
+    async def test_fails(self, serve: Serve, complaints: Complaints, error: BaseException) -> None:
         """One that fails is logged, and the peer told no more than that."""
         calls, club = application()
 
         @club.add_session_state_handler
         async def broken() -> AsyncIterator[None]:
             if True in (True,):
-                raise ValueError("secret")
+                raise error
             yield
 
         server = await serve(calls)
