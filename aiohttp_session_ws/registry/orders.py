@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterable
 
 from .._lineage import Subject
-from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..results import CloseReport, Handle
@@ -46,9 +45,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        if core.overrides.close_all_session:
-            for session_ws_id in tuple(core.connections.open.keys()):
-                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(

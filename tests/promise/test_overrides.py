@@ -97,6 +97,19 @@ class TestCluster:
         await socket.ws.close()
 
 
+class TestCloseAll:
+    async def test_this_process_only(self, serve: Serve) -> None:
+        """It closes as it was told, and gives no order to each session: those may go elsewhere."""
+        calls: list[str] = []
+        site = await serve(registry=Node([], calls))
+        sockets = [await (await site.logged_in("/login")).open() for _ in range(2)]
+        report = await site.registry.close_all(close=4000)
+
+        assert [await socket.code() for socket in sockets] == [4000, 4000]
+        assert report.sockets == 2
+        assert "close_all_session" not in calls
+
+
 class Telling(SessionWSRegistry):
     """Says something wherever 1.1.1 said nothing."""
 
