@@ -140,6 +140,7 @@ class Orders:
     ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait, except_)
         told = as_close(close, reason, RECONNECT)
         first = core.connections.write_first(subject, told, but=except_)
         return core.give(Order((), (subject,), told, by), wait, except_, first)
@@ -174,6 +175,7 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
         if isinstance(session_ws_id, Handle):
             session_ws_id = await resolve(core, session_ws_id)
             if session_ws_id is None:
@@ -270,7 +272,8 @@ class Orders:
     ) -> CloseReport:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
+        told = as_close(close, reason, SESSION_ENDED)
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
         core.note_own_end(end)
-        told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), (), told, by), wait)
