@@ -431,7 +431,8 @@ class Core:
         """
         found = self.connections.open_of(subject)
         if except_ is not None:
-            found = [connection for connection in found if connection is not except_]
+            spared = self.connections.tracked(except_)
+            found = [connection for connection in found if connection is not spared]
         sockets, missed = self.connections.push(found, data)
         # A caller that pushes in a loop would keep the queues from being sent.
         await asyncio.sleep(0)

@@ -387,6 +387,10 @@ LATE_MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "Connection",
         lambda registry: registry.close_all_session("id", except_=web.WebSocketResponse()),
     ),
+    "push": (
+        "Connection",
+        lambda registry: registry.broadcast("x", except_=web.WebSocketResponse()),
+    ),
     "prove": ("Connection", lambda registry: registry.prove(None, "ann", since=0.0)),
     "register": (r"close\(\)", lambda registry: registry.register("id", "thing")),
 }
