@@ -227,8 +227,6 @@ class Handshake:
             context.session_ws_id, self._make_response(), request, self._task, context.started
         )
         connection.lineage = lineage
-        if core.overrides.unregister:
-            connection.registered = True
         if context.epoch == core.records.epoch:
             # It was alive on arrival, and no record has changed since then.
             self._expect_no_order(connection, "id", connection.session_ws_id)

@@ -22,7 +22,9 @@ from aiohttp_session_ws import (
     session_ws,
 )
 from tests.promise.conftest import Serve
+from tests.promise.feeds import Feed, listen
 from tests.promise.site import AGAIN, out_by_pattern
+from tests.promise.test_adopted_sockets import Foreign
 from tests.support import QUICK
 
 
@@ -95,6 +97,26 @@ class TestCluster:
         assert "close_all" in calls
         assert "unregister" in calls
         await socket.ws.close()
+
+
+class TestRegister:
+    @pytest.mark.parametrize("how", ["an order", "its end"])
+    async def test_what_is_no_socket_of_ours(self, serve: Serve, how: str) -> None:
+        """Of a stream, or a socket of another library, neither is told that it goes nor came."""
+        calls: list[str] = []
+        feed, foreign = Feed(), Foreign()
+        views = {**foreign.views(), "/events": feed.events}
+        site = await serve(None, views, registry=Node([], calls))
+        browser = await site.logged_in("/login")
+        events, adopted = await listen(browser), await browser.open("/gql")
+        if how == "an order":
+            await site.registry.close_all()
+        else:
+            events.close()
+            await adopted.ws.close()
+        await feed.gone(site.registry)
+
+        assert not {"register", "unregister"} & {*calls}
 
 
 class TestCloseAll:
