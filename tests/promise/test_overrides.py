@@ -25,7 +25,8 @@ from tests.promise.conftest import Serve
 from tests.promise.feeds import Feed, listen
 from tests.promise.site import AGAIN, out_by_pattern
 from tests.promise.test_adopted_sockets import Foreign
-from tests.support import QUICK
+from tests.support import QUICK, RawPeer, until
+from tests.support.inspect import connections
 
 
 class Node(SessionWSRegistry):
@@ -83,6 +84,24 @@ class TestCluster:
 
         assert [await socket.code() for socket in sockets] == [AGAIN, AGAIN]
         assert "close_all_session" in calls
+
+    async def test_it_waits_for_no_client(self, serve: Serve) -> None:
+        """It is called as soon as the sockets are told, for other nodes are to be told as well."""
+        there: list[int] = []
+
+        class Publishing(SessionWSRegistry):
+            async def close_all_session(self, session_ws_id: Hashable, **how: Any) -> Any:
+                there.append(len(connections(self)))
+
+        site = await serve(registry=Publishing(timeouts=QUICK))
+        browser = await site.logged_in("/login")
+        mute = await RawPeer.open(site.url.with_path("/ws"), browser.cookie)
+        await until(lambda: connections(site.registry))
+        await browser.get("/close")
+        await until(lambda: there)
+        mute.close()
+
+        assert there == [1]
 
     async def test_the_others(self, serve: Serve) -> None:
         """Opening, closing, the middleware and the shutdown call theirs."""
