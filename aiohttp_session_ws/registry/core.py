@@ -253,6 +253,22 @@ class Core:
 
     # Orders
 
+    def expect_arguments(
+        self, by: object, wait: object, except_: Connection | None = None
+    ) -> None:
+        """
+        Expect what comes with an order to be right, before anything of it takes effect.
+
+        Raises:
+            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
+        """
+        if by is not None:
+            _ = expect(by, str, "by")
+        if not isinstance(wait, int | float):
+            raise TypeError(f"wait is a number of seconds, not {wait!r}")
+        if except_ is not None:
+            _ = self.connections.tracked(except_)
+
     async def give(
         self,
         order: Order,
@@ -268,17 +284,9 @@ class Core:
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
             first: Connections whose close frames are written already.
-
-        Raises:
-            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
         """
+        spared = None if except_ is None else self.connections.tracked(except_)
         try:
-            # Before anything takes effect: half an order would leave sockets open.
-            if order.by is not None:
-                _ = expect(order.by, str, "by")
-            if not isinstance(wait, int | float):
-                raise TypeError(f"wait is a number of seconds, not {wait!r}")
-            spared = None if except_ is None else self.connections.tracked(except_)
             try:
                 # First, for others have farther to go; nothing comes in between.
                 pending = self.cluster.publish(order, wait=wait)
@@ -423,7 +431,8 @@ class Core:
         """
         found = self.connections.open_of(subject)
         if except_ is not None:
-            found = [connection for connection in found if connection is not except_]
+            spared = self.connections.tracked(except_)
+            found = [connection for connection in found if connection is not spared]
         sockets, missed = self.connections.push(found, data)
         # A caller that pushes in a loop would keep the queues from being sent.
         await asyncio.sleep(0)

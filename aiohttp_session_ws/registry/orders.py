@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterable
 
 from .._lineage import Subject
-from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..results import CloseReport, Handle
@@ -46,9 +45,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        if core.overrides.close_all_session:
-            for session_ws_id in tuple(core.connections.open.keys()):
-                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(
@@ -144,6 +140,7 @@ class Orders:
     ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait, except_)
         told = as_close(close, reason, RECONNECT)
         first = core.connections.write_first(subject, told, but=except_)
         return core.give(Order((), (subject,), told, by), wait, except_, first)
@@ -178,6 +175,7 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
         if isinstance(session_ws_id, Handle):
             session_ws_id = await resolve(core, session_ws_id)
             if session_ws_id is None:
@@ -274,7 +272,8 @@ class Orders:
     ) -> CloseReport:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
+        told = as_close(close, reason, SESSION_ENDED)
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
         core.note_own_end(end)
-        told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), (), told, by), wait)
