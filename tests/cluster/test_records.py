@@ -198,6 +198,20 @@ class TestRecords:
         async with script(redis_server.url, expiry=expiry) as registry:
             assert (await registry.end_session("x", wait=PATIENCE)).stored
 
+    async def test_for_ever_and_again(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """So may those that Redis finds by its notes, or merges."""
+        expiry = Expiry(revocation_ttl=sys.maxsize)
+        a = await start_node(redis_server.url, "a", expiry=expiry)
+        cookie = await visit(a, "/renew", await log_in(a))
+        id_ = await id_of(a, cookie)
+        await settled(a)
+        async with script(redis_server.url, expiry=expiry) as job:
+            for _ in range(2):
+                assert (await job.end_session(id_, wait=PATIENCE)).stored
+        assert await refused(a, cookie) == 4401
+
     async def test_one_slot(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """All keys have one hash tag, so that they are in one slot of a Redis Cluster."""
         a, _ = nodes

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NamedTuple
 
+from ..messages import LONGEST
+
 __all__: list[str] = []
 
 LIVING: Final = 15.0  # seconds that a heartbeat counts
@@ -60,7 +62,8 @@ end
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
-_WRITE: Final = """
+_WRITE: Final = (
+    """
 local prefix = KEYS[1]
 local refused
 local derived, known, dirty = {}, {}, {}
@@ -102,7 +105,7 @@ local function min(a, b)
 end
 
 local function milliseconds(seconds)
-    return math.floor(tonumber(seconds) * 1000) + 1
+    return math.floor(math.min(tonumber(seconds), LONGEST) * 1000) + 1
 end
 
 local function ended(key, ttl, text)
@@ -326,7 +329,10 @@ local function write()
     end
     return known
 end
-""".replace("MOST_CHECKED", "1000").replace("MOST", str(MOST))
+""".replace("MOST_CHECKED", "1000")
+    .replace("MOST", str(MOST))
+    .replace("LONGEST", str(LONGEST))
+)
 
 # One order, as most messages have, without the functions above, which are made anew at each run.
 # Where there is something to merge with, or anything is out of the ordinary, they do it all: to
