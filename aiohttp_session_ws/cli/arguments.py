@@ -107,6 +107,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     options.redis = options.redis or os.environ.get(URL, "")
     if not options.redis:
         parser.error(f"which Redis? put its URL into {URL}, or give --redis")
+    if options.socket is not None and options.by is not None:
+        parser.error("--by is not for --socket: that is no order, and nobody logs it")
     return options
 
 
