@@ -50,7 +50,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, encode_record, time_of, with_time
+from .messages import CloseSession, Record, encode_record, time_of, with_time, with_ttl
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -142,6 +142,7 @@ class RedisCluster:
             instance,
             self.clock,
             self.numbers,
+            lambda: node.own_ttl,
             self._beaten,
             self._missed,
             self._lost,
@@ -379,12 +380,14 @@ class RedisCluster:
 
     def _beaten(self) -> None:
         """
-        Give what was ordered before the clock was known its time.
+        Take what all nodes need to know: for how long ends are kept, and the time, also of what
+        was ordered before it was known.
         """
         now, before = time.monotonic(), self._beaten_at
         self._beaten_at = now
         if now - before > LIVING:  # the others have taken this node for gone
             self.node.recount()
+        self.node.keep_ends(self.membership.ttl)
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)
@@ -432,11 +435,15 @@ class RedisCluster:
     def _resolve(self, record: Record) -> Record | None:
         """
         Return a record with its time; ``None`` if that isn't known yet.
+
+        Who has given it then didn't know either for how long other nodes need it.
         """
         at = time_of(record)
         if at < PENDING:
             return record
-        return with_time(record, self.clock.resolve(at)) if self.clock.known else None
+        if not self.clock.known:
+            return None
+        return with_ttl(with_time(record, self.clock.resolve(at)), self.node.ttl)
 
     # What the registry asks for
 

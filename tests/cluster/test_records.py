@@ -9,15 +9,24 @@ import sys
 from typing import Any
 
 import pytest
+from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from tests.support import PATIENCE, expect_close, until
+from tests.support import (
+    PATIENCE,
+    AiohttpClient,
+    expect_close,
+    make_app,
+    until,
+    user_of,
+)
 from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    becomes,
     becomes_nobody,
     cluster_of,
     id_of,
@@ -151,6 +160,39 @@ class TestRecords:
                 assert (await getattr(registry, method)("x", wait=PATIENCE)).stored
             left = await redis_server.cli("TTL", f'{PREFIX}:end:{key}:"x"')
             assert ttl - 3600 < left < ttl + 3600
+
+    async def test_of_all_storages(
+        self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Who has seen no session keeps an end for as long as those need that have."""
+        registry = RedisSessionWSRegistry(redis_server.url, node="a", identify=user_of)
+        storage = SimpleCookieStorage(max_age=int(YEAR))
+        a = await aiohttp_client(make_app(registry, storage))
+        await log_in(a)
+        cluster_of(a).membership.hurry()
+        await until(lambda: redis_server.holds(f"{PREFIX}:ttl", 1))
+        b = await start_node(redis_server.url, "b")
+        await registry_of(b).end_identity("b")
+        await settled(b)
+        async with script(redis_server.url) as job:
+            assert (await job.end_identity("c", wait=PATIENCE)).stored
+        for whose in "bc":
+            assert await redis_server.cli("TTL", f'{PREFIX}:end:identity:"{whose}"') > YEAR
+
+    async def test_of_all_storages_in_an_outage(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """So does who ends something before Redis could be reached at all."""
+        await redis_server.cli("SET", f"{PREFIX}:ttl", int(YEAR))
+        redis_server.kill()
+        node = await start_node(redis_server.url)
+        await registry_of(node).end_session("x")
+        await registry_of(node).end_identity("ann")
+        await redis_server.start()
+        await becomes(node, "connected")
+        await settled(node)
+        for key in ('id:"x"', 'identity:"ann"'):
+            assert await redis_server.cli("TTL", f"{PREFIX}:end:{key}") > YEAR - 3600
 
     @pytest.mark.parametrize(
         ("method", "kind"), [("end_session", "lineage"), ("end_identity", "end:identity")]

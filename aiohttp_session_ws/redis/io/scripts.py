@@ -419,11 +419,13 @@ return 1
 """,
 )
 
-# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, and
-# by how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
-# doesn't know the time yet.
+# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, by
+# how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
+# doesn't know the time yet, and for how many seconds it needs the ends of sessions, 0 if it
+# doesn't know.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
-# members has, why writing is refused, and by how much the time is ahead of Redis' own.
+# members has, why writing is refused, by how much the time is ahead of Redis' own, and for how
+# many seconds ends are needed: the most that a node has said, for as long as its sessions last.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -457,12 +459,18 @@ local now = time + ahead
 local stamp = string.format('%.6f', now)
 call('SET', prefix .. 'clock', string.format('%.6f %s', ahead, stamp))
 local last = call('GET', prefix .. 'seq') or '0'
+local kept = tonumber(string.match(call('GET', prefix .. 'ttl') or '', '^%d+$')) or 0
 call('SET', prefix .. 'epoch', ARGV[3], 'NX')
 if not refused then
     local news = 0
     if ARGV[2] == '1' then news = call('ZADD', nodes, stamp, ARGV[1]) or 0 end
     news = news + (call('ZREMRANGEBYSCORE', nodes, '-inf', now - 3600) or 0)
     if news > 0 then call('INCR', prefix .. 'members') end
+    local own = tonumber(ARGV[5]) or 0
+    if own > 0 and own >= kept then
+        call('SET', prefix .. 'ttl', ARGV[5], 'EX', ARGV[5])
+        kept = own
+    end
     -- When which number was reached: what is older is not kept to be found.
     call('ZADD', marks, 'NX', stamp, last)
     local old = call('ZREVRANGEBYSCORE', marks, now - KEPT, '-inf', 'LIMIT', 0, 1)
@@ -477,7 +485,8 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead)}
+    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead),
+    string.format('%.0f', kept)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 

@@ -387,6 +387,17 @@ class TestWhom:
         ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
         assert 399 * 86400 < ttl <= 400 * 86400
 
+    @pytest.mark.parametrize("keep", [[], ["--keep", "1"]])
+    async def test_sessions_that_last(
+        self, redis_server: RedisServer, run: Run, keep: list[str]
+    ) -> None:
+        """It is kept for as long as the processes need it, whatever one says."""
+        await redis_server.cli("SET", "{aiohttp_session_ws}:ttl", 90 * 86400)
+        await run(redis_server.url, "end", "--session", "x", *keep)
+
+        ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
+        assert 89 * 86400 < ttl <= 90 * 86400
+
 
 async def labels_of(request: web.Request) -> dict[str, str | None]:
     """Label a session by its user."""
