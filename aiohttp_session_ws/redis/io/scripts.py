@@ -446,6 +446,14 @@ local function call(...)
     return answer
 end
 
+-- A number that is kept there; what isn't one isn't ours.
+local function number(name)
+    local text = call('GET', prefix .. name)
+    local found = string.match(text or '', '^%d+$')
+    if text and not found then call('DEL', prefix .. name) end
+    return found or '0'
+end
+
 local time, ahead, latest = clock()
 local wanted = tonumber(ARGV[4])
 if wanted and wanted > ahead then ahead = wanted end
@@ -458,8 +466,7 @@ end
 local now = time + ahead
 local stamp = string.format('%.6f', now)
 call('SET', prefix .. 'clock', string.format('%.6f %s', ahead, stamp))
-local last = call('GET', prefix .. 'seq') or '0'
-local kept = tonumber(string.match(call('GET', prefix .. 'ttl') or '', '^%d+$')) or 0
+local last, kept = number('seq'), tonumber(number('ttl'))
 call('SET', prefix .. 'epoch', ARGV[3], 'NX')
 if not refused then
     local news = 0
@@ -477,7 +484,7 @@ if not refused then
     if old and old[1] then
         call('ZREMRANGEBYSCORE', prefix .. 'recent', '-inf', old[1])
         call('ZREMRANGEBYSCORE', marks, '-inf', now - KEPT)
-        if tonumber(old[1]) > tonumber(call('GET', prefix .. 'floor') or '0') then
+        if tonumber(old[1]) > tonumber(number('floor')) then
             call('SET', prefix .. 'floor', old[1])
         end
     end
@@ -485,7 +492,7 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead),
+    number('members'), refused or '', string.format('%.6f', ahead),
     string.format('%.0f', kept)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
@@ -527,7 +534,7 @@ repeat
         end
     end
 until done
-local answer = {reached, type(floor) == 'string' and floor or '0'}
+local answer = {reached, string.match(type(floor) == 'string' and floor or '', '^%d+$') or '0'}
 for first = 1, #keys, 1000 do
     local names = {unpack(keys, first, math.min(#keys, first + 999))}
     for i, text in ipairs(redis.call('MGET', unpack(names))) do
