@@ -199,7 +199,7 @@ class Membership:
             "1" if self.serves else "0",
             secrets.token_hex(8),
             f"{self._clock.ahead:.6f}" if self._clock.known else "",
-            math.ceil(min(self._own_ttl(), LONGEST)) if self.serves else 0,
+            math.ceil(min(self._own_ttl(), LONGEST)),
             probe=True,
             repeat=False,
         )
