@@ -244,7 +244,8 @@ class TestProcesses:
     async def test_watch(self, cluster: Cluster, run: Run) -> None:
         """It shows the same again and again, and what has happened since."""
         ending = asyncio.create_task(cluster.sockets[0].close())
-        shown = await run(cluster.redis.url, "watch", "--times", "3", "--every", "0.1")
+        argv = ["watch", "--times", "3", "--every", "0.1"]
+        shown = await told(run, cluster.redis.url, *argv)
         as_json = await run(cluster.redis.url, "watch", "--times", "2", "--every", "0.1", "--json")
         await ending
 
