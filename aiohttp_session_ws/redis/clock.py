@@ -190,12 +190,6 @@ class RedisClock(Clock):
             self._last_end = at
             self._last = max(self._last, at)
 
-    def is_pending(self, at: float) -> bool:
-        """
-        Tell whether *at* was taken before the clock was known.
-        """
-        return at >= PENDING
-
     def resolve(self, at: float) -> float:
         """
         Return the time of *at*, which may have been taken before the clock was known.

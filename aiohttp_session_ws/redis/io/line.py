@@ -80,13 +80,6 @@ class Line:
         else:
             future.set_result(reply)
 
-    @property
-    def is_connected(self) -> bool:
-        """
-        Whether commands can be sent.
-        """
-        return self._wire is not None and self._wire.is_open
-
     async def ended(self) -> None:
         """
         Wait until there is trouble, and raise it.

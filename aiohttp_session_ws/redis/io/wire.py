@@ -98,13 +98,6 @@ class Wire(asyncio.Protocol):
         self._inner = transport.get_protocol()
         transport.set_protocol(self)
 
-    @property
-    def is_open(self) -> bool:
-        """
-        Whether commands can be sent.
-        """
-        return not (self.ended.done() or self._transport.is_closing())
-
     def send(self, *args: Argument) -> None:
         """
         Send a command; if the wire is broken nothing comes of it.
