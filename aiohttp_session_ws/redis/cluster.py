@@ -143,6 +143,7 @@ class RedisCluster:
             self.clock,
             self.numbers,
             lambda: node.own_ttl,
+            node.keep_ends,
             self._beaten,
             self._missed,
             self._lost,
@@ -380,14 +381,12 @@ class RedisCluster:
 
     def _beaten(self) -> None:
         """
-        Take what all nodes need to know: for how long ends are kept, and the time, also of what
-        was ordered before it was known.
+        Give what was ordered before the clock was known its time.
         """
         now, before = time.monotonic(), self._beaten_at
         self._beaten_at = now
         if now - before > LIVING:  # the others have taken this node for gone
             self.node.recount()
-        self.node.keep_ends(self.membership.ttl)
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.records.resolve(self.clock.resolve)

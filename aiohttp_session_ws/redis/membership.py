@@ -64,8 +64,8 @@ class Membership:
         instance: The node's own name.
         clock: Measured with each heartbeat.
         numbers: What was heard.
-        own_ttl: Returns for how many seconds this node needs the ends of sessions; 0 if it
-            doesn't know.
+        own_ttl: Returns for how many seconds this node needs ends; 0 if it doesn't know.
+        keep_ends: Called with what all nodes need, before the clock is known.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
@@ -75,7 +75,6 @@ class Membership:
         serves: Whether the node holds sockets, so that the others ask it.
         members: Who has given a sign of life within an hour, and hasn't stopped.
         known: Whether the members are known.
-        ttl: For how many seconds ends are needed, by what nodes have said; 0 if none has.
         beaten: Set after the first heartbeat, or the first that failed.
     """
 
@@ -86,6 +85,7 @@ class Membership:
         clock: RedisClock,
         numbers: HeardNumbers,
         own_ttl: Callable[[], float],
+        keep_ends: Callable[[float], None],
         answered: Callable[[], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
@@ -93,13 +93,13 @@ class Membership:
         self.serves = False
         self.members: frozenset[str] = frozenset()
         self.known = False
-        self.ttl = 0.0
         self.beaten = asyncio.Event()
         self._commands = commands
         self._instance = instance
         self._clock = clock
         self._numbers = numbers
         self._own_ttl = own_ttl
+        self._keep_ends = keep_ends
         self._answered = answered
         self._missed = missed
         self._lost = lost
@@ -206,7 +206,7 @@ class Membership:
         received = time.monotonic()
         at, last, epoch, run_id, members, refused, ahead, ttl = map(bytes.decode, answer)
         beat = Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead))
-        self.ttl = float(ttl)
+        self._keep_ends(float(ttl))
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)

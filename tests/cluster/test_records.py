@@ -4,6 +4,7 @@ What is kept in Redis, and what reports say of it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
@@ -26,7 +27,6 @@ from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
-    becomes,
     becomes_nobody,
     cluster_of,
     id_of,
@@ -180,18 +180,28 @@ class TestRecords:
             assert await redis_server.cli("TTL", f'{PREFIX}:end:identity:"{whose}"') > YEAR
 
     async def test_of_all_storages_in_an_outage(
-        self, redis_server: RedisServer, start_node: StartNode
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """So does who ends something before Redis could be reached at all."""
+        """So does who ends something before Redis could be reached, or at that very moment."""
         await redis_server.cli("SET", f"{PREFIX}:ttl", int(YEAR))
         redis_server.kill()
         node = await start_node(redis_server.url)
+        cluster, gate = cluster_of(node), asyncio.Event()
+        listed = cluster.membership.listed
+
+        async def late() -> frozenset[str]:
+            await gate.wait()
+            return await listed()
+
+        monkeypatch.setattr(cluster.membership, "listed", late)
         await registry_of(node).end_session("x")
         await registry_of(node).end_identity("ann")
         await redis_server.start()
-        await becomes(node, "connected")
+        await until(lambda: cluster.clock.known)
+        await registry_of(node).end_session("y")
         await settled(node)
-        for key in ('id:"x"', 'identity:"ann"'):
+        gate.set()
+        for key in ('id:"x"', 'identity:"ann"', 'id:"y"'):
             assert await redis_server.cli("TTL", f"{PREFIX}:end:{key}") > YEAR - 3600
 
     @pytest.mark.parametrize(
