@@ -193,6 +193,7 @@ class Settlement:
         self._orders = context.orders
         self._saved = saved
         self._late = late
+        self._failed = response is None
         self._refused = response is None or response.status >= 400
         # Whoever refuses raises; a handler that has caught that answers with a page.
         self._is_page = not self._refused and not isinstance(
@@ -238,7 +239,7 @@ class Settlement:
         # The application's id_factory may fail: then the response carries nothing.
         certain = self._core.overrides.random_ids
         self._record_end(outcome, carries=carries and certain)
-        if not saves:
+        if not saves or self._failed:  # what is answered then is no word of the handler's
             put_session(self._request, None)
         elif self._late:
             if outcome.relabelled and self._saved:
