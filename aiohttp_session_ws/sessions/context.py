@@ -119,6 +119,7 @@ class RequestContext:
         newest: The newest generation of its lineage then.
         session: The session it was given to handle.
         content: What that held on arrival, if ``identify`` may have to be asked about it.
+        loaded: What that held before it was given an id; a handshake that saves it looks again.
         held_data: Whether that was anything of the application's.
         carried: Whether it carried a lineage when it was given to the handler.
         given: Whether it was given an id or a lineage on arrival.
@@ -144,6 +145,7 @@ class RequestContext:
         "held_data",
         "id_given",
         "lineage",
+        "loaded",
         "newest",
         "orders",
         "request",
@@ -171,6 +173,7 @@ class RequestContext:
         self.newest = 0
         self.session: Session | None = None
         self.content: dict[str, Any] | None = None
+        self.loaded: dict[str, Any] | None = None
         self.held_data = self.carried = False
         self.given = self.id_given = self.fresh = self.checked = False
         self.connection: TrackedConnection | None = None

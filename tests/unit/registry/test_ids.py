@@ -422,6 +422,13 @@ class TestIdElsewhere:
             assert await ws.receive_str(timeout=5) == "back"
             assert before not in map(repr, registry)
 
+    async def test_nested_handshake(self, aiohttp_client: AiohttpClient) -> None:
+        """Its first request may be a handshake: what that was given is no change by others."""
+        client = await aiohttp_client(make_app(NestedRegistry()))
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("hello")
+            assert await ws.receive_str(timeout=5) == "hello"
+
     async def test_nested_delete(self, aiohttp_client: AiohttpClient) -> None:
         """Deleting it by the helper closes the sockets, too."""
         client = await aiohttp_client(make_app(NestedRegistry()))
