@@ -213,12 +213,26 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session) or self._orders.begins:
+        elif (
+            session is not context.session
+            or was_changed(session)
+            or self._orders.begins
+            or await self._has_other_id()
+        ):
             try:
                 await self._settle_session(session)
             except BaseException:
                 put_session(self._request, None)
                 raise
+
+    async def _has_other_id(self) -> bool:
+        """
+        Tell whether the handler has changed the id, but not the session: it is kept elsewhere.
+        """
+        core, orders = self._core, self._orders
+        if not core.overrides.ids or not (orders.renewed or orders.other_id):
+            return False  # another request may have changed it meanwhile
+        return await core.current_id(self._request) != self._context.session_ws_id
 
     def _is_refused_handshake(self) -> bool:
         failed = self._context.handshake_failed and self._orders is NO_ORDERS

@@ -51,6 +51,7 @@ class RequestOrders:
     Attributes:
         close_requested: Whether it has asked to close the sockets of the id.
         renewed: Whether it has asked for a new id.
+        other_id: Whether it has asked for another id, or none, where the application keeps ids.
         keeps_sockets: Whether open sockets go on under that.
         ended: When it has ended the lineage, by the one clock.
         begins: Whether its response begins a lineage after ``end_other_sessions_ws``.
@@ -73,6 +74,7 @@ class RequestOrders:
         "ending",
         "keeps_sockets",
         "ordered",
+        "other_id",
         "own_ends",
         "refresh",
         "renewed",
@@ -81,6 +83,7 @@ class RequestOrders:
     def __init__(self) -> None:
         self.close_requested = False
         self.renewed = False
+        self.other_id = False
         self.keeps_sockets = False
         self.ended: float | None = None
         self.begins = False
