@@ -305,13 +305,15 @@ class Settlement:
         Tell whether only ``end_other_sessions_ws`` has ended a lineage, as far as is known.
         """
         core, ends = self._core, self._orders.own_ends
+        if any(core.records.ended_before(who) > at for who, at in ends.items()):
+            return False
+        if self._context.fresh:
+            return True  # it had ended before: who logs in begins a lineage all the same
         own = Subject("id", self._context.session_ws_id)
         record = core.records.lineage(lineage.token)
         if isinstance(record, LineageEnded) and record.at not in ends.values():
             return False
         if core.records.ended_before(own) >= lineage.began:
-            return False
-        if any(core.records.ended_before(who) > at for who, at in ends.items()):
             return False
         return not self._overtaken(lineage, "login")
 
