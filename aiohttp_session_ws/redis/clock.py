@@ -123,7 +123,10 @@ class RedisClock(Clock):
             self._samples.clear()  # a clock was set
         self._samples.append(sample)
         self._best = min(self._samples, key=self._error_of)
-        self.known = True
+        if not self.known:
+            self.known = True
+            if self._last_end > self.now() + AHEAD:
+                self._last_end = 0.0  # a journal has it from a clock that was wrong
 
     def _forget_samples(self) -> None:
         self._samples.clear()
@@ -215,5 +218,8 @@ class RedisClock(Clock):
     def promised(self) -> float:
         """
         Return the time: to go on from a later one would be ahead of other nodes.
+
+        Until it is known, that is what an earlier process has seen. The wall clock may be ahead:
+        what began after it would have begun after ends that others order later.
         """
-        return self.now()
+        return self.now() if self.known else self._last

@@ -83,7 +83,7 @@ from ..sessions.close_orders import CloseOrders
 from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
 from ..sessions.records import Change, IdNote, Records, SubjectEnded
-from ..sessions.status import ALIVE, State, Status, status
+from ..sessions.status import ALIVE, State, Status, effective_began, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
@@ -384,7 +384,8 @@ class Core:
         """
         Return the record of which lineage an id belongs to.
         """
-        return IdNote(session_ws_id, lineage.token, lineage.began, self.ttl)
+        began = effective_began(lineage, self.clock.now())
+        return IdNote(session_ws_id, lineage.token, began, self.ttl)
 
     # Sockets
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +223,33 @@ class TestClock:
             new = await log_in(client)
             async with socket(a, new), socket(b, new):
                 pass
+
+    async def test_journal_of_such_a_node(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """Who logs in on the next process with its journal is logged out by any node."""
+        b = await start_node(redis_server.url, "b")
+        redis_server.kill()
+        clock = RedisClock(wall=lambda: time.time() + 600.0)
+        monkeypatch.setattr("aiohttp_session_ws.redis.cluster.RedisClock", lambda: clock)
+        before = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        await registry_of(before).end_session("x")
+        await before.close()
+        monkeypatch.undo()
+        await redis_server.start()
+        a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        for client in (a, b):
+            await becomes(client, "connected")
+        cookie = await log_in(a)
+        session_ws_id, renewed = await id_of(a, cookie), await visit(a, "/renew", cookie)
+        async with socket(a, renewed) as ws:
+            await registry_of(b).end_session(session_ws_id)
+            assert await expect_close(ws) == 4401
+        assert await refused(b, renewed) == 4401
 
     async def test_log_in_during_outage(
         self, redis_server: RedisServer, start_node: StartNode

@@ -71,6 +71,22 @@ class TestRedisClock:
         times.measure(0.1, 0.0)
         assert last < times.clock.begin_time() < last + 0.001
 
+    def test_what_a_journal_keeps(self) -> None:
+        """The next process doesn't go on from a wall clock that is ahead of Redis'."""
+        times = Times()
+        times.clock.start_after(times.right - 60.0)
+        assert times.clock.promised() == times.right - 60.0
+        times.measure(0.1, 0.0)
+        assert abs(times.clock.promised() - times.right) < 0.2
+
+    def test_ahead_of_redis(self) -> None:
+        """What begins after an earlier process that was ahead is ended by others all the same."""
+        times = Times()
+        times.clock.start_after(times.right + 600.0)
+        times.measure(0.1, 0.0)
+        assert times.clock.begin_time() <= times.right
+        assert times.clock.end_time() > times.right - 0.2
+
     def test_latest(self) -> None:
         """What others have timed was not later than it is said to be, nor later than now."""
         rng, times = random.Random(2), Times()
