@@ -100,7 +100,8 @@ def read_order(text: str) -> HeardOrder | None:
     Return an order of a message, ``None`` if it can't be read.
     """
     try:
-        return _order(_read(text)[0])
+        body, end = _read(text)
+        return _order(body) if end == len(text) else None
     except WRONG:
         return None
 
@@ -131,6 +132,8 @@ def _order(body: list[Any]) -> HeardOrder:
     if not rest:
         return HeardOrder(changes, closes)
     held, close, by, question, *refresh = (*rest, None, None, None) if len(rest) == 1 else rest
+    if len(refresh) > 1:
+        raise ValueError("another version")
     return HeardOrder(
         changes,
         closes,

@@ -5,10 +5,11 @@ Questions about the sockets of all nodes, and pushes to them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .._lineage import Subject
 from .._logging import OncePerMinute, log
@@ -22,6 +23,8 @@ from .messages import VERSION, subject_text
 from .requests import DATA, Requests
 
 __all__: list[str] = []
+
+Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
 OWN: Final = frozenset({"connections", "count", "nodes", "push", "relay"})  # answered right here
@@ -63,13 +66,11 @@ class Queries:
         Return the connections of all nodes; *here* are this one's.
         """
         request = await self._requests.ask({"do": "connections", "of": _as_list(subject)})
-        there = [
-            ConnectionInfo(**{key: as_tuple(value) for key, value in info.items()})
-            for answer in request.answers
-            for info in answer.get("infos", ())
-        ]
+        told = [info for answer in request.answers for info in answer.get("infos", ())]
+        there = _read(ConnectionInfo, told)
         infos = sorted([*here, *there], key=lambda info: info.opened_at)
-        return Snapshot(infos, complete=here.complete and request.complete)
+        readable = len(there) == len(told)
+        return Snapshot(infos, complete=here.complete and request.complete and readable)
 
     async def count(self, here: int) -> Count:
         """
@@ -84,10 +85,12 @@ class Queries:
         Return the nodes that hold sockets.
         """
         request = await self._requests.ask({"do": "nodes"})
-        nodes = [NodeInfo(**answer["node"]) for answer in request.answers]
+        nodes = _read(NodeInfo, [answer.get("node") for answer in request.answers])
+        readable = len(nodes) == len(request.answers)
         if self._serves:
             nodes.append(self._myself())
-        return Nodes(sorted(nodes, key=lambda node: node.name), complete=request.complete)
+        nodes.sort(key=lambda node: node.name)
+        return Nodes(nodes, complete=request.complete and readable)
 
     async def push(
         self, subject: Subject | None, data: Data, here: Delivery, wait: float
@@ -215,6 +218,18 @@ class Queries:
             len(connections.open),
             connections.opening.size,
         )
+
+
+def _read(kind: type[Info], told: Iterable[Any]) -> list[Info]:
+    """
+    Return what can be read of what other nodes have told, without what only newer ones know.
+    """
+    found = []
+    for info in told:
+        with contextlib.suppress(*WRONG):
+            names = [name for name in kind.__match_args__ if name in info]
+            found.append(kind(**{name: as_tuple(info[name]) for name in names}))
+    return found
 
 
 def _as_list(subject: Subject | None) -> Any:

@@ -60,7 +60,7 @@ class PendingRequest:
         """
         self.answers.append(answer)
         if answer.get("unresolved"):
-            self.known = False  # it doesn't know identities, so there may be more
+            self.known = False  # it doesn't know identities, or the question: there may be more
         if answer.get("last", True):
             self.answered.add(sender)
         settled = answer.get("settles") or self.expected <= self.answered

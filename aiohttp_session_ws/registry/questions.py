@@ -72,7 +72,7 @@ class Questions:
 
     async def answer(self, name: str, body: Body) -> Body:
         """
-        Answer a question of another node; one that isn't known here has an empty answer.
+        Answer a question of another node: of one that isn't known here, that it isn't.
         """
         respond = self._answers.get(name)
-        return {} if respond is None else await respond(body)
+        return {"unresolved": True} if respond is None else await respond(body)

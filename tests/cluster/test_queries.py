@@ -51,6 +51,40 @@ class TestLooking:
         assert everything.complete
         assert of_nobody == ()
 
+    async def test_newer_node(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a newer node tells besides is left out; what it no longer tells isn't complete."""
+        a, b = nodes
+        requests = cluster_of(b).requests
+        answer, lacking = requests.answer, set[str]()
+
+        def changed(info: dict[str, Any]) -> dict[str, Any]:
+            return {key: info[key] for key in info if key not in lacking} | {"new": 7}
+
+        def answer_as_newer(asker: str, number: str, channel: str, body: dict[str, Any]) -> bool:
+            if "infos" in body:
+                body["infos"] = [changed(info) for info in body["infos"]]
+            if "node" in body:
+                body["node"] = changed(body["node"])
+            return answer(asker, number, channel, {**body, "new": 7})
+
+        monkeypatch.setattr(requests, "answer", answer_as_newer)
+        async with socket(b, await log_in(b)):
+            found, there = await registry_of(a).connections(), await registry_of(a).nodes()
+            lacking |= {"path", "sockets"}
+            less, fewer = await registry_of(a).connections(), await registry_of(a).nodes()
+        assert [(info.node, info.identity) for info in found] == [("b", "ann")]
+        assert [(node.name, node.sockets) for node in there] == [("a", 0), ("b", 1)]
+        assert (found.complete, there.complete) == (True, True)
+        assert (less, [node.name for node in fewer]) == ((), ["a"])
+        assert (less.complete, fewer.complete) == (False, False)
+
+    async def test_newer_question(self, nodes: Nodes) -> None:
+        """A question that a node doesn't know isn't answered by it."""
+        a, _ = nodes
+        await acquaint(*nodes)
+        assert (await cluster_of(a).ask("stats", {}, PATIENCE)).complete
+        assert not (await cluster_of(a).ask("what none of us knows", {}, PATIENCE)).complete
+
     async def test_many(self, nodes: Nodes) -> None:
         """More than fit into one message are told in several."""
         a, b = nodes

@@ -25,7 +25,7 @@ from tests.support.nodes import (
     registry_of,
     socket,
 )
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, free_port
 from tests.support.redis_servers import RedisCluster, RedisServer, SentinelSetup
 
 from .documents import PROCESSES, blocks, run
@@ -99,9 +99,10 @@ class TestPrograms:
 
     @leaky
     async def test_cluster(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
-        """A log-out finds its way through a Redis Cluster."""
+        """A log-out finds its way through a Redis Cluster, also while a node of it is gone."""
         names = run(MAKERS)
-        names["CLUSTER"] = ("127.0.0.1", redis_cluster.masters[0].port)
+        ports = free_port(), redis_cluster.masters[0].port
+        names["CLUSTER"] = [("127.0.0.1", port) for port in ports]
         nodes = [await start_node(names["cluster"], name) for name in "ab"]
 
         assert await log_out(*nodes) == 4401

@@ -141,6 +141,14 @@ class TestOrders:
         assert order is not None
         assert (order.changes, order.held, order.close) == ((record,), held, None)
 
+    @pytest.mark.parametrize("more", [",7]", "]7", "] [[],[]]"])
+    def test_more(self, more: str) -> None:
+        """An order that says more than is known here isn't carried out by half."""
+        refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
+        text = order_text([encode_record(RECORDS[0]).text], refresh=refresh)
+        assert read_order(text) is not None
+        assert read_order(text.removesuffix("]") + more) is None
+
     def test_message(self) -> None:
         """A message is numbers, its sender, and an order on each line."""
         orders = [order_text([encode_record(record).text]) for record in RECORDS[:4]]
