@@ -128,6 +128,7 @@ class JournalWriter:
     def _read(self) -> Loaded:
         found = self._file.load()
         self._has_read = True
+        self._tidy_at = time.monotonic() + TIDY  # memory has it by then, which is asked
         return found
 
     @property

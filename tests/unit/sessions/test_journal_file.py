@@ -185,6 +185,7 @@ class TestBounds:
         """What has expired is not read, and deleted when the file is tidied."""
         write(file, ended(1, 10.0), ended(2, DAY), SubjectEnded(ANN, NOW, 10.0))
         clock.now += 10.0
+        write(file)
         assert file.load()[0] == [ended(2)]
         tidy(file)
         file.close()
@@ -217,6 +218,7 @@ class TestBounds:
         """The end of a session that held nothing is kept for an hour."""
         write(file, ended(1, minor=True))
         clock.now += 3600.0
+        write(file)
 
         assert file.load()[0] == []
 
