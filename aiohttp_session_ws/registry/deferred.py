@@ -13,7 +13,7 @@ from aiohttp import web
 from .._lineage import Subject
 from .._logging import describe_error, log
 from .._tasks import maybe_await
-from ..sessions.context import RequestContext, Stage, context_of
+from ..sessions.context import RequestContext, Stage, context_of, was_behind_middleware
 from ..sessions.session import (
     cookie_of,
     load_session,
@@ -43,6 +43,13 @@ async def context_for(core: Core, request: web.Request) -> RequestContext:
     context = context_of(request)
     if context is not None:
         return context
+    settled = was_behind_middleware(request)
+    context = await _judge(core, request)
+    context.after_middleware = settled
+    return context
+
+
+async def _judge(core: Core, request: web.Request) -> RequestContext:
     session = loaded_session(request)
     if session is not None and cookie_of(request) and (session.new or was_changed(session)):
         put_session(request, None)

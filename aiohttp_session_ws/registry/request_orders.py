@@ -343,7 +343,8 @@ class ScheduledOrders:
         if context.behind_middleware or context.orders.deferred:
             return
         context.ordering().deferred = True
-        core.warn.missing_middleware()
+        if not context.after_middleware:
+            core.warn.missing_middleware()
         if when_sent:
             saved = will_be_saved(response)
             coro = settle_when_sent(core, request, context, response, saved=saved)

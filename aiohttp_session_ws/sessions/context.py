@@ -115,6 +115,7 @@ class RequestContext:
         arrived: When it arrived, by the one clock.
         stage: How far it is.
         behind_middleware: Whether the middleware settles it.
+        after_middleware: Whether the middleware has settled it, and it is judged once more.
         lineage: The lineage it came with or was given on arrival, however that was judged.
         session_ws_id: The id it came with or was given on arrival.
         status: How it was judged on arrival.
@@ -135,6 +136,7 @@ class RequestContext:
     """
 
     __slots__ = (
+        "after_middleware",
         "arrived",
         "behind_middleware",
         "carried",
@@ -168,7 +170,7 @@ class RequestContext:
         self.started = time.monotonic()  # as the event loop's clock, but quicker
         self.arrived = arrived
         self.stage = ARRIVING
-        self.behind_middleware = False
+        self.behind_middleware = self.after_middleware = False
         self.lineage: Lineage | None = None
         self.session_ws_id: Hashable | None = None
         self.status: Status = ALIVE
@@ -206,6 +208,14 @@ class RequestContext:
         """
         self.stage = DONE
         _CURRENT.set(None)
+
+    def leave(self) -> None:
+        """
+        Do so when its websocket has ended; the middleware lets go of it when its handler has.
+        """
+        self.stage = DONE
+        if not self.behind_middleware:
+            _CURRENT.set(None)
 
     def release(self) -> None:
         """
@@ -248,6 +258,18 @@ def context_of(request: web.Request) -> RequestContext | None:
     if context is None or context.request is not request or context.stage is DONE:
         return None
     return context
+
+
+def was_behind_middleware(request: web.Request) -> bool:
+    """
+    Tell whether the middleware has handled *request*, though it isn't the current one any more.
+
+    So it is for a handler whose websocket has ended, and for a task that outlives its request.
+    """
+    context = _CURRENT.get()
+    if context is None or not context.behind_middleware:
+        return False
+    return context.request is request or context.request is None  # a websocket's, and let go of
 
 
 def current_connection() -> TrackedConnection | None:

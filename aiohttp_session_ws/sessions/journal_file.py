@@ -1,11 +1,12 @@
 """
 The SQLite file of the journal: opened, read, written and kept small, by one thread.
 
-A little over 300 lines long: all that is asked of the file, in one class.
+Some 400 lines long: all that is asked of the file, in one class.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 from .._logging import log
 from ..exceptions import JournalError
@@ -61,25 +63,26 @@ class JournalFile:
         self._pools = pools
         self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
-        self._opened = 0  # the inode
+        self._opened: tuple[int, ...] = ()  # the inodes of the file and its log
 
     def open(self) -> sqlite3.Connection:
         """
         Open the file, or make it, unless it is open; until :meth:`close` it is ours alone.
 
         A damaged file is renamed, with an error in the log, and a new one begun. The same happens
-        if the file was moved or deleted, as by a job that tidies up.
+        if the file or its log was moved or deleted, as by a job that tidies up.
 
         Raises:
             JournalError: If another process has it open, it can't be opened, or isn't ours.
         """
-        if self._connection is not None and self._inode() not in (self._opened, None):
+        if self._was_taken_away():
             log.error(
                 "the journal %s was moved or deleted: a new one is begun, with what this process"
                 " knows",
                 self.path,
             )
             self.close()
+            self._opened = ()
             self.begun()
         if self._connection is None:
             try:
@@ -89,19 +92,36 @@ class JournalFile:
                     raise self._explain(exc) from exc
                 self.set_aside(exc)
                 self._connection = self._connect()
-            self._opened = self._inode() or 0
+            self._opened = self._inodes() or ()
+            _CONNECTED.add(self)
         return self._connection
 
-    def _inode(self) -> int | None:
+    def _was_taken_away(self) -> bool:
         """
-        Return which file there is now, 0 if there is none; ``None`` if the disk doesn't say.
+        Tell whether another file, or none, is where the one is that was opened.
+
+        A connection would go on to write to what nobody finds any more.
         """
-        try:
-            return os.stat(self.path).st_ino
-        except FileNotFoundError:
-            return 0
-        except OSError:
-            return None
+        inodes = self._inodes() if self._opened else None
+        if inodes is None:
+            return False
+        # While it is closed, since the disk has failed, its log may be gone by right.
+        return inodes != self._opened if self._connection else inodes[0] != self._opened[0]
+
+    def _inodes(self) -> tuple[int, ...] | None:
+        """
+        Return which file and which log there are now, 0 for none; ``None`` if the disk doesn't
+        say.
+        """
+        found = []
+        for path in (self.path, f"{self.path}-wal"):
+            try:
+                found.append(os.stat(path).st_ino)
+            except FileNotFoundError:
+                found.append(0)
+            except OSError:
+                return None
+        return tuple(found)
 
     def _explain(self, exc: sqlite3.Error) -> Exception:
         """
@@ -177,6 +197,7 @@ class JournalFile:
         Rename a damaged file, and say so in the log.
         """
         self.close()
+        self._opened = ()
         aside = f"{self.path}.damaged-{time.time_ns()}"
         # The log of its last transactions goes along: it would damage the new file.
         for suffix in ("-wal", ""):
@@ -193,17 +214,23 @@ class JournalFile:
 
     def load(self) -> tuple[list[Change], float]:
         """
-        Return the records that have not expired, of each kind the first to expire first, and
-        the last time of the clock.
+        Return the records that had not expired when the last process ended, of each kind the
+        first to expire first, and the last time of the clock.
+
+        How long that was ago only the wall clock tells, and one that is wrong for a moment must
+        not make all ends forgotten.
         """
-        execute, now = self.open().execute, self.clock()
+        execute = self.open().execute
+        row = execute("SELECT last_time FROM clock").fetchone()
+        last_time = 0.0 if row is None else row[0]
         changes: list[Change] = []
         for table, where, limit in self._pools.values():
             newest = f"SELECT * FROM {table} WHERE {where} AND expires > ? ORDER BY expires DESC"
-            rows = execute(f"SELECT * FROM ({newest} LIMIT ?) ORDER BY expires", (now, limit))
+            rows = execute(
+                f"SELECT * FROM ({newest} LIMIT ?) ORDER BY expires", (last_time, limit)
+            )
             changes += [READ[table](*row[:-1]) for row in rows]
-        row = execute("SELECT last_time FROM clock").fetchone()
-        return changes, 0.0 if row is None else row[0]
+        return changes, last_time
 
     def write(self, rows: Iterable[Row]) -> None:
         """
@@ -296,6 +323,7 @@ class JournalFile:
             update = "UPDATE clock SET last_time = min(last_time, ?)"
             self._connection.execute(update, (self.clock(),))
         self.close()
+        self._opened = ()
 
     def close(self) -> None:
         """
@@ -304,6 +332,29 @@ class JournalFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def abandon(self) -> None:
+        """
+        Never close the connection, in a process that was forked: it is its parent's.
+
+        SQLite would write what the log was at the fork into the file and delete the log, without
+        asking for the lock, since it takes it for its own.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:  # nor does the interpreter's end close it
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+_CONNECTED: Final[WeakSet[JournalFile]] = WeakSet()  # and perhaps closed since
+
+
+def _abandon_all() -> None:
+    for file in _CONNECTED:
+        file.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from .._logging import log
@@ -114,17 +115,20 @@ class JournalWriter:
         finished()
 
     def _load(self) -> Loaded:
-        try:
-            return self._read()
-        except sqlite3.Error as exc:
-            self._note_failure(exc)
-            if is_damage(exc):  # in a place that the check doesn't look at; now it is aside
+        for _ in range(2):
+            try:
                 return self._read()
-            return [], 0.0
+            except (sqlite3.Error, OSError) as exc:
+                self._note_failure(exc)
+                if not is_damage(exc):
+                    break
+                # Else in a place that the check doesn't look at; now it is aside.
+        return [], 0.0
 
     def _read(self) -> Loaded:
         found = self._file.load()
         self._has_read = True
+        self._tidy_at = time.monotonic() + TIDY  # memory has it by then, which is asked
         return found
 
     @property
@@ -215,7 +219,8 @@ class JournalWriter:
         now = time.monotonic()
         self.failed = True
         if isinstance(exc, sqlite3.Error) and is_damage(exc):
-            self._file.set_aside(exc)
+            with suppress(OSError):  # the disk is read-only; it is tried again
+                self._file.set_aside(exc)
         elif not isinstance(exc, sqlite3.Error) or primary_code(exc) != sqlite3.SQLITE_FULL:
             self._file.close()  # a volume that was away is back only for who opens it again
         self._retry_at = now + self._retry_wait

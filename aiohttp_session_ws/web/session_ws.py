@@ -198,7 +198,7 @@ class SessionWS:
             await self._send_on_close(by, code)
         finally:
             core.connections.handler_exited(connection)
-            self._context.finish()
+            self._context.leave()
             try:
                 await core.connections.wait_closed(connection, close)
             except asyncio.CancelledError:

@@ -218,7 +218,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             context.connection = None  # what the handler orders next waits for its response
             connections.discard_stream(connection)
             return
-        context.finish()
+        context.leave()
         close = connection.close_order or close_for_error(exc)
         try:
             await connections.wait_closed(connection, close)

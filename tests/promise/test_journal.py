@@ -8,7 +8,6 @@ import asyncio
 import sqlite3
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -189,19 +188,45 @@ class TestRestart:
         assert "takes no more" not in caplog.text
         assert {await outcome(client, cookie) for cookie in (*cookies, last)} == {4401}
 
-    async def test_clock_set_back(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("seconds", [4.0, 3600.0])  # and what begins in the future is judged
+    async def test_clock_set_back(
+        self, start: Start, seconds: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """An end that is ordered after the clock was set back concerns what began before."""
+        wall = Wall(monkeypatch)
         client = await start()
         cookie = await session_of(client)
         await out(client, await session_of(client, "bob"))
         await client.close()
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() - 3600)
+        wall.set_back(seconds)
         client = await start()
         assert await outcome(client, cookie) == "ann"
         await out(client, await session_of(client), "/out/everywhere")
 
         assert await outcome(client, cookie) == 4401
+
+    async def test_clock_set_forward(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A clock that is wrong for one start doesn't let everything that ended expire."""
+        wall = Wall(monkeypatch)
+        client = await start()
+        cookie = await session_of(client)
+        await out(client, cookie)
+        await client.close()
+        tidied = list[bool]()
+        tidy = JournalFile.tidy
+        with monkeypatch.context() as quick:
+            quick.setattr(journal_writer, "TIDY", 0.1)
+            quick.setattr(JournalFile, "tidy", lambda self: tidied.append(tidy(self)))
+            wall.advance(1e9)
+            client = await start()
+            codes = [await outcome(client, cookie)]
+            await until(lambda: bool(tidied))
+            await client.close()
+        wall.set_back(1e9)
+        client = await start()
+        codes.append(await outcome(client, cookie))
+
+        assert codes == [4401, 4401]
 
     async def test_kill(self, path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
         """A log-out whose answer has come survives ``kill -9``."""

@@ -36,7 +36,7 @@ from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.typing import Identified
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, Site, page, user_of
-from tests.support import QUICK, AiohttpClient, until
+from tests.support import PATIENCE, QUICK, AiohttpClient, until
 
 
 def application(*middlewares: Any) -> web.Application:
@@ -61,6 +61,11 @@ USES: dict[str, Use] = {
     "send_session": lambda registry: registry.send_session("id", "x"),
     **OF_IDENTITY,
 }
+
+
+Order = Callable[[web.Request, web.Response], Any]
+
+ORDERS: list[Order] = [end_session_ws, end_identity_ws]
 
 
 class TestOneRegistry:
@@ -255,6 +260,63 @@ class TestToldOnce:
         await self.socket_after(site, "/ws", "/out/invalidate")
 
         assert len(warnings_of(caplog, "session_ws_middleware")) == 1
+
+    @pytest.mark.parametrize("order", ORDERS)
+    async def test_an_order_of_a_handler_whose_socket_has_ended(
+        self, serve: Serve, order: Order, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The middleware is there, and the session ends."""
+        ordered = asyncio.Event()
+
+        async def leaving(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                await ws.send_json({"user": await user_of(request), "id": "?"})
+            for _ in range(2):
+                await order(request, web.Response())
+            ordered.set()
+            return ws
+
+        site = await serve(views={"/leaving": leaving}, identify=user_of)
+        browser = await site.logged_in("/login")
+        socket = await browser.open("/leaving")
+        await socket.code()
+        await asyncio.wait_for(ordered.wait(), PATIENCE)
+
+        assert await site.knock(browser.cookie) == DEAD
+        assert not warnings_of(caplog, "")
+
+    @pytest.mark.parametrize("socket", [False, True])
+    @pytest.mark.parametrize("order", ORDERS)
+    async def test_an_order_of_a_task_that_outlives_its_request(
+        self, serve: Serve, order: Order, socket: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The middleware is there, and the session ends."""
+        over, tasks = asyncio.Event(), list[asyncio.Task[None]]()
+
+        async def end(request: web.Request) -> None:
+            await over.wait()
+            for _ in range(2):
+                await order(request, web.Response())
+
+        async def starting(request: web.Request) -> web.StreamResponse:
+            tasks.append(asyncio.ensure_future(end(request)))
+            if not socket:
+                return web.Response()
+            async with session_ws(request) as ws:
+                tasks.append(asyncio.ensure_future(end(request)))
+                await ws.send_json({"user": await user_of(request), "id": "?"})
+            return ws
+
+        site = await serve(views={"/starting": starting}, identify=user_of)
+        browser = await site.logged_in("/login")
+        if socket:
+            await (await browser.open("/starting")).code()
+        await browser.get("/starting" if not socket else "/page")
+        over.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+
+        assert await site.knock(browser.cookie) == DEAD
+        assert not warnings_of(caplog, "")
 
     async def test_a_websocket_that_isnt_ours(
         self, serve: Serve, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,7 @@ The journal: what was answered is on disk, whatever becomes of the process or of
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -110,6 +111,11 @@ def find_damage(self: JournalFile, *rows: object) -> Any:
     exc = sqlite3.DatabaseError("database disk image is malformed")
     exc.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     raise exc
+
+
+def find_read_only(*paths: object) -> None:
+    """Do as a file system does that was found broken."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 @asynccontextmanager
@@ -387,6 +393,40 @@ class TestFailingDisk:
 
         assert await read(path) == {ended(2)}
         assert "was renamed to" in caplog.text
+
+    async def test_damaged_and_read_only(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A damaged file that can't be renamed yet is tried again, as is any that fails."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        async with running(path) as (journal, _):
+            with monkeypatch.context() as broken:
+                broken.setattr(JournalFile, "write", find_damage)
+                broken.setattr(os, "replace", find_read_only)
+                assert await journal.append([ended(1)]) is False
+                assert await journal.append([ended(2)]) is False
+            await until(lambda: not journal.failing)
+        assert await read(path) == {ended(1), ended(2)}
+
+    @pytest.fixture
+    def garbage(self, path: Path) -> Path:
+        """A file that is no database."""
+        path.write_bytes(b"garbage " * 1000)
+        return path
+
+    async def test_garbage_and_read_only(
+        self, garbage: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So is one that is found damaged at the start."""
+        monkeypatch.setattr(journal_writer, "RETRY", 0.01)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "replace", find_read_only)
+            async with running(garbage) as (journal, _):
+                assert journal.failing
+                broken.undo()
+                await until(lambda: not journal.failing)
+
+        assert "can't be read" in caplog.text
 
     async def test_under_load(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the disk didn't take is written when it works again, though more always waits."""

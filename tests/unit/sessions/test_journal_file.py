@@ -5,8 +5,12 @@ The journal's file: merged as memory is, bounded, private, and ours alone.
 from __future__ import annotations
 
 import random
+import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +31,32 @@ from aiohttp_session_ws.sessions.records import (
     Records,
     SubjectEnded,
 )
+from tests.support import PATIENCE
+
+#: Fork a process that ends as others do, write on meanwhile and afterwards, and be killed.
+FORK = """
+import os, pathlib, signal, sys, time
+from aiohttp_session_ws.sessions.journal_file import JournalFile
+from aiohttp_session_ws.sessions.journal_rows import as_row
+from aiohttp_session_ws.sessions.records import LineageEnded
+
+def write(numbers):
+    changes = [LineageEnded(f"token-{n}", 1.8e9, False, 86400.0) for n in numbers]
+    file.write([as_row(change, 1.8e9) for change in changes])
+
+file = JournalFile(pathlib.Path(sys.argv[1]), lambda: 1.8e9)
+write(range(1000))
+reader, writer = os.pipe()
+if not os.fork():
+    os.read(reader, 1)
+    sys.exit()
+for number in range(1000, 5000, 100):
+    write(range(number, number + 100))
+os.write(writer, b"x")
+os.wait()
+write([5000])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -155,6 +185,7 @@ class TestBounds:
         """What has expired is not read, and deleted when the file is tidied."""
         write(file, ended(1, 10.0), ended(2, DAY), SubjectEnded(ANN, NOW, 10.0))
         clock.now += 10.0
+        write(file)
         assert file.load()[0] == [ended(2)]
         tidy(file)
         file.close()
@@ -187,6 +218,7 @@ class TestBounds:
         """The end of a session that held nothing is kept for an hour."""
         write(file, ended(1, minor=True))
         clock.now += 3600.0
+        write(file)
 
         assert file.load()[0] == []
 
@@ -269,6 +301,60 @@ class TestOpening:
             JournalFile(path, lambda: NOW).open()
 
         assert path.read_bytes() == before
+
+
+class TestTakenAway:
+    """What is written is where whoever opens the file finds it."""
+
+    def found(self, path: Path, clock: Clock) -> set[Change]:
+        """Return what another process would find after ``kill -9``."""
+        copy = path.parent / "copy"
+        copy.mkdir()
+        for one in path.parent.glob("ends.db*"):
+            shutil.copy(one, copy)
+        file = JournalFile(copy / "ends.db", clock)
+        changes, _ = file.load()
+        file.close()
+        return set(changes)
+
+    def test_log_deleted(self, file: JournalFile, path: Path, clock: Clock) -> None:
+        """SQLite's own log holds what was written lately, and a job may tidy that up, too."""
+        write(file, ended(1))
+        path.with_name("ends.db-wal").unlink()
+        write(file, ended(2))
+
+        assert self.found(path, clock) == {ended(1), ended(2)}
+
+    def test_fork(self, path: Path, clock: Clock) -> None:
+        """A process that was forked, and ends, takes nothing away and breaks nothing."""
+        command = [sys.executable, "-c", FORK, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+        assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+        assert len(self.found(path, clock)) == 5001
+
+    def test_deleted_while_the_disk_failed(self, file: JournalFile, path: Path) -> None:
+        """It is told, so that all that is known is written again."""
+        again: list[int] = []
+        file.begun = lambda: again.append(len(again))
+        write(file, ended(1))
+        file.close()
+        path.unlink()
+        write(file, ended(2))
+        write(file, ended(3))
+
+        assert again == [0]
+
+    def test_closed_by_the_disk(
+        self, file: JournalFile, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file that was closed since the disk failed, and is there still, is gone on with."""
+        write(file, ended(1))
+        file.close()
+        write(file, ended(2))
+
+        assert set(file.load()[0]) == {ended(1), ended(2)}
+        assert not caplog.text
 
 
 class TestDamage:
