@@ -133,7 +133,11 @@ class Effects:
         """
         lineage, session_ws_id, until, was = refresh
         for connection in self._connections.of_lineage(lineage.token):
-            older = connection.lineage.generation < lineage.generation
+            # Of two renewals that overlap, the later one has the generation of the other.
+            older = connection.lineage.generation < lineage.generation or (
+                connection.lineage.generation == lineage.generation
+                and connection.session_ws_id != session_ws_id
+            )
             if older and connection.state is OPEN and connection.request is not None:
                 self._connections.refile(connection, session_ws_id, lineage)
                 self._core.revalidator.hold_until(connection, until)
