@@ -138,8 +138,10 @@ class Effects:
                 connection.lineage.generation == lineage.generation
                 and connection.session_ws_id != session_ws_id
             )
-            if older and connection.state is OPEN and connection.request is not None:
-                self._connections.refile(connection, session_ws_id, lineage)
+            if not older or connection.state is not OPEN:
+                continue
+            self._connections.refile(connection, session_ws_id, lineage)
+            if connection.request is not None:
                 self._core.revalidator.hold_until(connection, until)
                 if self._core.signals.on_refresh:
                     sending = self._core.signals.on_refresh.send(connection)

@@ -328,6 +328,24 @@ class TestNothingEscapes:
 
         assert [thing.closed, kept.closed] == [DEAD, None]
 
+    async def test_what_was_registered_by_hand_meanwhile(self, serve: Serve) -> None:
+        """It goes along with the later of two renewals that overlap."""
+
+        class Thing:
+            closed: int | None = None
+
+            async def close(self, *, code: int, message: bytes) -> None:
+                self.closed = code
+
+        site = await start(serve)
+        browser, thing = await site.logged_in(), Thing()
+        site.registry.register(await id_of(browser), thing)
+        async with site.held(browser, "/refresh", at="start"):
+            await browser.get("/refresh")
+        await site.registry.close_all_session(await id_of(browser))
+
+        assert thing.closed == AGAIN
+
     @pytest.mark.parametrize("query", ["?user=bob"])
     async def test_somebody_else(self, serve: Serve, query: str) -> None:
         """Another identity is not a renewal: the sockets close."""
