@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import pytest
 from aiohttp import web
-from aiohttp_session import AbstractStorage, new_session
+from aiohttp_session import AbstractStorage, get_session, new_session
+from redis.asyncio import Redis
 
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, OUT, log_in, user_of
@@ -54,6 +55,44 @@ async def test_another_user(serve: Serve, storage: AbstractStorage) -> None:
     assert await site.presented(stale) in site.out(AGAIN)
     assert await site.presented(browser.cookie) == ("bob", "bob")
     assert (await browser.get()).data["lang"] == "de"
+
+
+@pytest.mark.parametrize("how", ["/login?user=bob", "/login/refill", "/out/del"])
+async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
+    """The storage holds nothing of what has ended under its key: records are not kept for ever."""
+    async with (
+        storage_named("redis", lambda: redis_port) as storage,
+        Redis(port=redis_port) as redis,
+    ):
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in()
+        key = browser.cookie.replace("=", "_", 1)
+        assert await redis.get(key) != b"{}"
+        await browser.get(how)
+
+        assert browser.cookie.replace("=", "_", 1) != key
+        assert await redis.get(key) == b"{}"
+        await site.stack.aclose()
+
+
+async def test_its_time(serve: Serve, redis_port: int) -> None:
+    """What the handler says of the time of its session holds under the new key."""
+
+    async def log_in_for_a_minute(request: web.Request) -> web.Response:
+        (await get_session(request)).max_age = 60
+        return await log_in(request)
+
+    async with (
+        storage_named("redis", lambda: redis_port) as storage,
+        Redis(port=redis_port) as redis,
+    ):
+        site = await serve(storage, {"/login/minute": log_in_for_a_minute}, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        await browser.get("/login/minute")
+
+        assert 0 < await redis.ttl(browser.cookie.replace("=", "_", 1)) <= 60
+        await site.stack.aclose()
 
 
 async def test_a_key_of_the_application(serve: Serve, redis_port: int) -> None:
