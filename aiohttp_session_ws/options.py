@@ -139,7 +139,8 @@ class Expiry:
         max_lifetime: Seconds after which a socket is closed, whatever its session does;
             ``None`` for no limit.
         revocation_ttl: Seconds to remember an end, since it was last met, if the session
-            storage has no ``max_age``. With one, it is that plus an hour.
+            storage has no ``max_age``. With one, it is that plus an hour. With Redis the
+            longest time of all processes counts, for scripts too.
         renewal_grace: Seconds for which a session that was renewed is still served under
             its old id, so that parallel requests and a lost response log nobody out.
         keep_alive: Seconds after which a message that comes in over a socket saves the session

@@ -133,7 +133,10 @@ class Core:
         presence: Who is there.
         places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
-        ttl: For how many seconds an end is kept after it was last met.
+        ttl: For how many seconds an end is kept after it was last met: the most that this node
+            or another needs.
+        own_ttl: For how many seconds this node needs that, by the storages that it has seen; 0 if
+            it has seen none.
         drainer: Sends clients to other servers before this one stops.
     """
 
@@ -194,7 +197,8 @@ class Core:
         # The last that sessions have come from: an application may make one for each request.
         self.storages: list[AbstractStorage] = []
         self._max_ages: set[int | None] = set()
-        self.ttl = self.expiry.ttl(None)
+        self.own_ttl = self._others_ttl = 0.0
+        self._set_ttl()
 
     # Time
 
@@ -208,7 +212,19 @@ class Core:
         self.storages.append(storage)
         if storage.max_age not in self._max_ages:
             self._max_ages.add(storage.max_age)
-            self.ttl = max(map(self.expiry.ttl, self._max_ages))
+            self.own_ttl = max(map(self.expiry.ttl, self._max_ages))
+            self._set_ttl()
+
+    def keep_ends(self, ttl: float) -> None:
+        """
+        Keep ends for *ttl* seconds at least, as another node needs.
+        """
+        if ttl > self._others_ttl:
+            self._others_ttl = ttl
+            self._set_ttl()
+
+    def _set_ttl(self) -> None:
+        self.ttl = max(self.own_ttl or self.expiry.ttl(None), self._others_ttl)
 
     # The question
 

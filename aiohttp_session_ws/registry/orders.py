@@ -12,6 +12,7 @@ from .._lineage import Subject
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..results import CloseReport, Handle
+from ..sessions.context import current_request
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .cluster import Order
 from .core import Core
@@ -193,15 +194,13 @@ class Orders:
         """
         Return the ends of the lineages that are known to have an id.
         """
-        core = self._core
-        connections = core.connections.of(session_ws_id)
-        if not connections and not core.records.noted_among((session_ws_id,)):
+        core, context = self._core, current_request()
+        known = [connection.lineage for connection in core.connections.of(session_ws_id)]
+        if context is not None and context.lineage and context.session_ws_id == session_ws_id:
+            known.append(context.lineage)  # its cookie may not have the id yet
+        if not known and not core.records.noted_among((session_ws_id,)):
             return ()  # as most
-        tokens = {
-            connection.lineage.token
-            for connection in connections
-            if connection.lineage.token and connection.lineage.began <= before
-        }
+        tokens = {lineage.token for lineage in known if lineage.token and lineage.began <= before}
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
             tokens.add(note.token)

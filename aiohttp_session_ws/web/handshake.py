@@ -340,7 +340,9 @@ class Handshake:
         self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
         storage = storage_of(request)
         own = self._core.keys.own
-        held = {key: value for key, value in session.items() if key not in own}
+        # Not what it holds by now: the application's callables may have written into it.
+        loaded, context.loaded = context.loaded or {}, None
+        held = {key: value for key, value in loaded.items() if key not in own}
         if held:
             stored = await storage.load_session(request)
             if {key: value for key, value in stored.items() if key not in own} != held:
