@@ -133,9 +133,15 @@ class Effects:
         """
         lineage, session_ws_id, until, was = refresh
         for connection in self._connections.of_lineage(lineage.token):
-            older = connection.lineage.generation < lineage.generation
-            if older and connection.state is OPEN and connection.request is not None:
-                self._connections.refile(connection, session_ws_id, lineage)
+            # Of two renewals that overlap, the later one has the generation of the other.
+            older = connection.lineage.generation < lineage.generation or (
+                connection.lineage.generation == lineage.generation
+                and connection.session_ws_id != session_ws_id
+            )
+            if not older or connection.state is not OPEN:
+                continue
+            self._connections.refile(connection, session_ws_id, lineage)
+            if connection.request is not None:
                 self._core.revalidator.hold_until(connection, until)
                 if self._core.signals.on_refresh:
                     sending = self._core.signals.on_refresh.send(connection)

@@ -197,7 +197,8 @@ class ScheduledOrders:
         Renew the session of *request*: it goes on under a new id.
 
         Its sockets are closed with 4403 when the response has been sent, and reconnect with the
-        new cookie; an older one opens nothing.
+        new cookie; an older one opens nothing. Where the storage keeps the session on the server,
+        it stays under its key, and the cookie with that as it is.
 
         Args:
             request: The request that is being handled.

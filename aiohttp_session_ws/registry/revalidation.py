@@ -29,6 +29,7 @@ from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..exceptions import HandshakeRefused
 from ..options import Expiry
+from ..sessions.records import Records
 from ..sessions.session import (
     SessionKeys,
     expires_at,
@@ -61,6 +62,7 @@ class Sessions(Protocol):
     expiry: Expiry
     identifier: Identifier
     keys: SessionKeys
+    records: Records
     tasks: BackgroundTasks
 
     def status_of(self, connection: TrackedConnection) -> Status:
@@ -306,7 +308,7 @@ class Revalidator:
         server_side = session is not None and is_server_side(session)
         found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request)
         if (
-            session_ws_id == connection.session_ws_id
+            self._has_its_id(found, connection)
             or not connection.keeps_id
             or (server_side and _is_older(found, connection))
         ):
@@ -390,7 +392,7 @@ class Revalidator:
             if not found.server_side:
                 return None  # its cookie is of before a refresh; what came after nobody knows here
             # What the refresh has made of it is not saved yet.
-        elif another or (connection.keeps_id and found.session_ws_id != connection.session_ws_id):
+        elif another or (connection.keeps_id and not self._has_its_id(found, connection)):
             return self._close_for_gone(connection, found)
         owner = found.owner
         if owner.identity != connection.identity or set(owner.labels) != {*connection.labels}:
@@ -399,6 +401,19 @@ class Revalidator:
                 return RECONNECT
             return self._close_for_gone(connection, found)
         return None
+
+    def _has_its_id(self, found: SessionState, connection: TrackedConnection) -> bool:
+        """
+        Tell whether what was found has the id of a connection, or one of another renewal that has
+        overlapped the one which gave that.
+        """
+        if found.session_ws_id == connection.session_ws_id:
+            return True
+        note = self._core.records.note_of(found.session_ws_id)
+        if found.lineage is None or note is None:
+            return False
+        token, generation, _ = connection.lineage
+        return note.token == token and found.lineage[:2] == (token, generation)
 
     def _close_for_gone(self, connection: TrackedConnection, found: SessionState) -> Close:
         if not found.server_side and not connection.server_side:

@@ -24,7 +24,9 @@ from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
 from ..sessions.session import (
     cookie_of,
     id_in,
+    is_server_side,
     loaded_session,
+    move_session,
     put_session,
     was_changed,
 )
@@ -404,13 +406,16 @@ class Settlement:
 
     async def _begin(self, session: Session, outcome: Outcome) -> None:
         """
-        Let the session begin a lineage of its own.
+        Let the session begin a lineage of its own, under a key of its own.
         """
         core, context = self._core, self._context
         own_ends = [at + TICK for at in self._orders.own_ends.values()]
         lineage = new_lineage(max([context.arrived, *own_ends]))
         if session is context.session and not self._orders.renewed and not context.fresh:
             session.pop(core.keys.id, None)  # the id of the old lineage
+        if session is context.session and is_server_side(session) and not session.new:
+            # Else whoever has a copy of the cookie would have the new lineage.
+            session = await move_session(self._request, session, empty=not outcome.logged_in)
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)

@@ -266,6 +266,23 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
+async def move_session(request: web.Request, session: Session, *, empty: bool) -> Session:
+    """
+    Give *request* what *session* holds under a new key, where the storage keeps it.
+
+    Args:
+        request: The request.
+        session: Its session, which has a key.
+        empty: Whether nothing of it is left under that.
+    """
+    if empty:
+        await empty_in_storage(request, copy_of(session, {}))
+    moved = await begin_session(request)
+    moved.max_age = session.max_age
+    moved.update(session)
+    return moved
+
+
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
     Return the session ws id that *session* holds; one that can't be used is none.

@@ -74,6 +74,22 @@ class TestRefresh:
         assert await here.lives()
         assert await there.lives()
 
+    async def test_two_that_overlap(self, sites: Sites) -> None:
+        """The sockets of both nodes go on under the id that the later of two renewals gave."""
+        a, b, browser, here, there = await start(sites)
+        other = await b.browser(browser.cookie)
+        async with a.held(browser, "/refresh", at="start"):
+            await other.get("/refresh")
+            earlier = (await other.get()).data["id"]
+            await until(lambda: [c.session_ws_id for c in connections(a.registry)] == [earlier])
+        last = (await browser.get()).data["id"]
+        await until(lambda: [c.session_ws_id for c in connections(b.registry)] == [last])
+
+        assert [c.session_ws_id for c in connections(a.registry)] == [last]
+        assert (await a.registry.recheck("ann", wait=PATIENCE)).sockets == 0
+        assert await here.lives()
+        assert await there.lives()
+
     @pytest.mark.parametrize("by", ["old id", "new id", "identity", "log-out"])
     async def test_an_end_afterwards(self, sites: Sites, by: str) -> None:
         """Whatever names the session ends its sockets on both nodes, and all its cookies."""

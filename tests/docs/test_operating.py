@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
 import aiohttp_session
 import pytest
@@ -35,6 +36,7 @@ from tests.support import (
     user_of,
 )
 from tests.support.nodes import becomes, registry_of
+from tests.support.people import seen_as
 from tests.support.processes import ROOT
 from tests.support.redis_servers import RedisServer
 
@@ -211,6 +213,32 @@ class TestDevices:
         for ws in (laptop, bobs):
             assert not ws.closed
             await ws.close()
+
+    async def test_gone_meanwhile(
+        self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A device whose socket goes right after it was looked for is logged out as well."""
+        names = run(DEVICES)
+        registry = names["registry"]
+        app = make_app(registry)
+        app.router.add_post("/devices", names["log_out_device"])
+        client = await aiohttp_client(app)
+        await client.get("/login", params={"user": "ann"})
+        cookie, phone = cookie_of(client), await client.ws_connect("/ws")
+        (phone_id, _) = await phone.receive_json(timeout=PATIENCE)
+        look = registry.connections
+
+        async def look_and_close(**of: Any) -> Any:
+            found = await look(**of)
+            await phone.close()
+            await until(lambda: not len(registry))
+            return found
+
+        monkeypatch.setattr(registry, "connections", look_and_close)
+        data = {"device": registry.handle(phone_id)}
+        assert (await client.post("/devices", data=data)).status == 200
+
+        assert await seen_as(client, cookie) is None
 
     async def test_nobody(self, aiohttp_client: AiohttpClient) -> None:
         """Who isn't logged in has none."""

@@ -70,6 +70,17 @@ class TestDone:
         clock.advance(31)
         assert await site.presented(stale) == (None, DEAD)
 
+    async def test_a_copy_of_a_key(self, serve: Serve, storage: AbstractStorage) -> None:
+        """So it is if the storage keeps the session on the server: nothing is left under it."""
+        site = await site_of(serve, storage)
+        browser = await site.logged_in()
+        stale, socket = browser.cookie, await (await site.browser(browser.cookie)).open()
+        await browser.get("/elsewhere")
+
+        assert await socket.code() == AGAIN
+        assert await site.presented(stale) in site.out(AGAIN)
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+
     async def test_while_it_is_handled(self, serve: Serve, storage: AbstractStorage) -> None:
         """A handshake with the old cookie is told to come again, before the answer is there."""
         site = await site_of(serve, storage)

@@ -95,6 +95,23 @@ class TestKeep:
         assert await first.lives()
         assert await second.lives()
 
+    async def test_two_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Two tabs renew at the same time: the sockets go on under the id that the later gave."""
+        site = await start(serve, storage)
+        browser = await site.logged_in()
+        first = await browser.open()
+        async with site.held(browser, "/refresh", at="start"):
+            await browser.get("/refresh")
+            second = await browser.open()
+        last = await id_of(browser)
+        sent = await site.registry.send_session(last, "news")
+        report = await site.registry.recheck("ann")
+
+        assert (sent.sockets, report.sockets) == (2, 0)
+        assert {c.session_ws_id for c in connections(site.registry)} == {last}
+        assert await first.lives()
+        assert await second.lives()
+
     async def test_streams(self, serve: Serve) -> None:
         """A stream goes on as well, and ends with the session."""
         feed = Feed()
@@ -310,6 +327,24 @@ class TestNothingEscapes:
         await until(lambda: not connections(site.registry))
 
         assert [thing.closed, kept.closed] == [DEAD, None]
+
+    async def test_what_was_registered_by_hand_meanwhile(self, serve: Serve) -> None:
+        """It goes along with the later of two renewals that overlap."""
+
+        class Thing:
+            closed: int | None = None
+
+            async def close(self, *, code: int, message: bytes) -> None:
+                self.closed = code
+
+        site = await start(serve)
+        browser, thing = await site.logged_in(), Thing()
+        site.registry.register(await id_of(browser), thing)
+        async with site.held(browser, "/refresh", at="start"):
+            await browser.get("/refresh")
+        await site.registry.close_all_session(await id_of(browser))
+
+        assert thing.closed == AGAIN
 
     @pytest.mark.parametrize("query", ["?user=bob"])
     async def test_somebody_else(self, serve: Serve, query: str) -> None:

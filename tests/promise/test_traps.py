@@ -380,12 +380,11 @@ def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> No
         await world.visit("A", "write")
         if action == "renew":
             await log_in(world)
-        cookie = jar(world)
         held = await world.visit("A", action, "save")
         between = await world.visit("A", "read", "handled")
         await world.finish(held)
         await world.finish(between)
-        assert await both(world, cookie) == (token(held), OPEN)
+        assert await both(world, jar(world)) == (token(held), OPEN)
 
     play(SERVER, trap)
 
@@ -423,13 +422,12 @@ def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
-        cookie = jar(world)
         held = await world.visit("A", "renew", "save")
         between = await world.visit("A", "read", "handled")
         await world.finish(held)
         login, _ = await log_in(world)
         await world.finish(between)
-        assert await both(world, cookie) == (login, OPEN)
+        assert await both(world, jar(world)) == (login, OPEN)
 
     play(SERVER, trap)
 

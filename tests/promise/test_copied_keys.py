@@ -1,0 +1,113 @@
+"""
+Where the storage keeps a session, a copy of the cookie is one of its key: what begins has another.
+"""
+
+from __future__ import annotations
+
+import pytest
+from aiohttp import web
+from aiohttp_session import AbstractStorage, get_session, new_session
+from redis.asyncio import Redis
+
+from tests.promise.conftest import Serve
+from tests.promise.site import AGAIN, OUT, log_in, user_of
+from tests.support.storages import storage_named
+
+
+@pytest.mark.parametrize("how", ["/login", "/login/renew", "/login/new", "/login/refill"])
+class TestLogIn:
+    async def test_a_visitor_cookie(
+        self, serve: Serve, storage: AbstractStorage, how: str
+    ) -> None:
+        """Whoever planted a visitor's cookie, or has read it, isn't logged in by the log-in."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        stale = browser.cookie
+        await browser.get(how)
+
+        assert await site.presented(stale) in site.out(AGAIN)
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    @pytest.mark.parametrize("out", [*OUT, "/out/del"])
+    async def test_after_a_log_out(
+        self, serve: Serve, storage: AbstractStorage, how: str, out: str
+    ) -> None:
+        """A copy of before a log-out is nobody's when the same browser logs in again."""
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in(how)
+        stale = browser.cookie
+        await browser.get(out)
+        await browser.get(how)
+
+        assert await browser.user() == "ann"
+        assert await site.seen(stale) is None
+        assert await site.knock(stale) != "ann"
+
+
+async def test_another_user(serve: Serve, storage: AbstractStorage) -> None:
+    """A copy of ann's cookie isn't bob's when bob logs in with her browser."""
+    site = await serve(storage, identify=user_of)
+    browser = await site.logged_in()
+    stale = browser.cookie
+    await browser.get("/login?user=bob")
+
+    assert await site.presented(stale) in site.out(AGAIN)
+    assert await site.presented(browser.cookie) == ("bob", "bob")
+    assert (await browser.get()).data["lang"] == "de"
+
+
+@pytest.mark.parametrize("how", ["/login?user=bob", "/login/refill", "/out/del"])
+async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
+    """The storage holds nothing of what has ended under its key: records are not kept for ever."""
+    async with (
+        storage_named("redis", lambda: redis_port) as storage,
+        Redis(port=redis_port) as redis,
+    ):
+        site = await serve(storage, identify=user_of)
+        browser = await site.logged_in()
+        key = browser.cookie.replace("=", "_", 1)
+        assert await redis.get(key) != b"{}"
+        await browser.get(how)
+
+        assert browser.cookie.replace("=", "_", 1) != key
+        assert await redis.get(key) == b"{}"
+        await site.stack.aclose()
+
+
+async def test_its_time(serve: Serve, redis_port: int) -> None:
+    """What the handler says of the time of its session holds under the new key."""
+
+    async def log_in_for_a_minute(request: web.Request) -> web.Response:
+        (await get_session(request)).max_age = 60
+        return await log_in(request)
+
+    async with (
+        storage_named("redis", lambda: redis_port) as storage,
+        Redis(port=redis_port) as redis,
+    ):
+        site = await serve(storage, {"/login/minute": log_in_for_a_minute}, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        await browser.get("/login/minute")
+
+        assert 0 < await redis.ttl(browser.cookie.replace("=", "_", 1)) <= 60
+        await site.stack.aclose()
+
+
+async def test_a_key_of_the_application(serve: Serve, redis_port: int) -> None:
+    """A key that the application has given to a new session stays as it is."""
+
+    async def log_in_by_key(request: web.Request) -> web.Response:
+        (await new_session(request)).set_new_identity("mine")
+        return await log_in(request)
+
+    async with storage_named("redis", lambda: redis_port) as storage:
+        site = await serve(storage, {"/login/key": log_in_by_key}, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        await browser.get("/login/key")
+
+        assert browser.cookie.endswith("=mine")
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        await site.stack.aclose()
