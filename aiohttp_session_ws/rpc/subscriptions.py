@@ -120,7 +120,7 @@ class Subscriptions:
             raise RPCError(UNAVAILABLE, "too many subscriptions")
         topic, parts = scope.find_topic(name)
         generator = scope.call(topic.signature, session, parts)
-        subscription = Subscription(name, session, self.work.codec, self.connection)
+        subscription = Subscription(name, session, self.registry, self.work.codec, self.connection)
         number = self.topics.add(subscription)
         self._by_id[number] = subscription
         try:
