@@ -19,6 +19,7 @@ from .wamp import Codec
 __all__ = ["Subscription", "Topics"]
 
 _HELD: Final = 256  # events that wait for SUBSCRIBED; more are missed
+_HELD_BYTES: Final = 1_048_576  # of these together; one alone may be larger
 
 
 @dataclass(slots=True, eq=False)
@@ -134,9 +135,10 @@ def hold(subscription: Subscription, data: bytes) -> bool:
     """
     Keep an event for one that doesn't know yet that it has subscribed, if there is room.
     """
-    if subscription.held is None or len(subscription.held) >= _HELD:
+    held = subscription.held
+    if held is None or len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
         return False
-    subscription.held.append(data)
+    held.append(data)
     return True
 
 
