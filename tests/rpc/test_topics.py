@@ -134,6 +134,34 @@ class TestSubscribing:
             assert (await peer.hear())[:2] == [33, 2]
         assert complaints() == ["a call failed: SUBSCRIBE"]
 
+    async def test_first_half_that_outlasts_its_session(
+        self, serve: Serve, complaints: Complaints
+    ) -> None:
+        """A first half that ignores its cancellation leaves no subscription, and is left."""
+        routes, done, seen = rpc.Routes(), asyncio.Event(), []
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            seen.append("first")
+            while not done.is_set():
+                try:
+                    await done.wait()
+                except asyncio.CancelledError:
+                    continue
+            yield
+            seen.append("second")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([32, 1, {}, "t"])
+            await until(lambda: seen)
+        await until(lambda: complaints())
+        assert not server.calls.sessions
+        done.set()
+        await until(lambda: seen == ["first", "second"])
+        assert (await server.calls.publish("t")).sockets == 0
+        assert complaints() == ["what ends a session took too long, and was cancelled"]
+
     @pytest.mark.parametrize(
         ("limits", "last"), [({"waiting": 2}, 4), ({"waiting_bytes": 2000}, 3)]
     )
