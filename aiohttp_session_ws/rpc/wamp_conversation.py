@@ -269,7 +269,8 @@ class WampConversation(Conversation):
             yield from subscriptions.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
-        if self._session is None or self._closing or close.code in _QUIET:
+        joined = self._session is not None and self._welcome
+        if not joined or self._closing or close.code in _QUIET:
             return None
         self._closing = True
         uri = errors.SYSTEM_SHUTDOWN if close.code == 1001 else errors.KILLED

@@ -351,6 +351,24 @@ class TestLastWords:
             assert await peer.closed() == 1001
             await closing
 
+    async def test_none_before_welcome(self, serve: Serve) -> None:
+        """Nor who has said HELLO, but has not been welcomed."""
+        calls, entered = rpc.Application(), asyncio.Event()
+
+        @calls.add_session_state_handler
+        async def slow() -> AsyncIterator[None]:
+            entered.set()
+            await asyncio.Event().wait()
+            yield
+
+        server = await serve(calls)
+        async with server.wamp().stranger() as peer:
+            await peer.say([1, "realm", {}])
+            await entered.wait()
+            closing = asyncio.create_task(server.registry.close_all(close=4401))
+            assert await peer.closed() == 4401
+            await closing
+
     async def test_none_before_hello(self, serve: Serve) -> None:
         """Who has not joined is told nothing."""
         server = await serve()
