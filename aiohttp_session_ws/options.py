@@ -51,10 +51,11 @@ class Timeouts:
             cancelled.
         response: For the response of a request that ends or renews a session to leave the
             server; then the session's sockets are closed all the same.
-        handshake: For a handshake, from its first step to its answer; then it gets 503.
+        handshake: For a handshake, from its first step to its answer; then it gets 503. Behind
+            the middleware, to load its session and to judge it may take as long each.
         drain: Over which sockets are closed with 1012, in random order, when the
-            application shuts down; 0 closes all at once. It counts towards aiohttp's
-            ``shutdown_timeout``.
+            application shuts down; 0 closes all at once. It comes before aiohttp's
+            ``shutdown_timeout``, and a supervisor has to wait for both.
         outbox: For Redis to take what a process that stops has not told yet.
 
     Raises:
@@ -138,7 +139,8 @@ class Expiry:
         max_lifetime: Seconds after which a socket is closed, whatever its session does;
             ``None`` for no limit.
         revocation_ttl: Seconds to remember an end, since it was last met, if the session
-            storage has no ``max_age``. With one, it is that plus an hour.
+            storage has no ``max_age``. With one, it is that plus an hour. With Redis the
+            longest time of all processes counts, for scripts too.
         renewal_grace: Seconds for which a session that was renewed is still served under
             its old id, so that parallel requests and a lost response log nobody out.
         keep_alive: Seconds after which a message that comes in over a socket saves the session

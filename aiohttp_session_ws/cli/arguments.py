@@ -52,7 +52,7 @@ class Options(argparse.Namespace):
         redis: The URL.
         prefix: What the keys begin with.
         wait: Seconds to wait for the reports.
-        keep: Days that the end of a session is remembered.
+        keep: Days that the end of a session is remembered at least.
         json: Whether to print JSON.
         show_ids: Whether to print ids and identities.
         json_ids: Whether those that are given are JSON.
@@ -107,6 +107,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     options.redis = options.redis or os.environ.get(URL, "")
     if not options.redis:
         parser.error(f"which Redis? put its URL into {URL}, or give --redis")
+    if options.socket is not None and options.by is not None:
+        parser.error("--by is not for --socket: that is no order, and nobody logs it")
     return options
 
 
@@ -144,7 +146,7 @@ def make_parser() -> Parser:
     _add_whose(end, required=True)
     for child in (close, end):
         _add(child, "--by", metavar="NAME", help="who gives the order, for the processes' logs")
-    keep = f"for how long nobody comes back; longer than a session lasts ({Options.keep:g})"
+    keep = f"for how long nobody comes back ({Options.keep:g}, or longer if sessions last longer)"
     _add(end, "--keep", metavar="DAYS", type=_positive, help=keep)
     _add_whose(connections, required=False)
     show = "print ids and identities too, not only their hashes"

@@ -117,45 +117,37 @@ async def run(options: Options) -> Answer:
                 stats = await registry.cluster_stats()
                 return of_stats(stats, _asked(stats, options, complete=stats.complete))
             case "watch":
-                return await watch(registry, options)
+                stats = await watch(registry, options)
+                return Answer((), {}, _asked(stats, options, complete=stats.complete))
         if options.socket is not None:
-            return await _close_one(registry, options.socket, options.wait)
+            return await _close_one(registry, options.socket, options)
         return await _order(registry, options)
 
 
 async def _connections(registry: RedisSessionWSRegistry, options: Options) -> Answer:
-    whose = options.session is not None or options.identity is not None
-    if options.label is not None:
-        return await _labelled(registry, options)
     nodes, everything = await asyncio.gather(registry.nodes(), registry.connections())
-    found = everything
-    if whose:
-        key, subjects, _ = resolve(options, everything)
-        found = Snapshot(
-            (info for info in everything if getattr(info, key) in subjects),
-            complete=everything.complete,
-        )
-    complete = everything.complete and nodes.complete
-    notes = _asked(nodes, options, complete=complete)
-    return of_connections(found, notes, show_ids=options.show_ids)
-
-
-async def _labelled(registry: RedisSessionWSRegistry, options: Options) -> Answer:
-    _, labels, _ = resolve(options, ())
-    questions = [registry.connections(label=label) for label in labels]
-    nodes, found = await asyncio.gather(registry.nodes(), asyncio.gather(*questions))
+    found, known = [everything], True
+    if (options.session, options.identity, options.label) != (None, None, None):
+        key, subjects, known = resolve(options, everything)
+        # Not picked from all: a process may not know whose its sockets are, and says so.
+        name = {"session_ws_id": "session"}.get(key, key)
+        questions = [registry.connections(**{name: subject}) for subject in subjects]
+        found = await asyncio.gather(*questions)
     infos = sorted({info for some in found for info in some}, key=lambda info: info.opened_at)
-    complete = nodes.complete and all(some.complete for some in found)
+    complete = nodes.complete and all(some.complete for some in (everything, *found))
     notes = _asked(nodes, options, complete=complete)
+    if not known:
+        notes.append("no open socket has this hash")
     return of_connections(Snapshot(infos), notes, show_ids=options.show_ids)
 
 
-async def _close_one(registry: RedisSessionWSRegistry, socket: str, wait: float) -> Answer:
-    report = await registry.close_connection(socket, wait=wait)
-    notes = [] if report.sockets else ["no open socket has this id"]
-    if not report.sockets:
-        report = _sum([report])
-    return of_order("close", report, notes, known=bool(report.sockets))
+async def _close_one(registry: RedisSessionWSRegistry, socket: str, options: Options) -> Answer:
+    report = await registry.close_connection(socket, wait=options.wait)
+    if report.sockets:
+        return of_order("close", report, [], known=True)
+    report = _sum([report])
+    notes = _unanswered(report, options) or ["no open socket has this id"]
+    return of_order("close", report, notes, known=False)
 
 
 async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
@@ -169,15 +161,20 @@ async def _order(registry: RedisSessionWSRegistry, options: Options) -> Answer:
         )
     if not report.stored:
         notes.append("Redis hasn't confirmed the order; try again")
-    if not report.complete:
-        missing = report.nodes_expected - report.nodes_answered
-        notes.append(
-            f"{missing} of {report.nodes_expected} processes didn't answer within"
-            f" {options.wait:g} s; they see to it when they can, ask again with `connections`"
-        )
-    if not report.nodes_expected:
-        notes.append(_nobody(options))
+    notes += _unanswered(report, options)
     return of_order(options.command, report, notes, known=known)
+
+
+def _unanswered(report: CloseReport, options: Options) -> list[str]:
+    if not report.nodes_expected:
+        return [_nobody(options)]
+    if report.complete:
+        return []
+    missing = report.nodes_expected - report.nodes_answered
+    return [
+        f"{missing} of {report.nodes_expected} processes didn't answer within"
+        f" {options.wait:g} s; they see to it when they can, ask again with `connections`"
+    ]
 
 
 async def _give(

@@ -16,16 +16,19 @@ from typing import Any, Final
 from ..redis import RedisSessionWSRegistry
 from ..results import ClusterStats
 from .arguments import Options
-from .output import Answer, show, stats_table, table
+from .output import show, stats_table, table
 
 __all__: list[str] = []
 
 CLEAR: Final = "\x1b[H\x1b[2J"  # what a terminal understands
 
 
-async def watch(registry: RedisSessionWSRegistry, options: Options) -> Answer:
+async def watch(registry: RedisSessionWSRegistry, options: Options) -> ClusterStats:
     """
     Draw screens until it is interrupted, or has drawn as many as were asked for.
+
+    Returns:
+        What is on the last one.
     """
     before: ClusterStats | None = None
     for number in count(1):
@@ -35,7 +38,7 @@ async def watch(registry: RedisSessionWSRegistry, options: Options) -> Answer:
             break
         before = stats
         await asyncio.sleep(options.every)
-    return Answer([], {"nodes": len(stats), "complete": stats.complete})
+    return stats
 
 
 def _draw(stats: ClusterStats, before: ClusterStats | None, options: Options) -> None:

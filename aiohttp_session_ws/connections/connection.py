@@ -219,7 +219,7 @@ class TrackedConnection(Connection):
         known_orders: The orders that its handshake found recorded.
         admitted: When it took its place, as counted by the manager.
         first_id: Its first id, if its session was given another one since.
-        registered: Whether the ``register()`` hook was called.
+        registered: Whether the ``unregister()`` hook is to be called.
         cancelled: Whether the engine has cancelled the handler.
         handler_left: Whether the handler has left ``session_ws``.
         check_at: When to check its session, by the event loop's clock.

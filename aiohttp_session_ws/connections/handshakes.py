@@ -54,9 +54,10 @@ class Handshakes:
         self.timer = None
         late = asyncio.get_running_loop().time() - self._timeout
         for entry in tuple(self.entries):
-            if entry.started <= late or entry.hung_up:
+            why = "client gone" if entry.hung_up else "late" if entry.started <= late else None
+            if why is not None:
                 del self.entries[entry]
-                entry.cancel()
+                entry.cancel(why)
         if self.entries:
             self.sleep()
 
@@ -71,7 +72,8 @@ class Handshakes:
 
 class TimedHandshake:
     """
-    One handshake that is timed: cancelled when it is late, and answered with 503 then.
+    One handshake that is timed: cancelled when it is late, and answered with 503 then. One whose
+    client has hung up is, too.
 
     Args:
         handshakes: Those in flight, which it is one of while it is entered.
@@ -82,7 +84,7 @@ class TimedHandshake:
         started: When it began, by the event loop's clock.
     """
 
-    __slots__ = ("_handshakes", "_late", "_request", "_task", "started")
+    __slots__ = ("_handshakes", "_request", "_task", "_why", "started")
 
     def __init__(
         self, handshakes: Handshakes, request: web.Request, task: asyncio.Task[Any] | None
@@ -91,7 +93,7 @@ class TimedHandshake:
         self._handshakes = handshakes
         self._request = request
         self._task = task
-        self._late = False
+        self._why: str | None = None  # it was ended
         self.started = time.monotonic()  # as the event loop's clock, but quicker
 
     def __enter__(self) -> None:
@@ -107,14 +109,18 @@ class TimedHandshake:
         traceback: TracebackType | None,
     ) -> None:
         self._handshakes.entries.pop(self, None)
-        if self._late and self._task.uncancel() == 0 and exc_type is asyncio.CancelledError:
-            raise Unavailable("late", "websocket refused: the handshake took too long")
+        why = self._why
+        if why and self._task.uncancel() == 0 and exc_type is asyncio.CancelledError:
+            raise Unavailable(why, "websocket refused: the handshake took too long")
 
-    def cancel(self) -> None:
+    def cancel(self, why: str) -> None:
         """
-        End it: it is late.
+        End it.
+
+        Args:
+            why: The word under which it is counted.
         """
-        self._late = True
+        self._why = why
         self._task.cancel("the websocket handshake took too long")
 
     @property

@@ -50,7 +50,7 @@ async def make_room(
             raise HandshakeRefused(TOO_MANY_CONNECTIONS)
     else:
         for group in groups:
-            active = sorted(group.active(), key=_started)
+            active = sorted(group.active(), key=came_at)
             for oldest in active[: max(0, len(active) + 1 - group.limit)]:
                 manager.evict(oldest, TOO_MANY_CONNECTIONS)
     connection.admitted = manager.admit()
@@ -114,5 +114,9 @@ def _stays(connection: TrackedConnection) -> bool:
     return connection.close_order is None and connection.state in (OPENING, OPEN)
 
 
-def _started(connection: TrackedConnection) -> float:
-    return connection.started
+def came_at(connection: TrackedConnection) -> float:
+    """
+    Return since when a connection counts, by the event loop's clock.
+    """
+    # Nobody knows of a handshake of what was registered by hand.
+    return connection.started or connection.opened_at or 0.0

@@ -4,7 +4,7 @@ Pushing one message to many connections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from .._tasks import BackgroundTasks
@@ -66,7 +66,8 @@ class Pusher:
         of each connection. Queues are emptied when the caller gives way to other tasks.
 
         Args:
-            connections: Where to; what is opening or closing is left out.
+            connections: Where to; what is opening or closing is left out. It may be gone through
+                twice.
             data: A text, or bytes for a binary message.
             by_endpoint: Whether it is the connections' own endpoint that sends, so that those
                 which take no pushes get it too.
@@ -77,6 +78,7 @@ class Pusher:
         payload, opcode, frame = encode_message(data)
         small = len(frame) < _SMALL
         sockets = missed = 0
+        waiting: list[TrackedConnection] = []
         for c in connections:
             if c.state is not OPEN or c.close_order is not None:
                 continue
@@ -94,7 +96,10 @@ class Pusher:
                 if not (c.ws.closed or transport.is_closing()):
                     transport.write(frame)
                     sockets += 1
-            elif _takes_frames(c):
+            else:
+                waiting.append(c)
+        for c in _once(waiting, connections) if waiting else ():
+            if _takes_frames(c):
                 taken = self._queue_of(c).put(payload, opcode)
                 sockets += taken
                 missed += not taken
@@ -106,6 +111,20 @@ class Pusher:
             queue = SendQueue(connection, self.limit, self._tasks, self._give_up)
             connection.send_queue = queue
         return queue
+
+
+def _once(
+    waiting: Sequence[TrackedConnection], connections: Iterable[TrackedConnection]
+) -> Iterable[TrackedConnection]:
+    """
+    Leave out a websocket that was registered by hand for another id, and is there already.
+    """
+    by_hand = [c for c in waiting if c.request is None]
+    if not by_hand:
+        return waiting
+    served = {c.ws for c in connections if c.request is not None}
+    others = {c.ws: c for c in by_hand if c.ws not in served}
+    return [*(c for c in waiting if c.request is not None), *others.values()]
 
 
 def _takes_frames(connection: TrackedConnection) -> bool:

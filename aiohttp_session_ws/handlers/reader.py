@@ -174,7 +174,9 @@ class Reader:
             try:
                 message = await response.receive()
             except TimeoutError:  # receive_timeout is for a handler that waits
-                return
+                if self._receiving:
+                    return
+                continue
             if message.type in _ENDS:
                 self._note(message)
                 return

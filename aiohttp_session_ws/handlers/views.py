@@ -5,6 +5,7 @@ through the registry's hooks, to the end of its conversation.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import json
@@ -15,11 +16,13 @@ from aiohttp import web
 from aiohttp.typedefs import JSONEncoder
 
 from .._origin import is_websocket
+from .._refused import Forbidden
 from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
 from ..registry.core import Core
 from ..signals import FailDetails
 from ..typing import WebSocketHook, WebSocketOptions
 from ..web.lookup import core_from
+from ..web.refusal import reason_for
 from ..web.session_ws import end_of
 from .websocket import WebSocket, has_begun, leave, reader_of
 
@@ -291,4 +294,6 @@ async def _report_refusal(core: Core, request: web.Request, error: BaseException
         error = exc
         raise
     finally:
+        told = isinstance(error, Forbidden | asyncio.CancelledError)
+        core.connections.counters.refused(reason_for(error) if told else "handler")
         await core.signals.on_fail.send(FailDetails(request, error))

@@ -50,7 +50,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, encode_record, time_of, with_time
+from .messages import CloseSession, Record, encode_record, time_of, with_time, with_ttl
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -142,6 +142,8 @@ class RedisCluster:
             instance,
             self.clock,
             self.numbers,
+            lambda: node.own_ttl,
+            node.keep_ends,
             self._beaten,
             self._missed,
             self._lost,
@@ -432,11 +434,15 @@ class RedisCluster:
     def _resolve(self, record: Record) -> Record | None:
         """
         Return a record with its time; ``None`` if that isn't known yet.
+
+        Who has given it then didn't know either for how long other nodes need it.
         """
         at = time_of(record)
         if at < PENDING:
             return record
-        return with_time(record, self.clock.resolve(at)) if self.clock.known else None
+        if not self.clock.known:
+            return None
+        return with_ttl(with_time(record, self.clock.resolve(at)), self.node.ttl)
 
     # What the registry asks for
 

@@ -5,6 +5,7 @@ This node among the others: heartbeats, the clock, who else lives, and what was 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -19,6 +20,7 @@ from .clock import RedisClock
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import HEARTBEAT, LEAVE, LIVING
+from .messages import LONGEST
 from .recent import HeardNumbers
 
 __all__: list[str] = []
@@ -62,6 +64,8 @@ class Membership:
         instance: The node's own name.
         clock: Measured with each heartbeat.
         numbers: What was heard.
+        own_ttl: Returns for how many seconds this node needs ends; 0 if it doesn't know.
+        keep_ends: Called with what all nodes need, before the clock is known.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
@@ -80,6 +84,8 @@ class Membership:
         instance: str,
         clock: RedisClock,
         numbers: HeardNumbers,
+        own_ttl: Callable[[], float],
+        keep_ends: Callable[[float], None],
         answered: Callable[[], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
@@ -92,6 +98,8 @@ class Membership:
         self._instance = instance
         self._clock = clock
         self._numbers = numbers
+        self._own_ttl = own_ttl
+        self._keep_ends = keep_ends
         self._answered = answered
         self._missed = missed
         self._lost = lost
@@ -191,12 +199,14 @@ class Membership:
             "1" if self.serves else "0",
             secrets.token_hex(8),
             f"{self._clock.ahead:.6f}" if self._clock.known else "",
+            math.ceil(min(self._own_ttl(), LONGEST)),
             probe=True,
             repeat=False,
         )
         received = time.monotonic()
-        at, last, epoch, run_id, members, refused, ahead = map(bytes.decode, answer)
+        at, last, epoch, run_id, members, refused, ahead, ttl = map(bytes.decode, answer)
         beat = Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead))
+        self._keep_ends(float(ttl))
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.run_id, beat.members):
             await self._learn_members(beat)

@@ -84,6 +84,16 @@ def with_time(record: Record, at: float) -> Record:
     return record
 
 
+def with_ttl(record: Record, ttl: float) -> Record:
+    """
+    Return *record* as one that is kept for *ttl* seconds at least, if it is an end.
+    """
+    match record:
+        case SubjectEnded() | LineageEnded():
+            return record.kept_for(max(ttl, record.ttl))
+    return record
+
+
 class Stored(NamedTuple):
     """
     A record as Redis gets it.

@@ -195,6 +195,7 @@ class Arrival:
             lineage = self._first_lineage(session, context.session_ws_id)
         written = keys.lineage in session
         if context.session_ws_id is None:
+            context.loaded = content_of(session, keys)
             await maybe_await(core.ids.ensure_id(self._request))
             context.session_ws_id = await self._current_id()
             context.given = context.id_given = context.session_ws_id is not None

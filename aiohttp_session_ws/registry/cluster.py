@@ -212,11 +212,21 @@ class LocalEffects(Protocol):
 class LocalNode(Protocol):
     """
     What a cluster needs of this node.
+
+    Attributes:
+        records: What has ended or was renewed.
+        connections: Its sockets.
+        tasks: Where what is heard is worked on.
+        ttl: For how many seconds it keeps ends.
+        own_ttl: For how many seconds it needs them, by the storages that it has seen; 0 if it has
+            seen none.
     """
 
     records: Records
     connections: ConnectionManager
     tasks: BackgroundTasks
+    ttl: float
+    own_ttl: float
 
     @property
     def effects(self) -> LocalEffects:
@@ -257,6 +267,11 @@ class LocalNode(Protocol):
     def order_found(self, change: Change) -> None:
         """
         Announce a record that was missed when it was published.
+        """
+
+    def keep_ends(self, ttl: float) -> None:
+        """
+        Keep ends for *ttl* seconds at least, as another node needs.
         """
 
     def recount(self) -> None:

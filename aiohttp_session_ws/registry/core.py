@@ -133,7 +133,10 @@ class Core:
         presence: Who is there.
         places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
         traffic: What clients send.
-        ttl: For how many seconds an end is kept after it was last met.
+        ttl: For how many seconds an end is kept after it was last met: the most that this node
+            or another needs.
+        own_ttl: For how many seconds this node needs that, by the storages that it has seen; 0 if
+            it has seen none.
         drainer: Sends clients to other servers before this one stops.
     """
 
@@ -194,7 +197,8 @@ class Core:
         # The last that sessions have come from: an application may make one for each request.
         self.storages: list[AbstractStorage] = []
         self._max_ages: set[int | None] = set()
-        self.ttl = self.expiry.ttl(None)
+        self.own_ttl = self._others_ttl = 0.0
+        self._set_ttl()
 
     # Time
 
@@ -208,7 +212,19 @@ class Core:
         self.storages.append(storage)
         if storage.max_age not in self._max_ages:
             self._max_ages.add(storage.max_age)
-            self.ttl = max(map(self.expiry.ttl, self._max_ages))
+            self.own_ttl = max(map(self.expiry.ttl, self._max_ages))
+            self._set_ttl()
+
+    def keep_ends(self, ttl: float) -> None:
+        """
+        Keep ends for *ttl* seconds at least, as another node needs.
+        """
+        if ttl > self._others_ttl:
+            self._others_ttl = ttl
+            self._set_ttl()
+
+    def _set_ttl(self) -> None:
+        self.ttl = max(self.own_ttl or self.expiry.ttl(None), self._others_ttl)
 
     # The question
 
@@ -253,6 +269,22 @@ class Core:
 
     # Orders
 
+    def expect_arguments(
+        self, by: object, wait: object, except_: Connection | None = None
+    ) -> None:
+        """
+        Expect what comes with an order to be right, before anything of it takes effect.
+
+        Raises:
+            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
+        """
+        if by is not None:
+            _ = expect(by, str, "by")
+        if not isinstance(wait, int | float):
+            raise TypeError(f"wait is a number of seconds, not {wait!r}")
+        if except_ is not None:
+            _ = self.connections.tracked(except_)
+
     async def give(
         self,
         order: Order,
@@ -268,17 +300,9 @@ class Core:
             wait: Seconds to wait for what other nodes report.
             except_: A connection of this node that it leaves alone.
             first: Connections whose close frames are written already.
-
-        Raises:
-            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
         """
+        spared = None if except_ is None else self.connections.tracked(except_)
         try:
-            # Before anything takes effect: half an order would leave sockets open.
-            if order.by is not None:
-                _ = expect(order.by, str, "by")
-            if not isinstance(wait, int | float):
-                raise TypeError(f"wait is a number of seconds, not {wait!r}")
-            spared = None if except_ is None else self.connections.tracked(except_)
             try:
                 # First, for others have farther to go; nothing comes in between.
                 pending = self.cluster.publish(order, wait=wait)
@@ -423,7 +447,8 @@ class Core:
         """
         found = self.connections.open_of(subject)
         if except_ is not None:
-            found = [connection for connection in found if connection is not except_]
+            spared = self.connections.tracked(except_)
+            found = [connection for connection in found if connection is not spared]
         sockets, missed = self.connections.push(found, data)
         # A caller that pushes in a loop would keep the queues from being sent.
         await asyncio.sleep(0)

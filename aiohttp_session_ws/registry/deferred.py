@@ -170,12 +170,14 @@ async def _close(
     effect = core.effects.effect_of(order, before=before)
     core.announcer.given(order, effect)
     core.cluster.publish(order, recorded=True)
-    await core.effects.carry_out(effect)
-    if core.overrides.close_all_session and context.session_ws_id is not None:
-        try:
-            await maybe_await(core.hooks.close_all_session(context.session_ws_id))
-        except Exception as exc:  # noqa: BLE001  the application's
-            log.error("close_all_session() failed: %s", describe_error(exc))
+    if not core.overrides.close_all_session or context.session_ws_id is None:
+        await core.effects.carry_out(effect)
+        return
+    core.effects.carry_out_soon(effect)
+    try:
+        await maybe_await(core.hooks.close_all_session(context.session_ws_id))
+    except Exception as exc:  # noqa: BLE001  the application's
+        log.error("close_all_session() failed: %s", describe_error(exc))
 
 
 async def response_sent(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Hashable, Iterable
 
 from .._lineage import Subject
-from .._tasks import maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, Close, as_close
 from ..connections.connection import Connection
 from ..results import CloseReport, Handle
+from ..sessions.context import current_request
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .cluster import Order
 from .core import Core
@@ -46,9 +46,6 @@ class Orders:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        if core.overrides.close_all_session:
-            for session_ws_id in tuple(core.connections.open.keys()):
-                await maybe_await(core.hooks.close_all_session(session_ws_id))
         return await core.close_everything(told)
 
     async def close_all_session(
@@ -144,6 +141,7 @@ class Orders:
     ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait, except_)
         told = as_close(close, reason, RECONNECT)
         first = core.connections.write_first(subject, told, but=except_)
         return core.give(Order((), (subject,), told, by), wait, except_, first)
@@ -178,6 +176,7 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
         if isinstance(session_ws_id, Handle):
             session_ws_id = await resolve(core, session_ws_id)
             if session_ws_id is None:
@@ -195,15 +194,13 @@ class Orders:
         """
         Return the ends of the lineages that are known to have an id.
         """
-        core = self._core
-        connections = core.connections.of(session_ws_id)
-        if not connections and not core.records.noted_among((session_ws_id,)):
+        core, context = self._core, current_request()
+        known = [connection.lineage for connection in core.connections.of(session_ws_id)]
+        if context is not None and context.lineage and context.session_ws_id == session_ws_id:
+            known.append(context.lineage)  # its cookie may not have the id yet
+        if not known and not core.records.noted_among((session_ws_id,)):
             return ()  # as most
-        tokens = {
-            connection.lineage.token
-            for connection in connections
-            if connection.lineage.token and connection.lineage.began <= before
-        }
+        tokens = {lineage.token for lineage in known if lineage.token and lineage.began <= before}
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
             tokens.add(note.token)
@@ -274,7 +271,8 @@ class Orders:
     ) -> CloseReport:
         core = self._core
         core.expect_loop()
+        core.expect_arguments(by, wait)
+        told = as_close(close, reason, SESSION_ENDED)
         end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
         core.note_own_end(end)
-        told = as_close(close, reason, SESSION_ENDED)
         return await core.give(Order((end,), (), told, by), wait)

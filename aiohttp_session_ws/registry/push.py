@@ -52,7 +52,7 @@ class Pushes:
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
-            TypeError: If *data* is neither text nor bytes.
+            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
         """
         self._core.expect_loop()
         subject = Subject("id", self._core.usable_id(session_ws_id))
@@ -78,7 +78,7 @@ class Pushes:
         Raises:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
-            TypeError: If *data* is neither text nor bytes.
+            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
         """
         core = self._core
         core.expect_loop()
@@ -109,7 +109,7 @@ class Pushes:
         Raises:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
-            TypeError: If *data* is neither text nor bytes.
+            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
         """
         core = self._core
         core.expect_loop()
@@ -129,7 +129,7 @@ class Pushes:
             wait: As for :meth:`send_session`.
 
         Raises:
-            TypeError: If *data* is neither text nor bytes.
+            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
         """
         self._core.expect_loop()
         return await self._push(None, data, except_, wait)

@@ -4,6 +4,7 @@ Messages between the same endpoints of all nodes.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -83,6 +84,11 @@ class Relays:
             while waiting:
                 try:
                     await self._handlers[name](waiting.popleft())
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise  # the application ends
+                    log.exception("the relay handler %r was cancelled by what it awaits", name)
                 except Exception:
                     log.exception("the relay handler %r failed", name)
         finally:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from .._lineage import Subject
+from .._lineage import Subject, new_lineage
 from .._tasks import maybe_await
 from ..connections.connection import TrackedConnection
 from ..exceptions import SessionWSError
@@ -29,6 +29,7 @@ from ..sessions.session import (
 from .cluster import Order
 from .core import Core
 from .deferred import close_later, context_for, settle, settle_when_sent
+from .identify import NOBODY, subjects_of
 
 __all__: list[str] = []
 
@@ -152,26 +153,35 @@ class ScheduledOrders:
         context = await context_for(core, request)
         _expect_savable(context, response)
         identity = (await core.identifier.of(request)).identity
-        lineage, session = context.lineage, context.session
-        if identity is None or lineage is None or session is None or context.fresh:
+        session = context.session
+        if identity is None or session is None:
             return False
-        was = await core.identifier.of_content(request, session, context.content or {})
-        since = lineage.began if identity == was.identity else context.arrived
+        came, was = None if context.fresh else context.lineage, NOBODY
+        if came is not None:
+            was = await core.identifier.of_content(request, session, context.content or {})
+        logged_in = identity != was.identity
+        if came is None or (logged_in and not context.status.alive):
+            # Who logs in begins a lineage, whatever became of the one that came.
+            lineage, session_ws_id, was = new_lineage(context.arrived), None, NOBODY
+        else:
+            lineage, session_ws_id = came, context.session_ws_id
+        since = context.arrived if logged_in else lineage.began
         subject = Subject("identity", identity)
-        found = core.judge(lineage, context.session_ws_id, was)
+        found = core.judge(lineage, session_ws_id, was)
         if not found.alive or core.records.ended_before(subject) >= since:
             return False
         before = core.clock.end_time()
-        end = SubjectEnded(subject, before, core.ttl)
-        own = LineageEnded(lineage.token, before, carries=True, ttl=core.ttl)
-        subjects = [Subject("id", context.session_ws_id), subject, *was.labels]
-        if not await core.cluster.end_others(Order((end, own)), lineage, subjects, since):
+        changes: tuple[Change, ...] = (SubjectEnded(subject, before, core.ttl),)
+        if came is not None:
+            changes += (LineageEnded(came.token, before, carries=True, ttl=core.ttl),)
+        subjects = [subject, *subjects_of(session_ws_id, was._replace(identity=None))]
+        if not await core.cluster.end_others(Order(changes), lineage, subjects, since):
             return False
         orders = context.ordering()
         orders.begins = True
         orders.own_ends[subject] = before
-        core.effects.apply(Order((end, own)))
-        orders.changes += (end, own)
+        core.effects.apply(Order(changes))
+        orders.changes += changes
         close_later(core, request, context)
         await self._settle_without_middleware(request, context, response)
         return True

@@ -193,6 +193,7 @@ class Settlement:
         self._orders = context.orders
         self._saved = saved
         self._late = late
+        self._failed = response is None
         self._refused = response is None or response.status >= 400
         # Whoever refuses raises; a handler that has caught that answers with a page.
         self._is_page = not self._refused and not isinstance(
@@ -212,12 +213,26 @@ class Settlement:
             await self._settle_id()
         elif session is None or self._is_refused_handshake() or self._is_refused_newcomer(session):
             put_session(self._request, None)
-        elif session is not context.session or was_changed(session) or self._orders.begins:
+        elif (
+            session is not context.session
+            or was_changed(session)
+            or self._orders.begins
+            or await self._has_other_id()
+        ):
             try:
                 await self._settle_session(session)
             except BaseException:
                 put_session(self._request, None)
                 raise
+
+    async def _has_other_id(self) -> bool:
+        """
+        Tell whether the handler has changed the id, but not the session: it is kept elsewhere.
+        """
+        core, orders = self._core, self._orders
+        if not core.overrides.ids or not (orders.renewed or orders.other_id):
+            return False  # another request may have changed it meanwhile
+        return await core.current_id(self._request) != self._context.session_ws_id
 
     def _is_refused_handshake(self) -> bool:
         failed = self._context.handshake_failed and self._orders is NO_ORDERS
@@ -238,7 +253,7 @@ class Settlement:
         # The application's id_factory may fail: then the response carries nothing.
         certain = self._core.overrides.random_ids
         self._record_end(outcome, carries=carries and certain)
-        if not saves:
+        if not saves or self._failed:  # what is answered then is no word of the handler's
             put_session(self._request, None)
         elif self._late:
             if outcome.relabelled and self._saved:
@@ -290,13 +305,15 @@ class Settlement:
         Tell whether only ``end_other_sessions_ws`` has ended a lineage, as far as is known.
         """
         core, ends = self._core, self._orders.own_ends
+        if any(core.records.ended_before(who) > at for who, at in ends.items()):
+            return False
+        if self._context.fresh:
+            return True  # it had ended before: who logs in begins a lineage all the same
         own = Subject("id", self._context.session_ws_id)
         record = core.records.lineage(lineage.token)
         if isinstance(record, LineageEnded) and record.at not in ends.values():
             return False
         if core.records.ended_before(own) >= lineage.began:
-            return False
-        if any(core.records.ended_before(who) > at for who, at in ends.items()):
             return False
         return not self._overtaken(lineage, "login")
 

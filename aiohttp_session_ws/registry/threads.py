@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+from .._tasks import maybe_await
 from ..exceptions import NotSetUp, WrongLoop
 from .core import Core
 from .operations import Operations
@@ -127,7 +128,8 @@ class ThreadSafe:
 
 
 async def _begin(begin: Callable[[], Coroutine[Any, Any, R]]) -> R:
-    return await begin()
+    result: R = await maybe_await(begin())  # an override may be sync
+    return result
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -51,6 +51,7 @@ class RequestOrders:
     Attributes:
         close_requested: Whether it has asked to close the sockets of the id.
         renewed: Whether it has asked for a new id.
+        other_id: Whether it has asked for another id, or none, where the application keeps ids.
         keeps_sockets: Whether open sockets go on under that.
         ended: When it has ended the lineage, by the one clock.
         begins: Whether its response begins a lineage after ``end_other_sessions_ws``.
@@ -73,6 +74,7 @@ class RequestOrders:
         "ending",
         "keeps_sockets",
         "ordered",
+        "other_id",
         "own_ends",
         "refresh",
         "renewed",
@@ -81,6 +83,7 @@ class RequestOrders:
     def __init__(self) -> None:
         self.close_requested = False
         self.renewed = False
+        self.other_id = False
         self.keeps_sockets = False
         self.ended: float | None = None
         self.begins = False
@@ -119,6 +122,7 @@ class RequestContext:
         newest: The newest generation of its lineage then.
         session: The session it was given to handle.
         content: What that held on arrival, if ``identify`` may have to be asked about it.
+        loaded: What that held before it was given an id; a handshake that saves it looks again.
         held_data: Whether that was anything of the application's.
         carried: Whether it carried a lineage when it was given to the handler.
         given: Whether it was given an id or a lineage on arrival.
@@ -144,6 +148,7 @@ class RequestContext:
         "held_data",
         "id_given",
         "lineage",
+        "loaded",
         "newest",
         "orders",
         "request",
@@ -171,6 +176,7 @@ class RequestContext:
         self.newest = 0
         self.session: Session | None = None
         self.content: dict[str, Any] | None = None
+        self.loaded: dict[str, Any] | None = None
         self.held_data = self.carried = False
         self.given = self.id_given = self.fresh = self.checked = False
         self.connection: TrackedConnection | None = None

@@ -64,6 +64,12 @@ class LineageEnded(NamedTuple):
         """
         return self._replace(at=at)
 
+    def kept_for(self, ttl: float) -> LineageEnded:
+        """
+        Return the same to be kept for another time.
+        """
+        return self._replace(ttl=ttl)
+
     def as_major(self) -> LineageEnded:
         """
         Return the same of a session that belonged to somebody.
@@ -125,6 +131,12 @@ class SubjectEnded(NamedTuple):
         Return the same with another time.
         """
         return self._replace(before=before)
+
+    def kept_for(self, ttl: float) -> SubjectEnded:
+        """
+        Return the same to be kept for another time.
+        """
+        return self._replace(ttl=ttl)
 
 
 class IdNote(NamedTuple):

@@ -50,10 +50,10 @@ from ..sessions.session import (
     was_changed,
 )
 from ..sessions.status import ALIVE
-from ..signals import AuthDetails, FailDetails, HandshakeDetails
+from ..signals import AuthDetails, HandshakeDetails
 from ..typing import WebSocketOptions
 from .lookup import expect_one_registry, warn_workers
-from .refusal import reason_for
+from .refusal import report_refusal
 
 __all__: list[str] = []
 
@@ -125,8 +125,7 @@ class Handshake:
                 self._open(context, connection)
         except BaseException as exc:
             self._discard()
-            core.connections.counters.refused(reason_for(exc))
-            await core.signals.on_fail.send(FailDetails(request, exc))
+            await report_refusal(core, request, exc)
             raise
         return context, connection
 
@@ -228,8 +227,6 @@ class Handshake:
             context.session_ws_id, self._make_response(), request, self._task, context.started
         )
         connection.lineage = lineage
-        if core.overrides.unregister:
-            connection.registered = True
         if context.epoch == core.records.epoch:
             # It was alive on arrival, and no record has changed since then.
             self._expect_no_order(connection, "id", connection.session_ws_id)
@@ -343,7 +340,9 @@ class Handshake:
         self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
         storage = storage_of(request)
         own = self._core.keys.own
-        held = {key: value for key, value in session.items() if key not in own}
+        # Not what it holds by now: the application's callables may have written into it.
+        loaded, context.loaded = context.loaded or {}, None
+        held = {key: value for key, value in loaded.items() if key not in own}
         if held:
             stored = await storage.load_session(request)
             if {key: value for key, value in stored.items() if key not in own} != held:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from aiohttp_session import Session
+from aiohttp_session import AbstractStorage, Session
 
+from .._origin import is_websocket
 from ..connections.handshakes import TimedHandshake
 from ..exceptions import (
     HandshakeRefused,
@@ -22,7 +23,7 @@ from ..registry.deferred import settle
 from ..sessions.context import HANDLING, RequestContext, context_of
 from ..sessions.session import load_from, loaded_session, put_session, storage_in
 from .lookup import core_from, expect_one_registry
-from .refusal import accept_and_close
+from .refusal import accept_and_close, report_refusal
 
 __all__ = ["session_ws_middleware"]
 
@@ -65,8 +66,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     elif hdrs.UPGRADE not in request.headers:
         session = await load_from(storage, request)
     else:
-        with TimedHandshake(core.handshakes, request, context.task):
-            session = await load_from(storage, request)
+        session = await _load_in_time(core, request, context, storage)
     if session is None or not arrive_at_once(core, context, session):
         await _arrive(core, request, context)
     context.behind_middleware = True
@@ -91,6 +91,20 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     return response
 
 
+async def _load_in_time(
+    core: Core, request: web.Request, context: RequestContext, storage: AbstractStorage
+) -> Session:
+    """
+    Load the session of a request that asks for a websocket: it gets an answer.
+    """
+    try:
+        with TimedHandshake(core.handshakes, request, context.task):
+            return await load_from(storage, request)
+    except BaseException as exc:
+        await _report(core, request, exc)
+        raise
+
+
 async def _arrive(core: Core, request: web.Request, context: RequestContext) -> None:
     """
     Judge a request, whatever that takes.
@@ -104,9 +118,18 @@ async def _arrive(core: Core, request: web.Request, context: RequestContext) -> 
         # Whoever asks for a websocket gets an answer.
         with TimedHandshake(core.handshakes, request, context.task):
             await arrival.judge()
-    except BaseException:
+    except BaseException as exc:
         put_session(request, None)  # nothing is saved
+        await _report(core, request, exc)
         raise
+
+
+async def _report(core: Core, request: web.Request, error: BaseException) -> None:
+    """
+    Tell of a handshake that no handler will see.
+    """
+    if is_websocket(request):
+        await report_refusal(core, request, error)
 
 
 async def _settle(

@@ -15,6 +15,7 @@ from ..connections.connection import TrackedConnection
 from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, SessionWSClosed
 from ..registry.core import Core
+from ..signals import FailDetails
 
 __all__: list[str] = []
 
@@ -36,7 +37,7 @@ def reason_for(error: BaseException) -> str:
         case HandshakeRefused(by_authorize=True):
             return "authorize"
         case HandshakeRefused(close=close):
-            return _WORDS.get(close.code, "handler")
+            return _WORDS.get(close.code, "reconnect")  # by an order, with a code of its own
         case SessionWSClosed():
             return "reconnect"  # an order came while the upgrade was written
         case web.HTTPBadRequest():
@@ -44,6 +45,14 @@ def reason_for(error: BaseException) -> str:
         case asyncio.CancelledError():
             return "client gone"
     return "error"
+
+
+async def report_refusal(core: Core, request: web.Request, error: BaseException) -> None:
+    """
+    Count a handshake that failed, and tell of it.
+    """
+    core.connections.counters.refused(reason_for(error))
+    await core.signals.on_fail.send(FailDetails(request, error))
 
 
 async def accept_and_close(core: Core, request: web.Request, close: Close) -> ServedWebSocket:

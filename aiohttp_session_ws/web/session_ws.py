@@ -101,6 +101,7 @@ class SessionWS:
         self._core = core = core_from(self._request)
         handshake = Handshake(core, self._request, options, save=self._save)
         self._context, self.connection = await handshake.open()
+        self.connection.registered = core.overrides.unregister
         try:
             signals = core.signals
             if core.overrides.register or signals.on_open or signals.connection_ctx:
@@ -212,15 +213,8 @@ class SessionWS:
     async def _send_on_close(self, by: By, code: int) -> None:
         signal, connection = self._core.signals.on_close, self.connection
         if signal:
-            details = CloseDetails(
-                self._request,
-                connection.session_ws_id,
-                connection.ws,
-                code,
-                by,
-                connection.identity,
-            )
-            await signal.send(details)
+            id_, identity = connection.session_ws_id, connection.identity
+            await signal.send(CloseDetails(self._request, id_, connection.ws, code, by, identity))
 
     def _warn_unsaved(self) -> None:
         """

@@ -13,6 +13,7 @@ from aiohttp import web
 from .._tasks import maybe_await
 from ..exceptions import NotSetUp
 from ..registry.registry import SessionWSRegistry, core_of
+from ..sessions.context import HANDLING, context_of
 from .lookup import CORE_KEY, NO_REGISTRY, no_request
 from .streams import adopt_websocket
 
@@ -119,14 +120,29 @@ async def new_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
     """
-    return await maybe_await(registry_from(request).new_id(request))
+    registry = registry_from(request)
+    _note_other_id(request, registry)
+    return await maybe_await(registry.new_id(request))
 
 
 async def delete_session_ws_id(request: web.Request) -> Any:
     """
     Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
     """
-    return await maybe_await(registry_from(request).delete_id(request))
+    registry = registry_from(request)
+    _note_other_id(request, registry)
+    return await maybe_await(registry.delete_id(request))
+
+
+def _note_other_id(request: web.Request, registry: SessionWSRegistry) -> None:
+    """
+    Note that a handler asks for another id, or none, if that may not show in its session.
+    """
+    context = context_of(request)
+    if context is None or context.stage is not HANDLING or context.connection is not None:
+        return
+    if core_of(registry).overrides.ids:
+        context.ordering().other_id = True
 
 
 async def ensure_session_ws_id(request: web.Request) -> Any:

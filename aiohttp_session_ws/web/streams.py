@@ -122,14 +122,14 @@ class StreamHandshake(Handshake):
         Return what tells the client that it is refused: there is no close code for it.
         """
         text = f"refused: {error.close.reason}"
+        if error.by_authorize:
+            return web.HTTPForbidden(text=text)
         if error.close.code == SESSION_ENDED.code:
             if "text/event-stream" in self._request.headers.get(hdrs.ACCEPT, ""):
                 return web.HTTPNoContent()
             return web.HTTPUnauthorized(text=text)
         if error.close.code == TOO_MANY_CONNECTIONS.code:
             return web.HTTPTooManyRequests(headers={hdrs.RETRY_AFTER: "5"}, text=text)
-        if error.by_authorize:
-            return web.HTTPForbidden(text=text)
         return web.HTTPConflict(headers={hdrs.RETRY_AFTER: "1"}, text=text)
 
 

@@ -4,15 +4,24 @@ What is kept in Redis, and what reports say of it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
 
 import pytest
+from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from tests.support import PATIENCE, expect_close, until
+from tests.support import (
+    PATIENCE,
+    AiohttpClient,
+    expect_close,
+    make_app,
+    until,
+    user_of,
+)
 from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
@@ -152,6 +161,49 @@ class TestRecords:
             left = await redis_server.cli("TTL", f'{PREFIX}:end:{key}:"x"')
             assert ttl - 3600 < left < ttl + 3600
 
+    async def test_of_all_storages(
+        self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Who has seen no session keeps an end for as long as those need that have."""
+        registry = RedisSessionWSRegistry(redis_server.url, node="a", identify=user_of)
+        storage = SimpleCookieStorage(max_age=int(YEAR))
+        a = await aiohttp_client(make_app(registry, storage))
+        await log_in(a)
+        cluster_of(a).membership.hurry()
+        await until(lambda: redis_server.holds(f"{PREFIX}:ttl", 1))
+        b = await start_node(redis_server.url, "b")
+        await registry_of(b).end_identity("b")
+        await settled(b)
+        async with script(redis_server.url) as job:
+            assert (await job.end_identity("c", wait=PATIENCE)).stored
+        for whose in "bc":
+            assert await redis_server.cli("TTL", f'{PREFIX}:end:identity:"{whose}"') > YEAR
+
+    async def test_of_all_storages_in_an_outage(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So does who ends something before Redis could be reached, or at that very moment."""
+        await redis_server.cli("SET", f"{PREFIX}:ttl", int(YEAR))
+        redis_server.kill()
+        node = await start_node(redis_server.url)
+        cluster, gate = cluster_of(node), asyncio.Event()
+        listed = cluster.membership.listed
+
+        async def late() -> frozenset[str]:
+            await gate.wait()
+            return await listed()
+
+        monkeypatch.setattr(cluster.membership, "listed", late)
+        await registry_of(node).end_session("x")
+        await registry_of(node).end_identity("ann")
+        await redis_server.start()
+        await until(lambda: cluster.clock.known)
+        await registry_of(node).end_session("y")
+        await settled(node)
+        gate.set()
+        for key in ('id:"x"', 'identity:"ann"', 'id:"y"'):
+            assert await redis_server.cli("TTL", f"{PREFIX}:end:{key}") > YEAR - 3600
+
     @pytest.mark.parametrize(
         ("method", "kind"), [("end_session", "lineage"), ("end_identity", "end:identity")]
     )
@@ -197,6 +249,20 @@ class TestRecords:
         expiry = Expiry(revocation_ttl=sys.maxsize)
         async with script(redis_server.url, expiry=expiry) as registry:
             assert (await registry.end_session("x", wait=PATIENCE)).stored
+
+    async def test_for_ever_and_again(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """So may those that Redis finds by its notes, or merges."""
+        expiry = Expiry(revocation_ttl=sys.maxsize)
+        a = await start_node(redis_server.url, "a", expiry=expiry)
+        cookie = await visit(a, "/renew", await log_in(a))
+        id_ = await id_of(a, cookie)
+        await settled(a)
+        async with script(redis_server.url, expiry=expiry) as job:
+            for _ in range(2):
+                assert (await job.end_session(id_, wait=PATIENCE)).stored
+        assert await refused(a, cookie) == 4401
 
     async def test_one_slot(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """All keys have one hash tag, so that they are in one slot of a Redis Cluster."""

@@ -103,6 +103,34 @@ class TestRelay:
 
         assert [record.levelname for record in caplog.records] == ["ERROR"]
 
+    async def test_a_handler_whose_work_is_cancelled(
+        self, sites: Sites, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What waits behind it comes all the same."""
+        a, b = await sites()
+        gate, heard = Turnstile(), list[bytes]()
+        work = asyncio.get_running_loop().create_future()
+        work.cancel()
+
+        @b.registry.on_relay("rates")
+        async def hear(data: bytes) -> None:
+            heard.append(data)
+            await gate()
+            if data == b"1":
+                await work
+
+        gate.shut = True
+        for message in (b"1", b"2", b"3"):
+            await a.registry.relay("rates", message)
+        others = listen(b, "others")
+        await a.registry.relay("others", b"all have come")
+        await until(lambda: others)
+        gate.let()
+        await until(lambda: len(heard) == 3)
+
+        assert heard == [b"1", b"2", b"3"]
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
     async def test_one_at_a_time(self, sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
         """While one takes its time, 1,000 wait; then the oldest go, with one warning."""
         caplog.set_level(logging.WARNING)

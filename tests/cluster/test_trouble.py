@@ -309,6 +309,23 @@ class TestUnreadable:
         await settled(a)
         assert await refused(a, cookie) == await refused(b, cookie) == 4401
 
+    @pytest.mark.parametrize("key", ["seq", "floor", "members", "ttl"])
+    async def test_foreign_numbers(
+        self, redis_server: RedisServer, nodes: Nodes, key: str
+    ) -> None:
+        """Nor does one in place of a number, from the next heartbeat on."""
+        a, b = nodes
+        await redis_server.cli("SET", f"{PREFIX}:{key}", "foreign")
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        async with socket(b, cookie) as ws:
+            report = await registry_of(a).end_session(id_, wait=PATIENCE)
+            assert await expect_close(ws) == 4401
+        assert (report.stored, report.complete) == (True, True)
+        cluster_of(b).reconciler.unreadable(1, 1)
+        await until(lambda: not cluster_of(b).numbers.missing)
+        assert not len(cluster_of(a).outbox)
+
 
 class TestLog:
     async def test_handshakes(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aiohttp_session_ws import Limits
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from tests.support import PATIENCE, AiohttpClient, Client, expect_close, make_app, until
 from tests.support.nodes import (
@@ -126,7 +127,8 @@ class TestRedis:
         """Two nodes that come as the guide's user."""
         await redis_server.cli(*ACL.split())
         url = redis_server.url.replace("//", "//ws:PASSWORD@")
-        return [await start_node(url, name, prefix="shop:ws") for name in "ab"]
+        limits = Limits(per_session=9, scope="cluster")
+        return [await start_node(url, name, prefix="shop:ws", limits=limits) for name in "ab"]
 
     async def test_user(self, nodes: list[Client], redis_server: RedisServer) -> None:
         """The user may do all that is needed: nothing was denied."""

@@ -156,6 +156,67 @@ class TestOrders:
         assert await site.presented(one.cookie) == ("ann", "ann")
 
 
+class OutsideOfTheSession(SessionWSRegistry):
+    """Keeps the id in a table of its own, under what the session holds."""
+
+    def __init__(self) -> None:
+        super().__init__(timeouts=QUICK)
+        self.table: dict[str, Hashable] = {}
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Look into the table."""
+        user: str | None = (await aiohttp_session.get_session(request)).get("user")
+        return None if user is None else self.table.get(user)
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Write into the table."""
+        user: str | None = (await aiohttp_session.get_session(request)).get("user")
+        if user is not None:
+            self.table[user] = session_ws_id
+
+    async def delete_id(self, request: web.Request) -> None:
+        """Delete from the table."""
+        self.table.pop((await aiohttp_session.get_session(request))["user"], None)
+
+
+class TestOutsideOfTheSession:
+    @pytest.mark.parametrize("path", ["/delete_id", "/new_id"])
+    async def test_another_id(self, serve: Serve, cookies: AbstractStorage, path: str) -> None:
+        """An id that goes away, or is another, is noticed though the session is as it was."""
+        site = await serve(cookies, registry=OutsideOfTheSession())
+        browser = await site.logged_in("/login")
+        await browser.get()
+        stale, socket = browser.cookie, await browser.open()
+        await browser.get(path)
+
+        assert await socket.code() == AGAIN
+        assert await site.knock(stale) == AGAIN
+        assert (await browser.open()).user == "ann"
+
+    @pytest.mark.parametrize("path", ["/page", "/close"])
+    async def test_another_request_changes_it(
+        self, serve: Serve, storage: AbstractStorage, path: str
+    ) -> None:
+        """What another request does meanwhile isn't taken for the doing of this one."""
+        site = await serve(storage, registry=OutsideOfTheSession())
+        browser = await site.logged_in("/login")
+        await browser.get()
+        async with site.held(await site.browser(browser.cookie), path):
+            await browser.get("/new_id")
+
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+
+    async def test_the_same_id(self, serve: Serve, storage: AbstractStorage) -> None:
+        """One that is as it was saves nothing, and ends nothing."""
+        site = await serve(storage, registry=OutsideOfTheSession())
+        browser = await site.logged_in("/login")
+        socket = await browser.open()
+        answer = await browser.get()
+
+        assert not answer.saved
+        assert await socket.lives()
+
+
 class TestFactory:
     @pytest.mark.parametrize("out", OUT)
     async def test_log_out(self, serve: Serve, storage: AbstractStorage, out: str) -> None:

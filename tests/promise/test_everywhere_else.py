@@ -8,9 +8,10 @@ import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
 
-from aiohttp_session_ws import NotSetUp, end_other_sessions_ws
+from aiohttp_session_ws import NotSetUp, SessionWSRegistry, end_other_sessions_ws
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Site, View, log_in, user_of
+from tests.support import QUICK
 from tests.support.clock import Wall
 
 
@@ -125,6 +126,88 @@ class TestDone:
         assert answer.body == "True"
         assert await site.presented(browser.cookie) == ("ann", "ann")
         assert await site.presented(other.cookie) == (None, DEAD)
+
+
+class KnownOnly(SessionWSRegistry):
+    """Gives no id to anonymous visitors."""
+
+    async def ensure_id(self, request: web.Request) -> None:
+        """Give one to who is logged in."""
+        if await user_of(request) is not None:
+            await super().ensure_id(request)
+
+
+class TestWithALogIn:
+    """Whatever session its request came with, who logs in begins another."""
+
+    @pytest.mark.parametrize("seconds", [0, 11])
+    async def test_after_a_log_out(
+        self, serve: Serve, cookies: AbstractStorage, clock: Wall, seconds: float
+    ) -> None:
+        """The browser may still have the cookie of a session that has ended."""
+        site = await site_of(serve, cookies)
+        browser, other = await site.logged_in(), await site.logged_in()
+        late = await site.browser(browser.cookie)
+        await browser.get("/out/helper")
+        clock.advance(seconds)
+        answer = await late.get("/login/alone")
+
+        assert answer.body == "True"
+        assert await site.presented(late.cookie) == ("ann", "ann")
+        assert await site.presented(other.cookie) == (None, DEAD)
+
+    @pytest.mark.parametrize("user", ["ann", "bob"])
+    async def test_after_a_renewal(
+        self, serve: Serve, cookies: AbstractStorage, user: str
+    ) -> None:
+        """It may have been replaced by a newer generation; which ends if it was another's."""
+        site = await site_of(serve, cookies)
+        browser, other = await site.logged_in("/login", user), await site.logged_in("/login")
+        late = await site.browser(browser.cookie)
+        await browser.get("/renew")
+        answer = await late.get("/login/alone")
+
+        if user == "ann":  # who was logged in already
+            assert answer.body == "False"
+            assert await site.presented(other.cookie) == ("ann", "ann")
+            assert await site.presented(browser.cookie) == ("ann", "ann")
+        else:
+            assert answer.body == "True"
+            assert await site.presented(other.cookie) == (None, DEAD)
+            assert await site.presented(browser.cookie) == (None, AGAIN)
+            assert await site.presented(late.cookie) == ("ann", "ann")
+
+    @pytest.mark.parametrize("path", ["", "/page", "/write?lang=de"])
+    async def test_of_a_visitor_without_an_id(
+        self, serve: Serve, storage: AbstractStorage, path: str
+    ) -> None:
+        """Nor need a visitor have had a session at all."""
+        registry = KnownOnly(identify=user_of, timeouts=QUICK)
+        site = await serve(storage, VIEWS, registry=registry)
+        browser, other = await site.browser(), await site.logged_in("/login")
+        if path:
+            await browser.get(path)
+        answer = await browser.get("/login/alone")
+
+        assert answer.body == "True"
+        assert await site.presented(browser.cookie) == ("ann", "ann")
+        assert await site.presented(other.cookie) == (None, DEAD)
+
+    @pytest.mark.parametrize("how", ["ended", "unknown"])
+    async def test_ended_meanwhile(self, serve: Serve, cookies: AbstractStorage, how: str) -> None:
+        """An end of the identity after the order ends what the answer begins, here too."""
+        registry = KnownOnly(identify=user_of, timeouts=QUICK)
+        site = await serve(cookies, VIEWS, registry=registry)
+        late = await site.browser()
+        if how == "ended":
+            browser = await site.logged_in("/login")
+            late = await site.browser(browser.cookie)
+            await browser.get("/out/helper")
+        async with site.held(late, "/login/alone") as answer:
+            await site.registry.end_identity("ann")
+
+        assert (await answer).body == "True"
+        assert "ann" not in await site.presented(late.cookie)
 
 
 class TestNotDone:

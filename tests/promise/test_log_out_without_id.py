@@ -7,6 +7,7 @@ It was saved before there was anything of ours, was emptied and filled in again,
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from aiohttp_session import AbstractStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 
+from aiohttp_session_ws import get_session_ws_id, registry_from
 from tests.promise.conftest import Serve
 from tests.promise.site import (
     AGAIN,
@@ -159,6 +161,27 @@ class TestFromBefore:
 
         assert await socket.code() == DEAD
         assert await site.presented(one.cookie) in site.out(DEAD)
+
+
+class TestEndedByItsId:
+    @pytest.mark.parametrize("again", ["other ids", "the same id"])
+    async def test_its_cookie_afterwards(
+        self, serve: Serve, storage: AbstractStorage, again: str
+    ) -> None:
+        """A view that ends the id which its request was given ends what the request came with."""
+        numbers = itertools.count() if again == "other ids" else itertools.repeat(1)
+
+        async def out(request: web.Request) -> web.Response:
+            await registry_from(request).end_session(await get_session_ws_id(request))
+            return web.Response()
+
+        site = await serve(storage, {"/out": out}, id_factory=lambda request: next(numbers))
+        cookie = await cookie_from_before(storage, user="ann")
+        socket = await (await site.browser(cookie)).open()
+        await site.replay(cookie, "/out")
+
+        assert await socket.code() == DEAD
+        assert await site.presented(cookie) == (None, DEAD)
 
 
 class TestFilledInAgain:

@@ -22,8 +22,11 @@ from aiohttp_session_ws import (
     session_ws,
 )
 from tests.promise.conftest import Serve
+from tests.promise.feeds import Feed, listen
 from tests.promise.site import AGAIN, out_by_pattern
-from tests.support import QUICK
+from tests.promise.test_adopted_sockets import Foreign
+from tests.support import QUICK, RawPeer, until
+from tests.support.inspect import connections
 
 
 class Node(SessionWSRegistry):
@@ -82,6 +85,24 @@ class TestCluster:
         assert [await socket.code() for socket in sockets] == [AGAIN, AGAIN]
         assert "close_all_session" in calls
 
+    async def test_it_waits_for_no_client(self, serve: Serve) -> None:
+        """It is called as soon as the sockets are told, for other nodes are to be told as well."""
+        there: list[int] = []
+
+        class Publishing(SessionWSRegistry):
+            async def close_all_session(self, session_ws_id: Hashable, **how: Any) -> Any:
+                there.append(len(connections(self)))
+
+        site = await serve(registry=Publishing(timeouts=QUICK))
+        browser = await site.logged_in("/login")
+        mute = await RawPeer.open(site.url.with_path("/ws"), browser.cookie)
+        await until(lambda: connections(site.registry))
+        await browser.get("/close")
+        await until(lambda: there)
+        mute.close()
+
+        assert there == [1]
+
     async def test_the_others(self, serve: Serve) -> None:
         """Opening, closing, the middleware and the shutdown call theirs."""
         calls: list[str] = []
@@ -95,6 +116,39 @@ class TestCluster:
         assert "close_all" in calls
         assert "unregister" in calls
         await socket.ws.close()
+
+
+class TestRegister:
+    @pytest.mark.parametrize("how", ["an order", "its end"])
+    async def test_what_is_no_socket_of_ours(self, serve: Serve, how: str) -> None:
+        """Of a stream, or a socket of another library, neither is told that it goes nor came."""
+        calls: list[str] = []
+        feed, foreign = Feed(), Foreign()
+        views = {**foreign.views(), "/events": feed.events}
+        site = await serve(None, views, registry=Node([], calls))
+        browser = await site.logged_in("/login")
+        events, adopted = await listen(browser), await browser.open("/gql")
+        if how == "an order":
+            await site.registry.close_all()
+        else:
+            events.close()
+            await adopted.ws.close()
+        await feed.gone(site.registry)
+
+        assert not {"register", "unregister"} & {*calls}
+
+
+class TestCloseAll:
+    async def test_this_process_only(self, serve: Serve) -> None:
+        """It closes as it was told, and gives no order to each session: those may go elsewhere."""
+        calls: list[str] = []
+        site = await serve(registry=Node([], calls))
+        sockets = [await (await site.logged_in("/login")).open() for _ in range(2)]
+        report = await site.registry.close_all(close=4000)
+
+        assert [await socket.code() for socket in sockets] == [4000, 4000]
+        assert report.sockets == 2
+        assert "close_all_session" not in calls
 
 
 class Telling(SessionWSRegistry):

@@ -4,16 +4,19 @@ A handshake that is merely refused ends nothing.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import aiohttp_session
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage
+from aiohttp_session.redis_storage import RedisStorage
 
 from aiohttp_session_ws import Close, HandshakeRefused, Limits
 from tests.promise.conftest import Serve
-from tests.promise.site import cookie_from_before
-from tests.support import until
+from tests.promise.site import AGAIN, cookie_from_before, reached
+from tests.support import Turnstile, until
 
 
 def unless_no(request: web.Request) -> bool:
@@ -78,3 +81,49 @@ class TestRefused:
         assert refused == status
         assert await browser.user() == "ann"
         assert (await browser.open()).user == "ann"
+
+
+async def count(request: web.Request) -> bool:
+    """Let everybody in, and count how often in the session."""
+    session = await aiohttp_session.get_session(request)
+    session["count"] = session.get("count", 0) + 1
+    return True
+
+
+class TestAuthorizeThatWrites:
+    """What the application's own callables write into a session is no other request's change."""
+
+    async def test_a_visitor(self, serve: Serve, storage: AbstractStorage) -> None:
+        """Who has no session yet is let in, and the one that is given has what was written."""
+        site = await serve(storage, authorize=count)
+        browser = await site.browser()
+        socket = await browser.open()
+
+        assert (await browser.get("/page")).data == {"count": 1, "id": socket.id}
+
+    async def test_a_session_without_an_id(self, serve: Serve, storage: AbstractStorage) -> None:
+        """So is one that holds data, and is given an id by its handshake."""
+        site = await serve(storage, authorize=count)
+        browser = await site.browser(await cookie_from_before(storage, user="ann"))
+        socket = await browser.open()
+
+        assert socket.user == "ann"
+        assert (await browser.get("/page")).data == {"user": "ann", "count": 1, "id": socket.id}
+
+    async def test_another_request_writes(self, serve: Serve, storage: AbstractStorage) -> None:
+        """What another request has written meanwhile isn't overwritten."""
+        asked = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await asked()
+            return await count(request)
+
+        site = await serve(storage, authorize=authorize)
+        cookie = await cookie_from_before(storage, user="ann")
+        asked.shut = True
+        handshake = asyncio.ensure_future(site.knock(cookie))
+        await reached(asked)
+        await site.replay(cookie, "/write?lang=de")
+        asked.let()
+
+        assert await handshake == (AGAIN if isinstance(storage, RedisStorage) else "ann")

@@ -24,7 +24,7 @@ from aiohttp_session_ws.sessions.records import SubjectEnded
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, reached, user_of
 from tests.support import QUICK, until
-from tests.support.inspect import inspect
+from tests.support.inspect import inspect, quiet
 
 
 class Stream:
@@ -149,6 +149,26 @@ class TestRegister:
 
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
+    async def test_a_thing_in_two_rooms(self, serve: Serve) -> None:
+        """What is pushed to everybody reaches it once."""
+        sent: list[bytes] = []
+
+        class Thing:
+            async def send_frame(self, data: bytes, opcode: int) -> None:
+                sent.append(data)
+
+            def close(self) -> None:
+                pass
+
+        site, thing = await serve(), Thing()
+        for room in "ab":
+            site.registry.register(room, thing)
+        delivery = await site.registry.broadcast("for all")
+        await until(lambda: sent)
+        await quiet(site.registry)
+
+        assert (delivery.sockets, sent) == (1, [b"for all"])
+
     async def test_a_socket_in_a_room(self, serve: Serve) -> None:
         """One websocket is one of its identity's, however many ids it is registered for."""
 
@@ -167,10 +187,12 @@ class TestRegister:
         assert len(await registry.connections(identity="ann")) == 1
         second = await browser.open("/visit")
         assert (await registry.send_identity("ann", "news")).sockets == 2
+        assert (await registry.broadcast("for all")).sockets == 2
         await registry.end_identity("ann")
 
         for socket in (first, second):
             assert (await socket.ws.receive()).data == "news"
+            assert (await socket.ws.receive()).data == "for all"
             assert await socket.code() == DEAD
 
     async def test_a_socket_that_has_left_a_room(self, serve: Serve) -> None:

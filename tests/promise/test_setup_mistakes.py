@@ -387,6 +387,10 @@ LATE_MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "Connection",
         lambda registry: registry.close_all_session("id", except_=web.WebSocketResponse()),
     ),
+    "push": (
+        "Connection",
+        lambda registry: registry.broadcast("x", except_=web.WebSocketResponse()),
+    ),
     "prove": ("Connection", lambda registry: registry.prove(None, "ann", since=0.0)),
     "register": (r"close\(\)", lambda registry: registry.register("id", "thing")),
 }
@@ -403,6 +407,29 @@ class TestWrongArguments:
             await call_it(site.registry)
         browser = await site.logged_in()
         assert (await browser.open()).user is not None
+
+    @pytest.mark.parametrize("options", [{"by": 7}, {"wait": "5"}, {"close": 5}])
+    @pytest.mark.parametrize("order", ["end_session", "close_all_session"])
+    async def test_sockets_stay_open(
+        self, serve: Serve, order: str, options: dict[str, Any]
+    ) -> None:
+        """No socket is closed by an order that was not given."""
+        site = await serve(identify=user_of)
+        socket = await (await site.logged_in()).open()
+
+        with pytest.raises((TypeError, ValueError)):
+            await getattr(site.registry, order)(socket.id, **options)
+        assert await socket.lives()
+
+    async def test_the_one_to_be_spared(self, serve: Serve) -> None:
+        """Nor is the one that the caller has named wrongly, or any other of its session."""
+        site = await serve(identify=user_of)
+        socket = await (await site.logged_in()).open()
+        (ws,) = site.registry[socket.id]
+
+        with pytest.raises(TypeError, match="Connection"):
+            await site.registry.close_all_session(socket.id, except_=cast("Any", ws))
+        assert await socket.lives()
 
     async def test_the_response_first(self, serve: Serve) -> None:
         """The error of a helper says what comes first."""

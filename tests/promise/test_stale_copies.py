@@ -81,6 +81,7 @@ class TestReplayed:
 
         assert await growth(site, lambda: site.knock(stale)) < BYTES
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("path", ["/renew", "/out/helper", "/login?user=ann", "/write?x=1"])
     async def test_by_views_that_do_something(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str, path: str

@@ -18,6 +18,7 @@ from aiohttp_session_ws import (
     SessionWSRegistry,
     session_stream,
 )
+from aiohttp_session_ws.close_codes import SESSION_ENDED, TOO_MANY_CONNECTIONS
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, listen, status_of
 from tests.promise.site import DEAD, Answer, Browser, Site, user_of
@@ -123,12 +124,15 @@ class TestOthers:
         assert await status_of(site, browser.cookie, Origin="http://evil.example") == 403
         assert left_alone(site, feed)
 
-    @pytest.mark.parametrize("allowed", [False, Close(4000, "not you")])
+    @pytest.mark.parametrize(
+        "allowed", [False, Close(4000, "not you"), SESSION_ENDED, TOO_MANY_CONNECTIONS]
+    )
     async def test_not_authorized(self, serve: Serve, allowed: object) -> None:
         """A close code can't be told, so it is a 403 as well."""
         site, browser, feed = await start(serve, authorize=lambda _: allowed)
 
         assert await status_of(site, browser.cookie) == 403
+        assert await status_of(site, browser.cookie, **EVENTS) == 403
         assert left_alone(site, feed)
 
     async def test_not_authorized_by_an_exception(self, serve: Serve) -> None:

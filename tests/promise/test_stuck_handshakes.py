@@ -14,7 +14,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session_ws import Limits, Timeouts
 from tests.promise.conftest import Serve
 from tests.promise.site import Site, reached
-from tests.support import PATIENCE, GatedStorage, Turnstile
+from tests.support import PATIENCE, GatedStorage, Turnstile, until
 
 HANDSHAKE = {
     "Upgrade": "websocket",
@@ -75,7 +75,7 @@ class TestTooLate:
     async def test_the_client_has_gone(
         self, serve: Serve, stuck: tuple[Turnstile, AbstractStorage, dict[str, Any]]
     ) -> None:
-        """Its place is free at once: nobody waits for the time to be up."""
+        """Its place is free at once: nobody waits for the time to be up, nor calls it late."""
         gate, storage, options = stuck
         timeouts = Timeouts(close=0.2, handler_grace=0.1, response=0.5, handshake=60)
         site = await serve(storage, timeouts=timeouts, limits=ONE, **options)
@@ -86,6 +86,8 @@ class TestTooLate:
         gate.shut = False
 
         assert await self.let_in(site) is None
+        await until(lambda: "client gone" in site.registry.stats().refusals)
+        assert "late" not in site.registry.stats().refusals
         gate.let()
 
     @staticmethod

@@ -20,6 +20,7 @@ from tests.promise.site import (
     DEAD,
     Site,
     cookie_from_before,
+    log_in,
     reached,
     renew,
     user_of,
@@ -172,6 +173,27 @@ class TestAnswers:
 
         assert (await browser.get()).data["cart"] == "1"
         assert (await browser.open()).user == "ann"
+
+    async def test_an_ended_session_of_others(
+        self, serve: Serve, storage: AbstractStorage
+    ) -> None:
+        """A view that fails since another session has ended saves nothing, as one that fails."""
+
+        async def follow(request: web.Request) -> web.Response:
+            await log_in(request)
+            site.registry.register("of another", web.WebSocketResponse())
+            return web.Response()
+
+        site = await serve(storage, {"/follow": follow}, identify=user_of)
+        await site.registry.end_session("of another")
+        browser = await site.browser()
+        await browser.get("/write?lang=de")
+        socket = await browser.open()
+        answer = await browser.get("/follow")
+
+        assert (answer.status, answer.saved) == (403, False)
+        assert await site.presented(browser.cookie) == (None, None)
+        assert await socket.lives()
 
     async def test_a_stream(self, serve: Serve, storage: AbstractStorage) -> None:
         """A log-out in a streamed response is one when its handler is done."""

@@ -196,7 +196,8 @@ def make_storage(args: argparse.Namespace) -> AbstractStorage:
     if args.storage == "simple":
         return SimpleCookieStorage()
     if args.storage == "redis":
-        return RedisStorage(Redis.from_url(args.sessions or args.redis))
+        # A busy machine leaves more than its default of 100 requests waiting for their sessions.
+        return RedisStorage(Redis.from_url(args.sessions or args.redis, max_connections=10_000))
     return EncryptedCookieStorage(COOKIE_KEY)
 
 

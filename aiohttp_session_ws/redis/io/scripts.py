@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NamedTuple
 
+from ..messages import LONGEST
+
 __all__: list[str] = []
 
 LIVING: Final = 15.0  # seconds that a heartbeat counts
@@ -60,7 +62,8 @@ end
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
-_WRITE: Final = """
+_WRITE: Final = (
+    """
 local prefix = KEYS[1]
 local refused
 local derived, known, dirty = {}, {}, {}
@@ -102,7 +105,7 @@ local function min(a, b)
 end
 
 local function milliseconds(seconds)
-    return math.floor(tonumber(seconds) * 1000) + 1
+    return math.floor(math.min(tonumber(seconds), LONGEST) * 1000) + 1
 end
 
 local function ended(key, ttl, text)
@@ -326,7 +329,10 @@ local function write()
     end
     return known
 end
-""".replace("MOST_CHECKED", "1000").replace("MOST", str(MOST))
+""".replace("MOST_CHECKED", "1000")
+    .replace("MOST", str(MOST))
+    .replace("LONGEST", str(LONGEST))
+)
 
 # One order, as most messages have, without the functions above, which are made anew at each run.
 # Where there is something to merge with, or anything is out of the ordinary, they do it all: to
@@ -413,11 +419,13 @@ return 1
 """,
 )
 
-# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, and
-# by how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
-# doesn't know the time yet.
+# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, by
+# how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
+# doesn't know the time yet, and for how many seconds it needs the ends of sessions, 0 if it
+# doesn't know.
 # Returns the time, the last number, the epoch, the server's run_id, which version the list of
-# members has, why writing is refused, and by how much the time is ahead of Redis' own.
+# members has, why writing is refused, by how much the time is ahead of Redis' own, and for how
+# many seconds ends are needed: the most that a node has said, for as long as its sessions last.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -438,6 +446,14 @@ local function call(...)
     return answer
 end
 
+-- A number that is kept there; what isn't one isn't ours.
+local function number(name)
+    local text = call('GET', prefix .. name)
+    local found = string.match(text or '', '^%d+$')
+    if text and not found then call('DEL', prefix .. name) end
+    return found or '0'
+end
+
 local time, ahead, latest = clock()
 local wanted = tonumber(ARGV[4])
 if wanted and wanted > ahead then ahead = wanted end
@@ -450,20 +466,25 @@ end
 local now = time + ahead
 local stamp = string.format('%.6f', now)
 call('SET', prefix .. 'clock', string.format('%.6f %s', ahead, stamp))
-local last = call('GET', prefix .. 'seq') or '0'
+local last, kept = number('seq'), tonumber(number('ttl'))
 call('SET', prefix .. 'epoch', ARGV[3], 'NX')
 if not refused then
     local news = 0
     if ARGV[2] == '1' then news = call('ZADD', nodes, stamp, ARGV[1]) or 0 end
     news = news + (call('ZREMRANGEBYSCORE', nodes, '-inf', now - 3600) or 0)
     if news > 0 then call('INCR', prefix .. 'members') end
+    local own = tonumber(ARGV[5]) or 0
+    if own > 0 and own >= kept then
+        call('SET', prefix .. 'ttl', ARGV[5], 'EX', ARGV[5])
+        kept = own
+    end
     -- When which number was reached: what is older is not kept to be found.
     call('ZADD', marks, 'NX', stamp, last)
     local old = call('ZREVRANGEBYSCORE', marks, now - KEPT, '-inf', 'LIMIT', 0, 1)
     if old and old[1] then
         call('ZREMRANGEBYSCORE', prefix .. 'recent', '-inf', old[1])
         call('ZREMRANGEBYSCORE', marks, '-inf', now - KEPT)
-        if tonumber(old[1]) > tonumber(call('GET', prefix .. 'floor') or '0') then
+        if tonumber(old[1]) > tonumber(number('floor')) then
             call('SET', prefix .. 'floor', old[1])
         end
     end
@@ -471,7 +492,8 @@ end
 local info = redis.pcall('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
-    call('GET', prefix .. 'members') or '', refused or '', string.format('%.6f', ahead)}
+    number('members'), refused or '', string.format('%.6f', ahead),
+    string.format('%.0f', kept)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
@@ -512,7 +534,7 @@ repeat
         end
     end
 until done
-local answer = {reached, type(floor) == 'string' and floor or '0'}
+local answer = {reached, string.match(type(floor) == 'string' and floor or '', '^%d+$') or '0'}
 for first = 1, #keys, 1000 do
     local names = {unpack(keys, first, math.min(#keys, first + 999))}
     for i, text in ipairs(redis.call('MGET', unpack(names))) do

@@ -216,6 +216,17 @@ class TestProcesses:
         assert (again.code, "no open socket has this id" in again.err) == (1, True)
         assert not cluster.sockets[0].closed
 
+    async def test_socket_of_a_silent_process(self, cluster: Cluster, run: Run) -> None:
+        """While a process doesn't answer, nobody says that there is no such socket."""
+        cluster.nodes[1].freeze()
+        argv = ["close", "--socket", "0123456789ab", "--wait", "0.2"]
+        done = await run(cluster.redis.url, *argv)
+        cluster.nodes[1].thaw()
+
+        assert done.code == 1
+        assert "1 of 2 processes didn't answer within 0.2 s" in done.err
+        assert "no open socket" not in done.err
+
     async def test_stats(self, cluster: Cluster, run: Run) -> None:
         """It tells what each process has counted, and how sockets have ended."""
         url = cluster.redis.url
@@ -233,7 +244,8 @@ class TestProcesses:
     async def test_watch(self, cluster: Cluster, run: Run) -> None:
         """It shows the same again and again, and what has happened since."""
         ending = asyncio.create_task(cluster.sockets[0].close())
-        shown = await run(cluster.redis.url, "watch", "--times", "3", "--every", "0.1")
+        argv = ["watch", "--times", "3", "--every", "0.1"]
+        shown = await told(run, cluster.redis.url, *argv)
         as_json = await run(cluster.redis.url, "watch", "--times", "2", "--every", "0.1", "--json")
         await ending
 
@@ -307,6 +319,22 @@ class TestWhom:
         assert (unsure.code, unsure.body["known"], sure.code) == (1, False, 0)
         assert "no open socket has this hash" in unsure.err
         assert await refused(client, cookie) == 4401
+        looked = await run(redis_server.url, "connections", "--identity", "123456789012")
+        assert looked.code == 1
+        assert "no open socket has this hash" in looked.err
+
+    @pytest.mark.parametrize("who", ["ann", fingerprint("ann")])
+    async def test_without_identify(
+        self, redis_server: RedisServer, start_node: StartNode, run: Run, who: str
+    ) -> None:
+        """Where a process doesn't know whose its sockets are, nothing is complete."""
+        client = await start_node(redis_server.url, "a")
+        await start_node(redis_server.url, "b", identify=None)
+        async with socket(client, await log_in(client)):
+            done = await run(redis_server.url, "connections", "--json", "--identity", who)
+
+        assert len(done.body["connections"]) == 1
+        assert (done.code, done.body["complete"]) == (1, False)
 
     async def test_hash_while_redis_is_away(
         self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -337,7 +365,17 @@ class TestWhom:
 
     async def test_nobody_there(self, redis_server: RedisServer, run: Run) -> None:
         """Where no process lives, the prefix may be wrong."""
-        for argv in (["count"], ["nodes"], ["connections"], ["end", "--session", "x"]):
+        watch = ["watch", "--times", "1"]
+        close = ["close", "--socket", "x"]
+        for argv in (
+            ["count"],
+            ["nodes"],
+            ["connections"],
+            ["stats"],
+            watch,
+            close,
+            ["end", "--session", "x"],
+        ):
             done = await run(redis_server.url, *argv, "--prefix", "wrong")
 
             assert done.code == 1
@@ -349,6 +387,17 @@ class TestWhom:
 
         ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
         assert 399 * 86400 < ttl <= 400 * 86400
+
+    @pytest.mark.parametrize("keep", [[], ["--keep", "1"]])
+    async def test_sessions_that_last(
+        self, redis_server: RedisServer, run: Run, keep: list[str]
+    ) -> None:
+        """It is kept for as long as the processes need it, whatever one says."""
+        await redis_server.cli("SET", "{aiohttp_session_ws}:ttl", 90 * 86400)
+        await run(redis_server.url, "end", "--session", "x", *keep)
+
+        ttl = await redis_server.cli("TTL", '{aiohttp_session_ws}:end:id:"x"')
+        assert 89 * 86400 < ttl <= 90 * 86400
 
 
 async def labels_of(request: web.Request) -> dict[str, str | None]:
@@ -452,6 +501,7 @@ class TestTrouble:
             (["end", "--session", ""], "is a variable of your script not set?"),
             (["end", "--session", "x", "--identity", "y"], "not allowed with"),
             (["end", "--session", "x", "--wait", "0"], "a number > 0"),
+            (["close", "--socket", "x", "--by", "me"], "--by is not for --socket"),
             (["end", "--label", "device"], "NAME=VALUE"),
             (["end", "--label", "device=7", "--session", "x"], "not allowed with"),
             (["watch", "--times", "0"], "a whole number > 0"),

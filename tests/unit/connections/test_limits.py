@@ -171,6 +171,25 @@ class TestEvict:
 
         assert codes == [4429]
 
+    async def test_by_hand_later(self, aiohttp_client: AiohttpClient) -> None:
+        """It is as old as its registration: what was open before that goes first."""
+        codes: list[int] = []
+
+        class Thing:
+            def close(self, *, code: int, message: bytes) -> None:
+                codes.append(code)
+
+        registry = make(Limits(per_session=2))
+        client = await aiohttp_client(make_app(registry))
+        cookie = await log_in(client)
+        id_ = (await (await client.get("/whoami", headers={"Cookie": cookie})).json())["id"]
+        oldest = await connect(client, cookie)
+        registry.register(id_, Thing())
+        await connect(client, cookie)
+
+        assert await expect_close(oldest) == 4429
+        assert codes == []
+
     async def test_already_refused(self, aiohttp_client: AiohttpClient) -> None:
         """A handshake that an order has refused takes nobody's place."""
         authorizing = Turnstile()
@@ -393,12 +412,12 @@ class TestMakeRoom:
                 self.close = gone.wait
 
         old = [
-            TrackedConnection("s", Slow(gone), started=float(n)) for n, gone in enumerate(leaving)
+            TrackedConnection("s", Slow(gone), started=1.0 + n) for n, gone in enumerate(leaving)
         ]
         for connection in old:
             sockets.add_handshake(connection)
             sockets.open_connection(connection)
-        new = [TrackedConnection("s", Thing(), started=2.0 + n) for n in range(2)]
+        new = [TrackedConnection("s", Thing(), started=3.0 + n) for n in range(2)]
         entered: list[int] = []
 
         async def come(n: int) -> None:

@@ -18,6 +18,7 @@ from tests.support import (
     PATIENT,
     AiohttpClient,
     RawPeer,
+    Turnstile,
     expect_close,
     until,
 )
@@ -201,7 +202,7 @@ class TestReading:
             nonlocal busy
             await ws.connect()
             for _ in range(3):
-                await until(lambda: has_read(ws))
+                await until(lambda: is_reading(ws))
                 busy += 1
                 with pytest.raises(TimeoutError):
                     await ws.receive()
@@ -221,6 +222,32 @@ class TestReading:
 
         assert busy == 3
         assert is_quiet(caplog)
+
+    async def test_a_receive_timeout_of_one_who_only_sends(
+        self, aiohttp_client: AiohttpClient
+    ) -> None:
+        """Nor does it end the reading: the client's close is seen, however late it comes."""
+        ended = Ended()
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            await until(lambda: is_reading(ws))
+            later = Turnstile()
+            later.shut = True
+            asyncio.get_running_loop().call_later(0.1, later.let)
+            await later()
+            await ws.send("still there")
+            await until(lambda: ws.closed)
+            with pytest.raises(WebSocketDisconnect) as gone:
+                await ws.send("anybody?")
+            ended.note(gone.value)
+
+        client = await aiohttp_client(serving(talk, receive_timeout=0.01))
+        async with client.ws_connect("/talk") as ws:
+            assert await ws.receive_str() == "still there"
+            await ws.close(code=4000, message=b"enough")
+
+        assert await ended() == (4000, "enough")
 
     async def test_pings_for_the_handler(self, aiohttp_client: AiohttpClient) -> None:
         """Without ``autoping`` they are not taken for messages."""

@@ -422,6 +422,27 @@ class TestHeartbeat:
         assert (await redis.run(FIND, 1, TAG, 1, 6, 100))[:2] == [b"6", b"5"]
         assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}
 
+    async def test_ttl(self, redis: Scripts) -> None:
+        """Nodes are told the longest time that any of them needs ends, while it may be needed."""
+        told = []
+        for own in (0, 500, 900, 500, 0):
+            answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", own)
+            told.append(int(answer[7]))
+            await redis.client.expire("{p}:ttl", 7, lt=True)
+        assert told == [0, 500, 900, 900, 900]
+        assert await redis.client.ttl("{p}:ttl") <= 7  # nobody who needs it gives a sign of life
+        assert int((await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", 900))[7]) == 900
+        assert await redis.client.ttl("{p}:ttl") > 7
+
+    async def test_ttl_unreadable(self, redis: Scripts) -> None:
+        """What isn't ours is replaced."""
+        for make in (redis.client.set, redis.client.lpush):
+            await redis.client.delete("{p}:ttl")
+            await make("{p}:ttl", "x")
+            assert (await redis.beat())[7] == b"0"
+            answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", 500)
+            assert (answer[5], answer[7]) == (b"", b"500")
+
     async def test_clock_ahead(self, redis: Scripts) -> None:
         """What a node tells of a clock that was set back counts for all, and is never less."""
         times = []

@@ -404,6 +404,26 @@ class HeaderRegistry(SessionWSRegistry):
         """Nothing to delete."""
 
 
+class TableRegistry(HeaderRegistry):
+    """Keeps the ids in a table, by a header: no session at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: dict[str, Hashable] = {}
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Look into the table."""
+        return self.table.get(request.headers["X-User"])
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Write into the table."""
+        self.table[request.headers["X-User"]] = session_ws_id
+
+    async def delete_id(self, request: web.Request) -> None:
+        """Delete from the table."""
+        self.table.pop(request.headers["X-User"], None)
+
+
 class TestIdElsewhere:
     # Where the id is kept under a key of the application's, an empty session holds something.
     @pytest.mark.parametrize(("path", "code"), [("/renew", 4403), ("/end", 4403)])
@@ -421,6 +441,13 @@ class TestIdElsewhere:
             await ws.send_str("back")
             assert await ws.receive_str(timeout=5) == "back"
             assert before not in map(repr, registry)
+
+    async def test_nested_handshake(self, aiohttp_client: AiohttpClient) -> None:
+        """Its first request may be a handshake: what that was given is no change by others."""
+        client = await aiohttp_client(make_app(NestedRegistry()))
+        async with client.ws_connect("/echo") as ws:
+            await ws.send_str("hello")
+            assert await ws.receive_str(timeout=5) == "hello"
 
     async def test_nested_delete(self, aiohttp_client: AiohttpClient) -> None:
         """Deleting it by the helper closes the sockets, too."""
@@ -460,6 +487,19 @@ class TestIdElsewhere:
         async with client.ws_connect("/echo", headers=headers) as ws:
             await fetch(client, "/end", headers=headers)
             await expect_close(ws, 4401)
+
+    @pytest.mark.parametrize(("path", "code"), [("/renew", 4403), ("/delete", 4401)])
+    async def test_another_id_without_sessions(
+        self, aiohttp_client: AiohttpClient, path: str, code: int
+    ) -> None:
+        """An id that a handler takes away, or changes, is over."""
+        client = await aiohttp_client(
+            make_app(TableRegistry(), middlewares=[session_ws_middleware])
+        )
+        headers = {"X-User": "anna"}
+        async with client.ws_connect("/echo", headers=headers) as ws:
+            await fetch(client, path, headers=headers)
+            await expect_close(ws, code)
 
     @pytest.mark.parametrize("middlewares", [[], [session_ws_middleware]])
     async def test_no_id_after_all(

@@ -11,16 +11,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from aiohttp import WSServerHandshakeError, web
+from aiohttp_session import SimpleCookieStorage
 
-from aiohttp_session_ws import Expiry, Limits, SessionWSRegistry, session_stream
+from aiohttp_session_ws import (
+    Expiry,
+    Limits,
+    SessionWSRegistry,
+    Timeouts,
+    WebSocket,
+    session_stream,
+    websocket_handler,
+)
 from aiohttp_session_ws.close_codes import POLICY_VIOLATION
+from aiohttp_session_ws.exceptions import WebSocketProtocolError
 from aiohttp_session_ws.results import ClusterStats, Stats
+from aiohttp_session_ws.signals import FailDetails
 from tests.support import (
     PATIENCE,
     QUICK,
     AiohttpClient,
     Client,
+    GatedStorage,
     Started,
+    Turnstile,
     expect_close,
     make_app,
     until,
@@ -196,6 +209,77 @@ class TestRefusals:
         client = await aiohttp_client(make_app(registry))
 
         assert await self.refusals(client, registry) == ["identify"]
+
+    @pytest.mark.parametrize("by", ["hook", "handler"])
+    async def test_handler(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, by: str
+    ) -> None:
+        """Who is refused by what the application has written, before it connects."""
+
+        async def refuse(ws: WebSocket) -> None:
+            raise WebSocketProtocolError("not today")
+
+        async def connect(ws: WebSocket) -> None:
+            await ws.connect()
+
+        if by == "hook":
+            registry.on_request.append(refuse)
+        app = make_app(registry)
+        app.router.add_get("/talk", websocket_handler(refuse if by == "handler" else connect))
+        client = await aiohttp_client(app)
+        async with client.ws_connect("/talk") as ws:
+            assert await expect_close(ws) == 1002
+
+        assert registry.stats().refusals == {"handler": 1}
+
+    async def test_an_order_with_a_code_of_its_own(self, aiohttp_client: AiohttpClient) -> None:
+        """Who is told so while the handshake runs was not refused by a handler."""
+        gate = Turnstile()
+        gate.shut = True
+
+        async def authorize(request: web.Request) -> bool:
+            await gate()
+            return True
+
+        registry = SessionWSRegistry(identify=user_of, authorize=authorize, timeouts=QUICK)
+        client = await start(aiohttp_client, registry)
+        knocking = asyncio.ensure_future(client.ws_connect("/ws"))
+        await gate.arrived.wait()
+        await registry.close_all_identity("ann", close=4000)
+        gate.let()
+
+        assert await expect_close(await knocking) == 4000
+        assert registry.stats().refusals == {"reconnect": 1}
+
+    @pytest.mark.parametrize("slow", ["storage", "authorize"])
+    async def test_late(self, aiohttp_client: AiohttpClient, slow: str) -> None:
+        """Who takes too long, also if no handler has been reached by then; it is told, too."""
+        storage = GatedStorage(SimpleCookieStorage())
+        gate = storage.loading if slow == "storage" else Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            if slow == "authorize":
+                await gate()
+            return True
+
+        registry = SessionWSRegistry(authorize=authorize, timeouts=Timeouts(handshake=0.1))
+        failed: list[FailDetails] = []
+
+        @registry.on_fail
+        async def note(details: FailDetails) -> None:
+            failed.append(details)
+
+        client = await aiohttp_client(make_app(registry, storage))
+        await client.get("/login")
+        gate.shut = True
+        with pytest.raises(WSServerHandshakeError, match="503"):
+            await client.ws_connect("/ws")
+        gate.let()
+
+        assert registry.stats().refusals == {"late": 1}
+        assert [type(details.exception).__base__ for details in failed] == [
+            web.HTTPServiceUnavailable
+        ]
 
     async def test_no_websocket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry

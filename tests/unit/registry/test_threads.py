@@ -71,6 +71,18 @@ class TestThreads:
 
         assert called == ["x"]
 
+    async def test_sync_override(self, started: Started) -> None:
+        """It may be no coroutine function, as for all other callers."""
+
+        class Registry(SessionWSRegistry):
+            def close_all_session(self, session_ws_id, **options):  # type: ignore[no-untyped-def]
+                return f"told of {session_ws_id}"
+
+        registry = await started(Registry())
+        told: object = await asyncio.to_thread(registry.threadsafe.close_all_session, "x")
+
+        assert told == "told of x"
+
     async def test_error(self, started: Started, registry: SessionWSRegistry) -> None:
         """What the call raises comes out in the thread."""
         await started(registry)
