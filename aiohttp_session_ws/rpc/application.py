@@ -229,7 +229,9 @@ class Application:
             return Delivery(nodes=0, complete=False)
         wanted = chooser(whose, number)
         sockets, nodes, complete = 0, 1, True
-        for registry, name in self._registries:
+        # Those that have stopped are of an application that ran before this one.
+        running = [one for one in self._registries if ground.is_running(one[0])]
+        for registry, name in running or self._registries:
             own = await self._host.topics.publish(registry, topic, args, kwargs, wanted)
             others = await registry.relay(name, message)
             sockets += own.sockets + others.sockets

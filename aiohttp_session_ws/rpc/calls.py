@@ -120,11 +120,13 @@ class Calls:
 
     async def _run(self, call: Call) -> None:
         call.begun = True
-        crowded = self._running >= self.limits.calls or self._door.locked() or self.sender.is_full
-        if not crowded:
+        sender = self.sender
+        crowded = self._running >= self.limits.calls or self._door.locked() or sender.is_full
+        may_begin = not (crowded or sender.is_closed)
+        if may_begin:
             self._begin(call)
         try:
-            await self.performer.perform(call, self._wait if crowded else None)
+            await self.performer.perform(call, None if may_begin else self._wait)
         except SessionGone:
             pass  # nobody is there to hear the answer
         finally:

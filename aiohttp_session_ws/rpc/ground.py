@@ -14,7 +14,7 @@ from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
 from ..results import Delivery
 
-__all__ = ["on_relay", "push", "timeouts"]
+__all__ = ["is_running", "on_relay", "push", "timeouts"]
 
 _Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
 
@@ -30,6 +30,13 @@ def push(
     tracked = cast("Iterable[TrackedConnection]", connections)  # there are no others
     sockets, missed = core_of(registry).connections.push(tracked, data, by_endpoint=True)
     return Delivery(sockets, complete=not missed)
+
+
+def is_running(registry: SessionWSRegistry) -> bool:
+    """
+    Tell whether a web application runs with a registry.
+    """
+    return core_of(registry).loop is not None
 
 
 def timeouts(registry: SessionWSRegistry) -> Timeouts:

@@ -50,26 +50,27 @@ class InOrder:
     requests: set[int] = field(default_factory=set)
     handlers: dict[type, Handler] = field(default_factory=dict)
     _registered: dict[str, int] = field(default_factory=dict)
-    _queue: deque[Any] = field(default_factory=deque)
+    _queue: deque[tuple[Any, int]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.handlers |= {wamp.Register: self._register, wamp.Unregister: self._unregister}
 
-    def take(self, message: Any) -> None:
+    def take(self, message: Any, size: int) -> None:
         """
         Do what a message asks for when what came before is done.
 
         Args:
             message: One that has a handler; what that raises is answered here.
+            size: How many bytes its frame had.
         """
-        if len(self._queue) > self.scope.limits.waiting:
+        if self._queue and not self._may_wait(size):
             self.sender.post(
                 self._refusal(message, RPCError(errors.UNAVAILABLE, "too many at once"))
             )
             return
         self.requests.add(message.request)
-        self._queue.append(message)
+        self._queue.append((message, size))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="requests in order")
 
@@ -92,7 +93,7 @@ class InOrder:
     async def _run(self) -> None:
         with contextlib.suppress(SessionGone):
             while self._queue:
-                message = self._queue.popleft()
+                message, _ = self._queue.popleft()
                 try:
                     await self.handlers[type(message)](message)
                 except SessionGone:
@@ -104,6 +105,11 @@ class InOrder:
                     error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
                     self.requests.discard(message.request)
                     await self.sender.send(encode_error(partial(self._refusal, message), error))
+
+    def _may_wait(self, size: int) -> bool:
+        limits = self.scope.limits
+        fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
+        return fits and len(self._queue) <= limits.waiting
 
     def _refusal(self, message: wamp.Asked, error: RPCError) -> bytes:
         frame = wamp.refused(message, error.uri, error.args, error.kwargs)

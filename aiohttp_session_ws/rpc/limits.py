@@ -19,7 +19,8 @@ class CallLimits:
             is with the transport.
         waiting: How many more may wait for one of these to end; any beyond are answered
             ``wamp.error.unavailable``.
-        waiting_bytes: How many bytes of frames they may have together.
+        waiting_bytes: How many bytes of frames they may have together. Both count once more
+            for what is done in order: SUBSCRIBE, REGISTER and their opposites.
         outgoing: How many bytes may wait to be sent; while it is more, no call is begun.
         patience: Seconds after which a peer is closed with 1013 that takes nothing.
         message: How many bytes a message may have; a larger one closes with 1009.

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from . import ground, wamp_messages as wamp
-from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError
+from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError, SessionGone
 from .halves import Step, first_half
 from .in_order import InOrder
 from .topics import Subscription, Topics, hold
@@ -120,11 +120,13 @@ class Subscriptions:
             raise RPCError(UNAVAILABLE, "too many subscriptions")
         topic, parts = scope.find_topic(name)
         generator = scope.call(topic.signature, session, parts)
-        subscription = Subscription(name, session, self.work.codec, self.connection)
+        subscription = Subscription(name, session, self.registry, self.work.codec, self.connection)
         number = self.topics.add(subscription)
         self._by_id[number] = subscription
         try:
             subscription.ending = await first_half(topic.signature.name, generator)
+            if number not in self._by_id:  # it has outlasted the session, and its cancellation
+                raise SessionGone("the session is over")
         except BaseException:
             await self._end(self._by_id.pop(number, subscription))
             raise

@@ -19,6 +19,7 @@ from .wamp import Codec
 __all__ = ["Subscription", "Topics"]
 
 _HELD: Final = 256  # events that wait for SUBSCRIBED; more are missed
+_HELD_BYTES: Final = 1_048_576  # of these together; one alone may be larger
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,7 @@ class Subscription:
     Attributes:
         topic: Its name.
         session: Whose it is.
+        registry: Which has its connection.
         codec: How the session is told.
         connection: Where.
         held: What is to be sent once it knows that it has subscribed; then ``None``.
@@ -37,6 +39,7 @@ class Subscription:
 
     topic: str
     session: Session
+    registry: SessionWSRegistry
     codec: Codec
     connection: Connection
     held: list[bytes] | None = field(default_factory=list)
@@ -103,7 +106,7 @@ class Topics:
         Push an event to the subscribers of this process, encoded once per dialect.
 
         Args:
-            registry: Whose sockets they have.
+            registry: Which has their sockets; those of others are passed over.
             topic: Its name.
             args: What it says.
             kwargs: What it says, by name.
@@ -115,7 +118,11 @@ class Topics:
         sockets, complete, publication = 0, True, new_id()
         for codec, group in tuple(subscribers.members.items()):
             data = codec.encode(wamp.event(subscribers.id, publication, args, kwargs))
-            chosen = [s for s in group if wanted is None or wanted(s.session)]
+            chosen = [
+                s
+                for s in group
+                if s.registry is registry and (wanted is None or wanted(s.session))
+            ]
             ready = [s.connection for s in chosen if s.held is None]
             held = [hold(s, data) for s in chosen if s.held is not None]
             delivery = ground.push(registry, ready, data if codec.binary else data.decode())
@@ -128,9 +135,10 @@ def hold(subscription: Subscription, data: bytes) -> bool:
     """
     Keep an event for one that doesn't know yet that it has subscribed, if there is room.
     """
-    if subscription.held is None or len(subscription.held) >= _HELD:
+    held = subscription.held
+    if held is None or len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
         return False
-    subscription.held.append(data)
+    held.append(data)
     return True
 
 

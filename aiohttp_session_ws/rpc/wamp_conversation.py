@@ -34,6 +34,7 @@ __all__ = ["WampConversation"]
 
 _FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
 _ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
+_IN_ORDER: Final = (wamp.Subscribe, wamp.Unsubscribe, wamp.Register, wamp.Unregister)
 _QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
 
 
@@ -159,6 +160,9 @@ class WampConversation(Conversation):
                 timeout = message.options.timeout
                 assert self._calls is not None
                 await self._calls.take(call, timeout and timeout / 1000)
+            elif isinstance(message, _IN_ORDER):
+                self._expect_new(message.request)
+                self._work().take(message, size)
             else:
                 handler = _HANDLERS.get(type(message))
                 if handler is None:
@@ -183,10 +187,6 @@ class WampConversation(Conversation):
     def _on_cancel(self, message: wamp.Cancel) -> None:
         if self._calls is not None:
             self._calls.cancel(message.request, message.options.mode)
-
-    def _on_request(self, message: Any) -> None:
-        self._expect_new(message.request)
-        self._work().take(message)
 
     def _work(self) -> InOrder:
         """
@@ -269,7 +269,8 @@ class WampConversation(Conversation):
             yield from subscriptions.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
-        if self._session is None or self._closing or close.code in _QUIET:
+        joined = self._session is not None and self._welcome
+        if not joined or self._closing or close.code in _QUIET:
             return None
         self._closing = True
         uri = errors.SYSTEM_SHUTDOWN if close.code == 1001 else errors.KILLED
@@ -310,10 +311,6 @@ def _welcome_details(session: Session) -> dict[str, Any]:
 _Handler = Callable[[WampConversation, Any], None]
 _HANDLERS: Final[Mapping[type, _Handler]] = {
     wamp.Cancel: WampConversation._on_cancel,
-    wamp.Subscribe: WampConversation._on_request,
-    wamp.Unsubscribe: WampConversation._on_request,
-    wamp.Register: WampConversation._on_request,
-    wamp.Unregister: WampConversation._on_request,
     wamp.Publish: WampConversation._on_publish,
     wamp.Yield: WampConversation._on_yield,
     wamp.Error: WampConversation._on_error,

@@ -71,8 +71,10 @@ client.register("allow", async (question) => {
   answer?.(false); // there is one question at a time
   $("asked").textContent = question;
   $("question").hidden = false;
-  const allowed = await new Promise((resolve) => (answer = resolve));
-  $("question").hidden = true;
+  /** @type {typeof answer} */
+  let own;
+  const allowed = await new Promise((resolve) => (answer = own = resolve));
+  if (answer === own) $("question").hidden = true;
   return allowed;
 });
 $("allow").addEventListener("click", () => answer?.(true));

@@ -4,7 +4,7 @@ The demo's page of calls in a real browser, on a phone and on a desktop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -26,14 +26,23 @@ async def site() -> AsyncIterator[TestServer]:
     await server.close()
 
 
+ERRORS: list[object] = []  # of all pages of a test
+
+
+@pytest.fixture(autouse=True)
+def _no_errors() -> Iterator[None]:
+    """Let no script of a page raise what it doesn't catch."""
+    ERRORS.clear()
+    yield
+    assert ERRORS == []
+
+
 async def visit(context: BrowserContext, site: TestServer, state: str) -> Page:
     """Open the page of calls, and wait until it is in a state."""
     page = await context.new_page()
-    errors: list[object] = []
-    page.on("pageerror", lambda error: errors.append(error))
+    page.on("pageerror", lambda error: ERRORS.append(error))
     await page.goto(str(site.make_url("/calls")))
     await page.locator(f"body[data-state={state}]").wait_for()
-    assert errors == []
     return page
 
 
@@ -128,6 +137,19 @@ class TestQuestion:
         await page.click(f"'{button}'")
 
         await expect(page.locator(f"li[data-kind={kind}]")).to_contain_text(text)
+        await expect(page.locator("#question")).to_be_hidden()
+
+    async def test_takes_the_place_of_another(self, browser: Browser, site: TestServer) -> None:
+        """There is one question at a time: the next declines the one before, and is answered."""
+        page = await log_in(browser, site, "Ada")
+        for amount in ("7", "8"):
+            await page.fill("[name=amount]", amount)
+            await page.click("'Pay'")
+            await expect(page.locator("#asked")).to_have_text(f"Pay {amount} €?")
+        await expect(page.locator("li[data-kind=error]")).to_contain_text("You have declined.")
+        await page.click("'Allow'")
+
+        await expect(page.locator("li[data-kind=paid]")).to_contain_text("Ada has paid 8 €.")
         await expect(page.locator("#question")).to_be_hidden()
 
 

@@ -28,6 +28,7 @@ from aiohttp_session_ws import (
 from aiohttp_session_ws.sessions.records import LineageEnded
 from aiohttp_session_ws.signals import OpenDetails
 from tests.support import (
+    PATIENCE,
     QUICK,
     AiohttpClient,
     RawPeer,
@@ -223,10 +224,10 @@ class TestInFlight:
         held.shut = True
         await client.get("/parent")
         held.let()
-        await asyncio.wait(children)
+        await asyncio.gather(*children)
         await quiet(registry)
         async with client.ws_connect("/ws") as ws:
-            await ws.receive()
+            await ws.receive_json(timeout=PATIENCE)
 
 
 class TestWhoIsMeant:

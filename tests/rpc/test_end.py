@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from aiohttp import WSMsgType
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
 from tests.support import until
@@ -139,6 +140,29 @@ class TestLogOut:
         await until(lambda: not [t for t in asyncio.all_tasks() - before if "rpc" in str(t)])
         await peer.__aexit__(None, None, None)
         await other.__aexit__(None, None, None)
+
+    @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
+    async def test_nothing_begins_afterwards(self, serve: Serve, dialect: str) -> None:
+        """A call that was read before the socket was closed doesn't begin any more."""
+        routes, begun = rpc.Routes(), []
+
+        @routes.route()
+        async def mark(session: rpc.Session, n: int) -> None:
+            begun.append((n, session.connection.ws.closed))
+            if n == 1:
+                ending = asyncio.create_task(server.registry.close_all(close=4401))
+                await asyncio.wait({ending})
+
+        server = await serve(routes)
+        async with server.wamp() if dialect == "wamp" else server.wsrpc() as peer:
+            for n in range(1, 100):
+                call: Any = {"id": 2 * n + 1, "method": "mark", "params": [n]}
+                await peer.say([48, n, {}, "mark", [n]] if dialect == "wamp" else call)
+            while (await peer.ws.receive()).type is WSMsgType.TEXT:
+                pass
+        await until(lambda: not server.calls.sessions)
+        assert begun[0] == (1, False)
+        assert [n for n, closed in begun if closed] == []
 
     async def test_reverse_order(self, serve: Serve) -> None:
         """Calls are cancelled first, then topics left, then state handlers."""
@@ -325,6 +349,24 @@ class TestLastWords:
             closing = asyncio.create_task(server.client.server.close())
             assert (await peer.hear())[::2] == [6, "wamp.close.system_shutdown"]
             assert await peer.closed() == 1001
+            await closing
+
+    async def test_none_before_welcome(self, serve: Serve) -> None:
+        """Nor who has said HELLO, but has not been welcomed."""
+        calls, entered = rpc.Application(), asyncio.Event()
+
+        @calls.add_session_state_handler
+        async def slow() -> AsyncIterator[None]:
+            entered.set()
+            await asyncio.Event().wait()
+            yield
+
+        server = await serve(calls)
+        async with server.wamp().stranger() as peer:
+            await peer.say([1, "realm", {}])
+            await entered.wait()
+            closing = asyncio.create_task(server.registry.close_all(close=4401))
+            assert await peer.closed() == 4401
             await closing
 
     async def test_none_before_hello(self, serve: Serve) -> None:

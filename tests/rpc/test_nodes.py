@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session_ws import SessionWSRegistry, rpc
+from aiohttp_session_ws import NotSetUp, SessionWSRegistry, rpc
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from tests.support import until
 
@@ -130,6 +130,33 @@ class TestTwoApplications:
             two.attach(registry)
             assert (await two.publish("news")).sockets == 0
             assert (await one.publish("news")).sockets == 1
+
+
+class TestTwoRegistries:
+    async def test_once_each(self, serve: Serve) -> None:
+        """One application in two web applications sends each subscriber an event once."""
+        calls, _ = club()
+        peers = [await join(await serve(calls)) for _ in range(2)]
+        for peer in peers:
+            assert (await peer.ask([32, 1, {}, "news"]))[0] == 33
+        for word in ("one", "two"):
+            assert (await calls.publish("news", [word])).sockets == 2
+        for peer in peers:
+            assert [(await peer.hear())[4] for _ in range(2)] == [["one"], ["two"]]
+            await peer.__aexit__(None, None, None)
+
+    async def test_one_after_another(self, serve: Serve) -> None:
+        """An application may be served again, with another registry."""
+        calls, _ = club()
+        stopped = await serve(calls)
+        await stopped.client.close()
+        with pytest.raises(NotSetUp):
+            await calls.publish("news")
+        peer = await join(await serve(calls))
+        await peer.ask([32, 1, {}, "news"])
+        assert (await calls.publish("news", ["hi"])).sockets == 1
+        assert (await peer.hear())[4] == ["hi"]
+        await peer.__aexit__(None, None, None)
 
 
 async def test_below_a_prefix(serve: Serve) -> None:

@@ -134,6 +134,59 @@ class TestSubscribing:
             assert (await peer.hear())[:2] == [33, 2]
         assert complaints() == ["a call failed: SUBSCRIBE"]
 
+    async def test_first_half_that_outlasts_its_session(
+        self, serve: Serve, complaints: Complaints
+    ) -> None:
+        """A first half that ignores its cancellation leaves no subscription, and is left."""
+        routes, done, seen = rpc.Routes(), asyncio.Event(), []
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            seen.append("first")
+            while not done.is_set():
+                try:
+                    await done.wait()
+                except asyncio.CancelledError:
+                    continue
+            yield
+            seen.append("second")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([32, 1, {}, "t"])
+            await until(lambda: seen)
+        await until(lambda: complaints())
+        assert not server.calls.sessions
+        done.set()
+        await until(lambda: seen == ["first", "second"])
+        assert (await server.calls.publish("t")).sockets == 0
+        assert complaints() == ["what ends a session took too long, and was cancelled"]
+
+    @pytest.mark.parametrize(
+        ("limits", "last"), [({"waiting": 2}, 4), ({"waiting_bytes": 2000}, 3)]
+    )
+    async def test_requests_that_wait(self, serve: Serve, limits: Any, last: int) -> None:
+        """Requests wait for those before them, so many and so many bytes; others are refused."""
+        routes, begun, done = rpc.Routes(), asyncio.Event(), asyncio.Event()
+
+        @routes.topic("slow.{word}")
+        async def slow(word: str) -> AsyncIterator[None]:
+            begun.set()
+            await done.wait()
+            yield
+
+        server = await serve(routes, limits=rpc.CallLimits(**limits))
+        async with server.wamp() as peer:
+            await peer.say([32, 1, {}, "slow.1"])
+            await begun.wait()
+            await peer.say(*([32, n, {}, f"slow.{n}{'x' * 900}"] for n in range(2, 6)))
+            for number in range(last + 1, 6):
+                refused = await peer.hear()
+                assert refused[:5] == [8, 32, number, {}, "wamp.error.unavailable"]
+            done.set()
+            for number in range(1, last + 1):
+                assert (await peer.hear())[:2] == [33, number]
+
     async def test_unknown_subscription(self, serve: Serve) -> None:
         """What isn't subscribed to can't be left."""
         server = await serve(Counter().routes)
@@ -329,6 +382,23 @@ class TestPublishing:
         async with server.wamp() as peer:
             await subscribe(peer, "t")
             assert [(await peer.hear())[4] for _ in range(2)] == [["first"], ["second"]]
+
+    async def test_held_in_bytes(self, serve: Serve) -> None:
+        """What is held has a limit in bytes; what is more is missed, and said to be."""
+        routes, deliveries = rpc.Routes(), []
+
+        @routes.topic("t")
+        async def topic() -> AsyncIterator[None]:
+            for _ in range(30):
+                deliveries.append(await server.calls.publish("t", ["x" * 60_000]))
+            yield
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await subscribe(peer, "t")
+        taken = [delivery for delivery in deliveries if delivery.complete]
+        assert 1_048_576 <= len(taken) * 60_000 < 1_200_000
+        assert all(not delivery.sockets for delivery in deliveries[len(taken) :])
 
     async def test_send_event(self, serve: Serve) -> None:
         """An event may be for one session alone, if it has subscribed."""
