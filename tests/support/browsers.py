@@ -119,7 +119,12 @@ class Browser:
         pid = node.pid
         with contextlib.suppress(*Failure):
             told, cookie = await self.get(node, "/renew")
-            if told is not None and cookie and told["user"] == self.user and not self.ending:
+            if told is None or not cookie or told["user"] != self.user:
+                return
+            if self.ending:  # the session was ended in the midst of it, and this is to be so too
+                self.stale.append(cookie)
+                self.ids.setdefault(told["id"], (pid, asyncio.get_running_loop().time()))
+            else:
                 self.stale.append(self.cookie)
                 self.cookie = cookie
                 self._take_id(told["id"], pid)

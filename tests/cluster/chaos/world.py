@@ -46,6 +46,7 @@ RENEWALS: Final = 0.4  # for each log-out
 CLOSES: Final = 0.1  # the same for orders that only close
 WAITS: Final = 0.3  # of the log-outs by name, for what other nodes report
 WAIT: Final = 2.0  # seconds
+MEANWHILE: Final = 0.5  # of the log-outs by name, in the midst of which the session is renewed
 SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
 AT_ONCE: Final = 20  # stale cookies
 IN_FLIGHT: Final = 100  # log-outs at a time: a machine that is too busy gets fewer
@@ -206,8 +207,13 @@ class Chaos:
             return
         for browser in browsers:
             waits = f"&wait={WAIT}" if self.random.random() < WAITS else ""
+            browser.ending = True  # its id stays what it is
             path = f"/end?id={browser.id}{waits}" if way == "/end" else way
-            await self.end(path, browser, [browser])
+            ending = self.end(path, browser, [browser])
+            if way == "/end" and self.random.random() < MEANWHILE:
+                await asyncio.gather(ending, browser.renew(self.random.choice(self.nodes)))
+            else:
+                await ending
 
     async def end(self, path: str, whose: Browser, all_: list[Browser]) -> None:
         """Ask until somebody answers: only then is a user sure."""
