@@ -428,7 +428,7 @@ class TestHeartbeat:
         for own in (0, 500, 900, 500, 0):
             answer: Any = await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", own)
             told.append(int(answer[7]))
-            await redis.client.expire("{p}:ttl", 7, lt=True)
+            await redis.client.expire("{p}:ttl", 7)
         assert told == [0, 500, 900, 900, 900]
         assert await redis.client.ttl("{p}:ttl") <= 7  # nobody who needs it gives a sign of life
         assert int((await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "epoch", "", 900))[7]) == 900
