@@ -14,7 +14,6 @@ from ..connections.connection import Connection
 from ..results import CloseReport, Handle
 from ..sessions.context import current_request
 from ..sessions.records import Change, LineageEnded, SubjectEnded
-from ..sessions.status import effective_began
 from .cluster import Order
 from .core import Core
 from .handles import resolve
@@ -201,12 +200,7 @@ class Orders:
             known.append(context.lineage)  # its cookie may not have the id yet
         if not known and not core.records.noted_among((session_ws_id,)):
             return ()  # as most
-        now = core.clock.now()
-        tokens = {
-            lineage.token
-            for lineage in known
-            if lineage.token and effective_began(lineage, now) <= before
-        }
+        tokens = {lineage.token for lineage in known if lineage.token and lineage.began <= before}
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
             tokens.add(note.token)

@@ -99,6 +99,16 @@ class TestForged:
 
         assert await site.presented(cookie) == (None, DEAD)
 
+    async def test_the_end_of_an_older_id(self, serve: Serve) -> None:
+        """Nor does it outlive the end of an id that it had before a renewal."""
+        site = await serve(identify=user_of)
+        cookie = await forged(**{LINEAGE: ["token", 0, time.time() + 1e9], ID: "forged"})
+        browser = await site.browser(cookie)
+        await browser.get("/renew")
+        await site.registry.end_session("forged")
+
+        assert await site.presented(browser.cookie) == (None, DEAD)
+
     async def test_of_another_server(self, clock: Wall, serve: Serve) -> None:
         """A session whose server's clock is ahead is ended by an order, and lives without one."""
         site = await serve(identify=user_of)
