@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ..sessions.clock import TICK, Clock
+from ..sessions.clock import PENDING, TICK, Clock
 
 __all__: list[str] = []
 
@@ -18,10 +18,6 @@ LARGEST_ERROR: Final = 0.2  # seconds; beyond it an answer was late, and tells n
 LATE: Final = 5  # answers; if all are late, the network is slow, and the best of them counts
 DRIFT: Final = 1e-4  # how much faster or slower one clock may be than another
 AHEAD: Final = 2.0  # seconds that the time of an end elsewhere may be ahead: it is rounded up
-
-#: Times of ends that were ordered before the clock was known: later than all that is known, so
-#: that they concern everything there is. They get their time by :meth:`RedisClock.resolve`.
-PENDING: Final = 1e11
 
 
 class Sample(NamedTuple):

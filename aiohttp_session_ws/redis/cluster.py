@@ -25,6 +25,7 @@ from ..exceptions import NotSetUp
 from ..registry.cluster import Held, LocalNode, Order, Place, Taken
 from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
+from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
 from ..sessions.records import (
     Change,
@@ -35,7 +36,7 @@ from ..sessions.records import (
 )
 from ..typing import Data
 from .apply import Applier
-from .clock import PENDING, RedisClock
+from .clock import RedisClock
 from .decoding import read_record
 from .encoder import Encoder, body_of
 from .entries import AnyEntry
@@ -389,7 +390,7 @@ class RedisCluster:
             self.node.recount()
         if self._pending_times and self.clock.known:
             self._pending_times = False
-            self.node.records.resolve(self.clock.resolve)
+            self.node.effects.resolve()
         if self.lookup.unchecked:
             self.reconciler.missed()
         if self.inbound.unrecorded and self.membership.takes_writes:

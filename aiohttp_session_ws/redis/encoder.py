@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii as quote
 
 from .._lineage import Lineage, Subject
+from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
-from .clock import PENDING
 from .entries import AnyEntry, Argument, Entry, Single
 from .messages import (
     CLOSE_TTL,

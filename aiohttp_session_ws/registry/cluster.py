@@ -158,6 +158,11 @@ class LocalEffects(Protocol):
                 who began a handshake later isn't told to reconnect.
         """
 
+    def resolve(self) -> None:
+        """
+        Give what was ordered before the clock was known its time.
+        """
+
     def concerned(
         self, kind: Kind, values: Sequence[Hashable], *, ends: bool
     ) -> AbstractSet[Hashable]:

@@ -502,9 +502,9 @@ class Core:
                 clock, journal = self.clock, self.journal
                 has, promised = self.records.has, clock.promised
                 late, again = self._read_late, self._write_again
-                for change in await journal.start(clock.now, has, promised, late, again):
-                    self.records.merge(change)
+                stored = await journal.start(clock.now, has, promised, late, again)
                 clock.start_after(journal.last_time)
+                _ = self.effects.merge_stored(stored)
                 clock.promise_by(journal.keep_time)
             await self.cluster.start(self)
             self.presence.start()

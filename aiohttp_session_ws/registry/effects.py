@@ -24,9 +24,10 @@ from ..close_codes import RECONNECT, Close
 from ..connections.connection import OPEN, OPENING, TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport
+from ..sessions.clock import PENDING, Clock
 from ..sessions.close_orders import CloseOrders
 from ..sessions.journal import Journal
-from ..sessions.records import Change, Records, SubjectEnded
+from ..sessions.records import Change, LineageEnded, LineageRenewed, Records, SubjectEnded
 from ..sessions.status import Status
 from ..signals import Signals
 from .announce import Announcer
@@ -50,6 +51,7 @@ class Sessions(Protocol):
     """
 
     announcer: Announcer
+    clock: Clock
     close_orders: CloseOrders
     connections: ConnectionManager
     journal: Journal | None
@@ -89,9 +91,36 @@ class Effects:
         Merge records, and return those that were news.
         """
         news = list(filter(self._records.merge, changes))
-        if news and self._core.journal is not None:
-            self._commit = self._core.journal.append(news)
+        self._journal(news)
         return news
+
+    def merge_stored(self, stored: Iterable[Change]) -> list[Change]:
+        """
+        Merge what the journal holds, and return what was news.
+
+        What an earlier process ordered before the clock was known it may have ordered at any time
+        until now.
+        """
+        changes, now = list(stored), self._core.clock.order_time()
+        moved: list[Change] = []
+        for i, change in enumerate(changes):
+            match change:
+                case SubjectEnded(before=at) | LineageEnded(at=at) | LineageRenewed(at=at):
+                    if at >= PENDING:
+                        changes[i] = change.moved_to(now)
+                        moved.append(changes[i])
+        self._journal(moved)
+        return list(filter(self._records.merge, changes))
+
+    def resolve(self) -> None:
+        """
+        Give what was ordered before the clock was known its time.
+        """
+        self._journal(self._records.resolve(self._core.clock.resolve))
+
+    def _journal(self, changes: Sequence[Change]) -> None:
+        if changes and self._core.journal is not None:
+            self._commit = self._core.journal.append(changes)
 
     async def committed(self) -> bool:
         """
@@ -333,7 +362,7 @@ class Effects:
         """
         for start in range(0, len(changes), PART):
             part = changes[start : start + PART]
-            self._take_effect(list(filter(self._records.merge, part)))
+            self._take_effect(self.merge_stored(part))
             await asyncio.sleep(0)
 
     async def write_again(self) -> None:

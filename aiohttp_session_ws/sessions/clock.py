@@ -16,6 +16,10 @@ TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
 #: next process begins there.
 PROMISED: Final = 5.0
 
+#: Times of orders that were given before the clock was known: later than all that is known, so
+#: that they concern everything there is. They get their time by :meth:`Clock.resolve`.
+PENDING: Final = 1e11
+
 
 class Clock:
     """

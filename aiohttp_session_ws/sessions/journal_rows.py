@@ -2,7 +2,8 @@
 The rows of the journal: its tables, how a change becomes a row, and how SQL merges rows.
 
 There is one row for each record. Rows are merged as :class:`~.records.Records` merges changes in
-memory, so the order in which they are written doesn't matter.
+memory, so the order in which they are written doesn't matter; but for a time that was not known
+yet when the first was written, which gives way to what is written next.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple, cast
 
 from .._lineage import Subject
+from .clock import PENDING
 from .encoding import decode, encode
 from .records import (
     MINOR,
@@ -28,9 +30,6 @@ __all__: list[str] = []
 
 APPLICATION_ID: Final = 0x61735753  # "asWS", so that nobody else's database is taken for ours
 VERSION: Final = 1
-#: Seconds that a time may be ahead: what is further was taken before the clock of a cluster was
-#: known, and means nothing to another process.
-AHEAD: Final = 60.0
 CAUSES: Final[dict[Cause, int]] = {"renewal": 1, "login": 2}
 
 SCHEMA: Final = f"""
@@ -58,23 +57,33 @@ CREATE INDEX notes_expires ON notes (expires);
 COMMIT;
 """
 
+
+def _later(column: str, known: str = "") -> str:
+    """
+    Return, as SQL, the later one of a time in the table and one that is merged.
+    """
+    latest = f"max({known or column}, excluded.{column})"
+    pending = f"max({column}, excluded.{column}) >= {PENDING}"
+    return f"iif({pending}, excluded.{column}, {latest})"
+
+
 _KEPT = "ttl = max(ttl, excluded.ttl), expires = max(expires, excluded.expires)"
 #: How a row is merged into each table. Ended beats all; else the greater generation, and what
 #: two of the same say adds up; the later end; and of two lineages the one that began first.
 MERGE: Final[dict[str, str]] = {
     "ended": f"""
         INSERT INTO ended VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-        at = max(at, excluded.at), carries = max(carries, excluded.carries),
+        at = {_later("at")}, carries = max(carries, excluded.carries),
         minor = min(minor, excluded.minor), {_KEPT}""",
     "subjects": f"""
         INSERT INTO subjects VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
-        before = max(before, excluded.before), {_KEPT}""",
+        before = {_later("before")}, {_KEPT}""",
     "renewed": f"""
         INSERT INTO renewed SELECT * FROM (SELECT ? AS key, ?, ?, ?, ?, ?, ?, ?) AS new
         WHERE NOT EXISTS (SELECT 1 FROM ended WHERE ended.key = new.key)
         ON CONFLICT (key) DO UPDATE SET
         given_to = max(excluded.given_to, given_to * (excluded.generation = generation)),
-        at = max(excluded.at, at * (excluded.generation = generation)),
+        at = {_later("at", "at * (excluded.generation = generation)")},
         causes = excluded.causes | (causes * (excluded.generation = generation)),
         seen = max(excluded.seen, seen * (excluded.generation = generation)),
         generation = excluded.generation, {_KEPT}
@@ -133,23 +142,16 @@ def as_row(change: Change, now: float) -> Row:
     match change:
         case LineageEnded(token, at, carries, ttl, minor):
             expires = now + (min(ttl, MINOR_TTL) if minor else ttl)
-            values = encode(token), _known(at, now), carries, minor, ttl, expires
+            values = encode(token), at, carries, minor, ttl, expires
             return Row("minor" if minor else "ended", values)
         case SubjectEnded(subject, before, ttl):
-            return Row("subjects", (encode(subject), _known(before, now), ttl, now + ttl))
+            return Row("subjects", (encode(subject), before, ttl, now + ttl))
         case LineageRenewed(token, generation, after, at, by, seen, ttl):
             causes = sum(CAUSES[cause] for cause in by)
-            key, at = encode(token), _known(at, now)
+            key = encode(token)
             return Row("renewed", (key, generation, after, at, causes, seen, ttl, now + ttl))
         case IdNote(session_ws_id, token, began, ttl):
             return Row("notes", (encode(session_ws_id), encode(token), began, ttl, now + ttl))
-
-
-def _known(at: float, now: float) -> float:
-    """
-    Return *at*, or *now* if it isn't known yet what time *at* is.
-    """
-    return now if at > now + AHEAD else at
 
 
 def read_ended(key: str, at: float, carries: int, minor: int, ttl: float) -> Change:

@@ -339,27 +339,32 @@ class Records:
         self.epoch += news
         return news
 
-    def resolve(self, time_of: Callable[[float], float]) -> None:
+    def resolve(self, time_of: Callable[[float], float]) -> list[Change]:
         """
-        Give the records their time that were made before the clock was known.
+        Give the records their time that were made before the clock was known, and return them.
 
         Args:
             time_of: Returns the time of what was taken for one.
         """
+        moved: list[Change] = []
         for end in self._ends():
             if (at := time_of(end.at)) != end.at:
-                self._put_end(end.moved_to(at))
+                self._put_end(end := end.moved_to(at))
+                moved.append(end)
         for renewal in self._renewals():
             if (at := time_of(renewal.at)) != renewal.at:
-                self._put_renewal(renewal.moved_to(at))
+                self._put_renewal(renewal := renewal.moved_to(at))
+                moved.append(renewal)
         latest = -math.inf
         for subject, known, ttl in self._subjects.items():
             if (before := time_of(known)) != known:
+                moved.append(SubjectEnded(Subject(*subject), before, ttl))
                 self._subjects.put(subject, before, ttl)
             if subject[0] != "id":
                 latest = max(latest, before)
         self.latest_owner_end = latest
         self.epoch += 1
+        return moved
 
     def end_subjects(
         self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float

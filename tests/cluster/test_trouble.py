@@ -251,6 +251,37 @@ class TestClock:
             assert await expect_close(ws) == 4401
         assert await refused(b, renewed) == 4401
 
+    @pytest.mark.parametrize("skew", [-600.0, 600.0])
+    async def test_journal_of_an_end_without_time(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        skew: float,
+    ) -> None:
+        """An end whose time only the next process knows ends what was, and nobody later."""
+        b = await start_node(redis_server.url, "b")
+        old = await log_in(b)
+        redis_server.kill()
+        clock = RedisClock(wall=lambda: time.time() + skew)
+        monkeypatch.setattr("aiohttp_session_ws.redis.cluster.RedisClock", lambda: clock)
+        before = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        await registry_of(before).end_identity("ann")
+        await before.close()
+        monkeypatch.undo()
+        await redis_server.start()
+        a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        for client in (a, b):
+            await becomes(client, "connected")
+            assert await refused(client, old) == 4401
+        new = await log_in(a)
+        await a.close()
+        a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        await becomes(a, "connected")
+        async with socket(a, new), socket(b, new):
+            pass
+
     async def test_log_in_during_outage(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import random
 
-from aiohttp_session_ws.redis.clock import LATE, PENDING, RedisClock
+from aiohttp_session_ws.redis.clock import LATE, RedisClock
+from aiohttp_session_ws.sessions.clock import PENDING
 
 
 class Times:

@@ -20,6 +20,7 @@ import pytest
 from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import JournalError
 from aiohttp_session_ws.sessions import journal_file
+from aiohttp_session_ws.sessions.clock import PENDING
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, Pool, as_row
 from aiohttp_session_ws.sessions.records import (
@@ -161,13 +162,14 @@ class TestMerge:
         assert set(file.load()[0]) == set(notes)
 
     def test_unknown_time(self, file: JournalFile) -> None:
-        """A time that was taken before the clock was known would end what begins later, too."""
-        write(file, SubjectEnded(ANN, 1e11, DAY), LineageEnded("a", 1e11 + 5, False, DAY))
+        """A time that was not known gives way to the next one, which is earlier."""
+        renewed = LineageRenewed("b", 1, 1, PENDING, frozenset({"renewal"}), seen=False, ttl=DAY)
+        ended = LineageEnded("a", PENDING, carries=False, ttl=DAY)
+        changes = (SubjectEnded(ANN, PENDING, DAY), ended, renewed)
+        for at in (PENDING + 7.0, NOW, NOW - 1.0):
+            write(file, *(change.moved_to(at) for change in changes))
 
-        assert set(file.load()[0]) == {
-            SubjectEnded(ANN, NOW, DAY),
-            LineageEnded("a", NOW, carries=False, ttl=DAY),
-        }
+        assert set(file.load()[0]) == {change.moved_to(NOW) for change in changes}
 
     def test_all_or_none(self, file: JournalFile) -> None:
         """A transaction that fails has written nothing, and harms no later one."""
