@@ -31,6 +31,15 @@ async def maybe_await(value: Any) -> Any:
     return value
 
 
+def is_cancelled() -> bool:
+    """
+    Tell whether this task is being cancelled; else a ``CancelledError`` is that of another task or
+    future, which was awaited, and an error like any other.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def supervise(
     run: Callable[[], Awaitable[None]],
     name: str,

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, is_cancelled
 from ..connections.connection import TrackedConnection
 
 __all__: list[str] = []
@@ -62,13 +62,12 @@ async def _send(
     """
     Send a message for a sender who may not be there any more to hear of an error.
     """
-    task = asyncio.current_task()
     try:
         await ws.send_frame(data, opcode)
     except ConnectionError as exc:
         return exc
     except asyncio.CancelledError:
-        if task is None or task.cancelling():
+        if is_cancelled():
             raise
         # Somebody who sends past us was cancelled. The frame is written: aiohttp waits after.
     return None

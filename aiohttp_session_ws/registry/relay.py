@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from .._logging import OncePerMinute, log
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, is_cancelled
 
 __all__ = ["RelayHandler"]
 
@@ -85,8 +85,7 @@ class Relays:
                 try:
                     await self._handlers[name](waiting.popleft())
                 except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is None or task.cancelling():
+                    if is_cancelled():
                         raise  # the application ends
                     log.exception("the relay handler %r was cancelled by what it awaits", name)
                 except Exception:

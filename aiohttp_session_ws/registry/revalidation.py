@@ -23,7 +23,7 @@ from aiohttp_session import Session
 
 from .._lineage import Lineage
 from .._logging import describe_error, log
-from .._tasks import BackgroundTasks, maybe_await
+from .._tasks import BackgroundTasks, is_cancelled, maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
@@ -268,8 +268,7 @@ class Revalidator:
                 found = await self._fetch(last)
             allowed = await self._authorize(connections, last, found)
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise  # the application ends
             self._retry(connections, exc)  # the storage's own
         except Exception as exc:  # noqa: BLE001  it is logged, once for all

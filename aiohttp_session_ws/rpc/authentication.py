@@ -17,10 +17,9 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from .._logging import log
-from .._tasks import maybe_await
+from .._tasks import is_cancelled, maybe_await
 from ..exceptions import WebSocketDisconnect
 from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
-from .halves import is_cancelled
 from .session import Session
 
 __all__ = ["Authentication", "CRASecret", "session_identity"]

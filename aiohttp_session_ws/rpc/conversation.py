@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from .._logging import log
+from .._tasks import is_cancelled
 from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
 from ..handlers.websocket import WebSocket
@@ -20,7 +21,7 @@ from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
-from .halves import Step, first_half, is_cancelled, outlast, run_all
+from .halves import Step, first_half, outlast, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm

@@ -61,14 +61,6 @@ async def run_all(steps: Iterable[Step], grace: float) -> None:
             log.exception("what ends a session failed")
 
 
-def is_cancelled() -> bool:
-    """
-    Tell whether this task is being cancelled, or a ``CancelledError`` is an error like any other.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 async def outlast(future: asyncio.Future[T]) -> T:
     """
     Wait until something is done, also while this task is being cancelled.

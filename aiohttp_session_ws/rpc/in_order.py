@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
+from .._tasks import is_cancelled
 from . import errors, wamp_messages as wamp
 from .errors import NotRegistered, RPCError, SessionGone
-from .halves import is_cancelled
 from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session, new_id
