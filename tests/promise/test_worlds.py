@@ -209,30 +209,31 @@ def cut_off_nodes_accept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "mutate",
+    ("mutate", "seed"),  # and the first world that found it out when this was written
     [
-        without_grace,
-        renewals_begin_anew,
-        ends_are_forgotten,
-        nobody_is_seen,
-        cancelled_requests_are_not_settled,
-        orders_pass_streams_by,
-        kept_sockets_are_lost,
-        orders_miss_proofs,
-        proofs_are_not_judged,
-        labels_end_nothing,
-        journals_are_not_read,
-        journals_are_not_written,
-        drains_close_nothing,
-        cut_off_nodes_accept,
+        (without_grace, 33),
+        (renewals_begin_anew, 1),
+        (ends_are_forgotten, 3),
+        (nobody_is_seen, 7),
+        (cancelled_requests_are_not_settled, 93),
+        (orders_pass_streams_by, 10),
+        (kept_sockets_are_lost, 103),
+        (orders_miss_proofs, 16),
+        (proofs_are_not_judged, 16),
+        (labels_end_nothing, 28),
+        (journals_are_not_read, 3),
+        (journals_are_not_written, 3),
+        (drains_close_nothing, 34),
+        (cut_off_nodes_accept, 339),
     ],
 )
 def test_the_oracle_notices_what_is_broken(
     mutate: Callable[[pytest.MonkeyPatch], None],
+    seed: int,
     redis_port: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A registry that leaves out one sentence of the model is found out within 500 worlds."""
     mutate(monkeypatch)
-    worlds = (play(*make_world(seed), redis_port) for seed in range(500))
+    worlds = (play(*make_world(one), redis_port) for one in (seed, *range(500)))
     assert any(violations for violations, _ in worlds)
