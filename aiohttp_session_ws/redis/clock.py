@@ -134,6 +134,12 @@ class RedisClock(Clock):
         """
         return self.monotonic() + self._best.offset if self.known else super().now()
 
+    def age(self, at: float) -> float:
+        """
+        Return how many seconds ago *at* was, which may have been taken before the clock was known.
+        """
+        return super().age(at) if at < PENDING else self.monotonic() - (at - PENDING)
+
     def latest(self, at: float) -> float:
         """
         Return a time that is past by this process's clock, as late as it may have been.

@@ -240,7 +240,7 @@ class Core:
         if not self.records.may_concern(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
-        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
+        return status(self.records, lineage, subjects, self.clock, self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -252,7 +252,7 @@ class Core:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:
-                return Status(State.ENDED, self.clock.now() - before)
+                return Status(State.ENDED, self.clock.age(before))
         owner = Owner(connection.identity, connection.labels)
         return self.judge(connection.lineage, connection.session_ws_id, owner)
 

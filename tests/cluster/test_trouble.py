@@ -15,7 +15,7 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
-from aiohttp_session_ws import Timeouts
+from aiohttp_session_ws import Expiry, Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.clock import RedisClock
 from tests.support import PATIENCE, expect_close, until
@@ -35,6 +35,7 @@ from tests.support.nodes import (
     socket,
     visit,
 )
+from tests.support.people import outcome
 from tests.support.processes import free_port
 from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
@@ -293,6 +294,19 @@ class TestClock:
         await becomes(b, "connected")
         async with socket(b, cookie):
             pass
+
+    async def test_lost_renewal(self, start_node: StartNode) -> None:
+        """Before the clock is known, too, an answer may be lost: the older cookie serves on."""
+        expiry = Expiry(renewal_grace=0.05)
+        a = await start_node(nowhere(), "a", on_outage="accept", expiry=expiry)
+        cookie = await log_in(a)
+        assert await visit(a, "/renew", cookie) != cookie
+
+        async def serves() -> bool:
+            return await outcome(a, cookie) == "ann"
+
+        await until(serves)
+        assert await visit(a, "/renew", cookie) != cookie  # what it changes is saved
 
 
 class TestReports:
