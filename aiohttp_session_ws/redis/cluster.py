@@ -316,6 +316,13 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
 
+    def write_again(self) -> None:
+        """
+        Write what a journal has brought that was read late; else :meth:`_prepare` does it.
+        """
+        if self._tasks:
+            self.write_back.lost(everything=True)
+
     def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
