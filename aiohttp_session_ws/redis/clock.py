@@ -53,6 +53,7 @@ class RedisClock(Clock):
     Attributes:
         ahead: By how many seconds it is ahead of Redis' own clock at least, as far as this node
             knows: what the next heartbeat says.
+        leap: How many seconds Redis' own clock was found set forward by the last measurement.
     """
 
     known = False
@@ -69,7 +70,7 @@ class RedisClock(Clock):
         self._best = Sample(monotonic(), 0.0, 0.0)
         self._told_ahead = 0.0
         self._last_end = 0.0
-        self.ahead = 0.0
+        self.ahead = self.leap = 0.0
 
     @property
     def was_set_back(self) -> bool:
@@ -98,6 +99,7 @@ class RedisClock(Clock):
             received: When the answer came.
             ahead: How many seconds the time of all nodes is ahead of Redis' own.
         """
+        self.leap = 0.0
         if ahead != self._told_ahead:  # what was measured before is not of the same clock
             self._forget_samples()
             self._told_ahead = self.ahead = ahead
@@ -117,6 +119,7 @@ class RedisClock(Clock):
         self.ahead = ahead
         if change > doubt:
             self._samples.clear()  # a clock was set
+            self.leap = change if self.known else 0.0
         self._samples.append(sample)
         self._best = min(self._samples, key=self._error_of)
         if not self.known:
@@ -133,6 +136,12 @@ class RedisClock(Clock):
         Return the time, for ages.
         """
         return self.monotonic() + self._best.offset if self.known else super().now()
+
+    def age(self, at: float) -> float:
+        """
+        Return how many seconds ago *at* was, which may have been taken before the clock was known.
+        """
+        return super().age(at) if at < PENDING else self.monotonic() - (at - PENDING)
 
     def latest(self, at: float) -> float:
         """

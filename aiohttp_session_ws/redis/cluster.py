@@ -15,7 +15,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from .._lineage import Lineage, Subject
 from .._logging import OncePerMinute, fingerprint, log
@@ -63,6 +63,9 @@ from .requests import DATA, REPORTS, Requests
 from .write_back import WriteBack
 
 __all__: list[str] = []
+
+#: Seconds that Redis' clock may be set forward: records live an hour longer than sessions.
+LEAP: Final = 600.0
 
 
 class RedisCluster:
@@ -313,6 +316,13 @@ class RedisCluster:
         await end_tasks(self._tasks)
         self._tasks.clear()
 
+    def write_again(self) -> None:
+        """
+        Write what a journal has brought that was read late; else :meth:`_prepare` does it.
+        """
+        if self._tasks:
+            self.write_back.lost(everything=True)
+
     def _log_lost(self, left: Sequence[AnyEntry]) -> None:
         if self._journaled:
             log.warning(
@@ -391,6 +401,13 @@ class RedisCluster:
         if self._pending_times and self.clock.known:
             self._pending_times = False
             self.node.effects.resolve()
+        if self.clock.leap > LEAP:
+            log.warning(
+                "Redis' clock went ahead by %.0f s, or this machine slept: what has expired is"
+                " written again",
+                self.clock.leap,
+            )
+            self._lost(everything=True)
         if self.lookup.unchecked:
             self.reconciler.missed()
         if self.inbound.unrecorded and self.membership.takes_writes:

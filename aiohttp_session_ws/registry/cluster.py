@@ -395,6 +395,11 @@ class Cluster(Protocol):
         Leave them, after the last request.
         """
 
+    def write_again(self) -> None:
+        """
+        Let the others have what this node knows, and they don't: its journal was read late.
+        """
+
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
         Return the connections of all nodes; *here* are this one's.

@@ -198,6 +198,7 @@ class Core:
         self.storages: list[AbstractStorage] = []
         self._max_ages: set[int | None] = set()
         self.own_ttl = self._others_ttl = 0.0
+        self._started = 0.0  # by the one clock, as far as it was known
         self._set_ttl()
 
     # Time
@@ -240,7 +241,7 @@ class Core:
         if not self.records.may_concern(lineage.token):
             return ALIVE  # as the rest would find, but quicker
         subjects = subjects_of(session_ws_id, owner)
-        return status(self.records, lineage, subjects, self.clock.now(), self.expiry.renewal_grace)
+        return status(self.records, lineage, subjects, self.clock, self.expiry.renewal_grace)
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -252,7 +253,7 @@ class Core:
             identity, since = connection.proven
             before = self.records.ended_before(Subject("identity", identity))
             if before >= since:
-                return Status(State.ENDED, self.clock.now() - before)
+                return Status(State.ENDED, self.clock.age(before))
         owner = Owner(connection.identity, connection.labels)
         return self.judge(connection.lineage, connection.session_ws_id, owner)
 
@@ -500,11 +501,12 @@ class Core:
             self.revalidator.start()
             if self.journal is not None:
                 clock, journal = self.clock, self.journal
+                self._started = clock.order_time()
                 has, promised = self.records.has, clock.promised
                 late, again = self._read_late, self._write_again
                 stored = await journal.start(clock.now, has, promised, late, again)
                 clock.start_after(journal.last_time)
-                _ = self.effects.merge_stored(stored)
+                _ = self.effects.merge_stored(stored, self._last_start(journal))
                 clock.promise_by(journal.keep_time)
             await self.cluster.start(self)
             self.presence.start()
@@ -520,7 +522,19 @@ class Core:
         """
         assert self.journal is not None
         self.clock.start_after(self.journal.last_time)
-        _ = self.tasks.spawn(self.effects.learn_stored(changes), "learn what has ended before")
+        learning = self._learn_stored(changes, self._last_start(self.journal))
+        _ = self.tasks.spawn(learning, "learn what has ended before")
+
+    async def _learn_stored(self, changes: Sequence[Change], until: float) -> None:
+        await self.effects.learn_stored(changes, until)
+        self.cluster.write_again()
+
+    def _last_start(self, journal: Journal) -> float:
+        """
+        Return when this process has started, after all that earlier ones have begun.
+        """
+        started = max(self.clock.resolve(self._started), journal.last_time)
+        return min(self.clock.order_time(), started)
 
     def _write_again(self) -> None:
         """

@@ -94,20 +94,22 @@ class Effects:
         self._journal(news)
         return news
 
-    def merge_stored(self, stored: Iterable[Change]) -> list[Change]:
+    def merge_stored(self, stored: Iterable[Change], until: float) -> list[Change]:
         """
         Merge what the journal holds, and return what was news.
 
-        What an earlier process ordered before the clock was known it may have ordered at any time
-        until now.
+        Args:
+            stored: What it holds.
+            until: When this process has started: what an earlier one ordered before the clock was
+                known it may have ordered at any time until then.
         """
-        changes, now = list(stored), self._core.clock.order_time()
+        changes = list(stored)
         moved: list[Change] = []
         for i, change in enumerate(changes):
             match change:
                 case SubjectEnded(before=at) | LineageEnded(at=at) | LineageRenewed(at=at):
                     if at >= PENDING:
-                        changes[i] = change.moved_to(now)
+                        changes[i] = change.moved_to(until)
                         moved.append(changes[i])
         self._journal(moved)
         return list(filter(self._records.merge, changes))
@@ -356,13 +358,17 @@ class Effects:
         """
         self._take_effect(self.merge(changes))
 
-    async def learn_stored(self, changes: Sequence[Change]) -> None:
+    async def learn_stored(self, changes: Sequence[Change], until: float) -> None:
         """
         Do so with what the journal holds already; of much, a part at a time.
+
+        Args:
+            changes: What it holds.
+            until: When this process has started.
         """
         for start in range(0, len(changes), PART):
             part = changes[start : start + PART]
-            self._take_effect(self.merge_stored(part))
+            self._take_effect(self.merge_stored(part, until))
             await asyncio.sleep(0)
 
     async def write_again(self) -> None:

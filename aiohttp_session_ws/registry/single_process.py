@@ -120,6 +120,11 @@ class SingleProcess:
         Do nothing.
         """
 
+    def write_again(self) -> None:
+        """
+        Do nothing.
+        """
+
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
         Return the connections of this process.

@@ -57,6 +57,12 @@ class Clock:
         self._offset = max(self._offset, self.wall() - monotonic)
         return max(self._last, monotonic + self._offset)
 
+    def age(self, at: float) -> float:
+        """
+        Return how many seconds ago *at* was.
+        """
+        return self.now() - at
+
     def begin_time(self) -> float:
         """
         Return the time for a lineage that begins now: after all that has ended so far.

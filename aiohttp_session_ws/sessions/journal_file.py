@@ -214,21 +214,19 @@ class JournalFile:
 
     def load(self) -> tuple[list[Change], float]:
         """
-        Return the records that had not expired when the last process ended, of each kind the
-        first to expire first, and the last time of the clock.
+        Return the records, of each kind the first to expire first, and the last time of the clock.
 
-        How long that was ago only the wall clock tells, and one that is wrong for a moment must
-        not make all ends forgotten.
+        What has expired is deleted by :meth:`tidy` alone, which asks memory. Here only the wall
+        clock would tell, and one that is or was wrong for a moment must not make all ends
+        forgotten.
         """
         execute = self.open().execute
         row = execute("SELECT last_time FROM clock").fetchone()
         last_time = 0.0 if row is None else row[0]
         changes: list[Change] = []
         for table, where, limit in self._pools.values():
-            newest = f"SELECT * FROM {table} WHERE {where} AND expires > ? ORDER BY expires DESC"
-            rows = execute(
-                f"SELECT * FROM ({newest} LIMIT ?) ORDER BY expires", (last_time, limit)
-            )
+            newest = f"SELECT * FROM {table} WHERE {where} ORDER BY expires DESC LIMIT ?"
+            rows = execute(f"SELECT * FROM ({newest}) ORDER BY expires", (limit,))
             changes += [READ[table](*row[:-1]) for row in rows]
         return changes, last_time
 

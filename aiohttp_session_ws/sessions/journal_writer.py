@@ -161,9 +161,12 @@ class JournalWriter:
         Write what was put and say so; while the disk fails, try only now and then.
         """
         rows = [row for put in puts for row in put]
-        if self.failed and not hurry and time.monotonic() < self._retry_at:
-            self._keep(rows)
-            written = False
+        due = hurry or time.monotonic() >= self._retry_at
+        if self._backlog or (self.failed and not due):
+            self._keep(rows)  # in its turn: of a time that wasn't known the next one counts
+            if due:
+                self._retry()
+            written = not self._backlog
         else:
             written = self._commit(rows)
         self._written(len(puts), written)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from .._lineage import Lineage, Subject
+from .clock import Clock
 from .records import LineageEnded, Records
 
 __all__: list[str] = []
@@ -66,7 +67,7 @@ def status(
     records: Records,
     lineage: Lineage,
     subjects: Iterable[Subject],
-    now: float,
+    clock: Clock,
     grace: float,
 ) -> Status:
     """
@@ -76,22 +77,22 @@ def status(
         records: What is known.
         lineage: Of which lineage and generation the session is.
         subjects: Its id, and its identity and labels as far as they are known.
-        now: The time by the one clock.
+        clock: The one clock.
         grace: Seconds in which an older generation is replaced though nobody has come with
             the newer one yet.
     """
     record = records.lineage(lineage.token)
     if isinstance(record, LineageEnded):
-        return Status(State.ENDED, now - record.at, record.carries)
+        return Status(State.ENDED, clock.age(record.at), record.carries)
     if records.has_subjects:
-        began = effective_began(lineage, now)
+        began = effective_began(lineage, clock.now())
         for subject in subjects:
             before = records.ended_before(subject)
             if before >= began:
-                return Status(State.ENDED, now - before)
+                return Status(State.ENDED, clock.age(before))
     if record is None or lineage.generation >= record.generation:
         return ALIVE
     if lineage.generation < record.after:
         return Status(State.REPLACED, math.inf)
-    age = now - record.at
+    age = clock.age(record.at)
     return Status(State.REPLACED, age) if record.seen or age < grace else ALIVE

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import inbound, membership, recent, write_back
+from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import FIND, Script
@@ -566,6 +567,36 @@ class TestLostData:
         await redis_server.cli("FLUSHALL")
         cluster_of(a).membership.hurry()
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
+
+    async def test_clock_set_forward(
+        self,
+        redis_server: RedisServer,
+        nodes: Nodes,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What expired since Redis' clock was set forward is written again, for who starts."""
+        a, _ = nodes
+        cookie, other = await log_in(a), await log_in(a, "bob")
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+        measure = RedisClock.measure
+
+        def measure_ahead(
+            clock: RedisClock, server: float, sent: float, received: float, ahead: float = 0.0
+        ) -> None:
+            measure(clock, server + 3e7, sent, received, ahead)
+
+        monkeypatch.setattr(RedisClock, "measure", measure_ahead)
+        await redis_server.cli("DEL", *await redis_server.cli("KEYS", f"{PREFIX}:lineage:*"))
+        await redis_server.cli("DEL", f"{PREFIX}:recent")
+        cluster_of(a).membership.hurry()
+        await until(lambda: redis_server.holds(f"{PREFIX}:lineage:*", 1))
+        for client in (*nodes, await start_node(redis_server.url, "c")):
+            await becomes(client, "connected")
+            assert await refused(client, cookie) == 4401
+            async with socket(client, other):
+                pass
 
     async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Records go by themselves."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
-from aiohttp_session_ws import Timeouts
+from aiohttp_session_ws import Expiry, Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.sessions.journal_file import JournalFile
 from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     Nodes,
@@ -35,6 +38,7 @@ from tests.support.nodes import (
     socket,
     visit,
 )
+from tests.support.people import outcome
 from tests.support.processes import free_port
 from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
@@ -282,6 +286,43 @@ class TestClock:
         async with socket(a, new), socket(b, new):
             pass
 
+    async def test_journal_read_late(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """What a disk that failed at the start gives back ends what was before, on all nodes."""
+        b = await start_node(redis_server.url, "b")
+        old = await log_in(b)
+        redis_server.kill()
+        before = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        await registry_of(before).end_identity("ann")
+        await before.close()
+        await redis_server.start()
+        works, load = threading.Event(), JournalFile.load
+
+        def load_late(self: JournalFile) -> Any:
+            if works.is_set():
+                return load(self)
+            raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr(JournalFile, "load", load_late)
+        a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
+        for client in (a, b):
+            await until(lambda c=client: cluster_of(c).connected)  # type: ignore[misc]
+        tasks = asyncio.all_tasks  # one of them writes what a journal has brought by then
+        await until(lambda: not any("settings" in task.get_name() for task in tasks()))
+        new = await log_in(a)
+        async with socket(a, new), socket(b, old) as ws:
+            works.set()
+            assert await expect_close(ws) == 4401
+        for client in (a, b):
+            assert await refused(client, old) == 4401
+            async with socket(client, new):
+                pass
+
     async def test_log_in_during_outage(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
@@ -293,6 +334,19 @@ class TestClock:
         await becomes(b, "connected")
         async with socket(b, cookie):
             pass
+
+    async def test_lost_renewal(self, start_node: StartNode) -> None:
+        """Before the clock is known, too, an answer may be lost: the older cookie serves on."""
+        expiry = Expiry(renewal_grace=0.05)
+        a = await start_node(nowhere(), "a", on_outage="accept", expiry=expiry)
+        cookie = await log_in(a)
+        assert await visit(a, "/renew", cookie) != cookie
+
+        async def serves() -> bool:
+            return await outcome(a, cookie) == "ann"
+
+        await until(serves)
+        assert await visit(a, "/renew", cookie) != cookie  # what it changes is saved
 
 
 class TestReports:

@@ -228,6 +228,23 @@ class TestRestart:
 
         assert codes == [4401, 4401]
 
+    async def test_clock_set_forward_meanwhile(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that is wrong for a moment before the process stops makes nothing forgotten."""
+        wall = Wall(monkeypatch)
+        client = await start()
+        cookie = await session_of(client)
+        await out(client, cookie)
+        wall.advance(1e9)
+        await out(client, await session_of(client, "bob"))
+        await client.close()
+        wall.set_back(1e9)
+        client = await start()
+
+        assert await outcome(client, cookie) == 4401
+        assert await outcome(client, await session_of(client)) == "ann"
+
     async def test_kill(self, path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
         """A log-out whose answer has come survives ``kill -9``."""
         codes = []

@@ -142,7 +142,7 @@ class MemoryCluster(SingleProcess):
         """Record an order if its own session lives by all that is recorded."""
         shared = self._shared
         own = [subject for subject in subjects if subject.kind != "identity"]
-        found = status(shared.records, lineage, own, shared.clock.now(), GRACE)
+        found = status(shared.records, lineage, own, shared.clock, GRACE)
         others = [subject for subject in subjects if subject.kind == "identity"]
         if not found.alive or any(shared.records.ended_before(s) >= since for s in others):
             return False

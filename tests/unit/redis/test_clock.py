@@ -128,7 +128,10 @@ class TestRedisClock:
         assert end > times.right
         assert times.clock.resolve(end) == end
         times.now += 30.0
+        assert times.clock.age(end) == 30.0
         times.measure(0.001, 0.001)
+        assert times.clock.age(end) >= 30.0
+        assert abs(times.clock.age(times.clock.resolve(end)) - 30.0) < 0.01
         assert abs(times.clock.resolve(end) - (times.right - 30.0)) < 0.01
         assert times.clock.resolve(5.0) == 5.0
 

@@ -23,6 +23,7 @@ from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.registry.identify import Owner, subjects_of
 from aiohttp_session_ws.registry.judging import Judge, is_certain
 from aiohttp_session_ws.results import CloseReport
+from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import (
     Change,
     IdNote,
@@ -184,6 +185,7 @@ async def test_coming_meanwhile(
 def test_certain() -> None:
     """Whoever is surely closed would be closed in the same way by all that is known."""
     rng, certain = random.Random(3), [0, 0]
+    clock = Clock(wall=lambda: 2.0, monotonic=lambda: 0.0)
     for _ in range(3000):
         records, lineage = Records(), Lineage("t", rng.randrange(3), rng.uniform(0, 3))
         identity, seldom = rng.choice([None, "ann"]), rng.random() < 0.2
@@ -209,7 +211,7 @@ def test_certain() -> None:
 
         def judge(c: TrackedConnection, known: Records = records) -> Status:
             subjects = subjects_of(c.session_ws_id, Owner(c.identity, c.labels))
-            return status(known, c.lineage, subjects, 2.0, 30.0)
+            return status(known, c.lineage, subjects, clock, 30.0)
 
         slow = Judge(changes, told, Close(4000), judge, lambda found: CLOSE_FOR[found.state])
         if is_certain(changes, connection, told):

@@ -21,6 +21,7 @@ import pytest
 from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import JournalError
 from aiohttp_session_ws.sessions import journal as journal_module, journal_writer
+from aiohttp_session_ws.sessions.clock import PENDING
 from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from aiohttp_session_ws.sessions.journal_rows import Row
@@ -491,6 +492,19 @@ class TestFailingDisk:
 
         assert written == [False] * 20
         assert "20 records could not be written" in caplog.text
+
+    async def test_full_until_the_time_is_known(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a full disk didn't take is not written over what is known since."""
+        end, known = SubjectEnded(Subject("identity", "ann"), PENDING, DAY), 1.7e9
+        async with running(path) as (journal, _):
+            with monkeypatch.context() as broken:
+                broken.setattr(JournalFile, "write", find_full)
+                assert not await journal.append([end])
+            _ = journal.append([end.moved_to(known)])
+
+        assert await read(path) == {end.moved_to(known)}
 
     async def test_damage_found_by_reading(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -184,12 +184,11 @@ class TestMerge:
 
 class TestBounds:
     def test_expired(self, file: JournalFile, path: Path, clock: Clock) -> None:
-        """What has expired is not read, and deleted when the file is tidied."""
+        """What has expired is deleted when the file is tidied."""
         write(file, ended(1, 10.0), ended(2, DAY), SubjectEnded(ANN, NOW, 10.0))
         clock.now += 10.0
-        write(file)
-        assert file.load()[0] == [ended(2)]
         tidy(file)
+        assert file.load()[0] == [ended(2)]
         file.close()
 
         assert (count(path, "ended"), count(path, "subjects")) == (1, 0)
@@ -220,7 +219,7 @@ class TestBounds:
         """The end of a session that held nothing is kept for an hour."""
         write(file, ended(1, minor=True))
         clock.now += 3600.0
-        write(file)
+        tidy(file)
 
         assert file.load()[0] == []
 

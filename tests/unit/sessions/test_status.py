@@ -9,6 +9,7 @@ import math
 import pytest
 
 from aiohttp_session_ws._lineage import Lineage, Subject
+from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import (
     Change,
     LineageEnded,
@@ -31,7 +32,8 @@ def judged(
     records = Records()
     for change in changes:
         records.merge(change)
-    return status(records, Lineage("a", generation, began), (ID, ANN, LABEL), now, GRACE)
+    clock = Clock(wall=lambda: now, monotonic=lambda: 0.0)
+    return status(records, Lineage("a", generation, began), (ID, ANN, LABEL), clock, GRACE)
 
 
 def renewed(
