@@ -105,6 +105,19 @@ class TestOneRegistry:
         with pytest.raises(NotSetUp):
             setup(app)
 
+    async def test_one_registry_for_a_sub_application_too(self) -> None:
+        """As 1.1.1 needed it: the error says that the root's is enough."""
+        registry = SessionWSRegistry()
+        app, sub = application(session_ws_middleware), web.Application()
+        setup(sub, registry)
+        setup(app, registry)
+        app.add_subapp("/sub", sub)
+        runner = web.AppRunner(app)
+
+        with pytest.raises(NotSetUp, match="for its root"):
+            await runner.setup()
+        await runner.cleanup()
+
     @pytest.mark.parametrize("path", ["/sub/ws", "/sub/page"])
     async def test_setup_twice_in_one_tree(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture, path: str
