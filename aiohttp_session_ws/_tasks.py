@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Coroutine
@@ -29,6 +30,33 @@ async def maybe_await(value: Any) -> Any:
     if inspect.isawaitable(value):
         return await value
     return value
+
+
+def expect_awaitable(made: object, function: object) -> Awaitable[Any]:
+    """
+    Return what the application's *function* has made.
+
+    Raises:
+        TypeError: If it is no awaitable.
+    """
+    if inspect.isawaitable(made):
+        return made
+    raise TypeError(
+        f"{function!r} returned {type(made).__name__}, which can't be awaited: write 'async def'"
+    )
+
+
+def is_coroutine_function(function: object) -> bool:
+    """
+    Tell whether *function*, or the object that stands for one, makes coroutines.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004  an object with an async one
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+        return True
+    code = getattr(function, "__code__", None)  # one made by types.coroutine()
+    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 def is_cancelled() -> bool:

@@ -36,7 +36,8 @@ class CloseReport:
         cancelled: How many handlers had to be cancelled.
         handshakes: How many handshakes in flight it will refuse.
         nodes_expected: How many processes were asked to answer, this one included.
-        nodes_answered: How many of them did.
+        nodes_answered: How many of them did; one without ``identify`` can't for an identity, nor
+            one without ``labels`` for a label.
         stored: Whether the order is recorded where it outlives this process: in Redis or in
             the journal. True where there is neither.
     """

@@ -12,6 +12,7 @@ import aiosignal
 from aiohttp import web
 
 from ._logging import fingerprint, log
+from ._tasks import expect_awaitable
 from .typing import ConnectionContext, WebSocketHook
 
 __all__ = [
@@ -70,7 +71,7 @@ class Signal(aiosignal.Signal[D]):
         """
         for receiver in tuple(self):
             try:
-                await receiver(*args, **kwargs)
+                await expect_awaitable(receiver(*args, **kwargs), receiver)
             except Exception:
                 log.exception("a receiver of a signal failed: %r", receiver)
 

@@ -134,7 +134,7 @@ def make_parser() -> Parser:
         )
 
     close = command("close", "close sockets; their sessions may come back")
-    end = command("end", "end a session, or all sessions of somebody: nobody comes back")
+    end = command("end", "end a session, or all sessions of somebody; later log-ins live")
     connections = command("connections", "list the open sockets")
     command("count", "tell how many sockets are open")
     command("nodes", "list the processes")
@@ -146,7 +146,7 @@ def make_parser() -> Parser:
     _add_whose(end, required=True)
     for child in (close, end):
         _add(child, "--by", metavar="NAME", help="who gives the order, for the processes' logs")
-    keep = f"for how long nobody comes back ({Options.keep:g}, or longer if sessions last longer)"
+    keep = f"for how long the end is kept ({Options.keep:g}, or longer if sessions last longer)"
     _add(end, "--keep", metavar="DAYS", type=_positive, help=keep)
     _add_whose(connections, required=False)
     show = "print ids and identities too, not only their hashes"

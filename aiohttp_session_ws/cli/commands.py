@@ -172,9 +172,18 @@ def _unanswered(report: CloseReport, options: Options) -> list[str]:
         return []
     missing = report.nodes_expected - report.nodes_answered
     return [
-        f"{missing} of {report.nodes_expected} processes didn't answer within"
-        f" {options.wait:g} s; they see to it when they can, ask again with `connections`"
+        f"{missing} of {report.nodes_expected} processes didn't answer within {options.wait:g} s"
+        f"{_or_cannot(options)}; they see to it when they can, ask again with `connections`"
     ]
+
+
+def _or_cannot(options: Options) -> str:
+    """
+    Say why a process may not know what it was asked, however long one waits.
+    """
+    if options.label is not None:
+        return ", or can't without labels="
+    return "" if options.identity is None else ", or can't without identify="
 
 
 async def _give(
@@ -211,7 +220,7 @@ def _sum(reports: Sequence[CloseReport]) -> CloseReport:
 
 def _asked(nodes: Nodes | ClusterStats, options: Options, *, complete: bool) -> list[str]:
     if not complete:
-        return ["not all processes answered in time: there may be more"]
+        return [f"not all processes answered in time{_or_cannot(options)}: there may be more"]
     return [] if nodes else [_nobody(options)]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, Unpack, overload
@@ -17,6 +16,7 @@ from aiohttp.typedefs import JSONEncoder
 
 from .._origin import is_websocket
 from .._refused import Forbidden
+from .._tasks import expect_awaitable, is_coroutine_function
 from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
 from ..registry.core import Core
 from ..signals import FailDetails
@@ -75,7 +75,7 @@ def websocket_handler(
     """
     if function is None:
         return functools.partial(websocket_handler, **options)
-    if not _is_coroutine_function(function):
+    if not is_coroutine_function(function):
         raise TypeError(
             f"@websocket_handler needs a coroutine function, and {function!r} is none: write"
             " 'async def'"
@@ -100,16 +100,6 @@ def _bind(function: Hook, args: tuple[Any, ...]) -> tuple[web.Request, Hook]:
     if isinstance(last, web.View):  # its methods aren't given the request
         bound, last = [last], last.request
     return last, functools.partial(function, *bound) if bound else function
-
-
-def _is_coroutine_function(function: object) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004  an object with an async one
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
-        return True
-    code = getattr(function, "__code__", None)  # one made by types.coroutine()
-    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 class WebSocketView(web.View):
@@ -174,14 +164,15 @@ class WebSocketView(web.View):
             await ws.connect()
         code: int | None = None
         try:
-            await self.on_open()
+            await expect_awaitable(self.on_open(), self.on_open)
             async for message in ws:
-                await self.on_message(message)
+                await expect_awaitable(self.on_message(message), self.on_message)
         except BaseException as exc:
             code = code_after(ws, exc)
             raise
         finally:
-            await self.on_close(code_after(ws, None) if code is None else code)
+            code = code_after(ws, None) if code is None else code
+            await expect_awaitable(self.on_close(code), self.on_close)
 
 
 async def converse(
@@ -234,7 +225,7 @@ async def _begin(core: Core, ws: WebSocket, *, hooks: bool) -> bool:
     if not is_websocket(ws.request):
         await ws.connect()  # says what is wrong
     for hook in core.signals.on_request if hooks else ():
-        await hook(ws)
+        await expect_awaitable(hook(ws), hook)
         if ws.closed:
             return False
     return True
@@ -246,7 +237,7 @@ async def _finish(core: Core, ws: WebSocket) -> None:
     """
     for hook in reversed(core.signals.on_response):
         try:
-            await hook(ws)
+            await expect_awaitable(hook(ws), hook)
         except Exception as exc:
             if not is_disconnect(ws, exc):
                 raise

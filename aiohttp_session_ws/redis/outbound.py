@@ -71,7 +71,7 @@ class Pending:
                 await self._requests.wait_for_joined(request, until - loop.time())
         finally:
             self._requests.close(request)
-        answered = 1 + len(request.answered)
+        answered = 1 + len(request.answered - request.unresolved)
         expected = 1 + len(request.expected | request.answered)
         if not (entry.published and request.known):
             expected = max(expected, answered + 1)  # there may be others

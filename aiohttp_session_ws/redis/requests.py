@@ -37,6 +37,7 @@ class PendingRequest:
         answered: Who has answered in full.
         answers: What they said.
         known: Whether it is known who had to be asked.
+        unresolved: Who has answered, but doesn't know identities, labels or the question.
     """
 
     def __init__(self, number: str, expected: Iterable[str], *, known: bool) -> None:
@@ -45,6 +46,7 @@ class PendingRequest:
         self.answered: set[str] = set()
         self.answers: list[Answer] = []
         self.known = known
+        self.unresolved: set[str] = set()
         self._all = asyncio.get_running_loop().create_future()
 
     @property
@@ -52,7 +54,7 @@ class PendingRequest:
         """
         Whether all have answered, and could.
         """
-        return self.known and self.expected <= self.answered
+        return self.known and not self.unresolved and self.expected <= self.answered
 
     def take(self, sender: str, answer: Answer) -> None:
         """
@@ -60,7 +62,7 @@ class PendingRequest:
         """
         self.answers.append(answer)
         if answer.get("unresolved"):
-            self.known = False  # it doesn't know identities, or the question: there may be more
+            self.unresolved.add(sender)  # there may be more
         if answer.get("last", True):
             self.answered.add(sender)
         settled = answer.get("settles") or self.expected <= self.answered

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Final
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from .._lineage import LAST_GENERATION, Lineage, Subject, new_lineage
 from .._refused import Unavailable
 from .._tasks import maybe_await
 from ..exceptions import IdentifyFailed, InvalidIdentity, InvalidSessionWSId, NotSetUp
-from ..sessions.context import HANDLING, RequestContext, set_current
+from ..sessions.context import ARRIVING, HANDLING, RequestContext, set_current
 from ..sessions.records import LineageRenewed
 from ..sessions.session import (
     begin_session,
@@ -119,6 +119,7 @@ class Arrival:
         self._core = core
         self._request = request
         self._context = context or begin_request(core, request)
+        self._give: Callable[[web.Request], object] = core.ids.ensure_id
         set_current(self._context)
 
     async def judge(self) -> RequestContext:
@@ -134,6 +135,21 @@ class Arrival:
         except BaseException:
             self._context.finish()  # should the same request be handled once more, it is judged
             raise
+
+    async def give_id(self) -> None:
+        """
+        Give an id to a session that the application's ``ensure_id`` gave none: a socket needs one.
+        """
+        context = self._context
+        self._give = self._core.ids.new_id
+        context.stage = ARRIVING  # an id that was missing doesn't renew anything
+        try:
+            if context.session is None:
+                await self._meet_id()
+            else:
+                await self._meet(context.session)
+        finally:
+            context.stage = HANDLING
 
     async def _judge(self) -> RequestContext:
         core, context = self._core, self._context
@@ -175,10 +191,10 @@ class Arrival:
         """
         Meet an id that is kept outside of any session: it stands for its own lineage.
         """
-        core, context = self._core, self._context
+        context = self._context
         context.session_ws_id = await self._current_id()
         if context.session_ws_id is None:
-            await maybe_await(core.ids.ensure_id(self._request))
+            await maybe_await(self._give(self._request))
             context.session_ws_id = await self._current_id()
         if context.session_ws_id is not None:
             context.lineage = Lineage(f"id {context.session_ws_id!r}", 0, 0.0)
@@ -187,7 +203,7 @@ class Arrival:
         """
         See to it that a session has an id and a lineage.
         """
-        core, context, keys = self._core, self._context, self._core.keys
+        context, keys = self._context, self._core.keys
         lineage = keys.read_lineage(session)
         context.session_ws_id = await self._current_id()
         if lineage is None:
@@ -196,7 +212,7 @@ class Arrival:
         written = keys.lineage in session
         if context.session_ws_id is None:
             context.loaded = content_of(session, keys)
-            await maybe_await(core.ids.ensure_id(self._request))
+            await maybe_await(self._give(self._request))
             context.session_ws_id = await self._current_id()
             context.given = context.id_given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:

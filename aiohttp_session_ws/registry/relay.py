@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from .._logging import OncePerMinute, log
-from .._tasks import BackgroundTasks, is_cancelled
+from .._tasks import BackgroundTasks, expect_awaitable, is_cancelled
 
 __all__ = ["RelayHandler"]
 
@@ -79,11 +79,11 @@ class Relays:
         _ = self._tasks.spawn(self._work(name), f"relay {name}", contextvars.Context())
 
     async def _work(self, name: str) -> None:
-        waiting = self._waiting[name]
+        waiting, handler = self._waiting[name], self._handlers[name]
         try:
             while waiting:
                 try:
-                    await self._handlers[name](waiting.popleft())
+                    await expect_awaitable(handler(waiting.popleft()), handler)
                 except asyncio.CancelledError:
                     if is_cancelled():
                         raise  # the application ends

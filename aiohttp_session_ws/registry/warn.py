@@ -57,3 +57,13 @@ class Warnings:
             "session_ws_middleware is missing: put it directly inside aiohttp_session's, or a"
             " session that has ended could be saved by a request in flight",
         )
+
+    def no_id(self) -> None:
+        """
+        Warn of handshakes that are refused, since the application gives their session no id.
+        """
+        self.once(
+            "no id",
+            "a websocket was refused: its session has no session ws id, since the registry's"
+            " get_id() returned None, also after new_id(); give one to whoever may connect",
+        )

@@ -38,6 +38,7 @@ from ..exceptions import (
     NotSetUp,
     SessionWSClosed,
 )
+from ..registry.arrival import Arrival
 from ..registry.core import Core
 from ..registry.deferred import context_for
 from ..sessions import close_orders
@@ -106,6 +107,8 @@ class Handshake:
                 context = context_of(request)
                 if context is None:
                     context = await context_for(core, request)
+                if context.session_ws_id is None and context.status.alive:
+                    await Arrival(core, request, context).give_id()
                 connection = self._file(context)
                 if self._is_asked():
                     await self._ask(context, connection)
@@ -238,7 +241,8 @@ class Handshake:
         return connection
 
     def _expect_alive(self, context: RequestContext) -> Lineage:
-        if context.session_ws_id is None or context.lineage is None:
+        if context.lineage is None or (context.session_ws_id is None and not context.fresh):
+            self._core.warn.no_id()
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
         if context.status is ALIVE and context.orders is NO_ORDERS and not context.fresh:
             return context.lineage

@@ -76,8 +76,8 @@ def warn_workers(core: Core, request: web.Request) -> None:
     if _has_gunicorn_siblings() or _reuses_port(request):
         core.warn.once(
             "workers",
-            "several worker processes and a registry without Redis: a log-out closes the sockets"
-            " of its own worker only; use aiohttp_session_ws.redis.RedisSessionWSRegistry",
+            "several worker processes and a registry without Redis: the others don't learn of a"
+            " log-out; use aiohttp_session_ws.redis.RedisSessionWSRegistry",
         )
 
 
@@ -87,16 +87,20 @@ def _has_gunicorn_siblings() -> bool:
     """
     if "gunicorn" not in os.environ.get("SERVER_SOFTWARE", ""):
         return False
-    words = [*sys.argv, *os.environ.get("GUNICORN_CMD_ARGS", "").split()]
-    counts = [os.environ.get("WEB_CONCURRENCY", "1")]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    count = os.environ.get("WEB_CONCURRENCY", "1")
+    words = [*os.environ.get("GUNICORN_CMD_ARGS", "").split(), *sys.argv]
+    for word, following in zip(words, [*words[1:], ""], strict=True):  # the last one counts
         if word in ("-w", "--workers"):
-            counts.append(following)
+            count = following
         elif word.startswith("--workers="):
-            counts.append(word.partition("=")[2])
+            count = word.partition("=")[2]
         elif word.startswith("-w") and word[2:].isdigit():
-            counts.append(word[2:])
-    return any(count.isdigit() and int(count) > 1 for count in counts)
+            count = word[2:]
+    # A file may have said it, too: the workers that were there before this one have read it.
+    arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
+    for sibling in getattr(arbiter, "WORKERS", {}).values():
+        count = str(sibling.cfg.workers)
+    return count.isdigit() and int(count) > 1
 
 
 def _reuses_port(request: web.Request) -> bool:

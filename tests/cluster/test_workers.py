@@ -138,3 +138,63 @@ async def test_recipe(gunicorn: Gunicorn, operator: RedisSessionWSRegistry) -> N
     assert [node.sockets for node in nodes] == [2] * NUMBER
     assert (closed, codes) == ([4401] * 2 * NUMBER, [4401] * NUMBER)
     assert len(set(pids)) == NUMBER
+
+
+SITE = """\
+import aiohttp_session
+from aiohttp import web
+
+from aiohttp_session_ws import session_ws, session_ws_middleware, setup
+
+
+async def converse(request):
+    async with session_ws(request) as ws:
+        await ws.receive()
+    return ws
+
+
+async def site():
+    sessions = aiohttp_session.session_middleware(aiohttp_session.SimpleCookieStorage())
+    app = web.Application(middlewares=[sessions, session_ws_middleware])
+    setup(app)
+    app.router.add_get("/ws", converse)
+    return app
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+@pytest.mark.parametrize(
+    ("number", "options", "settings"),
+    [(2, "-w 2", ""), (2, "", "workers = 2"), (1, "--workers=1", "workers = 2")],
+)
+async def test_workers_without_redis(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    options: str,
+    settings: str,
+) -> None:
+    """They say that they need one, however gunicorn was told how many there are."""
+    if number == 1:
+        monkeypatch.setenv("WEB_CONCURRENCY", "4")  # which options overrule
+    (tmp_path / "site_of_workers.py").write_text(SITE)
+    (tmp_path / "gunicorn.conf.py").write_text(settings)
+    url = URL(f"http://127.0.0.1:{free_port()}")
+    command = f"-k aiohttp.GunicornWebWorker -b {url.authority} {options} site_of_workers:site"
+    home = shlex.quote(str(tmp_path))
+    script = f"cd {home}; HOME={home} exec {shlex.quote(sys.executable)} -m gunicorn {command}"
+    process = Process("gunicorn", ["bash", "-ec", script])
+    process.launch()
+    try:
+        await process.said("Booting worker", times=number)
+        booted = [line for line in process.lines if "Booting worker" in line]
+        pids = [int(line.rpartition(" ")[2]) for line in booted]
+        async with ClientSession(url, connector=TCPConnector(force_close=True)) as browser:
+            for pid in pids:
+                with alone(pid, pids):
+                    await (await browser.ws_connect("/ws")).close()
+    finally:
+        await process.stop()
+
+    assert len(pids) == number
+    assert any("without Redis" in line for line in process.lines) is (number > 1)

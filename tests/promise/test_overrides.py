@@ -177,6 +177,15 @@ class Telling(SessionWSRegistry):
         return "scheduled"
 
 
+class Skipping(SessionWSRegistry):
+    """Gives no id to visitors."""
+
+    async def ensure_id(self, request: web.Request) -> Any:
+        """Give an id to those only who have logged in."""
+        if (await aiohttp_session.get_session(request)).get("user"):
+            await super().ensure_id(request)
+
+
 class TestHelpers:
     async def test_return_what_the_method_returns(self, serve: Serve) -> None:
         """An override may be sync, and its answer arrives."""
@@ -206,6 +215,39 @@ class TestHelpers:
 
         assert (visit.data["id"], visit.saved) == (None, False)
         assert (await browser.get("/page")).data["id"] is not None
+
+    @pytest.mark.parametrize("middleware", [True, False])
+    @pytest.mark.parametrize("lang", [False, True])
+    async def test_a_socket_of_a_visitor_whom_ensure_id_skips(
+        self, serve: Serve, storage: AbstractStorage, middleware: bool, lang: bool
+    ) -> None:
+        """The handshake gives an id, which it saves, by ``new_id()`` as in 1.1.1."""
+        registry = Skipping(timeouts=QUICK)
+        site = await serve(storage, registry=registry, site={"middleware": middleware})
+        browser = await site.browser()
+        if lang:
+            await browser.get("/write?lang=de")
+        socket = await browser.open()
+        kept = await browser.get("/page")
+        await browser.get("/close")
+
+        assert socket.id is not None
+        assert (kept.data["id"], await socket.code()) == (socket.id, AGAIN)
+
+    async def test_an_id_that_nobody_gives(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its handshakes are refused, and one line in the log says what to override."""
+
+        class Derived(SessionWSRegistry):
+            async def get_id(self, request: web.Request) -> Hashable | None:
+                return None
+
+        site = await serve(registry=Derived(timeouts=QUICK))
+        assert [await site.knock(""), await site.knock("")] == [403, 403]
+
+        told = [text for text in caplog.messages if "get_id()" in text]
+        assert len(told) == 1
 
     async def test_the_id_before_the_handshake(
         self, serve: Serve, storage: AbstractStorage

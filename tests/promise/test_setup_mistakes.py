@@ -23,6 +23,8 @@ from aiohttp_session_ws import (
     PushQueue,
     SessionWSRegistry,
     Timeouts,
+    WebSocket,
+    WebSocketView,
     end_identity_ws,
     end_session_ws,
     registry_from,
@@ -30,6 +32,7 @@ from aiohttp_session_ws import (
     session_ws,
     session_ws_middleware,
     setup,
+    websocket_handler,
 )
 from aiohttp_session_ws.exceptions import NotSetUp
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -104,6 +107,19 @@ class TestOneRegistry:
 
         with pytest.raises(NotSetUp):
             setup(app)
+
+    async def test_one_registry_for_a_sub_application_too(self) -> None:
+        """As 1.1.1 needed it: the error says that the root's is enough."""
+        registry = SessionWSRegistry()
+        app, sub = application(session_ws_middleware), web.Application()
+        setup(sub, registry)
+        setup(app, registry)
+        app.add_subapp("/sub", sub)
+        runner = web.AppRunner(app)
+
+        with pytest.raises(NotSetUp, match="for its root"):
+            await runner.setup()
+        await runner.cleanup()
 
     @pytest.mark.parametrize("path", ["/sub/ws", "/sub/page"])
     async def test_setup_twice_in_one_tree(
@@ -565,3 +581,51 @@ async def test_a_context_of_a_wrong_kind(
     await until(lambda: "one 'yield'" in caplog.text)
     assert context.__name__ in caplog.text
     await until(lambda: len(site.registry) == 0)
+
+
+def sync(*args: object) -> None:
+    """Be no coroutine function."""
+
+
+class SyncOpen(WebSocketView):
+    on_open: Any = sync
+
+
+class SyncMessage(WebSocketView):
+    on_message: Any = sync
+
+
+class SyncClose(WebSocketView):
+    on_close: Any = sync
+
+
+@pytest.mark.parametrize("view", [SyncOpen, SyncMessage, SyncClose])
+async def test_a_callback_of_a_view_that_is_sync(
+    serve: Serve, caplog: pytest.LogCaptureFixture, view: type[WebSocketView]
+) -> None:
+    """The error in the log names the function, and says what to write."""
+    site = await serve(None, {"/view": view})
+    async with site.thief.ws_connect(site.url.with_path("/view")) as ws:
+        await ws.send_str("hello")
+
+    await until(lambda: "write 'async def'" in caplog.text)
+    assert "sync" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["on_request", "on_response", "on_open", "on_close"])
+async def test_a_hook_that_is_sync(
+    serve: Serve, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """So does that of a hook, or of a receiver of a signal."""
+
+    @websocket_handler
+    async def converse(ws: WebSocket) -> None:
+        await ws.connect()
+        await ws.send_json({"user": None})
+
+    site = await serve(None, {"/conversation": converse})
+    getattr(site.registry, where)(sync)
+    await site.knock("", "/conversation")
+
+    await until(lambda: "write 'async def'" in caplog.text)
+    assert "sync" in caplog.text

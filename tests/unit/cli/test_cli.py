@@ -346,6 +346,33 @@ class TestWhom:
         assert len(done.body["connections"]) == 1
         assert (done.code, done.body["complete"]) == (1, False)
 
+    @pytest.mark.parametrize(
+        ("argv", "option"),
+        [
+            (("end", "--label", "device=phone"), "labels="),
+            (("end", "--identity", "ann"), "identify="),
+        ],
+    )
+    async def test_an_order_without_identify(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        run: Run,
+        argv: tuple[str, ...],
+        option: str,
+    ) -> None:
+        """Nobody is said to be late or missing: all have answered, and one says that it can't."""
+        with_labels = await start_node(redis_server.url, "a", labels=lambda request: {})
+        without = await start_node(redis_server.url, "b", identify=None)
+        await acquaint(with_labels, without)
+        done = await run(redis_server.url, *argv, "--wait", f"{PATIENCE}")
+        looked = await run(redis_server.url, "connections", *argv[1:])
+
+        assert (done.code, looked.code) == (1, 1)
+        assert "1 of 2 processes answered" in done.out
+        assert f", or can't without {option}; they" in done.err
+        assert f"in time, or can't without {option}:" in looked.err
+
     async def test_hash_while_redis_is_away(
         self, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
