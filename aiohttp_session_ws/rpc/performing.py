@@ -87,7 +87,7 @@ class Performer:
                 self._details(call, error=error if cancelled else failure)
             )
         if not call.answered:
-            call.answered = True
+            call.answered = call.sending = True
             self.unanswered.pop(call.number, None)
             if error is not None:
                 data = self._encode(call, error)

@@ -470,6 +470,32 @@ class TestCancelling:
             done.set()
             assert await peer.hear() == [50, 1, {}, ["all the same"]]
 
+    async def test_kill_twice(self, serve: Serve) -> None:
+        """What a call does when it is cancelled isn't cut short by cancelling it again."""
+        routes, seen, may_end = rpc.Routes(), list[str](), asyncio.Event()
+
+        @routes.route()
+        async def order() -> None:
+            try:
+                seen.append("begin")
+                await asyncio.Event().wait()
+            finally:
+                seen.append("rolling back")
+                await may_end.wait()
+                seen.append("rolled back")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "order"])
+            await until(lambda: seen)
+            await peer.say([49, 1, {"mode": "kill"}])
+            await until(lambda: "rolling back" in seen)
+            await peer.say([49, 1, {"mode": "kill"}])
+            assert (await peer.call("nothing", number=2))[2] == 2
+            may_end.set()
+            assert await peer.hear() == [8, 48, 1, {}, CANCELED]
+        assert seen[-1] == "rolled back"
+
     async def test_skip(self, serve: Serve) -> None:
         """``skip`` is answered at once, and the handler goes on."""
         gate = Gate()
