@@ -150,7 +150,9 @@ class Conversation:
         # In a task of its own: the server cancels handlers that linger, and would cut short the
         # second half that happens to run. Each has its time, so this is over soon.
         ending = run_all(self._endings(grace), grace)
-        await outlast(asyncio.create_task(ending, name="end of a session"))
+        task = asyncio.create_task(ending, name="end of a session")
+        enter(None)  # for the next session's authenticators
+        await outlast(task)
 
     def _endings(self, grace: float) -> Iterator[Step]:
         """
