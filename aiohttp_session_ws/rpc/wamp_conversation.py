@@ -145,6 +145,7 @@ class WampConversation(Conversation):
         Take what the client says until it leaves; tell whether it may come again.
         """
         while True:
+            await self._turn()
             try:
                 message, size = await self._next()
             except ProtocolViolation:

@@ -180,6 +180,33 @@ async def test_refusals(dialect: str) -> None:
     assert ws.written < 50_000
 
 
+@pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
+async def test_many_messages_at_once(serve: Serve, dialect: str) -> None:
+    """Others have their turn in between, however many messages a batch or a packet is."""
+    routes, turns, marks = rpc.Routes(), 0, list[int]()
+
+    @routes.route()
+    async def mark() -> None:
+        marks.append(turns)
+
+    server = await serve(routes)
+    peer: Any = server.wamp("wamp.2.json.batched") if dialect == "wamp" else server.wsrpc()
+    async with peer:
+        many = 64 * 50
+        if dialect == "wamp":
+            await peer.say([48, 1, {}, "mark"], *[[49, 9, {}]] * many, [48, 2, {}, "mark"])
+        else:
+            texts = ['{"id":3,"method":"mark"}', *["{}"] * many, '{"id":5,"method":"mark"}']
+            frames = [bytes([0x81, 0x80 | len(one)]) + bytes(4) + one.encode() for one in texts]
+            transport = transport_of(peer.ws)
+            assert transport is not None
+            transport.write(b"".join(frames))
+        while len(marks) < 2:
+            turns += 1
+            await asyncio.sleep(0)
+    assert marks[1] - marks[0] >= 50
+
+
 async def test_published(serve: Serve, complaints: Complaints) -> None:
     """A subscriber that doesn't keep up is closed with 1013, by the queue of its connection."""
     made = Made()
