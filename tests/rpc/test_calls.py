@@ -741,6 +741,28 @@ class TestSignals:
         ])  # fmt: skip
         assert complaints() == ["a call failed: fail"]
 
+    async def test_context_of_a_refused_call(self, serve: Serve) -> None:
+        """A variable that is set when a call is refused isn't seen in calls that come after it."""
+        gate, mark = Gate(), contextvars.ContextVar("mark", default=0)
+        routes = gated(gate)
+
+        @routes.route()
+        async def look() -> int:
+            return mark.get()
+
+        server = await serve(routes, limits=rpc.CallLimits(calls=1, waiting=0))
+
+        @server.calls.on_call_fail.append
+        async def fail(details: rpc.CallDetails) -> None:
+            mark.set(details.serial)
+
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "wait"])
+            assert (await peer.call("look", number=2))[4] == "wamp.error.unavailable"
+            gate.opened.set()
+            assert (await peer.hear())[:2] == [50, 1]
+            assert await peer.call("look", number=3) == [50, 3, {}, [0]]
+
     async def test_receiver_that_fails(self, serve: Serve, complaints: Complaints) -> None:
         """A receiver that raises harms nobody."""
         server = await serve(gated(Gate()))
