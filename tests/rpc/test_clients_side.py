@@ -164,6 +164,25 @@ class TestWamp:
             with pytest.raises(rpc.NotRegistered):
                 await only(server).call("add")
 
+    async def test_not_registered_inside_a_call(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The caller is told so, and nobody else: any client could fill the log with it."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def order(session: rpc.Session) -> None:
+            await session.call("allow")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            why = "the client that is asked has not registered what it is asked"
+            missing = "wamp.error.no_such_procedure"
+            assert await peer.call("order") == [8, 48, 1, {}, missing, [why]]
+            server.calls.default.errors[rpc.NotRegistered] = "shop.error.no_answer"
+            assert await peer.call("order", number=2) == [8, 48, 2, {}, "shop.error.no_answer"]
+        assert "a call failed" not in caplog.text
+
     async def test_limit(self, serve: Serve) -> None:
         """So many registrations and no more."""
         server = await serve(limits=rpc.CallLimits(registrations=1))
