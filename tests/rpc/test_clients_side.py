@@ -11,6 +11,7 @@ import pytest
 
 from aiohttp_session_ws import rpc
 from aiohttp_session_ws.rpc.asking import Asking
+from aiohttp_session_ws.rpc.in_order import InOrder
 from tests.support import until
 
 from .conftest import Serve
@@ -189,6 +190,31 @@ class TestWamp:
         async with server.wamp() as peer:
             await register(peer)
             assert (await peer.ask([64, 2, {}, "b"]))[4] == "wamp.error.unavailable"
+
+    async def test_long_names(self, serve: Serve) -> None:
+        """The names that are registered fit into a message together."""
+        server = await serve(limits=rpc.CallLimits(message=1000))
+        async with server.wamp() as peer:
+            first = await register(peer, "a" * 700)
+            await register(peer, "b" * 300, 2)
+            assert (await peer.ask([64, 3, {}, "c"]))[4] == "wamp.error.unavailable"
+            assert await peer.ask([66, 4, first]) == [67, 4]
+            await register(peer, "c", 5)
+
+    async def test_names_end_with_the_session(self, serve: Serve) -> None:
+        """They don't wait for the garbage collector, which sees few objects and not their size."""
+        server = await serve()
+
+        def knows(one: object) -> bool:
+            try:
+                return isinstance(one, InOrder) and one.registration("confirm") > 0
+            except rpc.NotRegistered:
+                return False
+
+        async with server.wamp() as peer:
+            await register(peer, "confirm")
+            (work,) = filter(knows, gc.get_objects())
+        await until(lambda: not knows(work))
 
     async def test_emit(self, serve: Serve) -> None:
         """``emit()`` is wsrpc's; the error names the other."""
