@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
+from aiohttp_session_ws import Limits, PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
 from aiohttp_session_ws.close_codes import Close
 from aiohttp_session_ws.rpc.host import Host
 from aiohttp_session_ws.rpc.wamp import CODECS
@@ -205,6 +205,23 @@ async def test_many_messages_at_once(serve: Serve, dialect: str) -> None:
             turns += 1
             await asyncio.sleep(0)
     assert marks[1] - marks[0] >= 50
+
+
+@pytest.mark.parametrize("protocol", ["wamp.2.json.batched", "wamp.2.msgpack.batched"])
+async def test_rate_of_a_batch(serve: Serve, protocol: str) -> None:
+    """Each message of a batch counts against ``messages_per_second``."""
+    made = Made()
+    registry = SessionWSRegistry(timeouts=QUICK, limits=Limits(messages_per_second=10))
+    server = await serve(made.routes, registry)
+    async with server.wamp(protocol) as peer:
+        await peer.say(*([48, n, {}, "quick"] for n in range(1, 6)))  # and HELLO: less than ten
+        assert sorted([(await peer.hear())[1] for _ in range(5)]) == [1, 2, 3, 4, 5]
+        await peer.say(*([48, n, {}, "quick"] for n in range(1, 1001)))
+        heard = 0
+        while (await peer.hear())[0] != 6:
+            heard += 1
+        assert await peer.closed() == 1008
+    assert heard < 500
 
 
 async def test_published(serve: Serve, complaints: Complaints) -> None:
