@@ -96,7 +96,8 @@ class Application:
         self._dialects = frozenset(dialects)
         self._authorize = authorize
         self._options = WebSocketOptions(
-            compress=False, max_msg_size=self._host.limits.message
+            compress=False,
+            max_msg_size=self._host.limits.message + 1,  # aiohttp refuses one that is as large
         ) | (options or WebSocketOptions())
         self._name = name
         self._warned = False

@@ -95,6 +95,7 @@ class Call(msgspec.Struct, eq=False):
         begun: Whether that has taken its first step.
         waits: Whether it is not its turn yet.
         answering: Whether its result is known, so that it can't be cancelled any more.
+        sending: Whether its own task waits until the peer has room for the answer.
         answered: Whether an answer is on its way, or nobody wants one.
         given_up: Whether it was cancelled.
         expired: Whether its deadline has passed.
@@ -112,6 +113,7 @@ class Call(msgspec.Struct, eq=False):
     begun: bool = False
     waits: bool = True
     answering: bool = False
+    sending: bool = False
     answered: bool = False
     given_up: bool = False
     expired: bool = False
@@ -126,8 +128,11 @@ class Call(msgspec.Struct, eq=False):
 
     def interrupt(self) -> None:
         """
-        Cancel its task; one that has not taken its first step finds that out by itself.
+        Cancel its task, once: what it does at its end, such as a rollback, isn't cut short.
+
+        One that has not taken its first step finds that out by itself.
         """
-        self.given_up = True
-        if self.begun and self.task is not None:
+        first, self.given_up = not self.given_up, True
+        cuts_nothing = self.sending or (first and not self.answering)
+        if self.begun and self.task is not None and cuts_nothing:
             self.task.cancel()

@@ -102,13 +102,14 @@ class Calls:
         End all calls.
 
         Args:
-            grace: Seconds to wait for them.
+            grace: Seconds to wait for them; then what they do at their end is cancelled too.
         """
         self.interrupt()
         tasks = {call.task for call in self._taken if call.task is not None}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
+                task.cancel()
                 log.warning("a call goes on though its session is over: %s", task.get_coro())
 
     def _may_wait(self, call: Call) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .._logging import log
 from .._tasks import is_cancelled
@@ -31,6 +31,8 @@ from .session import Session, enter
 
 __all__ = ["Conversation"]
 
+_TURN: Final = 32  # messages after which others have their turn
+
 
 class Conversation:
     """
@@ -49,7 +51,7 @@ class Conversation:
 
     __slots__ = (
         "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_scope",
-        "_sender", "_session", "_ws", "connection",
+        "_sender", "_session", "_taken", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +68,7 @@ class Conversation:
         self._numbers = numbers
         self._entered: list[Step] = []  # state handlers
         self._proven = False
+        self._taken = 0  # messages
         self.connection: Connection = ws.connection
         self.connection.takes_pushes = False
 
@@ -150,7 +153,9 @@ class Conversation:
         # In a task of its own: the server cancels handlers that linger, and would cut short the
         # second half that happens to run. Each has its time, so this is over soon.
         ending = run_all(self._endings(grace), grace)
-        await outlast(asyncio.create_task(ending, name="end of a session"))
+        task = asyncio.create_task(ending, name="end of a session")
+        enter(None)  # for the next session's authenticators
+        await outlast(task)
 
     def _endings(self, grace: float) -> Iterator[Step]:
         """
@@ -173,6 +178,14 @@ class Conversation:
         Return what is to be done in this dialect.
         """
         raise NotImplementedError
+
+    async def _turn(self) -> None:
+        """
+        Let others have their turn, of however many messages a frame or a packet is.
+        """
+        self._taken += 1
+        if not self._taken % _TURN:
+            await asyncio.sleep(0)
 
     def _expect_session(self) -> Session:
         if self._session is None or self._session.closed:

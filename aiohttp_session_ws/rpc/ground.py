@@ -9,12 +9,13 @@ from typing import Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from ..connections.connection import Connection, TrackedConnection
+from ..connections.metered import MeteredWebSocket
 from ..options import Timeouts
 from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
 from ..results import Delivery
 
-__all__ = ["is_running", "on_relay", "push", "timeouts"]
+__all__ = ["count_message", "is_running", "on_relay", "push", "timeouts"]
 
 _Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
 
@@ -30,6 +31,14 @@ def push(
     tracked = cast("Iterable[TrackedConnection]", connections)  # there are no others
     sockets, missed = core_of(registry).connections.push(tracked, data, by_endpoint=True)
     return Delivery(sockets, complete=not missed)
+
+
+def count_message(connection: Connection) -> bool:
+    """
+    Count one more message of a frame, as the frame was counted; tell whether it may be taken.
+    """
+    ws = connection.ws
+    return not isinstance(ws, MeteredWebSocket) or ws.on_message()
 
 
 def is_running(registry: SessionWSRegistry) -> bool:

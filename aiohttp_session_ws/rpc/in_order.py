@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -24,6 +24,13 @@ from .wamp import Codec
 __all__ = ["InOrder"]
 
 Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
+
+
+def has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
+    """
+    Tell whether one more name may be kept, of so many, which have so many characters together.
+    """
+    return len(names) < most and len(name) + sum(map(len, names)) <= size
 
 
 @dataclass(slots=True, eq=False)
@@ -83,9 +90,10 @@ class InOrder:
 
     async def stop(self) -> None:
         """
-        Give up what isn't done.
+        Give up what isn't done, and forget what is registered.
         """
         self._queue.clear()
+        self._registered.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -133,7 +141,8 @@ class InOrder:
         await self.scope.expect_allowed(self.session, "register", name)
         if name in self._registered:
             raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
-        if len(self._registered) >= self.scope.limits.registrations:
+        limits = self.scope.limits
+        if not has_room(name, self._registered, limits.registrations, limits.message):
             raise RPCError(errors.UNAVAILABLE, "too many registrations")
         self._registered[name] = number = new_id()
         await self.answer(message.request, wamp.registered(message.request, number))

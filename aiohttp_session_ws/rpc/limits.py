@@ -24,8 +24,10 @@ class CallLimits:
         outgoing: How many bytes may wait to be sent; while it is more, no call is begun.
         patience: Seconds after which a peer is closed with 1013 that takes nothing.
         message: How many bytes a message may have; a larger one closes with 1009.
-        subscriptions: How many topics a session may have subscribed.
-        registrations: How many procedures of its own it may have registered.
+        subscriptions: How many topics a session may have subscribed; their names have no more
+            characters together than a message has bytes.
+        registrations: How many procedures of its own it may have registered, with names that
+            are no longer.
         join: Seconds for HELLO and authentication together.
         ping: Seconds between two pings in wsrpc.
         silence: Seconds after which a peer is closed that doesn't answer one.

@@ -87,7 +87,7 @@ class Performer:
                 self._details(call, error=error if cancelled else failure)
             )
         if not call.answered:
-            call.answered = True
+            call.answered = call.sending = True
             self.unanswered.pop(call.number, None)
             if error is not None:
                 data = self._encode(call, error)
@@ -110,7 +110,9 @@ class Performer:
         if call.deadline is not None:
             call.deadline.cancel()
         if self.signals.on_fail:
-            await self.signals.on_fail.send(self._details(call, error=error))
+            telling = self.signals.on_fail.send(self._details(call, error=error))
+            # In a context of its own, as calls that start have, and not in that of the reader.
+            await asyncio.create_task(telling, name="call that is refused")
 
     def set_deadline(self, call: Call, timeout: float) -> None:
         """

@@ -14,7 +14,7 @@ from ..exceptions import WebSocketDisconnect
 from . import errors
 from .binding import Binder
 from .call import Call
-from .errors import RPCError, SessionGone
+from .errors import NotRegistered, RPCError, SessionGone
 from .limits import CallLimits
 from .realm import Action, Realm
 from .session import Session
@@ -26,6 +26,7 @@ __all__ = ["Scope"]
 _GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _NAMED: Final = 200  # characters of a name that are logged
 _MASKED: Final = "Method masked"
+_UNREGISTERED: Final = "the client that is asked has not registered what it is asked"
 _NOTHING: Final = Call(0, "", (), {}, 0)
 _NO_PARTS: Final[Mapping[str, str]] = {}
 
@@ -130,6 +131,8 @@ class Scope:
         for kind in type(failure).__mro__:
             if kind in self.realm.errors:
                 return RPCError(self.realm.errors[kind])
+        if isinstance(failure, NotRegistered):  # any client can do that, as often as it likes
+            return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
         if not (gone and _is_gone(failure)):
             log.error("a call failed: %s", _in_a_line(what), exc_info=failure)
         return RPCError(errors.RUNTIME_ERROR)

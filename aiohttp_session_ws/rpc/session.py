@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from ..connections.connection import Connection
-from .errors import AUTHENTICATION_FAILED
+from .errors import AUTHENTICATION_FAILED, SessionGone
 
 __all__ = ["RPCRequest", "Session", "current_session"]
 
-_CURRENT: contextvars.ContextVar[Session] = contextvars.ContextVar(
+_CURRENT: contextvars.ContextVar[Session | None] = contextvars.ContextVar(
     "aiohttp_session_ws.rpc.session"
 )
 
@@ -31,14 +31,17 @@ def current_session() -> Session:
     Raises:
         LookupError: If there is none, as outside of a call.
     """
-    return _CURRENT.get()
+    session = _CURRENT.get()
+    if session is None:
+        raise LookupError("there is no session here")
+    return session
 
 
-def enter(session: Session) -> contextvars.Token[Session]:
+def enter(session: Session | None) -> None:
     """
     Make *session* the current one, for this task and those that it starts.
     """
-    return _CURRENT.set(session)
+    _CURRENT.set(session)
 
 
 def new_id() -> int:
@@ -171,6 +174,7 @@ class Session:
             SessionGone: At once, when the session ends.
             NotRegistered: If the client has registered no such procedure.
         """
+        self._expect_open()
         return await self._peer.call(name, args, kwargs, timeout)
 
     async def send_event(
@@ -191,6 +195,7 @@ class Session:
             TypeError: In wsrpc, which has no topics: take :meth:`emit`.
             SessionGone: If the session is over.
         """
+        self._expect_open()
         return await self._peer.send_event(topic, args, kwargs)
 
     async def emit(self, data: Any) -> None:
@@ -201,6 +206,7 @@ class Session:
             TypeError: In WAMP, whose events have a topic: take :meth:`send_event`.
             SessionGone: If the session is over.
         """
+        self._expect_open()
         await self._peer.emit(data)
 
     async def close(self, uri: str = "wamp.close.normal", message: str = "") -> None:
@@ -213,7 +219,8 @@ class Session:
             uri: Why.
             message: For the developer at the other end.
         """
-        await self._peer.leave(uri, message)
+        if not self.closed:
+            await self._peer.leave(uri, message)
 
     async def mark_authenticated(self, identity: Any) -> None:
         """
@@ -232,6 +239,13 @@ class Session:
             RuntimeError: If it has been decided already.
         """
         self._decide(False, uri, message)
+
+    def _expect_open(self) -> None:
+        """
+        Refuse what is meant for a client that has left: its connection may have the next session.
+        """
+        if self.closed:
+            raise SessionGone("the session is over")
 
     def _decide(self, joins: bool, value: Any, message: str) -> None:
         if self.verdict is not None:

@@ -15,7 +15,7 @@ from ..registry.registry import SessionWSRegistry
 from . import ground, wamp_messages as wamp
 from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError, SessionGone
 from .halves import Step, first_half
-from .in_order import InOrder
+from .in_order import InOrder, has_room
 from .topics import Subscription, Topics, hold
 
 __all__ = ["Subscriptions"]
@@ -116,7 +116,8 @@ class Subscriptions:
         Run the first half of a topic, for one who counts as a subscriber already.
         """
         scope, session = self.work.scope, self.work.session
-        if len(self._by_id) >= scope.limits.subscriptions:
+        limits, names = scope.limits, [one.topic for one in self._by_id.values()]
+        if not has_room(name, names, limits.subscriptions, limits.message):
             raise RPCError(UNAVAILABLE, "too many subscriptions")
         topic, parts = scope.find_topic(name)
         generator = scope.call(topic.signature, session, parts)

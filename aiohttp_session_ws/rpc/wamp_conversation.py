@@ -61,7 +61,7 @@ class WampConversation(Conversation):
         self._closing = False  # by an ABORT or a GOODBYE of ours
         self._welcome = False  # whether WELCOME has been said
         self._refusal: RPCError | None = None  # by a close before that
-        self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
+        self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # of a batch
         self._in_order: InOrder | None = None
         self._subscriptions: Subscriptions | None = None
         self.connection.last_words = self._last_words
@@ -132,19 +132,22 @@ class WampConversation(Conversation):
         Return the next message, and its size.
         """
         while True:
-            if self._messages is not None:
-                for message in self._messages:
+            for message in self._messages:
+                if ground.count_message(self.connection):
                     return message
+                self._messages = iter(())  # the socket was closed, and says so
             frame = await self._ws.receive()
             if not self._codec.batched:
                 return self._codec.decode_one(frame), len(frame)
             self._messages = self._codec.decode(frame)
+            return next(self._messages)  # there is one, and it was counted with its frame
 
     async def _listen(self) -> bool:
         """
         Take what the client says until it leaves; tell whether it may come again.
         """
         while True:
+            await self._turn()
             try:
                 message, size = await self._next()
             except ProtocolViolation:

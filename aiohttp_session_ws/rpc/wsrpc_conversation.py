@@ -51,6 +51,7 @@ class WsrpcConversation(Conversation):
             await self._join()
             self._ping()
             while True:
+                await self._turn()
                 await self._on_frame(await self._ws.receive())
                 if self._sender.queued:
                     await self._sender.room()

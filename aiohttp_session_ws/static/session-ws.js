@@ -247,7 +247,8 @@ export class Client extends Stateful {
 
   #onMessage([kind, first, second, third, fourth, ...rest]) {
     if (kind === 2) this.#join();
-    else if (kind === 3) this.#fail(new CallError(second, first.message ? [first.message] : []));
+    else if (kind === 3 && second !== "wamp.error.runtime_error")
+      this.#fail(new CallError(second, first.message ? [first.message] : []));
     else if (kind === 4) this.#say(this.#prove(second));
     else if (kind === 6) this.#send('[6,{},"wamp.close.goodbye_and_out"]');
     else if (kind === 8) this.#end(second)?.reject(new CallError(fourth, ...rest));

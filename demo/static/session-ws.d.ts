@@ -97,7 +97,8 @@ export declare class Client extends EventTarget {
     topic: Topic | (() => Topic),
     fn: (...args: any[]) => void,
   ): Promise<() => Promise<void>>;
-  /** fn(...args, kwargs) answers the server until the returned function is called. */
+  /** fn(...args, kwargs) answers the server until the returned function is called. It isn't told
+   * that the server waits no longer: a late answer is dropped. */
   register(name: string, fn: (...args: any[]) => unknown): Promise<() => Promise<void>>;
 }
 

@@ -546,6 +546,27 @@ class TestReconnecting:
         }""")
         assert joined == 1
 
+    async def test_error_of_the_server(
+        self, page: Page, world: World, complaints: Complaints
+    ) -> None:
+        """Whom the server could not let join by an error of its own tries again."""
+        failed = False
+
+        @world.calls.add_session_state_handler
+        async def look_up() -> AsyncIterator[None]:
+            nonlocal failed
+            if not failed:
+                failed = True
+                raise OSError("the database is away")
+            yield
+
+        await page.evaluate("""async () => {
+            const { connect } = await import("/static/session-ws.js");
+            window.client = connect("/rpc");
+        }""")
+        assert await page.evaluate("client.call('shop.add', [1, 2])") == 3
+        assert complaints() == ["a session state handler failed"]
+
     async def test_one_hello(self, page: Page, server: Server) -> None:
         """A proof that is late, for a connection that has ended, says no HELLO on the next one."""
         await page.evaluate(START, {})

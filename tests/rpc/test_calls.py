@@ -470,6 +470,32 @@ class TestCancelling:
             done.set()
             assert await peer.hear() == [50, 1, {}, ["all the same"]]
 
+    async def test_kill_twice(self, serve: Serve) -> None:
+        """What a call does when it is cancelled isn't cut short by cancelling it again."""
+        routes, seen, may_end = rpc.Routes(), list[str](), asyncio.Event()
+
+        @routes.route()
+        async def order() -> None:
+            try:
+                seen.append("begin")
+                await asyncio.Event().wait()
+            finally:
+                seen.append("rolling back")
+                await may_end.wait()
+                seen.append("rolled back")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "order"])
+            await until(lambda: seen)
+            await peer.say([49, 1, {"mode": "kill"}])
+            await until(lambda: "rolling back" in seen)
+            await peer.say([49, 1, {"mode": "kill"}])
+            assert (await peer.call("nothing", number=2))[2] == 2
+            may_end.set()
+            assert await peer.hear() == [8, 48, 1, {}, CANCELED]
+        assert seen[-1] == "rolled back"
+
     async def test_skip(self, serve: Serve) -> None:
         """``skip`` is answered at once, and the handler goes on."""
         gate = Gate()
@@ -650,10 +676,12 @@ class TestLimits:
             assert await other.hear() == {"id": 3, "result": "no"}
 
     async def test_message_too_large(self, serve: Serve) -> None:
-        """A message that is too large closes with 1009."""
+        """A message may be as large as the limit; a larger one closes with 1009."""
         server = await serve(gated(Gate()), limits=rpc.CallLimits(message=1000))
         async with server.wamp() as peer:
-            await peer.say([48, 1, {}, "add", ["x" * 2000]])
+            await peer.ws.send_str('[48,1,{},"add",[1,2]]'.ljust(1000))
+            assert await peer.hear() == [50, 1, {}, [3]]
+            await peer.ws.send_str('[48,2,{},"add",[1,2]]'.ljust(1001))
             assert await peer.closed() == 1009
 
 
@@ -714,6 +742,28 @@ class TestSignals:
             ("start", 5), ("fail", 5), ("fail", 6), ("fail", 7), ("start", 8), ("success", 8),
         ])  # fmt: skip
         assert complaints() == ["a call failed: fail"]
+
+    async def test_context_of_a_refused_call(self, serve: Serve) -> None:
+        """A variable that is set when a call is refused isn't seen in calls that come after it."""
+        gate, mark = Gate(), contextvars.ContextVar("mark", default=0)
+        routes = gated(gate)
+
+        @routes.route()
+        async def look() -> int:
+            return mark.get()
+
+        server = await serve(routes, limits=rpc.CallLimits(calls=1, waiting=0))
+
+        @server.calls.on_call_fail.append
+        async def fail(details: rpc.CallDetails) -> None:
+            mark.set(details.serial)
+
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "wait"])
+            assert (await peer.call("look", number=2))[4] == "wamp.error.unavailable"
+            gate.opened.set()
+            assert (await peer.hear())[:2] == [50, 1]
+            assert await peer.call("look", number=3) == [50, 3, {}, [0]]
 
     async def test_receiver_that_fails(self, serve: Serve, complaints: Complaints) -> None:
         """A receiver that raises harms nobody."""

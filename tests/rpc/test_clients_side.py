@@ -11,6 +11,7 @@ import pytest
 
 from aiohttp_session_ws import rpc
 from aiohttp_session_ws.rpc.asking import Asking
+from aiohttp_session_ws.rpc.in_order import InOrder
 from tests.support import until
 
 from .conftest import Serve
@@ -164,12 +165,56 @@ class TestWamp:
             with pytest.raises(rpc.NotRegistered):
                 await only(server).call("add")
 
+    async def test_not_registered_inside_a_call(
+        self, serve: Serve, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The caller is told so, and nobody else: any client could fill the log with it."""
+        routes = rpc.Routes()
+
+        @routes.route()
+        async def order(session: rpc.Session) -> None:
+            await session.call("allow")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            why = "the client that is asked has not registered what it is asked"
+            missing = "wamp.error.no_such_procedure"
+            assert await peer.call("order") == [8, 48, 1, {}, missing, [why]]
+            server.calls.default.errors[rpc.NotRegistered] = "shop.error.no_answer"
+            assert await peer.call("order", number=2) == [8, 48, 2, {}, "shop.error.no_answer"]
+        assert "a call failed" not in caplog.text
+
     async def test_limit(self, serve: Serve) -> None:
         """So many registrations and no more."""
         server = await serve(limits=rpc.CallLimits(registrations=1))
         async with server.wamp() as peer:
             await register(peer)
             assert (await peer.ask([64, 2, {}, "b"]))[4] == "wamp.error.unavailable"
+
+    async def test_long_names(self, serve: Serve) -> None:
+        """The names that are registered fit into a message together."""
+        server = await serve(limits=rpc.CallLimits(message=1000))
+        async with server.wamp() as peer:
+            first = await register(peer, "a" * 700)
+            await register(peer, "b" * 300, 2)
+            assert (await peer.ask([64, 3, {}, "c"]))[4] == "wamp.error.unavailable"
+            assert await peer.ask([66, 4, first]) == [67, 4]
+            await register(peer, "c", 5)
+
+    async def test_names_end_with_the_session(self, serve: Serve) -> None:
+        """They don't wait for the garbage collector, which sees few objects and not their size."""
+        server = await serve()
+
+        def knows(one: object) -> bool:
+            try:
+                return isinstance(one, InOrder) and one.registration("confirm") > 0
+            except rpc.NotRegistered:
+                return False
+
+        async with server.wamp() as peer:
+            await register(peer, "confirm")
+            (work,) = filter(knows, gc.get_objects())
+        await until(lambda: not knows(work))
 
     async def test_emit(self, serve: Serve) -> None:
         """``emit()`` is wsrpc's; the error names the other."""

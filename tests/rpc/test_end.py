@@ -202,6 +202,104 @@ class TestLogOut:
         world.stubborn.set()
         await until(lambda: world.quiet)
 
+    @pytest.mark.parametrize("how", ["log-out", "goodbye", "close"])
+    async def test_end_of_a_call_is_not_cut_short(self, serve: Serve, how: str) -> None:
+        """What a call does when it is cancelled isn't cancelled again; nor are its receivers."""
+        routes, seen = rpc.Routes(), list[str]()
+
+        @routes.route()
+        async def order() -> None:
+            try:
+                seen.append("begin")
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                seen.append("rolled back")
+
+        @routes.route()
+        async def quit(session: rpc.Session) -> None:
+            await session.close()
+
+        server = await serve(routes)
+
+        @server.calls.on_call_fail
+        async def slow(details: rpc.CallDetails) -> None:
+            seen.append("told")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            seen.append("one")
+
+        @server.calls.on_call_fail
+        async def quick(details: rpc.CallDetails) -> None:
+            seen.append("two")
+
+        await server.client.get("/login")
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "order"])
+            await until(lambda: seen == ["begin"])
+            if how == "log-out":
+                await server.client.get("/logout")
+            elif how == "goodbye":
+                await peer.ask([6, {}, "wamp.close.normal"])
+            else:
+                await peer.call("quit", number=2)
+                await peer.say([6, {}, "wamp.close.goodbye_and_out"])
+            await until(lambda: "two" in seen)
+        assert seen == ["begin", "rolled back", "told", "one", "two"]
+
+    async def test_success_is_told_to_all(self, serve: Serve) -> None:
+        """All receivers are told of a success, also when the session ends meanwhile."""
+        routes, told, entered = rpc.Routes(), list[str](), asyncio.Event()
+
+        @routes.route()
+        async def order() -> None: ...
+
+        server = await serve(routes)
+
+        @server.calls.on_call_success
+        async def slow(details: rpc.CallDetails) -> None:
+            entered.set()
+            while server.calls.sessions:
+                await asyncio.sleep(0)
+            told.append("one")
+
+        @server.calls.on_call_success
+        async def quick(details: rpc.CallDetails) -> None:
+            told.append("two")
+
+        await server.client.get("/login")
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "order"])
+            await entered.wait()
+            await server.client.get("/logout")
+            await until(lambda: "two" in told)
+        assert told == ["one", "two"]
+
+    async def test_call_that_has_swallowed_a_cancellation(
+        self, serve: Serve, complaints: Complaints
+    ) -> None:
+        """A call that went on though its client has cancelled it ends with its session."""
+        routes, seen = rpc.Routes(), list[str]()
+
+        @routes.route()
+        async def order() -> None:
+            for what in ("begin", "again"):
+                seen.append(what)
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    seen.append("cancelled")
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            await peer.say([48, 1, {}, "order"])
+            await until(lambda: seen)
+            await peer.say([49, 1, {}])
+            await until(lambda: "again" in seen)
+        await until(lambda: seen == ["begin", "cancelled", "again", "cancelled"])
+        assert ["goes on though its session is over" in one for one in complaints()] == [True]
+
     async def test_second_half_that_hangs(self, serve: Serve, complaints: Complaints) -> None:
         """Each second half runs, even if another hangs."""
         calls, left = rpc.Application(), []

@@ -119,6 +119,45 @@ class TestJoining:
             assert welcome[1] != peer.welcome[1]
             assert (await peer.call("visit"))[3] == [False, "Ann"]
 
+    async def test_what_is_meant_for_the_one_before(self, serve: Serve) -> None:
+        """Nothing that a session does once it is over reaches the next one of its connection."""
+        calls, seen = rpc.Application(), list[rpc.Session | None]()
+
+        @calls.default.set_ticket_authenticator
+        def check(session: rpc.Session, ticket: str) -> str:
+            try:
+                seen.append(rpc.current_session())
+            except LookupError:
+                seen.append(None)
+            return ticket
+
+        routes = rpc.Routes()
+
+        @routes.topic("news")
+        async def news() -> AsyncIterator[None]:
+            yield
+
+        calls.default.add_rpc_routes(routes)
+        server = await serve(calls)
+        async with server.wamp().stranger() as peer:
+            for name in ("ann", "bob"):
+                await peer.ask([1, "realm", {"authmethods": ["ticket"]}])
+                assert (await peer.ask([5, name, {}]))[0] == 2
+                await peer.ask([32, 1, {}, "news"])
+                await peer.ask([64, 2, {}, "confirm"])
+                if name == "ann":
+                    (ann,) = server.calls.sessions
+                    await peer.ask([6, {}, "wamp.close.normal"])
+            with pytest.raises(rpc.SessionGone):
+                await ann.send_event("news", ["for Ann"])
+            with pytest.raises(rpc.SessionGone):
+                await ann.call("confirm", "for Ann")
+            await ann.close()
+            assert (await peer.call("nothing"))[0] == 8
+            (bob,) = server.calls.sessions
+            assert (bob.identity, bob.closed) == ("bob", False)
+        assert seen == [None, None]
+
     @pytest.mark.parametrize(
         "message",
         [[48, 1, {}, "who"], [6, {}, "x"], [5, "x", {}], [1, "club"], [1, "club", {"authid": 5}]],

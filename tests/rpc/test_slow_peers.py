@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
+from aiohttp_session_ws import Limits, PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
 from aiohttp_session_ws.close_codes import Close
 from aiohttp_session_ws.rpc.host import Host
 from aiohttp_session_ws.rpc.wamp import CODECS
@@ -178,6 +178,50 @@ async def test_refusals(dialect: str) -> None:
     assert ws.closed
     assert ws.received < 500
     assert ws.written < 50_000
+
+
+@pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
+async def test_many_messages_at_once(serve: Serve, dialect: str) -> None:
+    """Others have their turn in between, however many messages a batch or a packet is."""
+    routes, turns, marks = rpc.Routes(), 0, list[int]()
+
+    @routes.route()
+    async def mark() -> None:
+        marks.append(turns)
+
+    server = await serve(routes)
+    peer: Any = server.wamp("wamp.2.json.batched") if dialect == "wamp" else server.wsrpc()
+    async with peer:
+        many = 64 * 50
+        if dialect == "wamp":
+            await peer.say([48, 1, {}, "mark"], *[[49, 9, {}]] * many, [48, 2, {}, "mark"])
+        else:
+            texts = ['{"id":3,"method":"mark"}', *["{}"] * many, '{"id":5,"method":"mark"}']
+            frames = [bytes([0x81, 0x80 | len(one)]) + bytes(4) + one.encode() for one in texts]
+            transport = transport_of(peer.ws)
+            assert transport is not None
+            transport.write(b"".join(frames))
+        while len(marks) < 2:
+            turns += 1
+            await asyncio.sleep(0)
+    assert marks[1] - marks[0] >= 50
+
+
+@pytest.mark.parametrize("protocol", ["wamp.2.json.batched", "wamp.2.msgpack.batched"])
+async def test_rate_of_a_batch(serve: Serve, protocol: str) -> None:
+    """Each message of a batch counts against ``messages_per_second``."""
+    made = Made()
+    registry = SessionWSRegistry(timeouts=QUICK, limits=Limits(messages_per_second=10))
+    server = await serve(made.routes, registry)
+    async with server.wamp(protocol) as peer:
+        await peer.say(*([48, n, {}, "quick"] for n in range(1, 6)))  # and HELLO: less than ten
+        assert sorted([(await peer.hear())[1] for _ in range(5)]) == [1, 2, 3, 4, 5]
+        await peer.say(*([48, n, {}, "quick"] for n in range(1, 1001)))
+        heard = 0
+        while (await peer.hear())[0] != 6:
+            heard += 1
+        assert await peer.closed() == 1008
+    assert heard < 500
 
 
 async def test_published(serve: Serve, complaints: Complaints) -> None:

@@ -202,6 +202,22 @@ class TestSubscribing:
             answer = await peer.ask([32, 2, {}, "shop.stock.y"])
         assert answer[4] == "wamp.error.unavailable"
 
+    async def test_long_names(self, serve: Serve) -> None:
+        """The topics of a session fit into a message together."""
+        routes = rpc.Routes()
+
+        @routes.topic("news.{of}")
+        async def news(of: str) -> AsyncIterator[None]:
+            yield
+
+        server = await serve(routes, limits=rpc.CallLimits(message=1000))
+        async with server.wamp() as peer:
+            number = (await peer.ask([32, 1, {}, "news." + "a" * 900]))[2]
+            refused = await peer.ask([32, 2, {}, "news." + "b" * 900])
+            assert refused[4] == "wamp.error.unavailable"
+            assert await peer.ask([34, 3, number]) == [35, 3]
+            assert (await peer.ask([32, 4, {}, "news." + "b" * 900]))[0] == 33
+
     async def test_topic_that_asks_its_client(self, serve: Serve) -> None:
         """A topic may call its client while others wait; requests are done in order."""
         routes = rpc.Routes()
