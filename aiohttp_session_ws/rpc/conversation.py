@@ -25,7 +25,6 @@ from .halves import Step, first_half, outlast, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm
-from .scope import Scope
 from .sending import Sender
 from .session import Session, enter
 
@@ -48,8 +47,8 @@ class Conversation:
     """
 
     __slots__ = (
-        "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_scope",
-        "_sender", "_session", "_ws", "connection",
+        "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_sender",
+        "_session", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
@@ -60,9 +59,7 @@ class Conversation:
         self._registry = registry
         self._ws = ws
         self._sender = Sender(ws, binary, host.limits)
-        self._session: Session | None = None
-        self._scope: Scope | None = None
-        self._calls: Calls | None = None
+        self._session: Session | None = None  # with it come _asking and _calls
         self._numbers = numbers
         self._entered: list[Step] = []  # state handlers
         self._proven = False
@@ -71,7 +68,7 @@ class Conversation:
 
     async def _begin(
         self, session: Session, realm: Realm, dialect: Dialect,
-        challenge: Challenge | None = None, since: Any = None,
+        challenge: Challenge | None = None,
     ) -> None:  # fmt: skip
         """
         Let a session begin, if its realm lets it.
@@ -79,8 +76,8 @@ class Conversation:
         Raises:
             RPCError: If not.
         """
-        host, sender = self._host, self._sender
-        scope = self._scope = host.scope(realm)
+        host, sender, since = self._host, self._sender, self._registry.now()
+        scope = host.scope(realm)
         session.identity, proven = await realm.authentication.identify(session, challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
@@ -91,7 +88,9 @@ class Conversation:
         enter(session)
         host.sessions.add(session)
         try:
-            await self._enter(session, scope, realm)
+            for signature in host.state_handlers_of(realm):
+                generator = scope.call(signature, session)
+                self._entered.append(await first_half(signature.name, generator))
         except (RPCError, SessionGone):
             raise
         except (Exception, asyncio.CancelledError) as exc:
@@ -99,14 +98,6 @@ class Conversation:
                 raise
             log.exception("a session state handler failed")
             raise RPCError(RUNTIME_ERROR) from exc
-
-    async def _enter(self, session: Session, scope: Scope, realm: Realm) -> None:
-        """
-        Run the first halves of the state handlers.
-        """
-        for signature in self._host.state_handlers_of(realm):
-            generator = scope.call(signature, session)
-            self._entered.append(await first_half(signature.name, generator))
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """
@@ -133,8 +124,7 @@ class Conversation:
         Cancel what a session is doing, at once; the rest follows when its client has answered.
         """
         session.closed = True
-        if self._calls is not None:
-            self._calls.interrupt()
+        self._calls.interrupt()
         self._asking.stop()
 
     async def _leave(self) -> None:
@@ -156,13 +146,10 @@ class Conversation:
         """
         Return what is to be done at the end of a session, in this order.
         """
-        calls, self._calls = self._calls, None
         entered, self._entered = self._entered, []
-        if calls is not None:
-            yield partial(calls.stop, grace / 2)
+        yield partial(self._calls.stop, grace / 2)
         yield from self._own_endings()
-        if calls is not None:
-            yield calls.performer.close_objects
+        yield self._calls.performer.close_objects
         yield from reversed(entered)
         if self._proven:
             self._proven = False

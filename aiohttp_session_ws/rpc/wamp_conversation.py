@@ -108,14 +108,13 @@ class WampConversation(Conversation):
         await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
-        since = self._registry.now()
         session = Session(self, new_id(), hello.realm, self._ws.request)
         session.auth_id = hello.details.authid
         session.auth_methods = tuple(hello.details.authmethods or ())
         session.auth_extra = hello.details.authextra
         dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
         realm = self._host.realm(hello.realm)
-        await self._begin(session, realm, dialect, self._challenge, since)
+        await self._begin(session, realm, dialect, self._challenge)
         return session
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
@@ -158,7 +157,6 @@ class WampConversation(Conversation):
             if type(message) is wamp.Call:
                 call = self._call(message, size)
                 timeout = message.options.timeout
-                assert self._calls is not None
                 await self._calls.take(call, timeout and timeout / 1000)
             elif isinstance(message, _IN_ORDER):
                 self._expect_new(message.request)
@@ -181,20 +179,18 @@ class WampConversation(Conversation):
         Refuse the number of a request that isn't answered yet.
         """
         in_order = self._in_order is not None and request in self._in_order.requests
-        if in_order or (self._calls is not None and request in self._calls):
+        if in_order or request in self._calls:
             raise ProtocolViolation("the number of a request that isn't answered yet")
 
     def _on_cancel(self, message: wamp.Cancel) -> None:
-        if self._calls is not None:
-            self._calls.cancel(message.request, message.options.mode)
+        self._calls.cancel(message.request, message.options.mode)
 
     def _work(self) -> InOrder:
         """
         Return what does requests in order; most sessions need it late or never.
         """
         if self._in_order is None:
-            session, scope = self._expect_session(), self._scope
-            assert scope is not None
+            session, scope = self._expect_session(), self._calls.performer.scope
             work = self._in_order = InOrder(session, scope, self._sender, self._codec)
             self._subscriptions = Subscriptions(
                 self._host.topics, self._registry, self.connection, work

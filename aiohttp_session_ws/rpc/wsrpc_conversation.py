@@ -65,11 +65,10 @@ class WsrpcConversation(Conversation):
 
     async def _join(self) -> None:
         realm = self._host.realm("")
-        since = self._registry.now()
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
-                await self._begin(session, realm, wsrpc, None, since)
+                await self._begin(session, realm, wsrpc)
         except TimeoutError:
             raise RPCError("wamp.error.authentication_failed") from None
 
@@ -99,7 +98,6 @@ class WsrpcConversation(Conversation):
         task.add_done_callback(self._events.discard)
 
     async def _on_request(self, message: wsrpc.Request, size: int) -> None:
-        assert self._calls is not None
         if message.method == "ping":
             self._sender.post(wsrpc.result(message.id, message.kwargs))
         elif message.id in self._calls:
