@@ -18,11 +18,9 @@ from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
-from ..signals import Signal
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
 from . import ground
-from .call import CallDetails, EventDetails
 from .errors import RPCResult, SessionGone
 from .host import Host
 from .limits import CallLimits
@@ -101,11 +99,10 @@ class Application:
         self._name = name
         self._warned = False
         self._registries: list[tuple[SessionWSRegistry, str]] = []
-        signals = self._host.signals
-        self.on_call_start: Signal[CallDetails] = signals.on_start
-        self.on_call_success: Signal[CallDetails] = signals.on_success
-        self.on_call_fail: Signal[CallDetails] = signals.on_fail
-        self.on_event: Signal[EventDetails] = signals.on_event
+        self.on_call_start = self._host.on_start
+        self.on_call_success = self._host.on_success
+        self.on_call_fail = self._host.on_fail
+        self.on_event = self._host.on_event
 
     @property
     def default(self) -> Realm:

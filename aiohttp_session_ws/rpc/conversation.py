@@ -83,7 +83,7 @@ class Conversation:
             await self._prove(session.identity, since)
         self._asking = Asking(*self._numbers)
         self._session = session
-        performer = Performer(session, scope, host.signals, sender, dialect)
+        performer = Performer(session, scope, host, sender, dialect)
         self._calls = Calls(performer, sender, host.limits)
         enter(session)
         host.sessions.add(session)

@@ -107,7 +107,7 @@ class InOrder:
                     await self.sender.send(encode_error(partial(self._refusal, message), error))
 
     def _may_wait(self, size: int) -> bool:
-        limits = self.scope.limits
+        limits = self.sender.limits
         fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
         return fits and len(self._queue) <= limits.waiting
 
@@ -133,7 +133,7 @@ class InOrder:
         await self.scope.expect_allowed(self.session, "register", name)
         if name in self._registered:
             raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
-        if len(self._registered) >= self.scope.limits.registrations:
+        if len(self._registered) >= self.sender.limits.registrations:
             raise RPCError(errors.UNAVAILABLE, "too many registrations")
         self._registered[name] = number = new_id()
         await self.answer(message.request, wamp.registered(message.request, number))

@@ -116,7 +116,7 @@ class Subscriptions:
         Run the first half of a topic, for one who counts as a subscriber already.
         """
         scope, session = self.work.scope, self.work.session
-        if len(self._by_id) >= scope.limits.subscriptions:
+        if len(self._by_id) >= self.work.sender.limits.subscriptions:
             raise RPCError(UNAVAILABLE, "too many subscriptions")
         topic, parts = scope.find_topic(name)
         generator = scope.call(topic.signature, session, parts)

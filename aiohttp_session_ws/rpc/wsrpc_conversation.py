@@ -82,7 +82,7 @@ class WsrpcConversation(Conversation):
             await self._on_request(message, len(frame))
         elif isinstance(message, wsrpc.Reply):
             self._on_reply(message)
-        elif self._host.signals.on_event:
+        elif self._host.on_event:
             self._on_event(message)
 
     def _on_event(self, event: wsrpc.Event) -> None:
@@ -93,7 +93,7 @@ class WsrpcConversation(Conversation):
             log.debug("an event was dropped: too many at once")
             return
         details = EventDetails(self._session, event.data)
-        task = asyncio.create_task(self._host.signals.on_event.send(details), name="event")
+        task = asyncio.create_task(self._host.on_event.send(details), name="event")
         self._events.add(task)
         task.add_done_callback(self._events.discard)
 
