@@ -25,7 +25,6 @@ from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
 from .halves import Step
 from .host import Host
-from .in_order import InOrder
 from .session import Session, new_id
 from .subscriptions import Subscriptions
 from .wamp import Codec, WampDialect, payload, value_of
@@ -50,7 +49,7 @@ class WampConversation(Conversation):
     """
 
     __slots__ = (
-        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_subscriptions", "_welcome",
+        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_welcome",
     )  # fmt: skip
 
     def __init__(
@@ -62,8 +61,7 @@ class WampConversation(Conversation):
         self._welcome = False  # whether WELCOME has been said
         self._refusal: RPCError | None = None  # by a close before that
         self._messages: Iterator[tuple[wamp.Message, int]] | None = None  # of a batch
-        self._in_order: InOrder | None = None
-        self._subscriptions: Subscriptions | None = None
+        self._in_order: Subscriptions | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -185,16 +183,15 @@ class WampConversation(Conversation):
     def _on_cancel(self, message: wamp.Cancel) -> None:
         self._calls.cancel(message.request, message.options.mode)
 
-    def _work(self) -> InOrder:
+    def _work(self) -> Subscriptions:
         """
         Return what does requests in order; most sessions need it late or never.
         """
         if self._in_order is None:
-            session, scope = self._expect_session(), self._calls.performer.scope
-            work = self._in_order = InOrder(session, scope, self._sender, self._codec)
-            self._subscriptions = Subscriptions(
-                self._host.topics, self._registry, self.connection, work
-            )
+            self._in_order = Subscriptions(
+                self._expect_session(), self._calls.performer.scope, self._sender, self._codec,
+                topics=self._host.topics, registry=self._registry,
+            )  # fmt: skip
         return self._in_order
 
     def _on_publish(self, message: wamp.Publish) -> None:
@@ -237,9 +234,9 @@ class WampConversation(Conversation):
         Send an event to the client, if it has subscribed.
         """
         self._expect_session()
-        if self._subscriptions is None:
+        if self._in_order is None:
             return False
-        return await self._subscriptions.send_event(topic, *payload(RPCResult(args, kwargs)))
+        return await self._in_order.send_event(topic, *payload(RPCResult(args, kwargs)))
 
     async def leave(self, uri: str, message: str) -> None:
         """
@@ -258,11 +255,9 @@ class WampConversation(Conversation):
         await self._send(wamp.goodbye(uri, message))
 
     def _own_endings(self) -> Iterator[Step]:
-        in_order, subscriptions = self._in_order, self._subscriptions
-        self._in_order = self._subscriptions = None
-        if in_order is not None and subscriptions is not None:
-            yield in_order.stop
-            yield from subscriptions.endings()
+        in_order, self._in_order = self._in_order, None
+        if in_order is not None:
+            yield from in_order.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
         joined = self._session is not None and self._welcome
