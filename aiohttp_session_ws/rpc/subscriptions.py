@@ -57,7 +57,7 @@ class Subscriptions(InOrder):
             return False
         data = self.topics.event(subscription, args, kwargs)
         if subscription.held is not None:
-            return hold(subscription, data)
+            return hold(subscription.held, data)
         await self.sender.send(data)
         return True
 

@@ -30,24 +30,20 @@ class Codec:
     """
     One encoding of the messages.
 
-    Attributes:
+    Args:
         name: The subprotocol.
+
+    Attributes:
         binary: Whether its frames are binary ones.
         batched: Whether a frame has several messages.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
         self.binary = ".msgpack" in name
         self.batched = name.endswith(".batched")
-        self._encode: Callable[[Any], bytes]
-        self._decode: Callable[[Any], Message]
-        if self.binary:
-            self._encode = msgspec.msgpack.Encoder().encode
-            self._decode = msgspec.msgpack.Decoder(Message).decode
-        else:
-            self._encode = msgspec.json.Encoder().encode
-            self._decode = msgspec.json.Decoder(Message).decode
+        form = msgspec.msgpack if self.binary else msgspec.json
+        self._encode: Callable[[Any], bytes] = form.Encoder().encode
+        self._decode: Callable[[Any], Message] = form.Decoder(Message).decode
 
     def decode(self, frame: str | bytes) -> Iterator[tuple[Message, int]]:
         """
