@@ -40,7 +40,7 @@ class Signature:
         function: The function.
         kind: How the function is run.
         name: How an error calls it.
-        parameters: What it takes, without the object.
+        parameters: What it takes, without the object; anything is fit where nothing is said.
         returns: The annotation of what it returns or yields.
     """
 
@@ -54,7 +54,10 @@ class Signature:
             signature = _read(function)
         except (NameError, SyntaxError) as exc:
             raise self._unfit(f"has an annotation that can't be read here ({exc})") from exc
-        parameters = list(signature.parameters.values())
+        parameters = [
+            p.replace(annotation=Any) if p.annotation is p.empty else p
+            for p in signature.parameters.values()
+        ]
         self.parameters = tuple(parameters[1:] if method else parameters)
         self.returns = signature.return_annotation
         self.kind = _kind_of(function)
@@ -77,7 +80,7 @@ class Signature:
                 raise self._unfit(f"has {parameter.name!r} in its pattern, but that is injected")
             return
         try:
-            msgspec.json.Decoder(type_of(parameter))
+            msgspec.json.Decoder(parameter.annotation)
         except (TypeError, ValueError, RuntimeError, NameError) as exc:
             msg = f"has an annotation of {parameter.name!r} that msgspec can't read: {exc}"
             raise self._unfit(msg) from exc
@@ -100,7 +103,7 @@ class Signature:
             if injected_only and p.name not in self.parts and is_required(p):
                 raise self._unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
             try:
-                msgspec.json.schema_components([type_of(p)])
+                msgspec.json.schema_components([p.annotation])
             except TypeError as exc:
                 msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
                 raise self._unfit(msg) from exc
@@ -133,13 +136,6 @@ def _kind_of(function: Callable[..., Any]) -> Kind:
         if inspect.iscoroutinefunction(one):
             return "coroutine"
     return "plain"
-
-
-def type_of(parameter: inspect.Parameter) -> Any:
-    """
-    Return what an argument is converted to.
-    """
-    return Any if parameter.annotation is parameter.empty else parameter.annotation
 
 
 def is_required(parameter: inspect.Parameter) -> bool:
