@@ -5,9 +5,9 @@ What the conversations of both dialects have in common: how a session begins and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from .._logging import log
 from .._tasks import is_cancelled
@@ -17,7 +17,6 @@ from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
-from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
@@ -40,36 +39,33 @@ class Conversation:
         registry: Whose socket it is.
         ws: The socket, open.
         binary: Whether its frames are binary ones.
-        numbers: The first number of a request of ours, and the step to the next.
 
     Attributes:
         connection: The socket, as the registry knows it.
+        numbers: The first number of a request of ours, and the step to the next.
     """
 
+    numbers: ClassVar = (1, 1)
+
     __slots__ = (
-        "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_sender",
+        "_asking", "_calls", "_entered", "_host", "_proven", "_registry", "_sender",
         "_session", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool,
-        numbers: tuple[int, int],
-    ) -> None:  # fmt: skip
+        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool
+    ) -> None:
         self._host = host
         self._registry = registry
         self._ws = ws
         self._sender = Sender(ws, binary, host.limits)
         self._session: Session | None = None  # with it come _asking and _calls
-        self._numbers = numbers
         self._entered: list[Step] = []  # state handlers
         self._proven = False
         self.connection: Connection = ws.connection
         self.connection.takes_pushes = False
 
-    async def _begin(
-        self, session: Session, realm: Realm, dialect: Dialect,
-        challenge: Challenge | None = None,
-    ) -> None:  # fmt: skip
+    async def _begin(self, session: Session, realm: Realm, dialect: Dialect) -> None:
         """
         Let a session begin, if its realm lets it.
 
@@ -78,10 +74,10 @@ class Conversation:
         """
         host, sender, since = self._host, self._sender, self._registry.now()
         scope = host.scope(realm)
-        session.identity, proven = await realm.authentication.identify(session, challenge)
+        session.identity, proven = await realm.authentication.identify(session, self._challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
-        self._asking = Asking(*self._numbers)
+        self._asking = Asking(*self.numbers)
         self._session = session
         performer = Performer(session, scope, host, sender, dialect)
         self._calls = Calls(performer, sender, host.limits)
@@ -98,6 +94,12 @@ class Conversation:
                 raise
             log.exception("a session state handler failed")
             raise RPCError(RUNTIME_ERROR) from exc
+
+    async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
+        """
+        Challenge the peer by a method that it can, and return its answer.
+        """
+        raise NotImplementedError
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """

@@ -55,7 +55,7 @@ class WampConversation(Conversation):
     def __init__(
         self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
     ) -> None:
-        super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
+        super().__init__(host, registry, ws, binary=codec.binary)
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
         self._welcome = False  # whether WELCOME has been said
@@ -112,7 +112,7 @@ class WampConversation(Conversation):
         session.auth_extra = hello.details.authextra
         dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
         realm = self._host.realm(hello.realm)
-        await self._begin(session, realm, dialect, self._challenge)
+        await self._begin(session, realm, dialect)
         return session
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
@@ -181,7 +181,7 @@ class WampConversation(Conversation):
             raise ProtocolViolation("the number of a request that isn't answered yet")
 
     def _on_cancel(self, message: wamp.Cancel) -> None:
-        self._calls.cancel(message.request, message.options.mode)
+        self._calls.cancel(message.request, message.options.get("mode"))
 
     def _work(self) -> Subscriptions:
         """

@@ -38,8 +38,10 @@ class WsrpcConversation(Conversation):
 
     __slots__ = ("_events", "_timer")
 
+    numbers = (4, 2)  # 2 is our pings'
+
     def __init__(self, host: Host, registry: SessionWSRegistry, ws: WebSocket) -> None:
-        super().__init__(host, registry, ws, binary=False, numbers=(4, 2))
+        super().__init__(host, registry, ws, binary=False)
         self._timer: asyncio.TimerHandle | None = None
         self._events: set[asyncio.Task[None]] = set()
 
@@ -108,7 +110,7 @@ class WsrpcConversation(Conversation):
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
-            self._pong()
+            self._set_timer(self._host.limits.ping, self._ping)
         else:
             self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
 
@@ -121,9 +123,6 @@ class WsrpcConversation(Conversation):
         loop = asyncio.get_running_loop()
         self._sender.post(wsrpc.request(_PING, "ping", {"seq": loop.time()}))
         self._set_timer(self._host.limits.silence, self._fall_silent)
-
-    def _pong(self) -> None:
-        self._set_timer(self._host.limits.ping, self._ping)
 
     def _fall_silent(self) -> None:
         self._sender.close(GOING_AWAY.replace(None, "no answer to a ping"))
