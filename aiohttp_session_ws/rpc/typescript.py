@@ -20,8 +20,6 @@ _SIMPLE: Final = {
     "boolean": "boolean",
     "null": "null",
     "string": "string",
-    "array": "unknown[]",
-    "object": "Record<string, unknown>",
 }
 _MARK: Final = "// What is served\n"
 _FILE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
@@ -112,20 +110,15 @@ def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
 
 def _type(schema: Mapping[str, Any]) -> str:
     """
-    Return the type of what a JSON Schema describes.
+    Return the type of what a JSON Schema of msgspec's describes.
     """
     if "$ref" in schema:
         return _identifier(schema["$ref"].rpartition("/")[2])
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return " | ".join(dict.fromkeys(map(_type, schema[several])))
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(map(_type, schema["anyOf"])))
     if "enum" in schema:
         return " | ".join(map(json.dumps, schema["enum"]))
-    if "const" in schema:
-        return json.dumps(schema["const"])
     kind = schema.get("type")
-    if isinstance(kind, list):
-        return " | ".join(_type({**schema, "type": one}) for one in kind)
     if kind == "string" and schema.get("contentEncoding") == "base64":
         return "Uint8Array"
     if kind == "array":
