@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from .._logging import log
 from .._tasks import is_cancelled
@@ -45,7 +45,7 @@ class Conversation:
         numbers: The first number of a request of ours, and the step to the next.
     """
 
-    numbers: ClassVar = (1, 1)
+    numbers = (1, 1)
 
     __slots__ = (
         "_asking", "_calls", "_entered", "_host", "_proven", "_registry", "_sender",

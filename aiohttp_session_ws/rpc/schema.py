@@ -4,10 +4,9 @@ What an application serves, as JSON Schema: for documents, and for types of othe
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -28,11 +27,7 @@ _PLACES: Final[Mapping[Any, str]] = {
     inspect.Parameter.VAR_KEYWORD: "named rest",
     inspect.Parameter.KEYWORD_ONLY: "named",
 }
-_STREAMS: Final = (
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncIterable,
-    collections.abc.AsyncGenerator,
-)
+_STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
 def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> dict[str, Any]:

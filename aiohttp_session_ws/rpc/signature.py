@@ -64,12 +64,9 @@ class Signature:
         for parameter in self.parameters:
             self._check(parameter)
         missing = set(parts) - {parameter.name for parameter in self.parameters}
-        if missing and not self._takes_rest:
+        takes_rest = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        if missing and not takes_rest:
             raise self.unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
-
-    @property
-    def _takes_rest(self) -> bool:
-        return any(p.kind is p.VAR_KEYWORD for p in self.parameters)
 
     def unfit(self, why: str) -> TypeError:
         """

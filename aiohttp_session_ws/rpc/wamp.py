@@ -107,7 +107,7 @@ def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
     while start < len(frame):
         begin = start + _LENGTH
         start = begin + int.from_bytes(frame[start:begin])
-        if begin > len(frame) or start > len(frame):
+        if start > len(frame):
             raise ProtocolViolation("a batch whose last message is cut off")
         yield frame[begin:start]
 
