@@ -125,8 +125,7 @@ def _mark_bytes(value: Any) -> Any:
         return {k: v if type(v) in _ATOMS else _mark_bytes(v) for k, v in value.items()}
     if isinstance(value, _BYTES):
         return "\0" + base64.b64encode(value).decode()
-    plain = msgspec.to_builtins(value, builtin_types=_BYTES)
-    return plain if type(plain) is str else _mark_bytes(plain)
+    return _mark_bytes(msgspec.to_builtins(value, builtin_types=_BYTES))
 
 
 def _restore(values: Any) -> None:
