@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -17,12 +18,11 @@ from .._tasks import maybe_await
 from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
+from ..registry.relay import LARGEST
 from ..results import Delivery
-from ..signals import Signal
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
 from . import ground
-from .call import CallDetails, EventDetails
 from .errors import RPCResult, SessionGone
 from .host import Host
 from .limits import CallLimits
@@ -45,7 +45,6 @@ _DIALECTS: Final = frozenset({"wamp", "wsrpc"})
 _decode: Final = msgspec.msgpack.Decoder(
     tuple[str, list[Any], dict[str, Any] | None, list[Any], int | None]
 ).decode
-_RELAYED: Final = 65_536  # bytes that a message between processes may have
 
 
 class Application:
@@ -102,11 +101,10 @@ class Application:
         self._name = name
         self._warned = False
         self._registries: list[tuple[SessionWSRegistry, str]] = []
-        signals = self._host.signals
-        self.on_call_start: Signal[CallDetails] = signals.on_start
-        self.on_call_success: Signal[CallDetails] = signals.on_success
-        self.on_call_fail: Signal[CallDetails] = signals.on_fail
-        self.on_event: Signal[EventDetails] = signals.on_event
+        self.on_call_start = self._host.on_start
+        self.on_call_success = self._host.on_success
+        self.on_call_fail = self._host.on_fail
+        self.on_event = self._host.on_event
 
     @property
     def default(self) -> Realm:
@@ -183,7 +181,7 @@ class Application:
                 self._host.scope(realm)
             name = self._relay_name()
             self._registries.append((registry, name))
-            ground.on_relay(registry, name, self._on_relayed(registry))
+            ground.on_relay(registry, name, partial(self._on_relayed, registry))
 
     async def publish(
         self,
@@ -218,9 +216,9 @@ class Application:
         number = session.id if isinstance(session, Session) else session
         whose = [] if identity is _ANYBODY else [identity]
         message = msgspec.msgpack.encode([topic, args, kwargs, whose, number])
-        if len(message) > _RELAYED:
+        if len(message) > LARGEST:
             raise ValueError(
-                f"{len(message)} bytes can't be relayed to other processes, {_RELAYED} at most:"
+                f"{len(message)} bytes can't be relayed to other processes, {LARGEST} at most:"
                 " publish where to fetch it"
             )
         if not self._registries:
@@ -259,13 +257,10 @@ class Application:
         topics = sorted(topic.name for r in self._realms() for topic in r.served.topics)
         return f"rpc:{hashlib.sha256(' '.join(topics).encode()).hexdigest()[:16]}"
 
-    def _on_relayed(self, registry: SessionWSRegistry) -> Callable[[bytes], Any]:
-        async def receive(data: bytes) -> None:
-            topic, args, kwargs, whose, number = _decode(data)
-            wanted = chooser([as_key(identity) for identity in whose], number)
-            await self._host.topics.publish(registry, topic, args, kwargs, wanted)
-
-        return receive
+    async def _on_relayed(self, registry: SessionWSRegistry, data: bytes) -> None:
+        topic, args, kwargs, whose, number = _decode(data)
+        wanted = chooser([as_key(identity) for identity in whose], number)
+        await self._host.topics.publish(registry, topic, args, kwargs, wanted)
 
     async def _talk(self, ws: WebSocket) -> None:
         """

@@ -5,6 +5,7 @@ Our calls to one client.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,11 +23,10 @@ class Asking:
         step: From one number to the next.
     """
 
-    __slots__ = ("_next", "_pending", "_step")
+    __slots__ = ("_numbers", "_pending")
 
     def __init__(self, first: int, step: int) -> None:
-        self._next = first
-        self._step = step
+        self._numbers = itertools.count(first, step)
         self._pending: dict[int, asyncio.Future[Any]] = {}
 
     async def ask(
@@ -48,8 +48,7 @@ class Asking:
             RemoteError: If that is the answer.
             SessionGone: If the session ends.
         """
-        number = self._next
-        self._next += self._step
+        number = next(self._numbers)
         answer = self._pending[number] = asyncio.get_running_loop().create_future()
         sent = False
         try:
@@ -72,18 +71,13 @@ class Asking:
         if error is None:
             answer.set_result(result)
         else:
-            _fail(answer, error)
+            answer.set_exception(error)
+            answer.exception()  # whoever has asked may have been cancelled in this very turn
 
     def stop(self) -> None:
         """
         Tell all who wait that the session is over.
         """
-        pending, self._pending = self._pending, {}
-        for answer in pending.values():
-            if not answer.done():
-                _fail(answer, SessionGone("the session is over"))
-
-
-def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
-    answer.set_exception(error)
-    answer.exception()  # whoever has asked may have been cancelled in this very turn
+        for number in self._pending:
+            self.answer(number, error=SessionGone("the session is over"))
+        self._pending.clear()

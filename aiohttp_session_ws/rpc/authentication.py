@@ -82,13 +82,13 @@ class Authentication:
         self._shape = CRASecret(b"")
         self._key = secrets.token_bytes(32)
 
-    async def identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
+    async def identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:
         """
         Find out who a session belongs to.
 
         Args:
             session: Whose ``auth_…`` attributes tell how, afterwards.
-            challenge: Challenges the peer, if its dialect can.
+            challenge: Challenges the peer, by a method that it can.
 
         Returns:
             The identity, ``None`` for nobody, and whether the peer itself has proven it.
@@ -106,7 +106,7 @@ class Authentication:
             log.exception("authentication failed by an error")
             raise RPCError(AUTHENTICATION_FAILED, _FAILED) from exc
 
-    async def _identify(self, session: Session, challenge: Challenge | None) -> tuple[Any, bool]:
+    async def _identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:
         if self.handler is not None:
             await maybe_await(self.handler(session))
             joins, value, message = session.verdict or (False, AUTHENTICATION_FAILED, _FAILED)
@@ -118,11 +118,9 @@ class Authentication:
             if not _is_nobody(identity):
                 return identity, False
         identity = None
-        if challenge is not None and self.cra is not None and "wampcra" in session.auth_methods:
+        if self.cra is not None and "wampcra" in session.auth_methods:
             identity = await self._by_signature(session, challenge, *self.cra)
-        elif (
-            challenge is not None and self.ticket is not None and "ticket" in session.auth_methods
-        ):
+        elif self.ticket is not None and "ticket" in session.auth_methods:
             session.auth_method = "ticket"
             identity = await maybe_await(self.ticket(session, await challenge("ticket", {})))
         elif not self.transport and self.cra is None and self.ticket is None:

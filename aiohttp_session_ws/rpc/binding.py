@@ -16,7 +16,7 @@ from aiohttp import web
 from .call import Call
 from .errors import INVALID_ARGUMENT, RPCError
 from .session import RPCRequest, Session
-from .signature import Signature, is_injected, type_of
+from .signature import Signature, is_injected
 
 __all__ = ["Binder"]
 
@@ -48,7 +48,7 @@ class Binder:
         self._named = all(p.kind in _BY_NAME for p in signature.parameters)
         self._given = inspect.Signature(sorted(given, key=lambda p: p.kind))
         self._types = {
-            p.name: tuple[type_of(p), ...] if p.kind is p.VAR_POSITIONAL else type_of(p)  # type: ignore[misc]  # made at run time
+            p.name: tuple[p.annotation, ...] if p.kind is p.VAR_POSITIONAL else p.annotation  # type: ignore[name-defined]  # made at run time
             for p in given
         }
         self._whole = self._shortcuts(injected)
@@ -66,7 +66,7 @@ class Binder:
             return {}
         least = sum(p.default is p.empty for p in first)
         return {
-            n: tuple[tuple(type_of(p) for p in first[:n])] if n else tuple[()]  # type: ignore[misc]  # made at run time
+            n: tuple[tuple(p.annotation for p in first[:n])] if n else tuple[()]  # type: ignore[misc]  # made at run time
             for n in range(least, len(first) + 1)
         }
 

@@ -1,5 +1,5 @@
 """
-One call of a peer's, and the signals that tell of it.
+One call of a peer's, and what signals tell of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..signals import Signal
 from .errors import RPCError
 from .session import RPCRequest, Session
 
@@ -56,18 +55,6 @@ class EventDetails:
 
     session: Session
     data: Mapping[str, Any] = field(repr=False)
-
-
-class CallSignals:
-    """
-    The signals of an application.
-    """
-
-    def __init__(self, owner: object) -> None:
-        self.on_start: Signal[CallDetails] = Signal(owner)
-        self.on_success: Signal[CallDetails] = Signal(owner)
-        self.on_fail: Signal[CallDetails] = Signal(owner)
-        self.on_event: Signal[EventDetails] = Signal(owner)
 
 
 class Dialect(Protocol):

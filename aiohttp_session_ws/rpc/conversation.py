@@ -5,7 +5,7 @@ What the conversations of both dialects have in common: how a session begins and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from . import ground
 from .asking import Asking
-from .authentication import Challenge
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
@@ -25,7 +24,6 @@ from .halves import Step, first_half, outlast, run_all
 from .host import Host
 from .performing import Performer
 from .realm import Realm
-from .scope import Scope
 from .sending import Sender
 from .session import Session, enter
 
@@ -43,58 +41,55 @@ class Conversation:
         registry: Whose socket it is.
         ws: The socket, open.
         binary: Whether its frames are binary ones.
-        numbers: The first number of a request of ours, and the step to the next.
 
     Attributes:
         connection: The socket, as the registry knows it.
+        numbers: The first number of a request of ours, and the step to the next.
     """
 
+    numbers = (1, 1)
+
     __slots__ = (
-        "_asking", "_calls", "_entered", "_host", "_numbers", "_proven", "_registry", "_scope",
-        "_sender", "_session", "_taken", "_ws", "connection",
+        "_asking", "_calls", "_entered", "_host", "_proven", "_registry", "_sender",
+        "_session", "_taken", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
-        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool,
-        numbers: tuple[int, int],
-    ) -> None:  # fmt: skip
+        self, host: Host, registry: SessionWSRegistry, ws: WebSocket, *, binary: bool
+    ) -> None:
         self._host = host
         self._registry = registry
         self._ws = ws
         self._sender = Sender(ws, binary, host.limits)
-        self._session: Session | None = None
-        self._scope: Scope | None = None
-        self._calls: Calls | None = None
-        self._numbers = numbers
+        self._session: Session | None = None  # with it come _asking and _calls
         self._entered: list[Step] = []  # state handlers
         self._proven = False
         self._taken = 0  # messages
         self.connection: Connection = ws.connection
         self.connection.takes_pushes = False
 
-    async def _begin(
-        self, session: Session, realm: Realm, dialect: Dialect,
-        challenge: Challenge | None = None, since: Any = None,
-    ) -> None:  # fmt: skip
+    async def _begin(self, session: Session, realm: Realm, dialect: Dialect) -> None:
         """
         Let a session begin, if its realm lets it.
 
         Raises:
             RPCError: If not.
         """
-        host, sender = self._host, self._sender
-        scope = self._scope = host.scope(realm)
-        session.identity, proven = await realm.authentication.identify(session, challenge)
+        host, sender, since = self._host, self._sender, self._registry.now()
+        scope = host.scope(realm)
+        session.identity, proven = await realm.authentication.identify(session, self._challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
-        self._asking = Asking(*self._numbers)
+        self._asking = Asking(*self.numbers)
         self._session = session
-        performer = Performer(session, scope, host.signals, sender, dialect)
+        performer = Performer(session, scope, host, sender, dialect)
         self._calls = Calls(performer, sender, host.limits)
         enter(session)
         host.sessions.add(session)
         try:
-            await self._enter(session, scope, realm)
+            for signature in host.state_handlers_of(realm):
+                generator = scope.call(signature, session)
+                self._entered.append(await first_half(signature.name, generator))
         except (RPCError, SessionGone):
             raise
         except (Exception, asyncio.CancelledError) as exc:
@@ -103,13 +98,11 @@ class Conversation:
             log.exception("a session state handler failed")
             raise RPCError(RUNTIME_ERROR) from exc
 
-    async def _enter(self, session: Session, scope: Scope, realm: Realm) -> None:
+    async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
         """
-        Run the first halves of the state handlers.
+        Challenge the peer by a method that it can, and return its answer.
         """
-        for signature in self._host.state_handlers_of(realm):
-            generator = scope.call(signature, session)
-            self._entered.append(await first_half(signature.name, generator))
+        raise NotImplementedError
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """
@@ -136,8 +129,7 @@ class Conversation:
         Cancel what a session is doing, at once; the rest follows when its client has answered.
         """
         session.closed = True
-        if self._calls is not None:
-            self._calls.interrupt()
+        self._calls.interrupt()
         self._asking.stop()
 
     async def _leave(self) -> None:
@@ -161,13 +153,10 @@ class Conversation:
         """
         Return what is to be done at the end of a session, in this order.
         """
-        calls, self._calls = self._calls, None
         entered, self._entered = self._entered, []
-        if calls is not None:
-            yield partial(calls.stop, grace / 2)
+        yield partial(self._calls.stop, grace / 2)
         yield from self._own_endings()
-        if calls is not None:
-            yield calls.performer.close_objects
+        yield self._calls.performer.close_objects
         yield from reversed(entered)
         if self._proven:
             self._proven = False

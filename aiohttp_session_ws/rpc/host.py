@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .call import CallSignals
+from ..signals import Signal
+from .call import CallDetails, EventDetails
 from .errors import NO_SUCH_REALM, RPCError
 from .limits import CallLimits
 from .realm import Realm
@@ -24,7 +25,10 @@ class Host:
 
     Attributes:
         limits: Those of each connection.
-        signals: Who wants to know of calls.
+        on_start: Who wants to know of calls that start.
+        on_success: Of those that succeed.
+        on_fail: Of those that don't.
+        on_event: Of events of wsrpc's.
         sessions: Who has joined.
         topics: Who has subscribed to what.
         realms: By URI.
@@ -35,7 +39,10 @@ class Host:
 
     def __init__(self, owner: object, limits: CallLimits, default_realm: Realm | None) -> None:
         self.limits = limits
-        self.signals = CallSignals(owner)
+        self.on_start: Signal[CallDetails] = Signal(owner)
+        self.on_success: Signal[CallDetails] = Signal(owner)
+        self.on_fail: Signal[CallDetails] = Signal(owner)
+        self.on_event: Signal[EventDetails] = Signal(owner)
         self.sessions: set[Session] = set()
         self.topics = Topics()
         self.realms: dict[str, Realm] = {}
@@ -65,7 +72,7 @@ class Host:
         """
         scope, version = self._scopes.get(realm, (None, -1))
         if scope is None or version != realm.version:
-            scope = Scope(realm, self.default_args, self.limits)
+            scope = Scope(realm, self.default_args)
             scope.check(self.state_handlers_of(realm))
             self._scopes[realm] = scope, realm.version
         return scope

@@ -115,7 +115,7 @@ class InOrder:
                     await self.sender.send(encode_error(partial(self._refusal, message), error))
 
     def _may_wait(self, size: int) -> bool:
-        limits = self.scope.limits
+        limits = self.sender.limits
         fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
         return fits and len(self._queue) <= limits.waiting
 
@@ -141,7 +141,7 @@ class InOrder:
         await self.scope.expect_allowed(self.session, "register", name)
         if name in self._registered:
             raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
-        limits = self.scope.limits
+        limits = self.sender.limits
         if not has_room(name, self._registered, limits.registrations, limits.message):
             raise RPCError(errors.UNAVAILABLE, "too many registrations")
         self._registered[name] = number = new_id()

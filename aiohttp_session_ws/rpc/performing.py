@@ -16,9 +16,10 @@ from typing import Any, Final
 from .._logging import log
 from .._tasks import maybe_await
 from . import errors
-from .call import Call, CallDetails, CallSignals, Dialect
+from .call import Call, CallDetails, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult
 from .halves import outlast
+from .host import Host
 from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session
@@ -37,7 +38,7 @@ class Performer:
     Args:
         session: Whose.
         scope: What may be called.
-        signals: Who wants to know.
+        host: The application, whose signals tell of them.
         sender: The way out.
         dialect: What goes out.
         unanswered: The calls that wait for an answer, by number.
@@ -45,7 +46,7 @@ class Performer:
 
     session: Session
     scope: Scope
-    signals: CallSignals
+    host: Host
     sender: Sender
     dialect: Dialect
     unanswered: dict[int, Call] = field(default_factory=dict)
@@ -79,11 +80,11 @@ class Performer:
         call.answering = True
         error = None if failure is None else self._explain(call, failure)
         if failure is None:
-            if self.signals.on_success:
-                await self.signals.on_success.send(self._details(call, value))
-        elif self.signals.on_fail:
+            if self.host.on_success:
+                await self.host.on_success.send(self._details(call, value))
+        elif self.host.on_fail:
             cancelled = isinstance(failure, asyncio.CancelledError)
-            await self.signals.on_fail.send(
+            await self.host.on_fail.send(
                 self._details(call, error=error if cancelled else failure)
             )
         if not call.answered:
@@ -109,8 +110,8 @@ class Performer:
         self.refuse(call, error)
         if call.deadline is not None:
             call.deadline.cancel()
-        if self.signals.on_fail:
-            telling = self.signals.on_fail.send(self._details(call, error=error))
+        if self.host.on_fail:
+            telling = self.host.on_fail.send(self._details(call, error=error))
             # In a context of its own, as calls that start have, and not in that of the reader.
             await asyncio.create_task(telling, name="call that is refused")
 
@@ -156,11 +157,11 @@ class Performer:
         if self.scope.realm.guard is not None:
             await self.scope.expect_allowed(self.session, "call", call.name)
         run = self._prepare(call)
-        signals = self.signals
-        if signals.on_start or signals.on_success or signals.on_fail:
+        host = self.host
+        if host.on_start or host.on_success or host.on_fail:
             call.started = time.perf_counter()
-            if signals.on_start:
-                await signals.on_start.send(self._details(call))
+            if host.on_start:
+                await host.on_start.send(self._details(call))
         value = run()
         if inspect.isawaitable(value):
             value = await value

@@ -47,7 +47,7 @@ class Realm:
         self.state_handlers: list[Signature] = []
         self.default_args: dict[str, Any] = {}
         self.rpc_handler: Callable[..., Any] | None = None
-        #: How often something has changed that has been looked up by then.
+        #: How often the default arguments have changed.
         self.version = 0
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ class Realm:
         Raises:
             ValueError: If there is an authentication handler.
         """
-        self._expect_one_way(ticket=True)
+        self._expect_none(self.authentication.handler)
         self.authentication.ticket = authenticator
         return authenticator
 
@@ -114,7 +114,7 @@ class Realm:
         Raises:
             ValueError: If there is an authentication handler.
         """
-        self._expect_one_way(ticket=True)
+        self._expect_none(self.authentication.handler)
         self.authentication.cra = secret, identity
 
     def set_authentication_handler(self, handler: F) -> F:
@@ -125,7 +125,7 @@ class Realm:
         Raises:
             ValueError: If there is a ticket authenticator, or CRA.
         """
-        self._expect_one_way(ticket=False)
+        self._expect_none(self.authentication.ticket, self.authentication.cra)
         self.authentication.handler = handler
         return handler
 
@@ -135,12 +135,10 @@ class Realm:
         :class:`RPCRequest`, and is a coroutine or an async generator function.
         """
         self.rpc_handler = handler
-        self.version += 1
         return handler
 
-    def _expect_one_way(self, *, ticket: bool) -> None:
-        own = self.authentication
-        if own.handler is not None if ticket else own.ticket is not None or own.cra is not None:
+    def _expect_none(self, *others: object) -> None:
+        if any(other is not None for other in others):
             msg = (
                 f"{self!r} has an authentication handler beside ticket or CRA: the handler does"
                 " it all, so set only one of them"

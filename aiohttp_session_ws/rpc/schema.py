@@ -4,22 +4,21 @@ What an application serves, as JSON Schema: for documents, and for types of othe
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from .realm import Realm
-from .signature import is_injected, is_required, type_of
+from .signature import is_injected, is_required
 from .table import Entry, Procedure
 
 __all__ = ["schema_of"]
 
 _REFERENCE: Final = "#/$defs/{name}"
-#: Gives the schema of a type.
+#: Gives the place where the schema of a type will be.
 SchemaOf: TypeAlias = Callable[[Any], Any]
 
 #: Where an argument is that can't just be given by position or by name.
@@ -28,11 +27,7 @@ _PLACES: Final[Mapping[Any, str]] = {
     inspect.Parameter.VAR_KEYWORD: "named rest",
     inspect.Parameter.KEYWORD_ONLY: "named",
 }
-_STREAMS: Final = (
-    collections.abc.AsyncIterator,
-    collections.abc.AsyncIterable,
-    collections.abc.AsyncGenerator,
-)
+_STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
 def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,20 +38,21 @@ def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> d
         TypeError: If a type has no schema; it names the function and the remedy.
     """
     types: list[Any] = []
+    places: list[dict[str, Any]] = []
 
-    def collect(kind: Any) -> None:
+    def schema(kind: Any) -> dict[str, Any]:
         types.append(_readable(kind))
+        places.append({})
+        return places[-1]
 
-    def described(schema: SchemaOf) -> dict[str, Any]:
-        return {
-            uri: _realm(realm, {**default_args, **realm.default_args}, schema)
-            for uri, realm in realms.items()
-        }
-
-    described(collect)
+    described = {
+        uri: _realm(realm, {**default_args, **realm.default_args}, schema)
+        for uri, realm in realms.items()
+    }
     schemas, definitions = msgspec.json.schema_components(types, ref_template=_REFERENCE)
-    in_order = iter(schemas)
-    return {"realms": described(lambda _: next(in_order)), "$defs": definitions}
+    for place, found in zip(places, schemas, strict=True):
+        place.update(found)
+    return {"realms": described, "$defs": definitions}
 
 
 def _realm(realm: Realm, defaults: Mapping[str, Any], schema: SchemaOf) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def _described(entry: Entry, defaults: Mapping[str, Any], schema: SchemaOf) -> d
     for p in entry.signature.parameters:
         if is_injected(p, defaults):
             continue
-        found.append({"name": p.name, "schema": schema(type_of(p))})
+        found.append({"name": p.name, "schema": schema(p.annotation)})
         place = "name" if p.name in entry.parts else _PLACES.get(p.kind)
         if place is not None:
             found[-1]["in"] = place

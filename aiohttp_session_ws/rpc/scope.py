@@ -15,7 +15,6 @@ from . import errors
 from .binding import Binder
 from .call import Call
 from .errors import NotRegistered, RPCError, SessionGone
-from .limits import CallLimits
 from .realm import Action, Realm
 from .session import Session
 from .signature import Signature
@@ -38,12 +37,10 @@ class Scope:
     Args:
         realm: Whose tables, guard and errors.
         defaults: The default arguments of the application.
-        limits: Those of each connection.
     """
 
-    def __init__(self, realm: Realm, defaults: Mapping[str, Any], limits: CallLimits) -> None:
+    def __init__(self, realm: Realm, defaults: Mapping[str, Any]) -> None:
         self.realm = realm
-        self.limits = limits
         self._defaults = {**defaults, **realm.default_args}
         self._binders: dict[Signature, Binder] = {}
 

@@ -57,7 +57,7 @@ class Sender:
     _queue: deque[tuple[bytes, asyncio.Future[None] | None]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
     _closing: asyncio.Task[None] | None = None
-    _patience: asyncio.TimerHandle | None = None  # runs while the task does
+    _patience: asyncio.TimerHandle = field(init=False)  # runs while the task does
     _sent: int = 0  # how many had to wait
     _together: list[bytes] | None = None  # answers that are written next
 
@@ -196,9 +196,7 @@ class Sender:
             pass
         finally:
             self._drop()  # what is left is nobody's
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
+            self._patience.cancel()
 
     async def _send_first(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         if sent is None or not sent.done():  # or its sender was cancelled meanwhile

@@ -40,7 +40,7 @@ class Signature:
         function: The function.
         kind: How the function is run.
         name: How an error calls it.
-        parameters: What it takes, without the object.
+        parameters: What it takes, without the object; anything is fit where nothing is said.
         returns: The annotation of what it returns or yields.
     """
 
@@ -53,34 +53,47 @@ class Signature:
         try:
             signature = _read(function)
         except (NameError, SyntaxError) as exc:
-            raise self._unfit(f"has an annotation that can't be read here ({exc})") from exc
-        parameters = list(signature.parameters.values())
+            raise self.unfit(f"has an annotation that can't be read here ({exc})") from exc
+        parameters = [
+            p.replace(annotation=Any) if p.annotation is p.empty else p
+            for p in signature.parameters.values()
+        ]
         self.parameters = tuple(parameters[1:] if method else parameters)
         self.returns = signature.return_annotation
         self.kind = _kind_of(function)
         for parameter in self.parameters:
             self._check(parameter)
         missing = set(parts) - {parameter.name for parameter in self.parameters}
-        if missing and not self._takes_rest:
-            raise self._unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
+        takes_rest = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        if missing and not takes_rest:
+            raise self.unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
 
-    @property
-    def _takes_rest(self) -> bool:
-        return any(p.kind is p.VAR_KEYWORD for p in self.parameters)
-
-    def _unfit(self, why: str) -> TypeError:
+    def unfit(self, why: str) -> TypeError:
+        """
+        Return the error of a function that can't be served.
+        """
         return TypeError(f"{self.name}() {why}")
+
+    def expect_halves(self, what: str) -> None:
+        """
+        Expect what has to do with the beginning and the end of something.
+
+        Raises:
+            TypeError: If it has no two halves.
+        """
+        if self.kind != "stream":
+            raise self.unfit(f"is {what}, an async function with one 'yield' between its halves")
 
     def _check(self, parameter: inspect.Parameter) -> None:
         if is_injected(parameter, _NOTHING):
             if parameter.name in self.parts:
-                raise self._unfit(f"has {parameter.name!r} in its pattern, but that is injected")
+                raise self.unfit(f"has {parameter.name!r} in its pattern, but that is injected")
             return
         try:
-            msgspec.json.Decoder(type_of(parameter))
+            msgspec.json.Decoder(parameter.annotation)
         except (TypeError, ValueError, RuntimeError, NameError) as exc:
             msg = f"has an annotation of {parameter.name!r} that msgspec can't read: {exc}"
-            raise self._unfit(msg) from exc
+            raise self.unfit(msg) from exc
 
     def check(self, defaults: Mapping[str, Any], *, injected_only: bool = False) -> None:
         """
@@ -98,12 +111,12 @@ class Signature:
                 continue
             remedy = f"give it by set_default_arg({p.name!r}, …)"
             if injected_only and p.name not in self.parts and is_required(p):
-                raise self._unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
+                raise self.unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
             try:
-                msgspec.json.schema_components([type_of(p)])
+                msgspec.json.schema_components([p.annotation])
             except TypeError as exc:
                 msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
-                raise self._unfit(msg) from exc
+                raise self.unfit(msg) from exc
 
 
 def _read(function: Callable[..., Any]) -> inspect.Signature:
@@ -133,13 +146,6 @@ def _kind_of(function: Callable[..., Any]) -> Kind:
         if inspect.iscoroutinefunction(one):
             return "coroutine"
     return "plain"
-
-
-def type_of(parameter: inspect.Parameter) -> Any:
-    """
-    Return what an argument is converted to.
-    """
-    return Any if parameter.annotation is parameter.empty else parameter.annotation
 
 
 def is_required(parameter: inspect.Parameter) -> bool:

@@ -1,5 +1,5 @@
 """
-What one session has subscribed to.
+What one session has subscribed to: SUBSCRIBE and UNSUBSCRIBE, beside what is done in their order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from . import ground, wamp_messages as wamp
 from .errors import NO_SUCH_SUBSCRIPTION, UNAVAILABLE, RPCError, SessionGone
@@ -25,27 +24,23 @@ _OPTION_NOT_ALLOWED: Final = "wamp.error.option_not_allowed"
 
 
 @dataclass(slots=True, eq=False)
-class Subscriptions:
+class Subscriptions(InOrder):
     """
-    The subscriptions of one session.
+    The subscriptions of one session, and whatever else its client asks for in order.
 
     Args:
         topics: Those of the application.
         registry: Whose socket the session has.
-        connection: That socket.
-        work: What does its requests in order.
     """
 
-    topics: Topics
-    registry: SessionWSRegistry
-    connection: Connection
-    work: InOrder
+    topics: Topics = field(kw_only=True)
+    registry: SessionWSRegistry = field(kw_only=True)
     _by_id: dict[int, Subscription] = field(default_factory=dict)
     _ending: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.work.handlers[wamp.Subscribe] = self.subscribe
-        self.work.handlers[wamp.Unsubscribe] = self.unsubscribe
+        InOrder.__post_init__(self)
+        self.handlers |= {wamp.Subscribe: self._subscribe, wamp.Unsubscribe: self._unsubscribe}
 
     def of(self, topic: str) -> Subscription | None:
         """
@@ -62,47 +57,41 @@ class Subscriptions:
             return False
         data = self.topics.event(subscription, args, kwargs)
         if subscription.held is not None:
-            return hold(subscription, data)
-        await self.work.sender.send(data)
+            return hold(subscription.held, data)
+        await self.sender.send(data)
         return True
 
-    async def subscribe(self, message: wamp.Subscribe) -> None:
-        """
-        Let the client have a topic's events, if it may.
-        """
+    async def _subscribe(self, message: wamp.Subscribe) -> None:
         if message.options.get("match", "exact") != "exact":
             raise RPCError(_OPTION_NOT_ALLOWED, "topics are subscribed to by their exact names")
-        await self.work.scope.expect_allowed(self.work.session, "subscribe", message.topic)
+        await self.scope.expect_allowed(self.session, "subscribe", message.topic)
         subscription = self.of(message.topic) or await self._begin(message.topic)
         number = self.topics.add(subscription)
-        await self.work.answer(message.request, wamp.subscribed(message.request, number))
+        await self.answer(message.request, wamp.subscribed(message.request, number))
         while subscription.held:
-            await self.work.sender.send(subscription.held.pop(0))
+            await self.sender.send(subscription.held.pop(0))
         subscription.held = None
 
-    async def unsubscribe(self, message: wamp.Unsubscribe) -> None:
-        """
-        Let it have no more of them.
-        """
+    async def _unsubscribe(self, message: wamp.Unsubscribe) -> None:
         subscription = self._by_id.pop(message.subscription, None)
         if subscription is None:
             raise RPCError(NO_SUCH_SUBSCRIPTION, "no such subscription")
         self._ending = asyncio.create_task(self._end(subscription), name="end of a subscription")
         await asyncio.shield(self._ending)
-        codec = self.work.codec
-        data = codec.encode(wamp.unsubscribed(message.request))
-        self.work.requests.discard(message.request)
+        data = self.codec.encode(wamp.unsubscribed(message.request))
+        self.requests.discard(message.request)
         # Behind the events that are in the queue of its connection, which wait for a slow peer.
-        frame = data if codec.binary else data.decode()
-        while not ground.push(self.registry, [self.connection], frame).sockets:
-            if self.work.sender.is_closed:
+        frame = data if self.codec.binary else data.decode()
+        while not ground.push(self.registry, [self.session.connection], frame).sockets:
+            if self.sender.is_closed:
                 break
             await asyncio.sleep(_RETRY)
 
     def endings(self) -> Iterator[Step]:
         """
-        Return what ends all subscriptions, the last one first.
+        Return what ends the work and all subscriptions, the last one first.
         """
+        yield self.stop
         ending = self._ending
         if ending is not None and not ending.done():  # by an UNSUBSCRIBE that was cut short
             yield lambda: ending
@@ -115,13 +104,13 @@ class Subscriptions:
         """
         Run the first half of a topic, for one who counts as a subscriber already.
         """
-        scope, session = self.work.scope, self.work.session
-        limits, names = scope.limits, [one.topic for one in self._by_id.values()]
+        session, limits = self.session, self.sender.limits
+        names = [one.topic for one in self._by_id.values()]
         if not has_room(name, names, limits.subscriptions, limits.message):
             raise RPCError(UNAVAILABLE, "too many subscriptions")
-        topic, parts = scope.find_topic(name)
-        generator = scope.call(topic.signature, session, parts)
-        subscription = Subscription(name, session, self.registry, self.work.codec, self.connection)
+        topic, parts = self.scope.find_topic(name)
+        generator = self.scope.call(topic.signature, session, parts)
+        subscription = Subscription(name, session, self.registry, self.codec, session.connection)
         number = self.topics.add(subscription)
         self._by_id[number] = subscription
         try:

@@ -65,8 +65,7 @@ class Procedure(Entry):
         self.threaded = threaded
         self.owner = owner
         if threaded and self.signature.kind != "plain":
-            msg = f"{self.signature.name}() isn't a plain function: only these run in a thread"
-            raise TypeError(msg)
+            raise self.signature.unfit("isn't a plain function: only these run in a thread")
 
 
 class Topic(Entry):
@@ -76,7 +75,7 @@ class Topic(Entry):
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, function)
-        _expect_generator(self.signature, "a topic")
+        self.signature.expect_halves("a topic")
 
 
 class RouteClass:
@@ -103,16 +102,8 @@ def two_halves(handler: Callable[..., Any]) -> Signature:
         TypeError: If it has no two halves.
     """
     signature = Signature(handler)
-    _expect_generator(signature, "a session state handler")
+    signature.expect_halves("a session state handler")
     return signature
-
-
-def _expect_generator(signature: Signature, what: str) -> None:
-    if signature.kind != "stream":
-        msg = (
-            f"{signature.name}() is {what}, an async function with one 'yield' between its halves"
-        )
-        raise TypeError(msg)
 
 
 class Table(Generic[E]):

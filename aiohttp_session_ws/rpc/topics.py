@@ -4,6 +4,7 @@ Who has subscribed to which topic, in one application.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -46,14 +47,16 @@ class Subscription:
     ending: Step | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Subscribers:
     """
     Who has subscribed to one topic.
     """
 
-    id: int = field(default_factory=new_id)
-    members: dict[Codec, set[Subscription]] = field(default_factory=dict)
+    __slots__ = ("id", "members")
+
+    def __init__(self) -> None:
+        self.id = new_id()
+        self.members: defaultdict[Codec, set[Subscription]] = defaultdict(set)
 
 
 class Topics:
@@ -62,16 +65,14 @@ class Topics:
     """
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Subscribers] = {}
+        self._by_name: defaultdict[str, Subscribers] = defaultdict(Subscribers)
 
     def add(self, subscription: Subscription) -> int:
         """
         Add a subscription; return the number that all of its topic have.
         """
-        subscribers = self._by_name.get(subscription.topic)
-        if subscribers is None:
-            subscribers = self._by_name[subscription.topic] = Subscribers()
-        subscribers.members.setdefault(subscription.codec, set()).add(subscription)
+        subscribers = self._by_name[subscription.topic]
+        subscribers.members[subscription.codec].add(subscription)
         return subscribers.id
 
     def discard(self, subscription: Subscription) -> None:
@@ -80,10 +81,10 @@ class Topics:
         """
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is not None:
-            group = subscribers.members.get(subscription.codec, set())
+            group = subscribers.members[subscription.codec]
             group.discard(subscription)
             if not group:
-                subscribers.members.pop(subscription.codec, None)
+                del subscribers.members[subscription.codec]
             if not subscribers.members:
                 del self._by_name[subscription.topic]
 
@@ -124,19 +125,18 @@ class Topics:
                 if s.registry is registry and (wanted is None or wanted(s.session))
             ]
             ready = [s.connection for s in chosen if s.held is None]
-            held = [hold(s, data) for s in chosen if s.held is not None]
+            held = [hold(s.held, data) for s in chosen if s.held is not None]
             delivery = ground.push(registry, ready, data if codec.binary else data.decode())
             sockets += delivery.sockets + sum(held)
             complete = complete and delivery.complete and all(held)
         return Delivery(sockets, complete=complete)
 
 
-def hold(subscription: Subscription, data: bytes) -> bool:
+def hold(held: list[bytes], data: bytes) -> bool:
     """
     Keep an event for one that doesn't know yet that it has subscribed, if there is room.
     """
-    held = subscription.held
-    if held is None or len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
+    if len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
         return False
     held.append(data)
     return True

@@ -20,17 +20,17 @@ _SIMPLE: Final = {
     "boolean": "boolean",
     "null": "null",
     "string": "string",
-    "array": "unknown[]",
-    "object": "Record<string, unknown>",
 }
-#: The types that are the same for all; what is served takes the place of its last lines.
-_BASE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
 _MARK: Final = "// What is served\n"
-#: What the types here are made of, beside what is declared in front of them.
-_GLOBAL: Final = frozenset({
+_FILE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
+#: The types that are the same for all; what is served takes the place of what comes behind.
+_BASE: Final = "".join(_FILE.read_text().partition(_MARK)[:2])
+#: What these are made of, and what they declare.
+_TAKEN: Final = frozenset({
     "AbortSignal", "Array", "ArrayBufferLike", "ArrayBufferView", "AsyncGenerator", "Blob",
     "Called", "Error", "EventTarget", "Exclude", "Name", "Omit", "Procedures", "Promise", "Record",
     "Topic", "URL", "Uint8Array",
+    *re.findall(r"\b(?:class|interface|type|function|const) (\w+)", _BASE),
 })  # fmt: skip
 #: What Python lets be the name of an argument, and TypeScript no name in a list.
 _RESERVED: Final = frozenset({
@@ -38,16 +38,13 @@ _RESERVED: Final = frozenset({
     "false", "function", "instanceof", "new", "null", "super", "switch", "this", "throw", "true",
     "typeof", "var", "void",
 })  # fmt: skip
-_DECLARED: Final = re.compile(r"\b(?:class|interface|type|function|const) (\w+)")
 
 
 def typescript_of(schema: Mapping[str, Any]) -> str:
     """
     Return the declarations for what :meth:`Application.schema` returns.
     """
-    head, mark, _ = _BASE.read_text().partition(_MARK)
-    schema = _renamed(schema, {*_GLOBAL, *_DECLARED.findall(head)})
-    lines = [head + mark]
+    lines = [_BASE]
     for name, definition in sorted(schema["$defs"].items()):
         lines += _comment(definition, "")
         lines.append(f"export type {_identifier(name)} = {_type(definition)};\n")
@@ -60,7 +57,8 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     for name, procedure in sorted(procedures.items()):
         lines += _procedure(name, procedure)
     # An exact name comes first, and of two patterns that of more words: ${string} has dots too.
-    patterns = sorted(filter(lambda name: "{" in name, procedures), key=_words, reverse=True)
+    patterns = [name for name in procedures if "{" in name]
+    patterns.sort(key=lambda name: (name.count("."), name), reverse=True)
     names = [f"Exclude<keyof Procedures, {' | '.join(map(json.dumps, patterns)) or 'never'}>"]
     names += map(_key_type, patterns)
     lines += ["}", "", f"export type Name = {' | '.join(names)};"]
@@ -74,22 +72,6 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     ]
     lines += ["  never;", "", f"export type Topic = {' | '.join(sorted(topics)) or 'never'};", ""]
     return "\n".join(lines)
-
-
-def _words(name: str) -> tuple[int, str]:
-    return name.count("."), name
-
-
-def _renamed(schema: Mapping[str, Any], taken: set[str]) -> Any:
-    """
-    Return a schema whose definitions have no name of ours: a type ``Client`` is ``Client_``.
-    """
-    text = json.dumps(schema)
-    for name in taken & schema["$defs"].keys():
-        text = text.replace(json.dumps(f"#/$defs/{name}"), json.dumps(f"#/$defs/{name}_"))
-    found = json.loads(text)
-    found["$defs"] = {f"{n}_" if n in taken else n: one for n, one in found["$defs"].items()}
-    return found
 
 
 def _procedure(name: str, procedure: Mapping[str, Any]) -> Iterator[str]:
@@ -128,20 +110,15 @@ def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
 
 def _type(schema: Mapping[str, Any]) -> str:
     """
-    Return the type of what a JSON Schema describes.
+    Return the type of what a JSON Schema of msgspec's describes.
     """
     if "$ref" in schema:
         return _identifier(schema["$ref"].rpartition("/")[2])
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return " | ".join(dict.fromkeys(map(_type, schema[several])))
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(map(_type, schema["anyOf"])))
     if "enum" in schema:
         return " | ".join(map(json.dumps, schema["enum"]))
-    if "const" in schema:
-        return json.dumps(schema["const"])
     kind = schema.get("type")
-    if isinstance(kind, list):
-        return " | ".join(_type({**schema, "type": one}) for one in kind)
     if kind == "string" and schema.get("contentEncoding") == "base64":
         return "Uint8Array"
     if kind == "array":
@@ -186,7 +163,11 @@ def _key_type(name: str) -> str:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    """
+    Return what a definition is called here; one that has a name of ours gets an underscore.
+    """
+    own = f"{name}_" if name in _TAKEN else name
+    return re.sub(r"\W", "_", own)
 
 
 def _comment(described: Mapping[str, Any], indent: str) -> list[str]:

@@ -30,24 +30,20 @@ class Codec:
     """
     One encoding of the messages.
 
-    Attributes:
+    Args:
         name: The subprotocol.
+
+    Attributes:
         binary: Whether its frames are binary ones.
         batched: Whether a frame has several messages.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
         self.binary = ".msgpack" in name
         self.batched = name.endswith(".batched")
-        self._encode: Callable[[Any], bytes]
-        self._decode: Callable[[Any], Message]
-        if self.binary:
-            self._encode = msgspec.msgpack.Encoder().encode
-            self._decode = msgspec.msgpack.Decoder(Message).decode
-        else:
-            self._encode = msgspec.json.Encoder().encode
-            self._decode = msgspec.json.Decoder(Message).decode
+        form = msgspec.msgpack if self.binary else msgspec.json
+        self._encode: Callable[[Any], bytes] = form.Encoder().encode
+        self._decode: Callable[[Any], Message] = form.Decoder(Message).decode
 
     def decode(self, frame: str | bytes) -> Iterator[tuple[Message, int]]:
         """
@@ -111,7 +107,7 @@ def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
     while start < len(frame):
         begin = start + _LENGTH
         start = begin + int.from_bytes(frame[start:begin])
-        if begin > len(frame) or start > len(frame):
+        if start > len(frame):
             raise ProtocolViolation("a batch whose last message is cut off")
         yield frame[begin:start]
 
@@ -129,8 +125,7 @@ def _mark_bytes(value: Any) -> Any:
         return {k: v if type(v) in _ATOMS else _mark_bytes(v) for k, v in value.items()}
     if isinstance(value, _BYTES):
         return "\0" + base64.b64encode(value).decode()
-    plain = msgspec.to_builtins(value, builtin_types=_BYTES)
-    return plain if type(plain) is str else _mark_bytes(plain)
+    return _mark_bytes(msgspec.to_builtins(value, builtin_types=_BYTES))
 
 
 def _restore(values: Any) -> None:

@@ -25,7 +25,6 @@ from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
 from .halves import Step
 from .host import Host
-from .in_order import InOrder
 from .session import Session, new_id
 from .subscriptions import Subscriptions
 from .wamp import Codec, WampDialect, payload, value_of
@@ -50,20 +49,19 @@ class WampConversation(Conversation):
     """
 
     __slots__ = (
-        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_subscriptions", "_welcome",
+        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_welcome",
     )  # fmt: skip
 
     def __init__(
         self, host: Host, registry: SessionWSRegistry, ws: WebSocket, codec: Codec
     ) -> None:
-        super().__init__(host, registry, ws, binary=codec.binary, numbers=(1, 1))
+        super().__init__(host, registry, ws, binary=codec.binary)
         self._codec = codec
         self._closing = False  # by an ABORT or a GOODBYE of ours
         self._welcome = False  # whether WELCOME has been said
         self._refusal: RPCError | None = None  # by a close before that
         self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # of a batch
-        self._in_order: InOrder | None = None
-        self._subscriptions: Subscriptions | None = None
+        self._in_order: Subscriptions | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -108,14 +106,13 @@ class WampConversation(Conversation):
         await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
     async def _greet(self, hello: wamp.Hello) -> Session:
-        since = self._registry.now()
         session = Session(self, new_id(), hello.realm, self._ws.request)
         session.auth_id = hello.details.authid
         session.auth_methods = tuple(hello.details.authmethods or ())
         session.auth_extra = hello.details.authextra
         dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
         realm = self._host.realm(hello.realm)
-        await self._begin(session, realm, dialect, self._challenge, since)
+        await self._begin(session, realm, dialect)
         return session
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
@@ -161,7 +158,6 @@ class WampConversation(Conversation):
             if type(message) is wamp.Call:
                 call = self._call(message, size)
                 timeout = message.options.timeout
-                assert self._calls is not None
                 await self._calls.take(call, timeout and timeout / 1000)
             elif isinstance(message, _IN_ORDER):
                 self._expect_new(message.request)
@@ -184,24 +180,21 @@ class WampConversation(Conversation):
         Refuse the number of a request that isn't answered yet.
         """
         in_order = self._in_order is not None and request in self._in_order.requests
-        if in_order or (self._calls is not None and request in self._calls):
+        if in_order or request in self._calls:
             raise ProtocolViolation("the number of a request that isn't answered yet")
 
     def _on_cancel(self, message: wamp.Cancel) -> None:
-        if self._calls is not None:
-            self._calls.cancel(message.request, message.options.mode)
+        self._calls.cancel(message.request, message.options.get("mode"))
 
-    def _work(self) -> InOrder:
+    def _work(self) -> Subscriptions:
         """
         Return what does requests in order; most sessions need it late or never.
         """
         if self._in_order is None:
-            session, scope = self._expect_session(), self._scope
-            assert scope is not None
-            work = self._in_order = InOrder(session, scope, self._sender, self._codec)
-            self._subscriptions = Subscriptions(
-                self._host.topics, self._registry, self.connection, work
-            )
+            self._in_order = Subscriptions(
+                self._expect_session(), self._calls.performer.scope, self._sender, self._codec,
+                topics=self._host.topics, registry=self._registry,
+            )  # fmt: skip
         return self._in_order
 
     def _on_publish(self, message: wamp.Publish) -> None:
@@ -244,9 +237,9 @@ class WampConversation(Conversation):
         Send an event to the client, if it has subscribed.
         """
         self._expect_session()
-        if self._subscriptions is None:
+        if self._in_order is None:
             return False
-        return await self._subscriptions.send_event(topic, *payload(RPCResult(args, kwargs)))
+        return await self._in_order.send_event(topic, *payload(RPCResult(args, kwargs)))
 
     async def leave(self, uri: str, message: str) -> None:
         """
@@ -265,11 +258,9 @@ class WampConversation(Conversation):
         await self._send(wamp.goodbye(uri, message))
 
     def _own_endings(self) -> Iterator[Step]:
-        in_order, subscriptions = self._in_order, self._subscriptions
-        self._in_order = self._subscriptions = None
-        if in_order is not None and subscriptions is not None:
-            yield in_order.stop
-            yield from subscriptions.endings()
+        in_order, self._in_order = self._in_order, None
+        if in_order is not None:
+            yield from in_order.endings()
 
     def _last_words(self, close: Close) -> str | bytes | None:
         joined = self._session is not None and self._welcome

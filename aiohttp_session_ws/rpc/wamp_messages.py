@@ -41,14 +41,6 @@ class CallOptions(msgspec.Struct, frozen=True):
     timeout: Timeout | None = None
 
 
-class CancelOptions(msgspec.Struct, frozen=True):
-    """
-    How a client gives up a call; what is no mode of ours is the default.
-    """
-
-    mode: Any = None
-
-
 class PublishOptions(msgspec.Struct, frozen=True):
     """
     Whether a client wants to know what became of its event.
@@ -167,7 +159,7 @@ class Cancel(_Message, frozen=True, tag=49):
     """
 
     request: Id
-    options: CancelOptions
+    options: Kwargs
 
 
 class Register(_Message, frozen=True, tag=64):

@@ -38,8 +38,10 @@ class WsrpcConversation(Conversation):
 
     __slots__ = ("_events", "_timer")
 
+    numbers = (4, 2)  # 2 is our pings'
+
     def __init__(self, host: Host, registry: SessionWSRegistry, ws: WebSocket) -> None:
-        super().__init__(host, registry, ws, binary=False, numbers=(4, 2))
+        super().__init__(host, registry, ws, binary=False)
         self._timer: asyncio.TimerHandle | None = None
         self._events: set[asyncio.Task[None]] = set()
 
@@ -66,11 +68,10 @@ class WsrpcConversation(Conversation):
 
     async def _join(self) -> None:
         realm = self._host.realm("")
-        since = self._registry.now()
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
-                await self._begin(session, realm, wsrpc, None, since)
+                await self._begin(session, realm, wsrpc)
         except TimeoutError:
             raise RPCError("wamp.error.authentication_failed") from None
 
@@ -84,7 +85,7 @@ class WsrpcConversation(Conversation):
             await self._on_request(message, len(frame))
         elif isinstance(message, wsrpc.Reply):
             self._on_reply(message)
-        elif self._host.signals.on_event:
+        elif self._host.on_event:
             self._on_event(message)
 
     def _on_event(self, event: wsrpc.Event) -> None:
@@ -95,12 +96,11 @@ class WsrpcConversation(Conversation):
             log.debug("an event was dropped: too many at once")
             return
         details = EventDetails(self._session, event.data)
-        task = asyncio.create_task(self._host.signals.on_event.send(details), name="event")
+        task = asyncio.create_task(self._host.on_event.send(details), name="event")
         self._events.add(task)
         task.add_done_callback(self._events.discard)
 
     async def _on_request(self, message: wsrpc.Request, size: int) -> None:
-        assert self._calls is not None
         if message.method == "ping":
             self._sender.post(wsrpc.result(message.id, message.kwargs))
         elif message.id in self._calls:
@@ -111,7 +111,7 @@ class WsrpcConversation(Conversation):
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
-            self._pong()
+            self._set_timer(self._host.limits.ping, self._ping)
         else:
             self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
 
@@ -124,9 +124,6 @@ class WsrpcConversation(Conversation):
         loop = asyncio.get_running_loop()
         self._sender.post(wsrpc.request(_PING, "ping", {"seq": loop.time()}))
         self._set_timer(self._host.limits.silence, self._fall_silent)
-
-    def _pong(self) -> None:
-        self._set_timer(self._host.limits.ping, self._ping)
 
     def _fall_silent(self) -> None:
         self._sender.close(GOING_AWAY.replace(None, "no answer to a ping"))
