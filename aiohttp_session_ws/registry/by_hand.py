@@ -30,13 +30,21 @@ def is_unconcerned(core: Core, session_ws_id: str) -> bool:
 def add_by_hand(core: Core, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
     """
     File something that was registered by hand; tell whether its session lives.
+
+    What is there already, also a socket that is served, may be somebody's from now on.
     """
-    lineage = NO_LINEAGE
-    if core.records.epoch and core.connections.open.get(session_ws_id, ws) is None:
-        lineage = _lineage_of(core, session_ws_id)
+    known = core.connections.open.get(session_ws_id, ws)
+    if known is not None and identity in (None, known.identity):
+        return True
+    lineage = NO_LINEAGE if known is None else known.lineage
+    if core.records.epoch:
+        lineage = lineage if lineage.token else _lineage_of(core, session_ws_id)
         if not core.judge(lineage, session_ws_id, Owner(identity)).alive:
             return False
-    _ = core.connections.add_by_hand(session_ws_id, ws, identity, lineage)
+    if known is None:
+        _ = core.connections.add_by_hand(session_ws_id, ws, identity, lineage)
+    else:
+        core.connections.file_proven(known, identity, core.clock.begin_time())
     return True
 
 

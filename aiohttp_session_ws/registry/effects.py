@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Hashable, Iterable, Sequence, Set as Abst
 from itertools import islice
 from typing import Final, Protocol
 
-from .._lineage import Kind
+from .._lineage import LAST_GENERATION, Kind, Lineage
 from .._logging import log
 from .._tasks import BackgroundTasks
 from ..close_codes import RECONNECT, Close
@@ -27,7 +27,14 @@ from ..results import CloseReport
 from ..sessions.clock import PENDING, Clock
 from ..sessions.close_orders import CloseOrders
 from ..sessions.journal import Journal
-from ..sessions.records import Change, LineageEnded, LineageRenewed, Records, SubjectEnded
+from ..sessions.records import (
+    Change,
+    IdNote,
+    LineageEnded,
+    LineageRenewed,
+    Records,
+    SubjectEnded,
+)
 from ..sessions.status import Status
 from ..signals import Signals
 from .announce import Announcer
@@ -237,6 +244,8 @@ class Effects:
         return found
 
     def _connections_of(self, change: Change) -> list[TrackedConnection]:
+        if isinstance(change, IdNote):
+            self._file_by_hand(change)
         if not isinstance(change, SubjectEnded):
             return self._connections.of_lineage(change.token)
         connections = self._connections.of_subject(change.subject)
@@ -245,6 +254,19 @@ class Effects:
             if note is not None:  # its lineage may have ended with it
                 connections += self._connections.of_lineage(note.token)
         return connections
+
+    def _file_by_hand(self, note: IdNote) -> None:
+        """
+        File what was registered by hand under an id with the lineage that the id belongs to.
+
+        It goes on under that id where the session was given another one and this node missed it.
+        """
+        if not self._core.overrides.random_ids:
+            return  # others may share the id
+        lineage = Lineage(note.token, LAST_GENERATION, note.began)
+        for connection in self._connections.open.of(note.session_ws_id):
+            if connection.request is None and not connection.lineage.token:
+                self._connections.refile(connection, note.session_ws_id, lineage)
 
     def concerned(
         self, kind: Kind, values: Sequence[Hashable], *, ends: bool

@@ -4,7 +4,8 @@ Who is there: the first and the last socket of each identity, over all nodes.
 Each node knows which identities have a socket where. It looks at its own once a second, and tells
 the others what has changed, with a number; who has missed a number, or is new, asks for all. What
 has left lingers for some seconds, since pages are reloaded. A node that is no longer a living
-member has taken its identities along. While Redis is away nobody is taken for gone.
+member has taken its identities along. While Redis is away nobody is taken for gone, nor right
+after that: some nodes are back before others.
 
 All of it runs only if ``on_first`` or ``on_last`` has a receiver when the application starts.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable
@@ -31,6 +33,7 @@ LOOK: Final = 1.0  # seconds between two looks at the own sockets
 LINGER: Final = 5.0  # seconds after which a page that was reloaded should be back
 BEAT: Final = 5.0  # seconds between two looks at the other nodes
 WAIT: Final = 1.0  # seconds for the answers of other nodes
+BACK: Final = 5.0  # seconds after an outage until all nodes should be connected again
 HERE: Final = ""  # this node, in the list of nodes
 
 
@@ -66,6 +69,7 @@ class Presence:
         self._unsure: set[str] = set()  # whom to ask for all
         self._number = 0
         self._beat_at = 0.0
+        self._away_at = -math.inf  # when it last couldn't be found out who lives
         self._events: deque[tuple[bool, PresenceDetails]] = deque()
         self._telling = False
 
@@ -131,11 +135,14 @@ class Presence:
         """
         Find out who lives, and ask those of whom something was missed.
         """
-        living = await self._core.cluster.living()
-        if living is not None:
-            for node in self._others.keys() - living:
-                self._change(node, (), self._others.pop(node))
-                self._heard.pop(node, None)
+        living, now = await self._core.cluster.living(), time.monotonic()
+        if living is None:
+            self._away_at = now
+        else:
+            if now - self._away_at >= BACK:
+                for node in self._others.keys() - living:
+                    self._change(node, (), self._others.pop(node))
+                    self._heard.pop(node, None)
             self._unsure |= living - self._heard.keys()
             self._unsure &= living
         if self._unsure:

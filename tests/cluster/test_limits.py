@@ -31,7 +31,7 @@ from tests.support import (
     expect_close,
     until,
 )
-from tests.support.inspect import connections
+from tests.support.inspect import connections, opening
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import (
     acquaint,
@@ -45,6 +45,7 @@ from tests.support.nodes import (
     registry_of,
     visit,
 )
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 OnLimit: TypeAlias = Literal["evict_oldest", "refuse"]
@@ -117,6 +118,13 @@ async def settled(redis: RedisServer, number: int, kind: str = "*") -> None:
         return await places_in(redis, kind) == number
 
     await until(known)
+
+
+async def has_place(redis: RedisServer, node: str) -> bool:
+    """Tell whether Redis knows of a place of a node."""
+    keys = await redis.cli("KEYS", "{aiohttp_session_ws}:places:*")
+    places = [place for key in keys for place in await redis.cli("ZRANGE", key, 0, -1)]
+    return any(place.startswith(node) for place in places)
 
 
 class TestEvict:
@@ -365,6 +373,52 @@ class TestTrouble:
 
         assert await expect_close(first) == 4429
         assert await lives(second)
+
+    @pytest.mark.parametrize("how", ["cut", "client gone"])
+    async def test_lost_answer(
+        self, start: Start, aiohttp_client: AiohttpClient, redis_server: RedisServer, how: str
+    ) -> None:
+        """
+        Who has to make room counts until it has gone, though a node didn't hear who that is.
+
+        Redis has taken the handshake, and the connection breaks before it says so; or the client
+        has hung up by then.
+        """
+        gate = Turnstile()
+
+        async def authorize(request: web.Request) -> bool:
+            await gate()
+            return True
+
+        (a,) = await start(1, on_limit="evict_oldest", per_identity=1)
+        limits = Limits(per_identity=1, scope="cluster")
+        async with Proxy(redis_server.port) as proxy:
+            options = {"limits": limits, "timeouts": QUICK, "authorize": authorize}
+            b = await aiohttp_client(node_app(proxy.url(), "b", **options))
+            await acquaint(a, b)
+            cookie = await log_in(a)
+            first = await opened(a, cookie)
+            gate.shut = True
+            peer = await RawPeer.connect(b.make_url("/ws"), cookie)
+            await until(lambda: gate.waiting)
+            proxy.black_hole(up=False)
+            gate.let()
+            await until(lambda: has_place(redis_server, cluster_of(b).instance))
+            if how == "cut":
+                proxy.cut()
+                proxy.heal()
+            else:
+                peer.vanish()
+                await until(lambda: not opening(registry_of(b)))
+                proxy.heal()
+                await settled(redis_server, 1)
+                assert await lives(first)
+                _ = await opened(b, cookie)
+
+            assert await expect_close(first) == 4429
+            assert sockets_of(a, b) == 1
+            await settled(redis_server, 1)
+            peer.close()
 
 
 class TestReports:

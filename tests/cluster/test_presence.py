@@ -13,6 +13,7 @@ from aiohttp_session_ws.signals import PresenceDetails
 from tests.support import PATIENCE, AiohttpClient, Client, until
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import acquaint, cluster_of, log_in, node_app, socket
+from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 
@@ -36,12 +37,25 @@ class Told(list[tuple[str, object, str, bool]]):
         self.append(("last", details.identity, details.node, details.news))
 
 
+def living_to(client: Client) -> list[frozenset[str] | None]:
+    """Return which nodes live to one, look by look."""
+    cluster, looks = cluster_of(client), list[frozenset[str] | None]()
+    living = cluster.living
+
+    async def look() -> frozenset[str] | None:
+        looks.append(await living())
+        return looks[-1]
+
+    cluster.living = look  # type: ignore[method-assign]  # it only listens
+    return looks
+
+
 async def start(
-    aiohttp_client: AiohttpClient, redis: RedisServer, name: str
+    aiohttp_client: AiohttpClient, redis: RedisServer | str, name: str
 ) -> tuple[Client, Told]:
     """Start a node that notes who comes and goes."""
     told = Told()
-    app = node_app(redis.url, name)
+    app = node_app(redis if isinstance(redis, str) else redis.url, name)
     app[REGISTRY_KEY].on_first.append(told.come)
     app[REGISTRY_KEY].on_last.append(told.gone)
     client = await aiohttp_client(app)
@@ -141,3 +155,32 @@ class TestPresence:
         await until(lambda: len(at_a) >= 2)
 
         assert [what for what, *_ in during] == ["first"]
+
+    async def test_late_after_an_outage(
+        self,
+        aiohttp_client: AiohttpClient,
+        redis_server: RedisServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Nor is a node that finds Redis again a little later than others."""
+        monkeypatch.setattr(presence, "BACK", PATIENCE)
+        a, at_a = await start(aiohttp_client, redis_server.url, "a")
+        async with Proxy(redis_server.port) as proxy:
+            b, at_b = await start(aiohttp_client, proxy.url(), "b")
+            await acquaint(a, b)
+            name, looks = cluster_of(b).instance, living_to(a)
+            async with socket(b, await log_in(b)):
+                await until(lambda: at_a and at_b)
+                redis_server.kill()
+                await until(lambda: looks[-1:] == [None])
+                await proxy.stop()
+                await redis_server.restart()
+                await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "1", name)
+                await until(lambda: looks[-2:] == [frozenset(), frozenset()])
+                during = [*at_a]
+                await proxy.start()
+                await until(lambda: looks[-2:] == [frozenset({name}), frozenset({name})])
+            await until(lambda: len(at_a) >= 2)
+
+        assert [what for what, *_ in during] == ["first"]
+        assert [what for what, *_ in at_a] == ["first", "last"]

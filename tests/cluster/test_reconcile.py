@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
+from aiohttp_session_ws import renew_session_ws
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import inbound, membership, recent, write_back
 from aiohttp_session_ws.redis.clock import RedisClock
@@ -25,6 +27,8 @@ from aiohttp_session_ws.redis.io.scripts import FIND, Script
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
+    QUICK,
+    AiohttpClient,
     expect_close,
     until,
 )
@@ -121,6 +125,43 @@ class TestDeaf:
                 assert [await expect_close(one), await expect_close(three)] == [4401, 4403]
                 await two.send_str("still there")
                 assert await two.receive_str() == "still there"
+
+    @pytest.mark.parametrize("both", [False, True], ids=["the renewal", "the log-out too"])
+    async def test_by_hand(
+        self, redis_server: RedisServer, aiohttp_client: AiohttpClient, both: bool
+    ) -> None:
+        """What is registered by hand ends with its session, though that has another id by now."""
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Thing:
+            def close(self, *, code: int, message: bytes) -> None:
+                closed.set_result(code)
+
+        async def keep(request: web.Request) -> web.Response:
+            response = web.Response()
+            await renew_session_ws(request, response, sockets="keep")
+            return response
+
+        async with Proxy(redis_server.port) as proxy:
+            app = node_app(redis_server.url, "a", timeouts=QUICK)
+            app.router.add_get("/keep", keep)
+            a = await aiohttp_client(app)
+            b = await aiohttp_client(node_app(proxy.url(), "b", timeouts=QUICK))
+            cookie = await log_in(a)
+            registry_of(b).register(await id_of(a, cookie), Thing())
+            async with socket(b, cookie) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                cookie = await visit(a, "/keep", cookie)
+                if both:
+                    await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                await proxy.start()
+                assert await expect_close(ws) == (4401 if both else 4403)
+            if not both:
+                assert not closed.done()
+                await visit(a, "/out/end_session_ws", cookie)
+            assert await asyncio.wait_for(closed, PATIENCE) == 4401
 
     async def test_logged_in_since(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """Who logged in after the log-out everywhere is not taken for one of before."""

@@ -139,6 +139,49 @@ class TestRegister:
 
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
+    async def test_again(self, registry: SessionWSRegistry) -> None:
+        """It belongs to an identity that is only known later, too."""
+        stream = Stream()
+        registry.register("id", stream)
+        registry.register("id", stream, identity="ann")
+        await registry.close_all_identity("bob")
+        assert not stream.closed.is_set()
+        report = await registry.end_identity("ann")
+
+        assert (report.sockets, stream.closed.is_set()) == (1, True)
+
+    async def test_again_and_late(self, registry: SessionWSRegistry) -> None:
+        """That is judged as if it were the first time."""
+        stream = Stream()
+        registry.register("id", stream)
+        await registry.end_identity("ann")
+        with pytest.raises(SessionEnded):
+            registry.register("id", stream, identity="ann")
+        registry.register("id", stream)
+        registry.unregister("id", stream)
+
+    async def test_a_socket_that_is_served(self, serve: Serve) -> None:
+        """One of an anonymous session belongs to whom its handler says."""
+
+        async def visit(request: web.Request) -> web.WebSocketResponse:
+            async with session_ws(request) as ws:
+                id_ = await get_session_ws_id(request)
+                registry_from(request).register(id_, ws, identity="ann")
+                await ws.send_json({"user": await user_of(request), "id": ""})
+                async for _ in ws:
+                    pass
+            return ws
+
+        site = await serve(views={"/visit": visit}, identify=user_of)
+        await site.registry.end_identity("ann")  # the session is younger
+        socket = await (await site.browser()).open("/visit")
+        assert (await site.registry.send_identity("ann", "news")).sockets == 1
+        assert (await socket.ws.receive()).data == "news"
+        report = await site.registry.end_identity("ann")
+
+        assert (report.sockets, await socket.code()) == (1, DEAD)
+        await until(lambda: not inspect(site.registry).connections.identities)
+
     async def test_under_two_ids(self, registry: SessionWSRegistry) -> None:
         """An end of its identity closes it as long as it stands under one of its ids."""
         stream = Stream()

@@ -56,7 +56,8 @@ end
 
 # ARGV: then the number of the new one, and the limit of each subject.
 # Returns whether it has its places, then for each subject who has to make room, or is in the way.
-# Who has to make room has no place any more: it is waited for, and counted no longer.
+# Who has to make room keeps its place until its node reports that it has gone: the answer may be
+# lost, and then the next one finds it here.
 TAKE: Final[Script] = make_script(
     _PLACES,
     """
@@ -79,7 +80,6 @@ for i = 2, #KEYS do
 end
 for i = 2, #KEYS do
     if granted then
-        for _, other in ipairs(answer[i]) do redis.call('ZREM', KEYS[i], other) end
         add(KEYS[i], place, string.format('%.6f', now))
     else
         redis.call('ZREM', KEYS[i], place)
