@@ -18,7 +18,8 @@ class Beat(NamedTuple):
         time: Its time.
         last: The last number that it gave.
         epoch: A random name, new if it has lost its data.
-        run_id: The server's own name, new whenever it starts.
+        server: Its run_id and its master_replid, of which one is new whenever it has started, or
+            another has been primary meanwhile.
         members: The version of the list of members.
         refused: Why it takes no writes, "" if it does.
         ahead: By how many seconds that time is ahead of its own clock.
@@ -28,7 +29,7 @@ class Beat(NamedTuple):
     time: float
     last: int
     epoch: str
-    run_id: str
+    server: str
     members: str
     refused: str
     ahead: float
@@ -42,7 +43,7 @@ class Beat(NamedTuple):
         """
         if known is None:
             return self
-        return self._replace(epoch=self.epoch or known.epoch, run_id=self.run_id or known.run_id)
+        return self._replace(epoch=self.epoch or known.epoch, server=self.server or known.server)
 
     def is_of_replica(self) -> bool:
         """
@@ -55,8 +56,8 @@ def read_beat(answer: Sequence[bytes]) -> Beat:
     """
     Return what Redis has answered.
     """
-    at, last, epoch, run_id, members, refused, ahead, ttl = map(bytes.decode, answer)
-    return Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead), float(ttl))
+    at, last, epoch, server, members, refused, ahead, ttl = map(bytes.decode, answer)
+    return Beat(float(at), int(last), epoch, server, members, refused, float(ahead), float(ttl))
 
 
 def differs(known: str, now: str) -> bool:

@@ -48,7 +48,8 @@ class Membership:
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
             have lost its last seconds.
-        moved: Called when another server has answered, or the same has started.
+        moved: Called when another server has answered, or the same has started, or another has
+            been primary meanwhile.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -189,10 +190,10 @@ class Membership:
         beat = read_beat(answer).after(self._last)
         self._keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
-        if self._version != (beat.epoch, beat.run_id, beat.members):
+        if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
         self._answered()
-        restarted = self._last is not None and differs(self._last.run_id, beat.run_id)
+        restarted = self._last is not None and differs(self._last.server, beat.server)
         self._compare(beat, heard, behind, await self._last_shared() if restarted else 0)
         if restarted:
             self._moved()
@@ -203,7 +204,7 @@ class Membership:
         """
         Learn who the members are; who was one before Redis lost its data still is.
         """
-        version, now = (beat.epoch, beat.run_id, beat.members), time.monotonic()
+        version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
         found = await self.listed()
         if self._version is not None and self._version[:2] != version[:2]:
             self._lapsed |= dict.fromkeys(self.members, now + SILENT)
@@ -247,9 +248,9 @@ class Membership:
             self._marks.clear()
             self._commands.link.drop("it lacks data that another may have")
             self._lost(True)
-        elif known is not None and differs(known.run_id, beat.run_id):
-            # Another server, or the same one restarted: what it got last is perhaps lost, and
-            # its numbers may stand for other records by now.
+        elif known is not None and differs(known.server, beat.server):
+            # Another server, or the same one restarted, or one that was a replica meanwhile: what
+            # it got last is perhaps lost, and its numbers may stand for other records by now.
             self._numbers.rewind(min(shared, beat.last), beat.last)
             self._marks.clear()
             self._lost(not shared)

@@ -16,6 +16,7 @@ from tests.support.nodes import (
     StartNode,
     acquaint,
     becomes,
+    cluster_of,
     leaky,
     log_in,
     refused,
@@ -162,6 +163,32 @@ class TestSwapped:
                 await visit(c, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
             assert await refused(b, two) == 4401
+
+    async def test_forth_and_back(self, pair: Pair, start_node: StartNode) -> None:
+        """What was lost on the way is written again by a node that sees the same server again."""
+        first, second = pair.first, pair.second
+        async with Proxy(first.port) as way, Proxy(first.port) as between:
+            await pair.follow(second, between.port)
+            node = await start_node(way.url(), "a")
+            cookie = await log_in(node)
+            between.black_hole()
+            await visit(node, "/out/end_session_ws", cookie)  # the second doesn't get it
+            await settled(node)
+            await cluster_of(node).membership.look()
+            way.black_hole()
+            await second.cli("REPLICAOF", "NO", "ONE")
+            async with script(second.url) as other:
+                for number in range(10):
+                    await other.end_session(f"meanwhile {number}")
+                await until(lambda: second.holds("*:end:id:*", 10))
+            await pair.follow(first, second.port)
+            await until(pair.same)
+            await first.cli("REPLICAOF", "NO", "ONE")
+            way.heal()
+            await until(lambda: first.holds("*:lineage:*", 1))
+            await until(lambda: cluster_of(node).reconciler.found >= 10)
+        late = await start_node(first.url, "late")
+        assert await refused(late, cookie) == 4401
 
     @pytest.mark.parametrize("how", ["kill_clients", "kill_pubsub"])
     async def test_together(
