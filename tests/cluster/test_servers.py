@@ -103,6 +103,16 @@ class TestSentinel:
             for cookie in (session, everywhere):
                 assert await refused(client, cookie) == 4401
 
+    async def test_first_sentinel_gone(self, start_node: StartNode) -> None:
+        """Another Sentinel is asked in time, however often a client tries each by itself."""
+        async with SentinelSetup(3) as setup:
+            setup.sentinels[0].kill()
+            addresses = setup.addresses
+            node = await start_node(
+                lambda: Sentinel(addresses).master_for(MASTER_NAME)  # type: ignore[no-untyped-call]
+            )
+            await becomes(node, "connected")
+
 
 class Pair:
     """
