@@ -120,6 +120,7 @@ class RedisCluster:
         self._tasks: set[asyncio.Task[None]] = set()
         self._outages = Outages()
         self._beaten_at = time.monotonic()
+        self._subscribers: tuple[Subscriber, ...] = ()
         self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
@@ -151,6 +152,7 @@ class RedisCluster:
             self._beaten,
             self._missed,
             self._lost,
+            self._moved,
         )
         self._wire_what_is_missed(node)
         self._wire_what_is_told(node)
@@ -255,6 +257,7 @@ class RedisCluster:
         others = Subscriber(
             make, prefix, data, self._subscribed_to_data, health.unsubscribed_from_data
         )
+        self._subscribers = (orders, others)
         self._run(self.commands.link.run, "the connection for commands")
         self._run(self.outbox.link.run, "the connection for orders")
         self._run(self._data.run, "the connection for data")
@@ -422,6 +425,17 @@ class RedisCluster:
             self.reconciler.missed()
         else:
             self.numbers.missing.clear()  # a script has no sockets, and forgets soon
+
+    def _moved(self) -> None:
+        """
+        Let all connections lead where that for commands does.
+
+        A primary that has become a replica, or is cut off, need not break the others.
+        """
+        self.outbox.link.drop("another server answers")
+        self._data.drop("another server answers")
+        for subscriber in self._subscribers:
+            subscriber.drop("another server answers")
 
     def _lost(self, everything: bool) -> None:
         self.write_back.lost(everything=everything)

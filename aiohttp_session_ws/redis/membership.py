@@ -11,11 +11,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from redis.exceptions import ResponseError
 
-from .._logging import log
+from .._logging import OncePerMinute, log
+from .beat import Beat, differs, read_beat
 from .clock import RedisClock
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
@@ -30,29 +31,6 @@ PROBE: Final = 0.5  # seconds between two while Redis is away
 SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
 MARKS: Final = 200  # heartbeats that are compared with what a server that has started knows
 ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
-
-
-class Beat(NamedTuple):
-    """
-    What Redis answers to a heartbeat.
-
-    Attributes:
-        time: Its time.
-        last: The last number that it gave.
-        epoch: A random name, new if it has lost its data.
-        run_id: The server's own name, new whenever it starts.
-        members: The version of the list of members.
-        refused: Why it takes no writes, "" if it does.
-        ahead: By how many seconds that time is ahead of its own clock.
-    """
-
-    time: float
-    last: int
-    epoch: str
-    run_id: str
-    members: str
-    refused: str
-    ahead: float
 
 
 class Membership:
@@ -70,6 +48,8 @@ class Membership:
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
             have lost its last seconds.
+        moved: Called when another server has answered, or the same has started, or another has
+            been primary meanwhile.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -89,6 +69,7 @@ class Membership:
         answered: Callable[[], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
+        moved: Callable[[], None],
     ) -> None:
         self.serves = False
         self.members: frozenset[str] = frozenset()
@@ -103,6 +84,8 @@ class Membership:
         self._answered = answered
         self._missed = missed
         self._lost = lost
+        self._moved = moved
+        self._logged = OncePerMinute()
         self._due = asyncio.Event()
         self._behind = False
         self._last: Beat | None = None
@@ -204,21 +187,24 @@ class Membership:
             repeat=False,
         )
         received = time.monotonic()
-        at, last, epoch, run_id, members, refused, ahead, ttl = map(bytes.decode, answer)
-        beat = Beat(float(at), int(last), epoch, run_id, members, refused, float(ahead))
-        self._keep_ends(float(ttl))
+        beat = read_beat(answer).after(self._last)
+        self._keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
-        if self._version != (beat.epoch, beat.run_id, beat.members):
+        if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
         self._answered()
-        restarted = self._last is not None and _changed(self._last.run_id, beat.run_id)
+        restarted = self._last is not None and differs(self._last.server, beat.server)
         self._compare(beat, heard, behind, await self._last_shared() if restarted else 0)
+        if restarted:
+            self._moved()
+        elif beat.is_of_replica():
+            self._commands.link.drop("the server is a replica")  # there may be another primary
 
     async def _learn_members(self, beat: Beat) -> None:
         """
         Learn who the members are; who was one before Redis lost its data still is.
         """
-        version, now = (beat.epoch, beat.run_id, beat.members), time.monotonic()
+        version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
         found = await self.listed()
         if self._version is not None and self._version[:2] != version[:2]:
             self._lapsed |= dict.fromkeys(self.members, now + SILENT)
@@ -254,21 +240,17 @@ class Membership:
         Something was perhaps missed if the node was *behind*, and all after what is *shared* if
         this is another server.
         """
-        known = self._last
-        if known is not None:
-            # It may refuse to tell, or have been unable to write its epoch.
-            beat = beat._replace(
-                epoch=beat.epoch or known.epoch, run_id=beat.run_id or known.run_id
-            )
-        self._last = beat
-        if known is not None and (beat.last < heard or _changed(known.epoch, beat.epoch)):
-            log.warning("Redis has lost data; what was ordered lately is written again")
+        known, self._last = self._last, beat
+        if known is not None and (beat.last < heard or differs(known.epoch, beat.epoch)):
+            if self._logged.allows("lost"):
+                log.warning("Redis has lost data; what was ordered lately is written again")
             self._numbers.restart(beat.last)
             self._marks.clear()
+            self._commands.link.drop("it lacks data that another may have")
             self._lost(True)
-        elif known is not None and _changed(known.run_id, beat.run_id):
-            # Another server, or the same one restarted: what it got last is perhaps lost, and
-            # its numbers may stand for other records by now.
+        elif known is not None and differs(known.server, beat.server):
+            # Another server, or the same one restarted, or one that was a replica meanwhile: what
+            # it got last is perhaps lost, and its numbers may stand for other records by now.
             self._numbers.rewind(min(shared, beat.last), beat.last)
             self._marks.clear()
             self._lost(not shared)
@@ -294,7 +276,3 @@ class Membership:
         Whether Redis took the last heartbeat.
         """
         return self._last is not None and not self._last.refused
-
-
-def _changed(known: str, now: str) -> bool:
-    return bool(known) and known != now

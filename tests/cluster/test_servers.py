@@ -5,7 +5,8 @@ Redis as production has it: with Sentinels, as a Cluster.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from redis.asyncio import Redis, RedisCluster as ClusterClient, Sentinel
@@ -14,16 +15,21 @@ from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     StartNode,
     acquaint,
+    becomes,
+    cluster_of,
     leaky,
     log_in,
     refused,
     registry_of,
+    script,
     settled,
     socket,
     visit,
 )
 from tests.support.proxy import Proxy
-from tests.support.redis_servers import MASTER_NAME, RedisCluster, SentinelSetup
+from tests.support.redis_servers import MASTER_NAME, RedisCluster, RedisServer, SentinelSetup
+
+PREFIX = "{aiohttp_session_ws}"
 
 
 class TestSentinel:
@@ -96,6 +102,127 @@ class TestSentinel:
         for client in (a, b, c):
             for cookie in (session, everywhere):
                 assert await refused(client, cookie) == 4401
+
+    async def test_first_sentinel_gone(self, start_node: StartNode) -> None:
+        """Another Sentinel is asked in time, however often a client tries each by itself."""
+        async with SentinelSetup(3) as setup:
+            setup.sentinels[0].kill()
+            addresses = setup.addresses
+            node = await start_node(
+                lambda: Sentinel(addresses).master_for(MASTER_NAME)  # type: ignore[no-untyped-call]
+            )
+            await becomes(node, "connected")
+
+
+class Pair:
+    """
+    A primary and its replica without Sentinels: who is the primary is said by whoever swaps them.
+
+    Attributes:
+        first: The primary at first.
+        second: Its replica.
+        named: Whom a name leads to.
+    """
+
+    def __init__(self, first: RedisServer, second: RedisServer) -> None:
+        self.first = self.named = first
+        self.second = second
+
+    def make(self) -> Redis:
+        """Make a client as an application does that knows a name only."""
+        return Redis(port=self.named.port)
+
+    async def follow(self, replica: RedisServer, port: int) -> None:
+        """Make a server the replica of another, and wait until it has the same data."""
+        await replica.cli("REPLICAOF", "127.0.0.1", port)
+
+        async def follows() -> bool:
+            info = await replica.cli("INFO", "replication")
+            return bool(info["master_link_status"] == "up")
+
+        await until(follows)
+
+    async def same(self) -> bool:
+        """Tell whether both have counted the same orders."""
+        first, second = [await s.cli("GET", f"{PREFIX}:seq") for s in (self.first, self.second)]
+        return bool(first == second)
+
+
+class TestSwapped:
+    @pytest.fixture
+    async def pair(self) -> AsyncIterator[Pair]:
+        """A pair of which the second follows the first."""
+        async with RedisServer() as first, RedisServer() as second:
+            pair = Pair(first, second)
+            await pair.follow(second, first.port)
+            yield pair
+
+    async def test_demoted(self, pair: Pair, start_node: StartNode) -> None:
+        """A node leaves a primary that was made a replica, though no connection breaks."""
+        a = await start_node(pair.make, "a")
+        b = await start_node(pair.make, "b")
+        one, two = [await log_in(a) for _ in range(2)]
+        await settled(a, b)
+        async with socket(b, one) as ws, Proxy(pair.second.port) as proxy:
+            await pair.second.cli("REPLICAOF", "NO", "ONE")
+            pair.named = pair.second
+            await pair.follow(pair.first, proxy.port)
+            proxy.black_hole()
+            c = await start_node(pair.make, "c")
+            for cookie in (one, two):
+                await visit(c, "/out/end_session_ws", cookie)
+            assert await expect_close(ws) == 4401
+            assert await refused(b, two) == 4401
+
+    async def test_forth_and_back(self, pair: Pair, start_node: StartNode) -> None:
+        """What was lost on the way is written again by a node that sees the same server again."""
+        first, second = pair.first, pair.second
+        async with Proxy(first.port) as way, Proxy(first.port) as between:
+            await pair.follow(second, between.port)
+            node = await start_node(way.url(), "a")
+            cookie = await log_in(node)
+            between.black_hole()
+            await visit(node, "/out/end_session_ws", cookie)  # the second doesn't get it
+            await settled(node)
+            await cluster_of(node).membership.look()
+            way.black_hole()
+            await second.cli("REPLICAOF", "NO", "ONE")
+            async with script(second.url) as other:
+                for number in range(10):
+                    await other.end_session(f"meanwhile {number}")
+                await until(lambda: second.holds("*:end:id:*", 10))
+            await pair.follow(first, second.port)
+            await until(pair.same)
+            await first.cli("REPLICAOF", "NO", "ONE")
+            way.heal()
+            await until(lambda: first.holds("*:lineage:*", 1))
+            await until(lambda: cluster_of(node).reconciler.found >= 10)
+        late = await start_node(first.url, "late")
+        assert await refused(late, cookie) == 4401
+
+    @pytest.mark.parametrize("how", ["kill_clients", "kill_pubsub"])
+    async def test_together(
+        self, pair: Pair, start_node: StartNode, caplog: pytest.LogCaptureFixture, how: str
+    ) -> None:
+        """Where some connections of a node lead to another server, so do all in the end."""
+        node = await start_node(pair.make, "a")
+        await becomes(node, "connected")
+        await pair.second.cli("REPLICAOF", "NO", "ONE")
+        pair.named = pair.second
+        await getattr(pair.first, how)()
+        async with script(pair.second.url) as other:
+
+            async def left() -> bool:
+                """Give an order there, and tell whether nobody is here but this question."""
+                _ = await other.end_session("there")
+                info = await pair.first.cli("INFO", "clients")
+                return int(info["connected_clients"]) == 1
+
+            await until(left)
+        await registry_of(node).end_session("here")
+        await until(lambda: pair.second.holds("*:end:id:*", 2))
+        lines = [record for record in caplog.records if "has lost data" in record.message]
+        assert not lines or len(lines) <= 1 + (time.time() - lines[0].created) // 60
 
 
 @leaky

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
@@ -53,7 +53,7 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
         TypeError: If it is something else.
     """
     if callable(redis):
-        return lambda: _usable(redis())
+        return lambda: _impatient(_usable(redis()))
     if not isinstance(redis, str):
         raise TypeError(
             f"redis is a URL or a callable that makes a client, not a {type(redis).__name__}:"
@@ -65,7 +65,7 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
             redis,
             socket_timeout=LIMIT,
             socket_connect_timeout=LIMIT,
-            retry=Retry(NoBackoff(), 0),
+            retry=_once(),
             decode_responses=False,
         )
 
@@ -90,6 +90,27 @@ def channel_of(client: Client, prefix: str, name: str) -> str:
         else client.connection_pool.connection_kwargs.get("db")
     )
     return f"{{{prefix}}}@{db}:{name}" if db else f"{{{prefix}}}:{name}"
+
+
+def _impatient(client: Client) -> Client:
+    """
+    Let a client try each Sentinel once: there are others, and all have :data:`CONNECT` together.
+    """
+    for sentinel in _sentinels_of(client):
+        sentinel.set_retry(_once())
+    return client
+
+
+def _once() -> Retry:
+    return Retry(NoBackoff(), 0)
+
+
+def _sentinels_of(client: Client) -> Sequence[Redis]:
+    """
+    Return the clients of the Sentinels that a client asks.
+    """
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return getattr(manager, "sentinels", ())
 
 
 def _usable(client: Any) -> Any:
@@ -162,11 +183,10 @@ async def close_client(client: Client) -> None:
     """
     Let go of all connections of a client, within :data:`LIMIT`.
     """
-    sentinels = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     with contextlib.suppress(*TROUBLE):
         async with asyncio.timeout(LIMIT):
             await client.aclose()
-            for sentinel in getattr(sentinels, "sentinels", ()):
+            for sentinel in _sentinels_of(client):
                 await sentinel.aclose()
 
 

@@ -423,7 +423,7 @@ return 1
 # how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
 # doesn't know the time yet, and for how many seconds it needs the ends of sessions, 0 if it
 # doesn't know.
-# Returns the time, the last number, the epoch, the server's run_id, which version the list of
+# Returns the time, the last number, the epoch, which server it is, which version the list of
 # members has, why writing is refused, by how much the time is ahead of Redis' own, and for how
 # many seconds ends are needed: the most that a node has said, for as long as its sessions last.
 HEARTBEAT: Final = make_script(
@@ -489,9 +489,15 @@ if not refused then
         end
     end
 end
-local info = redis.pcall('INFO', 'server')
-local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
-return {stamp, last, call('GET', prefix .. 'epoch') or '', run_id,
+-- What INFO says, "" if nobody may ask for it.
+local function info(section, pattern)
+    local text = redis.pcall('INFO', section)
+    return type(text) == 'string' and string.match(text, pattern) or ''
+end
+
+-- The first is new when the server starts, the second when another has been primary meanwhile.
+local server = info('server', 'run_id:(%w+)') .. info('replication', 'master_replid:(%w+)')
+return {stamp, last, call('GET', prefix .. 'epoch') or '', server,
     number('members'), refused or '', string.format('%.6f', ahead),
     string.format('%.0f', kept)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from ..._logging import OncePerMinute, describe_error, log
 from .connect import CONNECT, LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
 from .wire import Wire, connect
@@ -53,6 +55,7 @@ class Subscriber:
         self._subscribed = subscribed
         self._lost = lost
         self._errors = OncePerMinute()
+        self._wire: Wire | None = None
 
     async def run(self) -> None:
         """
@@ -69,6 +72,13 @@ class Subscriber:
                 tries = 0
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
             tries = min(tries + 1, 10)
+
+    def drop(self, why: str) -> None:
+        """
+        Give up a connection that may lead to the wrong server.
+        """
+        if self._wire is not None:
+            self._wire.end(RedisConnectionError(why))
 
     def _wait_for(self, waiting: Awaitable[None]) -> Awaitable[None]:
         task = asyncio.ensure_future(waiting)
@@ -97,10 +107,11 @@ class Subscriber:
                 channel_of(client, self._prefix, name).encode(): handle
                 for name, handle in self._handlers.items()
             }
-            wire = Wire(connection, partial(self._take, handlers))
+            self._wire = wire = Wire(connection, partial(self._take, handlers))
             wire.send("SUBSCRIBE", *handlers)
             await self._watch(wire)
         finally:
+            self._wire = None
             if wire is not None:
                 with contextlib.suppress(*TROUBLE):
                     await wire.close()

@@ -1,0 +1,67 @@
+"""
+What Redis answers to a heartbeat. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__: list[str] = []
+
+
+class Beat(NamedTuple):
+    """
+    What Redis answers to a heartbeat.
+
+    Attributes:
+        time: Its time.
+        last: The last number that it gave.
+        epoch: A random name, new if it has lost its data.
+        server: Its run_id and its master_replid, of which one is new whenever it has started, or
+            another has been primary meanwhile.
+        members: The version of the list of members.
+        refused: Why it takes no writes, "" if it does.
+        ahead: By how many seconds that time is ahead of its own clock.
+        ttl: For how many seconds nodes need ends.
+    """
+
+    time: float
+    last: int
+    epoch: str
+    server: str
+    members: str
+    refused: str
+    ahead: float
+    ttl: float
+
+    def after(self, known: Beat | None) -> Beat:
+        """
+        Return the same with what *known* tells and this one doesn't.
+
+        Redis may refuse to tell, or have been unable to write its epoch.
+        """
+        if known is None:
+            return self
+        return self._replace(epoch=self.epoch or known.epoch, server=self.server or known.server)
+
+    def is_of_replica(self) -> bool:
+        """
+        Tell whether the server is a replica.
+        """
+        return "READONLY" in self.refused
+
+
+def read_beat(answer: Sequence[bytes]) -> Beat:
+    """
+    Return what Redis has answered.
+    """
+    at, last, epoch, server, members, refused, ahead, ttl = map(bytes.decode, answer)
+    return Beat(float(at), int(last), epoch, server, members, refused, float(ahead), float(ttl))
+
+
+def differs(known: str, now: str) -> bool:
+    """
+    Tell whether a name is another one than was *known*, if any was.
+    """
+    return bool(known) and known != now
