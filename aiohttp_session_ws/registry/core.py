@@ -491,7 +491,7 @@ class Core:
         """
         if self.loop is not None:
             raise NotSetUp(
-                "this registry serves another application that runs: call setup() once for a tree"
+                "this registry is in use by another application: call setup() once for a tree"
                 " of applications, for its root, and create a registry for each tree"
             )
         self.loop = asyncio.get_running_loop()

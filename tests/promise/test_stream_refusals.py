@@ -218,8 +218,8 @@ class TestWithoutSetup:
         """An application that has its session but no id for it is told what is wrong."""
 
         class Nobodys(SessionWSRegistry):
-            async def ensure_id(self, request: web.Request) -> None:
-                """Give none."""
+            async def get_id(self, request: web.Request) -> None:
+                """Have none."""
 
         async def events(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
