@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -148,13 +149,22 @@ class Sender:
             self._put(data, sent)
             await sent
 
-    def post(self, data: bytes) -> None:
+    def post(self, data: bytes, then: Callable[[], object] | None = None) -> None:
         """
         Send a frame, behind what waits; don't wait for it.
+
+        Args:
+            data: The frame.
+            then: Called when the transport has it.
         """
         with contextlib.suppress(SessionGone):  # whoever it is for is gone as well
             if not self.write(data):
-                self._put(data, None)
+                sent = None if then is None else self._loop.create_future()
+                if sent is not None and then is not None:
+                    sent.add_done_callback(lambda done: done.exception() or then())
+                self._put(data, sent)
+            elif then is not None:
+                then()
 
     async def room(self) -> None:
         """
