@@ -195,7 +195,8 @@ class Sender:
         return self._task
 
     async def _work(self) -> None:
-        self._look_later()
+        # When the first frame is on its way: the transport hasn't got it yet.
+        self._patience = self._loop.call_later(_POLL, self._look_later)
         try:
             while (self._queue or self.is_full) and not self.is_closed:
                 if self._queue:
@@ -227,9 +228,10 @@ class Sender:
 
     def _look(self, sent: int, size: int) -> None:
         """
-        Close a peer that has taken nothing since the last look.
+        Close a peer that has taken nothing since the last look; if more waits than did then, that
+        isn't known.
         """
-        if self._sent == sent and self._out.get_write_buffer_size() >= size:
+        if self._sent == sent and self._out.get_write_buffer_size() == size:
             self.close(SLOW_CONSUMER)
         else:
             self._look_later()

@@ -13,6 +13,7 @@ import pytest
 from aiohttp_session_ws import Limits, PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
 from aiohttp_session_ws.close_codes import Close
 from aiohttp_session_ws.rpc.host import Host
+from aiohttp_session_ws.rpc.sending import Sender
 from aiohttp_session_ws.rpc.wamp import CODECS
 from aiohttp_session_ws.rpc.wamp_conversation import WampConversation
 from aiohttp_session_ws.rpc.wsrpc_conversation import WsrpcConversation
@@ -180,6 +181,30 @@ async def test_refusals(dialect: str) -> None:
     assert ws.code == 1013
     assert ws.received < 500
     assert ws.written < 50_000
+
+
+class SlowSocket(StuckSocket):
+    """A socket whose peer has taken a little more whenever somebody looks."""
+
+    looks = 0
+
+    def get_write_buffer_size(self) -> int:
+        if self.written:
+            self.looks += 1
+            self.written -= 1
+        return self.written
+
+
+async def test_patience_with_a_slow_reader() -> None:
+    """A peer that takes a large answer is no peer that takes nothing, however long it lasts."""
+    ws: Any = SlowSocket(iter(()))
+    sender = Sender(ws, False, rpc.CallLimits(patience=0.001))
+    sending = asyncio.create_task(sender.send(b"x" * BIG))
+    await until(lambda: ws.looks >= 10 or ws.closed)
+    assert not ws.closed
+    ws.stuck.set()
+    with pytest.raises(rpc.SessionGone):
+        await sending
 
 
 async def test_ping_behind_what_waits() -> None:
