@@ -18,6 +18,7 @@ from .call import Call
 from .errors import CANCELED, UNAVAILABLE, RPCError, SessionGone
 from .limits import CallLimits
 from .performing import Performer
+from .scope import in_a_line
 from .sending import Sender
 
 __all__ = ["Calls"]
@@ -105,12 +106,13 @@ class Calls:
             grace: Seconds to wait for them; then what they do at their end is cancelled too.
         """
         self.interrupt()
-        tasks = {call.task for call in self._taken if call.task is not None}
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace)
+        names = {call.task: call.name for call in self._taken if call.task is not None}
+        if names:
+            _, late = await asyncio.wait(names, timeout=grace)
             for task in late:
                 task.cancel()
-                log.warning("a call goes on though its session is over: %s", task.get_coro())
+                name = in_a_line(names[task])
+                log.warning("a call goes on though its session is over: %s", name)
 
     def _may_wait(self, call: Call) -> bool:
         if len(self._taken) < self.limits.calls:

@@ -30,7 +30,7 @@ class CallLimits:
             are no longer.
         join: Seconds for HELLO and authentication together.
         ping: Seconds between two pings in wsrpc.
-        silence: Seconds after which a peer is closed that doesn't answer one.
+        silence: Seconds after which a peer is closed that doesn't answer one that was sent.
 
     Raises:
         TypeError: If one is no number.

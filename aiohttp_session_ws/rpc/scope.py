@@ -131,7 +131,7 @@ class Scope:
         if isinstance(failure, NotRegistered):  # any client can do that, as often as it likes
             return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
         if not (gone and _is_gone(failure)):
-            log.error("a call failed: %s", _in_a_line(what), exc_info=failure)
+            log.error("a call failed: %s", in_a_line(what), exc_info=failure)
         return RPCError(errors.RUNTIME_ERROR)
 
 
@@ -146,7 +146,7 @@ def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
         return encode(RPCError(errors.RUNTIME_ERROR))
 
 
-def _in_a_line(name: str) -> str:
+def in_a_line(name: str) -> str:
     """
     Return what a peer has named as it may stand in a log: short, and no line of its own.
     """

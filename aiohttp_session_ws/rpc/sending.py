@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -148,13 +149,22 @@ class Sender:
             self._put(data, sent)
             await sent
 
-    def post(self, data: bytes) -> None:
+    def post(self, data: bytes, then: Callable[[], object] | None = None) -> None:
         """
         Send a frame, behind what waits; don't wait for it.
+
+        Args:
+            data: The frame.
+            then: Called when the transport has it.
         """
         with contextlib.suppress(SessionGone):  # whoever it is for is gone as well
             if not self.write(data):
-                self._put(data, None)
+                sent = None if then is None else self._loop.create_future()
+                if sent is not None and then is not None:
+                    sent.add_done_callback(lambda done: done.exception() or then())
+                self._put(data, sent)
+            elif then is not None:
+                then()
 
     async def room(self) -> None:
         """
@@ -185,7 +195,8 @@ class Sender:
         return self._task
 
     async def _work(self) -> None:
-        self._look_later()
+        # When the first frame is on its way: the transport hasn't got it yet.
+        self._patience = self._loop.call_later(_POLL, self._look_later)
         try:
             while (self._queue or self.is_full) and not self.is_closed:
                 if self._queue:
@@ -215,9 +226,10 @@ class Sender:
 
     def _look(self, sent: int, size: int) -> None:
         """
-        Close a peer that has taken nothing since the last look.
+        Close a peer that has taken nothing since the last look; if more waits than did then, that
+        isn't known.
         """
-        if self._sent == sent and self._out.get_write_buffer_size() >= size:
+        if self._sent == sent and self._out.get_write_buffer_size() == size:
             self.close(SLOW_CONSUMER)
         else:
             self._look_later()

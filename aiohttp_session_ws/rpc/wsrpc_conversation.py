@@ -122,8 +122,13 @@ class WsrpcConversation(Conversation):
         Ask the peer for a sign of life; not again before it has answered.
         """
         loop = asyncio.get_running_loop()
-        self._sender.post(wsrpc.request(_PING, "ping", {"seq": loop.time()}))
-        self._set_timer(self._host.limits.silence, self._fall_silent)
+        ping = wsrpc.request(_PING, "ping", {"seq": loop.time()})
+        # A slow peer first takes what was sent before; one that takes nothing is closed anyway.
+        self._sender.post(ping, self._expect_pong)
+
+    def _expect_pong(self) -> None:
+        if self._session is not None:
+            self._set_timer(self._host.limits.silence, self._fall_silent)
 
     def _fall_silent(self) -> None:
         self._sender.close(GOING_AWAY.replace(None, "no answer to a ping"))

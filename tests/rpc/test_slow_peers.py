@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from aiohttp_session_ws import Limits, PushQueue, SessionWSRegistry, WebSocketDisconnect, rpc
 from aiohttp_session_ws.close_codes import Close
 from aiohttp_session_ws.rpc.host import Host
+from aiohttp_session_ws.rpc.sending import Sender
 from aiohttp_session_ws.rpc.wamp import CODECS
 from aiohttp_session_ws.rpc.wamp_conversation import WampConversation
 from aiohttp_session_ws.rpc.wsrpc_conversation import WsrpcConversation
@@ -110,6 +112,7 @@ class StuckSocket:
         self.frames = frames
         self.received = 0
         self.written = 0
+        self.code = 0  # that it was closed with
         self.stuck = asyncio.Event()
         self.closed = False
         self.compress = 0
@@ -139,7 +142,7 @@ class StuckSocket:
         raise WebSocketDisconnect(1013)
 
     async def close(self, close: Close, reason: str = "") -> None:
-        assert close.code == 1013
+        self.code = close.code
         self.closed = True
         self.stuck.set()
 
@@ -175,9 +178,46 @@ async def test_refusals(dialect: str) -> None:
     )
     with pytest.raises(WebSocketDisconnect):
         await conversation.run()
-    assert ws.closed
+    assert ws.code == 1013
     assert ws.received < 500
     assert ws.written < 50_000
+
+
+class SlowSocket(StuckSocket):
+    """A socket whose peer has taken a little more whenever somebody looks."""
+
+    looks = 0
+
+    def get_write_buffer_size(self) -> int:
+        if self.written:
+            self.looks += 1
+            self.written -= 1
+        return self.written
+
+
+async def test_patience_with_a_slow_reader() -> None:
+    """A peer that takes a large answer is no peer that takes nothing, however long it lasts."""
+    ws: Any = SlowSocket(iter(()))
+    sender = Sender(ws, False, rpc.CallLimits(patience=0.001))
+    sending = asyncio.create_task(sender.send(b"x" * BIG))
+    await until(lambda: ws.looks >= 10 or ws.closed)
+    assert not ws.closed
+    ws.stuck.set()
+    with pytest.raises(rpc.SessionGone):
+        await sending
+
+
+async def test_ping_behind_what_waits() -> None:
+    """A peer can't answer a ping that it hasn't got: it is silent only once it was sent."""
+    limits = rpc.CallLimits(silence=0.001, patience=0.2)
+    ws: Any = StuckSocket(itertools.repeat("{}"))
+    ws.written = 1  # that wait in the transport
+    conversation = WsrpcConversation(
+        Host(None, limits, rpc.Realm("")), SessionWSRegistry(timeouts=QUICK), ws
+    )
+    with pytest.raises(WebSocketDisconnect):
+        await conversation.run()
+    assert ws.code == 1013
 
 
 @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
