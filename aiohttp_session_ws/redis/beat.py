@@ -5,9 +5,11 @@ What Redis answers to a heartbeat. No I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__: list[str] = []
+
+RUN_ID: Final = 40  # characters
 
 
 class Beat(NamedTuple):
@@ -44,6 +46,12 @@ class Beat(NamedTuple):
         if known is None:
             return self
         return self._replace(epoch=self.epoch or known.epoch, server=self.server or known.server)
+
+    def is_elsewhere(self, known: Beat) -> bool:
+        """
+        Tell whether another process has answered than did for *known*, as far as they tell.
+        """
+        return differs(known.server[:RUN_ID], self.server[:RUN_ID])
 
     def is_of_replica(self) -> bool:
         """

@@ -48,8 +48,7 @@ class Membership:
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
             have lost its last seconds.
-        moved: Called when another server has answered, or the same has started, or another has
-            been primary meanwhile.
+        moved: Called when another server has answered, or the same has started.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -193,10 +192,11 @@ class Membership:
         if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
         self._answered()
-        restarted = self._last is not None and differs(self._last.server, beat.server)
-        self._compare(beat, heard, behind, await self._last_shared() if restarted else 0)
-        if restarted:
-            self._moved()
+        known = self._last
+        changed = known is not None and differs(known.server, beat.server)
+        self._compare(beat, heard, behind, await self._last_shared() if changed else 0)
+        if known is not None and beat.is_elsewhere(known):
+            self._moved()  # else whoever listens is at the right one, and would miss something
         elif beat.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
 
