@@ -328,10 +328,12 @@ class ConnectionIndex:
         self._index_of(connection).discard(connection.session_ws_id, connection)
         connection.set_closed()
         self._discard_lineage(connection)
-        if connection.proven is not None:
-            self.identities.discard(connection.proven[0], connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection)
+        if connection.seldom is None:
+            return  # most have neither
+        if connection.proven is not None:
+            self.identities.discard(connection.proven[0], connection)
         for label in connection.labels:
             self.labels.discard(label, connection)
 

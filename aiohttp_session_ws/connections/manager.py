@@ -434,6 +434,19 @@ class ConnectionManager(ConnectionIndex):
         """
         return self._engine.close_one(connection, close)
 
+    def remove_gone(self, connection: TrackedConnection) -> bool:
+        """
+        Take out a websocket that has ended by itself, as most have when their handlers leave; tell
+        whether nothing is left to wait for.
+        """
+        if connection.closing is not None or connection.registered:
+            return False
+        if connection.state is OPEN and connection.disconnected:
+            if connection.send_queue is not None:
+                connection.send_queue.drop()
+            self.take_out(connection)
+        return connection.state is CLOSED
+
     async def wait_closed(self, connection: TrackedConnection, close: Close) -> None:
         """
         Close a connection if nobody does yet, and wait until it is gone.
