@@ -217,14 +217,6 @@ class ConnectionIndex:
         self.identities = Index()
         self.labels = Index()
 
-    def file_handshake(self, connection: TrackedConnection) -> None:
-        """
-        File a handshake under its id and its lineage.
-        """
-        self.opening.add(connection.session_ws_id, connection)
-        if connection.lineage.token:
-            self.lineages.add(connection.lineage.token, connection)
-
     def file_identity(
         self,
         connection: TrackedConnection,
@@ -279,15 +271,16 @@ class ConnectionIndex:
             index.add(session_ws_id, connection)
         self._discard_lineage(connection)
         connection.lineage = lineage
-        self._add_lineage(connection)
+        self.add_lineage(connection)
 
     def open_connection(self, connection: TrackedConnection) -> None:
         """
         File a connection as open; if its websocket was registered by hand, in the place of that.
         """
-        by_hand = self.open.get(connection.session_ws_id, connection.ws)
-        if by_hand is not None:
-            self.take_out(by_hand)
+        if connection.session_ws_id in self.open:
+            by_hand = self.open.get(connection.session_ws_id, connection.ws)
+            if by_hand is not None:
+                self.take_out(by_hand)
         self.opening.discard(connection.session_ws_id, connection)
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
@@ -340,7 +333,10 @@ class ConnectionIndex:
     def _index_of(self, connection: TrackedConnection) -> Index:
         return self.opening if connection.opened_at is None else self.open
 
-    def _add_lineage(self, connection: TrackedConnection) -> None:
+    def add_lineage(self, connection: TrackedConnection) -> None:
+        """
+        File a connection under its lineage.
+        """
         if connection.lineage.token:
             self.lineages.add(connection.lineage.token, connection)
 

@@ -159,7 +159,8 @@ class ConnectionManager(ConnectionIndex):
         File a handshake, so that orders find it.
         """
         connection.closer = self
-        self.file_handshake(connection)
+        self.opening.add(connection.session_ws_id, connection)
+        self.add_lineage(connection)
         if self._ticker is None:
             self._tick_later()
 
@@ -224,7 +225,7 @@ class ConnectionManager(ConnectionIndex):
         if identity is not None:
             self.file_identity(connection, identity)
         connection.lineage = lineage
-        self._add_lineage(connection)
+        self.add_lineage(connection)
         return connection
 
     def _track(self, session_ws_id: Hashable, ws: object, at: float) -> TrackedConnection:

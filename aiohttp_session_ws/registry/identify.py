@@ -130,6 +130,8 @@ class Identifier:
         Raises:
             InvalidIdentity: If it is ``None``, can't be hashed, or other nodes couldn't be told.
         """
+        if type(identity) is str:
+            return identity  # as most, and anybody can be told of one
         if identity is None:
             raise InvalidIdentity("None is no identity: it stands for an anonymous session")
         try:

@@ -26,7 +26,6 @@ from ..sessions.session import loaded_session, was_changed
 from ..signals import CloseDetails, OpenDetails
 from ..typing import WebSocketOptions
 from .handshake import Handshake
-from .lookup import core_from
 
 __all__ = ["session_ws"]
 
@@ -95,22 +94,19 @@ class SessionWS:
         self._contexts: list[AsyncIterator[None]] | None = None
 
     async def __aenter__(self) -> web.WebSocketResponse:
-        options = self._options
+        options, self._options = self._options, None
         assert options is not None, "a session_ws() is entered once"
-        self._options = None
-        self._core = core = core_from(self._request)
-        handshake = Handshake(core, self._request, options, save=self._save)
+        handshake = Handshake(self._request, options, save=self._save)
+        self._core = core = handshake.core
         self._context, self.connection = await handshake.open()
-        if core.overrides.unregister:
-            self.connection.registered = True
-        try:
-            signals = core.signals
-            if core.overrides.register or signals.on_open or signals.connection_ctx:
+        told, signals = core.overrides, core.signals
+        if told.register or told.unregister or signals.on_open or signals.connection_ctx:
+            try:
                 await self._welcome()
-            _expect_open(self.connection)
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
+                _expect_open(self.connection)
+            except BaseException as exc:
+                await self.__aexit__(type(exc), exc, exc.__traceback__)
+                raise
         ws: web.WebSocketResponse = self.connection.ws
         return ws
 
@@ -154,6 +150,7 @@ class SessionWS:
         Tell everybody of a socket that is open, as long as it is.
         """
         core, connection = self._core, self.connection
+        connection.registered = core.overrides.unregister
         if core.overrides.register:
             result = core.hooks.register(connection.session_ws_id, connection.ws)
             await maybe_await(result)
