@@ -221,7 +221,7 @@ class ConnectionIndex:
         self,
         connection: TrackedConnection,
         identity: Hashable | None,
-        labels: Iterable[Subject] = (),
+        labels: Sequence[Subject] = (),
     ) -> None:
         """
         File a connection under whom it belongs to, and under its labels.
@@ -229,9 +229,10 @@ class ConnectionIndex:
         if identity is not None:
             connection.identity = identity
             self.identities.add(identity, connection)
-        connection.labels = tuple(labels)
-        for label in connection.labels:
-            self.labels.add(label, connection)
+        if labels:
+            connection.labels = tuple(labels)
+            for label in labels:
+                self.labels.add(label, connection)
 
     def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
         """

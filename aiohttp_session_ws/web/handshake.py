@@ -15,6 +15,7 @@ A little over 300 lines long: one class, whose methods are these steps.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Hashable
 from typing import Any, Final
@@ -291,15 +292,17 @@ class Handshake:
         core.identifier.remember(self._request, connection.lineage.token, owner)
         if owner.until <= time.time():
             raise HandshakeRefused(SESSION_EXPIRED)
-        connection.until = owner.until
-        if not owner.subjects:
+        if owner.until < math.inf:
+            connection.until = owner.until
+        subjects = owner.subjects
+        if not subjects:
             return
         if context.epoch != core.records.epoch:  # else it was alive, whoever it is
             found = core.judge(connection.lineage, connection.session_ws_id, owner)
             close = core.close_for(found)
             if close is not None:
                 raise HandshakeRefused(close)
-        for kind, value in owner.subjects:
+        for kind, value in subjects:
             self._expect_no_order(connection, kind, value)
         core.connections.file_identity(connection, owner.identity, owner.labels)
 
