@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Hashable
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 __all__: list[str] = []
 
@@ -52,12 +52,12 @@ class Lineage(NamedTuple):
             and 0 <= generation <= LAST_GENERATION
             and 0 <= began < math.inf
         ):
-            return _make(cls, (token, generation, began))  # quicker than cls(...)
+            return _make(cls, value)  # quicker than cls(...)
         return None
 
 
 NUMBERS: Final = frozenset({int, float})
-_make: Final[Callable[[type[Lineage], tuple[str, int, float]], Lineage]] = tuple.__new__
+_make: Final[Callable[[type[Lineage], list[Any]], Lineage]] = tuple.__new__
 
 
 def new_lineage(began: float) -> Lineage:

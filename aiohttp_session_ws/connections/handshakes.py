@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections import OrderedDict
 from types import TracebackType
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ class Handshakes:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self.entries: OrderedDict[TimedHandshake, None] = OrderedDict()
+        self.entries: dict[TimedHandshake, None] = {}
         self.timer: asyncio.TimerHandle | None = None
 
     def sleep(self) -> None:

@@ -217,19 +217,11 @@ class ConnectionIndex:
         self.identities = Index()
         self.labels = Index()
 
-    def file_handshake(self, connection: TrackedConnection) -> None:
-        """
-        File a handshake under its id and its lineage.
-        """
-        self.opening.add(connection.session_ws_id, connection)
-        if connection.lineage.token:
-            self.lineages.add(connection.lineage.token, connection)
-
     def file_identity(
         self,
         connection: TrackedConnection,
         identity: Hashable | None,
-        labels: Iterable[Subject] = (),
+        labels: Sequence[Subject] = (),
     ) -> None:
         """
         File a connection under whom it belongs to, and under its labels.
@@ -237,9 +229,10 @@ class ConnectionIndex:
         if identity is not None:
             connection.identity = identity
             self.identities.add(identity, connection)
-        connection.labels = tuple(labels)
-        for label in connection.labels:
-            self.labels.add(label, connection)
+        if labels:
+            connection.labels = tuple(labels)
+            for label in labels:
+                self.labels.add(label, connection)
 
     def file_proven(self, connection: TrackedConnection, identity: Hashable, since: float) -> None:
         """
@@ -279,15 +272,16 @@ class ConnectionIndex:
             index.add(session_ws_id, connection)
         self._discard_lineage(connection)
         connection.lineage = lineage
-        self._add_lineage(connection)
+        self.add_lineage(connection)
 
     def open_connection(self, connection: TrackedConnection) -> None:
         """
         File a connection as open; if its websocket was registered by hand, in the place of that.
         """
-        by_hand = self.open.get(connection.session_ws_id, connection.ws)
-        if by_hand is not None:
-            self.take_out(by_hand)
+        if connection.session_ws_id in self.open:
+            by_hand = self.open.get(connection.session_ws_id, connection.ws)
+            if by_hand is not None:
+                self.take_out(by_hand)
         self.opening.discard(connection.session_ws_id, connection)
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
@@ -328,17 +322,22 @@ class ConnectionIndex:
         self._index_of(connection).discard(connection.session_ws_id, connection)
         connection.set_closed()
         self._discard_lineage(connection)
-        if connection.proven is not None:
-            self.identities.discard(connection.proven[0], connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection)
+        if connection.seldom is None:
+            return  # most have neither
+        if connection.proven is not None:
+            self.identities.discard(connection.proven[0], connection)
         for label in connection.labels:
             self.labels.discard(label, connection)
 
     def _index_of(self, connection: TrackedConnection) -> Index:
         return self.opening if connection.opened_at is None else self.open
 
-    def _add_lineage(self, connection: TrackedConnection) -> None:
+    def add_lineage(self, connection: TrackedConnection) -> None:
+        """
+        File a connection under its lineage.
+        """
         if connection.lineage.token:
             self.lineages.add(connection.lineage.token, connection)
 

@@ -159,7 +159,8 @@ class ConnectionManager(ConnectionIndex):
         File a handshake, so that orders find it.
         """
         connection.closer = self
-        self.file_handshake(connection)
+        self.opening.add(connection.session_ws_id, connection)
+        self.add_lineage(connection)
         if self._ticker is None:
             self._tick_later()
 
@@ -224,7 +225,7 @@ class ConnectionManager(ConnectionIndex):
         if identity is not None:
             self.file_identity(connection, identity)
         connection.lineage = lineage
-        self._add_lineage(connection)
+        self.add_lineage(connection)
         return connection
 
     def _track(self, session_ws_id: Hashable, ws: object, at: float) -> TrackedConnection:
@@ -433,6 +434,19 @@ class ConnectionManager(ConnectionIndex):
             What is done when the connection is gone.
         """
         return self._engine.close_one(connection, close)
+
+    def remove_gone(self, connection: TrackedConnection) -> bool:
+        """
+        Take out a websocket that has ended by itself, as most have when their handlers leave; tell
+        whether nothing is left to wait for.
+        """
+        if connection.closing is not None or connection.registered:
+            return False
+        if connection.state is OPEN and connection.disconnected:
+            if connection.send_queue is not None:
+                connection.send_queue.drop()
+            self.take_out(connection)
+        return connection.state is CLOSED
 
     async def wait_closed(self, connection: TrackedConnection, close: Close) -> None:
         """

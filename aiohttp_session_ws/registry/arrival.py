@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
 
 from aiohttp import web
@@ -29,7 +29,9 @@ from ..sessions.session import (
     has_storage,
     id_in,
     is_server_side,
+    keep_session,
     load_session,
+    loaded_session,
     storage_in,
 )
 from ..sessions.status import SETTLED, State, Status, effective_began
@@ -50,11 +52,28 @@ def begin_request(core: Core, request: web.Request) -> RequestContext:
     return RequestContext(request, asyncio.current_task(core.loop), core.clock.begin_time())
 
 
-def arrive_at_once(core: Core, context: RequestContext, session: Session) -> bool:
+def loading_at_once(core: Core, request: web.Request) -> Awaitable[Session] | None:
     """
-    Judge a request whose session is loaded, carries all it needs, and is of no interest to
-    any record; tell whether that is so.
+    Return what loads the session of a request, if that may go the short way.
     """
+    if len(request) > 1 and loaded_session(request) is not None:  # most have a storage only
+        core.warn.loaded_early()
+        return None
+    storage = storage_in(request)
+    if storage not in core.storages:  # the first session of each goes the long way
+        return None
+    return storage.load_session(request)
+
+
+def arrive_at_once(
+    core: Core, request: web.Request, context: RequestContext, session: Session
+) -> bool:
+    """
+    Judge a request whose session its storage has just loaded, if that carries all it needs, and
+    is of no interest to any record; tell whether that is so.
+    """
+    if not keep_session(request, session):
+        return False
     try:  # quicker than get()
         session_ws_id, lineage = session[core.keys.id], Lineage.parse(session[core.keys.lineage])
     except KeyError:

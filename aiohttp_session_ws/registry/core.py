@@ -129,6 +129,7 @@ class Core:
         questions: What other nodes may ask this one.
         revalidator: Whether the sessions of open sockets live.
         tasks: Tasks that no request can cancel.
+        asks: Whether handshakes have to wait, if only for others to make room.
         warn: Warns of misuse, once.
         presence: Who is there.
         places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
@@ -185,6 +186,13 @@ class Core:
         """
         Set what is known once an application runs, or has been seen.
         """
+        limits = self.limits
+        self.asks = (
+            self.identifier.asks
+            or self.cluster.remote
+            or limits.per_session is not None
+            or limits.per_identity is not None
+        )
         self.warn = Warnings()
         self.drainer = Drainer(self.connections, self.tasks)
         self.traffic = Traffic(self, self.limits, self.expiry)

@@ -130,6 +130,8 @@ class Identifier:
         Raises:
             InvalidIdentity: If it is ``None``, can't be hashed, or other nodes couldn't be told.
         """
+        if type(identity) is str:
+            return identity  # as most, and anybody can be told of one
         if identity is None:
             raise InvalidIdentity("None is no identity: it stands for an anonymous session")
         try:
@@ -177,16 +179,20 @@ class Identifier:
             raise
 
     async def _ask_both(self, request: web.Request) -> Owner:
-        found = await _ask("identify", self.identify, request)
-        identity, until = found if isinstance(found, Identified) else (found, math.inf)
-        if not _is_time(until):
-            raise InvalidIdentity(f"until= is in seconds since the epoch, not {until!r}")
-        if identity is not None:
-            identity = self.usable(identity)
-        return Owner(identity, await self._labels_of(request), until)
+        identity, until = None, math.inf
+        if self.identify is not None:
+            identity = await _ask("identify", self.identify, request)
+            if isinstance(identity, Identified):
+                identity, until = identity
+                if not _is_time(until):
+                    raise InvalidIdentity(f"until= is in seconds since the epoch, not {until!r}")
+            if identity is not None:
+                identity = self.usable(identity)
+        labels = () if self.labels is None else await self._ask_labels(self.labels, request)
+        return Owner(identity, labels, until)
 
-    async def _labels_of(self, request: web.Request) -> tuple[Subject, ...]:
-        found = await _ask("labels", self.labels, request)
+    async def _ask_labels(self, labels: Labels, request: web.Request) -> tuple[Subject, ...]:
+        found = await _ask("labels", labels, request)
         if not found:
             return ()
         if not isinstance(found, Mapping) or len(found) > MOST_LABELS:
@@ -222,7 +228,8 @@ class Identifier:
         """
         Note whom the lineage of *request* belongs to.
         """
-        if self.asks and owner.subjects:  # a stale cookie makes a lineage each time
+        somebody = owner.identity is not None or owner.labels
+        if self.asks and somebody:  # a stale cookie makes a lineage each time
             self._known.put(self._key(request, token), owner)
 
     def _key(self, request: web.Request, token: str) -> Hashable:
@@ -249,12 +256,10 @@ def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, 
     return (Subject("id", session_ws_id), *owner.subjects)
 
 
-async def _ask(name: str, ask: Callable[[web.Request], Any] | None, request: web.Request) -> Any:
+async def _ask(name: str, ask: Callable[[web.Request], Any], request: web.Request) -> Any:
     """
     Ask the application about *request*; 401 and 403 mean that it is anonymous.
     """
-    if ask is None:
-        return None
     try:
         return await maybe_await(ask(request))
     except (web.HTTPUnauthorized, web.HTTPForbidden):

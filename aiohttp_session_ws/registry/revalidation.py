@@ -132,19 +132,29 @@ class Revalidator:
         """
         self._stopped = True
 
-    def watch(self, connection: TrackedConnection, session: Session | None) -> None:
+    def watch(self, connection: TrackedConnection) -> None:
         """
-        Check a connection that is open from now on; its handshake has loaded *session*.
+        Check a connection that is open from now on.
         """
-        connection.session_ends = ends = expires_at(session)
-        connection.server_side = session is not None and is_server_side(session)
-        due = self._next(ends)
-        if session is not None and ends < math.inf and was_touched(connection, session):
-            # What the handshake has changed counts anew from now on, but only here: nobody
-            # saves it with a websocket.
-            due = min(due, time.monotonic() + SOONEST)
+        assert connection.request is not None, "its handshake has one"
+        due, session = self._next(math.inf), loaded_session(connection.request)
+        if session is not None:
+            connection.server_side = is_server_side(session)
+            if session.max_age is not None:
+                due = min(due, self._expiry(connection, session))
         # It is due at once if a check was asked for while it was opening.
         connection.check_at = min(connection.check_at, due, self._last(connection))
+
+    def _expiry(self, connection: TrackedConnection, session: Session) -> float:
+        """
+        Return when to check a connection because its session's time is over.
+        """
+        connection.session_ends = ends = expires_at(session)
+        if was_touched(connection, session):
+            # What the handshake has changed counts anew from now on, but only here: nobody
+            # saves it with a websocket.
+            ends = min(ends, time.time() + SOONEST)
+        return time.monotonic() + ends - time.time()
 
     def hold_until(self, connection: TrackedConnection, until: float) -> None:
         """

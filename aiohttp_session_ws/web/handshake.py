@@ -15,6 +15,7 @@ A little over 300 lines long: one class, whose methods are these steps.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Hashable
 from typing import Any, Final
@@ -39,13 +40,11 @@ from ..exceptions import (
     SessionWSClosed,
 )
 from ..registry.arrival import Arrival
-from ..registry.core import Core
 from ..registry.deferred import context_for
 from ..sessions import close_orders
 from ..sessions.context import NO_ORDERS, RequestContext, context_of
 from ..sessions.session import (
     has_storage,
-    loaded_session,
     put_session,
     storage_of,
     was_changed,
@@ -53,7 +52,7 @@ from ..sessions.session import (
 from ..sessions.status import ALIVE
 from ..signals import AuthDetails, HandshakeDetails
 from ..typing import WebSocketOptions
-from .lookup import expect_one_registry, warn_workers
+from .lookup import core_from, warn_workers
 from .refusal import report_refusal
 
 __all__: list[str] = []
@@ -67,20 +66,25 @@ class Handshake:
     One request on its way to an open socket.
 
     Args:
-        core: The registry's parts.
         request: The request.
         options: Those of the websocket response.
         save: Whether an id that the handshake has given a session is saved; else it lives with
             the connection.
+
+    Attributes:
+        core: The registry's parts.
+
+    Raises:
+        NotSetUp: If there is no registry.
     """
 
-    __slots__ = ("_connection", "_context", "_core", "_options", "_request", "_saves", "_task")
+    __slots__ = ("_connection", "_context", "_options", "_request", "_saves", "_task", "core")
 
     def __init__(
-        self, core: Core, request: web.Request, options: WebSocketOptions, *, save: bool = True
+        self, request: web.Request, options: WebSocketOptions, *, save: bool = True
     ) -> None:
+        self.core = core = core_from(request)
         self._saves = save
-        self._core = core
         self._request = request
         # With the loop it needn't be looked for, which takes a system call on Python 3.11.
         self._task = asyncio.current_task(core.loop)
@@ -97,29 +101,20 @@ class Handshake:
             aiohttp.web.HTTPException: If the handshake is refused for another reason.
             SessionWSClosed: If an order came while the upgrade was written.
         """
-        core, request = self._core, self._request
+        core, request = self.core, self._request
         try:
             with TimedHandshake(core.handshakes, request, self._task):
-                self._check_request()
+                context = context_of(request)
+                self._check_request(context)
                 if not core.origin_policy.knows(request):
                     await core.origin_policy.check(request)
-                expect_one_registry(core, request)
-                context = context_of(request)
                 if context is None:
                     context = await context_for(core, request)
                 if context.session_ws_id is None and context.status.alive:
                     await Arrival(core, request, context).give_id()
                 connection = self._file(context)
-                if self._is_asked():
+                if self._is_asked(context):
                     await self._ask(context, connection)
-                if core.limits.per_session is not None or core.limits.per_identity is not None:
-                    await self._take_place(connection)
-                if context.id_given:
-                    await self._save(context, connection)
-                if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
-                    await core.cluster.check_handshake(connection)
-                    self._judge(connection)
-                self._expect_welcome(connection)
                 await self._upgrade(connection)
                 if connection.seldom is not None and connection.rejected_with is not None:
                     # By an order that came meanwhile.
@@ -132,41 +127,49 @@ class Handshake:
             raise
         return context, connection
 
-    def _is_asked(self) -> bool:
+    def _is_asked(self, context: RequestContext) -> bool:
         """
-        Tell whether anybody is asked about handshakes, or told of them.
+        Tell whether there is anything to wait for before the upgrade.
         """
-        core = self._core
-        signals = core.signals
+        core, signals = self.core, self.core.signals
         return bool(
-            core.identifier.asks
-            or core.cluster.remote
+            core.asks
             or core.authorize is not None
+            or context.id_given
             or signals.on_handshake
             or signals.on_auth_success
         )
 
     async def _ask(self, context: RequestContext, connection: TrackedConnection) -> None:
         """
-        Find out whose it is, what other nodes know, and whether the application lets it in.
+        Find out whose it is, what other nodes know, and whether the application lets it in; then
+        it takes its place.
         """
-        core, request = self._core, self._request
+        core, request = self.core, self._request
         if core.signals.on_handshake:
             details = HandshakeDetails(request, connection.session_ws_id)
             await core.signals.on_handshake.send(details)
         if core.identifier.asks:
-            await self._identify(connection)
+            await self._identify(context, connection)
         if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         if core.authorize is not None or core.signals.on_auth_success:
             await self._authorize(connection)
+        if core.limits.per_session is not None or core.limits.per_identity is not None:
+            await self._take_place(connection)
+        if context.id_given:
+            await self._save(context, connection)
+        if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
+            await core.cluster.check_handshake(connection)
+            self._judge(connection)
+        self._expect_welcome(connection)
 
     def _make_response(self) -> web.StreamResponse:
         """
         Return the response that becomes the connection.
         """
-        kind = MeteredWebSocket if self._core.traffic.metered else ServedWebSocket
+        kind = MeteredWebSocket if self.core.traffic.metered else ServedWebSocket
         options: dict[str, Any] = {"heartbeat": HEARTBEAT, **self._options}
         return kind(**options)
 
@@ -181,34 +184,33 @@ class Handshake:
         """
         Take a place in the session and with the identity.
         """
-        core = self._core
+        core = self.core
         self._expect_welcome(connection)  # who is rejected takes nobody's place
         if core.places is not None:
             await core.places.take(connection)
         else:
             await make_room(core.limits, core.connections, connection)
 
-    def _check_request(self) -> None:
+    def _check_request(self, context: RequestContext | None) -> None:
         """
         Refuse a handshake before its session is loaded.
         """
         if not is_websocket(self._request):
             text = "this address speaks websocket only: send GET with 'Upgrade: websocket'"
             raise web.HTTPBadRequest(text=text)
-        self._check_place()
+        self._check_place(context)
 
-    def _check_place(self) -> None:
+    def _check_place(self, context: RequestContext | None) -> None:
         """
         Refuse a connection that there is no room for, or a second one of the same request: its
         answer would go out in the midst of the first one.
         """
-        context = context_of(self._request)
         if context is not None and context.connection is not None:
             raise NotSetUp("this request is tied to its session already: enter only one of them")
         self._expect_room()
 
     def _expect_room(self) -> None:
-        core = self._core
+        core = self.core
         if core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
         if core.limits.total is not None:
@@ -218,7 +220,7 @@ class Handshake:
         """
         Judge a handshake and file it as opening; no await stands between the two.
         """
-        core, request = self._core, self._request
+        core, request = self.core, self._request
         self._context = context
         if not context.behind_middleware:
             core.warn.missing_middleware()
@@ -246,7 +248,7 @@ class Handshake:
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
         if context.status is ALIVE and context.orders is NO_ORDERS and not context.fresh:
             return context.lineage
-        close = self._core.close_for(context.status)
+        close = self.core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
             close = SESSION_ENDED  # a session that was given up long ago has ended, too
         if close is not None:
@@ -257,7 +259,7 @@ class Handshake:
         """
         Refuse a handshake that has ended, was replaced, or may have missed an order.
         """
-        core = self._core
+        core = self.core
         close = core.close_for(core.status_of(connection))
         if close is not None:
             raise HandshakeRefused(close)
@@ -266,7 +268,7 @@ class Handshake:
 
     def _expect_no_order(self, connection: TrackedConnection, kind: Kind, value: Hashable) -> None:
         now, started = time.monotonic(), connection.started
-        orders = self._core.close_orders
+        orders = self.core.close_orders
         if orders.latest < started and now - started < close_orders.HANDSHAKE_LIMIT:
             return  # there was none since it began
         if orders.missed(Subject(kind, value), started, now):
@@ -276,16 +278,16 @@ class Handshake:
         """
         Refuse a handshake that an order has rejected meanwhile, or when the server is stopping.
         """
-        if self._core.drainer.refuses:
+        if self.core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
         if connection.seldom is not None and connection.rejected_with is not None:
             raise HandshakeRefused(connection.rejected_with)
 
-    async def _identify(self, connection: TrackedConnection) -> None:
+    async def _identify(self, context: RequestContext, connection: TrackedConnection) -> None:
         """
         Find out whose the socket is, and file it there; no await between judgement and entry.
         """
-        core = self._core
+        core = self.core
         try:
             owner = await core.identifier.of(self._request)
         except (IdentifyFailed, InvalidIdentity) as exc:
@@ -294,18 +296,22 @@ class Handshake:
         core.identifier.remember(self._request, connection.lineage.token, owner)
         if owner.until <= time.time():
             raise HandshakeRefused(SESSION_EXPIRED)
-        connection.until = owner.until
-        if not owner.subjects:
+        if owner.until < math.inf:
+            connection.until = owner.until
+        subjects = owner.subjects
+        if not subjects:
             return
-        close = core.close_for(core.judge(connection.lineage, connection.session_ws_id, owner))
-        if close is not None:
-            raise HandshakeRefused(close)
-        for kind, value in owner.subjects:
+        if context.epoch != core.records.epoch:  # else it was alive, whoever it is
+            found = core.judge(connection.lineage, connection.session_ws_id, owner)
+            close = core.close_for(found)
+            if close is not None:
+                raise HandshakeRefused(close)
+        for kind, value in subjects:
             self._expect_no_order(connection, kind, value)
         core.connections.file_identity(connection, owner.identity, owner.labels)
 
     async def _authorize(self, connection: TrackedConnection) -> None:
-        core, request = self._core, self._request
+        core, request = self.core, self._request
         details = AuthDetails(request, connection.session_ws_id, connection.identity)
         if core.authorize is not None:
             try:
@@ -343,7 +349,7 @@ class Handshake:
             return
         self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
         storage = storage_of(request)
-        own = self._core.keys.own
+        own = self.core.keys.own
         # Not what it holds by now: the application's callables may have written into it.
         loaded, context.loaded = context.loaded or {}, None
         held = {key: value for key, value in loaded.items() if key not in own}
@@ -355,7 +361,7 @@ class Handshake:
         await storage.save_session(request, connection.ws, session)
 
     def _open(self, context: RequestContext, connection: TrackedConnection) -> None:
-        core = self._core
+        core = self.core
         context.handshake_failed = False
         context.connection = connection
         if context.content is not None and not connection.is_stream:
@@ -363,7 +369,7 @@ class Handshake:
         core.connections.open_connection(connection)
         if core.traffic.metered:
             core.traffic.meter(connection)
-        core.revalidator.watch(connection, loaded_session(self._request))
+        core.revalidator.watch(connection)
         if core.first_socket and not core.cluster.remote:
             warn_workers(core, self._request)
 
@@ -371,7 +377,7 @@ class Handshake:
         """
         Leave nothing behind of a handshake that failed.
         """
-        core, context, connection = self._core, self._context, self._connection
+        core, context, connection = self.core, self._context, self._connection
         if context is not None and not context.behind_middleware and context.given:
             put_session(self._request, None)  # the new id must not be saved with an error
         if connection is not None:
@@ -383,4 +389,4 @@ class Handshake:
         Close the socket of a handshake that failed after it was answered.
         """
         if connection.ws.prepared:
-            self._core.connections.close_soon([connection], INTERNAL_ERROR)
+            self.core.connections.close_soon([connection], INTERNAL_ERROR)

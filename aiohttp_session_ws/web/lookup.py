@@ -21,25 +21,6 @@ NO_REGISTRY: Final = "no registry: call aiohttp_session_ws.setup(app, registry) 
 CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
 
 
-def expect_one_registry(core: Core, request: web.Request) -> None:
-    """
-    Raise an error if an application and one below it have a registry each.
-
-    Raises:
-        NotSetUp: If they have.
-    """
-    if id(request.app) in core.known_apps:
-        return
-    core.known_apps.add(id(request.app))
-    for app in request.match_info.apps:
-        if app.get(CORE_KEY, core) is not core:
-            core.known_apps.discard(id(request.app))
-            raise NotSetUp(
-                "two registries in one tree of applications: a log-out in the one would leave the"
-                " sockets of the other open; call setup() for the root application only"
-            )
-
-
 def no_request(value: object) -> TypeError:
     """
     Return what to raise where a request is needed, and *value* is none.
@@ -52,18 +33,34 @@ def core_from(request: web.Request) -> Core:
     Return the parts of the registry of *request*: of its application, or of a parent.
 
     Raises:
-        NotSetUp: If none of them has one.
+        NotSetUp: If none of them has one, or an application and one below it have one each.
         TypeError: If it is no request.
     """
-    try:  # quicker than get()
-        return request.app[CORE_KEY]
-    except KeyError:
-        core = request.config_dict.get(CORE_KEY)
+    core: Core | None
+    try:
+        app = request.app
     except AttributeError:
         raise no_request(request) from None
-    if core is None:
-        raise NotSetUp(NO_REGISTRY)
+    try:  # quicker than get()
+        core = app[CORE_KEY]
+    except KeyError:
+        core = request.config_dict.get(CORE_KEY)
+        if core is None:
+            raise NotSetUp(NO_REGISTRY) from None
+    if id(app) not in core.known_apps:
+        _expect_one_registry(core, request)
     return core
+
+
+def _expect_one_registry(core: Core, request: web.Request) -> None:
+    core.known_apps.add(id(request.app))
+    for app in request.match_info.apps:
+        if app.get(CORE_KEY, core) is not core:
+            core.known_apps.discard(id(request.app))
+            raise NotSetUp(
+                "two registries in one tree of applications: a log-out in the one would leave the"
+                " sockets of the other open; call setup() for the root application only"
+            )
 
 
 def warn_workers(core: Core, request: web.Request) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from aiohttp_session import AbstractStorage, Session
 
 from .._origin import is_websocket
 from ..connections.handshakes import TimedHandshake
@@ -17,12 +16,12 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival, arrive_at_once, begin_request
+from ..registry.arrival import Arrival, arrive_at_once, begin_request, loading_at_once
 from ..registry.core import Core
 from ..registry.deferred import settle
 from ..sessions.context import HANDLING, RequestContext, context_of
-from ..sessions.session import load_from, loaded_session, put_session, storage_in
-from .lookup import core_from, expect_one_registry
+from ..sessions.session import put_session
+from .lookup import core_from
 from .refusal import accept_and_close, report_refusal
 
 __all__ = ["session_ws_middleware"]
@@ -57,18 +56,12 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         return await handler(request)  # installed twice, in a sub-application as well
     # What is ordered while the session is loaded is later.
     context = begin_request(core, request)
-    if len(request) > 1 and loaded_session(request) is not None:  # most have a storage only
-        core.warn.loaded_early()
-    session: Session | None = None
-    storage = storage_in(request)
-    if storage not in core.storages:
-        pass  # the first session of each goes the long way
-    elif hdrs.UPGRADE not in request.headers:
-        session = await load_from(storage, request)
+    if hdrs.UPGRADE in request.headers:
+        await _arrive_in_time(core, request, context)
     else:
-        session = await _load_in_time(core, request, context, storage)
-    if session is None or not arrive_at_once(core, context, session):
-        await _arrive(core, request, context)
+        loading = loading_at_once(core, request)
+        if loading is None or not arrive_at_once(core, request, context, await loading):
+            await _arrive(core, request, context)
     context.behind_middleware = True
     response: web.StreamResponse | None = None
     try:
@@ -91,35 +84,27 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     return response
 
 
-async def _load_in_time(
-    core: Core, request: web.Request, context: RequestContext, storage: AbstractStorage
-) -> Session:
-    """
-    Load the session of a request that asks for a websocket: it gets an answer.
-    """
-    try:
-        with TimedHandshake(core.handshakes, request, context.task):
-            return await load_from(storage, request)
-    except BaseException as exc:
-        await _report(core, request, exc)
-        raise
-
-
 async def _arrive(core: Core, request: web.Request, context: RequestContext) -> None:
     """
     Judge a request, whatever that takes.
     """
-    expect_one_registry(core, request)
     try:
-        arrival = Arrival(core, request, context)
-        if hdrs.UPGRADE not in request.headers:
-            await arrival.judge()
-            return
-        # Whoever asks for a websocket gets an answer.
-        with TimedHandshake(core.handshakes, request, context.task):
-            await arrival.judge()
-    except BaseException as exc:
+        await Arrival(core, request, context).judge()
+    except BaseException:
         put_session(request, None)  # nothing is saved
+        raise
+
+
+async def _arrive_in_time(core: Core, request: web.Request, context: RequestContext) -> None:
+    """
+    Judge a request that asks for a websocket: it gets an answer.
+    """
+    try:
+        with TimedHandshake(core.handshakes, request, context.task):
+            loading = loading_at_once(core, request)
+            if loading is None or not arrive_at_once(core, request, context, await loading):
+                await _arrive(core, request, context)
+    except BaseException as exc:
         await _report(core, request, exc)
         raise
 

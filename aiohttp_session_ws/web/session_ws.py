@@ -26,7 +26,6 @@ from ..sessions.session import loaded_session, was_changed
 from ..signals import CloseDetails, OpenDetails
 from ..typing import WebSocketOptions
 from .handshake import Handshake
-from .lookup import core_from
 
 __all__ = ["session_ws"]
 
@@ -95,21 +94,19 @@ class SessionWS:
         self._contexts: list[AsyncIterator[None]] | None = None
 
     async def __aenter__(self) -> web.WebSocketResponse:
-        options = self._options
+        options, self._options = self._options, None
         assert options is not None, "a session_ws() is entered once"
-        self._options = None
-        self._core = core = core_from(self._request)
-        handshake = Handshake(core, self._request, options, save=self._save)
+        handshake = Handshake(self._request, options, save=self._save)
+        self._core = core = handshake.core
         self._context, self.connection = await handshake.open()
-        self.connection.registered = core.overrides.unregister
-        try:
-            signals = core.signals
-            if core.overrides.register or signals.on_open or signals.connection_ctx:
+        told, signals = core.overrides, core.signals
+        if told.register or told.unregister or signals.on_open or signals.connection_ctx:
+            try:
                 await self._welcome()
-            _expect_open(self.connection)
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
+                _expect_open(self.connection)
+            except BaseException as exc:
+                await self.__aexit__(type(exc), exc, exc.__traceback__)
+                raise
         ws: web.WebSocketResponse = self.connection.ws
         return ws
 
@@ -119,8 +116,25 @@ class SessionWS:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        error = await self._leave_contexts(exc)
-        await self._leave(error)
+        error = exc if self._contexts is None else await self._leave_contexts(exc)
+        connections, connection = self._core.connections, self.connection
+        by, code = end_of(connection, error)
+        connections.counters.closed(by, code)
+        self._warn_unsaved()
+        try:
+            if self._core.signals.on_close:
+                await self._send_on_close(by, code)
+        finally:
+            connections.handler_exited(connection)
+            self._context.leave()
+            try:
+                if not connections.remove_gone(connection):
+                    await self._close(error)
+            finally:
+                if not self._context.behind_middleware:
+                    self._context.release()
+        if error is not None and is_explained(connection, error):
+            raise SessionWSClosed(connection.ws) from error
         if error is not exc and error is not None:
             raise error
 
@@ -136,6 +150,7 @@ class SessionWS:
         Tell everybody of a socket that is open, as long as it is.
         """
         core, connection = self._core, self.connection
+        connection.registered = core.overrides.unregister
         if core.overrides.register:
             result = core.hooks.register(connection.session_ws_id, connection.ws)
             await maybe_await(result)
@@ -161,7 +176,7 @@ class SessionWS:
         Returns:
             *error*, or without one what a context raised.
         """
-        for context in reversed(self._contexts or ()):
+        for context in reversed(self._contexts or []):
             try:
                 if await anext(context, _OVER) is not _OVER:
                     raise RuntimeError(f"more than one 'yield' in {context!r}")
@@ -182,39 +197,22 @@ class SessionWS:
         if isinstance(error, Exception) and not is_explained(self.connection, error):
             log.error("a websocket handler failed", exc_info=error)
 
-    async def _leave(self, error: BaseException | None) -> None:
+    async def _close(self, error: BaseException | None) -> None:
         """
-        End the connection, and stay until it is gone.
-
-        Raises:
-            SessionWSClosed: If *error* needs no other answer than the closed socket.
+        Close the socket, and wait until it is gone.
         """
-        core, connection = self._core, self.connection
-        close = connection.close_order or close_for_error(error)
-        by, code = end_of(connection, error)
-        core.connections.counters.closed(by, code)
-        self._warn_unsaved()
+        close = self.connection.close_order or close_for_error(error)
         try:
-            await self._send_on_close(by, code)
-        finally:
-            core.connections.handler_exited(connection)
-            self._context.leave()
-            try:
-                await core.connections.wait_closed(connection, close)
-            except asyncio.CancelledError:
-                self._log_overtaken(error)
-                raise  # the server cancels the handlers of clients that have gone
-            finally:
-                if not self._context.behind_middleware:
-                    self._context.release()
-        if error is not None and is_explained(connection, error):
-            raise SessionWSClosed(connection.ws) from error
+            await self._core.connections.wait_closed(self.connection, close)
+        except asyncio.CancelledError:
+            self._log_overtaken(error)
+            raise  # the server cancels the handlers of clients that have gone
 
     async def _send_on_close(self, by: By, code: int) -> None:
-        signal, connection = self._core.signals.on_close, self.connection
-        if signal:
-            id_, identity = connection.session_ws_id, connection.identity
-            await signal.send(CloseDetails(self._request, id_, connection.ws, code, by, identity))
+        connection = self.connection
+        id_, identity = connection.session_ws_id, connection.identity
+        details = CloseDetails(self._request, id_, connection.ws, code, by, identity)
+        await self._core.signals.on_close.send(details)
 
     def _warn_unsaved(self) -> None:
         """
@@ -261,8 +259,9 @@ def end_of(connection: TrackedConnection, error: BaseException | None = None) ->
         return "order", connection.close_order.code
     if ws.closed_with is not None:
         return "handler", ws.closed_with
-    if ws.close_code is not None:
-        return "client", ws.close_code or 1005  # a close frame needn't have a code
+    code = ws.close_code
+    if code is not None:
+        return "client", code or 1005  # a close frame needn't have a code
     if connection.disconnected:
         return "client", 1006
     return "handler", close_for_error(error).code

@@ -15,10 +15,8 @@ from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_
 from ..connections.connection import Connection, TrackedConnection
 from ..connections.counters import By
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
-from ..registry.core import Core
 from ..sessions.context import RequestContext
 from .handshake import Handshake
-from .lookup import core_from
 from .session_ws import close_for_error, is_explained
 
 __all__ = ["adopt_websocket", "session_stream"]
@@ -91,22 +89,21 @@ class StreamHandshake(Handshake):
     A request on its way to a stream.
 
     Args:
-        core: The registry's parts.
         request: The request.
         response: The response.
     """
 
     __slots__ = ("_response",)
 
-    def __init__(self, core: Core, request: web.Request, response: web.StreamResponse) -> None:
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
         # What is prepared can carry no cookie.
-        super().__init__(core, request, {}, save=not response.prepared)
+        super().__init__(request, {}, save=not response.prepared)
         self._response = response
 
-    def _check_request(self) -> None:
+    def _check_request(self, context: RequestContext | None) -> None:
         if self._response.prepared:
             raise NotSetUp("enter session_stream() before response.prepare(): it may be refused")
-        self._check_place()
+        self._check_place(context)
 
     def _make_response(self) -> web.StreamResponse:
         return self._response
@@ -140,10 +137,10 @@ class AdoptingHandshake(StreamHandshake):
 
     __slots__ = ()
 
-    def _check_request(self) -> None:
+    def _check_request(self, context: RequestContext | None) -> None:
         if not self._response.prepared:
             raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
-        self._check_place()
+        self._check_place(context)
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
@@ -170,15 +167,15 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         self,
         request: web.Request,
         response: web.StreamResponse,
-        handshake: Callable[[Core, web.Request, web.StreamResponse], StreamHandshake],
+        handshake: Callable[[web.Request, web.StreamResponse], StreamHandshake],
     ) -> None:
         self._request = request
         self._response = response
         self._make = handshake
 
     async def __aenter__(self) -> Connection:
-        self._core = core = core_from(self._request)
-        handshake = self._make(core, self._request, self._response)
+        handshake = self._make(self._request, self._response)
+        self._core = core = handshake.core
         try:
             self._context, self._connection = await handshake.open()
         except (HandshakeRefused, web.HTTPException) as exc:

@@ -98,7 +98,8 @@ class Served:
             self.left.append(connection)
             self.manager.handler_exited(connection)
             serving.clear()
-            await self.manager.wait_closed(connection, connection.close_order or NORMAL)
+            if not self.manager.remove_gone(connection):
+                await self.manager.wait_closed(connection, connection.close_order or NORMAL)
         return ws
 
     async def peer(self, path: str = "/echo", *, receive_buffer: int = 0) -> RawPeer:

@@ -32,6 +32,7 @@ from aiohttp_session_ws.connections.connection import (
 )
 from aiohttp_session_ws.connections.websocket import ServedWebSocket
 from aiohttp_session_ws.options import PushQueue, Timeouts
+from tests.support.peers import NORMAL_CLOSE
 
 from .served import PATIENT, QUICK, answer, close_frame, served, until
 
@@ -289,6 +290,52 @@ class TestEvict:
             s.manager.evict(connection, TOO_MANY_CONNECTIONS)
 
             assert (connection.state, connection.rejected_with) == (OPENING, TOO_MANY_CONNECTIONS)
+
+
+class TestRemoveGone:
+    async def test_one_that_has_hung_up(self) -> None:
+        """It is out at once, and the engine has nothing to do with it."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            await peer.say(8, NORMAL_CLOSE)
+            await until(lambda: s.left)
+
+            assert (connection.state, connection.closing) == (CLOSED, None)
+            assert (s.manager.total, s.manager.of_lineage("token")) == (0, [])
+
+    async def test_one_that_is_there(self) -> None:
+        """It stays."""
+        async with served() as s:
+            _, connection = await s.connect()
+
+            assert not s.manager.remove_gone(connection)
+            assert connection.state is OPEN
+
+    async def test_one_that_somebody_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its end is told by the engine, which may have to wait for that."""
+        monkeypatch.setattr(manager_module, "TICK", 1000.0)
+        async with served() as s:
+            peer, connection = await s.connect("/deaf")
+            connection.registered = True
+            peer.vanish()
+            await until(lambda: connection.disconnected)
+
+            assert not s.manager.remove_gone(connection)
+            assert s.manager.open.size == 1
+
+    async def test_one_that_an_order_closes(self) -> None:
+        """It is the order's."""
+        async with served() as s:
+            peer, connection = await s.connect("/deaf")
+            closed = s.manager.close_now([connection], SESSION_ENDED)
+            early = s.manager.remove_gone(connection)
+            _ = await answer(peer)
+            await until(lambda: connection.state is CLOSED)
+
+            assert (early, s.manager.remove_gone(connection)) == (False, False)
+            assert connection.task is not None
+            connection.task.cancel()
+            assert await closed == (0, 0)
 
 
 class TestTick:
