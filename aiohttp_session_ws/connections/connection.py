@@ -202,21 +202,21 @@ class TrackedConnection(Connection):
         ws: The websocket.
         request: The request that is upgraded; ``None`` if registered by hand.
         task: The task that runs the handler.
-        started: When the handshake began, by the event loop's clock, in seconds.
+        started: When the handshake began, or it was registered by hand, by the event loop's
+            clock, in seconds.
 
     Attributes:
         state: How far it is.
         closer: The manager that it is filed with.
         lineage: The lineage that its session belongs to.
         labels: Further names that its session can be ended by.
-        started: When the handshake began.
+        started: When the handshake began, or it was registered by hand.
         task: The task that runs the handler.
         transport: The transport.
         rejected_with: The order that keeps its handshake from opening.
         close_order: The order that closes it.
         closing: The engine's part of it, once it has begun to close it.
         send_queue: What was pushed and is not sent yet.
-        known_orders: The orders that its handshake found recorded.
         admitted: When it took its place, as counted by the manager.
         first_id: Its first id, if its session was given another one since.
         registered: Whether the ``unregister()`` hook is to be called.
@@ -255,7 +255,6 @@ class TrackedConnection(Connection):
     cancelled = Seldom(False)
     first_id = Seldom[Hashable](None)
     keeps_id = Seldom(True)
-    known_orders = Seldom[object](None)
     labels = Seldom[tuple[Subject, ...]](())
     proven = Seldom[tuple[Hashable, float] | None](None)
     registered = Seldom(False)
@@ -390,7 +389,7 @@ def registered_object(
         closer: What closes it.
         at: When it was registered, by the event loop's clock.
     """
-    connection = TrackedConnection(session_ws_id, ws)
+    connection = TrackedConnection(session_ws_id, ws, started=at)
     connection.closer = closer
     connection.opened_at, connection.state = at, OPEN
     return connection

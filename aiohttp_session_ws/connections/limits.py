@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from .._lineage import Subject
 from .._refused import Unavailable
@@ -50,7 +51,7 @@ async def make_room(
             raise HandshakeRefused(TOO_MANY_CONNECTIONS)
     else:
         for group in groups:
-            active = sorted(group.active(), key=came_at)
+            active = sorted(group.active(), key=attrgetter("started"))
             for oldest in active[: max(0, len(active) + 1 - group.limit)]:
                 manager.evict(oldest, TOO_MANY_CONNECTIONS)
     connection.admitted = manager.admit()
@@ -112,11 +113,3 @@ def _groups(
 
 def _stays(connection: TrackedConnection) -> bool:
     return connection.close_order is None and connection.state in (OPENING, OPEN)
-
-
-def came_at(connection: TrackedConnection) -> float:
-    """
-    Return since when a connection counts, by the event loop's clock.
-    """
-    # Nobody knows of a handshake of what was registered by hand.
-    return connection.started or connection.opened_at or 0.0

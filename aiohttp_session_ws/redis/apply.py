@@ -209,10 +209,8 @@ class Applier:
             # Not learn(): it may be news to the connection alone.
             self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))
         for close in closes:
-            known = connection.known_orders if isinstance(connection.known_orders, tuple) else ()
-            if close.number in known or self._seen.has(close.number):
+            if self._seen.has(close.number):
                 continue
-            connection.known_orders = (*known, close.number)
             given = self._latest(close)
             if given is not None and connection.started > given:
                 continue

@@ -193,7 +193,8 @@ async def response_sent(
     """
     Wait until the response of a request has left the server.
 
-    That is: the task of the request has ended and the transport's buffer is empty.
+    That is: the task of the request has ended and the transport's buffer is empty. aiohttp may be
+    closing the transport by then, which keeps what is left to be sent.
 
     Args:
         context: The request.
@@ -205,10 +206,5 @@ async def response_sent(
     if context.task is not None:
         # Done, failed or cancelled is all the same, and nothing is raised here.
         await asyncio.wait({context.task}, timeout=timeout)
-    while (
-        transport is not None
-        and not transport.is_closing()
-        and transport.get_write_buffer_size()
-        and loop.time() < deadline
-    ):
+    while transport is not None and transport.get_write_buffer_size() and loop.time() < deadline:
         await asyncio.sleep(POLL)

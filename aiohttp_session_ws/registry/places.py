@@ -26,7 +26,7 @@ from .._refused import Unavailable
 from .._tasks import BackgroundTasks
 from ..close_codes import TOO_MANY_CONNECTIONS
 from ..connections.connection import OPEN, OPENING, TrackedConnection
-from ..connections.limits import came_at, make_room
+from ..connections.limits import make_room
 from ..connections.manager import ConnectionManager
 from ..exceptions import HandshakeRefused
 from ..options import Limits
@@ -279,7 +279,7 @@ class Places:
         for connection in filter(self._holds, self._core.connections.filed(subject)):
             if not connection.admitted:
                 connection.admitted = self._core.connections.admit()
-            found[connection.admitted] = now - came_at(connection)
+            found[connection.admitted] = now - connection.started
         return found
 
     def _holds(self, connection: TrackedConnection) -> bool:

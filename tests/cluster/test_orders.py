@@ -5,6 +5,7 @@ Orders that reach the sockets of every node.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ import pytest
 
 from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId
 from aiohttp_session_ws.redis import inbound
-from tests.support import PATIENCE, WAYS, expect_close, until
+from tests.support import PATIENCE, WAYS, Turnstile, expect_close, until
 from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
@@ -30,6 +31,18 @@ from tests.support.nodes import (
     visit,
 )
 from tests.support.redis_servers import RedisServer
+
+PREFIX = "{aiohttp_session_ws}"
+
+
+class Thing:
+    """Stands for what an application registers by hand."""
+
+    closed = False
+
+    async def close(self, *, code: int, message: bytes) -> None:
+        """Be closed."""
+        self.closed = True
 
 
 async def lives(ws: Any) -> None:
@@ -323,6 +336,59 @@ class TestClose:
                 cluster.reconciler.missed()
                 await until(lambda cluster=cluster: not cluster.numbers.missing)  # type: ignore[misc]
                 await lives(ws)
+
+    async def test_before_a_node_started(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor does one from before a node started, which finds it recorded."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a)
+        await registry_of(a).close_all_session(await id_of(a, cookie))
+        await registry_of(a).close_all_session("room")
+        await settled(a)
+        await redis_server.cli("DEL", f"{PREFIX}:recent")  # as after ten minutes
+        b = await start_node(redis_server.url, "b")
+        thing = Thing()
+        registry_of(b).register("room", thing)
+        cluster, looked = cluster_of(b), asyncio.Event()
+        read = cluster.commands.read
+
+        def read_and_tell(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+            answer = read(keys)
+            answer.add_done_callback(lambda _: looked.set())
+            return answer
+
+        async with socket(b, cookie) as ws:
+            monkeypatch.setattr(cluster.commands, "read", read_and_tell)
+            cluster.reconciler.look_at_all()
+            await asyncio.wait_for(looked.wait(), PATIENCE)
+            await lives(ws)
+            assert not thing.closed
+
+    async def test_unheard(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handshake finds an order that its node has not heard, and is told its code."""
+        turnstile = Turnstile()
+
+        async def wait(request: Any) -> str:
+            if request.path == "/ws":
+                await turnstile()
+            return "ann"
+
+        monkeypatch.setattr(inbound.Inbound, "hear", lambda self, data: None)
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", identify=wait)
+        cookie = await log_in(a)
+        id_ = await id_of(b, cookie)  # from now on its handshakes ask Redis, and not its pages
+        turnstile.shut = True
+        opening = asyncio.create_task(refused(b, cookie))
+        await turnstile.arrived.wait()
+        await registry_of(a).close_all_session(id_, close=4000)
+        await settled(a)
+        turnstile.let()
+
+        assert await opening == 4000
 
     async def test_identity(self, nodes: Nodes) -> None:
         """All sessions of an identity are told to reconnect, and can."""

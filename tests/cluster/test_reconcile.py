@@ -271,8 +271,14 @@ class TestDeaf:
                 await visit(a, "/out/end_session_ws", cookie)
                 assert await expect_close(ws) == 4401
 
+    @pytest.mark.parametrize(("path", "code"), [("/out/end_session_ws", 4401), ("/close", 4403)])
     async def test_trimmed_meanwhile(
-        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        path: str,
+        code: int,
     ) -> None:
         """What is forgotten by its number just before it would be read is looked up."""
         async with Proxy(redis_server.port) as proxy:
@@ -297,11 +303,11 @@ class TestDeaf:
             async with socket(b, cookie) as ws:
                 await proxy.stop()
                 await becomes(b, "degraded")
-                await visit(a, "/out/end_session_ws", cookie)
+                await visit(a, path, cookie)
                 await settled(a)
                 monkeypatch.setattr(commands, "run_script", run_late)
                 await proxy.start()
-                assert await expect_close(ws) == 4401
+                assert await expect_close(ws) == code
             assert finding
 
     async def test_cut_in_a_message(

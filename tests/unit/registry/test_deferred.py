@@ -5,6 +5,7 @@ Orders that a request gives, and when its sockets close.
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import aiohttp_session
 import pytest
@@ -313,6 +314,44 @@ class TestWhen:
 
             assert await expect_close(ws) == 4403
         peer.vanish()
+
+    @pytest.mark.parametrize("closes", [False, True], ids=["keep alive", "close"])
+    async def test_the_answer_is_read_slowly(
+        self, aiohttp_client: AiohttpClient, *, closes: bool
+    ) -> None:
+        """What waits to be sent is waited for, though its connection is closed behind it."""
+        registry = SessionWSRegistry(timeouts=Timeouts(response=10 * PATIENCE))
+        tasks: list[asyncio.Task[None] | None] = []
+
+        async def order(request: web.Request) -> web.Response:
+            assert request.transport is not None
+            sock = request.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            tasks.append(asyncio.current_task())
+            response = web.Response(body=b"x" * 50_000)  # aiohttp waits for more than 64 KiB
+            if closes:
+                await schedule_close_all_session_ws(request, response)
+            else:
+                await end_session_ws(request, response)
+            return response
+
+        app = make_app(registry)
+        app.router.add_get("/order", order)
+        client, _ = await logged_in(aiohttp_client, app)
+        async with client.ws_connect("/ws") as ws:
+            await ws.receive()
+            url = client.make_url("/order")
+            peer = await RawPeer.connect(url, cookie_of(client), receive_buffer=4096)
+            await until(lambda: tasks and (tasks[0] is None or tasks[0].done()))
+            for _ in range(20):
+                await ws.send_str("before")
+                assert (await ws.receive()).data == "before"
+            read = 0
+            while read < 50_000:
+                read += len(await peer.receive())
+
+            assert await expect_close(ws) == (4403 if closes else 4401)
+        peer.close()
 
     @pytest.mark.parametrize("how", ["redirect", "rewrap", "crash", "keep alive"])
     async def test_another_answer_is_sent(self, aiohttp_client: AiohttpClient, how: str) -> None:

@@ -1,0 +1,55 @@
+"""
+``session_ws``: what becomes of an error that its handler raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from aiohttp_session_ws import SessionWSRegistry, session_ws, session_ws_middleware
+from aiohttp_session_ws.exceptions import SessionWSClosed
+from tests.support import AiohttpClient, expect_close, make_app
+
+
+async def test_a_connection_of_its_own(
+    aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that tells of another connection than an ordered close's is a bug, and logged."""
+
+    async def handler(request: web.Request) -> web.WebSocketResponse:
+        async with session_ws(request):
+            raise ConnectionRefusedError("the database is away")
+
+    app = make_app(SessionWSRegistry())
+    app.router.add_get("/handler", handler)
+    client = await aiohttp_client(app)
+    async with client.ws_connect("/handler") as ws:
+        assert await expect_close(ws) == 1011
+    await client.close()
+
+    assert "the database is away" in caplog.text
+
+
+async def test_an_http_exception(aiohttp_client: AiohttpClient) -> None:
+    """It becomes a close code; a caller that stands alone is told that the socket is closed."""
+    raised: asyncio.Queue[Exception] = asyncio.Queue()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            async with session_ws(request):
+                raise web.HTTPForbidden
+        except SessionWSClosed as exc:
+            raised.put_nowait(exc)
+            return exc.response
+
+    app = make_app(SessionWSRegistry())
+    app.middlewares.remove(session_ws_middleware)
+    app.router.add_get("/handler", handler)
+    client = await aiohttp_client(app)
+    async with client.ws_connect("/handler") as ws:
+        assert await expect_close(ws) == 1008
+
+    assert isinstance((await raised.get()).__cause__, web.HTTPForbidden)
