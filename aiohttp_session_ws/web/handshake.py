@@ -244,7 +244,7 @@ class Handshake:
 
     def _expect_alive(self, context: RequestContext) -> Lineage:
         if context.lineage is None or (context.session_ws_id is None and not context.fresh):
-            self._core.warn.no_id()
+            self.core.warn.no_id()
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
         if context.status is ALIVE and context.orders is NO_ORDERS and not context.fresh:
             return context.lineage
