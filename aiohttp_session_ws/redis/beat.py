@@ -26,6 +26,8 @@ class Beat(NamedTuple):
         refused: Why it takes no writes, "" if it does.
         ahead: By how many seconds that time is ahead of its own clock.
         ttl: For how many seconds nodes need ends.
+        evicted: How many keys the server has evicted since it started.
+        joined: Whether the node wasn't in the list of members.
     """
 
     time: float
@@ -36,6 +38,8 @@ class Beat(NamedTuple):
     refused: str
     ahead: float
     ttl: float
+    evicted: int
+    joined: bool
 
     def after(self, known: Beat | None) -> Beat:
         """
@@ -53,6 +57,14 @@ class Beat(NamedTuple):
         """
         return differs(known.server[:RUN_ID], self.server[:RUN_ID])
 
+    def has_evicted_since(self, known: Beat | None) -> bool:
+        """
+        Tell whether the server has evicted keys since another heartbeat.
+        """
+        if known is None or self.is_elsewhere(known):
+            return False
+        return self.evicted > known.evicted
+
     def is_of_replica(self) -> bool:
         """
         Tell whether the server is a replica.
@@ -64,8 +76,20 @@ def read_beat(answer: Sequence[bytes]) -> Beat:
     """
     Return what Redis has answered.
     """
-    at, last, epoch, server, members, refused, ahead, ttl = map(bytes.decode, answer)
-    return Beat(float(at), int(last), epoch, server, members, refused, float(ahead), float(ttl))
+    at, last, epoch, server, members, refused, *rest = map(bytes.decode, answer)
+    ahead, ttl, evicted, joined = rest
+    return Beat(
+        time=float(at),
+        last=int(last),
+        epoch=epoch,
+        server=server,
+        members=members,
+        refused=refused,
+        ahead=float(ahead),
+        ttl=float(ttl),
+        evicted=int(evicted or 0),
+        joined=joined == "1",
+    )
 
 
 def differs(known: str, now: str) -> bool:

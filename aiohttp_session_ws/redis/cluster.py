@@ -153,6 +153,7 @@ class RedisCluster:
             self._missed,
             self._lost,
             self._moved,
+            self._evicted,
         )
         self._wire_what_is_missed(node)
         self._wire_what_is_told(node)
@@ -417,6 +418,7 @@ class RedisCluster:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
             self.write_back.lost()
+        self.write_back.go_on()
         self.pace.measure()
         self.outbox.flush()
 
@@ -436,6 +438,14 @@ class RedisCluster:
         self._data.drop("another server answers")
         for subscriber in self._subscribers:
             subscriber.drop("another server answers")
+
+    def _evicted(self) -> None:
+        if self._logged.allows("evicted"):
+            log.warning(
+                "Redis evicts keys, perhaps records of ended sessions: what this node knows is"
+                " written again; set maxmemory-policy to noeviction"
+            )
+        self.write_back.evicted = True
 
     def _lost(self, everything: bool) -> None:
         self.write_back.lost(everything=everything)

@@ -49,6 +49,7 @@ class Membership:
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
             have lost its last seconds.
         moved: Called when another server has answered, or the same has started.
+        evicted: Called when Redis has evicted keys, ours or those of others.
 
     Attributes:
         serves: Whether the node holds sockets, so that the others ask it.
@@ -69,6 +70,7 @@ class Membership:
         missed: Callable[[], None],
         lost: Callable[[bool], None],
         moved: Callable[[], None],
+        evicted: Callable[[], None],
     ) -> None:
         self.serves = False
         self.members: frozenset[str] = frozenset()
@@ -84,6 +86,7 @@ class Membership:
         self._missed = missed
         self._lost = lost
         self._moved = moved
+        self._evicted = evicted
         self._logged = OncePerMinute()
         self._due = asyncio.Event()
         self._behind = False
@@ -191,6 +194,8 @@ class Membership:
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
+        if beat.has_evicted_since(self._last):
+            self._evicted()
         self._answered()
         known = self._last
         changed = known is not None and differs(known.server, beat.server)
@@ -202,11 +207,12 @@ class Membership:
 
     async def _learn_members(self, beat: Beat) -> None:
         """
-        Learn who the members are; who was one before Redis lost its data still is.
+        Learn who the members are; who was one before Redis lost its data, or the list, still is.
         """
         version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
         found = await self.listed()
-        if self._version is not None and self._version[:2] != version[:2]:
+        lost = self._version is not None and (beat.joined or self._version[:2] != version[:2])
+        if lost:
             self._lapsed |= dict.fromkeys(self.members, now + SILENT)
         self._lapsed = {
             name: until
@@ -246,7 +252,7 @@ class Membership:
                 log.warning("Redis has lost data; what was ordered lately is written again")
             self._numbers.restart(beat.last)
             self._marks.clear()
-            self._commands.link.drop("it lacks data that another may have")
+            self._commands.link.drop("it has lost data")
             self._lost(True)
         elif known is not None and differs(known.server, beat.server):
             # Another server, or the same one restarted, or one that was a replica meanwhile: what

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-from .._logging import log
+from .._logging import OncePerMinute, log
 from ..sessions.records import Change, Records
 from .decoding import read_message, read_record
 from .entries import Entry
@@ -38,6 +39,7 @@ AT_ONCE: Final = 250  # records that are written again in one step
 #: Seconds between two steps for each node that lives, where nothing is shared out: all together
 #: take a fifth of Redis' time to read that nothing is missing.
 SLOWLY: Final = 0.002
+REST: Final = 2e-5  # seconds for each record and node until it is looked for what was evicted
 CLOSE_ORDER: Final = f'[{VERSION},"close",'  # what is in an order's text that has one
 
 #: Seconds until all that others have ordered is seen to: shared out once most have said that they
@@ -60,6 +62,9 @@ class WriteBack:
         membership: Who else lives.
         recent: What was ordered lately.
         records: What this node remembers.
+
+    Attributes:
+        evicted: Whether Redis has evicted keys, perhaps ours.
     """
 
     def __init__(
@@ -78,8 +83,17 @@ class WriteBack:
         self._recent = recent
         self._records = records
         self._trouble = asyncio.Event()  # Redis may have lost something
-        self._all = False  # it has lost its data
-        self._busy = False
+        self._all = self._busy = self.evicted = False  # whether it has lost all its data
+        self._rests_until = 0.0
+        self._logged = OncePerMinute()
+
+    def go_on(self) -> None:
+        """
+        See to what was evicted, after a rest: called with each heartbeat.
+        """
+        if self.evicted and not self._busy and time.monotonic() >= self._rests_until:
+            self.evicted = False
+            self.lost(everything=True)
 
     def lost(self, *, everything: bool = False) -> None:
         """
@@ -93,12 +107,14 @@ class WriteBack:
         Write again what Redis has lost, until cancelled; once for each trouble.
         """
         while True:
+            self._busy = False
             await self._trouble.wait()
             self._trouble.clear()
             everything, self._all = self._all, False
             self._busy = True
             finished = await self._write_all(everything=everything)
-            self._busy = False
+            rest = REST * (len(self._records) + len(self._recent))
+            self._rests_until = time.monotonic() + rest * len(self._membership.members)
             self._all = self._all or (everything and not finished)
 
     async def _write_all(self, *, everything: bool) -> bool:
@@ -133,7 +149,7 @@ class WriteBack:
         Write what is missing now, for *timeout* seconds at most: this node stops, and perhaps
         nobody else knows it.
         """
-        if not (self._busy or self._trouble.is_set()):
+        if not (self._busy or self.evicted or self._trouble.is_set()):
             return
         self._trouble.clear()
         try:
@@ -219,7 +235,7 @@ class WriteBack:
             elif number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         written += await self._insist(some)
-        if written:
+        if written and self._logged.allows("lacks"):
             log.warning(
                 "Redis lacks %d records that this node knows: it writes them again", written
             )

@@ -424,8 +424,9 @@ return 1
 # doesn't know the time yet, and for how many seconds it needs the ends of sessions, 0 if it
 # doesn't know.
 # Returns the time, the last number, the epoch, which server it is, which version the list of
-# members has, why writing is refused, by how much the time is ahead of Redis' own, and for how
-# many seconds ends are needed: the most that a node has said, for as long as its sessions last.
+# members has, why writing is refused, by how much the time is ahead of Redis' own, for how many
+# seconds ends are needed (the most that a node has said, for as long as its sessions last), how
+# many keys the server has evicted, and whether the node wasn't in that list.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -468,10 +469,10 @@ local stamp = string.format('%.6f', now)
 call('SET', prefix .. 'clock', string.format('%.6f %s', ahead, stamp))
 local last, kept = number('seq'), tonumber(number('ttl'))
 call('SET', prefix .. 'epoch', ARGV[3], 'NX')
+local joined = 0
 if not refused then
-    local news = 0
-    if ARGV[2] == '1' then news = call('ZADD', nodes, stamp, ARGV[1]) or 0 end
-    news = news + (call('ZREMRANGEBYSCORE', nodes, '-inf', now - 3600) or 0)
+    if ARGV[2] == '1' then joined = call('ZADD', nodes, stamp, ARGV[1]) or 0 end
+    local news = joined + (call('ZREMRANGEBYSCORE', nodes, '-inf', now - 3600) or 0)
     if news > 0 then call('INCR', prefix .. 'members') end
     local own = tonumber(ARGV[5]) or 0
     if own > 0 and own >= kept then
@@ -499,7 +500,7 @@ end
 local server = info('server', 'run_id:(%w+)') .. info('replication', 'master_replid:(%w+)')
 return {stamp, last, call('GET', prefix .. 'epoch') or '', server,
     number('members'), refused or '', string.format('%.6f', ahead),
-    string.format('%.0f', kept)}
+    string.format('%.0f', kept), info('stats', 'evicted_keys:(%d+)'), tostring(joined)}
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
@@ -514,7 +515,7 @@ redis.call('INCR', KEYS[1] .. 'members')
 # KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
 # Returns up to which number it got, up to which nothing can be found any more, and keys and
 # records in turn. Under a number the keys of some hundred records are found, of which it is the
-# last.
+# last. Of a server that evicts keys nobody knows whether it has all that it had.
 FIND: Final = make_script(
     """
 local prefix = KEYS[1]
@@ -540,6 +541,8 @@ repeat
         end
     end
 until done
+local info = redis.pcall('INFO', 'stats')
+if type(info) == 'string' and string.find(info, 'evicted_keys:[1-9]') then floor = ARGV[2] end
 local answer = {reached, string.match(type(floor) == 'string' and floor or '', '^%d+$') or '0'}
 for first = 1, #keys, 1000 do
     local names = {unpack(keys, first, math.min(#keys, first + 999))}

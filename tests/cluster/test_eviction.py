@@ -1,0 +1,110 @@
+"""
+A Redis that evicts keys, which it is told not to do.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.support import PATIENCE, expect_close, until
+from tests.support.nodes import (
+    Nodes,
+    StartNode,
+    acquaint,
+    becomes,
+    cluster_of,
+    log_in,
+    refused,
+    registry_of,
+    settled,
+    socket,
+    visit,
+)
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+
+PREFIX = "{aiohttp_session_ws}"
+FILLER = 200  # keys that aren't ours, of 10 kB
+SMALLEST = 1_000_000  # bytes
+
+
+async def evict(redis: RedisServer, *keys: str) -> None:
+    """Have Redis evict a key at least, and lose some that it could as well have evicted."""
+    for number in range(FILLER):
+        await redis.cli("SET", f"filler {number}", "x" * 10_000, "EX", 1 + number)
+    await redis.cli("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
+    used = (await redis.cli("INFO", "memory"))["used_memory"]
+    await redis.cli("CONFIG", "SET", "maxmemory", used - 20_000)
+    if keys:
+        await redis.cli("DEL", *keys)
+    await redis.cli("SET", "one more", "x" * 10_000)
+    await redis.cli("CONFIG", "SET", "maxmemory", 0)
+    assert (await redis.cli("INFO", "stats"))["evicted_keys"]
+
+
+class TestEviction:
+    async def test_written_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """What a living node knows is written again, and counts for one that starts then."""
+        node = await start_node(redis_server.url, "a")
+        session, everywhere = await log_in(node), await log_in(node, "bob")
+        await visit(node, "/out/end_session_ws", session)
+        await visit(node, "/out/everywhere", everywhere)
+        await registry_of(node).close_all_session("x", wait=PATIENCE)
+        await settled(node)
+        await cluster_of(node).membership.look()
+        kinds = ("lineage", "end", "close")
+        keys = [key for kind in kinds for key in await redis_server.cli("KEYS", f"*:{kind}:*")]
+        assert len(keys) >= 4
+        await evict(redis_server, *keys)
+        await until(lambda: redis_server.holds("*:lineage:*", 2))
+        await until(lambda: redis_server.holds("*:end:identity:*", 1))
+        await until(lambda: redis_server.holds("*:close:*", 1))
+        late = await start_node(redis_server.url, "late")
+        for cookie in (session, everywhere):
+            assert await refused(late, cookie) == 4401
+
+    async def test_again_and_again(
+        self, redis_server: RedisServer, nodes: Nodes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is seen to with rests, however often keys are evicted, and logged once."""
+        a, _ = nodes
+        await registry_of(a).end_session("x", wait=PATIENCE)
+        for _ in range(3):
+            await evict(redis_server, f'{PREFIX}:end:id:"x"')
+            for node in nodes:
+                cluster_of(node).membership.hurry()
+            await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
+        minutes = 1 + (time.time() - caplog.records[0].created) // 60
+        for words in ("evicts keys", "that this node knows"):
+            lines = [record for record in caplog.records if words in record.message]
+            assert 1 <= len(lines) <= len(nodes) * minutes
+
+    async def test_numbers(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A node that can't find by number what it has missed looks up its sockets."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            cookie = await log_in(a)
+            async with socket(b, cookie) as ws:
+                await proxy.stop()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                await evict(redis_server, f"{PREFIX}:recent", f"{PREFIX}:floor")
+                await proxy.start()
+                assert await expect_close(ws) == 4401
+
+    async def test_members(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """No report is complete without a node that is not listed any more."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            b = await start_node(proxy.url(), "b")
+            await acquaint(a, b)
+            proxy.black_hole()
+            await evict(redis_server, f"{PREFIX}:nodes")
+            await cluster_of(a).membership.look()
+            assert await redis_server.cli("ZCARD", f"{PREFIX}:nodes") == 1
+            report = await registry_of(a).end_session("x", wait=0.2)
+            assert (report.nodes_expected, report.complete) == (2, False)
