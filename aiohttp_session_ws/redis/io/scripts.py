@@ -282,6 +282,8 @@ local function publish(names, body)
     if refused then return end
     if count > 0 then
         local recent, before = prefix .. 'recent', number - count
+        -- What had these numbers before they were lost would be found in their place.
+        if before == 0 then call('DEL', recent, prefix .. 'marks', prefix .. 'floor') end
         for from = 1, count, 500 do
             local last = math.min(count, from + 499)
             local text = table.concat(names, '\\n', from, last)
@@ -363,7 +365,7 @@ if ARGV[8] and ARGV[5] == '1' and not KEYS[2] then
         taken = redis.pcall('INCR', tag .. 'seq')
         if type(taken) ~= 'number' then
             taken = nil
-        elseif taken % MOST_CHECKED > 0 then
+        elseif taken > 1 and taken % MOST_CHECKED > 0 then
             local text = string.format('%.0f', taken)
             if type(redis.pcall('ZADD', tag .. 'recent', text, name)) == 'number' then
                 redis.call('PUBLISH', ARGV[1], text .. ':1\\n' .. ARGV[2])

@@ -422,6 +422,26 @@ class TestHeartbeat:
         assert (await redis.run(FIND, 1, TAG, 1, 6, 100))[:2] == [b"6", b"5"]
         assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}
 
+    @pytest.mark.parametrize("batch", [1, 5])
+    async def test_counted_anew(self, redis: Scripts, batch: int) -> None:
+        """Where only the last number was lost, no record is found by what numbers were before."""
+        for n in range(30):
+            await redis.write(Single(Shape(True, "id", RECONNECT, 60.0), 1.0, f"old {n}"))
+        await redis.beat()
+        await redis.client.set("{p}:floor", 20)
+        await redis.client.delete("{p}:seq")
+        new = [Single(Shape(True, "id", RECONNECT, 60.0), 2.0, f"new {n}") for n in range(25)]
+        for n in range(0, 25, batch):
+            await redis.write(*new[n : n + batch])
+        found: set[bytes] = set()
+        first = 1
+        while first <= 25:  # a few at a time
+            reached, keys = await redis.find(first, 25, 3)
+            first, found = reached + 1, found | keys
+        assert found == {f'{{p}}:end:id:"new {n}"'.encode() for n in range(25)}
+        assert await redis.client.get("{p}:floor") is None
+        assert await redis.client.zcard("{p}:marks") == 0
+
     async def test_ttl(self, redis: Scripts) -> None:
         """Nodes are told the longest time that any of them needs ends, while it may be needed."""
         told = []
