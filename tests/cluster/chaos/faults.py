@@ -46,8 +46,8 @@ OF_REDIS: Final = (
 )
 OF_NODES: Final = (NODE, STOPPED, RESTARTED)
 OF_WAYS: Final = (DEAF, MUTE, SLOW, TORN, RESET)
-#: Only on demand: a Redis that evicts forgets what nobody can know that it has forgotten.
-EVICTS: Final = bool(os.environ.get("CHAOS_EVICTION"))
+#: How often Redis evicts while each of the others happens once; it should be told not to.
+EVICTIONS: Final = 5 if os.environ.get("CHAOS_EVICTION") else 0
 #: Data is lost, and nodes are killed, before all have recovered from the last time.
 DENSE: Final = bool(os.environ.get("CHAOS_DENSE"))
 
@@ -119,7 +119,7 @@ def duration(random: Random, kind: str) -> float:
 def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
     """Plan what happens to Redis."""
     at = random.uniform(0.5, 1.5)
-    for kind in in_turn(random, (*OF_REDIS, EVICTED) if EVICTS else OF_REDIS):
+    for kind in in_turn(random, (*OF_REDIS, *[EVICTED] * EVICTIONS)):
         lasting = duration(random, kind)
         if at + lasting > seconds:
             return

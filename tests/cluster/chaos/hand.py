@@ -22,6 +22,7 @@ from .knowledge import Life, Span, Timeline
 #: What Redis answers to nobody meanwhile, and what it refuses to write.
 AWAY = (kinds.KILLED, kinds.LOST, kinds.FROZEN, kinds.PAUSED, kinds.LOADING, kinds.BUSY)
 REFUSING = (kinds.FULL, kinds.MISCONF, kinds.READONLY)
+NUMBERS = ("}:recent", "}:seq", "}:floor", "}:marks")  # keys that say what has which number
 STILL = 0.2  # seconds late, at least
 KEPT = 0.98  # of the memory, when records are evicted
 SHORT = 0.1  # seconds
@@ -44,7 +45,7 @@ class Hand:
     Attributes:
         done: How often it did what.
         timeline: What was there, and when.
-        evicted: The keys that Redis has evicted.
+        evicted: The keys that Redis has evicted, and when.
         stalled: For how many seconds this process stood still, and with it the way to Redis.
         logs: What processes that were killed had said last.
     """
@@ -64,7 +65,7 @@ class Hand:
         self._say = say
         self.done: dict[str, int] = {}
         self.timeline = Timeline(journals=journals)
-        self.evicted: set[str] = set()
+        self.evicted: dict[str, list[float]] = {}
         self.stalled = 0.0
         self.logs: dict[int, str] = {}
         self._lives: dict[int, Life] = {}
@@ -289,4 +290,11 @@ class Hand:
         await redis.cli("PING")
         await redis.cli("CONFIG", "SET", "maxmemory", 0)
         await redis.cli("CONFIG", "SET", "maxmemory-policy", "noeviction")
-        self.evicted |= {*before} - {*await redis.cli("KEYS", "*")}
+        gone = {*before} - {*await redis.cli("KEYS", "*")}
+        now = self._now()
+        self.timeline.evicting.append(now)
+        if any(key.endswith(NUMBERS) for key in gone):
+            self.timeline.unlisted.append(now)
+        self._say(f"{len(gone)} of {len(before)} keys are gone")
+        for key in gone:
+            self.evicted.setdefault(key, []).append(now)

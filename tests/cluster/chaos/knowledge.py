@@ -7,9 +7,11 @@ four rules. At first the node that answered knows the order. Redis gets it from 
 it and has been in contact with Redis for :data:`HAND` seconds in one go (or is seen to have it). A
 node hears of it that is in contact with a Redis that has it, for :data:`HEAR` seconds; one that
 was away meanwhile, or has started since, for :data:`CATCH_UP`. A node that is killed knows
-nothing any more, nor does a Redis that loses its data; but with a journal, the next process of a
-node knows what the last one had known for :data:`COMMIT` seconds. Contact is broken while the
-node or Redis is down or frozen, or the way between them is.
+nothing any more, nor does a Redis that loses its data, or evicts the order, which it is told again
+up to :data:`REST` seconds later; and of what it had when it evicted the list of numbers, nobody
+learns late. But with a journal, the next process of a node knows what the last one had known for
+:data:`COMMIT` seconds. Contact is broken while the node or Redis is down or frozen, or the way
+between them is.
 
 Whoever is slower than these rules allow is at fault, and fails the run.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +28,7 @@ HAND: Final = 3.0  # seconds in which a node tells Redis all that it knows
 HEAR: Final = 1.0  # seconds in which a node hears what Redis has just got
 CATCH_UP: Final = 2.0  # seconds in which a node learns what Redis has had for longer
 COMMIT: Final = 1.0  # seconds in which a journal is written
+REST: Final = 7.0  # seconds until a node looks for what Redis has evicted since it did last
 SYNC: Final = 2.0  # seconds of writes that a Redis may lose when it is killed
 
 Span = tuple[float, float]
@@ -60,6 +63,7 @@ class _State:
     nodes: dict[int, float]
     redis: float | None = None
     lost: float = -math.inf  # when Redis lost it last
+    hand: float = HAND  # seconds in which a node tells Redis
     journals: set[int] = field(default_factory=set)  # of which nodes have it
 
 
@@ -73,6 +77,8 @@ class Timeline:
         refusing: When it took no writes.
         killed: When it was killed, and kept its data as far as they were on disk.
         lost: When it lost its data.
+        evicting: When it evicted keys.
+        unlisted: When it evicted what says which number an order has.
         journals: Whether nodes have journals.
     """
 
@@ -83,6 +89,8 @@ class Timeline:
         self.refusing: list[Span] = []
         self.killed: list[float] = []
         self.lost: list[float] = []
+        self.evicting: list[float] = []
+        self.unlisted: list[float] = []
         self._moments: list[float] = []
         self._contacts: list[dict[int, float]] = []  # up to each moment, by process: since when
         self._all_know: dict[int, float] = {}  # by the number of a moment: when nobody knows
@@ -92,12 +100,20 @@ class Timeline:
         spans = [*self.away, *self.refusing, *(s for life in self.lives for s in life.broken)]
         moments = {moment for span in spans for moment in span}
         moments |= {moment for life in self.lives for moment in (life.born, life.died)}
-        self._moments = sorted({*moments, *self.killed, *self.lost, math.inf} - {-math.inf})
+        self._moments = sorted(
+            {*moments, *self.killed, *self.lost, *self.evicting, math.inf} - {-math.inf}
+        )
         begins = [-math.inf, *self._moments]
         self._contacts = [dict(self._in_contact(at)) for at in begins[:-1]]
         self._all_know.clear()
 
-    def forgotten(self, pid: int, at: float, stored: float | None = None) -> float:
+    def forgotten(
+        self,
+        pid: int,
+        at: float,
+        stored: float | None = None,
+        evicted: Collection[float] = (),
+    ) -> float:
         """
         Return from when on nobody need know of an order any more; infinity if somebody has to.
 
@@ -105,6 +121,7 @@ class Timeline:
             pid: The process that was given it.
             at: When it answered.
             stored: When Redis was first seen to have it.
+            evicted: When Redis evicted something that it needs.
         """
         state = _State({pid: at})
         now = at
@@ -114,12 +131,12 @@ class Timeline:
             until = self._moments[number]
             self._pass(state, self._contacts[number], now, until, stored)
             now = until
-            if until < math.inf and self._all_have_it(state, until):
+            if until < math.inf and not evicted and self._all_have_it(state, until):
                 if number in self._all_know:
                     found = self._all_know[number]
                     break
                 passed.append(number)
-            self._strike(state, until)
+            self._strike(state, until, evicted)
             if not (state.nodes or state.journals) and state.redis is None:
                 found = until
                 break
@@ -140,7 +157,8 @@ class Timeline:
         """Let time pass in which nothing breaks and nothing is mended."""
         if state.redis is None:
             ready = [
-                max(since, state.nodes[pid], state.lost, self._since(self.refusing, now)) + HAND
+                max(since, state.nodes[pid], state.lost, self._since(self.refusing, now))
+                + state.hand
                 for pid, since in there.items()
                 if pid in state.nodes and not _within(self.refusing, now)
             ]
@@ -148,15 +166,20 @@ class Timeline:
                 ready.append(stored)
             got = max(now, min(ready, default=math.inf))
             if got < until:
-                state.redis = got
+                state.redis, state.hand = got, HAND
         if state.redis is not None:
             for pid, since in there.items():
                 if pid not in state.nodes:
                     late = CATCH_UP if since > state.redis else HEAR
-                    if max(since, state.redis) + late < until:
-                        state.nodes[pid] = max(since, state.redis) + late
+                    heard = max(since, state.redis) + late
+                    if heard < until and not self._is_unlisted(state.redis, heard):
+                        state.nodes[pid] = heard
 
-    def _strike(self, state: _State, at: float) -> None:
+    def _is_unlisted(self, got: float, heard: float) -> bool:
+        """Tell whether what Redis got once can't be found by its number any more."""
+        return any(got - HEAR <= at <= heard for at in self.unlisted)
+
+    def _strike(self, state: _State, at: float, evicted: Collection[float]) -> None:
         """Let break what breaks at this moment."""
         for life in self.lives:
             if life.died <= at and life.pid in state.nodes:
@@ -169,6 +192,8 @@ class Timeline:
             return
         if at in self.lost or (at in self.killed and state.redis > at - SYNC):
             state.redis, state.lost = None, at
+        elif at in evicted:
+            state.redis, state.lost, state.hand = None, at, HAND + REST
 
     # What is there
 

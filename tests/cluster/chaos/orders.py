@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,6 +56,11 @@ class Order:
         return f"{path} of {who} on {self.node.name}, {seen} seen in Redis"
 
     @property
+    def by_id(self) -> bool:
+        """Whether it ended an id."""
+        return self.subject is not None and self.subject.startswith("id:")
+
+    @property
     def key(self) -> str:
         """
         The key of the record that keeps all of its sessions ended, without the prefix.
@@ -90,11 +95,11 @@ class Recorder:
                 found += await self._recorded(client, orders[start : start + AT_ONCE])
         return [order for order, is_there in zip(orders, found, strict=True) if not is_there]
 
-    def evicted(self, order: Order, keys: set[str]) -> bool:
-        """Return whether something that an order needs is among some keys."""
+    def evicted(self, order: Order, keys: Mapping[str, Sequence[float]]) -> set[float]:
+        """Return when something that an order needs was evicted, of all that was."""
         mine = {order.key, *(f"lineage:{json.dumps(b.lineage)}" for b in order.browsers)}
         mine |= {f"of:{json.dumps(id_)}" for b in order.browsers for id_ in b.ids}
-        return any(self._prefix + key in keys for key in mine)
+        return {at for key in mine for at in keys.get(self._prefix + key, ())}
 
     async def _recorded(self, client: Redis, orders: Sequence[Order]) -> list[bool]:
         """Return of which orders Redis has the record."""

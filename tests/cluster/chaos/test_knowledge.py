@@ -8,7 +8,7 @@ from math import inf
 
 import pytest
 
-from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, Life, Timeline
+from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, REST, Life, Timeline
 
 
 def timeline(*lives: Life, **events: list[float] | list[tuple[float, float]]) -> Timeline:
@@ -99,6 +99,20 @@ def test_written_back() -> None:
     third.born = 31.0 - HAND - 0.2
     assert timeline(first, second, third, lost=[31.1 - HAND]).forgotten(1, 10.0) == 31.0
     assert timeline(first, second, third, lost=[30.9 - HAND]).forgotten(1, 10.0) == inf
+
+
+def test_evicted() -> None:
+    """What Redis has evicted it gets again from whoever knows it, but not at once."""
+    giver, other = Life(1, 0, 0.0, died=40.0), Life(2, 1, 20.0)
+
+    late = timeline(giver, other, evicting=[40.1 - HAND - REST])
+    assert late.forgotten(1, 10.0, evicted={40.1 - HAND - REST}) == inf  # the other knows it
+    other.born = 41.0
+    late.close()
+    assert late.forgotten(1, 10.0) == inf  # another order was evicted
+    assert late.forgotten(1, 10.0, evicted={40.1 - HAND - REST}) == 40.0
+    soon = timeline(giver, other, evicting=[39.9 - HAND - REST])
+    assert soon.forgotten(1, 10.0, evicted={39.9 - HAND - REST}) == inf
 
 
 def test_last_seconds() -> None:

@@ -281,8 +281,7 @@ class Chaos:
         report.degraded = await self._degraded()
         report.absent = [str(b) for b in self._living() if not b.all_open]
         if self.recorder is not None:
-            due = [order for order in self.orders if not self._excused(order)]
-            missing = await self.recorder.missing(due)
+            missing = await self.recorder.missing(self._due())
             report.unrecorded = [self._tell(order) for order in missing]
             for pid in {order.pid for order in missing}:
                 self.say(self.hand.logs.get(pid, "") if self.hand is not None else "")
@@ -342,12 +341,11 @@ class Chaos:
         """Find out which orders nobody can know any more, and since when."""
         if self.hand is None or self.recorder is None:
             return
-        self.hand.timeline.close()
+        timeline = self.hand.timeline
+        timeline.close()
         for order in self.orders:
-            since = self.hand.timeline.forgotten(order.pid, order.at, order.stored)
-            if self.recorder.evicted(order, self.hand.evicted):
-                since = order.at
-            self._forgotten[order] = since
+            evicted = self.recorder.evicted(order, self.hand.evicted)
+            self._forgotten[order] = timeline.forgotten(order.pid, order.at, order.stored, evicted)
 
     def _excused(self, order: Order) -> bool:
         """Whether no living node and no Redis can know of an order; these are counted apart."""
@@ -360,9 +358,12 @@ class Chaos:
         That an id has become another is told by a note, and if all who knew that were gone when
         the order came, it ends this one id only.
         """
-        if self.hand is None or not (order.subject or "").startswith("id:"):
+        if self.hand is None or self.recorder is None or not order.by_id:
             return False
-        forgotten = [self.hand.timeline.forgotten(*given) for given in browser.ids.values()]
+        evicted = self.recorder.evicted(order, self.hand.evicted)
+        forgotten = [
+            self.hand.timeline.forgotten(*given, None, evicted) for given in browser.ids.values()
+        ]
         return min(forgotten) < order.at + HAND
 
     def _all_open(self) -> bool:
@@ -378,7 +379,17 @@ class Chaos:
     async def _settled(self) -> bool:
         """Whether the living have all their sockets, and the others none but excused ones."""
         left = [order for order in await self._survivors() if not self._excused(order)]
-        return self._all_open() and not left
+        return self._all_open() and not left and await self._written_again()
+
+    async def _written_again(self) -> bool:
+        """Whether Redis has all again that it has evicted: a node may have started meanwhile."""
+        if self.hand is None or self.recorder is None or not self.hand.evicted:
+            return True
+        return not await self.recorder.missing(self._due())
+
+    def _due(self) -> list[Order]:
+        """Return the orders that somebody has to know."""
+        return [order for order in self.orders if not self._excused(order)]
 
     async def _survivors(self) -> dict[Order, list[str]]:
         """Return the orders of which a socket is left, and where: seen from both ends."""
