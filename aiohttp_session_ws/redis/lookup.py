@@ -70,7 +70,8 @@ class Lookup:
         on_outage: What happens to handshakes while Redis is away.
 
     Attributes:
-        unchecked: What was opened while Redis was away, to be checked when it is back.
+        unchecked: Whether a handshake was let in while Redis was away: all are looked up when it
+            is back.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Lookup:
         self._on_outage = on_outage
         self.forget()
         self._logged = OncePerMinute()
-        self.unchecked: set[TrackedConnection] = set()
+        self.unchecked = False
 
     def check_due(self, token: str) -> bool:
         """
@@ -154,7 +155,7 @@ class Lookup:
             values = await self._commands.read(keys_of_connection(connection))
         except TROUBLE as exc:
             if self._on_outage == "accept":
-                self.unchecked.add(connection)  # it is checked when Redis is back
+                self.unchecked = True
                 return
             why = reason(exc)
             if not isinstance(exc, RedisUnavailable) and self._logged.allows(why):

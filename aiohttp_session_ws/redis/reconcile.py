@@ -115,6 +115,8 @@ class Reconciler:
     async def _catch_up(self) -> None:
         while self._numbers.missing:
             await self._find(*self._numbers.missing[0])
+        if self._lookup.unchecked and self._commands.available:
+            self._lookup.unchecked, self._all = False, True
         if self._all:
             self._all = False
             try:
@@ -122,11 +124,6 @@ class Reconciler:
             except Exception:
                 self._all = True
                 raise
-        if self._lookup.unchecked and self._commands.available:
-            unchecked = [c for c in self._lookup.unchecked if not c.removed]
-            await self._look_at(unchecked)
-            self._lookup.unchecked.difference_update(unchecked)
-            self._lookup.unchecked -= {c for c in self._lookup.unchecked if c.removed}
 
     def _opening(self) -> Iterable[TrackedConnection]:
         return self._node.connections.handshakes()

@@ -5,6 +5,7 @@ Redis away, deaf nodes, lost data: no log-out is lost.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from aiohttp_session_ws import Expiry, NotSetUp, Timeouts, end_session_ws
 from aiohttp_session_ws._logging import fingerprint
+from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.cluster import RedisCluster
@@ -39,6 +41,7 @@ from tests.support.nodes import (
     app_of,
     becomes,
     cluster_of,
+    id_of,
     log_in,
     node_app,
     nowhere,
@@ -61,6 +64,13 @@ async def unavailable(client: Client, cookie: str) -> None:
     assert caught.value.status == 503
     assert caught.value.headers is not None
     assert caught.value.headers["Retry-After"] == "1"
+
+
+def kept(id_: str) -> list[TrackedConnection]:
+    """Return what is in memory of the connections of a session."""
+    gc.collect()
+    objects = gc.get_objects()
+    return [o for o in objects if type(o) is TrackedConnection and o.session_ws_id == id_]
 
 
 class TestStart:
@@ -273,6 +283,16 @@ class TestAway:
             assert await expect_close(stale) == 4401
             await living.send_str("still there")
             assert await living.receive_str() == "still there"
+
+    async def test_accept_those_that_go(self, start_node: StartNode) -> None:
+        """Of those that come and go meanwhile nothing is kept, however long that is."""
+        node = await start_node(nowhere(), "a", on_outage="accept")
+        cookie = await log_in(node)
+        id_ = await id_of(node, cookie)
+        async with socket(node, cookie):
+            assert kept(id_)
+
+        await until(lambda: not kept(id_))
 
     async def test_accept_while_busy(
         self, redis_server: RedisServer, start_node: StartNode

@@ -18,17 +18,21 @@ from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import renew_session_ws
+from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import inbound, membership, recent, write_back
+from aiohttp_session_ws.redis import inbound, membership, recent, reconcile, write_back
 from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import FIND, Script
+from aiohttp_session_ws.redis.messages import encode_record
+from aiohttp_session_ws.sessions.records import SubjectEnded
 from aiohttp_session_ws.signals import OrderDetails
 from tests.support import (
     PATIENCE,
     QUICK,
     AiohttpClient,
+    Client,
     expect_close,
     until,
 )
@@ -69,6 +73,14 @@ async def ends_numbered(redis: RedisServer) -> bool:
         if '"ended"' in await redis.cli("GET", key):
             return any(key in keys for keys in numbered)
     return False
+
+
+async def record_unheard(redis: RedisServer, client: Client, cookie: str) -> None:
+    """Let Redis have the end of a session, as if its message and its number had been lost."""
+    now = inspect(registry_of(client)).clock.now()
+    ended = SubjectEnded(Subject("id", await id_of(client, cookie)), now, ttl=60.0)
+    key, _, text = encode_record(ended)
+    await redis.cli("SET", f"{PREFIX}:{key}", text)
 
 
 def fail_at_times(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +321,42 @@ class TestDeaf:
                 await proxy.start()
                 assert await expect_close(ws) == code
             assert finding
+
+    @pytest.mark.parametrize("error", [RedisUnavailable("away"), ValueError("a bug")], ids=str)
+    async def test_look_that_fails(
+        self,
+        redis_server: RedisServer,
+        nodes: Nodes,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+    ) -> None:
+        """A look at all connections that comes to nothing is begun again."""
+        _, b = nodes
+        cookie = await log_in(b)
+        read, failed = cluster_of(b).commands.read, asyncio.Event()
+
+        def fail_once(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+            if failed.is_set():
+                return read(keys)
+            failed.set()
+            raise error
+
+        async with socket(b, cookie) as ws:
+            await record_unheard(redis_server, b, cookie)
+            monkeypatch.setattr(cluster_of(b).commands, "read", fail_once)
+            cluster_of(b).reconciler.look_at_all()
+            assert await expect_close(ws) == 4401
+
+    async def test_round(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Now and then all are looked at without any sign of something missed."""
+        monkeypatch.setattr(reconcile, "ROUND", 0.1)
+        node = await start_node(redis_server.url, "a")
+        cookie = await log_in(node)
+        async with socket(node, cookie) as ws:
+            await record_unheard(redis_server, node, cookie)
+            assert await expect_close(ws) == 4401
 
     async def test_cut_in_a_message(
         self,
