@@ -390,6 +390,21 @@ class TestClose:
 
         assert await opening == 4000
 
+    async def test_unheard_without_identify(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handshake asks Redis though nobody is to be asked whose it is."""
+        monkeypatch.setattr(inbound.Inbound, "hear", lambda self, data: None)
+        a = await start_node(redis_server.url, "a", identify=None)
+        b = await start_node(redis_server.url, "b", identify=None)
+        cookie = await log_in(a)
+        async with socket(b, cookie):
+            pass  # from now on its pages don't ask
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+
+        assert await refused(b, cookie) == 4401
+
     async def test_identity(self, nodes: Nodes) -> None:
         """All sessions of an identity are told to reconnect, and can."""
         a, b = nodes

@@ -23,6 +23,7 @@ from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.cluster import RedisCluster
+from aiohttp_session_ws.redis.io import subscriber
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -378,8 +379,11 @@ class TestHandshake:
         turnstile.let()
         assert await opening == code
 
-    async def test_deaf(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Though the node has missed it: the session was loaded before."""
+    @pytest.mark.parametrize("where", ["identify", "authorize"])
+    async def test_deaf(
+        self, redis_server: RedisServer, start_node: StartNode, where: str
+    ) -> None:
+        """Though the node has missed it: the session was loaded, or Redis was asked, before."""
         turnstile = Turnstile()
 
         async def wait(request: Any) -> str:
@@ -388,7 +392,7 @@ class TestHandshake:
 
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
-            b = await start_node(proxy.url(), "b", identify=wait)
+            b = await start_node(proxy.url(), "b", **{where: wait})
             cookie = await log_in(a)
             turnstile.shut = True
             opening = asyncio.create_task(refused(b, cookie))
@@ -401,6 +405,34 @@ class TestHandshake:
             await becomes(b, "connected")
             turnstile.let()
             assert await opening == 4403
+
+    async def test_only_deaf(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who can't hear orders, but ask, asks right before it opens."""
+        turnstile = Turnstile()
+
+        async def wait(request: Any) -> bool:
+            await turnstile()
+            return True
+
+        async def refuse(client: Any, prefix: str) -> Any:
+            raise TimeoutError("timed out")
+
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", authorize=wait)
+        cookie = await log_in(a)
+        turnstile.shut = True
+        opening = asyncio.create_task(refused(b, cookie))
+        await turnstile.arrived.wait()
+        monkeypatch.setattr(subscriber, "connect", refuse)
+        await redis_server.kill_pubsub()
+        await becomes(b, "degraded")
+        await visit(a, "/close", cookie)
+        await settled(a)
+        turnstile.let()
+
+        assert await opening == 4403
 
     async def test_deaf_while_loading(
         self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient

@@ -178,12 +178,14 @@ class TestMinting:
         assert (code, storage.saved) == (4401, False)
         assert is_empty(registry)
 
+    @pytest.mark.parametrize("with_middleware", [True, False])
     async def test_a_failed_handshake_saves_nothing(
-        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, *, with_middleware: bool
     ) -> None:
         """The id that a refused handshake was given is gone with it."""
         inspect(registry).authorize = lambda request: False
-        client = await aiohttp_client(make_app(registry))
+        app = make_app(registry) if with_middleware else without_our_middleware(registry)
+        client = await aiohttp_client(app)
         peer = await RawPeer.connect(client.make_url("/ws"))
         head = await peer.read_head()
 
