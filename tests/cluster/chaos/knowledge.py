@@ -11,7 +11,8 @@ nothing any more, nor does a Redis that loses its data, or evicts the order, whi
 up to :data:`REST` seconds later; and of what it had when it evicted the list of numbers, nobody
 learns late. But with a journal, the next process of a node knows what the last one had known for
 :data:`COMMIT` seconds. Contact is broken while the node or Redis is down or frozen, or the way
-between them is.
+between them is. After a loss, and for one that learns late, it takes longer the more there is to
+tell: so long as all orders up to then last at :data:`SPEED`.
 
 Whoever is slower than these rules allow is at fault, and fails the run.
 """
@@ -30,6 +31,9 @@ CATCH_UP: Final = 2.0  # seconds in which a node learns what Redis has had for l
 COMMIT: Final = 1.0  # seconds in which a journal is written
 REST: Final = 7.0  # seconds until a node looks for what Redis has evicted since it did last
 SYNC: Final = 2.0  # seconds of writes that a Redis may lose when it is killed
+#: Orders that a node tells or learns in a second, with the renewals of their sessions, on two
+#: processors beside all that takes part: each makes two to four records.
+SPEED: Final = 4000.0
 
 Span = tuple[float, float]
 
@@ -63,7 +67,7 @@ class _State:
     nodes: dict[int, float]
     redis: float | None = None
     lost: float = -math.inf  # when Redis lost it last
-    hand: float = HAND  # seconds in which a node tells Redis
+    hand: float = HAND  # seconds in which a node tells Redis it
     journals: set[int] = field(default_factory=set)  # of which nodes have it
 
 
@@ -79,6 +83,7 @@ class Timeline:
         lost: When it lost its data.
         evicting: When it evicted keys.
         unlisted: When it evicted what says which number an order has.
+        orders: When which orders were given.
         journals: Whether nodes have journals.
     """
 
@@ -91,6 +96,7 @@ class Timeline:
         self.lost: list[float] = []
         self.evicting: list[float] = []
         self.unlisted: list[float] = []
+        self.orders: list[float] = []
         self._moments: list[float] = []
         self._contacts: list[dict[int, float]] = []  # up to each moment, by process: since when
         self._all_know: dict[int, float] = {}  # by the number of a moment: when nobody knows
@@ -100,6 +106,7 @@ class Timeline:
         spans = [*self.away, *self.refusing, *(s for life in self.lives for s in life.broken)]
         moments = {moment for span in spans for moment in span}
         moments |= {moment for life in self.lives for moment in (life.born, life.died)}
+        self.orders.sort()
         self._moments = sorted(
             {*moments, *self.killed, *self.lost, *self.evicting, math.inf} - {-math.inf}
         )
@@ -166,11 +173,11 @@ class Timeline:
                 ready.append(stored)
             got = max(now, min(ready, default=math.inf))
             if got < until:
-                state.redis, state.hand = got, HAND
+                state.redis = got
         if state.redis is not None:
             for pid, since in there.items():
                 if pid not in state.nodes:
-                    late = CATCH_UP if since > state.redis else HEAR
+                    late = CATCH_UP + self._telling(since) if since > state.redis else HEAR
                     heard = max(since, state.redis) + late
                     if heard < until and not self._is_unlisted(state.redis, heard):
                         state.nodes[pid] = heard
@@ -191,9 +198,10 @@ class Timeline:
         if state.redis is None:
             return
         if at in self.lost or (at in self.killed and state.redis > at - SYNC):
-            state.redis, state.lost = None, at
+            state.redis, state.lost, state.hand = None, at, HAND + self._telling(at)
         elif at in evicted:
-            state.redis, state.lost, state.hand = None, at, HAND + REST
+            state.redis, state.lost = None, at
+            state.hand = HAND + REST + self._telling(at)
 
     # What is there
 
@@ -208,6 +216,10 @@ class Timeline:
 
     def _since(self, spans: list[Span], at: float) -> float:
         return max((end for _, end in spans if end <= at), default=-math.inf)
+
+    def _telling(self, at: float) -> float:
+        """Return how many seconds it takes to tell all orders that were given by then."""
+        return bisect_right(self.orders, at) / SPEED
 
     def _all_have_it(self, state: _State, at: float) -> bool:
         living = {life.pid for life in self.lives if life.born < at <= life.died}

@@ -8,7 +8,7 @@ from math import inf
 
 import pytest
 
-from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, REST, Life, Timeline
+from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, REST, SPEED, Life, Timeline
 
 
 def timeline(*lives: Life, **events: list[float] | list[tuple[float, float]]) -> Timeline:
@@ -99,6 +99,21 @@ def test_written_back() -> None:
     third.born = 31.0 - HAND - 0.2
     assert timeline(first, second, third, lost=[31.1 - HAND]).forgotten(1, 10.0) == 31.0
     assert timeline(first, second, third, lost=[30.9 - HAND]).forgotten(1, 10.0) == inf
+
+
+def test_much_to_tell() -> None:
+    """After a loss it takes the longer the more there was before, and so it does to learn."""
+    giver, other = Life(1, 0, 0.0, died=30.0), Life(2, 1, 30.0 - HAND)
+    orders = [5.0] * int(2 * SPEED)
+
+    assert timeline(giver, other, lost=[29.9 - HAND]).forgotten(1, 10.0) == inf
+    soon = timeline(giver, other, lost=[29.9 - HAND], orders=orders)
+    assert soon.forgotten(1, 10.0) == 30.0
+    long_ago = timeline(giver, other, lost=[27.9 - HAND], orders=orders)
+    assert long_ago.forgotten(1, 10.0) == inf
+    newcomer = Life(2, 1, 28.1 - CATCH_UP)
+    assert timeline(giver, newcomer, lost=[30.5]).forgotten(1, 10.0) == inf
+    assert timeline(giver, newcomer, lost=[30.0], orders=orders).forgotten(1, 10.0) == 30.0
 
 
 def test_evicted() -> None:

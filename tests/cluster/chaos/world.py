@@ -342,6 +342,7 @@ class Chaos:
         if self.hand is None or self.recorder is None:
             return
         timeline = self.hand.timeline
+        timeline.orders = [order.at for order in self.orders]
         timeline.close()
         for order in self.orders:
             evicted = self.recorder.evicted(order, self.hand.evicted)
