@@ -14,7 +14,7 @@ from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .gates import Turnstile
@@ -40,6 +40,26 @@ async def storage_named(
         await pool.close_all()
 
 
+class ClosedForGood(Connection):
+    """A connection that isn't made again, or to the end, when all are to be closed."""
+
+    over = False
+
+    async def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """Connect, unless all are to be closed by the beginning or the end of it."""
+        self._expect_more()
+        try:
+            await super().connect_check_health(*args, **options)
+            self._expect_more()
+        finally:
+            if self.over:
+                await self.disconnect(nowait=True)
+
+    def _expect_more(self) -> None:
+        if self.over:
+            raise RedisConnectionError("the test is over")
+
+
 class KeepingPool(ConnectionPool):
     """
     A pool that knows all connections that it has made.
@@ -49,7 +69,7 @@ class KeepingPool(ConnectionPool):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(connection_class=ClosedForGood, **options)
         self._made: list[Any] = []
         self._ended = False
 
@@ -63,6 +83,8 @@ class KeepingPool(ConnectionPool):
     async def close_all(self) -> None:
         """Close whatever was made, for good."""
         self._ended = True
+        for connection in self._made:
+            connection.over = True
         for connection in self._made:
             await connection.disconnect(nowait=True)
 
