@@ -62,11 +62,11 @@ class Encoder:
             return self._arguments_of_one(entries[0], channel)
         message = Message(self._sender)
         records: list[Stored] = []
-        news = True
+        news = False
         for entry in entries:
             if type(entry) is Single and entry.at < PENDING:
                 message.add(entry)
-                news = news and not entry.published
+                news = news or not entry.published
                 continue
             full = entry.spelled_out(self._sender)
             changes, closes = self._encoded(full.changes), self._encoded(full.closes)
@@ -74,12 +74,12 @@ class Encoder:
                 return None
             records += changes
             records += closes
-            news = news and not entry.published
+            news = news or not entry.published
             message.add_line(_order_of(full, changes, closes))
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
-        # What was published without a number isn't published so again.
+        # What was published without a number isn't published so again, but with what wasn't.
         args += [channel, body, "1" if news and body else "", self._numbers_of]
         args += [len(rows), *[place for row in rows for place in row]]
         for stored in records:

@@ -145,6 +145,22 @@ class TestOutbox:
         assert await box.outbox.drain(20) == []
         assert all(entry.stored for entry in entries)
 
+    async def test_refused_with_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is refused together with what was published before is published, too."""
+        monkeypatch.setattr(module, "LONGEST", 3600.0)
+        box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
+        box.connect()
+        box.put("x")
+        await until(lambda: len(box.line.batches) >= 2)
+        box.line.answer = lambda keys: None
+        await until(lambda: box.line.waiting)
+        box.outbox.link.line = None
+        box.put("y")
+        box.line.answer = lambda keys: OutOfMemoryError("command not allowed")
+        box.reconnect("cut")
+        await until(lambda: any(b'"y"' in body for body in box.line.bodies))
+        box.outbox.stop()
+
     @pytest.mark.parametrize(
         "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
     )
