@@ -121,6 +121,7 @@ class RedisCluster:
         self._outages = Outages()
         self._beaten_at = time.monotonic()
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._missed_some = False  # perhaps, of what was published while nothing was heard
         self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
@@ -210,6 +211,7 @@ class RedisCluster:
             instance,
             self.name,
             self.requests,
+            self.outbox.publish_again,
             serves=self.serves,
             resolves=self._resolves,
         )
@@ -379,6 +381,7 @@ class RedisCluster:
 
     def _subscribed(self) -> None:
         self.lookup.forget()
+        self._missed_some = True
         self.membership.subscribed()
         self.health.subscribed()
 
@@ -418,6 +421,10 @@ class RedisCluster:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
             self.write_back.lost()
+        if self._missed_some:  # what is recorded has a number, and is read
+            self._missed_some = not (
+                self.membership.takes_writes or self.queries.ask_for_unrecorded()
+            )
         self.write_back.go_on()
         self.pace.measure()
         self.outbox.flush()

@@ -238,3 +238,10 @@ def body_of(arguments: Sequence[Argument]) -> bytes:
     """
     body = arguments[int(arguments[0]) + 2]
     return body if isinstance(body, bytes) else b""
+
+
+def is_published(arguments: Sequence[Argument]) -> bool:
+    """
+    Tell whether the message is published also if Redis refuses to record it.
+    """
+    return arguments[int(arguments[0]) + 3] == "1"

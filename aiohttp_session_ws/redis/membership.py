@@ -55,6 +55,7 @@ class Membership:
         serves: Whether the node holds sockets, so that the others ask it.
         members: Who has given a sign of life within an hour, and hasn't stopped.
         known: Whether the members are known.
+        takes_writes: Whether Redis took the last heartbeat.
         beaten: Set after the first heartbeat, or the first that failed.
     """
 
@@ -74,7 +75,7 @@ class Membership:
     ) -> None:
         self.serves = False
         self.members: frozenset[str] = frozenset()
-        self.known = False
+        self.known = self.takes_writes = False
         self.beaten = asyncio.Event()
         self._commands = commands
         self._instance = instance
@@ -196,6 +197,7 @@ class Membership:
             await self._learn_members(beat)
         if beat.has_evicted_since(self._last):
             self._evicted()
+        self.takes_writes = not beat.refused
         self._answered()
         known = self._last
         changed = known is not None and differs(known.server, beat.server)
@@ -275,10 +277,3 @@ class Membership:
         self._numbers.reach(min(last, self._last.last))  # it may be another server by now
         if self._numbers.missing:
             self._missed()
-
-    @property
-    def takes_writes(self) -> bool:
-        """
-        Whether Redis took the last heartbeat.
-        """
-        return self._last is not None and not self._last.refused

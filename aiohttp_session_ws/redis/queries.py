@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
@@ -27,7 +27,9 @@ __all__: list[str] = []
 Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
-OWN: Final = frozenset({"connections", "count", "nodes", "push", "relay"})  # answered right here
+OWN: Final = frozenset(
+    {"connections", "count", "nodes", "push", "relay", "unrecorded"}
+)  # answered right here
 
 
 class Queries:
@@ -39,6 +41,7 @@ class Queries:
         instance: Its own name.
         label: What it is called.
         requests: Who asks and answers.
+        publish_again: Publishes again what Redis refuses to record.
         serves: Whether it holds sockets.
         resolves: The kinds of subjects that it knows of its sockets.
     """
@@ -49,6 +52,7 @@ class Queries:
         instance: str,
         label: str,
         requests: Requests,
+        publish_again: Callable[[], None],
         *,
         serves: bool,
         resolves: frozenset[str],
@@ -57,6 +61,7 @@ class Queries:
         self._instance = instance
         self._label = label
         self._requests = requests
+        self._publish_again = publish_again
         self._serves = serves
         self._resolves = resolves
         self._logged = OncePerMinute()
@@ -153,6 +158,12 @@ class Queries:
         nodes = self._requests.others if taken else 0
         return Delivery(0, nodes, complete=taken and self._requests.known)
 
+    def ask_for_unrecorded(self) -> bool:
+        """
+        Have all others publish again what Redis refuses to record; tell whether they are told.
+        """
+        return self._requests.tell({"do": "unrecorded"}, b"") is not None
+
     async def hear(self, data: bytes) -> None:
         """
         Answer a question of another node, or take a push.
@@ -201,6 +212,8 @@ class Queries:
                 yield {"sockets": delivery.sockets, "complete": complete}
             case "relay":
                 self._node.receive_relay(str(body["name"]), payload)
+            case "unrecorded":
+                self._publish_again()
 
     async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
         answer = await self._node.answer(str(body["do"]), body)

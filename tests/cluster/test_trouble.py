@@ -26,6 +26,7 @@ from tests.support.nodes import (
     Nodes,
     StartNode,
     becomes,
+    becomes_nobody,
     cluster_of,
     id_of,
     log_in,
@@ -122,6 +123,17 @@ class TestWritesRefused:
             assert await refused(a, cookie) == 4401
         assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"somebody"')
         assert states == []
+
+    async def test_newcomer(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """A node that starts meanwhile learns what was refused before, and so can't be read."""
+        a = await start_node(redis_server.url, "a")
+        cookie = await log_in(a, "user")
+        await settled(a)
+        await refuse_writes(redis_server, "OOM")
+        await visit(a, "/out/end_session_ws", cookie)
+        b = await start_node(redis_server.url, "b")
+        await becomes_nobody(b, cookie)
+        assert await refused(b, cookie) == 4401
 
 
 class TestSubscriptions:

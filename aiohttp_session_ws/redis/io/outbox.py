@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ..._logging import OncePerMinute, log
 from ...exceptions import RedisUnavailable
-from ..encoder import Encoder, body_of
+from ..encoder import Encoder, body_of, is_published
 from ..entries import AnyEntry, Argument
 from .commands import STALL
 from .connect import (
@@ -178,6 +178,13 @@ class Outbox:
         full = self._size == BATCH and len(self._queue) >= BATCH
         return FULL_AT_ONCE if full else AT_ONCE
 
+    def publish_again(self) -> None:
+        """
+        Publish with the next try what Redis refuses to record: somebody may have missed it.
+        """
+        for entry in (*self._aside, *[e for batch in self._in_flight for e in batch.entries]):
+            entry.published = False
+
     async def wait_idle(self) -> None:
         """
         Wait until nothing waits, but for orders that were set aside since they can't be written.
@@ -314,6 +321,7 @@ class Outbox:
             )
         # Who listens to another primary hasn't heard it, if there is one.
         published, self._looked_again = word != "READONLY" or self._looked_again, True
+        published = published and is_published(batch.args)
         for entry in batch.entries:
             entry.published = entry.published or published
         self._aside.extend(batch.entries)

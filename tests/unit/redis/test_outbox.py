@@ -161,6 +161,27 @@ class TestOutbox:
         await until(lambda: any(b'"y"' in body for body in box.line.bodies))
         box.outbox.stop()
 
+    async def test_published_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For one who has missed it, what Redis refuses is published once more."""
+        answers: list[Any] = [OutOfMemoryError("command not allowed")]
+        box = Box(lambda keys: answers[0], monkeypatch)
+        box.connect()
+        box.put("x")
+        for how in (0, 1):
+            await until(lambda: len(box.line.batches) >= 2)
+            if how:  # also what is on its way at that moment
+                answers[0] = None
+                await until(lambda: box.line.waiting)
+            box.line.bodies.clear()
+            box.outbox.publish_again()
+            answers[0] = OutOfMemoryError("command not allowed")
+            for future in box.line.waiting:
+                future.set_exception(answers[0])
+            box.line.waiting.clear()
+            await until(lambda: len(box.line.bodies) >= 4)
+            assert len([body for body in box.line.bodies if body]) == 1
+        box.outbox.stop()
+
     @pytest.mark.parametrize(
         "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
     )
