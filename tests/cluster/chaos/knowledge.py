@@ -31,9 +31,9 @@ CATCH_UP: Final = 2.0  # seconds in which a node learns what Redis has had for l
 COMMIT: Final = 1.0  # seconds in which a journal is written
 REST: Final = 7.0  # seconds until a node looks for what Redis has evicted since it did last
 SYNC: Final = 2.0  # seconds of writes that a Redis may lose when it is killed
-#: Orders that a node tells or learns in a second, with the renewals of their sessions, on two
-#: processors beside all that takes part: each makes two to four records.
-SPEED: Final = 4000.0
+#: Orders that a node tells or learns in a second, with the renewals of their sessions: each makes
+#: two to four records.
+SPEED: Final = 10_000.0
 
 Span = tuple[float, float]
 
