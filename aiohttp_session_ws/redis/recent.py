@@ -95,7 +95,7 @@ class HeardNumbers:
         Take what lies behind *first* for missing, up to *last*, which Redis has counted up to.
         """
         self.missing = [(low, min(high, first)) for low, high in self.missing if low <= first]
-        self.last = first
+        self.last = min(self.last, first)  # what lies between was perhaps not heard
         self.reach(last)
 
 

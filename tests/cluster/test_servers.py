@@ -7,15 +7,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster as ClusterClient, Sentinel
 
+from aiohttp_session_ws.redis import membership
+from aiohttp_session_ws.redis.io import subscriber
 from tests.support import PATIENCE, expect_close, until
 from tests.support.nodes import (
     StartNode,
     acquaint,
     becomes,
+    becomes_nobody,
     cluster_of,
     leaky,
     log_in,
@@ -26,6 +30,7 @@ from tests.support.nodes import (
     socket,
     visit,
 )
+from tests.support.processes import free_port
 from tests.support.proxy import Proxy
 from tests.support.redis_servers import MASTER_NAME, RedisCluster, RedisServer, SentinelSetup
 
@@ -199,6 +204,32 @@ class TestSwapped:
             await until(lambda: cluster_of(node).reconciler.found >= 10)
         late = await start_node(first.url, "late")
         assert await refused(late, cookie) == 4401
+
+    async def test_missed_before(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a node has missed right before Redis was a replica for a moment, it reads."""
+
+        async def refuse(client: Any, prefix: str) -> Any:
+            raise TimeoutError("timed out")
+
+        monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b")
+        cookie = await log_in(a)
+        await settled(a, b)
+        monkeypatch.setattr(subscriber, "connect", refuse)
+        await redis_server.kill_pubsub()
+        await becomes(b, "degraded")
+        await visit(a, "/out/end_session_ws", cookie)
+        await settled(a)
+        await cluster_of(b).membership.look()
+        await redis_server.cli("REPLICAOF", "127.0.0.1", free_port())
+        await redis_server.cli("REPLICAOF", "NO", "ONE")
+        await cluster_of(b).membership.look()
+        await until(lambda: cluster_of(b).reconciler.found)
+        redis_server.kill()
+        await becomes_nobody(b, cookie)
 
     @pytest.mark.parametrize("how", ["kill_clients", "kill_pubsub"])
     async def test_together(

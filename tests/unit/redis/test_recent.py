@@ -46,6 +46,13 @@ class TestHeardNumbers:
         numbers.rewind(90, 95)
         assert (numbers.last, numbers.missing) == (95, [(91, 95)])
 
+    def test_rewind_forward(self) -> None:
+        """What wasn't heard before is missing still, though both servers have it."""
+        numbers = HeardNumbers()
+        numbers.hear(1, 100)
+        numbers.rewind(103, 105)
+        assert (numbers.last, numbers.missing) == (105, [(101, 105)])
+
     def test_random(self) -> None:
         """In whatever order they come, what is missing is what has not come."""
         rng = random.Random(3)
