@@ -74,7 +74,7 @@ DOWN: Final = {  # seconds at most
 LONGEST: Final = 15.0  # seconds that Redis or a node is frozen now and then
 SELDOM: Final = 0.1  # how often
 SHORTEST: Final = 0.05  # second
-REST: Final = 6.0  # seconds after a loss of data, unless it is dense
+REST: Final = 8.0  # seconds after a loss of data, unless it is dense
 PAUSES: Final = (2.0, 6.0) if DENSE else (6.0, 12.0)  # seconds between two faults of nodes
 CALM: Final = 0.3  # of the time no node is killed: after that no report is complete for an hour
 
