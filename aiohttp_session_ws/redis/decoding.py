@@ -141,7 +141,7 @@ def _order(body: list[Any]) -> HeardOrder:
         None if by is None else str(by),
         None if question is None else str(question),
         _refresh(*refresh[0]) if refresh else None,
-        bool(held),
+        held == 1,
     )
 
 

@@ -171,6 +171,7 @@ def _order_of(entry: Entry, changes: Sequence[Stored], closes: Sequence[Stored])
         entry.question,
         entry.refresh,
         held=entry.held,
+        again=entry.again,
     )
 
 

@@ -68,9 +68,10 @@ class Entry(Waiting):
         question: Under which number to report.
         refresh: Which open sockets go on in place of being closed.
         held: Whether open sockets wait for the order to come again.
+        again: Whether it is nothing but records that Redis had lost.
     """
 
-    __slots__ = ("by", "changes", "close", "closes", "held", "question", "refresh")
+    __slots__ = ("again", "by", "changes", "close", "closes", "held", "question", "refresh")
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Entry(Waiting):
         refresh: Refresh | None = None,
         *,
         held: bool = False,
+        again: bool = False,
     ) -> None:
         super().__init__()
         self.changes = changes
@@ -91,6 +93,7 @@ class Entry(Waiting):
         self.question = question
         self.refresh = refresh
         self.held = held
+        self.again = again
 
     @property
     def size(self) -> int:

@@ -33,6 +33,8 @@ LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis takes no TTL without e
 
 CAUSES: Final = {"renewal": 1, "login": 2}  # bits, which Redis' script adds up
 
+WRITTEN_AGAIN: Final = b"],[],2]"  # how lines end of what Redis had lost
+
 
 class CloseSession(NamedTuple):
     """
@@ -192,6 +194,7 @@ def order_text(
     refresh: Refresh | None = None,
     *,
     held: bool = False,
+    again: bool = False,
 ) -> str:
     """
     Return an order as JSON, of records that are JSON already.
@@ -204,10 +207,11 @@ def order_text(
         question: Under which number to report, if that is asked for.
         refresh: Which open sockets go on in place of being closed.
         held: Whether open sockets wait for the order to come again.
+        again: Whether they are records that Redis had lost, and nothing else.
     """
     text = f"[[{','.join(changes)}],[{','.join(closes)}]"
     if close is None and by is None and question is None and refresh is None:
-        return text + (",1]" if held else "]")
+        return text + (",1]" if held else ",2]" if again else "]")
     how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
     text += f",{held:d},{how},{_optional(by)},{_optional(question)}"
     if refresh is not None:
@@ -216,6 +220,13 @@ def order_text(
         ids = f"{encode(session_ws_id)},{end},{encode(was)}"
         text += f",[{quote(token)},{generation},{began!r},{ids}]"
     return text + "]"
+
+
+def is_written_again(line: bytes) -> bool:
+    """
+    Tell whether a line of a message holds records that Redis had lost, and nothing else.
+    """
+    return line.startswith(b"[[") and line.endswith(WRITTEN_AGAIN)
 
 
 def _optional(text: str | None) -> str:

@@ -4,10 +4,13 @@ What was published lately: which numbers were heard, and what to write again aft
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
+
+from .messages import WRITTEN_AGAIN, is_written_again
 
 __all__: list[str] = []
 
@@ -118,7 +121,9 @@ class RecentOrders:
     """
     The messages of the last hour, to be written again if Redis loses its data.
 
-    They are kept as bytes: the garbage collector would look at each object in them.
+    They are kept as bytes: the garbage collector would look at each object in them. Of what Redis
+    had lost, and was written again, each record is remembered elsewhere, and this one would have
+    more of the same after each loss.
 
     Args:
         clock: Seconds that never go back.
@@ -128,20 +133,45 @@ class RecentOrders:
         self._clock = clock
         self._messages: deque[Heard] = deque()
         self._size = 0
+        self._left_out = -math.inf  # when that was last
 
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def complete(self) -> bool:
+        """
+        Whether nothing of the last hour was left out.
+        """
+        return self._clock() - self._left_out > KEPT
+
+    def leave_out(self) -> None:
+        """
+        Note that something isn't kept that is remembered elsewhere.
+        """
+        self._left_out = self._clock()
+
     def add(self, sender: str, body: bytes) -> None:
         """
-        Keep a message.
+        Keep a message, but not what was written again.
         """
+        if WRITTEN_AGAIN in body:
+            head, *lines = body.split(b"\n")
+            kept = [line for line in lines if not is_written_again(line)]
+            if len(kept) < len(lines):
+                self.leave_out()
+                if not kept:
+                    return
+                body = b"\n".join((head, *kept))
         now = self._clock()
         self._messages.append(Heard(now, sender, body))
         self._size += len(body)
         oldest = now - KEPT
         while self._size > LARGEST or self._messages[0].at < oldest:
-            self._size -= len(self._messages.popleft().body)
+            gone = self._messages.popleft()
+            self._size -= len(gone.body)
+            if gone.at >= oldest:
+                self.leave_out()
 
     def of(self, is_meant: Callable[[str], bool]) -> Iterator[bytes]:
         """

@@ -110,7 +110,7 @@ class WriteBack:
             self._busy = False
             await self._trouble.wait()
             self._trouble.clear()
-            everything, self._all = self._all, False
+            everything, self._all = self._all or not self._recent.complete, False
             self._busy = True
             finished = await self._write_all(everything=everything)
             rest = REST * (len(self._records) + len(self._recent))
@@ -278,7 +278,7 @@ class WriteBack:
             for close in closes:  # who has missed one carries it out now
                 _ = self._outbox.put(Entry((), [close]))
             if changes:
-                _ = self._outbox.put(Entry(changes))
+                _ = self._outbox.put(Entry(changes, again=True))
         return len(missing)
 
 

@@ -402,19 +402,40 @@ class TestLostData:
         await until(lambda: redis_server.holds("*:lineage:*", 2))
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'))
 
-    async def test_told_on(self, redis_server: RedisServer, start_node: StartNode) -> None:
+    @pytest.mark.parametrize("keep_data", [False, True])
+    async def test_told_on(
+        self, redis_server: RedisServer, start_node: StartNode, keep_data: bool
+    ) -> None:
         """A node that was not there remembers it too, when all who were have gone."""
+        key = f'{PREFIX}:end:id:"x"'
         first = TestServer(node_app(redis_server.url, "first"))
         await first.start_server()
         registry = registry_in(first)
         await registry.end_session("x", wait=PATIENCE)
         second = await start_node(redis_server.url, "second")
-        await until(lambda: len(cluster_of(second).recent))
+        await until(lambda: cluster_of(second).reconciler.found)
         await first.close()
-        await redis_server.restart(keep_data=False)
+        await redis_server.cli("DEL", key)  # as if it came in the last second before a crash
+        await redis_server.restart(keep_data=keep_data)
         await becomes(second, "connected")
-        key = f'{PREFIX}:end:id:"x"'
         await until(lambda: redis_server.cli("EXISTS", key))
+
+    async def test_again_and_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """However often all is written again, it takes no longer, and no more memory."""
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b")
+        for number in range(20):
+            await registry_of(a).end_session(f"x{number}", wait=PATIENCE)
+        for _ in range(3):
+            await redis_server.cli("FLUSHALL")
+            for client in (a, b):
+                cluster_of(client).membership.hurry()
+            for number in range(20):
+                await recorded(redis_server, f"x{number}")
+            await settled(a, b)
+        for client in (a, b):
+            await until(lambda client=client: not cluster_of(client).numbers.missing)  # type: ignore[misc]
+            assert len(cluster_of(client).recent) == 20
 
     async def test_of_one_who_died(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any

@@ -8,8 +8,11 @@ import random
 
 import pytest
 
+from aiohttp_session_ws.close_codes import SESSION_ENDED
 from aiohttp_session_ws.redis import recent
+from aiohttp_session_ws.redis.messages import envelope, order_text
 from aiohttp_session_ws.redis.recent import HeardNumbers, RecentOrders, SeenOrders
+from aiohttp_session_ws.redis.rows import Shape, cell_text, row_text
 
 
 class TestHeardNumbers:
@@ -81,7 +84,9 @@ class TestRecentOrders:
         for n in range(5):
             orders.add(f"node {n % 2}", b"1234")
         assert len(orders) == 2
+        assert not orders.complete
         now[0] = recent.KEPT + 1
+        assert orders.complete
         assert list(orders.of(lambda sender: True)) == []
         orders.add("a", b"new")
         assert len(orders) == 1
@@ -92,6 +97,26 @@ class TestRecentOrders:
         for n, sender in enumerate("abab"):
             orders.add(sender, str(n).encode())
         assert list(orders.of(lambda sender: sender == "b")) == [b"1", b"3"]
+
+    def test_written_again(self) -> None:
+        """What Redis had lost isn't kept, and what came with it is."""
+        genuine = row_text(
+            Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0),
+            0,
+            [cell_text(1.0, "],[],2]")],
+        )
+        again = order_text(['[1,"ended",1.0,0,60.0,0,1,"x"]'], again=True)
+        now = [0.0]
+        orders = RecentOrders(lambda: now[0])
+        orders.add("a/1", envelope("a/1", [genuine]).encode())
+        assert orders.complete
+        orders.add("a/1", envelope("a/1", [again]).encode())
+        orders.add("a/1", envelope("a/1", [again, genuine]).encode())
+        assert set(orders.of(lambda sender: True)) == {envelope("a/1", [genuine]).encode()}
+        assert len(orders) == 2
+        assert not orders.complete
+        now[0] = recent.KEPT + 1
+        assert orders.complete
 
 
 class TestSeenOrders:
