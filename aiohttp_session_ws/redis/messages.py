@@ -222,11 +222,14 @@ def order_text(
     return text + "]"
 
 
-def is_written_again(line: bytes) -> bool:
+def is_written_again(body: bytes) -> bool:
     """
-    Tell whether a line of a message holds records that Redis had lost, and nothing else.
+    Tell whether a message holds records that Redis had lost, and nothing else.
     """
-    return line.startswith(b"[[") and line.endswith(WRITTEN_AGAIN)
+    if not body.endswith(WRITTEN_AGAIN):
+        return False
+    lines = body.split(b"\n")[1:]
+    return all(line.startswith(b"[[") and line.endswith(WRITTEN_AGAIN) for line in lines)
 
 
 def _optional(text: str | None) -> str:

@@ -4,17 +4,17 @@ What was published lately: which numbers were heard, and what to write again aft
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from .messages import WRITTEN_AGAIN, is_written_again
+from .messages import is_written_again
 
 __all__: list[str] = []
 
 KEPT: Final = 3600.0  # seconds
+AGAIN_KEPT: Final = 60.0  # seconds, of what was written again
 LARGEST: Final = 64 << 20  # bytes of messages
 BLOCK: Final = 1024  # close orders of one node that are remembered together
 MOST: Final = 10_000  # such blocks
@@ -121,9 +121,9 @@ class RecentOrders:
     """
     The messages of the last hour, to be written again if Redis loses its data.
 
-    They are kept as bytes: the garbage collector would look at each object in them. Of what Redis
-    had lost, and was written again, each record is remembered elsewhere, and this one would have
-    more of the same after each loss.
+    They are kept as bytes: the garbage collector would look at each object in them. What was
+    written again is remembered elsewhere: it is kept for a minute, in case a Redis that starts
+    has lost its last seconds, or there would be more of it after each loss.
 
     Args:
         clock: Seconds that never go back.
@@ -133,52 +133,34 @@ class RecentOrders:
         self._clock = clock
         self._messages: deque[Heard] = deque()
         self._size = 0
-        self._left_out = -math.inf  # when that was last
+        self._again: deque[Heard] = deque()
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    @property
-    def complete(self) -> bool:
-        """
-        Whether nothing of the last hour was left out.
-        """
-        return self._clock() - self._left_out > KEPT
-
-    def leave_out(self) -> None:
-        """
-        Note that something isn't kept that is remembered elsewhere.
-        """
-        self._left_out = self._clock()
-
     def add(self, sender: str, body: bytes) -> None:
         """
-        Keep a message, but not what was written again.
+        Keep a message.
         """
-        if WRITTEN_AGAIN in body:
-            head, *lines = body.split(b"\n")
-            kept = [line for line in lines if not is_written_again(line)]
-            if len(kept) < len(lines):
-                self.leave_out()
-                if not kept:
-                    return
-                body = b"\n".join((head, *kept))
         now = self._clock()
+        if is_written_again(body):
+            self._again.append(Heard(now, sender, body))
+            while self._again[0].at < now - AGAIN_KEPT:
+                _ = self._again.popleft()
+            return
         self._messages.append(Heard(now, sender, body))
         self._size += len(body)
         oldest = now - KEPT
         while self._size > LARGEST or self._messages[0].at < oldest:
-            gone = self._messages.popleft()
-            self._size -= len(gone.body)
-            if gone.at >= oldest:
-                self.leave_out()
+            self._size -= len(self._messages.popleft().body)
 
-    def of(self, is_meant: Callable[[str], bool]) -> Iterator[bytes]:
+    def of(self, is_meant: Callable[[str], bool], *, again: bool = False) -> Iterator[bytes]:
         """
-        Return the messages of the senders that are meant, the oldest first.
+        Return the messages of the senders that are meant, the oldest first; and then, if
+        *again*, what was written again in the last minute.
         """
         oldest = self._clock() - KEPT
-        for message in tuple(self._messages):
+        for message in (*self._messages, *(self._again if again else ())):
             if message.at >= oldest and is_meant(message.sender):
                 yield message.body
 

@@ -19,7 +19,7 @@ from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
-from .messages import CloseSession
+from .messages import CloseSession, envelope, order_text
 from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
@@ -138,6 +138,7 @@ class Reconciler:
         )
         if first <= int(float(floor)):
             self._all = True
+        texts: list[str] = []
         changes: list[Change] = []
         closes: list[CloseSession] = []
         for key, value in zip(found[::2], found[1::2], strict=False):
@@ -150,10 +151,11 @@ class Reconciler:
                 closes.append(record)
             else:
                 changes.append(record)
+                texts.append(value.decode())
         self.found += len(changes) + len(closes)
         self._applier.learn(changes, closes)
         if changes:
-            self._recent.leave_out()
+            self._recent.add("", envelope("", [order_text(texts, again=True)]).encode())
         _ = self._numbers.find(first, int(float(reached)))
 
     def _refuse_all_of(self, key: bytes) -> None:

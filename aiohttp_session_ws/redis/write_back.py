@@ -4,6 +4,8 @@ What Redis has lost is written again: only on evidence, and only what is missing
 Nodes may be killed while it is done, and each one that is left must see to all that it knows. So
 every step is for all senders but the first, which is for this node's own orders: they are the
 only ones that nobody else need have heard.
+
+A little over 300 lines long: what to compare, in which steps, and how it is written.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
 from typing import Final
 
 from .._logging import OncePerMinute, log
@@ -84,6 +87,7 @@ class WriteBack:
         self._records = records
         self._trouble = asyncio.Event()  # Redis may have lost something
         self._all = self._busy = self.evicted = False  # whether it has lost all its data
+        self._reached = 0  # how many of the records, when it was cut short
         self._rests_until = 0.0
         self._logged = OncePerMinute()
 
@@ -110,7 +114,7 @@ class WriteBack:
             self._busy = False
             await self._trouble.wait()
             self._trouble.clear()
-            everything, self._all = self._all or not self._recent.complete, False
+            everything, self._all = self._all, False
             self._busy = True
             finished = await self._write_all(everything=everything)
             rest = REST * (len(self._records) + len(self._recent))
@@ -121,7 +125,7 @@ class WriteBack:
         """
         Write again what is missing, step by step; tell whether no other trouble came between.
         """
-        _ = await self._try(self._write_own)
+        _ = await self._try(partial(self._write_own, again=not everything))
         for step, seconds in enumerate(STEPS, 1):
             shared = step < len(STEPS)
             with contextlib.suppress(TimeoutError):
@@ -168,12 +172,17 @@ class WriteBack:
     # What may be missing
 
     def _published(
-        self, is_meant: Callable[[str], bool], *, closes_only: bool = False
+        self,
+        is_meant: Callable[[str], bool],
+        *,
+        closes_only: bool = False,
+        again: bool = False,
     ) -> Iterator[Record]:
         """
-        Return the records of the orders of some senders: all, or of those that close.
+        Return the records of the orders of some senders: all, or of those that close; *again*
+        those that were written again, too.
         """
-        for body in self._recent.of(is_meant):
+        for body in self._recent.of(is_meant, again=again):
             sender, lines = read_message(body) or ("", [])
             for line in lines:
                 if not closes_only or line.startswith("closes") or CLOSE_ORDER in line:
@@ -181,8 +190,9 @@ class WriteBack:
                         yield from order.changes
                         yield from order.closes
 
-    async def _write_own(self) -> bool:
-        await self._write_back(self._published(lambda sender: sender == self._instance))
+    async def _write_own(self, *, again: bool) -> bool:
+        own = self._published(lambda sender: sender == self._instance, again=again)
+        await self._write_back(own)
         return False
 
     async def _write_share(self, *, everything: bool, shared: bool) -> bool:
@@ -205,11 +215,26 @@ class WriteBack:
             return whole or (mine - zlib.crc32(key.encode())) % len(living) < OWNERS
 
         if everything:
-            await self._write_back(self._records, is_mine, pause)
+            await self._write_back(self._in_turn(), is_mine, pause)
         # What this node remembers has all but close orders.
-        others = self._published(lambda sender: sender != self._instance, closes_only=everything)
+        others = self._published(
+            lambda sender: sender != self._instance, closes_only=everything, again=not everything
+        )
         await self._write_back(others, is_mine, pause)
         return whole
+
+    def _in_turn(self) -> Iterator[Record]:
+        """
+        Return what this node remembers, first what was not come to when the last step was cut
+        short: by another trouble, each of which would begin with the same.
+        """
+        begin, count = self._reached, len(self._records) or 1
+        for number, record in enumerate(
+            chain(islice(self._records, begin, None), islice(self._records, begin))
+        ):
+            self._reached = (begin + number - AT_ONCE) % count
+            yield record
+        self._reached = 0
 
     # What is missing
 

@@ -84,10 +84,7 @@ class TestRecentOrders:
         for n in range(5):
             orders.add(f"node {n % 2}", b"1234")
         assert len(orders) == 2
-        complete = [orders.complete]
         now[0] = recent.KEPT + 1
-        complete.append(orders.complete)
-        assert complete == [False, True]
         assert list(orders.of(lambda sender: True)) == []
         orders.add("a", b"new")
         assert len(orders) == 1
@@ -100,22 +97,23 @@ class TestRecentOrders:
         assert list(orders.of(lambda sender: sender == "b")) == [b"1", b"3"]
 
     def test_written_again(self) -> None:
-        """What Redis had lost isn't kept, and what came with it is."""
+        """What Redis had lost is kept for a minute, what came with something else for an hour."""
         shape = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0)
-        genuine = row_text(shape, 0, [cell_text(1.0, "],[],2]")])
+        genuine = row_text(shape, 0, [cell_text(1.0, (("x",), (), 2))])
         again = order_text(['[1,"ended",1.0,0,60.0,0,1,"x"]'], again=True)
         now = [0.0]
         orders = RecentOrders(lambda: now[0])
-        orders.add("a/1", envelope("a/1", [genuine]).encode())
-        complete = [orders.complete]
-        orders.add("a/1", envelope("a/1", [again]).encode())
-        orders.add("a/1", envelope("a/1", [again, genuine]).encode())
-        assert set(orders.of(lambda sender: True)) == {envelope("a/1", [genuine]).encode()}
-        assert len(orders) == 2
-        complete.append(orders.complete)
-        now[0] = recent.KEPT + 1
-        complete.append(orders.complete)
-        assert complete == [True, False, True]
+        bodies = [
+            envelope("a/1", lines).encode() for lines in ([genuine], [again, genuine], [again])
+        ]
+        for body in bodies:
+            assert body.endswith(b"],[],2]")
+            orders.add("a/1", body)
+        assert list(orders.of(lambda sender: True, again=True)) == bodies
+        assert list(orders.of(lambda sender: True)) == bodies[:2]
+        now[0] = recent.AGAIN_KEPT + 1
+        orders.add("a/1", bodies[2])
+        assert list(orders.of(lambda sender: True, again=True)) == bodies
 
 
 class TestSeenOrders:
