@@ -420,6 +420,39 @@ class TestLostData:
         await becomes(second, "connected")
         await until(lambda: redis_server.cli("EXISTS", key))
 
+    async def test_cut_short(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though there is trouble again and again, each record has its turn."""
+        monkeypatch.setattr(write_back, "AT_ONCE", 1)
+        monkeypatch.setattr(write_back, "PAUSE", 0.0)
+        monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
+        first = TestServer(node_app(redis_server.url, "first"))
+        await first.start_server()
+        names = [f"x{number}" for number in range(12)]
+        for name in names:
+            await registry_in(first).end_session(name, wait=PATIENCE)
+        cluster = cluster_of(await start_node(redis_server.url, "second"))
+        await until(lambda: cluster.reconciler.found >= len(names))
+        await first.close()
+        read, count = cluster.commands.read, 0
+
+        def cut(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
+            nonlocal count
+            count += 1
+            if count % 3:
+                return read(keys)
+            cluster.write_back.lost(everything=True)
+            failed: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+            failed.set_exception(RedisUnavailable("cut"))
+            return failed
+
+        monkeypatch.setattr(cluster.commands, "read", cut)
+        await redis_server.cli("FLUSHALL")
+        cluster.membership.hurry()
+        for name in names:
+            await recorded(redis_server, name)
+
     async def test_again_and_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """However often all is written again, it takes no longer, and no more memory."""
         a = await start_node(redis_server.url, "a")
