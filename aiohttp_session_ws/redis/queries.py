@@ -27,9 +27,8 @@ __all__: list[str] = []
 Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
-OWN: Final = frozenset(
-    {"connections", "count", "nodes", "push", "relay", "unrecorded"}
-)  # answered right here
+#: What is answered right here.
+OWN: Final = frozenset({"connections", "count", "nodes", "push", "relay", "unrecorded"})
 
 
 class Queries:

@@ -25,9 +25,8 @@ from tests.support.inspect import quiet, records
 WARM_UP = 1_000  # replays, after which caches and logs are full
 NOISE = 3_000  # objects that caches of Python and of libraries may keep meanwhile
 PAGE = 8 * 2**20  # bytes by which the process may grow: what malloc keeps
-ROUNDS = (
-    3  # of which the process doesn't grow in one: malloc, after many other tests, may at first
-)
+#: In one of which the process doesn't grow: after many other tests malloc may at first.
+ROUNDS = 3
 
 
 class Line:
