@@ -14,7 +14,7 @@ from .messages import is_written_again
 __all__: list[str] = []
 
 KEPT: Final = 3600.0  # seconds
-AGAIN_KEPT: Final = 60.0  # seconds, of what was written again
+AGAIN_KEPT: Final = 120.0  # seconds, of what was written again
 LARGEST: Final = 64 << 20  # bytes of messages
 BLOCK: Final = 1024  # close orders of one node that are remembered together
 MOST: Final = 10_000  # such blocks
@@ -117,12 +117,32 @@ class Heard(NamedTuple):
     body: bytes
 
 
+class _Messages:
+    """
+    Messages that are kept for a time, as long as they aren't too much.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.messages: deque[Heard] = deque()
+        self._size = 0
+
+    def add(self, message: Heard) -> None:
+        self.messages.append(message)
+        self._size += len(message.body)
+
+    def prune(self, now: float) -> None:
+        messages, oldest = self.messages, now - self.seconds
+        while messages and (self._size > LARGEST or messages[0].at < oldest):
+            self._size -= len(messages.popleft().body)
+
+
 class RecentOrders:
     """
     The messages of the last hour, to be written again if Redis loses its data.
 
     They are kept as bytes: the garbage collector would look at each object in them. What was
-    written again is remembered elsewhere: it is kept for a minute, in case a Redis that starts
+    written again is remembered elsewhere: it is kept for two minutes, in case a Redis that starts
     has lost its last seconds, or there would be more of it after each loss.
 
     Args:
@@ -131,38 +151,32 @@ class RecentOrders:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._messages: deque[Heard] = deque()
-        self._size = 0
-        self._again: deque[Heard] = deque()
+        self._given = _Messages(KEPT)
+        self._again = _Messages(AGAIN_KEPT)
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._given.messages)
 
     def add(self, sender: str, body: bytes) -> None:
         """
         Keep a message.
         """
         now = self._clock()
-        if is_written_again(body):
-            self._again.append(Heard(now, sender, body))
-            while self._again[0].at < now - AGAIN_KEPT:
-                _ = self._again.popleft()
-            return
-        self._messages.append(Heard(now, sender, body))
-        self._size += len(body)
-        oldest = now - KEPT
-        while self._size > LARGEST or self._messages[0].at < oldest:
-            self._size -= len(self._messages.popleft().body)
+        kept = self._again if is_written_again(body) else self._given
+        kept.add(Heard(now, sender, body))
+        self._given.prune(now)
+        self._again.prune(now)
 
     def of(self, is_meant: Callable[[str], bool], *, again: bool = False) -> Iterator[bytes]:
         """
         Return the messages of the senders that are meant, the oldest first; and then, if
-        *again*, what was written again in the last minute.
+        *again*, what was written again lately.
         """
-        oldest = self._clock() - KEPT
-        for message in (*self._messages, *(self._again if again else ())):
-            if message.at >= oldest and is_meant(message.sender):
-                yield message.body
+        now = self._clock()
+        for kept in (self._given, self._again) if again else (self._given,):
+            for message in tuple(kept.messages):
+                if message.at >= now - kept.seconds and is_meant(message.sender):
+                    yield message.body
 
 
 class SeenOrders:

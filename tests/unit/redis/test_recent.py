@@ -96,8 +96,8 @@ class TestRecentOrders:
             orders.add(sender, str(n).encode())
         assert list(orders.of(lambda sender: sender == "b")) == [b"1", b"3"]
 
-    def test_written_again(self) -> None:
-        """What Redis had lost is kept for a minute, what came with something else for an hour."""
+    def test_written_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What Redis had lost is kept for minutes, what came with something else for an hour."""
         shape = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0)
         genuine = row_text(shape, 0, [cell_text(1.0, (("x",), (), 2))])
         again = order_text(['[1,"ended",1.0,0,60.0,0,1,"x"]'], again=True)
@@ -112,8 +112,13 @@ class TestRecentOrders:
         assert list(orders.of(lambda sender: True, again=True)) == bodies
         assert list(orders.of(lambda sender: True)) == bodies[:2]
         now[0] = recent.AGAIN_KEPT + 1
+        assert list(orders.of(lambda sender: True, again=True)) == bodies[:2]
         orders.add("a/1", bodies[2])
         assert list(orders.of(lambda sender: True, again=True)) == bodies
+        monkeypatch.setattr(recent, "LARGEST", 2 * len(bodies[2]))
+        for _ in range(5):
+            orders.add("a/1", bodies[2])
+        assert list(orders.of(lambda sender: True, again=True)) == [bodies[1], *2 * [bodies[2]]]
 
 
 class TestSeenOrders:
