@@ -30,6 +30,8 @@ PULSE: Final = 3.0  # seconds between two heartbeats
 PROBE: Final = 0.5  # seconds between two while Redis is away
 SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
 MARKS: Final = 200  # heartbeats that are compared with what a server that has started knows
+LATELY: Final = 60.0  # seconds; what a server has lost of more than that is looked for everywhere
+NONE_SHARED: Final = 0, 0.0
 ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
 
 
@@ -47,7 +49,7 @@ class Membership:
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
-            have lost its last seconds.
+            have lost what it got in the last minute.
         moved: Called when another server has answered, or the same has started.
         evicted: Called when Redis has evicted keys, ours or those of others.
 
@@ -201,7 +203,7 @@ class Membership:
         self._answered()
         known = self._last
         changed = known is not None and differs(known.server, beat.server)
-        self._compare(beat, heard, behind, await self._last_shared() if changed else 0)
+        self._compare(beat, heard, behind, await self._last_shared() if changed else NONE_SHARED)
         if known is not None and beat.is_elsewhere(known):
             self._moved()  # else whoever listens is at the right one, and would miss something
         elif beat.is_of_replica():
@@ -224,10 +226,10 @@ class Membership:
         self.members = found | self._lapsed.keys()
         self._version, self.known = version, True
 
-    async def _last_shared(self) -> int:
+    async def _last_shared(self) -> tuple[int, float]:
         """
         Return the last number that stands for the same record as before on a server that has
-        started; 0 if none does.
+        started, and when it was the last one; 0 if none does.
 
         It has perhaps gone back to an older state and given numbers anew since. Each was marked
         with the time when it was reached, which then is a later one.
@@ -236,12 +238,14 @@ class Membership:
         try:
             times = await self._commands.call("ZMSCORE", name, *[last for _, last in marks])
         except ResponseError:
-            return 0
+            return NONE_SHARED
         pairs = zip(marks, times, strict=True)
-        known = [last for (at, last), time in pairs if time is not None and float(time) <= at]
-        return max(known, default=0)
+        known = [
+            (last, at) for (at, last), time in pairs if time is not None and float(time) <= at
+        ]
+        return max(known, default=NONE_SHARED)
 
-    def _compare(self, beat: Beat, heard: int, behind: bool, shared: int) -> None:
+    def _compare(self, beat: Beat, heard: int, behind: bool, shared: tuple[int, float]) -> None:
         """
         Compare what Redis says with the greatest number that was *heard* when it was asked.
 
@@ -259,9 +263,10 @@ class Membership:
         elif known is not None and differs(known.server, beat.server):
             # Another server, or the same one restarted, or one that was a replica meanwhile: what
             # it got last is perhaps lost, and its numbers may stand for other records by now.
-            self._numbers.rewind(min(shared, beat.last), beat.last)
+            number, at = shared
+            self._numbers.rewind(min(number, beat.last), beat.last)
             self._marks.clear()
-            self._lost(not shared)
+            self._lost(not number or beat.time - at > LATELY)
         elif known is None or behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:

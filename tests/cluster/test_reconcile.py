@@ -402,11 +402,19 @@ class TestLostData:
         await until(lambda: redis_server.holds("*:lineage:*", 2))
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:identity:"bob"'))
 
-    @pytest.mark.parametrize("keep_data", [False, True])
+    @pytest.mark.parametrize(("keep_data", "late"), [(False, False), (True, False), (True, True)])
     async def test_told_on(
-        self, redis_server: RedisServer, start_node: StartNode, keep_data: bool
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        keep_data: bool,
+        late: bool,
     ) -> None:
         """A node that was not there remembers it too, when all who were have gone."""
+        if late:  # as if Redis was away for minutes
+            monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)
+            monkeypatch.setattr(membership, "LATELY", -1.0)
         key = f'{PREFIX}:end:id:"x"'
         first = TestServer(node_app(redis_server.url, "first"))
         await first.start_server()
