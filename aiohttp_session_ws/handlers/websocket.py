@@ -1,7 +1,5 @@
 """
 ``WebSocket``: a conversation with a client, over a socket that belongs to its session.
-
-A little over 300 lines long: one class, and most of it is documentation of public methods.
 """
 
 from __future__ import annotations

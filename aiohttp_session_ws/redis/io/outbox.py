@@ -3,8 +3,6 @@ The outbox of a node: orders that wait until Redis has recorded them.
 
 It is longer than 300 lines, for all that may become of an order is one machine: it is sent at once
 or waits, is answered, refused, too late or lost with the connection, and comes again.
-
-A little over 300 lines long: one queue, and what becomes of an entry in it.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 The Lua scripts: records are merged in Redis as :mod:`...sessions.records` merges them in memory.
 
 All keys of a registry have one hash tag, so that they are in one slot of a Redis Cluster: a script
-may use keys that it finds out itself. The module has more than 300 lines, most of them Lua.
+may use keys that it finds out itself.
 
-Over 300 lines long, most of them Lua that is sent to Redis in one piece.
+More than 300 lines, most of them Lua that is sent to Redis in one piece.
 """
 
 from __future__ import annotations
