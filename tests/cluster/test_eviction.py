@@ -27,7 +27,6 @@ from tests.support.redis_servers import RedisServer
 
 PREFIX = "{aiohttp_session_ws}"
 FILLER = 200  # keys that aren't ours, of 10 kB
-SMALLEST = 1_000_000  # bytes
 
 
 async def evict(redis: RedisServer, *keys: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import math
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -95,7 +94,6 @@ class Order:
     user: str | None
     mattered: bool = False  # the session held something, or had sockets
     left_with: Any = None
-    decided: float = math.inf  # the number of the last request that began before
 
 
 @dataclass
@@ -193,14 +191,11 @@ class World:
             # Most is decided now: nothing runs between this and the middleware.
             if request.path not in ("/out/end_session_ws", "/everywhere"):
                 order.mattered = others or (own and self.has_sockets(order.came_with))
-            order.decided = self.numbers
 
     def end_user(self, order: Order, user: str) -> None:
         """Note that all sessions of a user end now."""
         for id_ in [id_ for id_, name in self.users.items() if name == user]:
-            others = Order(order.number, order.path, id_, user, mattered=True)
-            others.decided = self.numbers
-            self.orders.append(others)
+            self.orders.append(Order(order.number, order.path, id_, user, mattered=True))
 
     def has_sockets(self, id_: Any) -> bool:
         """Tell whether a session has sockets, or will have if nothing is done."""
