@@ -130,8 +130,6 @@ class HandshakeRefused(SessionWSError, web.HTTPForbidden):
         close: The close code and reason.
     """
 
-    by_authorize = False  # whether authorize said so, and not the session
-
     def __init__(self, close: Close) -> None:
         web.HTTPForbidden.__init__(self, text=f"websocket refused: {close.reason}")
         self.close = close

@@ -73,17 +73,28 @@ class Handshake:
 
     Attributes:
         core: The registry's parts.
+        denied: Whether ``authorize`` said no, by what it returned or raised.
 
     Raises:
         NotSetUp: If there is no registry.
     """
 
-    __slots__ = ("_connection", "_context", "_options", "_request", "_saves", "_task", "core")
+    __slots__ = (
+        "_connection",
+        "_context",
+        "_options",
+        "_request",
+        "_saves",
+        "_task",
+        "core",
+        "denied",
+    )
 
     def __init__(
         self, request: web.Request, options: WebSocketOptions, *, save: bool = True
     ) -> None:
         self.core = core = core_from(request)
+        self.denied = False
         self._saves = save
         self._request = request
         # With the loop it needn't be looked for, which takes a system call on Python 3.11.
@@ -123,7 +134,7 @@ class Handshake:
                 self._open(context, connection)
         except BaseException as exc:
             self._discard()
-            await report_refusal(core, request, exc)
+            await report_refusal(core, request, exc, "authorize" if self.denied else None)
             raise
         return context, connection
 
@@ -319,15 +330,13 @@ class Handshake:
             except web.HTTPException as exc:
                 if exc.status < 500:  # a no as well
                     await core.signals.on_auth_fail.send(details)
-                if isinstance(exc, HandshakeRefused):
-                    exc.by_authorize = True
+                    self.denied = True
                 raise
             if isinstance(allowed, Close) or not allowed:
                 await core.signals.on_auth_fail.send(details)
+                self.denied = True
                 if isinstance(allowed, Close):
-                    refused = HandshakeRefused(allowed)
-                    refused.by_authorize = True
-                    raise refused
+                    raise HandshakeRefused(allowed)
                 raise Forbidden("authorize", "websocket refused: not authorized")
         if core.signals.on_auth_success:
             await core.signals.on_auth_success.send(details)

@@ -34,8 +34,6 @@ def reason_for(error: BaseException) -> str:
     match error:
         case Forbidden() | Unavailable() | TooMany():
             return error.why
-        case HandshakeRefused(by_authorize=True):
-            return "authorize"
         case HandshakeRefused(close=close):
             return _WORDS.get(close.code, "reconnect")  # by an order, with a code of its own
         case SessionWSClosed():
@@ -47,11 +45,19 @@ def reason_for(error: BaseException) -> str:
     return "error"
 
 
-async def report_refusal(core: Core, request: web.Request, error: BaseException) -> None:
+async def report_refusal(
+    core: Core, request: web.Request, error: BaseException, why: str | None = None
+) -> None:
     """
     Count a handshake that failed, and tell of it.
+
+    Args:
+        core: The registry's parts.
+        request: The request.
+        error: What it failed with.
+        why: The word for it, if *error* doesn't tell.
     """
-    core.connections.counters.refused(reason_for(error))
+    core.connections.counters.refused(why or reason_for(error))
     await core.signals.on_fail.send(FailDetails(request, error))
 
 

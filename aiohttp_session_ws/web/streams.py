@@ -119,7 +119,7 @@ class StreamHandshake(Handshake):
         Return what tells the client that it is refused: there is no close code for it.
         """
         text = f"refused: {error.close.reason}"
-        if error.by_authorize:
+        if self.denied:
             return web.HTTPForbidden(text=text)
         if error.close.code == SESSION_ENDED.code:
             if "text/event-stream" in self._request.headers.get(hdrs.ACCEPT, ""):

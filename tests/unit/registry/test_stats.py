@@ -5,6 +5,7 @@ What a registry counts.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import (
     Expiry,
+    HandshakeRefused,
     Limits,
     SessionWSRegistry,
     Timeouts,
@@ -168,10 +170,25 @@ class TestRefusals:
 
         assert await self.refusals(client, registry, Origin="https://evil.example") == ["origin"]
 
-    @pytest.mark.parametrize("answer", [False, POLICY_VIOLATION])
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            False,
+            POLICY_VIOLATION,
+            web.HTTPUnauthorized,
+            web.HTTPBadRequest,
+            functools.partial(HandshakeRefused, POLICY_VIOLATION),
+        ],
+    )
     async def test_authorize(self, aiohttp_client: AiohttpClient, answer: object) -> None:
-        """What authorize refuses, however it does."""
-        registry = SessionWSRegistry(authorize=lambda request: answer)
+        """What authorize refuses, however it does: by what it returns or raises."""
+
+        def authorize(request: web.Request) -> object:
+            if callable(answer):
+                raise answer()
+            return answer
+
+        registry = SessionWSRegistry(authorize=authorize)
         client = await start(aiohttp_client, registry)
 
         assert await self.refusals(client, registry) == ["authorize"]
