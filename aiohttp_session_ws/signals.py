@@ -129,8 +129,8 @@ class CloseDetails:
         session_ws_id: The session whose socket it is.
         identity: Whom that belongs to; ``None`` if nobody is known.
         ws: The socket; it may be closed already.
-        code: The close code that was sent first, by either side; of a client that
-            vanished the one that aiohttp reports, 1000 or 1006.
+        code: The close code that was sent first, by either side; 1005 if a client's close
+            frame had none, 1006 if there was no close frame.
         by: Who began: an ``order`` of the registry, the ``handler``, or the ``client``.
     """
 

@@ -248,20 +248,19 @@ def _expect_open(connection: TrackedConnection) -> None:
 
 def end_of(connection: TrackedConnection, error: BaseException | None = None) -> tuple[By, int]:
     """
-    Tell who began to end a connection, and with which code.
+    Tell who began to end a connection, and with which code, or what stands for one.
 
     Args:
-        connection: One that has ended, or whose handler ends.
+        connection: One that has ended, or whose handler ends; a stream, too.
         error: What the handler raised.
     """
-    ws: ServedWebSocket = connection.ws
+    ws = connection.ws
     if connection.close_order is not None:
         return "order", connection.close_order.code
-    if ws.closed_with is not None:
+    if isinstance(ws, ServedWebSocket) and ws.closed_with is not None:
         return "handler", ws.closed_with
-    code = ws.close_code
-    if code is not None:
-        return "client", code or 1005  # a close frame needn't have a code
+    if isinstance(ws, web.WebSocketResponse) and ws.close_code is not None:
+        return "client", ws.close_code or 1005  # a close frame needn't have a code
     if connection.disconnected:
         return "client", 1006
     return "handler", close_for_error(error).code

@@ -13,11 +13,10 @@ from aiohttp.payload import AsyncIterablePayload
 
 from ..close_codes import GOING_AWAY, POLICY_VIOLATION, SESSION_ENDED, TOO_MANY_CONNECTIONS, Close
 from ..connections.connection import Connection, TrackedConnection
-from ..connections.counters import By
 from ..exceptions import HandshakeRefused, NotSetUp, SessionWSClosed
 from ..sessions.context import RequestContext
 from .handshake import Handshake
-from .session_ws import close_for_error, is_explained
+from .session_ws import close_for_error, end_of, is_explained
 
 __all__ = ["adopt_websocket", "session_stream"]
 
@@ -208,7 +207,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
     ) -> None:
         connections, connection, context = self._core.connections, self._connection, self._context
         connections.counters.streams -= self._is_stream
-        connections.counters.closed(*self._end(exc))
+        connections.counters.closed(*end_of(connection, exc))
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
             self._warn_of_body()
@@ -236,16 +235,3 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
                 "the body of a response is streamed after its session_stream() block: a log-out"
                 " doesn't end it; write() it inside of the block, to a web.StreamResponse",
             )
-
-    def _end(self, exc: BaseException | None) -> tuple[By, int]:
-        """
-        Tell who began to end it, and with which close code, or what stands for one.
-        """
-        connection, response = self._connection, self._response
-        if connection.close_order is not None:
-            return "order", connection.close_order.code
-        if isinstance(response, web.WebSocketResponse) and response.close_code is not None:
-            return "client", response.close_code
-        if connection.disconnected:
-            return "client", 1006
-        return "handler", close_for_error(exc).code

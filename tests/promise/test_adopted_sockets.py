@@ -191,6 +191,18 @@ class TestOrders:
 
         await gone(site, foreign)
 
+    async def test_a_close_without_a_code(self, serve: Serve, foreign: Foreign) -> None:
+        """It is counted as RFC 6455 calls it, as that of any other socket."""
+        site = await serve(None, foreign.views())
+        browser = await site.logged_in()
+        peer = await RawPeer.open(site.url.with_path("/gql"), browser.cookie)
+        await until(lambda: foreign.running)
+        await peer.send(b"\x88\x80mask")  # an empty close frame
+
+        await gone(site, foreign)
+        assert site.registry.stats().closes == {("client", 1005): 1}
+        peer.close()
+
     async def test_the_shutdown(self, serve: Serve, foreign: Foreign) -> None:
         """It is told that the server goes away."""
         site = await serve(None, foreign.views())
