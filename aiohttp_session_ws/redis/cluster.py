@@ -513,14 +513,13 @@ class RedisCluster:
             self._pending_times = True
         self.outbound.record(order)
 
-    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> Pending:
+    def publish(self, order: Order, *, wait: float = 0.0) -> Pending:
         """
-        Record an order and tell the other nodes.
+        Record an order, which gives it a number, and tell the other nodes.
 
         Args:
             order: The order.
             wait: Seconds to wait for what they report.
-            recorded: Whether it is recorded already; it gets a number now all the same.
         """
         if not self.clock.known:
             self._pending_times = True

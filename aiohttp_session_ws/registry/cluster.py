@@ -342,14 +342,13 @@ class Cluster(Protocol):
         Record an order now, and tell nobody: the response that goes with it is on its way.
         """
 
-    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+    def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
         """
-        Record an order, unless :meth:`record` has, and tell the other nodes.
+        Record an order, once more if :meth:`record` has, and tell the other nodes.
 
         Args:
             order: The order.
             wait: Seconds to wait for what they report.
-            recorded: Whether it is recorded already.
         """
 
     def check_due(self, token: str) -> bool:

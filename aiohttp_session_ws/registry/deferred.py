@@ -106,7 +106,7 @@ async def _refresh(core: Core, order: Order) -> None:
     Tell other nodes which sockets go on, before the page can come there with its new cookie.
     """
     core.announcer.given(order, NO_EFFECT)
-    await core.cluster.publish(order, recorded=True).published(PUBLISHED)
+    await core.cluster.publish(order).published(PUBLISHED)
 
 
 async def settle_when_sent(
@@ -176,7 +176,7 @@ async def _close(
 ) -> None:
     effect = core.effects.effect_of(order, before=before)
     core.announcer.given(order, effect)
-    core.cluster.publish(order, recorded=True)
+    core.cluster.publish(order)
     if not core.overrides.close_all_session or context.session_ws_id is None:
         await core.effects.carry_out(effect)
         return

@@ -79,7 +79,7 @@ class SingleProcess:
         Do nothing: the memory of this process is all there is.
         """
 
-    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+    def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
         """
         Tell nobody.
         """

@@ -104,11 +104,10 @@ class MemoryCluster(SingleProcess):
         """Record an order."""
         self._shared.record(order)
 
-    def publish(self, order: Order, *, wait: float = 0.0, recorded: bool = False) -> PendingReport:
+    def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
         """Record an order, and put it on its way."""
         assert self._node is not None
-        if not recorded:
-            self._shared.record(order)
+        self._shared.record(order)
         self._shared.send(self._node, order)
         known = self._shared.known(order)
         if known:
