@@ -1,7 +1,7 @@
 """
 Connections by a key.
 
-A little over 300 lines long: one index, and the one object that has one of each kind.
+Over 300 lines long: one index, and the one object that has one of each kind.
 """
 
 from __future__ import annotations

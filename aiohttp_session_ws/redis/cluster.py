@@ -6,7 +6,7 @@ records it, gives it a number and publishes it. It comes in through ``io/subscri
 and ``apply``. What a node has missed it finds by its heartbeats (``membership``), and reads
 (``reconcile``). Three connections take commands, orders and data, and two listen.
 
-It is long since it is all that a registry asks for, method by method; each is in one part.
+Over 300 lines long: it is all that a registry asks for, method by method, each done by one part.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Nodes may be killed while it is done, and each one that is left must see to all 
 every step is for all senders but the first, which is for this node's own orders: they are the
 only ones that nobody else need have heard.
 
-A little over 300 lines long: what to compare, in which steps, and how it is written.
+Over 300 lines long: what to compare, in which steps, and how it is written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 Arrival: every request is judged before any handler sees its session.
 
-There is a short way, for the request of a living session: a few look-ups, and no await. A little
-over 300 lines long: what it skips has to be beside it.
+There is a short way, for the request of a living session: a few look-ups, and no await. Over
+300 lines long: what it skips has to be beside it.
 """
 
 from __future__ import annotations

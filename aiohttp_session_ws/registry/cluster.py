@@ -6,7 +6,7 @@ merge as :mod:`..sessions.records` says, in the place where they are kept; an or
 before it is published, and what was published while a node couldn't hear is found by it later; and
 a question about a session is answered from the records, not from what this process remembers.
 
-More than 300 lines: nearly all of it tells what a method has to do.
+Over 300 lines long: nearly all of it tells what a method has to do.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ What may not be awaited where
 - nothing of the application's or the storage's in the request's own task once its handler is done:
   a client that vanishes would cancel it, and the log-out with it. Such things run in
   ``tasks``, which live as long as the application.
+
+Over 300 lines long: the theory, and one attribute for each part.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ How an order takes effect on this node: in one way, whoever gave it.
 Its records are merged, handshakes that it concerns are rejected, and open sockets are found and
 closed. Orders of this node come from :mod:`.core`, those of others from the cluster.
 
-More than 300 lines: these are the steps of one way.
+Over 300 lines long: these are the steps of one way.
 """
 
 from __future__ import annotations

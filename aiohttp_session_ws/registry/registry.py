@@ -2,7 +2,7 @@
 The registry that an application holds: which sockets belong to which session, and the orders
 that close them.
 
-A little over 300 lines long: most of it tells what the options and the signals are.
+Over 300 lines long: most of it tells what the options and the signals are.
 """
 
 from __future__ import annotations

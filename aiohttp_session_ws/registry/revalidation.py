@@ -5,7 +5,7 @@ It asks as arrival does, on a copy of the request that was upgraded, and it save
 no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
 deleted from its storage, or came to belong to somebody else without our middleware.
 
-Some 470 lines long: when to check, whom to ask and what to conclude share what is known of a
+Over 300 lines long: when to check, whom to ask and what to conclude share what is known of a
 connection.
 """
 

@@ -6,7 +6,7 @@ questions are answered apart from each other: what has *ended* or was renewed, w
 whatever becomes of the response, and what is *saved*. What is saved is judged, not what came: a
 session that would bring an ended one back, or overwrite a newer cookie, is not.
 
-Some 500 lines long: the two questions share what the handler did, and that is found out first.
+Over 300 lines long: the two questions share what the handler did, and that is found out first.
 """
 
 from __future__ import annotations

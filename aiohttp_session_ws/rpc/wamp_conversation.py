@@ -5,7 +5,7 @@ It goes from HELLO to GOODBYE, and may begin again on the same connection. Readi
 for a call that runs: each has its own task, and what must be done in order has one.
 
 All that depends on where a connection stands (joining, joined, told GOODBYE) is here, and makes
-it some lines longer than the others.
+it over 300 lines long.
 """
 
 from __future__ import annotations

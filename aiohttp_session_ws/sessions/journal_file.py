@@ -1,7 +1,7 @@
 """
 The SQLite file of the journal: opened, read, written and kept small, by one thread.
 
-Some 400 lines long: all that is asked of the file, in one class.
+Over 300 lines long: all that is asked of the file, in one class.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The handshake: from a request to a socket that is open and filed, in one order o
 6. An order that came meanwhile rejects it; then the upgrade.
 7. Open.
 
-More than 300 lines: one class, whose methods are these steps.
+Over 300 lines long: one class, whose methods are these steps.
 """
 
 from __future__ import annotations

@@ -105,7 +105,14 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
         {"results.py": "def _f():\n" + "    x = 1\n" * 41},
         "results.py:1: _f() has 42 lines",
     ),
-    "a long module": ({"results.py": "_x = 1\n" * 301}, "results.py:1: 301 lines"),
+    "a long module": (
+        {"results.py": "'A list as long as it is.'\n" + "_x = 1\n" * 300},
+        "results.py:1: 301 lines",
+    ),
+    "a module that was long": (
+        {"results.py": "'Over 300 lines long: so it was.'\n"},
+        "results.py:1: 1 lines",
+    ),
     "a deep class": (
         {"rpc/calls.py": "".join(f"class C{n + 1}(C{n}): ...\n" for n in range(4))},
         "rpc/calls.py:4: C4 < C3 < C2 < C1",

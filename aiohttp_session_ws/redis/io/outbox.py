@@ -1,8 +1,10 @@
 """
 The outbox of a node: orders that wait until Redis has recorded them.
 
-It is longer than 300 lines, for all that may become of an order is one machine: it is sent at once
-or waits, is answered, refused, too late or lost with the connection, and comes again.
+An order is sent at once or waits; it is answered, refused, too late or lost with the connection,
+and comes again.
+
+Over 300 lines long: these are the states of one machine.
 """
 
 from __future__ import annotations
