@@ -52,7 +52,8 @@ class Pushes:
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
-            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
+            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
+                number.
         """
         self._core.expect_loop()
         subject = Subject("id", self._core.usable_id(session_ws_id))
@@ -78,7 +79,8 @@ class Pushes:
         Raises:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
-            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
+            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
+                number.
         """
         core = self._core
         core.expect_loop()
@@ -109,7 +111,8 @@ class Pushes:
         Raises:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
-            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
+            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
+                number.
         """
         core = self._core
         core.expect_loop()
@@ -129,7 +132,8 @@ class Pushes:
             wait: As for :meth:`send_session`.
 
         Raises:
-            TypeError: If *data* is neither text nor bytes, or *except_* no connection.
+            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
+                number.
         """
         self._core.expect_loop()
         return await self._push(None, data, except_, wait)
@@ -197,5 +201,6 @@ class Pushes:
     async def _push(
         self, subject: Subject | None, data: Data, except_: Connection | None, wait: float
     ) -> Delivery:
+        self._core.expect_arguments(None, wait, except_)
         here = await self._core.push_here(subject, data, except_)
         return await self._core.cluster.push(subject, data, here, wait=wait)

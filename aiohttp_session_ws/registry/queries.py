@@ -41,6 +41,9 @@ class Queries:
         Raises:
             NotSetUp: If *identity* is given and the registry has no ``identify``, or *label*
                 and it has no ``labels``.
+            InvalidSessionWSId: If *session* can't be an id.
+            InvalidIdentity: If *identity* can't be one, or no label can be called so.
+            TypeError: If *label* is no pair.
         """
         core = self._core
         core.expect_loop()
@@ -55,6 +58,8 @@ class Queries:
             subjects.append(Subject("identity", core.identifier.usable(identity)))
         if label is not None:
             core.identifier.expect_labels()
+            if not isinstance(label, tuple) or len(label) != 2:  # type: ignore[redundant-expr]
+                raise TypeError(f"label is a pair of a name and a value, not {label!r}")
             subjects.append(core.identifier.usable_label(*label))
         first, *others = [await self._of(subject) for subject in subjects or (None,)]
         for other in others:

@@ -211,6 +211,18 @@ class TestData:
 
             assert await texts(ws, 1) == ["fine"]
 
+    async def test_a_wait_that_is_none(
+        self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
+    ) -> None:
+        """What is wrong with a push is found before anybody has it, on any registry."""
+        client = await start(aiohttp_client, registry)
+        async with client.ws_connect("/listen") as ws:
+            with pytest.raises(TypeError, match="wait is a number of seconds, not 'long'"):
+                await registry.broadcast("no", wait="long")  # type: ignore[arg-type]
+            await registry.broadcast("fine")
+
+            assert await texts(ws, 1) == ["fine"]
+
     async def test_what_cannot_be_encoded(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:

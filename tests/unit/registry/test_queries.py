@@ -162,6 +162,13 @@ class TestConnections:
         with pytest.raises(error, match="hashable"):
             await registry.connections(**whose)
 
+    @pytest.mark.parametrize("label", ["device", ("device",), ("device", "phone", 1)])
+    async def test_bad_label(self, started: Started, label: Any) -> None:
+        """A label is a pair; what is none is an error that says so."""
+        registry = await started(SessionWSRegistry(labels=lambda request: {}))
+        with pytest.raises(TypeError, match="label is a pair of a name and a value"):
+            await registry.connections(label=label)
+
 
 class TestNoSecrets:
     async def test_repr(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
