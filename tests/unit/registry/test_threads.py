@@ -46,14 +46,14 @@ class TestThreads:
         def work() -> tuple[int, int, int]:
             there = registry.threadsafe
             found = there.connections(identity="ann")
-            pushed = there.send_identity("ann", "bye")
+            pushed = there.send_identity_json("ann", "bye")
             return len(found), pushed.sockets, there.end_identity("ann", by="a job").sockets
 
         async with client.ws_connect("/ws") as ws:
             await ws.receive(timeout=PATIENCE)
             done = await asyncio.to_thread(work)
 
-            assert await ws.receive_str(timeout=PATIENCE) == "bye"
+            assert await ws.receive_json(timeout=PATIENCE) == "bye"
             assert await expect_close(ws) == 4401
         assert done == (1, 1, 1)
 
