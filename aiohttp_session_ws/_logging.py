@@ -47,15 +47,12 @@ class OncePerMinute:
     A rate limit for log lines: one of each kind in a minute.
 
     Args:
-        seconds: How long a kind of line stays silent.
         clock: Seconds that never go back.
     """
 
-    def __init__(
-        self, seconds: float = 60.0, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Bounded: a kind may be something that a client has sent.
-        self._logged: ExpiringDict[Hashable, bool] = ExpiringDict(_KINDS, seconds, clock=clock)
+        self._logged: ExpiringDict[Hashable, bool] = ExpiringDict(_KINDS, 60.0, clock=clock)
 
     def allows(self, kind: Hashable) -> bool:
         """
