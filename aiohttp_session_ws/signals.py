@@ -79,7 +79,8 @@ class Signal(aiosignal.Signal[D]):
 @dataclass(frozen=True, slots=True)
 class HandshakeDetails:
     """
-    A handshake has passed the gate; whether it may open is decided next.
+    A handshake of a page that may connect, and of a session that is alive as far as this node
+    knows; whether it may open is decided next.
     """
 
     request: web.Request

@@ -175,17 +175,19 @@ class Connection:
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
-        Close it, and wait until it is gone; at most for ``timeouts.close`` seconds.
+        Close it, and wait until it is gone and its handler has ended.
 
-        Its handler learns of it as of any close, and is cancelled if it goes on for longer than
-        ``timeouts.handler_grace``, unless it is the one that calls. Nothing happens if it is
-        closed already. The session lives on.
+        That takes ``timeouts.close + timeouts.handler_grace`` seconds at most: its handler learns
+        of it as of any close, and is cancelled if it goes on for longer than the grace. The one
+        that calls is neither waited for nor cancelled. Nothing happens if it is closed already.
+        The session lives on.
 
         Args:
             close: What to tell the peer: a close, or its code alone.
             reason: For the developer at the other end.
 
         Raises:
+            TypeError: If *close* is neither, or *reason* no text.
             ValueError: If a close frame cannot carry them.
         """
         told = as_close(close, reason, NORMAL)

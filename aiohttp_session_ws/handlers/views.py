@@ -68,10 +68,18 @@ def websocket_handler(
         app.router.add_get("/echo", echo)
 
     It may be a method as well, of a :class:`aiohttp.web.View` or of any object. The socket is
-    closed when it returns. A disconnect that it lets through is no error; anything else that
-    it raises closes with 1011 and is logged. An HTTP exception before ``connect()`` is the
-    answer to the client. A function that returns without having connected refuses the client:
-    with the response that it returns, or with 403.
+    closed when it returns. A disconnect that it lets through is no error. An HTTP exception
+    before ``connect()`` is the answer to the client; after it, it closes the socket with 1008
+    (4xx), 1011 (5xx) or 1000. Anything else that it raises closes with 1011 and is logged. A
+    function that returns without having connected refuses the client: with the response that it
+    returns, or with 403.
+
+    Args:
+        function: The coroutine function.
+        **options: Those of :class:`aiohttp.web.WebSocketResponse`.
+
+    Raises:
+        TypeError: If *function* is no coroutine function.
     """
     if function is None:
         return functools.partial(websocket_handler, **options)

@@ -253,6 +253,7 @@ class WebSocket:
             reason: For the developer at the other end.
 
         Raises:
+            TypeError: If *close* is neither, or *reason* no text.
             ValueError: If a close frame cannot carry them.
         """
         told = as_close(close, reason, NORMAL)

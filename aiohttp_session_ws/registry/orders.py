@@ -27,6 +27,8 @@ class Orders:
 
     Whatever peers do, closing takes ``timeouts.close + timeouts.handler_grace`` seconds at most.
     A handler may give an order about its own session: it is neither waited for nor cancelled.
+    An argument of a wrong type is a ``TypeError``, and a close that no close frame can carry a
+    ``ValueError``; nothing is ordered then.
     """
 
     _core: Core

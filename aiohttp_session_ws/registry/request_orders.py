@@ -209,6 +209,7 @@ class ScheduledOrders:
         Raises:
             SessionEnded: If the session had ended when the request arrived.
             SessionWSError: If *response* can't carry the session.
+            ValueError: If *sockets* is neither.
         """
         core = self._core
         context = await context_for(core, request)

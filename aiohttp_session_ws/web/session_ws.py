@@ -62,8 +62,9 @@ def session_ws(
         HandshakeRefused: If the session may not open a socket. Behind the middleware the
             client is told by a close code. Nothing is registered in that case.
         aiohttp.web.HTTPException: 400 if *request* is no websocket handshake, 403 if it comes
-            from a foreign page or isn't authorized, 503 if there is no room, no time or no way
-            to find out whether the session lives. Nothing is registered in that case.
+            from a foreign page or isn't authorized, 429 if there are more in a second than
+            ``Limits.handshakes_per_second``, 503 if there is no room, no time or no way to find
+            out whether the session lives. Nothing is registered in that case.
         SessionWSClosed: On exit, if an order closed the socket while the handler ran and
             the handler raised because of that; or if the handler raised an HTTP exception,
             which an open socket can't answer. Nothing stays registered in any of these cases.
