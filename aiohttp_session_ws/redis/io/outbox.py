@@ -108,6 +108,7 @@ class Outbox:
         self._delay = SOON
         self._lost = 0
         self._answered_at = 0.0
+        self._missed_at = 0.0  # when somebody had perhaps missed what was published
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._looked_again = False  # for a primary, since Redis last took something
@@ -182,7 +183,8 @@ class Outbox:
         """
         Publish with the next try what Redis refuses to record: somebody may have missed it.
         """
-        for entry in (*self._aside, *[e for batch in self._in_flight for e in batch.entries]):
+        self._missed_at = asyncio.get_running_loop().time()
+        for entry in self._left():
             entry.published = False
 
     async def wait_idle(self) -> None:
@@ -200,6 +202,9 @@ class Outbox:
                 await self._empty.wait()
         except TimeoutError:
             pass
+        return self._left()
+
+    def _left(self) -> list[AnyEntry]:
         flying = [entry for batch in self._in_flight for entry in batch.entries]
         return [*flying, *self._queue, *self._aside]
 
@@ -321,7 +326,8 @@ class Outbox:
             )
         # Who listens to another primary hasn't heard it, if there is one.
         published, self._looked_again = word != "READONLY" or self._looked_again, True
-        published = published and is_published(batch.args)
+        # Nor has who began to listen while it was on its way.
+        published = published and is_published(batch.args) and batch.sent > self._missed_at
         for entry in batch.entries:
             entry.published = entry.published or published
         self._aside.extend(batch.entries)

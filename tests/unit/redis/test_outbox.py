@@ -167,13 +167,26 @@ class TestOutbox:
         box = Box(lambda keys: answers[0], monkeypatch)
         box.connect()
         box.put("x")
-        for how in (0, 1):
+        for how in ("aside", "on its way", "published on its way", "cut off"):
             await until(lambda: len(box.line.batches) >= 2)
-            if how:  # also what is on its way at that moment
+            if how != "aside":
                 answers[0] = None
                 await until(lambda: box.line.waiting)
+            if how == "published on its way":  # perhaps before somebody began to listen
+                box.outbox.publish_again()
+                answers[0] = OutOfMemoryError("command not allowed")
+                box.line.waiting.pop().set_exception(answers[0])
+                answers[0] = None
+                await until(lambda: box.line.waiting)
+            if how == "cut off":
+                box.outbox.link.line = None
+                box.outbox.disconnected("cut")
+                answers[0] = OutOfMemoryError("command not allowed")
+                box.line.waiting.clear()
             box.line.bodies.clear()
             box.outbox.publish_again()
+            if how == "cut off":
+                box.connect()
             answers[0] = OutOfMemoryError("command not allowed")
             for future in box.line.waiting:
                 future.set_exception(answers[0])
