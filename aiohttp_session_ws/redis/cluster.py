@@ -387,6 +387,7 @@ class RedisCluster:
 
     def _subscribed_to_data(self) -> None:
         self.node.recount()  # a request to make room may have been missed
+        self.outbox.publish_again()  # and one to do so
         self.health.subscribed_to_data()
 
     def _unsubscribed(self, why: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from aiohttp import WSServerHandshakeError
 from aiohttp.test_utils import TestServer
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiohttp_session_ws import Expiry, Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
@@ -134,6 +136,35 @@ class TestWritesRefused:
         b = await start_node(redis_server.url, "b")
         await becomes_nobody(b, cookie)
         assert await refused(b, cookie) == 4401
+
+    async def test_newcomer_unheard(
+        self, redis_server: RedisServer, start_node: StartNode
+    ) -> None:
+        """A node that could not hear a newcomer's question answers it when it hears again."""
+        cut = False
+
+        def make() -> Redis:
+            if cut:
+                raise RedisConnectionError("cut")
+            return Redis.from_url(redis_server.url)
+
+        a = await start_node(make, "a")
+        cookie = await log_in(a, "user")
+        await settled(a)
+        await refuse_writes(redis_server, "OOM")
+        await visit(a, "/out/end_session_ws", cookie)
+        await until(lambda: cluster_of(a).outbox.refused)
+        cut = True
+        await redis_server.kill_pubsub()
+        await becomes(a, "degraded")
+        async with redis_server.client(socket_timeout=PATIENCE) as client, client.pubsub() as all_:
+            await all_.subscribe(f"{PREFIX}:data")
+            b = await start_node(redis_server.url, "b")
+            async for message in all_.listen():
+                if "unrecorded" in str(message["data"]):
+                    break
+        cut = False
+        await becomes_nobody(b, cookie)
 
 
 class TestSubscriptions:
