@@ -211,7 +211,8 @@ class RedisCluster:
             instance,
             self.name,
             self.requests,
-            self.outbox.publish_again,
+            self._publish_again,
+            self.membership.part,
             serves=self.serves,
             resolves=self._resolves,
         )
@@ -314,7 +315,8 @@ class RedisCluster:
         left = await self.outbox.drain(until - loop.time())
         if left:
             self._log_lost(left)
-        await self.membership.leave()
+        if not await self.membership.leave():
+            await self.queries.leave()
         self.commands.stop()
         self.outbox.stop()
         self.health.stop()
@@ -381,13 +383,15 @@ class RedisCluster:
 
     def _subscribed(self) -> None:
         self.lookup.forget()
-        self._missed_some = True
+        self._missed_some = self.serves
         self.membership.subscribed()
         self.health.subscribed()
 
     def _subscribed_to_data(self) -> None:
         self.node.recount()  # a request to make room may have been missed
-        self.outbox.publish_again()  # and one to do so
+        self.outbox.publish_again()  # and one to do so, of a node that isn't known then
+        self._missed_some = self.serves
+        self.membership.hurry()
         self.health.subscribed_to_data()
 
     def _unsubscribed(self, why: str) -> None:
@@ -422,13 +426,25 @@ class RedisCluster:
             # Whoever gave these orders writes them now, if it lives.
             self.inbound.unrecorded = False
             self.write_back.lost()
-        if self._missed_some:  # what is recorded has a number, and is read
-            self._missed_some = not (
-                self.membership.takes_writes or self.queries.ask_for_unrecorded()
-            )
+        if self._missed_some and (self.membership.takes_writes or self.health.hears_data):
+            self._missed_some = False
+            if not self.membership.takes_writes:  # what is recorded has a number, and is read
+                asking = self._ask_for_unrecorded()
+                _ = self.node.tasks.spawn(asking, "ask for what isn't recorded")
         self.write_back.go_on()
         self.pace.measure()
         self.outbox.flush()
+
+    async def _ask_for_unrecorded(self) -> None:
+        if not await self.queries.ask_for_unrecorded():
+            self._missed_some = True
+
+    def _publish_again(self, asker: str) -> None:
+        """
+        Publish again what Redis refuses to record, for one who can't be listed there either.
+        """
+        self.membership.meet({asker})
+        self.outbox.publish_again()
 
     def _missed(self) -> None:
         if self.serves:

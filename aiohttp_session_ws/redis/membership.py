@@ -1,5 +1,7 @@
 """
 This node among the others: heartbeats, the clock, who else lives, and what was missed or lost.
+
+A little over 300 lines long: all of it is what heartbeats tell, or can't while Redis refuses them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from redis.exceptions import ResponseError
@@ -95,7 +97,8 @@ class Membership:
         self._behind = False
         self._last: Beat | None = None
         self._version: tuple[str, str, str] | None = None
-        self._lapsed: dict[str, float] = {}  # members that Redis has forgotten, until when
+        self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, until when
+        self._left: set[str] = set()  # who has stopped, and Redis couldn't note it
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # when which number was last
 
     def subscribed(self) -> None:
@@ -110,6 +113,22 @@ class Membership:
         Let the next heartbeat be at once.
         """
         self._due.set()
+
+    def meet(self, names: Collection[str]) -> None:
+        """
+        Note who is there, for Redis perhaps refuses to list them.
+        """
+        until = time.monotonic() + SILENT
+        self._lapsed |= {name: until for name in names if name not in self.members}
+        self.members |= self._lapsed.keys()
+
+    def part(self, name: str) -> None:
+        """
+        Note who has stopped though Redis refuses to note it; it is told when it doesn't any more.
+        """
+        self._left.add(name)
+        self._lapsed.pop(name, None)
+        self.members -= {name}
 
     async def run(self) -> None:
         """
@@ -143,16 +162,19 @@ class Membership:
         except TROUBLE as exc:
             log.debug("the last heartbeat failed: %s", reason(exc))
 
-    async def leave(self) -> None:
+    async def leave(self) -> bool:
         """
-        Tell that this node stops, so that nobody waits for it.
+        Tell that this node stops, so that nobody waits for it; tell whether Redis has noted it.
         """
-        if self.serves and self._commands.available:
-            self.serves = False  # or the next heartbeat would list it again
-            try:
-                await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
-            except TROUBLE as exc:
-                log.debug("Redis could not be told that this node stops: %s", reason(exc))
+        if not (self.serves and self._commands.available):
+            return True
+        self.serves = False  # or the next heartbeat would list it again
+        try:
+            await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
+        except TROUBLE as exc:
+            log.debug("Redis could not be told that this node stops: %s", reason(exc))
+            return False
+        return True
 
     async def living(self) -> list[str]:
         """
@@ -174,7 +196,7 @@ class Membership:
             RedisUnavailable: If that can't be found out.
         """
         found = await self._commands.call("ZRANGE", self._commands.prefix + "nodes", 0, -1)
-        return frozenset(name.decode() for name in found)
+        return frozenset(name.decode() for name in found) - self._left
 
     async def _beat(self) -> None:
         heard, behind, self._behind = self._numbers.last, self._behind, False
@@ -195,6 +217,9 @@ class Membership:
         beat = read_beat(answer).after(self._last)
         self._keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
+        if self._left and not beat.refused:
+            await self._commands.run_script(LEAVE, 1, self._commands.prefix, *self._left)
+            self._left.clear()
         if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
         if beat.has_evicted_since(self._last):

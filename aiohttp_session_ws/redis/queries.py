@@ -28,7 +28,7 @@ Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
 #: What is answered right here.
-OWN: Final = frozenset({"connections", "count", "nodes", "push", "relay", "unrecorded"})
+OWN: Final = frozenset({"connections", "count", "left", "nodes", "push", "relay", "unrecorded"})
 
 
 class Queries:
@@ -40,7 +40,8 @@ class Queries:
         instance: Its own name.
         label: What it is called.
         requests: Who asks and answers.
-        publish_again: Publishes again what Redis refuses to record.
+        publish_again: Called with who has asked to publish again what Redis refuses to record.
+        part: Called with who has stopped, and Redis couldn't note it.
         serves: Whether it holds sockets.
         resolves: The kinds of subjects that it knows of its sockets.
     """
@@ -51,7 +52,8 @@ class Queries:
         instance: str,
         label: str,
         requests: Requests,
-        publish_again: Callable[[], None],
+        publish_again: Callable[[str], None],
+        part: Callable[[str], None],
         *,
         serves: bool,
         resolves: frozenset[str],
@@ -61,6 +63,7 @@ class Queries:
         self._label = label
         self._requests = requests
         self._publish_again = publish_again
+        self._part = part
         self._serves = serves
         self._resolves = resolves
         self._logged = OncePerMinute()
@@ -157,11 +160,18 @@ class Queries:
         nodes = self._requests.others if taken else 0
         return Delivery(0, nodes, complete=taken and self._requests.known)
 
-    def ask_for_unrecorded(self) -> bool:
+    async def ask_for_unrecorded(self) -> bool:
         """
-        Have all others publish again what Redis refuses to record; tell whether they are told.
+        Have all others publish again what Redis refuses to record, and come to know them; tell
+        whether they are told.
         """
-        return self._requests.tell({"do": "unrecorded"}, b"") is not None
+        return await self._requests.meet({"do": "unrecorded"})
+
+    async def leave(self) -> None:
+        """
+        Tell all others that this node stops.
+        """
+        _ = await self._requests.publish({"do": "left"}, b"")
 
     async def hear(self, data: bytes) -> None:
         """
@@ -179,7 +189,7 @@ class Queries:
                 coro = self._answer(asker, number, body)
                 _ = self._node.tasks.spawn(coro, "answer another node")
                 return  # it may take long, and pushes come after it
-            async for answer in self._answers(body, payload):
+            async for answer in self._answers(asker, body, payload):
                 if number and not self._requests.answer(asker, number, DATA, answer):
                     return  # without its last part it doesn't count as complete
         except WRONG:
@@ -187,7 +197,7 @@ class Queries:
                 log.warning("a message that isn't ours is on our channel")
 
     async def _answers(
-        self, body: dict[str, Any], payload: bytes
+        self, asker: str, body: dict[str, Any], payload: bytes
     ) -> AsyncIterator[dict[str, Any]]:
         match body["do"]:
             case "count":
@@ -212,7 +222,10 @@ class Queries:
             case "relay":
                 self._node.receive_relay(str(body["name"]), payload)
             case "unrecorded":
-                self._publish_again()
+                self._publish_again(asker)
+                yield {}
+            case "left":
+                self._part(asker)
 
     async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
         answer = await self._node.answer(str(body["do"]), body)

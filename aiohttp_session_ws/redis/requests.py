@@ -201,21 +201,36 @@ class Requests:
             self.close(request)
         return request
 
-    def tell(self, body: Answer, payload: bytes) -> asyncio.Future[Any] | None:
+    async def meet(self, body: Answer) -> bool:
         """
-        Tell all others something that they don't answer.
+        Ask all others, also those that Redis couldn't list: who has answered within
+        :data:`PATIENCE` is a member. Tell whether Redis has published the question.
+        """
+        request = self.open()
+        try:
+            if not await self.publish(body, b"", request.number):
+                return False
+            await asyncio.sleep(PATIENCE)
+            self._membership.meet(request.answered)
+        finally:
+            self.close(request)
+        return True
+
+    def tell(self, body: Answer, payload: bytes, number: str = "") -> asyncio.Future[Any] | None:
+        """
+        Tell all others something that they don't answer, unless it has a *number*.
 
         Returns:
             A future that is done when Redis has published it; ``None`` if that can't be now.
         """
-        text = question_text(self._instance, "", body)
+        text = question_text(self._instance, number, body)
         return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
 
-    async def publish(self, body: Answer, payload: bytes) -> bool:
+    async def publish(self, body: Answer, payload: bytes, number: str = "") -> bool:
         """
         Tell all others something, and wait until Redis has published it: tell whether it has.
         """
-        published = self.tell(body, payload)
+        published = self.tell(body, payload, number)
         if published is None:
             return False
         done, _ = await asyncio.wait({published}, timeout=PATIENCE)

@@ -23,10 +23,11 @@ from aiohttp_session_ws import Expiry, Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.sessions.journal_file import JournalFile
-from tests.support import PATIENCE, expect_close, until
+from tests.support import PATIENCE, Client, expect_close, until
 from tests.support.nodes import (
     Nodes,
     StartNode,
+    acquaint,
     becomes,
     becomes_nobody,
     cluster_of,
@@ -165,6 +166,44 @@ class TestWritesRefused:
                     break
         cut = False
         await becomes_nobody(b, cookie)
+
+    async def test_members(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """Who starts or stops meanwhile is known to the others, though Redis can't list it."""
+        cut = False
+
+        def make() -> Redis:
+            if cut:
+                raise RedisConnectionError("cut")
+            return Redis.from_url(redis_server.url)
+
+        async def expects(client: Client, number: int) -> None:
+            await until(lambda: len(cluster_of(client).membership.members) == number)
+
+        a = await start_node(redis_server.url, "a")
+        old = await start_node(redis_server.url, "old")
+        await acquaint(a, old)
+        await refuse_writes(redis_server, "NOREPLICAS")
+        b = await start_node(make, "b")
+        await expects(a, 3)
+        await expects(b, 2)  # without itself
+        await old.close()
+        await expects(a, 2)
+        assert (await registry_of(a).count()).complete  # nor does the list count that Redis has
+        c = await start_node(redis_server.url, "c")
+        await expects(a, 3)
+        await expects(c, 3)  # with "old", which Redis still lists
+        assert (await registry_of(a).count()).complete
+        cut = True
+        await redis_server.kill_pubsub()
+        await becomes(b, "degraded")
+        assert not (await registry_of(a).count()).complete
+        cut = False
+        await becomes(b, "connected")
+        await b.close()
+        await c.close()
+        await take_writes(redis_server, "NOREPLICAS")
+        await expects(a, 1)
+        assert (await registry_of(a).count()).complete
 
 
 class TestSubscriptions:

@@ -506,10 +506,10 @@ return {stamp, last, call('GET', prefix .. 'epoch') or '', server,
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
-# KEYS: the prefix. ARGV: the node.
+# KEYS: the prefix. ARGV: the nodes.
 LEAVE: Final = make_script(
     """
-redis.call('ZREM', KEYS[1] .. 'nodes', ARGV[1])
+redis.call('ZREM', KEYS[1] .. 'nodes', unpack(ARGV))
 redis.call('INCR', KEYS[1] .. 'members')
 """
 )
