@@ -56,7 +56,8 @@ class Timeouts:
         drain: Over which sockets are closed with 1012, in random order, when the
             application shuts down; 0 closes all at once. It comes before aiohttp's
             ``shutdown_timeout``, and a supervisor has to wait for both.
-        outbox: For Redis to take what a process that stops has not told yet.
+        outbox: For Redis to take what a process that stops has not told yet; another process has
+            two seconds more to take over what is left.
 
     Raises:
         TypeError: If one of them is no number.

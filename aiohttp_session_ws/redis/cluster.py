@@ -40,6 +40,7 @@ from .clock import RedisClock
 from .decoding import read_record
 from .encoder import Encoder, body_of
 from .entries import AnyEntry
+from .hand_over import hand_over
 from .health import Health, State
 from .inbound import Inbound
 from .io.commands import Commands
@@ -121,6 +122,7 @@ class RedisCluster:
         self._outages = Outages()
         self._beaten_at = time.monotonic()
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._stops = False
         self._missed_some = False  # perhaps, of what was published while nothing was heard
         self._pending_times = True  # whether something may have ended before the clock was known
 
@@ -130,6 +132,7 @@ class RedisCluster:
         """
         make, prefix = self._make, self._prefix
         self.node = node
+        self._stops = False
         self.instance = instance = f"{self.name}/{secrets.token_hex(4)}"
         self.numbers = HeardNumbers()
         self.recent = RecentOrders()
@@ -213,6 +216,7 @@ class RedisCluster:
             self.requests,
             self._publish_again,
             self.membership.part,
+            self._take_over,
             serves=self.serves,
             resolves=self._resolves,
         )
@@ -303,16 +307,19 @@ class RedisCluster:
     async def stop(self) -> None:
         """
         Leave the other nodes: let Redis take what waits for it, or what it has lost, for a few
-        seconds at most.
+        seconds at most, and one of them what it hasn't taken by then.
         """
         if not self._tasks:
             return
+        self._stops = True
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         if self.commands.available:
             await self.membership.look()
             await self.write_back.finish(until - loop.time())
         left = await self.outbox.drain(until - loop.time())
+        if left and self.commands.available:
+            left = await hand_over(left, self.encoder, self.requests)
         if left:
             self._log_lost(left)
         if not await self.membership.leave():
@@ -445,6 +452,17 @@ class RedisCluster:
         """
         self.membership.meet({asker})
         self.outbox.publish_again()
+
+    def _take_over(self, body: bytes) -> bool:
+        """
+        Go on with the orders of a node that stops, unless this one does; tell whether it does so.
+        """
+        if self._stops:
+            return False
+        records = self.write_back.take_over(body)
+        closes = [record for record in records if isinstance(record, CloseSession)]
+        self.applier.learn([r for r in records if not isinstance(r, CloseSession)], closes)
+        return True
 
     def _missed(self) -> None:
         if self.serves:

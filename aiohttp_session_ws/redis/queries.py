@@ -28,7 +28,9 @@ Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
 #: What is answered right here.
-OWN: Final = frozenset({"connections", "count", "left", "nodes", "push", "relay", "unrecorded"})
+OWN: Final = frozenset(
+    {"connections", "count", "left", "nodes", "push", "relay", "take over", "unrecorded"}
+)
 
 
 class Queries:
@@ -42,6 +44,8 @@ class Queries:
         requests: Who asks and answers.
         publish_again: Called with who has asked to publish again what Redis refuses to record.
         part: Called with who has stopped, and Redis couldn't note it.
+        take_over: Called with what a node that stops couldn't have recorded; tells whether this
+            one goes on trying.
         serves: Whether it holds sockets.
         resolves: The kinds of subjects that it knows of its sockets.
     """
@@ -54,6 +58,7 @@ class Queries:
         requests: Requests,
         publish_again: Callable[[str], None],
         part: Callable[[str], None],
+        take_over: Callable[[bytes], bool],
         *,
         serves: bool,
         resolves: frozenset[str],
@@ -64,6 +69,7 @@ class Queries:
         self._requests = requests
         self._publish_again = publish_again
         self._part = part
+        self._take_over = take_over
         self._serves = serves
         self._resolves = resolves
         self._logged = OncePerMinute()
@@ -226,6 +232,9 @@ class Queries:
                 yield {}
             case "left":
                 self._part(asker)
+            case "take over":
+                if self._take_over(payload):
+                    yield {}
 
     async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
         answer = await self._node.answer(str(body["do"]), body)

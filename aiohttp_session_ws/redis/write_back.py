@@ -169,6 +169,17 @@ class WriteBack:
         """
         await self._write_back(changes)
 
+    def take_over(self, body: bytes) -> list[Record]:
+        """
+        Go on to write what another node couldn't before it stopped; return what that is.
+
+        Args:
+            body: The message that node would have published.
+        """
+        records = [*_records_of(body)]
+        self._put(records)
+        return records
+
     # What may be missing
 
     def _published(
@@ -183,12 +194,7 @@ class WriteBack:
         those that were written again, too.
         """
         for body in self._recent.of(is_meant, again=again):
-            sender, lines = read_message(body) or ("", [])
-            for line in lines:
-                if not closes_only or line.startswith("closes") or CLOSE_ORDER in line:
-                    for order in read_orders(line, sender) or ():
-                        yield from order.changes
-                        yield from order.closes
+            yield from _records_of(body, closes_only=closes_only)
 
     async def _write_own(self, *, again: bool) -> bool:
         own = self._published(lambda sender: sender == self._instance, again=again)
@@ -297,14 +303,30 @@ class WriteBack:
                 ]
         for start in range(0, len(missing), AT_ONCE):
             await self._outbox.wait_idle()  # new orders go first
-            records = missing[start : start + AT_ONCE]
-            closes = [record for record in records if isinstance(record, CloseSession)]
-            changes = [record for record in records if not isinstance(record, CloseSession)]
-            for close in closes:  # who has missed one carries it out now
-                _ = self._outbox.put(Entry((), [close]))
-            if changes:
-                _ = self._outbox.put(Entry(changes, again=True))
+            self._put(missing[start : start + AT_ONCE])
         return len(missing)
+
+    def _put(self, records: Iterable[Record]) -> None:
+        changes: list[Change] = []
+        for record in records:
+            if isinstance(record, CloseSession):  # who has missed it carries it out now
+                _ = self._outbox.put(Entry((), [record]))
+            else:
+                changes.append(record)
+        if changes:
+            _ = self._outbox.put(Entry(changes, again=True))
+
+
+def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:
+    """
+    Return the records of the orders of a message: all, or of those that close.
+    """
+    sender, lines = read_message(body) or ("", [])
+    for line in lines:
+        if not closes_only or line.startswith("closes") or CLOSE_ORDER in line:
+            for order in read_orders(line, sender) or ():
+                yield from order.changes
+                yield from order.closes
 
 
 def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:

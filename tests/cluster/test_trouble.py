@@ -580,6 +580,34 @@ class TestWrongCallable:
 
 
 class TestGone:
+    async def test_rolling_restart(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """What Redis refuses to record outlives any node that stops, as long as one is left."""
+        timeouts = Timeouts(outbox=0.1)
+        a = await start_node(redis_server.url, "a", timeouts=timeouts)
+        cookies = [await log_in(a, f"user {n}") for n in range(3)]
+        renewed = await visit(a, "/renew", cookies[2])
+        await settled(a)
+        await refuse_writes(redis_server, "MISCONF")
+        await visit(a, "/out/end_session_ws", cookies[0])
+        await registry_of(a).end_session(await id_of(a, cookies[1]))
+        await registry_of(a).end_session(await id_of(a, renewed))
+        for _ in range(2):
+            b = await start_node(redis_server.url, "b", timeouts=timeouts)
+            await until(lambda a=a: len(cluster_of(a).membership.members) > 1)  # type: ignore[misc]
+            await a.close()
+            a = b
+        for cookie in cookies:
+            await becomes_nobody(a, cookie)
+        assert "lost" not in caplog.text
+        await take_writes(redis_server, "MISCONF")
+        await settled(a)
+        await a.close()
+        c = await start_node(redis_server.url, "c")
+        for cookie in (*cookies, renewed):
+            assert await refused(c, cookie) == 4401
+
     async def test_refused_and_gone(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:

@@ -1,0 +1,48 @@
+"""
+What a node couldn't have recorded before it stops is handed over to another, which goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Iterable
+from typing import Final
+
+from .encoder import Encoder, body_of
+from .entries import AnyEntry
+from .requests import Requests
+
+__all__: list[str] = []
+
+PATIENCE: Final = 2.0  # seconds for all of it
+AT_ONCE: Final = 500  # orders in one message
+
+
+async def hand_over(
+    entries: Iterable[AnyEntry], encoder: Encoder, requests: Requests
+) -> list[AnyEntry]:
+    """
+    Have one of the other nodes record what is left in the outbox; return what nobody has taken.
+
+    Args:
+        entries: What is left.
+        encoder: Makes messages of it.
+        requests: Asks the others.
+    """
+    left = list(entries)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            living = (await requests.ask({"do": "count"})).answered
+            for heir in random.sample(sorted(living), len(living)):
+                while left:
+                    args = encoder.arguments(left[:AT_ONCE], "")
+                    if args is None:
+                        return left  # their time isn't known
+                    body = body_of(args)
+                    request = await requests.ask({"do": "take over"}, body, of=[heir])
+                    if heir not in request.answered:
+                        break  # it stops, too
+                    del left[:AT_ONCE]
+    return left
