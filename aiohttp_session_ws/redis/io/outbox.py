@@ -181,11 +181,15 @@ class Outbox:
 
     def publish_again(self) -> None:
         """
-        Publish with the next try what Redis refuses to record: somebody may have missed it.
+        Publish now what Redis refuses to record: somebody may have missed it.
         """
         self._missed_at = asyncio.get_running_loop().time()
         for entry in self._left():
             entry.published = False
+        aside, self._aside = self._aside, deque()
+        for entry in aside:  # tried again as ever, some hundred go in a second
+            (self._aside if entry.alone else self._queue).append(entry)
+        self.flush()
 
     async def wait_idle(self) -> None:
         """
@@ -327,7 +331,7 @@ class Outbox:
         # Who listens to another primary hasn't heard it, if there is one.
         published, self._looked_again = word != "READONLY" or self._looked_again, True
         # Nor has who began to listen while it was on its way.
-        published = published and is_published(batch.args) and batch.sent > self._missed_at
+        published = published and is_published(batch.args) and batch.sent >= self._missed_at
         for entry in batch.entries:
             entry.published = entry.published or published
         self._aside.extend(batch.entries)

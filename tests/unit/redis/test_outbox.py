@@ -80,6 +80,11 @@ class Box:
         self.line.waiting.clear()
         asyncio.get_running_loop().call_soon(self.connect)
 
+    @property
+    def told(self) -> int:
+        """How many orders were published."""
+        return sum(body.count(b'"ended"') for body in self.line.bodies)
+
     def put(self, *names: str) -> list[Entry]:
         """Put orders."""
         return [
@@ -193,6 +198,18 @@ class TestOutbox:
             box.line.waiting.clear()
             await until(lambda: len(box.line.bodies) >= 4)
             assert len([body for body in box.line.bodies if body]) == 1
+        box.outbox.stop()
+
+    async def test_published_again_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is very much is published again in one go, and not with one try after another."""
+        box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
+        box.connect()
+        count = 5 * module.BATCH
+        entries = box.put(*[f"n{n}" for n in range(count)])
+        await until(lambda: all(entry.published for entry in entries))
+        box.line.bodies.clear()
+        box.outbox.publish_again()
+        assert box.told >= count - module.BATCH  # one try may be on its way
         box.outbox.stop()
 
     @pytest.mark.parametrize(
