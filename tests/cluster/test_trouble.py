@@ -537,6 +537,19 @@ class TestLog:
         assert 1 <= len(lines) <= 1 + (time.time() - began) // 60
         assert "NoPermissionError" in lines[0]
 
+    async def test_permissions(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+        """Where scripts may not be run, no log says that orders are published."""
+        a, b = nodes
+        cookie = await log_in(a)
+        await settled(a)
+        await redis_server.cli("ACL", "SETUSER", "default", "-eval", "-evalsha")
+        async with socket(b, cookie) as ws:
+            await registry_of(a).end_session(await id_of(a, cookie))
+            await until(lambda: "permissions" in caplog.text)
+            assert "published" not in caplog.text
+            await redis_server.cli("ACL", "SETUSER", "default", "+eval", "+evalsha")
+            assert await expect_close(ws) == 4401
+
     async def test_code_word(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
         """Errors of Redis are logged with their code word, once a minute."""
         a, _ = nodes

@@ -167,7 +167,10 @@ def refusal(exc: BaseException) -> str:
     if not isinstance(exc, ResponseError):
         return ""
     words = str(exc).replace("-", " ").split()
-    return next((word for word in REFUSALS if word in words), "") or _by_class(exc)
+    word = next((word for word in REFUSALS if word in words), "") or _by_class(exc)
+    if word == "NOPERM" and "script" not in words:
+        return ""  # who may not run scripts has published nothing
+    return word
 
 
 def _by_class(exc: BaseException) -> str:
