@@ -127,6 +127,26 @@ class TestWritesRefused:
         assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"somebody"')
         assert states == []
 
+    async def test_ping(self, redis_server: RedisServer, nodes: Nodes) -> None:
+        """A full disk refuses a PING, which is an answer: no subscription ends by it."""
+
+        async def subscriptions() -> list[dict[str, str]]:
+            async with redis_server.client() as client:
+                found: list[dict[str, str]] = await client.client_list(_type="pubsub")
+                return found
+
+        async def pinged() -> bool:
+            return all(one["cmd"] == "ping" for one in await subscriptions())
+
+        before = {one["id"] for one in await subscriptions()}
+        await refuse_writes(redis_server, "MISCONF")
+        await until(pinged)
+        for client in nodes:  # which hears the answers behind those to the PINGs
+            assert (await registry_of(client).count()).complete
+            assert (await registry_of(client).end_session("x", wait=0.5)).complete
+        assert {one["id"] for one in await subscriptions()} == before
+        await take_writes(redis_server, "MISCONF")
+
     async def test_newcomer(self, redis_server: RedisServer, start_node: StartNode) -> None:
         """A node that starts meanwhile learns what was refused before, and so can't be read."""
         a = await start_node(redis_server.url, "a")

@@ -15,7 +15,16 @@ from typing import Any, Final, TypeAlias
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..._logging import OncePerMinute, describe_error, log
-from .connect import CONNECT, LIMIT, TROUBLE, MakeClient, channel_of, close_client, reason
+from .connect import (
+    CONNECT,
+    LIMIT,
+    TROUBLE,
+    MakeClient,
+    channel_of,
+    close_client,
+    reason,
+    refusal,
+)
 from .wire import Wire, connect
 
 __all__: list[str] = []
@@ -129,7 +138,7 @@ class Subscriber:
                 return None if waiting is None else self._wait_for(waiting)
             if kind == b"subscribe":
                 self._subscribed()
-        elif isinstance(reply, Exception):
+        elif isinstance(reply, Exception) and not refusal(reply):  # as a full disk does a PING
             raise reply  # it may not be subscribed to
         return None
 
