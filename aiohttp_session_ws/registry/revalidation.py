@@ -92,6 +92,7 @@ class SessionState(NamedTuple):
         ends: When its time is over, by the wall clock.
         server_side: Whether the storage keeps it on the server.
         request: The request that it was loaded for.
+        asked: When that was, by the wall clock.
     """
 
     session_ws_id: Hashable | None
@@ -100,6 +101,7 @@ class SessionState(NamedTuple):
     ends: float
     server_side: bool
     request: web.Request
+    asked: float
 
 
 class Revalidator:
@@ -309,13 +311,13 @@ class Revalidator:
         """
         Find out what the request of a connection would be told if it came now.
         """
-        core, request = self._core, request_again(connection)
+        core, request, asked = self._core, request_again(connection), time.time()
         session_ws_id = await core.current_id(request)
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
         server_side = session is not None and is_server_side(session)
-        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request)
+        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request, asked)
         if (
             self._has_its_id(found, connection)
             or not connection.keeps_id
@@ -364,8 +366,8 @@ class Revalidator:
         Close the sockets that the session doesn't stand for any more; check the others on.
         """
         self._succeeded(connections)
-        # What outlives its time isn't bound by it: the registry's get_id() decides.
-        ends = found.ends if found.ends > time.time() else math.inf
+        # What was over when it was loaded isn't bound by its time: get_id() decides.
+        ends = found.ends if found.ends > found.asked else math.inf
         due = self._next(ends)
         closing: dict[Close, list[TrackedConnection]] = {}
         for connection in connections:

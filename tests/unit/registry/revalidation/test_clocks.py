@@ -5,10 +5,13 @@ A clock that jumps ends nobody too early and keeps nobody for good.
 from __future__ import annotations
 
 import pytest
+from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 
 from aiohttp_session_ws.registry.revalidation import LONGEST
+from tests.support import Turnstile, until
+from tests.support.inspect import checks
 
 from .scene import (
     EXPIRED,
@@ -29,6 +32,34 @@ class TestClocks:
         scene.ring(LONGEST)
         await scene.wait(1)
 
+        assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
+
+    @pytest.mark.parametrize("seconds", [MAX_AGE - 10 - LONGEST, 8 * 3600])
+    async def test_forward_during_a_check(
+        self, start: Start, storage: AbstractStorage, seconds: float
+    ) -> None:
+        """A session whose time ends while it is being checked is over all the same."""
+        gate = Turnstile()
+
+        async def identify(request: web.Request) -> str:
+            await gate()
+            return "ann"
+
+        scene = await start(storage, identify=identify, revalidate_every=None)
+        ws = await scene.connect()
+        gate.shut = True
+        scene.clocks.wall += 2
+        scene.ring(LONGEST)
+        scene.ring(1)
+        await until(gate.arrived.is_set)
+        scene.clocks.wall += seconds
+        scene.ring()
+        gate.let()
+        await until(lambda: not checks(scene.registry))
+        dues = scene.dues
+        await scene.wait(1)
+
+        assert max(dues) <= 0
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
     @pytest.mark.parametrize("storage", ["simple", "nacl", "redis"], indirect=True)
