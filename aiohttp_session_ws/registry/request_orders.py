@@ -297,7 +297,7 @@ class ScheduledOrders:
         core = self._core
         await self._claim(request, context)
         if has_storage(request):
-            await empty_in_storage(request, context.session)
+            await empty_in_storage(request, context.session, core.keys, context.lineage)
             await begin_session(request)
         else:
             await maybe_await(core.ids.delete_id(request))

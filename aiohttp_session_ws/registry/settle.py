@@ -23,6 +23,8 @@ from ..sessions.context import NO_ORDERS, RequestContext, Stage
 from ..sessions.records import LOGIN_TTL, Change, LineageEnded, LineageRenewed
 from ..sessions.session import (
     cookie_of,
+    copy_of,
+    empty_in_storage,
     id_in,
     is_server_side,
     loaded_session,
@@ -415,7 +417,10 @@ class Settlement:
             session.pop(core.keys.id, None)  # the id of the old lineage
         if session is context.session and is_server_side(session) and not session.new:
             # Else whoever has a copy of the cookie would have the new lineage.
-            session = await move_session(self._request, session, empty=not outcome.logged_in)
+            if not outcome.logged_in:
+                left = copy_of(session, {})
+                await empty_in_storage(self._request, left, core.keys, context.lineage)
+            session = await move_session(self._request, session)
         await maybe_await(core.ids.ensure_id(self._request))
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)

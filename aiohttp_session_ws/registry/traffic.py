@@ -153,7 +153,7 @@ async def keep_alive(core: Sessions, connection: TrackedConnection) -> None:
         stored = await load_session(request)
         known = core.keys.read_lineage(stored)
         if known is not None and known.token == lineage.token:  # and not of a log-in since then
-            await empty_in_storage(request, stored)
+            await empty_in_storage(request, stored, core.keys, known)
 
 
 def _is_over(core: Sessions, connection: TrackedConnection) -> bool:

@@ -249,13 +249,20 @@ def will_be_saved(response: object) -> bool:
     return isinstance(response, web.Response) and not response.prepared
 
 
-async def empty_in_storage(request: web.Request, session: Session | None) -> None:
+async def empty_in_storage(
+    request: web.Request, session: Session | None, keys: SessionKeys, lineage: Lineage | None
+) -> None:
     """
-    Empty what the storage keeps of *session* on the server, lest a stale cookie find it there.
+    Empty what the storage keeps of *session* on the server, but for the lineage that has ended.
+
+    A stale cookie finds nothing else there, and is known by that: its request is no new
+    visitor's, whose cookie would take the place of the one that may be on its way.
     """
     if session is None or not is_server_side(session):
         return
     session.invalidate()
+    if lineage is not None:
+        keys.write_lineage(session, lineage)
     try:
         await storage_of(request).save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
@@ -263,17 +270,10 @@ async def empty_in_storage(request: web.Request, session: Session | None) -> Non
         log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
-async def move_session(request: web.Request, session: Session, *, empty: bool) -> Session:
+async def move_session(request: web.Request, session: Session) -> Session:
     """
     Give *request* what *session* holds under a new key, where the storage keeps it.
-
-    Args:
-        request: The request.
-        session: Its session, which has a key.
-        empty: Whether nothing of it is left under that.
     """
-    if empty:
-        await empty_in_storage(request, copy_of(session, {}))
     moved = await begin_session(request)
     moved.max_age = session.max_age
     moved.update(session)

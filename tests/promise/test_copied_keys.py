@@ -4,14 +4,19 @@ Where the storage keeps a session, a copy of the cookie is one of its key: what 
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from aiohttp import web
 from aiohttp_session import AbstractStorage, get_session, new_session
 from redis.asyncio import Redis
 
+from aiohttp_session_ws import DEFAULT_SESSION_KEY, end_other_sessions_ws, end_session_ws
 from tests.promise.conftest import Serve
-from tests.promise.site import AGAIN, OUT, log_in, user_of
+from tests.promise.site import AGAIN, DEAD, OUT, log_in, user_of
 from tests.support.storages import storage_named
+
+LINEAGE = f"{DEFAULT_SESSION_KEY}_lineage"
 
 
 @pytest.mark.parametrize("how", ["/login", "/login/renew", "/login/new", "/login/refill"])
@@ -57,9 +62,47 @@ async def test_another_user(serve: Serve, storage: AbstractStorage) -> None:
     assert (await browser.get()).data["lang"] == "de"
 
 
+async def elsewhere(request: web.Request) -> web.Response:
+    """Log out everywhere else."""
+    response = web.Response()
+    await end_other_sessions_ws(request, response)
+    return response
+
+
+async def log_in_after_end(request: web.Request) -> web.Response:
+    """End the session, and log in to the next one."""
+    response = await log_in(request)
+    await end_session_ws(request, response)
+    await log_in(request)
+    return response
+
+
+BEGINS = ["/login?user=bob", "/login/new", "/login/refill", "/out/del", "/elsewhere", "/login/end"]
+
+
+@pytest.mark.parametrize("how", BEGINS)
+async def test_another_tab(serve: Serve, storage: AbstractStorage, how: str) -> None:
+    """
+    A tab that asks with the cookie of before, since the answer is still on its way, is given no
+    cookie that would take the place of the new one; its socket is told to reconnect.
+    """
+    views = {"/elsewhere": elsewhere, "/login/end": log_in_after_end}
+    site = await serve(storage, views, identify=user_of)
+    browser = await site.logged_in()
+    tab = await site.browser(browser.cookie)
+    await browser.get(how)
+
+    asked = [await tab.get(), await tab.get("/write?x=1"), await tab.get("/renew")]
+    assert [answer.saved for answer in asked] == [False, False, False]
+    assert await site.knock(tab.cookie) == (DEAD if how == "/out/del" else AGAIN)
+
+
 @pytest.mark.parametrize("how", ["/login?user=bob", "/login/refill", "/out/del"])
 async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
-    """The storage holds nothing of what has ended under its key: records are not kept for ever."""
+    """
+    The storage holds nothing but the lineage of what has ended under its key: records are not kept
+    for ever.
+    """
     async with (
         storage_named("redis", lambda: redis_port) as storage,
         Redis(port=redis_port) as redis,
@@ -67,11 +110,13 @@ async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         key = browser.cookie.replace("=", "_", 1)
-        assert await redis.get(key) != b"{}"
+        before = json.loads(await redis.get(key) or "")["session"]
         await browser.get(how)
+        after = json.loads(await redis.get(key) or "")["session"]
 
         assert browser.cookie.replace("=", "_", 1) != key
-        assert await redis.get(key) == b"{}"
+        assert before["lang"] == "de"
+        assert after == {LINEAGE: before[LINEAGE]}
         await site.stack.aclose()
 
 
