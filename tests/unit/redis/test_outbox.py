@@ -212,6 +212,23 @@ class TestOutbox:
         assert box.told >= count - module.BATCH  # one try may be on its way
         box.outbox.stop()
 
+    async def test_published_again_after_a_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So is what was refused, and whose connection broke when it was tried again."""
+        answers: list[Any] = [OutOfMemoryError("command not allowed")]
+        box = Box(lambda keys: answers[0], monkeypatch)
+        box.connect()
+        box.put("x")
+        await until(lambda: box.outbox.refused)
+        answers[0] = None
+        await until(lambda: box.line.waiting)
+        box.outbox.disconnected("cut")
+        box.outbox.publish_again()
+        box.line.bodies.clear()
+        box.reconnect("cut")
+        await until(lambda: box.line.bodies)
+        assert b'"x"' in box.line.bodies[0]
+        box.outbox.stop()
+
     @pytest.mark.parametrize(
         "error", [ResponseError("BUSY Redis is busy"), BusyLoadingError("Redis is loading")]
     )
