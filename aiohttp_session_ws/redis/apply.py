@@ -5,7 +5,6 @@ How orders of other nodes take effect on this one.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
@@ -51,8 +50,7 @@ class Applier:
         self._hear(heard.changes)
         order, given = self._order(heard)
         effect = self._effects.apply(order, before=given)
-        if not heard.held:  # or it is announced when it comes again
-            self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        self._node.order_heard(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
@@ -62,12 +60,10 @@ class Applier:
         changes, closes, close, by, _, refresh, _ = heard
         if not closes:
             return Order(changes, (), close, by, refresh), None
-        given = self._local(max([order.at for order in closes]))
-        if given is not None:
-            # With a log-in or a renewal it is about those who share the id: who has its
-            # answer, and connects, comes after it.
-            given += -self._clock.error if changes else self._clock.error
-            given = min(given, time.monotonic())  # who comes from now on comes after it
+        at = max([order.at for order in closes])
+        # With a log-in or a renewal it is about those who share the id: who has its answer, and
+        # connects, comes after it.
+        given = self._clock.latest(at - 2 * self._clock.error if changes else at)
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:
             close = closes[0].close
@@ -156,7 +152,8 @@ class Applier:
         if ends:
             self._effects.note_ends(kind, values, times, ttl)
         else:
-            self._effects.note_closes(kind, values, self._given(times))
+            given = list(map(self._clock.latest, times))
+            self._effects.note_closes(kind, values, given)
 
     def _carry_out_one(self, row: Row, place: int, sender: str) -> None:
         (ends, kind, close, ttl), _, times, values = row
@@ -168,16 +165,6 @@ class Applier:
         effect = self._effects.apply(order, before=given)
         self._node.order_heard(order, effect, sender.rpartition("/")[0])
         self._effects.carry_out_soon(effect)
-
-    def _given(self, times: Sequence[float]) -> list[float]:
-        """
-        Return when close orders were given at the latest, by the event loop's clock.
-        """
-        now = time.monotonic()
-        if not self._clock.known:
-            return [now] * len(times)
-        offset = now - self._clock.now() + self._clock.error
-        return [min(at + offset, now) for at in times]  # who comes from now on comes after it
 
     def _release(self, changes: tuple[Change, ...]) -> None:
         self._effects.carry_out_soon(self._effects.apply(Order(changes)))
@@ -193,7 +180,7 @@ class Applier:
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)
-                effect = self._effects.apply(order, before=self._latest(close))
+                effect = self._effects.apply(order, before=self._clock.latest(close.at))
                 self._effects.carry_out_soon(effect)
 
     def judge(
@@ -211,8 +198,7 @@ class Applier:
         for close in closes:
             if self._seen.has(close.number):
                 continue
-            given = self._latest(close)
-            if given is not None and connection.started > given:
+            if connection.started > self._clock.latest(close.at):
                 continue
             if connection.state is State.OPENING:
                 connection.reject(close.close)
@@ -227,18 +213,3 @@ class Applier:
             connection.reject(RECONNECT)
         else:
             self._node.connections.close_soon([connection], RECONNECT)
-
-    def _latest(self, close: CloseSession) -> float | None:
-        """
-        Return when an order was given at the latest, by the event loop's clock.
-        """
-        given = self._local(close.at)
-        return None if given is None else given + self._clock.error
-
-    def _local(self, at: float) -> float | None:
-        """
-        Return a time by the event loop's clock; ``None`` if that isn't known.
-        """
-        if not self._clock.known:
-            return None
-        return at - self._clock.now() + time.monotonic()
