@@ -5,22 +5,27 @@ What comes at the same time on a node, or is given up half-way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import aiohttp_session
 import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import end_other_sessions_ws
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import apply, lookup, outbound
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, apply, lookup, outbound
+from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.scripts import END_OTHERS, Script
-from tests.support import PATIENCE, AiohttpClient, Client, Turnstile, expect_close, until
+from aiohttp_session_ws.signals import OrderDetails
+from tests.support import PATIENCE, QUICK, AiohttpClient, Client, Turnstile, expect_close, until
 from tests.support.nodes import (
     Nodes,
     StartNode,
     acquaint,
+    app_of,
     becomes,
     cluster_of,
     id_of,
@@ -71,19 +76,191 @@ class TestClocks:
             await registry_of(a).end_identity("bob")
             assert await expect_close(ws) == 4401
 
-    async def test_log_in_right_after(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("how", ["a row", "one of such", "in full"])
+    async def test_log_in_right_after(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
         """Who logs in when a log-out everywhere by another node has been heard lives."""
         a, b = nodes
         await acquaint(a, b)
         doubt(a, monkeypatch)
+        if how == "one of such":
+            await registry_of(a).end_identity("the first")
         cookie = await log_in(b)
         async with socket(b, cookie) as ws:
-            await registry_of(a).end_identity("ann")
+            by = "somebody" if how == "in full" else None
+            await registry_of(a).end_identity("ann", by=by)
             assert await expect_close(ws) == 4401
         cookie = await log_in(b)
         async with socket(b, cookie) as ws:
             await ws.send_str("there")
             assert await ws.receive_str() == "there"
+
+
+async def heard_all(redis: RedisServer, *clients: Client) -> None:
+    """Wait until nodes have heard all that Redis has recorded."""
+    await settled(*clients)
+    last = int(await redis.cli("GET", f"{PREFIX}:seq") or 0)
+    for client in clients:
+        await until(lambda client=client: cluster_of(client).numbers.last >= last)  # type: ignore[misc]
+
+
+async def is_past(given: float, client: Client) -> None:
+    """Wait until a node knows for certain that a time is past."""
+    clock = cluster_of(client).clock
+    await until(lambda: clock.now() > given + 2 * clock.error)
+
+
+class OfUser(RedisSessionWSRegistry):
+    """One whose id is the user."""
+
+    async def get_id(self, request: web.Request) -> Hashable | None:
+        """Return the user."""
+        user: str | None = (await aiohttp_session.get_session(request)).get("user")
+        return user
+
+    async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
+        """Keep it nowhere."""
+
+    async def delete_id(self, request: web.Request) -> None:
+        """There is nothing to take out."""
+
+
+class LateWire(wire.Wire):
+    """A connection on which messages come as late as a test wants."""
+
+    late = False
+    waiting: ClassVar[list[tuple[LateWire, bytes]]] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what comes, now or when it is released."""
+        if self.late:
+            self.waiting.append((self, data))
+        else:
+            super().data_received(data)
+
+    @classmethod
+    def release(cls, *, lose: bool = False) -> None:
+        """Hand on what waits, unless it is lost."""
+        cls.late, waiting = False, cls.waiting[:]
+        cls.waiting.clear()
+        for late, data in waiting:
+            if not lose:
+                late.data_received(data)
+
+
+class TestReconnected:
+    """Somebody reconnects while the order that closed his sockets is on its way."""
+
+    @pytest.fixture
+    def late_wires(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nodes that start from now on hear as late as a test wants."""
+        monkeypatch.setattr(subscriber, "Wire", LateWire)
+        monkeypatch.setattr(LateWire, "late", False)
+        monkeypatch.setattr(LateWire, "waiting", [])
+
+    @pytest.mark.parametrize("how", ["a row", "one of such", "reported", "found by its number"])
+    async def test_order_comes_late(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        late_wires: None,
+        how: str,
+    ) -> None:
+        """It closes what was there when it was given, and nothing else."""
+        a, b = await start_node(redis_server.url, "a"), await start_node(redis_server.url, "b")
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        if how == "one of such":
+            await registry_of(a).close_all_session("the first", wait=0)
+        await heard_all(redis_server, a, b)
+        async with socket(b, cookie) as before:
+            LateWire.late = True
+            ids = ["x", "y", id_, "z"] if how == "a row" else [id_]
+            wait = 0.01 if how == "reported" else 0.0
+            await asyncio.gather(*[registry_of(a).close_all_session(i, wait=wait) for i in ids])
+            await settled(a)
+            await is_past(cluster_of(a).clock.order_time(), b)
+            async with socket(b, cookie) as after:
+                LateWire.release(lose=how == "found by its number")
+                cluster_of(b).membership.hurry()
+                assert await expect_close(before) == 4403
+                await after.send_str("still there")
+                assert await after.receive_str() == "still there"
+
+    @pytest.mark.parametrize("how", ["a row", "one of such", "reported"])
+    async def test_end_comes_late(
+        self,
+        redis_server: RedisServer,
+        aiohttp_client: AiohttpClient,
+        late_wires: None,
+        how: str,
+    ) -> None:
+        """An end of an id that people share ends no session that has begun since."""
+        a, b = [
+            await aiohttp_client(app_of(OfUser(redis_server.url, node=name, timeouts=QUICK)))
+            for name in ("a", "b")
+        ]
+        await acquaint(a, b)
+        old = await log_in(a)
+        if how == "one of such":
+            await registry_of(a).end_session("the first")
+        await heard_all(redis_server, a, b)
+        async with socket(b, old) as before:
+            LateWire.late = True
+            ids = ["x", "y", "ann", "z"] if how == "a row" else ["ann"]
+            wait = 0.01 if how == "reported" else 0.0
+            await asyncio.gather(*[registry_of(a).end_session(i, wait=wait) for i in ids])
+            await settled(a)
+            await is_past(cluster_of(a).clock.order_time(), b)
+            new = await log_in(b)
+            async with socket(b, new) as after:
+                LateWire.release()
+                assert await expect_close(before) == 4401
+                await after.send_str("still there")
+                assert await after.receive_str() == "still there"
+
+    @pytest.mark.parametrize("how", ["a row", "one of such", "reported"])
+    async def test_order_comes_twice(
+        self,
+        redis_server: RedisServer,
+        nodes: Nodes,
+        monkeypatch: pytest.MonkeyPatch,
+        how: str,
+    ) -> None:
+        """What is published again, as Redis refused it, is carried out and announced once."""
+        a, b = nodes
+        # As if nobody knew how late it is: then only their numbers tell orders apart.
+        monkeypatch.setattr(RedisClock, "latest", lambda clock, at: clock.monotonic())
+        told: list[OrderDetails] = []
+        await acquaint(a, b)
+        cookie = await log_in(a)
+        id_ = await id_of(a, cookie)
+        if how == "one of such":
+            await registry_of(a).close_all_session("the first")
+        await heard_all(redis_server, a, b)
+
+        @registry_of(b).on_order
+        async def tell(details: OrderDetails) -> None:
+            told.append(details)
+
+        async with socket(b, cookie) as ws:
+            await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
+            ids = ["x", "y", id_, "z"] if how == "a row" else [id_]
+            wait = 0.01 if how == "reported" else 0.0
+            await asyncio.gather(*[registry_of(a).close_all_session(i, wait=wait) for i in ids])
+            assert await expect_close(ws) == 4403
+        async with socket(b, cookie) as ws:
+            await redis_server.cli("CONFIG", "SET", "maxmemory", "0")
+            await settled(a)
+            await registry_of(a).end_session("the last", wait=PATIENCE)
+            await until(lambda: any(details.subject == "the last" for details in told))
+            await ws.send_str("still there")
+            assert await ws.receive_str() == "still there"
+            async with socket(b, cookie):  # Redis has the order, which is known here
+                pass
+        assert sorted(str(each.subject) for each in told) == sorted([*ids, "the last"])
 
 
 class TestPages:
