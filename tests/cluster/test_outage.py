@@ -349,6 +349,25 @@ class TestAway:
         assert "didn't take 2 orders" in caplog.text
         assert caplog.text.count(f"id {fingerprint('x')}") == 1
 
+    @pytest.mark.parametrize("how", ["refused", "frozen"])
+    async def test_lost_on_its_way(
+        self, redis_server: RedisServer, caplog: pytest.LogCaptureFixture, how: str
+    ) -> None:
+        """So is what Redis was asked to record, and refused or hasn't answered."""
+        server = TestServer(node_app(redis_server.url, "a", timeouts=Timeouts(outbox=0.1)))
+        await server.start_server()
+        registry = registry_in(server)
+        await registry.end_session("before", wait=PATIENCE)
+        if how == "refused":
+            await redis_server.cli("CONFIG", "SET", "maxmemory", "1")
+        else:
+            redis_server.freeze()
+        await registry.end_session("x")
+        await server.close()
+        redis_server.thaw()
+        assert "didn't take 1 orders" in caplog.text
+        assert f"id {fingerprint('x')}" in caplog.text
+
 
 class TestHandshake:
     @pytest.mark.parametrize("where", ["identify", "authorize"])

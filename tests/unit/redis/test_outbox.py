@@ -266,6 +266,95 @@ class TestOutbox:
         assert len(box.outbox) == 1
         box.outbox.stop()
 
+    async def test_idle_while_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While Redis refuses to write, what was lost isn't written again: it would pile up."""
+        box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
+        box.connect()
+        box.put("x")
+        idle = asyncio.create_task(box.outbox.wait_idle())
+        await until(lambda: len(box.line.batches) >= 3)
+        assert not idle.done()
+        box.line.answer = lambda keys: []
+        await idle
+
+    @pytest.mark.parametrize("order", ["before the others", "behind one"])
+    async def test_alone_after_a_cut(self, monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+        """What takes too long is sent alone, also when the connection was made anew."""
+        poison, first = '"n1"', order == "before the others"
+        box = Box(lambda keys: None if poison in keys else [], monkeypatch)
+        box.connect()
+        entries = box.put("n0", "n1", "n2")
+        await until(lambda: entries[1].alone and not box.line.waiting)
+        monkeypatch.setattr(module, "LIMIT", 3600.0)
+        box.line.answer = lambda keys: None
+        if not first:
+            box.put("n3")
+        await until(lambda: box.line.batches[-1] == [poison])
+        if first:
+            box.put("n3", "n4")
+        box.outbox.disconnected("cut")
+        box.line.batches.clear()
+        box.reconnect("cut")
+        await until(lambda: len(box.line.batches) >= 2)
+        assert box.line.batches == (
+            [[poison], ['"n3"', '"n4"']] if first else [['"n3"'], [poison]]
+        )
+        box.outbox.stop()
+
+    async def test_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A batch is given up only if Redis has done nothing else meanwhile."""
+        loop, ahead = asyncio.get_running_loop(), 0.0
+        real, dropped = loop.time, list[str]()
+        box = Box(lambda keys: None, monkeypatch)
+        monkeypatch.setattr(module, "LIMIT", 3600.0)
+        monkeypatch.setattr(module, "STALL", 1e9)
+        monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+        box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
+        box.connect()
+        box.put("a", "b")
+        ahead = 3000.0
+        box.line.waiting[0].set_result([])
+        await until(lambda: len(box.outbox) == 1)
+        ahead = 5000.0
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not dropped
+        ahead = 7000.0
+        await until(lambda: dropped)
+        box.outbox.stop()
+
+    async def test_stall(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After a stall of this process the answer is perhaps there, and not read yet."""
+        loop, ahead = asyncio.get_running_loop(), 0.0
+        real, dropped = loop.time, list[str]()
+        box = Box(lambda keys: None, monkeypatch)
+        monkeypatch.setattr(module, "LIMIT", 3600.0)
+        monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+        box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
+        box.connect()
+        box.put("a")
+        ahead = 9000.0
+        for _ in range(10):
+            await asyncio.sleep(0)
+        box.line.waiting[0].set_result([])
+        assert await box.outbox.drain(20) == []
+        assert not dropped
+
+    async def test_answered_too_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An answer that comes in the turn in which the connection is given up counts no more."""
+        box, failures = Box(lambda keys: None, monkeypatch), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
+        box.connect()
+        entries = box.put("a")
+        box.line.waiting.pop().set_result([])
+        box.outbox.disconnected("cut")
+        box.line.answer = lambda keys: []
+        box.reconnect("cut")
+        assert await box.outbox.drain(20) == []
+        assert entries[0].stored
+        assert len(box.line.batches) == 2
+        assert not failures
+
     async def test_in_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Redis 6.2 puts the word of a refusal behind the place in the script."""
         error = ResponseError("Error running script (call to f_1): @user_script:9: -MISCONF Disk")
