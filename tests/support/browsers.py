@@ -218,10 +218,12 @@ class Tab:
                     opened = True
                     self.opened_at = asyncio.get_running_loop().time()
                     self.socket = message.json()["socket"]
-                    if message.json()["id"] not in self.browser.ids:
+                    told = message.json()
+                    # A renewal that was saved, but not answered yet, has given it a new id.
+                    if told["id"] in self.browser.ids:
+                        self.browser.lineage = told["lineage"]
+                    elif told["lineage"] != self.browser.lineage:
                         code = STRANGER
-                    else:
-                        self.browser.lineage = message.json()["lineage"]
                     if stay and code != STRANGER:
                         message = await ws.receive()
                 if message.type is WSMsgType.CLOSE:
