@@ -22,6 +22,7 @@ from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis import inbound, membership, recent, reconcile, write_back
 from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.redis.cluster import RedisCluster
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
 from aiohttp_session_ws.redis.io.scripts import FIND, Script
@@ -428,10 +429,16 @@ class TestLostData:
         await becomes(second, "connected")
         await until(lambda: redis_server.cli("EXISTS", key))
 
+    @pytest.mark.parametrize("everything", [False, True])
     async def test_cut_short(
-        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        everything: bool,
     ) -> None:
-        """Though there is trouble again and again, each record has its turn."""
+        """Though there is trouble again and again, also lesser, each record has its turn."""
+        monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)  # so that it is only remembered
         monkeypatch.setattr(write_back, "AT_ONCE", 1)
         monkeypatch.setattr(write_back, "PAUSE", 0.0)
         monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
@@ -450,14 +457,15 @@ class TestLostData:
             count += 1
             if count % 3:
                 return read(keys)
-            cluster.write_back.lost(everything=True)
+            cluster.write_back.lost(everything=everything)
             failed: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
             failed.set_exception(RedisUnavailable("cut"))
             return failed
 
         monkeypatch.setattr(cluster.commands, "read", cut)
-        await redis_server.cli("FLUSHALL")
-        cluster.membership.hurry()
+        await redis_server.cli("DEL", *[f'{PREFIX}:end:id:"{name}"' for name in names])
+        cluster.write_back.lost(everything=True)
+        cluster.write_back.lost(everything=everything)
         for name in names:
             await recorded(redis_server, name)
 
@@ -494,6 +502,19 @@ class TestLostData:
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", name)  # as if just killed
         cluster_of(second).membership.hurry()
         await recorded(redis_server, "x")
+
+    @pytest.mark.parametrize("reported", [False, True])
+    async def test_close_order_of_one_who_died(
+        self, redis_server: RedisServer, start_node: StartNode, reported: bool
+    ) -> None:
+        """So are the close orders of one who is gone, which nobody remembers for long."""
+        cluster = cluster_of(await start_node(redis_server.url, "node"))
+        async with script(redis_server.url) as other:
+            await other.close_all_session("x", wait=PATIENCE if reported else 0.0)
+        await until(lambda: len(cluster.recent))
+        await redis_server.cli("FLUSHALL")
+        cluster.membership.hurry()
+        await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:close:id:"x"'))
 
     async def test_shares_of_others(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
@@ -563,16 +584,26 @@ class TestLostData:
             cluster_of(node).membership.hurry()
         await until(lambda: ends_numbered(redis_server))
 
-    async def test_stopped(self, redis_server: RedisServer) -> None:
+    @pytest.mark.parametrize("kind", ["end", "close"])
+    async def test_stopped(
+        self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
         """A node that stops writes what Redis has just lost: perhaps nobody else knows it."""
+        if kind == "end":  # as if it was long ago; a close order is forgotten by then
+            monkeypatch.setattr(recent, "KEPT", -1.0)
         first = TestServer(node_app(redis_server.url, "first"))
         await first.start_server()
-        await registry_in(first).end_session("x", wait=PATIENCE)
-        await registry_in(first).end_session("y", wait=PATIENCE)
+        cluster = inspect(registry_in(first)).cluster
+        assert isinstance(cluster, RedisCluster)
+        async with script(redis_server.url) as other:
+            order = {"end": other.end_session, "close": other.close_all_session}[kind]
+            await order("x", wait=PATIENCE)
+            await order("y", wait=PATIENCE)
+        await until(lambda: cluster.numbers.last >= 2)
         await redis_server.cli("FLUSHALL")
         await first.close()
         for id_ in ("x", "y"):
-            assert await redis_server.cli("EXISTS", f'{PREFIX}:end:id:"{id_}"')
+            assert await redis_server.cli("EXISTS", f'{PREFIX}:{kind}:id:"{id_}"')
 
     async def test_older_state(
         self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
@@ -701,13 +732,15 @@ class TestLostData:
                 write_again(everything=True)
                 assert await expect_close(ws) == 4403
 
-    async def test_older_close_order(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Of two close orders the later one is written again if Redis has the earlier one."""
+    @pytest.mark.parametrize("kind", ["close", "end"])
+    async def test_older_order(self, redis_server: RedisServer, nodes: Nodes, kind: str) -> None:
+        """Of two orders the later one is written again if Redis has the earlier one."""
         a, _ = nodes
-        key = f'{PREFIX}:close:id:"x"'
-        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        key = f'{PREFIX}:{kind}:identity:"x"'
+        order = {"close": registry_of(a).close_all_identity, "end": registry_of(a).end_identity}
+        await order[kind]("x", wait=PATIENCE)
         earlier = await redis_server.cli("GET", key)
-        await registry_of(a).close_all_session("x", wait=PATIENCE)
+        await order[kind]("x", wait=PATIENCE)
         later = await redis_server.cli("GET", key)
         await redis_server.cli("SET", key, earlier)
         cluster_of(a).write_back.lost()
