@@ -58,6 +58,7 @@ class Box:
     ) -> None:
         monkeypatch.setattr(module, "LIMIT", 0.05)
         monkeypatch.setattr(module, "SOON", 0.01)
+        monkeypatch.setattr(module, "LONGEST", 0.1)
         monkeypatch.setattr(module, "channel_of", lambda *_: "orders")
         encoder = Encoder("p", "a/1", lambda record: record)
         self.published: list[bytes] = []
