@@ -218,8 +218,9 @@ class Membership:
         self._keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._left and not beat.refused:
-            await self._commands.run_script(LEAVE, 1, self._commands.prefix, *self._left)
-            self._left.clear()
+            left = tuple(self._left)  # others may stop while Redis notes it
+            await self._commands.run_script(LEAVE, 1, self._commands.prefix, *left)
+            self._left.difference_update(left)
         if self._version != (beat.epoch, beat.server, beat.members):
             await self._learn_members(beat)
         if beat.has_evicted_since(self._last):
