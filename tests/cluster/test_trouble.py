@@ -143,7 +143,7 @@ class TestWritesRefused:
         await until(pinged)
         for client in nodes:  # which hears the answers behind those to the PINGs
             assert (await registry_of(client).count()).complete
-            assert (await registry_of(client).end_session("x", wait=0.5)).complete
+            assert (await registry_of(client).end_session("x", wait=2.0)).complete
         assert {one["id"] for one in await subscriptions()} == before
         await take_writes(redis_server, "MISCONF")
 
