@@ -12,6 +12,7 @@ Over 300 lines long: it is all that a registry asks for, method by method, each 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping, Sequence
@@ -58,7 +59,7 @@ from .outbound import Outbound, Pending
 from .pace import Pace
 from .places import PlaceKeeper
 from .queries import Queries
-from .recent import HeardNumbers, RecentOrders, SeenOrders
+from .recent import KEPT, HeardNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
 from .requests import DATA, REPORTS, Requests
 from .write_back import WriteBack
@@ -429,10 +430,11 @@ class RedisCluster:
             self._lost(everything=True)
         if self.lookup.unchecked:
             self.reconciler.missed()
-        if self.inbound.unrecorded and self.membership.takes_writes:
-            # Whoever gave these orders writes them now, if it lives.
-            self.inbound.unrecorded = False
-            self.write_back.lost()
+        if self.inbound.unrecorded_since <= now and self.membership.takes_writes:
+            # Whoever gave these orders writes them now, if it lives. After a long time only what
+            # they have ended is known, not that they were given.
+            self.write_back.lost(everything=now - self.inbound.unrecorded_since > KEPT)
+            self.inbound.unrecorded_since = math.inf
         if self._missed_some and (self.membership.takes_writes or self.health.hears_data):
             self._missed_some = False
             if not self.membership.takes_writes:  # what is recorded has a number, and is read

@@ -5,6 +5,7 @@ What other nodes publish, on its way in.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -42,7 +43,8 @@ class Inbound:
         pace: Counts what is heard.
 
     Attributes:
-        unrecorded: Whether orders were heard that Redis had refused to record.
+        unrecorded_since: When the first order was heard that Redis had refused to record, by the
+            monotonic clock; infinite if none was.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Inbound:
         self._own = envelope(instance, [""]).encode()
         self._ones = OneReader()
         self._logged = OncePerMinute()
-        self.unrecorded = False
+        self.unrecorded_since = math.inf
 
     def hear(self, data: bytes) -> Awaitable[None] | None:
         """
@@ -95,7 +97,8 @@ class Inbound:
             return None
         sender, lines = message
         self._recent.add(sender, body)
-        self.unrecorded = self.unrecorded or not last
+        if not last:
+            self.unrecorded_since = min(self.unrecorded_since, time.monotonic())
         if len(lines) > FEW:
             return self._carry_out_many(sender, lines, (), first, last)
         readable = True

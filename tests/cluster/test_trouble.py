@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import sqlite3
 import threading
@@ -20,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiohttp_session_ws import Expiry, Timeouts
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, cluster, recent
 from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from tests.support import PATIENCE, Client, expect_close, until
@@ -641,18 +642,27 @@ class TestGone:
         for cookie in (*cookies, renewed):
             assert await refused(c, cookie) == 4401
 
-    async def test_refused_and_gone(
-        self, redis_server: RedisServer, start_node: StartNode
+    @pytest.mark.parametrize("hours", [0, 2])
+    async def test_refused_and_killed(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        hours: int,
     ) -> None:
-        """What Redis refused to record, of a node that has gone since, is recorded by others."""
+        """What Redis refused to record, of a node that was killed since, is recorded by others."""
+        if hours:  # the messages of the last hour are forgotten
+            monkeypatch.setattr(recent, "KEPT", -1.0)
+            monkeypatch.setattr(cluster, "KEPT", -1.0)
         b = await start_node(redis_server.url, "b")
-        server = TestServer(node_app(redis_server.url, "a", timeouts=Timeouts(outbox=0.1)))
-        await server.start_server()
-        registry = registry_in(server)
-        await refuse_writes(redis_server, "OOM")
-        await registry.end_session("x")
-        await until(lambda: cluster_of(b).inbound.unrecorded)
-        await server.close()
+        async with Proxy(redis_server.port) as proxy:
+            server = TestServer(node_app(proxy.url(), "a", timeouts=Timeouts(outbox=0.1)))
+            await server.start_server()
+            await refuse_writes(redis_server, "OOM")
+            await registry_in(server).end_session("x")
+            await until(lambda: cluster_of(b).inbound.unrecorded_since < math.inf)
+            await proxy.stop()
+            await server.close()
         await take_writes(redis_server, "OOM")
         cluster_of(b).membership.hurry()
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
