@@ -142,6 +142,19 @@ class TestEnd:
 
         assert await phone.user() is None
 
+    @pytest.mark.parametrize("options", [{}, {"labels": labels_of}])
+    async def test_log_out_by_id(
+        self, serve: Serve, storage: AbstractStorage, options: dict[str, Any]
+    ) -> None:
+        """Labels tell nobody who has logged out: without identify, taking the id away does."""
+        site = await serve(storage, **options)
+        browser = await on_device(site, "phone")
+        stale, socket = browser.cookie, await browser.open()
+        await browser.get("/delete_id")
+
+        assert await socket.code() == AGAIN
+        assert await site.presented(stale) in site.out(AGAIN)
+
 
 class TestOthers:
     async def test_close(self, serve: Serve) -> None:
