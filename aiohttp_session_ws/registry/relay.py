@@ -47,6 +47,12 @@ class Relays:
             raise ValueError(f"there is a relay handler for {name!r} already")
         self._handlers[name] = handler
 
+    def handler(self, name: str) -> RelayHandler | None:
+        """
+        Return the handler for *name*.
+        """
+        return self._handlers.get(name)
+
     def check(self, data: bytes) -> None:
         """
         Expect *data* to be a message.

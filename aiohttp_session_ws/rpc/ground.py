@@ -4,22 +4,27 @@ What calls stand on, of the layers below: the one place that knows how it is to 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeAlias, cast
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable
+from typing import cast
 
 from ..connections.connection import Connection, TrackedConnection
 from ..connections.metered import MeteredWebSocket
 from ..options import Timeouts
-from ..registry.core import Core
 from ..registry.registry import SessionWSRegistry, core_of
+from ..registry.relay import RelayHandler
 from ..results import Delivery
 
 __all__ = ["count_message", "is_running", "on_relay", "push", "timeouts"]
 
-_Receivers: TypeAlias = dict[str, list[Callable[[bytes], Awaitable[object]]]]
 
-_RECEIVERS: Final[WeakKeyDictionary[Core, _Receivers]] = WeakKeyDictionary()
+class _Receivers(list[RelayHandler]):
+    """
+    The one handler of a name that several want to hear.
+    """
+
+    async def __call__(self, data: bytes) -> None:
+        for receiver in tuple(self):
+            await receiver(data)
 
 
 def push(
@@ -55,20 +60,12 @@ def timeouts(registry: SessionWSRegistry) -> Timeouts:
     return core_of(registry).timeouts
 
 
-def on_relay(
-    registry: SessionWSRegistry, name: str, receiver: Callable[[bytes], Awaitable[object]]
-) -> None:
+def on_relay(registry: SessionWSRegistry, name: str, receiver: RelayHandler) -> None:
     """
     Let *receiver* have what other processes relay by *name*; several may have one name.
     """
-    names = _RECEIVERS.setdefault(core_of(registry), {})
-    receivers = names.get(name)
-    if receivers is None:
-        receivers = names[name] = []
-
-        @registry.on_relay(name)
-        async def receive(data: bytes) -> None:
-            for one in tuple(receivers):
-                await one(data)
-
-    receivers.append(receiver)
+    receivers = core_of(registry).relays.handler(name)
+    if isinstance(receivers, _Receivers):
+        receivers.append(receiver)
+    else:
+        registry.on_relay(name)(_Receivers([receiver]))

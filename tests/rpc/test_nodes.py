@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -157,6 +159,16 @@ class TestTwoRegistries:
         assert (await calls.publish("news", ["hi"])).sockets == 1
         assert (await peer.hear())[4] == ["hi"]
         await peer.__aexit__(None, None, None)
+
+
+def test_registry_that_is_let_go() -> None:
+    """An application doesn't keep a registry in memory when nobody has either any more."""
+    registry, calls = SessionWSRegistry(), rpc.Application()
+    calls.attach(registry)
+    gone = weakref.ref(registry)
+    del registry, calls
+    gc.collect()
+    assert gone() is None
 
 
 async def test_below_a_prefix(serve: Serve) -> None:
