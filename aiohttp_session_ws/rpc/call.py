@@ -78,8 +78,7 @@ class Call(msgspec.Struct, eq=False):
         kwargs: Named arguments.
         size: How many bytes its frame had.
         progress: Whether the peer wants the parts of a stream.
-        task: What runs it.
-        begun: Whether that has taken its first step.
+        task: What runs it, from its first step on.
         waits: Whether it is not its turn yet.
         answering: Whether its result is known, so that it can't be cancelled any more.
         sending: Whether its own task waits until the peer has room for the answer.
@@ -97,7 +96,6 @@ class Call(msgspec.Struct, eq=False):
     size: int
     progress: bool = False
     task: asyncio.Task[None] | None = None
-    begun: bool = False
     waits: bool = True
     answering: bool = False
     sending: bool = False
@@ -121,5 +119,5 @@ class Call(msgspec.Struct, eq=False):
         """
         first, self.given_up = not self.given_up, True
         cuts_nothing = self.sending or (first and not self.answering)
-        if self.begun and self.task is not None and cuts_nothing:
+        if self.task is not None and cuts_nothing:
             self.task.cancel()

@@ -68,7 +68,8 @@ class Calls:
                 await self.performer.refuse_new(call, RPCError(UNAVAILABLE, "too many calls"))
                 return
         self._taken.add(call)
-        call.task = _start(self._run(call), loop=asyncio.get_running_loop())
+        # Its first step puts the task into the call; until then the loop keeps it.
+        _ = _start(self._run(call), loop=asyncio.get_running_loop())
 
     def cancel(self, number: int, mode: object) -> None:
         """
@@ -83,7 +84,7 @@ class Calls:
             return
         if mode != "kill":
             self.performer.refuse(call, RPCError(CANCELED))
-        in_line = call.begun and call.waits
+        in_line = call.task is not None and call.waits
         if mode != "skip" or in_line:
             call.interrupt()
 
@@ -94,7 +95,7 @@ class Calls:
         own = asyncio.current_task()
         for call in {*self._taken, *self.performer.unanswered.values()}:
             call.answered = True
-            if call.task is None or call.task is not own:
+            if call.task is not own:
                 call.interrupt()
         self.performer.unanswered.clear()
 
@@ -106,6 +107,7 @@ class Calls:
             grace: Seconds to wait for them; then what they do at their end is cancelled too.
         """
         self.interrupt()
+        await asyncio.sleep(0)  # a task that has just been made takes its first step
         names = {call.task: call.name for call in self._taken if call.task is not None}
         if names:
             _, late = await asyncio.wait(names, timeout=grace)
@@ -122,7 +124,7 @@ class Calls:
         return fits and len(waiting) < self.limits.waiting
 
     async def _run(self, call: Call) -> None:
-        call.begun = True
+        call.task = asyncio.current_task()
         sender = self.sender
         crowded = self._running >= self.limits.calls or self._door.locked() or sender.is_full
         may_begin = not (crowded or sender.is_closed)

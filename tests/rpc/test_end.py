@@ -190,6 +190,25 @@ class TestLogOut:
             assert await peer.closed() == 4401
         await until(lambda: done)
 
+    async def test_call_that_closes_its_session(self, serve: Serve) -> None:
+        """It is cancelled like any other once its client has answered, not after the grace."""
+        routes, ended = rpc.Routes(), asyncio.Event()
+
+        @routes.route()
+        async def leave(session: rpc.Session) -> None:
+            await session.close()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        server = await serve(routes)
+        async with server.wamp() as peer:
+            assert (await peer.call("leave"))[0] == 6
+            await peer.say([6, {}, "wamp.close.goodbye_and_out"])
+            await ended.wait()
+            assert await peer.closed() == 1000
+
     async def test_handler_that_goes_on(self, serve: Serve, complaints: Complaints) -> None:
         """A call that ignores its cancellation is named in the log, and holds up nothing else."""
         world = World()
