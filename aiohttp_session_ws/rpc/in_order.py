@@ -1,6 +1,6 @@
 """
-Requests of one session that are done one after another, in a task of their own; and the
-procedures that its client has registered by them, for us to call.
+Requests of one session that are done one after another, in a task of their own: REGISTER and
+SUBSCRIBE, their opposites, and what has come of them.
 """
 
 from __future__ import annotations
@@ -8,120 +8,75 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final
 
 from .._tasks import is_cancelled
-from . import errors, wamp_messages as wamp
+from ..registry.registry import SessionWSRegistry
+from . import errors, ground, wamp_messages as wamp
 from .errors import NotRegistered, RPCError, SessionGone
+from .halves import Step, first_half
 from .scope import Scope, encode_error
 from .sending import Sender
 from .session import Session, new_id
+from .topics import Subscription, Topics, hold
 from .wamp import Codec
 
 __all__ = ["InOrder"]
 
-Handler: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
-
-
-def has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
-    """
-    Tell whether one more name may be kept, of so many, which have so many characters together.
-    """
-    return len(names) < most and len(name) + sum(map(len, names)) <= size
+_RETRY: Final = 0.05  # seconds until a full queue is tried again
 
 
 @dataclass(slots=True, eq=False)
 class InOrder:
     """
-    REGISTER, SUBSCRIBE and their like: a topic may call its client, so reading can't wait for
-    them.
+    What one session's client has registered for us to call, and what it has subscribed to.
+
+    A topic may call its client, so reading can't wait for these requests.
 
     Args:
         session: Whose they are.
         scope: What it may do.
         sender: The way out.
         codec: How answers are encoded.
+        topics: Those of the application.
+        registry: Whose socket the session has.
 
     Attributes:
         requests: The numbers of those that aren't answered yet.
-        handlers: What does them, and answers, by their types.
     """
 
     session: Session
     scope: Scope
     sender: Sender
     codec: Codec
+    topics: Topics
+    registry: SessionWSRegistry
     requests: set[int] = field(default_factory=set)
-    handlers: dict[type, Handler] = field(default_factory=dict)
     _registered: dict[str, int] = field(default_factory=dict)
+    _subscribed: dict[int, Subscription] = field(default_factory=dict)
     _queue: deque[tuple[Any, int]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
-
-    def __post_init__(self) -> None:
-        self.handlers |= {wamp.Register: self._register, wamp.Unregister: self._unregister}
+    _ending: asyncio.Task[None] | None = None  # of a subscription
 
     def take(self, message: Any, size: int) -> None:
         """
         Do what a message asks for when what came before is done.
 
         Args:
-            message: One that has a handler; what that raises is answered here.
+            message: The request.
             size: How many bytes its frame had.
         """
         if self._queue and not self._may_wait(size):
-            self.sender.post(
-                self._refusal(message, RPCError(errors.UNAVAILABLE, "too many at once"))
-            )
+            error = RPCError(errors.UNAVAILABLE, "too many at once")
+            self.sender.post(self._refusal(message, error))
             return
         self.requests.add(message.request)
         self._queue.append((message, size))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="requests in order")
-
-    async def answer(self, request: int, frame: wamp.Frame) -> None:
-        """
-        Send the answer to a request.
-        """
-        self.requests.discard(request)
-        await self.sender.send(self.codec.encode(frame))
-
-    async def stop(self) -> None:
-        """
-        Give up what isn't done, and forget what is registered.
-        """
-        self._queue.clear()
-        self._registered.clear()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def _run(self) -> None:
-        with contextlib.suppress(SessionGone):
-            while self._queue:
-                message, _ = self._queue.popleft()
-                try:
-                    await self.handlers[type(message)](message)
-                except SessionGone:
-                    raise
-                except (Exception, asyncio.CancelledError) as exc:  # it is explained
-                    if is_cancelled():
-                        raise
-                    gone = self.session.closed or self.sender.is_closed
-                    error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
-                    self.requests.discard(message.request)
-                    await self.sender.send(encode_error(partial(self._refusal, message), error))
-
-    def _may_wait(self, size: int) -> bool:
-        limits = self.sender.limits
-        fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
-        return fits and len(self._queue) <= limits.waiting
-
-    def _refusal(self, message: wamp.Asked, error: RPCError) -> bytes:
-        frame = wamp.refused(message, error.uri, error.args, error.kwargs)
-        return self.codec.encode(frame)
 
     def registration(self, name: str) -> int:
         """
@@ -136,21 +91,158 @@ class InOrder:
             )
         return self._registered[name]
 
+    async def send_event(self, topic: str, args: Sequence[Any], kwargs: wamp.Named) -> bool:
+        """
+        Send an event to this session alone; tell whether it has subscribed.
+        """
+        subscription = self._subscription(topic)
+        if subscription is None:
+            return False
+        data = self.codec.encode(wamp.event(subscription.id, new_id(), args, kwargs))
+        if subscription.held is not None:
+            return hold(subscription.held, data)
+        await self.sender.send(data)
+        return True
+
+    def endings(self) -> Iterator[Step]:
+        """
+        Return what ends the work and all subscriptions, the last one first.
+        """
+        yield self._stop
+        ending = self._ending
+        if ending is not None and not ending.done():  # by an UNSUBSCRIBE that was cut short
+            yield lambda: ending
+        ended = list(reversed(self._subscribed.values()))
+        self._subscribed.clear()
+        for one in ended:
+            yield partial(self._end, one)
+
+    async def _stop(self) -> None:
+        """
+        Give up what isn't done, and forget what is registered.
+        """
+        self._queue.clear()
+        self._registered.clear()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _may_wait(self, size: int) -> bool:
+        limits = self.sender.limits
+        fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
+        return fits and len(self._queue) <= limits.waiting
+
+    async def _run(self) -> None:
+        with contextlib.suppress(SessionGone):
+            while self._queue:
+                message, _ = self._queue.popleft()
+                try:
+                    await _HANDLERS[type(message)](self, message)
+                except SessionGone:
+                    raise
+                except (Exception, asyncio.CancelledError) as exc:  # it is explained
+                    if is_cancelled():
+                        raise
+                    gone = self.session.closed or self.sender.is_closed
+                    error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
+                    self.requests.discard(message.request)
+                    await self.sender.send(encode_error(partial(self._refusal, message), error))
+
+    async def _answer(self, request: int, frame: wamp.Frame) -> None:
+        self.requests.discard(request)
+        await self.sender.send(self.codec.encode(frame))
+
+    def _refusal(self, message: Any, error: RPCError) -> bytes:
+        return self.codec.encode(wamp.refused(message, error))
+
     async def _register(self, message: wamp.Register) -> None:
         name = message.procedure
         await self.scope.expect_allowed(self.session, "register", name)
         if name in self._registered:
             raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
         limits = self.sender.limits
-        if not has_room(name, self._registered, limits.registrations, limits.message):
+        if not _has_room(name, self._registered, limits.registrations, limits.message):
             raise RPCError(errors.UNAVAILABLE, "too many registrations")
         self._registered[name] = number = new_id()
-        await self.answer(message.request, wamp.registered(message.request, number))
+        await self._answer(message.request, wamp.registered(message.request, number))
 
     async def _unregister(self, message: wamp.Unregister) -> None:
         for name, number in self._registered.items():
             if number == message.registration:
                 del self._registered[name]
-                await self.answer(message.request, wamp.unregistered(message.request))
+                await self._answer(message.request, wamp.unregistered(message.request))
                 return
         raise RPCError(errors.NO_SUCH_REGISTRATION, "no such registration")
+
+    async def _subscribe(self, message: wamp.Subscribe) -> None:
+        name = message.topic
+        if message.options.get("match", "exact") != "exact":
+            why = "topics are subscribed to by their exact names"
+            raise RPCError(errors.OPTION_NOT_ALLOWED, why)
+        await self.scope.expect_allowed(self.session, "subscribe", name)
+        subscription = self._subscription(name) or await self._begin(name)
+        await self._answer(message.request, wamp.subscribed(message.request, subscription.id))
+        while subscription.held:
+            await self.sender.send(subscription.held.pop(0))
+        subscription.held = None
+
+    async def _unsubscribe(self, message: wamp.Unsubscribe) -> None:
+        subscription = self._subscribed.pop(message.subscription, None)
+        if subscription is None:
+            raise RPCError(errors.NO_SUCH_SUBSCRIPTION, "no such subscription")
+        self._ending = asyncio.create_task(self._end(subscription), name="end of a subscription")
+        await asyncio.shield(self._ending)
+        data = self.codec.encode(wamp.unsubscribed(message.request))
+        self.requests.discard(message.request)
+        # Behind the events that are in the queue of its connection, which wait for a slow peer.
+        frame = data if self.codec.binary else data.decode()
+        while not ground.push(self.registry, [self.session.connection], frame).sockets:
+            if self.sender.is_closed:
+                break
+            await asyncio.sleep(_RETRY)
+
+    def _subscription(self, topic: str) -> Subscription | None:
+        return next((s for s in self._subscribed.values() if s.topic == topic), None)
+
+    async def _begin(self, name: str) -> Subscription:
+        """
+        Run the first half of a topic, for one who counts as a subscriber already.
+        """
+        session, limits = self.session, self.sender.limits
+        names = [one.topic for one in self._subscribed.values()]
+        if not _has_room(name, names, limits.subscriptions, limits.message):
+            raise RPCError(errors.UNAVAILABLE, "too many subscriptions")
+        topic, parts = self.scope.find_topic(name)
+        generator = self.scope.call(topic.signature, session, parts)
+        subscription = Subscription(name, session, self.registry, self.codec)
+        self.topics.add(subscription)
+        self._subscribed[subscription.id] = subscription
+        try:
+            subscription.ending = await first_half(topic.signature.name, generator)
+            if subscription.id not in self._subscribed:
+                raise SessionGone("the session is over")  # and its cancellation was swallowed
+        except BaseException:
+            await self._end(self._subscribed.pop(subscription.id, subscription))
+            raise
+        return subscription
+
+    async def _end(self, subscription: Subscription) -> None:
+        self.topics.discard(subscription)
+        if subscription.ending is not None:
+            await subscription.ending()
+
+
+def _has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
+    """
+    Tell whether one more name may be kept, of so many, which have so many characters together.
+    """
+    return len(names) < most and len(name) + sum(map(len, names)) <= size
+
+
+_Handler = Callable[[InOrder, Any], Coroutine[Any, Any, None]]
+_HANDLERS: Final[Mapping[type, _Handler]] = {
+    wamp.Register: InOrder._register,
+    wamp.Unregister: InOrder._unregister,
+    wamp.Subscribe: InOrder._subscribe,
+    wamp.Unsubscribe: InOrder._unsubscribe,
+}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..connections.connection import Connection
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
 from . import ground, wamp_messages as wamp
@@ -33,7 +32,7 @@ class Subscription:
         session: Whose it is.
         registry: Which has its connection.
         codec: How the session is told.
-        connection: Where.
+        id: Its number, which all of its topic have.
         held: What is to be sent once it knows that it has subscribed; then ``None``.
         ending: What is left of the topic's function.
     """
@@ -42,7 +41,7 @@ class Subscription:
     session: Session
     registry: SessionWSRegistry
     codec: Codec
-    connection: Connection
+    id: int = 0
     held: list[bytes] | None = field(default_factory=list)
     ending: Step | None = None
 
@@ -67,13 +66,13 @@ class Topics:
     def __init__(self) -> None:
         self._by_name: defaultdict[str, Subscribers] = defaultdict(Subscribers)
 
-    def add(self, subscription: Subscription) -> int:
+    def add(self, subscription: Subscription) -> None:
         """
-        Add a subscription; return the number that all of its topic have.
+        Add a subscription, and give it its number.
         """
         subscribers = self._by_name[subscription.topic]
         subscribers.members[subscription.codec].add(subscription)
-        return subscribers.id
+        subscription.id = subscribers.id
 
     def discard(self, subscription: Subscription) -> None:
         """
@@ -87,13 +86,6 @@ class Topics:
                 del subscribers.members[subscription.codec]
             if not subscribers.members:
                 del self._by_name[subscription.topic]
-
-    def event(self, subscription: Subscription, args: Sequence[Any], kwargs: wamp.Named) -> bytes:
-        """
-        Return an event for one subscriber.
-        """
-        number = self._by_name[subscription.topic].id
-        return subscription.codec.encode(wamp.event(number, new_id(), args, kwargs))
 
     async def publish(
         self,
@@ -124,7 +116,7 @@ class Topics:
                 for s in group
                 if s.registry is registry and (wanted is None or wanted(s.session))
             ]
-            ready = [s.connection for s in chosen if s.held is None]
+            ready = [s.session.connection for s in chosen if s.held is None]
             held = [hold(s.held, data) for s in chosen if s.held is not None]
             delivery = ground.push(registry, ready, data if codec.binary else data.decode())
             sockets += delivery.sockets + sum(held)

@@ -175,7 +175,7 @@ class WampDialect:
         """
         Encode an error.
         """
-        return self._codec.encode(messages.error(48, number, error.uri, error.args, error.kwargs))
+        return self._codec.encode(messages.error(48, number, error))
 
 
 def payload(value: Any) -> Parts:

@@ -25,8 +25,8 @@ from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
 from .halves import Step
 from .host import Host
+from .in_order import InOrder
 from .session import Session, new_id
-from .subscriptions import Subscriptions
 from .wamp import Codec, WampDialect, payload, value_of
 
 __all__ = ["WampConversation"]
@@ -61,7 +61,7 @@ class WampConversation(Conversation):
         self._welcome = False  # whether WELCOME has been said
         self._refusal: RPCError | None = None  # by a close before that
         self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # of a batch
-        self._in_order: Subscriptions | None = None
+        self._in_order: InOrder | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -186,21 +186,21 @@ class WampConversation(Conversation):
     def _on_cancel(self, message: wamp.Cancel) -> None:
         self._calls.cancel(message.request, message.options.get("mode"))
 
-    def _work(self) -> Subscriptions:
+    def _work(self) -> InOrder:
         """
         Return what does requests in order; most sessions need it late or never.
         """
         if self._in_order is None:
-            self._in_order = Subscriptions(
+            self._in_order = InOrder(
                 self._expect_session(), self._calls.performer.scope, self._sender, self._codec,
-                topics=self._host.topics, registry=self._registry,
+                self._host.topics, self._registry,
             )  # fmt: skip
         return self._in_order
 
     def _on_publish(self, message: wamp.Publish) -> None:
         if message.options.acknowledge:
-            why = ("clients publish nothing here: call a procedure",)
-            self._post(wamp.refused(message, errors.NOT_AUTHORIZED, why))
+            why = "clients publish nothing here: call a procedure"
+            self._post(wamp.refused(message, RPCError(errors.NOT_AUTHORIZED, why)))
 
     def _on_yield(self, message: wamp.Yield) -> None:
         if not message.options.progress:

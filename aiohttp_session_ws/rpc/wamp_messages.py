@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from .errors import RPCError
+
 __all__: list[str] = []
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
@@ -227,21 +229,19 @@ def goodbye(reason: str, message: str = "") -> Frame:
     return [6, {"message": message} if message else {}, reason]
 
 
-def error(
-    kind: int, request: int, uri: str, args: Sequence[Any] = (), kwargs: Named = None
-) -> Frame:
+def error(kind: int, request: int, failure: RPCError) -> Frame:
     """
     Answer that a request of the *kind* failed.
     """
-    return _payload([8, kind, request, {}, uri], args, kwargs)
+    return _payload([8, kind, request, {}, failure.uri], failure.args, failure.kwargs)
 
 
-def refused(message: Asked, uri: str, args: Sequence[Any] = (), kwargs: Named = None) -> Frame:
+def refused(message: Asked, failure: RPCError) -> Frame:
     """
     Answer that the request of a message failed.
     """
-    head: Frame = [8, message.__struct_config__.tag, message.request, {}, uri]
-    return _payload(head, args, kwargs)
+    kind: Any = message.__struct_config__.tag
+    return error(kind, message.request, failure)
 
 
 def subscribed(request: int, subscription: int) -> Frame:

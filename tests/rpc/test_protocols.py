@@ -64,7 +64,7 @@ class TestVectors:
             ("ABORT", messages_of.abort("wamp.error.system_shutdown")),
             ("CHALLENGE", messages_of.challenge("wampcra", {})),
             ("GOODBYE", messages_of.goodbye("wamp.close.normal")),
-            ("ERROR", messages_of.error(48, 7814135, "com.myapp.error")),
+            ("ERROR", messages_of.error(48, 7814135, RPCError("com.myapp.error"))),
             ("SUBSCRIBED", messages_of.subscribed(713845233, 5512315355)),
             ("UNSUBSCRIBED", messages_of.unsubscribed(85346237)),
             ("EVENT", messages_of.event(9823526, 112233445566, ["Hello, event!"], None)),
