@@ -118,12 +118,6 @@ class Conversation:
         except (InvalidIdentity, TypeError) as exc:
             log.warning("no log-out will find the identity of a session: %s", exc)
 
-    async def emit(self, data: Any) -> None:
-        """
-        Refuse, as all dialects do but wsrpc: their events have a topic.
-        """
-        raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
-
     def _interrupt_all(self, session: Session) -> None:
         """
         Cancel what a session is doing, at once; the rest follows when its client has answered.

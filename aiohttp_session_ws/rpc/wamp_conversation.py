@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
@@ -33,7 +33,6 @@ __all__ = ["WampConversation"]
 
 _FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
 _ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
-_IN_ORDER: Final = (wamp.Subscribe, wamp.Unsubscribe, wamp.Register, wamp.Unregister)
 _QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
 
 
@@ -151,22 +150,29 @@ class WampConversation(Conversation):
                 if self._closing:  # everything but the client's GOODBYE is ignored
                     continue
                 raise
-            if isinstance(message, wamp.Goodbye | wamp.Abort):
-                return isinstance(message, wamp.Goodbye) and not self._closing
-            if self._closing:
-                continue
-            if type(message) is wamp.Call:
-                call = self._call(message, size)
-                timeout = message.options.timeout
-                await self._calls.take(call, timeout and timeout / 1000)
-            elif isinstance(message, _IN_ORDER):
-                self._expect_new(message.request)
-                self._work().take(message, size)
-            else:
-                handler = _HANDLERS.get(type(message))
-                if handler is None:
+            match message:
+                case wamp.Goodbye():
+                    return not self._closing
+                case wamp.Abort():
+                    return False
+                case _ if self._closing:
+                    continue
+                case wamp.Call():
+                    call, timeout = self._call(message, size), message.options.timeout
+                    await self._calls.take(call, timeout and timeout / 1000)
+                case wamp.Subscribe() | wamp.Unsubscribe() | wamp.Register() | wamp.Unregister():
+                    self._expect_new(message.request)
+                    self._work().take(message, size)
+                case wamp.Cancel():
+                    self._calls.cancel(message.request, message.options.get("mode"))
+                case wamp.Publish():
+                    self._on_publish(message)
+                case wamp.Yield():
+                    self._on_yield(message)
+                case wamp.Error():
+                    self._on_error(message)
+                case _:
                     raise ProtocolViolation("a message that makes no sense here")
-                handler(self, message)
             if self._sender.queued:
                 await self._sender.room()
 
@@ -182,9 +188,6 @@ class WampConversation(Conversation):
         in_order = self._in_order is not None and request in self._in_order.requests
         if in_order or request in self._calls:
             raise ProtocolViolation("the number of a request that isn't answered yet")
-
-    def _on_cancel(self, message: wamp.Cancel) -> None:
-        self._calls.cancel(message.request, message.options.get("mode"))
 
     def _work(self) -> InOrder:
         """
@@ -220,11 +223,11 @@ class WampConversation(Conversation):
         """
         self._expect_session()
         registration = self._work().registration(name)
-
-        async def send(request: int) -> None:
-            await self._send(wamp.invocation(request, registration, args, kwargs))
-
-        return await self._asking.ask(send, self._interrupt, timeout)
+        return await self._asking.ask(
+            lambda request: self._send(wamp.invocation(request, registration, args, kwargs)),
+            self._interrupt,
+            timeout,
+        )
 
     def _interrupt(self, request: int) -> None:
         if not self._closing:
@@ -240,6 +243,12 @@ class WampConversation(Conversation):
         if self._in_order is None:
             return False
         return await self._in_order.send_event(topic, *payload(RPCResult(args, kwargs)))
+
+    async def emit(self, data: Any) -> None:
+        """
+        Refuse: events have a topic.
+        """
+        raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
 
     async def leave(self, uri: str, message: str) -> None:
         """
@@ -300,12 +309,3 @@ def _welcome_details(session: Session) -> dict[str, Any]:
         "authprovider": session.auth_provider,
     }
     return {name: value for name, value in details.items() if value is not None}
-
-
-_Handler = Callable[[WampConversation, Any], None]
-_HANDLERS: Final[Mapping[type, _Handler]] = {
-    wamp.Cancel: WampConversation._on_cancel,
-    wamp.Publish: WampConversation._on_publish,
-    wamp.Yield: WampConversation._on_yield,
-    wamp.Error: WampConversation._on_error,
-}

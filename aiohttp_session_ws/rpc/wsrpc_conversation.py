@@ -18,7 +18,7 @@ from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation
-from .errors import ProtocolViolation, RPCError, SessionGone
+from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
 from .halves import Step
 from .host import Host
 from .session import Session, new_id
@@ -73,7 +73,7 @@ class WsrpcConversation(Conversation):
             async with asyncio.timeout(self._host.limits.join):
                 await self._begin(session, realm, wsrpc)
         except TimeoutError:
-            raise RPCError("wamp.error.authentication_failed") from None
+            raise RPCError(AUTHENTICATION_FAILED) from None
 
     async def _on_frame(self, frame: str | bytes) -> None:
         try:
@@ -150,11 +150,12 @@ class WsrpcConversation(Conversation):
         if args and kwargs:
             raise TypeError("wsrpc takes arguments by position or by name, not both")
         self._expect_session()
-
-        async def send(number: int) -> None:
-            await self._sender.send(wsrpc.request(number, name, list(args) if args else kwargs))
-
-        return await self._asking.ask(send, lambda number: None, timeout)
+        params = list(args) if args else kwargs
+        return await self._asking.ask(
+            lambda number: self._sender.send(wsrpc.request(number, name, params)),
+            lambda number: None,
+            timeout,
+        )
 
     async def send_event(
         self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
