@@ -231,7 +231,7 @@ class Application:
         # Those that have stopped are of an application that ran before this one.
         running = [one for one in self._registries if ground.is_running(one[0])]
         for registry, name in running or self._registries:
-            own = await self._host.topics.publish(registry, topic, args, kwargs, wanted)
+            own = self._host.topics.publish(registry, topic, args, kwargs, wanted)
             others = await registry.relay(name, message)
             sockets += own.sockets + others.sockets
             nodes += others.nodes
@@ -260,7 +260,7 @@ class Application:
     async def _on_relayed(self, registry: SessionWSRegistry, data: bytes) -> None:
         topic, args, kwargs, whose, number = _decode(data)
         wanted = chooser([as_key(identity) for identity in whose], number)
-        await self._host.topics.publish(registry, topic, args, kwargs, wanted)
+        self._host.topics.publish(registry, topic, args, kwargs, wanted)
 
     async def _talk(self, ws: WebSocket) -> None:
         """

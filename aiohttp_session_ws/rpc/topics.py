@@ -46,16 +46,14 @@ class Subscription:
     ending: Step | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Subscribers:
     """
     Who has subscribed to one topic.
     """
 
-    __slots__ = ("id", "members")
-
-    def __init__(self) -> None:
-        self.id = new_id()
-        self.members: defaultdict[Codec, set[Subscription]] = defaultdict(set)
+    id: int = field(default_factory=new_id)
+    members: set[Subscription] = field(default_factory=set)
 
 
 class Topics:
@@ -71,7 +69,7 @@ class Topics:
         Add a subscription, and give it its number.
         """
         subscribers = self._by_name[subscription.topic]
-        subscribers.members[subscription.codec].add(subscription)
+        subscribers.members.add(subscription)
         subscription.id = subscribers.id
 
     def discard(self, subscription: Subscription) -> None:
@@ -80,14 +78,11 @@ class Topics:
         """
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is not None:
-            group = subscribers.members[subscription.codec]
-            group.discard(subscription)
-            if not group:
-                del subscribers.members[subscription.codec]
+            subscribers.members.discard(subscription)
             if not subscribers.members:
                 del self._by_name[subscription.topic]
 
-    async def publish(
+    def publish(
         self,
         registry: SessionWSRegistry,
         topic: str,
@@ -108,14 +103,13 @@ class Topics:
         subscribers = self._by_name.get(topic)
         if subscribers is None:
             return Delivery()
+        groups: defaultdict[Codec, list[Subscription]] = defaultdict(list)
+        for one in subscribers.members:
+            if one.registry is registry and (wanted is None or wanted(one.session)):
+                groups[one.codec].append(one)
         sockets, complete, publication = 0, True, new_id()
-        for codec, group in tuple(subscribers.members.items()):
+        for codec, chosen in groups.items():
             data = codec.encode(wamp.event(subscribers.id, publication, args, kwargs))
-            chosen = [
-                s
-                for s in group
-                if s.registry is registry and (wanted is None or wanted(s.session))
-            ]
             ready = [s.session.connection for s in chosen if s.held is None]
             held = [hold(s.held, data) for s in chosen if s.held is not None]
             delivery = ground.push(registry, ready, data if codec.binary else data.decode())
