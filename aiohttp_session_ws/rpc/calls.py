@@ -16,9 +16,9 @@ from functools import partial
 from .._logging import log
 from .call import Call
 from .errors import CANCELED, UNAVAILABLE, RPCError, SessionGone
+from .host import in_a_line
 from .limits import CallLimits
 from .performing import Performer
-from .scope import in_a_line
 from .sending import Sender
 
 __all__ = ["Calls"]

@@ -1,22 +1,147 @@
 """
-What the conversations of one application share: its realms, sessions, topics and signals.
+What the conversations of one application share: its realms and what is served in them, its
+sessions, topics and signals.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+from .._logging import log
+from .._tasks import maybe_await
+from ..exceptions import WebSocketDisconnect
 from ..signals import Signal
-from .call import CallDetails, EventDetails
-from .errors import NO_SUCH_REALM, RPCError
+from . import errors
+from .binding import Binder
+from .call import Call, CallDetails, EventDetails
+from .errors import NotRegistered, RPCError, SessionGone
 from .limits import CallLimits
-from .realm import Realm
-from .scope import Scope
+from .realm import Action, Realm
 from .session import Session
 from .signature import Signature
+from .table import Procedure, Topic
 from .topics import Topics
 
-__all__ = ["Host"]
+__all__ = ["Host", "Scope"]
+
+_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
+_NAMED: Final = 200  # characters of a name that are logged
+_MASKED: Final = "Method masked"
+_UNREGISTERED: Final = "the client that is asked has not registered what it is asked"
+_NOTHING: Final = Call(0, "", (), {}, 0)
+_NO_PARTS: Final[Mapping[str, str]] = {}
+
+
+class Scope:
+    """
+    What is served in one realm of an application, with the default arguments of a moment.
+
+    Args:
+        realm: Whose tables, guard and errors.
+        defaults: The default arguments of the application.
+
+    Attributes:
+        realm: The realm.
+        version: How often its default arguments had changed.
+    """
+
+    def __init__(self, realm: Realm, defaults: Mapping[str, Any]) -> None:
+        self.realm = realm
+        self.version = realm.version
+        self._defaults = {**defaults, **realm.default_args}
+        self._binders: dict[Signature, Binder] = {}
+
+    def check(self, state_handlers: Sequence[Signature]) -> None:
+        """
+        Check that every parameter is filled by somebody.
+
+        Raises:
+            TypeError: If one isn't; it names the function and the remedy.
+        """
+        for procedure in self.realm.served.procedures:
+            procedure.signature.check(self._defaults)
+        for signature in (
+            *(topic.signature for topic in self.realm.served.topics),
+            *(owner.signature for owner in self.realm.served.classes.values()),
+            *state_handlers,
+        ):
+            signature.check(self._defaults, injected_only=True)
+
+    def find(self, name: str) -> tuple[Procedure, Mapping[str, str]]:
+        """
+        Return the procedure that a name means, and what the parts of its pattern are.
+
+        Raises:
+            RPCError: ``no_such_procedure``.
+        """
+        found = self.realm.served.procedures.find(name)
+        if found is None:
+            known = any(name.startswith(f"{own}.") for own in self.realm.served.classes)
+            raise RPCError(errors.NO_SUCH_PROCEDURE, _MASKED if known else "no such procedure")
+        return found
+
+    def find_topic(self, name: str) -> tuple[Topic, Mapping[str, str]]:
+        """
+        Return the topic that a name means, and what the parts of its pattern are.
+
+        Raises:
+            RPCError: ``invalid_uri``.
+        """
+        found = self.realm.served.topics.find(name)
+        if found is None:
+            raise RPCError(errors.INVALID_URI, "no such topic")
+        return found
+
+    def binder(self, signature: Signature) -> Binder:
+        """
+        Return what binds the arguments of a function.
+        """
+        binder = self._binders.get(signature)
+        if binder is None:
+            binder = self._binders[signature] = Binder(signature, self._defaults)
+        return binder
+
+    def call(
+        self, signature: Signature, session: Session, parts: Mapping[str, str] = _NO_PARTS
+    ) -> Any:
+        """
+        Call a function that no peer gives arguments, but by the parts of a name.
+        """
+        values, named = self.binder(signature).bind(session, _NOTHING, parts)
+        return signature.function(*values, **named)
+
+    async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:
+        """
+        Ask the guard.
+
+        Raises:
+            RPCError: ``not_authorized``.
+        """
+        guard = self.realm.guard
+        if guard is not None and not await maybe_await(guard(session, action, uri)):
+            raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
+
+    def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
+        """
+        Return what the peer is told of a failure; log what it isn't.
+
+        Args:
+            failure: What was raised.
+            what: What has failed, for the log.
+            gone: Whether the peer is, which is no failure then.
+        """
+        if isinstance(failure, RPCError):
+            return failure
+        for kind in type(failure).__mro__:
+            if kind in self.realm.errors:
+                return RPCError(self.realm.errors[kind])
+        if isinstance(failure, NotRegistered):  # any client can do that, as often as it likes
+            return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
+        if not (gone and _is_gone(failure)):
+            log.error("a call failed: %s", in_a_line(what), exc_info=failure)
+        return RPCError(errors.RUNTIME_ERROR)
 
 
 class Host:
@@ -49,7 +174,7 @@ class Host:
         self.default_realm = default_realm
         self.default_args: dict[str, Any] = {}
         self.state_handlers: list[Signature] = []
-        self._scopes: dict[Realm, tuple[Scope, int]] = {}
+        self._scopes: dict[Realm, Scope] = {}
 
     def realm(self, uri: str) -> Realm:
         """
@@ -60,7 +185,7 @@ class Host:
         """
         realm = self.realms.get(uri, self.default_realm)
         if realm is None:
-            raise RPCError(NO_SUCH_REALM, "no such realm")
+            raise RPCError(errors.NO_SUCH_REALM, "no such realm")
         return realm
 
     def scope(self, realm: Realm) -> Scope:
@@ -70,11 +195,11 @@ class Host:
         Raises:
             TypeError: If a function takes what nobody gives.
         """
-        scope, version = self._scopes.get(realm, (None, -1))
-        if scope is None or version != realm.version:
+        scope = self._scopes.get(realm)
+        if scope is None or scope.version != realm.version:
             scope = Scope(realm, self.default_args)
             scope.check(self.state_handlers_of(realm))
-            self._scopes[realm] = scope, realm.version
+            self._scopes[realm] = scope
         return scope
 
     def state_handlers_of(self, realm: Realm) -> list[Signature]:
@@ -89,3 +214,28 @@ class Host:
         """
         self.default_args[name] = value
         self._scopes.clear()
+
+
+def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
+    """
+    Encode an error; one that can't be is a runtime error.
+    """
+    try:
+        return encode(error)
+    except Exception:
+        log.exception("an error can't be encoded: %s", error.uri)
+        return encode(RPCError(errors.RUNTIME_ERROR))
+
+
+def in_a_line(name: str) -> str:
+    """
+    Return what a peer has named as it may stand in a log: short, and no line of its own.
+    """
+    short = name if len(name) <= _NAMED else f"{name[:_NAMED]}…"
+    return short if short.isprintable() else ascii(short)
+
+
+def _is_gone(failure: BaseException) -> bool:
+    if isinstance(failure, BaseExceptionGroup):
+        return all(_is_gone(one) for one in failure.exceptions)
+    return isinstance(failure, _GONE)

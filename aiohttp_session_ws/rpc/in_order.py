@@ -18,7 +18,7 @@ from ..registry.registry import SessionWSRegistry
 from . import errors, ground, wamp_messages as wamp
 from .errors import NotRegistered, RPCError, SessionGone
 from .halves import Step, first_half
-from .scope import Scope, encode_error
+from .host import Scope, encode_error
 from .sending import Sender
 from .session import Session, new_id
 from .topics import Subscription, Topics, hold

@@ -19,8 +19,7 @@ from . import errors
 from .call import Call, CallDetails, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult
 from .halves import outlast
-from .host import Host
-from .scope import Scope, encode_error
+from .host import Host, Scope, encode_error
 from .sending import Sender
 from .session import Session
 from .table import RouteClass
