@@ -14,13 +14,12 @@ from .._tasks import maybe_await
 from ..exceptions import WebSocketDisconnect
 from ..signals import Signal
 from . import errors
-from .binding import Binder
 from .call import Call, CallDetails, EventDetails
 from .errors import NotRegistered, RPCError, SessionGone
 from .limits import CallLimits
 from .realm import Action, Realm
 from .session import Session
-from .signature import Signature
+from .signature import Binder, Signature
 from .table import Procedure, Topic
 from .topics import Topics
 

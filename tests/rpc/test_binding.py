@@ -13,9 +13,8 @@ from aiohttp import web
 from msgspec import Meta
 
 from aiohttp_session_ws import rpc
-from aiohttp_session_ws.rpc.binding import Binder
 from aiohttp_session_ws.rpc.call import Call
-from aiohttp_session_ws.rpc.signature import Signature
+from aiohttp_session_ws.rpc.signature import Binder, Signature
 
 
 class Color(enum.Enum):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import rpc
-from aiohttp_session_ws.rpc.asking import Asking
+from aiohttp_session_ws.rpc.conversation import Asking
 from aiohttp_session_ws.rpc.in_order import InOrder
 from tests.support import until
 
