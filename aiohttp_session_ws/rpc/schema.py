@@ -69,7 +69,7 @@ def _procedure(
     signature = procedure.signature
     signature.check(defaults)
     described = _described(procedure, defaults, schema)
-    if signature.kind == "stream":
+    if signature.streams:
         described |= {"result": schema(None), "progress": schema(_part_of(signature.returns))}
     else:
         described["result"] = schema(signature.returns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from aiohttp import web
@@ -21,7 +21,6 @@ from .session import RPCRequest, Session
 
 __all__ = ["Binder", "Signature"]
 
-Kind: TypeAlias = Literal["coroutine", "stream", "plain"]
 Arguments: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 
 _BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -33,7 +32,7 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 
 class Signature:
     """
-    What a function takes, and of what kind it is.
+    What a function takes, and whether it is a stream.
 
     Args:
         function: The function, or a class whose instances are made for sessions.
@@ -45,7 +44,7 @@ class Signature:
 
     Attributes:
         function: The function.
-        kind: How the function is run.
+        streams: Whether it is an async generator function.
         name: How an error calls it.
         parameters: What it takes, without the object; anything is fit where nothing is said.
         returns: The annotation of what it returns or yields.
@@ -67,7 +66,8 @@ class Signature:
         ]
         self.parameters = tuple(parameters[1:] if method else parameters)
         self.returns = signature.return_annotation
-        self.kind = _kind_of(function)
+        made_by = (function, getattr(function, "__call__", None))  # noqa: B004  an object with one
+        self.streams = any(map(inspect.isasyncgenfunction, made_by))
         for parameter in self.parameters:
             self._check(parameter)
         missing = set(parts) - {parameter.name for parameter in self.parameters}
@@ -88,7 +88,7 @@ class Signature:
         Raises:
             TypeError: If it has no two halves.
         """
-        if self.kind != "stream":
+        if not self.streams:
             raise self.unfit(f"is {what}, an async function with one 'yield' between its halves")
 
     def _check(self, parameter: inspect.Parameter) -> None:
@@ -236,19 +236,6 @@ def _read(function: Callable[..., Any]) -> inspect.Signature:
                     return inspect.signature(function, eval_str=True, locals=frame.f_locals)
                 frame = frame.f_back
         raise
-
-
-def _kind_of(function: Callable[..., Any]) -> Kind:
-    """
-    Tell how a function is run.
-    """
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    for one in (function, call):
-        if inspect.isasyncgenfunction(one):
-            return "stream"
-        if inspect.iscoroutinefunction(one):
-            return "coroutine"
-    return "plain"
 
 
 def is_required(parameter: inspect.Parameter) -> bool:

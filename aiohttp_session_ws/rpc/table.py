@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
+from .._tasks import is_coroutine_function
 from .signature import Signature
 
 __all__ = ["Procedure", "RouteClass", "Served", "Topic"]
@@ -64,7 +65,7 @@ class Procedure(Entry):
         self.timeout = timeout
         self.threaded = threaded
         self.owner = owner
-        if threaded and self.signature.kind != "plain":
+        if threaded and (self.signature.streams or is_coroutine_function(function)):
             raise self.signature.unfit("isn't a plain function: only these run in a thread")
 
 

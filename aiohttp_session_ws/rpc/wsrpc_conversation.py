@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .._logging import log
 from ..close_codes import GOING_AWAY, NORMAL, POLICY_VIOLATION
@@ -25,6 +25,8 @@ from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
 
+_PING: Final = 2  # the number of all our pings: there is never more than one on its way
+
 
 class WsrpcConversation(Conversation):
     """
@@ -38,7 +40,7 @@ class WsrpcConversation(Conversation):
 
     __slots__ = ("_events", "_timer")
 
-    numbers = (4, 2)  # 2 is our pings'
+    numbers = (_PING + 2, 2)
 
     def __init__(self, host: Host, registry: SessionWSRegistry, ws: WebSocket) -> None:
         super().__init__(host, registry, ws, binary=False)
@@ -186,7 +188,3 @@ class WsrpcConversation(Conversation):
             for task in self._events:
                 task.cancel()
             yield partial(asyncio.wait, set(self._events))
-
-
-#: The number of all our pings: there is never more than one on its way.
-_PING = 2
