@@ -78,6 +78,9 @@ class WsrpcConversation(Conversation):
             raise RPCError(AUTHENTICATION_FAILED) from None
 
     async def _on_frame(self, frame: str | bytes) -> None:
+        session = self._session
+        if session is None or session.closed:
+            return  # the socket is closed next, but this had come by then
         try:
             message = wsrpc.decode(frame)
         except ProtocolViolation as exc:
@@ -88,16 +91,15 @@ class WsrpcConversation(Conversation):
         elif isinstance(message, wsrpc.Reply):
             self._on_reply(message)
         elif self._host.on_event:
-            self._on_event(message)
+            self._on_event(EventDetails(session, message.data))
 
-    def _on_event(self, event: wsrpc.Event) -> None:
+    def _on_event(self, details: EventDetails) -> None:
         """
         Hand an event to its receivers, or drop it while too many are being received.
         """
-        if self._session is None or len(self._events) >= self._host.limits.calls:
+        if len(self._events) >= self._host.limits.calls:
             log.debug("an event was dropped: too many at once")
             return
-        details = EventDetails(self._session, event.data)
         task = asyncio.create_task(self._host.on_event.send(details), name="event")
         self._events.add(task)
         task.add_done_callback(self._events.discard)

@@ -23,6 +23,7 @@ from aiohttp_session_ws import (
     session_ws_middleware,
     setup,
 )
+from tests.support.inspect import transport_of
 
 PATIENCE = 20.0  # seconds after which a test gives up waiting for an event
 QUICK = Timeouts(close=0.3, handler_grace=0.2, response=0.5)
@@ -215,3 +216,11 @@ def expect_clients(path: pathlib.Path) -> None:
     if not path.exists():
         reason = "not installed: npm install --ignore-scripts, in tests/rpc"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def send_together(ws: ClientWebSocketResponse, *texts: str) -> None:
+    """Send short texts in one packet."""
+    transport = transport_of(ws)
+    assert transport is not None
+    frames = [bytes([0x81, 0x80 | len(one)]) + bytes(4) + one.encode() for one in texts]
+    transport.write(b"".join(frames))

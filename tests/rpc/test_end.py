@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,7 +15,7 @@ from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handl
 from tests.support import until
 
 from .conftest import Serve
-from .support import Server, who
+from .support import Server, send_together, who
 
 Complaints = Callable[[], list[str]]
 
@@ -163,6 +164,32 @@ class TestLogOut:
         await until(lambda: not server.calls.sessions)
         assert begun[0] == (1, False)
         assert [n for n, closed in begun if closed] == []
+
+    @pytest.mark.parametrize("dialect", ["wamp", "wsrpc"])
+    async def test_nothing_begins_after_close(self, serve: Serve, dialect: str) -> None:
+        """Nor does one that came in the same packet as what closes its session."""
+        routes, begun = rpc.Routes(), list[str]()
+
+        @routes.route()
+        async def leave(session: rpc.Session) -> None:
+            begun.append("leave")
+            await session.close()
+
+        @routes.route()
+        async def mark() -> None:
+            begun.append("mark")
+
+        server = await serve(routes)
+        async with server.wamp() if dialect == "wamp" else server.wsrpc() as peer:
+            calls: list[Any] = [[48, 1, {}, "leave"], [48, 2, {}, "mark"]]
+            if dialect == "wsrpc":
+                calls = [{"id": 3, "method": "leave"}, {"id": 5, "method": "mark"}]
+            send_together(peer.ws, *map(json.dumps, calls))
+            if dialect == "wamp":
+                assert (await peer.hear())[0] == 6
+            assert await peer.closed() == 1000
+        await until(lambda: not server.calls.sessions)
+        assert begun == ["leave"]
 
     async def test_reverse_order(self, serve: Serve) -> None:
         """Calls are cancelled first, then topics left, then state handlers."""

@@ -21,7 +21,7 @@ from tests.support import until
 
 from ..support.inspect import transport_of
 from .conftest import Serve
-from .support import QUICK, who
+from .support import QUICK, send_together, who
 
 Complaints = Callable[[], list[str]]
 
@@ -237,10 +237,7 @@ async def test_many_messages_at_once(serve: Serve, dialect: str) -> None:
             await peer.say([48, 1, {}, "mark"], *[[49, 9, {}]] * many, [48, 2, {}, "mark"])
         else:
             texts = ['{"id":3,"method":"mark"}', *["{}"] * many, '{"id":5,"method":"mark"}']
-            frames = [bytes([0x81, 0x80 | len(one)]) + bytes(4) + one.encode() for one in texts]
-            transport = transport_of(peer.ws)
-            assert transport is not None
-            transport.write(b"".join(frames))
+            send_together(peer.ws, *texts)
         while len(marks) < 2:
             turns += 1
             await asyncio.sleep(0)
