@@ -1,5 +1,5 @@
 """
-What calls stand on, of the layers below: the one place that knows how it is to be had.
+What calls need of a registry beyond its public methods, in one place.
 """
 
 from __future__ import annotations

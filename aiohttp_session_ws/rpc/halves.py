@@ -1,8 +1,9 @@
 """
-What is done at the end of something, whatever happens: second halves, above all.
+State handlers and topics, async generators with two halves; and what ends a session, whatever
+happens.
 
-State handlers and topics are async generators with two halves. The first is awaited by whoever
-begins something, the second by whoever ends it, however it ends.
+The first half is awaited by whoever begins a session or a subscription, the second by whoever
+ends it, however it ends.
 """
 
 from __future__ import annotations
