@@ -76,6 +76,9 @@ class Realm:
         Run an async generator function with every session: its first half once the session
         is authenticated, its second half however the session ends. May be a decorator.
 
+        The first half can't wait for an answer of the client: nothing more is read before the
+        client has joined.
+
         Raises:
             TypeError: If it is no such function.
         """
