@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -100,7 +101,8 @@ class Application:
         ) | (options or WebSocketOptions())
         self._name = name
         self._warned = False
-        self._registries: list[tuple[SessionWSRegistry, str]] = []
+        # With what our events are relayed by. An application may outlive many, as in tests.
+        self._registries: list[tuple[weakref.ref[SessionWSRegistry], str]] = []
         self.on_call_start = self._host.on_start
         self.on_call_success = self._host.on_success
         self.on_call_fail = self._host.on_fail
@@ -176,11 +178,13 @@ class Application:
             TypeError: If a function takes an argument that nobody gives, or of a type that no
                 peer can send; it names the function and the remedy.
         """
-        if all(registry is not one for one, _ in self._registries):
+        known = self._known_registries()
+        if all(registry is not one for one, _ in known):
             for realm in self._realms():
                 self._host.scope(realm)
             name = self._relay_name()
-            self._registries.append((registry, name))
+            known.append((registry, name))
+            self._registries = [(weakref.ref(one), own) for one, own in known]
             ground.on_relay(registry, name, partial(self._on_relayed, registry))
 
     async def publish(
@@ -221,7 +225,8 @@ class Application:
                 f"{len(message)} bytes can't be relayed to other processes, {LARGEST} at most:"
                 " publish where to fetch it"
             )
-        if not self._registries:
+        registries = self._known_registries()
+        if not registries:
             if not self._warned:
                 self._warned = True
                 log.warning("published before any connection: call attach(registry) at the start")
@@ -229,8 +234,8 @@ class Application:
         wanted = chooser(whose, number)
         sockets, nodes, complete = 0, 1, True
         # Those that have stopped are of an application that ran before this one.
-        running = [one for one in self._registries if ground.is_running(one[0])]
-        for registry, name in running or self._registries:
+        running = [one for one in registries if ground.is_running(one[0])]
+        for registry, name in running or registries:
             own = self._host.topics.publish(registry, topic, args, kwargs, wanted)
             others = await registry.relay(name, message)
             sockets += own.sockets + others.sockets
@@ -243,6 +248,10 @@ class Application:
         Return what may be called and subscribed to, with its types as JSON Schema.
         """
         return schema_of({r.uri: r for r in self._realms()}, self._host.default_args)
+
+    def _known_registries(self) -> list[tuple[SessionWSRegistry, str]]:
+        found = ((one(), name) for one, name in self._registries)
+        return [(registry, name) for registry, name in found if registry is not None]
 
     def _realms(self) -> list[Realm]:
         default = self._host.default_realm

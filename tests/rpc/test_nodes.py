@@ -162,8 +162,16 @@ class TestTwoRegistries:
 
 
 def test_registry_that_is_let_go() -> None:
-    """An application doesn't keep a registry in memory when nobody has either any more."""
-    registry, calls = SessionWSRegistry(), rpc.Application()
+    """An application keeps no registry in memory, whether it is still there itself or not."""
+    calls = rpc.Application()
+    for _ in range(2):
+        registry = SessionWSRegistry()
+        calls.attach(registry)
+        gone = weakref.ref(registry)
+        del registry
+        gc.collect()
+        assert gone() is None
+    registry = SessionWSRegistry()
     calls.attach(registry)
     gone = weakref.ref(registry)
     del registry, calls
