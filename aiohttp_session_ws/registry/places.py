@@ -231,19 +231,16 @@ class Places:
 
     async def _report_all(self) -> None:
         """
-        Report what has changed, until nothing is left, or nothing can be told.
+        Report what has changed, until nothing is left.
         """
-        failed = False
         try:
             await asyncio.sleep(0)  # more may change in this turn
-            while not failed and (free := self._changed.keys() - self._busy.keys()):
+            while free := self._changed.keys() - self._busy.keys():
                 part = [*free][:PART]
-                failed = not await self._report({s: self._changed.pop(s) for s in part})
+                if not await self._report({s: self._changed.pop(s) for s in part}):
+                    await asyncio.sleep(RETRY)
         finally:
             self._reporting = False
-        if failed:
-            loop, context = asyncio.get_running_loop(), contextvars.Context()
-            _ = loop.call_later(RETRY, self._report_soon, context=context)
 
     async def _report(self, subjects: Mapping[Subject, bool]) -> bool:
         """

@@ -354,6 +354,25 @@ class TestTrouble:
         assert await expect_close(first) == 4429
         assert await lives(second)
 
+    async def test_stopped_meanwhile(
+        self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A node that has stopped tries no longer to tell a Redis that is away."""
+        monkeypatch.setattr(places, "RETRY", 0.01)
+        (a,) = await start(1, on_limit="refuse", per_identity=1)
+        _ = await opened(a, await log_in(a))
+        redis_server.kill()
+        await becomes(a, "degraded")
+        await a.server.close()
+        told = asyncio.Event()
+
+        async def report_places(*args: Any, **kwargs: Any) -> None:
+            told.set()
+
+        monkeypatch.setattr(cluster_of(a), "report_places", report_places)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(told.wait(), 10 * places.RETRY)
+
     async def test_missed(self, start: Start, redis_server: RedisServer) -> None:
         """A node that couldn't hear whom it has to close finds it when it hears again."""
         a, b = await start(on_limit="evict_oldest", per_identity=1)
