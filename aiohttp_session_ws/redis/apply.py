@@ -12,7 +12,9 @@ from typing import Final
 from .._lineage import Subject
 from ..close_codes import RECONNECT
 from ..connections.connection import State, TrackedConnection
-from ..registry.cluster import Effect, LocalNode, Order
+from ..registry.cluster import LocalNode
+from ..registry.judging import Effect
+from ..registry.order import Order
 from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
 from .decoding import HeardOrder
@@ -50,7 +52,7 @@ class Applier:
         self._hear(heard.changes)
         order, given = self._order(heard)
         effect = self._effects.apply(order, before=given)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
@@ -115,7 +117,7 @@ class Applier:
             raise
         if effect.closes:
             self._effects.carry_out_soon(effect)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
 
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
         """
@@ -163,7 +165,7 @@ class Applier:
         else:
             order, given = Order((), (subject,), close), self._clock.latest(at)
         effect = self._effects.apply(order, before=given)
-        self._node.order_heard(order, effect, sender.rpartition("/")[0])
+        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
         self._effects.carry_out_soon(effect)
 
     def _release(self, changes: tuple[Change, ...]) -> None:
@@ -176,7 +178,7 @@ class Applier:
         self._hear(changes)
         self._effects.learn(changes)
         for change in changes:
-            self._node.order_found(change)
+            self._node.announcer.found(change)
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)

@@ -23,7 +23,8 @@ from .._logging import OncePerMinute, fingerprint, log
 from .._tasks import supervise
 from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
-from ..registry.cluster import Held, LocalNode, Order, Place, Taken
+from ..registry.cluster import Held, LocalNode, Place, Taken
+from ..registry.order import Order
 from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.clock import PENDING

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..close_codes import Close
-from ..registry.cluster import Refresh
+from ..registry.order import Refresh
 from ..sessions.encoding import subject_of
 from ..sessions.records import Cause, Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
 from .messages import CAUSES, VERSION, CloseSession, Record

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from .._lineage import Subject
 from ..close_codes import Close
-from ..registry.cluster import Refresh
+from ..registry.order import Refresh
 from ..sessions.records import SubjectEnded
 from .messages import CloseSession, Record
 from .rows import Shape

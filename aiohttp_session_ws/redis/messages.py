@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from .._lineage import Subject
 from ..close_codes import Close
-from ..registry.cluster import Refresh
+from ..registry.order import Refresh
 from ..sessions.encoding import encode
 from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
 

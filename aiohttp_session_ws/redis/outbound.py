@@ -11,7 +11,9 @@ from typing import Final
 
 from .._lineage import Kind
 from ..close_codes import RECONNECT, Close
-from ..registry.cluster import NOTHING_CLOSED, Effect, LocalNode, Order
+from ..registry.cluster import LocalNode
+from ..registry.judging import NOTHING_CLOSED, Effect
+from ..registry.order import Order
 from ..results import CloseReport
 from ..sessions.records import SubjectEnded
 from .apply import Applier

@@ -226,7 +226,7 @@ class Queries:
                 complete = delivery.complete and self._knows(subject)
                 yield {"sockets": delivery.sockets, "complete": complete}
             case "relay":
-                self._node.receive_relay(str(body["name"]), payload)
+                self._node.relays.receive(str(body["name"]), payload)
             case "unrecorded":
                 self._publish_again(asker)
                 yield {}
@@ -237,7 +237,7 @@ class Queries:
                     yield {}
 
     async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
-        answer = await self._node.answer(str(body["do"]), body)
+        answer = await self._node.questions.answer(str(body["do"]), body)
         if number:
             _ = self._requests.answer(asker, number, DATA, answer)
 

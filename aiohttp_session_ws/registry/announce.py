@@ -13,7 +13,8 @@ from .._logging import log
 from .._tasks import BackgroundTasks
 from ..sessions.records import Change, LineageEnded, LineageRenewed, SubjectEnded
 from ..signals import OrderDetails, OrderKind, Signal, SubjectKind
-from .cluster import Effect, Order
+from .judging import NO_EFFECT, Effect
+from .order import Order
 
 __all__: list[str] = []
 
@@ -97,7 +98,7 @@ class Announcer:
         """
         order = Order((change,))
         if self.announces and not _is_mark(order):
-            self._announce(order, Effect(), "")
+            self._announce(order, NO_EFFECT, "")
 
     def _announce(self, order: Order, effect: Effect, node: str) -> None:
         about = _about(order)

@@ -35,9 +35,9 @@ from ..sessions.session import (
     storage_in,
 )
 from ..sessions.status import SETTLED, State, Status, effective_began
-from .cluster import Order
 from .core import Core
 from .identify import NOBODY, Owner, subjects_of
+from .order import Order
 
 __all__: list[str] = []
 

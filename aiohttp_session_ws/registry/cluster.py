@@ -11,95 +11,25 @@ Over 300 lines long: nearly all of it tells what a method has to do.
 
 from __future__ import annotations
 
-import math
-from collections.abc import (
-    Awaitable,
-    Collection,
-    Hashable,
-    Mapping,
-    Sequence,
-    Set as AbstractSet,
-)
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from .._lineage import Kind, Lineage, Subject
+from .._lineage import Lineage, Subject
 from .._tasks import BackgroundTasks
-from ..close_codes import Close
 from ..connections.connection import TrackedConnection
 from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
-from ..sessions.records import Change, Records
+from ..sessions.records import Records
 from ..sessions.status import Status
 from ..typing import Data
-from .judging import Unjudged
-from .questions import Answers, Figures
+from .announce import Announcer
+from .effects import Effects
+from .order import Order
+from .questions import Answers, Figures, Questions
+from .relay import Relays
 
 __all__: list[str] = []
-
-
-class Refresh(NamedTuple):
-    """
-    The open sockets of a lineage go on under another id and its next generation.
-
-    Attributes:
-        lineage: The lineage with that generation.
-        session_ws_id: The id.
-        until: When the session no longer belongs to its identity, by the wall clock.
-        was: The id before: what was registered by hand is filed under that only.
-    """
-
-    lineage: Lineage
-    session_ws_id: Hashable
-    until: float = math.inf
-    was: Hashable = None
-
-
-class Order(NamedTuple):
-    """
-    What is ordered at one time.
-
-    Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed; without one it depends on what became of each.
-        by: Who gave the order, for operators.
-        refresh: Which open sockets go on in place of being closed.
-    """
-
-    changes: tuple[Change, ...] = ()
-    closes: tuple[Subject, ...] = ()
-    close: Close | None = None
-    by: str | None = None
-    refresh: Refresh | None = None
-
-
-class Effect(NamedTuple):
-    """
-    What is left to do of an order on this node.
-
-    Attributes:
-        closing: The open sockets to close, and with what.
-        handshakes: How many handshakes it has rejected.
-        replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
-        rest: Open sockets that are judged while they are closed, if there are many.
-    """
-
-    closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
-    handshakes: int = 0
-    replaced: tuple[TrackedConnection, ...] = ()
-    rest: Unjudged | None = None
-
-    @property
-    def closes(self) -> bool:
-        """
-        Whether there may be open sockets to close.
-        """
-        return bool(self.closing or self.replaced or self.rest is not None)
-
-
-NO_EFFECT: Final = Effect()
-NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
 
 
 class Place(NamedTuple):
@@ -143,101 +73,32 @@ class Held(NamedTuple):
     ages: dict[int, float]
 
 
-class LocalEffects(Protocol):
-    """
-    How orders take effect on this node, in one way for its own and for those of others.
-    """
-
-    def apply(self, order: Order, *, before: float | None = None) -> Effect:
-        """
-        Let an order take effect: merge its records, reject handshakes, find open sockets.
-
-        Args:
-            order: The order.
-            before: When it was given, by the event loop's clock, if that was not right now:
-                who began a handshake later isn't told to reconnect.
-        """
-
-    def resolve(self) -> None:
-        """
-        Give what was ordered before the clock was known its time.
-        """
-
-    def concerned(
-        self, kind: Kind, values: Sequence[Hashable], *, ends: bool
-    ) -> AbstractSet[Hashable]:
-        """
-        Return those of some ids, identities or labels whose orders must be carried out one by one.
-
-        Args:
-            kind: What they are.
-            values: Which.
-            ends: Whether they end; else their sockets are to reconnect.
-        """
-
-    def note_ends(
-        self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
-    ) -> None:
-        """
-        Note ends, ordered by another node, of what this node holds nothing of.
-
-        Args:
-            kind: What ended: ids, identities or labels.
-            values: Which.
-            times: When each has ended, by the one clock.
-            ttl: Seconds to keep that after it was last met.
-        """
-
-    def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
-        """
-        Note close orders of another node to what this node holds nothing of.
-
-        Args:
-            kind: Who is to reconnect: ids, identities or labels.
-            values: Which.
-            times: When each was ordered, by the event loop's clock.
-        """
-
-    def carry_out(self, effect: Effect) -> Awaitable[CloseReport]:
-        """
-        Close the sockets of an order; their close frames are written before this returns.
-        """
-
-    def carry_out_soon(self, effect: Effect) -> None:
-        """
-        Write the close frames now; wait for the rest in the background.
-        """
-
-    def learn(self, changes: Sequence[Change]) -> None:
-        """
-        Let records take effect that were found; close what they end in the background.
-        """
-
-
 class LocalNode(Protocol):
     """
     What a cluster needs of this node.
 
     Attributes:
-        records: What has ended or was renewed.
+        announcer: Tells of the orders of others.
         connections: Its sockets.
+        effects: How orders take effect here.
+        own_ttl: For how many seconds it needs ends, by the storages that it has seen; 0 if it has
+            seen none.
+        questions: What others may ask it.
+        records: What has ended or was renewed.
+        relays: Takes the messages that others relay.
         tasks: Where what is heard is worked on.
         ttl: For how many seconds it keeps ends.
-        own_ttl: For how many seconds it needs them, by the storages that it has seen; 0 if it has
-            seen none.
     """
 
-    records: Records
+    announcer: Announcer
     connections: ConnectionManager
+    effects: Effects
+    own_ttl: float
+    questions: Questions
+    records: Records
+    relays: Relays
     tasks: BackgroundTasks
     ttl: float
-    own_ttl: float
-
-    @property
-    def effects(self) -> LocalEffects:
-        """
-        How orders take effect here.
-        """
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
@@ -252,26 +113,6 @@ class LocalNode(Protocol):
     async def push_here(self, subject: Subject | None, data: Data) -> Delivery:
         """
         Push to the sockets of this node.
-        """
-
-    def receive_relay(self, name: str, data: bytes) -> None:
-        """
-        Take a message that another node has relayed.
-        """
-
-    async def answer(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """
-        Answer a question of another node.
-        """
-
-    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
-        """
-        Announce an order of another node that has taken effect.
-        """
-
-    def order_found(self, change: Change) -> None:
-        """
-        Announce a record that was missed when it was published.
         """
 
     def keep_ends(self, ttl: float) -> None:

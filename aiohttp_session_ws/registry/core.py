@@ -17,7 +17,7 @@ session has ended is given an empty one. When the handler is done it is settled 
 before the response leaves (``settle.py``): what became of id, lineage and identity is compared
 with what came, records are made, and what would bring an ended session back isn't saved.
 
-*An order* (``cluster.py``) is records, and subjects whose sockets are to reconnect. There is one
+*An order* (``order.py``) is records, and subjects whose sockets are to reconnect. There is one
 way in which it takes effect, whoever gave it, on any node: :meth:`.Effects.apply` merges the
 records, then judges every connection that they may concern. Handshakes are rejected at once.
 Open sockets are closed by :meth:`.Effects.carry_out`; for an order that a request gives about its
@@ -89,14 +89,16 @@ from ..sessions.status import ALIVE, State, Status, effective_began, status
 from ..signals import Signals
 from ..typing import Data
 from .announce import Announcer
-from .cluster import NO_EFFECT, NOTHING_CLOSED, Cluster, Effect, Order
+from .cluster import Cluster
 from .draining import Drainer
 from .effects import Effects
 from .hooks import Adopt, Hooks, Ids, Overrides
 from .identify import NOBODY, Identifier, Owner, expect_no_mistake, subjects_of
+from .judging import NO_EFFECT, NOTHING_CLOSED, Effect
+from .order import Order
 from .places import Places, places_for
 from .presence import Presence
-from .questions import Body, Questions
+from .questions import Questions
 from .relay import Relays
 from .revalidation import Revalidator
 from .settings import Options, expect
@@ -420,36 +422,12 @@ class Core:
         """
         return self.connections.snapshot(subject, self.cluster.name)
 
-    def order_heard(self, order: Order, effect: Effect, node: str) -> None:
-        """
-        Announce an order of another node that has taken effect.
-        """
-        self.announcer.heard(order, effect, node)
-
-    def order_found(self, change: Change) -> None:
-        """
-        Announce a record that was missed when it was published.
-        """
-        self.announcer.found(change)
-
     def recount(self) -> None:
         """
         Report all places once more, if there are limits over all nodes.
         """
         if self.places is not None:
             self.places.recount()
-
-    async def answer(self, name: str, body: Body) -> Body:
-        """
-        Answer a question of another node.
-        """
-        return await self.questions.answer(name, body)
-
-    def receive_relay(self, name: str, data: bytes) -> None:
-        """
-        Take a message that another node has relayed.
-        """
-        self.relays.receive(name, data)
 
     async def push_here(
         self, subject: Subject | None, data: Data, except_: Connection | None = None

@@ -23,8 +23,9 @@ from ..sessions.session import (
     will_be_saved,
 )
 from .arrival import Arrival
-from .cluster import NO_EFFECT, Order
 from .core import Core
+from .judging import NO_EFFECT
+from .order import Order
 from .settle import Settlement
 
 __all__: list[str] = []

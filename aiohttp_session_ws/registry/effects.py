@@ -35,12 +35,11 @@ from ..sessions.records import (
     Records,
     SubjectEnded,
 )
-from ..sessions.status import Status
 from ..signals import Signals
 from .announce import Announcer
-from .cluster import NO_EFFECT, Effect, Order, Refresh
 from .hooks import Overrides
-from .judging import Judge, Unjudged, is_certain
+from .judging import NO_EFFECT, Effect, Judge, Sessions, Unjudged, is_certain
+from .order import Order, Refresh
 from .revalidation import Revalidator
 
 __all__: list[str] = []
@@ -52,9 +51,9 @@ PART: Final = 1000  # records of a journal that are learnt in a row, which takes
 AT_ONCE: Final = 10  # parts that wait to be written again: the writer takes so many at once
 
 
-class Sessions(Protocol):
+class Node(Sessions, Protocol):
     """
-    What is needed of a registry.
+    What is needed of a registry, besides its judgements.
     """
 
     announcer: Announcer
@@ -68,16 +67,6 @@ class Sessions(Protocol):
     signals: Signals
     tasks: BackgroundTasks
 
-    def status_of(self, connection: TrackedConnection) -> Status:
-        """
-        Judge the session of a connection by what is known.
-        """
-
-    def close_for(self, found: Status) -> Close | None:
-        """
-        Return what a socket of a session is told that was judged so.
-        """
-
 
 class Effects:
     """
@@ -87,7 +76,7 @@ class Effects:
         core: The parts of the registry.
     """
 
-    def __init__(self, core: Sessions) -> None:
+    def __init__(self, core: Node) -> None:
         self._core = core
         self._connections = core.connections
         self._records = core.records
@@ -204,13 +193,7 @@ class Effects:
             ((connection, told),) = found.items()
             if connection.state is not OPENING and is_certain(order.changes, connection, told):
                 return Effect(((order.close, (connection,)),))
-        judge = Judge(
-            order.changes,
-            bool(order.closes),
-            order.close,
-            self._core.status_of,
-            self._core.close_for,
-        )
+        judge = Judge(order, self._core)
         handshakes = 0
         for connection in [c for c in found if c.state is OPENING]:
             close = judge.close_of(connection, found.pop(connection))

@@ -5,13 +5,32 @@ Judges the connections that an order may concern: a few at once, many while they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from ..close_codes import RECONNECT, SESSION_ENDED, Close
 from ..connections.connection import CLOSED, OPEN, TrackedConnection
+from ..results import CloseReport
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.status import State, Status
+from .order import Order
 
 __all__: list[str] = []
+
+
+class Sessions(Protocol):
+    """
+    What is needed of a registry.
+    """
+
+    def status_of(self, connection: TrackedConnection) -> Status:
+        """
+        Judge the session of a connection by what is known.
+        """
+
+    def close_for(self, found: Status) -> Close | None:
+        """
+        Return what a socket of a session is told that was judged so.
+        """
 
 
 class Judge:
@@ -19,28 +38,17 @@ class Judge:
     Tells with what an order closes a connection.
 
     Args:
-        changes: The records of the order; they are merged.
-        closes: Whether it tells somebody to reconnect besides.
-        close: With what it closes; without one it depends on what became of each.
-        status_of: Judges the session of a connection.
-        close_for: Returns what a socket of a session is told that was judged so.
+        order: The order; its records are merged.
+        core: The registry's parts.
 
     Attributes:
         replaced: Open sockets of an older generation, which it hasn't closed: they may go on.
     """
 
-    def __init__(
-        self,
-        changes: Sequence[Change],
-        closes: bool,
-        close: Close | None,
-        status_of: Callable[[TrackedConnection], Status],
-        close_for: Callable[[Status], Close | None],
-    ) -> None:
+    def __init__(self, order: Order, core: Sessions) -> None:
         self.replaced: list[TrackedConnection] = []
-        self._changes, self._closes, self._close = changes, closes, close
-        self._status_of = status_of
-        self._close_for = close_for
+        self._order = order
+        self._core = core
         self._judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
 
     def close_of(self, connection: TrackedConnection, told: bool) -> Close | None:
@@ -66,25 +74,25 @@ class Judge:
         """
         Return what a connection is told, and whether it may go on if the order itself tells.
         """
-        c = connection
+        c, order = connection, self._order
         key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
         if c.seldom is not None:
             key = *key, c.labels, c.proven
         if key not in self._judged:
-            self._judged[key] = self._status_of(connection)
-        close = self._close_for(self._judged[key])
+            self._judged[key] = self._core.status_of(connection)
+        close = self._core.close_for(self._judged[key])
         if close is None:
-            return ((self._close or self._told(connection)) if told else None), False
-        if self._judged[key].state is State.REPLACED and not self._closes and c.state is OPEN:
+            return ((order.close or self._told(connection)) if told else None), False
+        if self._judged[key].state is State.REPLACED and not order.closes and c.state is OPEN:
             return None, True
-        return self._close or close, False
+        return order.close or close, False
 
     def _told(self, connection: TrackedConnection) -> Close:
         """
         Return what a connection is told that shares an id with the lineage of an order.
         """
         if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
-            for change in self._changes:
+            for change in self._order.changes:
                 if isinstance(change, LineageEnded):
                     return RECONNECT if change.carries else SESSION_ENDED
         return RECONNECT
@@ -173,3 +181,31 @@ class Unjudged:
         for act in self._when_judged:
             act()
         self._when_judged.clear()
+
+
+class Effect(NamedTuple):
+    """
+    What is left to do of an order on this node.
+
+    Attributes:
+        closing: The open sockets to close, and with what.
+        handshakes: How many handshakes it has rejected.
+        replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
+        rest: Open sockets that are judged while they are closed, if there are many.
+    """
+
+    closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
+    handshakes: int = 0
+    replaced: tuple[TrackedConnection, ...] = ()
+    rest: Unjudged | None = None
+
+    @property
+    def closes(self) -> bool:
+        """
+        Whether there may be open sockets to close.
+        """
+        return bool(self.closing or self.replaced or self.rest is not None)
+
+
+NO_EFFECT: Final = Effect()
+NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes

@@ -15,8 +15,8 @@ from ..connections.connection import OPEN, OPENING
 from ..options import Timeouts
 from ..results import CloseReport, ClusterStats, Stats
 from ..sessions.encoding import decode, encode
-from .cluster import Effect
 from .core import Core
+from .judging import Effect
 from .questions import Body
 from .settings import expect
 

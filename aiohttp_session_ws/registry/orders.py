@@ -14,9 +14,9 @@ from ..connections.connection import Connection
 from ..results import CloseReport, Handle
 from ..sessions.context import current_request
 from ..sessions.records import Change, LineageEnded, SubjectEnded
-from .cluster import Order
 from .core import Core
 from .handles import resolve
+from .order import Order
 
 __all__: list[str] = []
 

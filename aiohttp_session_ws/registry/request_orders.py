@@ -26,10 +26,10 @@ from ..sessions.session import (
     has_storage,
     will_be_saved,
 )
-from .cluster import Order
 from .core import Core
 from .deferred import close_later, context_for, settle, settle_when_sent
 from .identify import NOBODY, subjects_of
+from .order import Order
 
 __all__: list[str] = []
 

@@ -37,9 +37,9 @@ from ..sessions.session import (
     loaded_session,
     put_session,
 )
-from ..sessions.status import Status
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
+from .judging import Sessions
 from .request_again import request_again, was_touched, what_it_asks
 
 __all__: list[str] = []
@@ -52,9 +52,9 @@ DRIFT: Final = 1.0  # seconds that the wall clock may go apart from ours between
 SPREAD: Final = 1000  # checks in a second, when all are due at once
 
 
-class Sessions(Protocol):
+class Node(Sessions, Protocol):
     """
-    What the check needs of a registry.
+    What the check needs of a registry, besides its judgements.
     """
 
     authorize: Authorize | None
@@ -64,16 +64,6 @@ class Sessions(Protocol):
     keys: SessionKeys
     records: Records
     tasks: BackgroundTasks
-
-    def status_of(self, connection: TrackedConnection) -> Status:
-        """
-        Judge the session of a connection by what is known.
-        """
-
-    def close_for(self, found: Status) -> Close | None:
-        """
-        Return what a socket of a session is told that was judged so.
-        """
 
     def current_id(self, request: web.Request) -> Awaitable[Hashable | None]:
         """
@@ -112,7 +102,7 @@ class Revalidator:
         core: The registry's parts.
     """
 
-    def __init__(self, core: Sessions) -> None:
+    def __init__(self, core: Node) -> None:
         self._core = core
         self._running: dict[Hashable, asyncio.Task[None]] = {}  # by the id that is being checked
         self._failed_at: float | None = None  # when a check failed, until one works again

@@ -33,9 +33,9 @@ from ..sessions.session import (
     was_changed,
 )
 from ..sessions.status import SETTLED, State
-from .cluster import Order, Refresh
 from .core import Core
 from .identify import NOBODY, Owner
+from .order import Order, Refresh
 
 __all__: list[str] = []
 

@@ -13,7 +13,8 @@ from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.encoding import encode
 from ..typing import Data
-from .cluster import Held, LocalNode, Order, PendingReport, Place, Taken
+from .cluster import Held, LocalNode, PendingReport, Place, Taken
+from .order import Order
 from .questions import Answers, Figures
 
 __all__: list[str] = []

@@ -32,8 +32,9 @@ from ..sessions.session import (
     load_session,
     storage_of,
 )
-from ..sessions.status import State, Status
+from ..sessions.status import State
 from .cluster import Cluster
+from .judging import Sessions
 from .request_again import request_again
 
 __all__: list[str] = []
@@ -41,9 +42,9 @@ __all__: list[str] = []
 TOO_FAST = Close(POLICY_VIOLATION.code, "too many messages")
 
 
-class Sessions(Protocol):
+class Node(Sessions, Protocol):
     """
-    What is needed of a registry.
+    What is needed of a registry, besides its judgements.
     """
 
     cluster: Cluster
@@ -51,11 +52,6 @@ class Sessions(Protocol):
     keys: SessionKeys
     records: Records
     tasks: BackgroundTasks
-
-    def status_of(self, connection: TrackedConnection) -> Status:
-        """
-        Judge the session of a connection by what is known.
-        """
 
 
 class Traffic:
@@ -72,7 +68,7 @@ class Traffic:
         rated: Whether handshakes are.
     """
 
-    def __init__(self, core: Sessions, limits: Limits, expiry: Expiry) -> None:
+    def __init__(self, core: Node, limits: Limits, expiry: Expiry) -> None:
         self._core = core
         self._handshakes = _rate(limits.handshakes_per_second)
         self.rated = self._handshakes is not None
@@ -127,7 +123,7 @@ def _rate(per_second: float | None) -> Rate | None:
     return None if per_second is None else Rate(per_second)
 
 
-async def keep_alive(core: Sessions, connection: TrackedConnection) -> None:
+async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     """
     Save the session of a connection once more, so that its time begins anew.
 
@@ -156,7 +152,7 @@ async def keep_alive(core: Sessions, connection: TrackedConnection) -> None:
             await empty_in_storage(request, stored, core.keys, known)
 
 
-def _is_over(core: Sessions, connection: TrackedConnection) -> bool:
+def _is_over(core: Node, connection: TrackedConnection) -> bool:
     """
     Tell whether nothing of a session may be left in its storage.
 

@@ -19,7 +19,7 @@ from aiohttp_session_ws import (
 )
 from aiohttp_session_ws._lineage import Subject
 from aiohttp_session_ws.exceptions import NotSetUp, SessionEnded
-from aiohttp_session_ws.registry.cluster import Order
+from aiohttp_session_ws.registry.order import Order
 from aiohttp_session_ws.sessions.records import SubjectEnded
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, reached, user_of

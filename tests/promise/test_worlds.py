@@ -22,10 +22,10 @@ from aiohttp_session_ws._lineage import Lineage
 from aiohttp_session_ws.connections.index import ConnectionIndex
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
 from aiohttp_session_ws.registry import deferred
-from aiohttp_session_ws.registry.cluster import Order, Refresh
 from aiohttp_session_ws.registry.core import Core
 from aiohttp_session_ws.registry.draining import Drainer
 from aiohttp_session_ws.registry.effects import Effects
+from aiohttp_session_ws.registry.order import Order, Refresh
 from aiohttp_session_ws.sessions.journal import Journal
 from aiohttp_session_ws.sessions.records import (
     Change,

@@ -15,7 +15,8 @@ from typing import Any
 from aiohttp_session_ws import SessionWSRegistry
 from aiohttp_session_ws._lineage import Lineage, Subject
 from aiohttp_session_ws.connections.connection import TrackedConnection
-from aiohttp_session_ws.registry.cluster import Cluster, LocalNode, Order, PendingReport
+from aiohttp_session_ws.registry.cluster import Cluster, LocalNode, PendingReport
+from aiohttp_session_ws.registry.order import Order
 from aiohttp_session_ws.registry.single_process import SingleProcess
 from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import Change, Records, SubjectEnded

@@ -41,7 +41,7 @@ from aiohttp_session_ws.redis.rows import (
     read_row,
     row_text,
 )
-from aiohttp_session_ws.registry.cluster import Refresh
+from aiohttp_session_ws.registry.order import Refresh
 from aiohttp_session_ws.sessions.records import (
     IdNote,
     LineageEnded,

@@ -22,6 +22,7 @@ from aiohttp_session_ws.connections.connection import CLOSING, OPEN, TrackedConn
 from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.registry.identify import Owner, subjects_of
 from aiohttp_session_ws.registry.judging import Judge, is_certain
+from aiohttp_session_ws.registry.order import Order
 from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import (
@@ -213,7 +214,11 @@ def test_certain() -> None:
             subjects = subjects_of(c.session_ws_id, Owner(c.identity, c.labels))
             return status(known, c.lineage, subjects, clock, 30.0)
 
-        slow = Judge(changes, told, Close(4000), judge, lambda found: CLOSE_FOR[found.state])
+        core: Any = SimpleNamespace(
+            status_of=judge, close_for=lambda found: CLOSE_FOR[found.state]
+        )
+        closes = (Subject("id", "x"),) if told else ()
+        slow = Judge(Order(changes, closes, Close(4000)), core)
         if is_certain(changes, connection, told):
             certain[told] += 1
             assert slow.close_of(connection, told) == Close(4000)
