@@ -14,8 +14,8 @@ from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..close_codes import Close
 from ..registry.order import Refresh
 from ..sessions.encoding import subject_of
-from ..sessions.records import Cause, Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
-from .messages import CAUSES, VERSION, CloseSession, Record
+from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
+from .messages import LOGIN, VERSION, CloseSession, Record
 
 __all__: list[str] = []
 
@@ -31,10 +31,7 @@ WRONG: Final = (
 
 _read: Final = json.JSONDecoder().raw_decode  # loads() asks first what it is given
 
-_CAUSES: Final[dict[int, frozenset[Cause]]] = {
-    bits: frozenset(cause for cause, bit in CAUSES.items() if bits & bit)  # type: ignore[misc]
-    for bits in range(4)
-}
+_BY_LOGIN: Final = {bits: bool(bits & LOGIN) for bits in range(4)}
 
 
 class HeardOrder(NamedTuple):
@@ -175,7 +172,7 @@ def _renewed(
         _generation(generation),
         _generation(after),
         _time(at),
-        _CAUSES[by],
+        _BY_LOGIN[by],
         bool(seen),
         ttl_of(ttl),
     )

@@ -31,7 +31,7 @@ VERSION: Final = 1
 CLOSE_TTL: Final = 3600.0
 LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis takes no TTL without end
 
-CAUSES: Final = {"renewal": 1, "login": 2}  # bits, which Redis' script adds up
+LOGIN: Final = 2  # how a log-in is written: a bit, for Redis' script adds bits up
 
 WRITTEN_AGAIN: Final = b"],[],2]"  # how lines end of what Redis had lost
 
@@ -129,8 +129,8 @@ def _ended(record: LineageEnded) -> Stored:
 
 
 def _renewed(record: LineageRenewed) -> Stored:
-    token, generation, after, at, by, seen, ttl = record
-    name, causes = quote(token), sum(CAUSES[cause] for cause in by)
+    token, generation, after, at, login, seen, ttl = record
+    name, causes = quote(token), LOGIN * login
     text = f'[1,"renewed",{generation},{after},{at!r},{causes},{seen:d},{ttl!r},{name}]'
     return Stored("lineage:" + name, milliseconds(ttl), text)
 

@@ -311,7 +311,7 @@ class Arrival:
             state is State.REPLACED
             and is_server_side(session)
             and isinstance(record, LineageRenewed)
-            and "login" not in record.by
+            and not record.login
         ):
             context.lineage = lineage.renewed(record.generation)
             core.keys.write_lineage(session, context.lineage)
@@ -351,9 +351,8 @@ class Arrival:
             newest = known.generation if isinstance(known, LineageRenewed) else 0
             if generation < newest:
                 return
-            change = LineageRenewed(
-                lineage.token, generation, 0, core.clock.now(), frozenset(), True, core.ttl
-            )
+            now = core.clock.now()
+            change = LineageRenewed(lineage.token, generation, 0, now, False, True, core.ttl)
         if change != known:
             core.give_soon(Order((change,)))
             self._context.newest = generation

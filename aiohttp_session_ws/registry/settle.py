@@ -290,7 +290,7 @@ class Settlement:
         if not context.status.alive:
             return False
         if outcome.renewed:
-            return now.state is not State.ENDED and not self._overtaken(lineage, "login")
+            return now.state is not State.ENDED and not self._overtaken(lineage, by_login=True)
         return now.alive and not self._overtaken(lineage)
 
     async def _may_begin(self, lineage: Lineage) -> bool:
@@ -319,18 +319,19 @@ class Settlement:
             return False
         if core.records.ended_before(own) >= lineage.began:
             return False
-        return not self._overtaken(lineage, "login")
+        return not self._overtaken(lineage, by_login=True)
 
-    def _overtaken(self, lineage: Lineage, by: str | None = None) -> bool:
+    def _overtaken(self, lineage: Lineage, *, by_login: bool = False) -> bool:
         """
-        Tell whether another request gave the lineage its next generation meanwhile.
+        Tell whether another request gave the lineage its next generation meanwhile, or whether a
+        visitor's log-in did.
         """
         record = self._core.records.lineage(lineage.token)
         if not isinstance(record, LineageRenewed):
             return False
         if record.generation == self._context.newest:
             return False
-        return by is None or by in record.by
+        return record.login or not by_login
 
     def _record_end(self, outcome: Outcome, *, carries: bool) -> None:
         """
@@ -384,7 +385,7 @@ class Settlement:
         if begins or context.fresh or lineage is None:
             visitor = outcome.logged_in and not (context.fresh or self._orders.begins)
             if visitor and lineage is not None:
-                self._give_next(lineage, "login")
+                self._give_next(lineage, login=True)
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
             goes_on = self._orders.begins and self._orders.ended is None
@@ -400,7 +401,7 @@ class Settlement:
                 await self._begin(session, outcome)
             else:
                 if not self._overtaken(lineage):
-                    self._give_next(lineage, "renewal")
+                    self._give_next(lineage, login=False)
                 await self._renew(session, lineage, outcome)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
@@ -470,7 +471,7 @@ class Settlement:
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 
-    def _give_next(self, lineage: Lineage, by: str) -> None:
+    def _give_next(self, lineage: Lineage, *, login: bool) -> None:
         """
         Give a lineage its next generation.
         """
@@ -482,9 +483,9 @@ class Settlement:
                 newest + 1,
                 lineage.generation,
                 core.clock.order_time(),
-                frozenset({"login" if by == "login" else "renewal"}),
+                login,
                 seen=False,
-                ttl=LOGIN_TTL if by == "login" else core.ttl,
+                ttl=LOGIN_TTL if login else core.ttl,
             )
         )
 

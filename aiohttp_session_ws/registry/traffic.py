@@ -162,4 +162,4 @@ def _is_over(core: Node, connection: TrackedConnection) -> bool:
     if state is not State.REPLACED:
         return state is State.ENDED
     record = core.records.lineage(connection.lineage.token)
-    return isinstance(record, LineageRenewed) and "login" in record.by
+    return isinstance(record, LineageRenewed) and record.login

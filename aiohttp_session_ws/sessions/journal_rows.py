@@ -18,7 +18,6 @@ from .records import (
     MINOR,
     MINOR_TTL,
     RECORDS,
-    Cause,
     Change,
     IdNote,
     LineageEnded,
@@ -30,7 +29,7 @@ __all__: list[str] = []
 
 APPLICATION_ID: Final = 0x61735753  # "asWS", so that nobody else's database is taken for ours
 VERSION: Final = 1
-CAUSES: Final[dict[Cause, int]] = {"renewal": 1, "login": 2}
+LOGIN: Final = 2  # the bit of a log-in among the causes
 
 SCHEMA: Final = f"""
 BEGIN;
@@ -146,9 +145,8 @@ def as_row(change: Change, now: float) -> Row:
             return Row("minor" if minor else "ended", values)
         case SubjectEnded(subject, before, ttl):
             return Row("subjects", (encode(subject), before, ttl, now + ttl))
-        case LineageRenewed(token, generation, after, at, by, seen, ttl):
-            causes = sum(CAUSES[cause] for cause in by)
-            key = encode(token)
+        case LineageRenewed(token, generation, after, at, login, seen, ttl):
+            key, causes = encode(token), LOGIN * login
             return Row("renewed", (key, generation, after, at, causes, seen, ttl, now + ttl))
         case IdNote(session_ws_id, token, began, ttl):
             return Row("notes", (encode(session_ws_id), encode(token), began, ttl, now + ttl))
@@ -175,8 +173,8 @@ def read_renewed(
     """
     Return what a row of ``renewed`` says.
     """
-    by = frozenset(cause for cause, bit in CAUSES.items() if causes & bit)
-    return LineageRenewed(str(decode(key)), generation, given_to, at, by, bool(seen), ttl)
+    login = bool(causes & LOGIN)
+    return LineageRenewed(str(decode(key)), generation, given_to, at, login, bool(seen), ttl)
 
 
 def read_note(key: str, token: str, began: float, ttl: float) -> Change:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from .._expiring import ExpiringDict
 from .._lineage import Kind, Subject
@@ -26,18 +26,6 @@ RECORDS: Final = 1_000_000  # ends; and as many generations and notes
 MINOR: Final = 100_000  # ends of sessions that held nothing
 MINOR_TTL: Final = 3600.0  # seconds that such an end is kept
 LOGIN_TTL: Final = 3600.0  # seconds that a visitor's generation is kept after a log-in
-
-Cause: TypeAlias = Literal["renewal", "login"]
-
-#: What renewals are made by, by its number among these: a frozenset is never out of the garbage
-#: collector's sight.
-_CAUSES: Final[tuple[frozenset[Cause], ...]] = (
-    frozenset(),
-    frozenset({"renewal"}),
-    frozenset({"login"}),
-    frozenset({"renewal", "login"}),
-)
-_NUMBER_OF: Final = {causes: number for number, causes in enumerate(_CAUSES)}
 
 
 class LineageEnded(NamedTuple):
@@ -86,7 +74,7 @@ class LineageRenewed(NamedTuple):
         generation: The newest.
         after: To which one it was given; what is older is replaced for good.
         at: When, by the one clock.
-        by: A renewal, a visitor's log-in, or both at once.
+        login: Whether a visitor's log-in gave it, be it besides a renewal.
         seen: Whether a request has come with it.
         ttl: Seconds to keep this after it was last met.
     """
@@ -95,7 +83,7 @@ class LineageRenewed(NamedTuple):
     generation: int
     after: int
     at: float
-    by: frozenset[Cause]
+    login: bool
     seen: bool
     ttl: float
 
@@ -160,7 +148,7 @@ Change: TypeAlias = LineageEnded | LineageRenewed | SubjectEnded | IdNote
 
 #: Records as they are kept, by their token, subject or id.
 _End: TypeAlias = tuple[float, bool, float, bool]
-_Renewal: TypeAlias = tuple[int, int, float, int, bool, float]
+_Renewal: TypeAlias = tuple[int, int, float, bool, bool, float]
 _Note: TypeAlias = tuple[str, float, float]
 
 
@@ -232,7 +220,7 @@ class Records:
 
     def _renewals(self) -> Iterator[LineageRenewed]:
         for token, renewal, _ in self._renewed.items():
-            yield _as_renewal(token, renewal)
+            yield LineageRenewed(token, *renewal)
 
     def knows(self, token: str) -> bool:
         """
@@ -272,7 +260,7 @@ class Records:
         if end is not None:
             return end
         renewal = self._renewed.get(token)
-        return None if renewal is None else _as_renewal(token, renewal)
+        return None if renewal is None else LineageRenewed(token, *renewal)
 
     def _end_of(self, token: str) -> LineageEnded | None:
         end = self._ended.get(token) or self._minor.get(token)
@@ -407,11 +395,10 @@ class Records:
         return True
 
     def _put_end(self, end: LineageEnded) -> None:
-        token, at, carries, ttl, minor = end
-        if minor:
-            self._minor.put(token, (at, carries, ttl, minor), min(ttl, MINOR_TTL))
+        if end.minor:
+            self._minor.put(end.token, end[1:], min(end.ttl, MINOR_TTL))
         else:
-            self._ended.put(token, (at, carries, ttl, minor), ttl)
+            self._ended.put(end.token, end[1:], end.ttl)
 
     def _merge_renewal(self, change: LineageRenewed) -> bool:
         known = self.lineage(change.token)
@@ -424,8 +411,7 @@ class Records:
         return True
 
     def _put_renewal(self, renewal: LineageRenewed) -> None:
-        token, generation, after, at, by, seen, ttl = renewal
-        self._renewed.put(token, (generation, after, at, _NUMBER_OF[by], seen, ttl), ttl)
+        self._renewed.put(renewal.token, renewal[1:], renewal.ttl)
 
     def _merge_subject(self, change: SubjectEnded) -> bool:
         subject, before, ttl = change
@@ -468,11 +454,6 @@ class Records:
         self._evicted += 1
 
 
-def _as_renewal(token: str, renewal: _Renewal) -> LineageRenewed:
-    generation, after, at, by, seen, ttl = renewal
-    return LineageRenewed(token, generation, after, at, _CAUSES[by], seen, ttl)
-
-
 def _merged_ends(known: LineageEnded, change: LineageEnded) -> LineageEnded:
     return LineageEnded(
         known.token,
@@ -491,7 +472,7 @@ def _merged_renewals(known: LineageRenewed, change: LineageRenewed) -> LineageRe
         known.generation,
         max(known.after, change.after),
         max(known.at, change.at),
-        known.by | change.by,
+        known.login or change.login,
         known.seen or change.seen,
         max(known.ttl, change.ttl),
     )

@@ -53,8 +53,8 @@ VALUES = ["plain", 'quoted " \\ \n', "half a pair \ud800", "☃", 7, -(2**70), (
 RECORDS: list[Record] = [
     LineageEnded("tok", 1.25, carries=True, ttl=60.0, minor=False),
     LineageEnded('tok"en', 1763740000.1234567, carries=False, ttl=3600.0, minor=True),
-    LineageRenewed("t", 3, 2, 1.5, frozenset({"renewal", "login"}), seen=True, ttl=9.0),
-    LineageRenewed("t", 2**53, 0, 1.5, frozenset({"login"}), seen=False, ttl=9.5),
+    LineageRenewed("t", 3, 2, 1.5, True, seen=True, ttl=9.0),
+    LineageRenewed("t", 2**53, 0, 1.5, True, seen=False, ttl=9.5),
     *[SubjectEnded(Subject("id", value), 1.1, 60.0) for value in VALUES],
     SubjectEnded(Subject("label", ("device", "x,y")), 1.1, 60.0),
     *[IdNote(value, "to,k", 0.0, 60.0) for value in VALUES],

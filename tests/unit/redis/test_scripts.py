@@ -24,7 +24,6 @@ from aiohttp_session_ws.redis.io.scripts import END_OTHERS, FIND, HEARTBEAT, LEA
 from aiohttp_session_ws.redis.messages import CloseSession, Record, encode_record
 from aiohttp_session_ws.redis.rows import Shape
 from aiohttp_session_ws.sessions.records import (
-    Cause,
     Change,
     IdNote,
     LineageEnded,
@@ -99,10 +98,9 @@ def change(rng: random.Random) -> Change:
         case 0:
             return LineageEnded(token, at, rng.random() < 0.5, ttl)
         case 1:
-            causes: list[Cause] = ["renewal", "login"]
-            by = frozenset(rng.sample(causes, rng.randrange(1, 3)))
+            login = rng.random() < 0.5
             seen, generation = rng.random() < 0.5, rng.randrange(1, 4)
-            return LineageRenewed(token, generation, rng.randrange(3), at, by, seen, ttl)
+            return LineageRenewed(token, generation, rng.randrange(3), at, login, seen, ttl)
         case 2:
             kind, value = rng.choice(["id", "identity"]), f"x{rng.randrange(3)}"
             return SubjectEnded(Subject(kind, value), at, ttl)  # type: ignore[arg-type]
@@ -148,7 +146,7 @@ class TestMerge:
         """Who writes less than is known is told of it."""
         ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
         await redis.write(Entry([ended]))
-        renewed = LineageRenewed("t", 1, 0, 6.0, frozenset({"login"}), seen=False, ttl=60.0)
+        renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
         (known,) = await redis.write(Entry([renewed]))
         assert read_record(known) == ended
         assert await redis.write(Entry([ended])) == []
@@ -242,7 +240,7 @@ class TestMerge:
     async def test_other_version(self, redis: Scripts) -> None:
         """A record of another version is overwritten by an end, and by nothing else."""
         await redis.client.set(TAG + 'lineage:"t"', "[2,true]")
-        renewed = LineageRenewed("t", 1, 0, 6.0, frozenset({"login"}), seen=False, ttl=60.0)
+        renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
         await redis.write(Entry([renewed]))
         assert await redis.client.get(TAG + 'lineage:"t"') == b"[2,true]"
         ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
@@ -327,8 +325,8 @@ class TestEndOthers:
         "record",
         [
             LineageEnded("me", 1.0, carries=True, ttl=60.0),
-            LineageRenewed("me", 3, 0, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
-            LineageRenewed("me", 4, 3, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
+            LineageRenewed("me", 3, 0, 1.0, False, seen=True, ttl=60.0),
+            LineageRenewed("me", 4, 3, 1.0, False, seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 10.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 10.0, 60.0),
             SubjectEnded(Subject("label", "phone"), 10.0, 60.0),
@@ -344,8 +342,8 @@ class TestEndOthers:
     @pytest.mark.parametrize(
         "record",
         [
-            LineageRenewed("me", 2, 1, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
-            LineageRenewed("me", 3, 2, 1.0, frozenset({"renewal"}), seen=False, ttl=60.0),
+            LineageRenewed("me", 2, 1, 1.0, False, seen=True, ttl=60.0),
+            LineageRenewed("me", 3, 2, 1.0, False, seen=False, ttl=60.0),
             SubjectEnded(Subject("id", "x"), 9.0, 60.0),
             SubjectEnded(Subject("identity", "ann"), 9.0, 60.0),
             SubjectEnded(Subject("label", "phone"), 9.0, 60.0),

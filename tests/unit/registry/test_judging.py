@@ -203,7 +203,7 @@ def test_certain() -> None:
         told = rng.random() < 0.5
         others: list[Change] = [
             LineageEnded("t", 1.0, carries=rng.random() < 0.5, ttl=60.0),
-            LineageRenewed("t", 2, 1, 1.0, frozenset({"renewal"}), seen=True, ttl=60.0),
+            LineageRenewed("t", 2, 1, 1.0, False, seen=True, ttl=60.0),
             IdNote("x", "t", 1.0, 60.0),
         ]
         changes: tuple[Change, ...] = () if told else (end,)

@@ -155,7 +155,7 @@ class TestReload:
         changes: list[Change] = [
             ended(1),
             LineageEnded("visitor", 5.0, carries=True, ttl=DAY, minor=True),
-            LineageRenewed("b", 3, 2, 7.5, frozenset({"renewal", "login"}), True, DAY),
+            LineageRenewed("b", 3, 2, 7.5, True, True, DAY),
             SubjectEnded(Subject("identity", ("shop", 7)), 8.0, DAY),
             SubjectEnded(Subject("label", ("sid", "x")), 8.5, DAY),
             IdNote("id", "b", 1.0, DAY),

@@ -24,7 +24,6 @@ from aiohttp_session_ws.sessions.clock import PENDING
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from aiohttp_session_ws.sessions.journal_rows import POOLS, VERSION, Pool, as_row
 from aiohttp_session_ws.sessions.records import (
-    Cause,
     Change,
     IdNote,
     LineageEnded,
@@ -121,14 +120,13 @@ def ended(number: int, ttl: float = DAY, *, minor: bool = False) -> LineageEnded
 def some_change(choose: random.Random) -> Change:
     """Return any change about few lineages and subjects."""
     token, time = choose.choice("ab"), float(choose.randrange(5))
-    causes: list[frozenset[Cause]] = [frozenset({"renewal"}), frozenset({"login"})]
     match choose.randrange(4):
         case 0:
             return LineageEnded(token, time, choose.random() < 0.5, DAY, choose.random() < 0.5)
         case 1 | 2:
             after = choose.randrange(3)
-            seen, by = choose.random() < 0.5, choose.choice(causes)
-            return LineageRenewed(token, choose.randrange(1, 4), after, time, by, seen, DAY)
+            seen, login = choose.random() < 0.5, choose.random() < 0.5
+            return LineageRenewed(token, choose.randrange(1, 4), after, time, login, seen, DAY)
     if choose.random() < 0.5:
         return SubjectEnded(Subject("identity", choose.randrange(2)), time, DAY)
     return IdNote(choose.randrange(2), token, time, DAY)
@@ -163,7 +161,7 @@ class TestMerge:
 
     def test_unknown_time(self, file: JournalFile) -> None:
         """A time that was not known gives way to the next one, which is earlier."""
-        renewed = LineageRenewed("b", 1, 1, PENDING, frozenset({"renewal"}), seen=False, ttl=DAY)
+        renewed = LineageRenewed("b", 1, 1, PENDING, False, seen=False, ttl=DAY)
         ended = LineageEnded("a", PENDING, carries=False, ttl=DAY)
         changes = (SubjectEnded(ANN, PENDING, DAY), ended, renewed)
         for at in (PENDING + 7.0, NOW, NOW - 1.0):

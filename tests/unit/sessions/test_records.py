@@ -15,7 +15,6 @@ from hypothesis import given, settings, strategies as st
 from aiohttp_session_ws._lineage import Kind, Subject
 from aiohttp_session_ws.sessions.records import (
     MINOR_TTL,
-    Cause,
     Change,
     IdNote,
     LineageEnded,
@@ -49,7 +48,7 @@ def renewed(
     generation: int, *, token: str = "a", after: int = 0, at: float = 10.0, seen: bool = False
 ) -> LineageRenewed:
     """Return a generation of a lineage."""
-    return LineageRenewed(token, generation, after, at, frozenset({"renewal"}), seen, TTL)
+    return LineageRenewed(token, generation, after, at, False, seen, TTL)
 
 
 def end_of(session_ws_id: Hashable, before: float = 10.0) -> SubjectEnded:
@@ -69,10 +68,9 @@ SUBJECT_KINDS: tuple[Kind, ...] = ("id", "identity", "label")
 tokens = st.sampled_from("abc")
 times = st.sampled_from([1.0, 2.0, 3.0])
 ends = st.builds(LineageEnded, tokens, times, st.booleans(), st.just(TTL), st.booleans())
-causes = st.frozensets(st.sampled_from(["renewal", "login"]))
 renewals = st.builds(
-    LineageRenewed, tokens, st.integers(1, 3), st.integers(0, 2), times, causes, st.booleans(),
-    st.just(TTL),
+    LineageRenewed, tokens, st.integers(1, 3), st.integers(0, 2), times, st.booleans(),
+    st.booleans(), st.just(TTL),
 )  # fmt: skip
 subjects = st.builds(Subject, st.sampled_from(SUBJECT_KINDS), st.sampled_from("xyz"))
 subject_ends = st.builds(SubjectEnded, subjects, times, st.just(TTL))
@@ -174,11 +172,10 @@ class TestMerge:
     def test_the_same_generation_adds_up(self, records: Records) -> None:
         """What two changes say of one generation adds up."""
         records.merge(renewed(2, after=1, at=20.0))
-        login = LineageRenewed("a", 2, 0, 30.0, frozenset({"login"}), True, TTL)
+        login = LineageRenewed("a", 2, 0, 30.0, True, True, TTL)
         assert records.merge(login)
 
-        both: frozenset[Cause] = frozenset({"renewal", "login"})
-        assert records.lineage("a") == LineageRenewed("a", 2, 1, 30.0, both, True, TTL)
+        assert records.lineage("a") == LineageRenewed("a", 2, 1, 30.0, True, True, TTL)
 
     def test_the_later_before_counts(self, records: Records) -> None:
         """Of two ends of an id the later one counts."""

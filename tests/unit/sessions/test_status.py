@@ -40,7 +40,7 @@ def renewed(
     generation: int, *, at: float, after: int = 0, seen: bool = False, token: str = "a"
 ) -> LineageRenewed:
     """Return a generation of the lineage."""
-    return LineageRenewed(token, generation, after, at, frozenset({"renewal"}), seen, TTL)
+    return LineageRenewed(token, generation, after, at, False, seen, TTL)
 
 
 class TestEnded:

@@ -103,8 +103,7 @@ class TestRevalidation:
         (connection,) = scene.connections
         core, token = inspect(scene.registry), connection.lineage.token
         await scene.edit(redis, {scene.registry.session_key: "another"})
-        by = frozenset({"renewal"})
-        core.records.merge(LineageRenewed(token, 1, 0, core.clock.now(), by, True, 60.0))  # type: ignore[arg-type]
+        core.records.merge(LineageRenewed(token, 1, 0, core.clock.now(), False, True, 60.0))
         await scene.wait(1.2 * EVERY)
 
         assert await closed(ws) == RECONNECT
