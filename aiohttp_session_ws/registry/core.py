@@ -93,7 +93,7 @@ from .cluster import Cluster
 from .draining import Drainer
 from .effects import Effects
 from .hooks import Adopt, Hooks, Ids, Overrides
-from .identify import NOBODY, Identifier, Owner, expect_no_mistake, subjects_of
+from .identify import NOBODY, Identifier, Owner, expect_usable, subjects_of
 from .judging import NO_EFFECT, NOTHING_CLOSED, Effect
 from .order import Order
 from .places import Places, places_for
@@ -378,17 +378,9 @@ class Core:
             return session_ws_id  # as most, and anybody can be told of one
         if session_ws_id is None:
             raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
+        msg = "a session ws id must be hashable: return a str, an int or a tuple of such"
         try:
-            expect_no_mistake(session_ws_id)
-        except TypeError as exc:
-            raise InvalidSessionWSId(str(exc)) from None
-        try:
-            hash(session_ws_id)
-        except TypeError:
-            msg = "a session ws id must be hashable: return a str, an int or a tuple of such"
-            raise InvalidSessionWSId(msg) from None
-        try:
-            self.cluster.check_subject(session_ws_id)
+            expect_usable(session_ws_id, msg, self.cluster.check_subject)
         except TypeError as exc:
             raise InvalidSessionWSId(str(exc)) from None
         return session_ws_id

@@ -55,15 +55,19 @@ class Owner(NamedTuple):
 NOBODY: Final = Owner()
 
 
-def expect_no_mistake(value: object) -> None:
+def expect_usable(value: object, unhashable: str, check: Callable[[Hashable], None]) -> None:
     """
-    Expect an id or an identity not to be what has one: no socket would ever be found by it.
+    Expect what should be an id or an identity to be one that sockets can be found by.
+
+    Args:
+        value: What should be one.
+        unhashable: What to say of what can't be hashed.
+        check: Raises ``TypeError`` for what other nodes can't be told of.
 
     Raises:
-        TypeError: If it is a coroutine that wasn't awaited, a request, a socket, or the like.
+        TypeError: If it can't be one, or is what has one: a coroutine that wasn't awaited, a
+            request, a socket, or the like.
     """
-    if type(value) is str:
-        return  # as most
     kind = type(value).__name__
     if isinstance(value, Awaitable):
         raise TypeError(f"a {kind} is neither an id nor an identity: await it first")
@@ -71,6 +75,11 @@ def expect_no_mistake(value: object) -> None:
         raise TypeError("an Identified is what identify returns: pass its .identity")
     if isinstance(value, _HAVE_ONE):
         raise TypeError(f"a {kind} is neither an id nor an identity: pass that of its session")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(unhashable) from None
+    check(value)
 
 
 _HAVE_ONE: Final = (
@@ -134,28 +143,33 @@ class Identifier:
             return identity  # as most, and anybody can be told of one
         if identity is None:
             raise InvalidIdentity("None is no identity: it stands for an anonymous session")
+        msg = "an identity must be hashable: let identify return a str, an int or a tuple"
         try:
-            expect_no_mistake(identity)
-        except TypeError as exc:
-            raise InvalidIdentity(str(exc)) from None
-        try:
-            hash(identity)
-        except TypeError:
-            msg = "an identity must be hashable: let identify return a str, an int or a tuple"
-            raise InvalidIdentity(msg) from None
-        try:
-            self._check(identity)
+            expect_usable(identity, msg, self._check)
         except TypeError as exc:
             raise InvalidIdentity(str(exc)) from None
         return identity
 
-    def usable_label(self, name: object, value: Hashable) -> Subject:
+    def subject_of(self, identity: Hashable) -> Subject:
+        """
+        Return the subject of an identity.
+
+        Raises:
+            NotSetUp: If there is no ``identify``.
+            InvalidIdentity: As :meth:`usable` does.
+        """
+        self.expect()
+        return Subject("identity", self.usable(identity))
+
+    def subject_of_label(self, name: object, value: Hashable) -> Subject:
         """
         Return the subject of a label.
 
         Raises:
+            NotSetUp: If there is no ``labels``.
             InvalidIdentity: If its name is no text, or its value ``None`` or not hashable.
         """
+        self.expect_labels()
         if not isinstance(name, str):
             raise InvalidIdentity(f"the name of a label is a str, not a {type(name).__name__}")
         return Subject("label", (name, self.usable(value)))
@@ -197,8 +211,8 @@ class Identifier:
             return ()
         if not isinstance(found, Mapping) or len(found) > MOST_LABELS:
             raise InvalidIdentity(f"labels must return a dict of {MOST_LABELS} names at most")
-        named = found.items()
-        return tuple(self.usable_label(name, value) for name, value in named if value is not None)
+        named = [(name, value) for name, value in found.items() if value is not None]
+        return tuple(self.subject_of_label(name, value) for name, value in named)
 
     async def of_content(
         self, request: web.Request, session: Session, content: Mapping[str, Any]

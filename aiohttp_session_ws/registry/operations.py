@@ -100,11 +100,10 @@ class Operations:
         """
         core = self._core
         core.expect_loop()
-        core.identifier.expect()
-        identity = core.identifier.usable(identity)
+        subject = core.identifier.subject_of(identity)
         body = {"identity": encode(identity)} if core.cluster.remote else {}
         answers, here = await asyncio.gather(
-            core.cluster.ask("recheck", body, wait), recheck_here(core, identity)
+            core.cluster.ask("recheck", body, wait), recheck_here(core, subject)
         )
         there = sum(int(answer.get("sockets", 0)) for answer in answers.bodies)
         return CloseReport(
@@ -158,12 +157,12 @@ async def close_here(core: Core, connection_id: str, close: Close) -> CloseRepor
     return CloseReport()
 
 
-async def recheck_here(core: Core, identity: Hashable) -> int:
+async def recheck_here(core: Core, subject: Subject) -> int:
     """
     Check the sockets of an identity on this process; return how many are closed by that.
     """
     connections = []
-    for connection in core.connections.of_subject(Subject("identity", identity)):
+    for connection in core.connections.of_subject(subject):
         if connection.state is OPENING:
             # It may have been authorized by what was so before: look when it is open.
             connection.check_at = 0.0
@@ -186,7 +185,8 @@ def add_answers(core: Core) -> None:
     async def recheck(body: Body) -> Body:
         if core.identifier.identify is None:
             return {"unresolved": True}
-        return {"sockets": await recheck_here(core, decode(body["identity"]))}
+        subject = Subject("identity", decode(body["identity"]))
+        return {"sockets": await recheck_here(core, subject)}
 
     core.questions.add("presence", core.presence.hear)
     core.questions.add("present", core.presence.respond)

@@ -97,9 +97,7 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
-        identifier = self._core.identifier
-        identifier.expect()
-        subject = Subject("identity", identifier.usable(identity))
+        subject = self._core.identifier.subject_of(identity)
         return await self._close(subject, close, reason, wait, by)
 
     async def close_all_label(
@@ -127,9 +125,7 @@ class Orders:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
         """
-        identifier = self._core.identifier
-        identifier.expect_labels()
-        subject = identifier.usable_label(name, value)
+        subject = self._core.identifier.subject_of_label(name, value)
         return await self._close(subject, close, reason, wait, by)
 
     def _close(
@@ -228,9 +224,7 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
-        identifier = self._core.identifier
-        identifier.expect()
-        subject = Subject("identity", identifier.usable(identity))
+        subject = self._core.identifier.subject_of(identity)
         return await self._end(subject, close, reason, wait, by)
 
     async def end_label(
@@ -258,9 +252,7 @@ class Orders:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
         """
-        identifier = self._core.identifier
-        identifier.expect_labels()
-        subject = identifier.usable_label(name, value)
+        subject = self._core.identifier.subject_of_label(name, value)
         return await self._end(subject, close, reason, wait, by)
 
     async def _end(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from .._lineage import Subject
 from ..connections.connection import Connection
 from ..exceptions import SessionEnded
 from .core import Core
@@ -49,8 +48,7 @@ class Proofs:
         """
         core = self._core
         core.expect_loop()
-        core.identifier.expect()
-        subject = Subject("identity", core.identifier.usable(identity))
+        subject = core.identifier.subject_of(identity)
         tracked = core.connections.tracked(connection)
         core.connections.file_proven(tracked, identity, since)  # first, so that orders find it
         if core.status_of(tracked).alive and core.cluster.remote:

@@ -84,10 +84,7 @@ class Pushes:
         """
         core = self._core
         core.expect_loop()
-        core.identifier.expect()
-        return await self._push(
-            Subject("identity", core.identifier.usable(identity)), data, except_, wait
-        )
+        return await self._push(core.identifier.subject_of(identity), data, except_, wait)
 
     async def send_label(
         self,
@@ -116,8 +113,7 @@ class Pushes:
         """
         core = self._core
         core.expect_loop()
-        core.identifier.expect_labels()
-        subject = core.identifier.usable_label(name, value)
+        subject = core.identifier.subject_of_label(name, value)
         return await self._push(subject, data, except_, wait)
 
     async def broadcast(

@@ -55,12 +55,12 @@ class Queries:
         if session is not ANY:
             subjects.append(Subject("id", core.usable_id(session)))
         if identity is not ANY:
-            subjects.append(Subject("identity", core.identifier.usable(identity)))
+            subjects.append(core.identifier.subject_of(identity))
         if label is not None:
             core.identifier.expect_labels()
             if not isinstance(label, tuple) or len(label) != 2:  # type: ignore[redundant-expr]
                 raise TypeError(f"label is a pair of a name and a value, not {label!r}")
-            subjects.append(core.identifier.usable_label(*label))
+            subjects.append(core.identifier.subject_of_label(*label))
         first, *others = [await self._of(subject) for subject in subjects or (None,)]
         for other in others:
             known = {(info.node, info.id) for info in other}

@@ -309,8 +309,7 @@ class SessionWSRegistry(
             core.connections.open.add_object(session_ws_id, ws)
             return None
         if identity is not None:
-            core.identifier.expect()
-            core.identifier.usable(identity)
+            core.identifier.subject_of(identity)
         if not add_by_hand(core, core.usable_id(session_ws_id), ws, identity):
             raise SessionEnded("the session has ended: close what was to be registered")
         return None
