@@ -59,7 +59,6 @@ Over 300 lines long: the theory, and one attribute for each part.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -345,17 +344,6 @@ class Core:
         context = current_request()
         if context is not None and context.stage is HANDLING and context.connection is None:
             context.ordering().own_ends[end.subject] = end.before
-
-    async def close_everything(self, close: Close) -> CloseReport:
-        """
-        Close all sockets of this process and reject all handshakes in flight.
-        """
-        opening = self.connections.handshakes()
-        for connection in opening:
-            connection.reject(close)
-        self.close_orders.add_all(time.monotonic())
-        effect = Effect(((close, tuple(self.connections.all())),), len(opening))
-        return await self.effects.carry_out(effect)
 
     def give_soon(self, order: Order) -> None:
         """

@@ -6,6 +6,7 @@ Those that a request gives about its own session, as its log-out, are in ``reque
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Hashable, Iterable
 
 from .._lineage import Subject
@@ -16,6 +17,7 @@ from ..sessions.context import current_request
 from ..sessions.records import Change, LineageEnded, SubjectEnded
 from .core import Core
 from .handles import resolve
+from .judging import Effect
 from .order import Order
 
 __all__: list[str] = []
@@ -48,7 +50,12 @@ class Orders:
         core = self._core
         core.expect_loop()
         told = as_close(close, reason, RECONNECT)
-        return await core.close_everything(told)
+        opening = core.connections.handshakes()
+        for connection in opening:
+            connection.reject(told)
+        core.close_orders.add_all(time.monotonic())
+        effect = Effect(((told, tuple(core.connections.all())),), len(opening))
+        return await core.effects.carry_out(effect)
 
     async def close_all_session(
         self,
@@ -180,19 +187,15 @@ class Orders:
             if session_ws_id is None:
                 return CloseReport(stored=False)
         subject = Subject("id", core.usable_id(session_ws_id))
-        told = as_close(close, reason, SESSION_ENDED)
-        before = core.clock.end_time()
-        first = core.connections.write_first(subject, told, began=before)
-        end = SubjectEnded(subject, before, core.ttl)
-        core.note_own_end(end)
-        changes = (end, *self._ends_of_known(subject.value, before))
-        return await core.give(Order(changes, (), told, by), wait, first=first)
+        return await self._end(subject, close, reason, wait, by)
 
-    def _ends_of_known(self, session_ws_id: Hashable, before: float) -> Iterable[Change]:
+    def _ends_of_known(self, subject: Subject, before: float) -> Iterable[Change]:
         """
         Return the ends of the lineages that are known to have an id.
         """
-        core, context = self._core, current_request()
+        if subject.kind != "id":
+            return ()
+        core, context, session_ws_id = self._core, current_request(), subject.value
         known = [connection.lineage for connection in core.connections.of(session_ws_id)]
         if context is not None and context.lineage and context.session_ws_id == session_ws_id:
             known.append(context.lineage)  # its cookie may not have the id yet
@@ -267,6 +270,9 @@ class Orders:
         core.expect_loop()
         core.expect_arguments(by, wait)
         told = as_close(close, reason, SESSION_ENDED)
-        end = SubjectEnded(subject, core.clock.end_time(), core.ttl)
+        before = core.clock.end_time()
+        first = core.connections.write_first(subject, told, began=before)
+        end = SubjectEnded(subject, before, core.ttl)
         core.note_own_end(end)
-        return await core.give(Order((end,), (), told, by), wait)
+        changes = (end, *self._ends_of_known(subject, before))
+        return await core.give(Order(changes, (), told, by), wait, first=first)
