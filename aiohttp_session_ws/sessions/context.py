@@ -9,6 +9,7 @@ import enum
 import time
 from collections.abc import Hashable
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiohttp import web
@@ -44,6 +45,7 @@ HANDLING: Final = Stage.HANDLING
 DONE: Final = Stage.DONE
 
 
+@dataclass(slots=True, eq=False)
 class RequestOrders:
     """
     What a handler has ordered about the session of its request.
@@ -64,36 +66,19 @@ class RequestOrders:
         ending: What ends the session and begins another, though the handler may have given it up.
     """
 
-    __slots__ = (
-        "awaits_response",
-        "begins",
-        "changes",
-        "close_requested",
-        "deferred",
-        "ended",
-        "ending",
-        "keeps_sockets",
-        "ordered",
-        "other_id",
-        "own_ends",
-        "refresh",
-        "renewed",
-    )
-
-    def __init__(self) -> None:
-        self.close_requested = False
-        self.renewed = False
-        self.other_id = False
-        self.keeps_sockets = False
-        self.ended: float | None = None
-        self.begins = False
-        self.own_ends: dict[Subject, float] = {}
-        self.changes: tuple[Change, ...] = ()
-        self.deferred = False
-        self.refresh: Any = None  # a cluster.Refresh, which is a floor above
-        self.ordered = 0.0
-        self.awaits_response = False
-        self.ending: asyncio.Task[None] | None = None
+    close_requested: bool = False
+    renewed: bool = False
+    other_id: bool = False
+    keeps_sockets: bool = False
+    ended: float | None = None
+    begins: bool = False
+    own_ends: dict[Subject, float] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+    deferred: bool = False
+    refresh: Any = None  # an order.Refresh, which is a floor above
+    ordered: float = 0.0
+    awaits_response: bool = False
+    ending: asyncio.Task[None] | None = None
 
 
 NO_ORDERS: Final = RequestOrders()  # of most requests
