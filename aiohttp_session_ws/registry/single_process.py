@@ -42,31 +42,19 @@ class SingleProcess:
     The cluster of one process.
 
     Args:
-        clock: Its clock.
         journaled: Whether what it is told must be fit for a journal.
+
+    Attributes:
+        clock: The clock of this process.
     """
 
-    remote = False
+    remote = deaf = False
     name = instance = ""
     serves = True
 
-    def __init__(self, clock: Clock | None = None, *, journaled: bool = False) -> None:
-        self._clock = Clock() if clock is None else clock
+    def __init__(self, *, journaled: bool) -> None:
+        self.clock = Clock()
         self._journaled = journaled
-
-    @property
-    def clock(self) -> Clock:
-        """
-        The clock of this process.
-        """
-        return self._clock
-
-    @property
-    def deaf(self) -> bool:
-        """
-        Whether orders may be missed now: there are none.
-        """
-        return False
 
     def check_subject(self, value: Hashable) -> None:
         """

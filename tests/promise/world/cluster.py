@@ -90,7 +90,8 @@ class MemoryCluster(SingleProcess):
     remote = True
 
     def __init__(self, shared: SharedRecords, name: str) -> None:
-        super().__init__(shared.clock)
+        super().__init__(journaled=False)
+        self.clock = shared.clock
         self.name = name
         self._shared = shared
         self._asked: dict[str, float] = {}
