@@ -207,7 +207,6 @@ class Core:
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
         # The last that sessions have come from: an application may make one for each request.
         self.storages: list[AbstractStorage] = []
-        self._max_ages: set[int | None] = set()
         self.own_ttl = self._others_ttl = 0.0
         self._started = 0.0  # by the one clock, as far as it was known
         self._set_ttl()
@@ -222,10 +221,8 @@ class Core:
             return
         del self.storages[: 1 - STORAGES]
         self.storages.append(storage)
-        if storage.max_age not in self._max_ages:
-            self._max_ages.add(storage.max_age)
-            self.own_ttl = max(map(self.expiry.ttl, self._max_ages))
-            self._set_ttl()
+        self.own_ttl = max(self.own_ttl, self.expiry.ttl(storage.max_age))
+        self._set_ttl()
 
     def keep_ends(self, ttl: float) -> None:
         """
