@@ -92,7 +92,7 @@ def with_ttl(record: Record, ttl: float) -> Record:
     """
     match record:
         case SubjectEnded() | LineageEnded():
-            return record.kept_for(max(ttl, record.ttl))
+            return record._replace(ttl=max(ttl, record.ttl))
     return record
 
 

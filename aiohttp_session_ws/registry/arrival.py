@@ -346,7 +346,7 @@ class Arrival:
             return
         known = core.records.lineage(lineage.token)
         if isinstance(known, LineageRenewed) and known.generation == generation:
-            change = known.as_seen()
+            change = known._replace(seen=True)
         else:
             newest = known.generation if isinstance(known, LineageRenewed) else 0
             if generation < newest:

@@ -232,9 +232,11 @@ class ScheduledOrders:
         await asyncio.shield(task)
 
     async def _end_everywhere(self, request: web.Request, context: RequestContext) -> None:
-        identity = await self._identity_behind(request, context)
+        core, identity = self._core, await self._identity_behind(request, context)
         if identity is not None:
-            self._end_in_request(request, context, Subject("identity", identity))
+            end = SubjectEnded(Subject("identity", identity), core.clock.end_time(), core.ttl)
+            context.ordering().own_ends[end.subject] = end.before
+            self._record(request, context, [end])
         await self._begin_after(request, context)
 
     def _end_own(self, request: web.Request, context: RequestContext) -> None:
@@ -253,14 +255,6 @@ class ScheduledOrders:
             # What is registered by hand under this id is refused by it.
             changes.append(core.note(context.session_ws_id, lineage))
         self._record(request, context, changes)
-
-    def _end_in_request(
-        self, request: web.Request, context: RequestContext, subject: Subject
-    ) -> None:
-        core = self._core
-        before = core.clock.end_time()
-        context.ordering().own_ends[subject] = before
-        self._record(request, context, [SubjectEnded(subject, before, core.ttl)])
 
     def _record(
         self, request: web.Request, context: RequestContext, changes: Iterable[Change]
@@ -312,7 +306,7 @@ class ScheduledOrders:
         if not isinstance(record, LineageEnded) or not record.minor:
             return
         if await self._identity_behind(request, context) is not None:
-            self._record(request, context, [record.as_major()])
+            self._record(request, context, [record._replace(minor=False)])
 
     async def _end_open(self, connection: TrackedConnection, *others: Change) -> None:
         """

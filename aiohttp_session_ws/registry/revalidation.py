@@ -188,8 +188,8 @@ class Revalidator:
             if self._last(connection) <= now:
                 close = SESSION_EXPIRED if connection.until <= time.time() else RECONNECT
                 outlived.setdefault(close, []).append(connection)
-            elif len(self._running) < CHECKS:
-                self._begin(connection)
+            elif len(self._running) < CHECKS and connection.session_ws_id not in self._running:
+                _ = self._start_check(connection.session_ws_id)
         for close, connections in outlived.items():
             self._core.connections.close_soon(connections, close)
 
@@ -204,10 +204,6 @@ class Revalidator:
         within = min(LONGEST, self._core.connections.open.size / SPREAD)
         for connection in self._core.connections.open:
             connection.check_at = min(connection.check_at, now + random.uniform(0, within))
-
-    def _begin(self, connection: TrackedConnection) -> None:
-        if connection.session_ws_id not in self._running:
-            _ = self._start_check(connection.session_ws_id)
 
     def _start_check(self, session_ws_id: Hashable) -> asyncio.Task[None]:
         task = self._core.tasks.spawn(self._check(session_ws_id), "check a session")

@@ -498,10 +498,9 @@ class Settlement:
         if came is None or lineage is None or self._orders.ended is not None:
             return
         now = await core.current_id(self._request)
-        if now is None:
-            self._change(LineageEnded(lineage.token, core.clock.order_time(), False, core.ttl))
-        elif now != came:
-            self._change(LineageEnded(lineage.token, core.clock.order_time(), True, core.ttl))
+        if now != came:
+            at, carries = core.clock.order_time(), now is not None
+            self._change(LineageEnded(lineage.token, at, carries, core.ttl))
 
     def _change(self, change: Change) -> None:
         """

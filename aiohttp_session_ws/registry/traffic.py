@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextvars
 import math
-from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -133,9 +132,8 @@ async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     if not has_storage(request):
         return
     if core.cluster.remote:
-        subjects: Sequence[Subject] = [Subject("id", connection.session_ws_id)]
-        asked: Awaitable[bool] = core.cluster.check_request(connection.lineage.token, subjects)
-        _ = await asked
+        subjects = [Subject("id", connection.session_ws_id)]
+        _ = await core.cluster.check_request(connection.lineage.token, subjects)
     session = await load_session(request)
     lineage = core.keys.read_lineage(session)
     if not is_server_side(session) or lineage is None or not core.status_of(connection).alive:

@@ -52,18 +52,6 @@ class LineageEnded(NamedTuple):
         """
         return self._replace(at=at)
 
-    def kept_for(self, ttl: float) -> LineageEnded:
-        """
-        Return the same to be kept for another time.
-        """
-        return self._replace(ttl=ttl)
-
-    def as_major(self) -> LineageEnded:
-        """
-        Return the same of a session that belonged to somebody.
-        """
-        return self._replace(minor=False)
-
 
 class LineageRenewed(NamedTuple):
     """
@@ -93,12 +81,6 @@ class LineageRenewed(NamedTuple):
         """
         return self._replace(at=at)
 
-    def as_seen(self) -> LineageRenewed:
-        """
-        Return the same once a request has come with it.
-        """
-        return self._replace(seen=True)
-
 
 class SubjectEnded(NamedTuple):
     """
@@ -119,12 +101,6 @@ class SubjectEnded(NamedTuple):
         Return the same with another time.
         """
         return self._replace(before=before)
-
-    def kept_for(self, ttl: float) -> SubjectEnded:
-        """
-        Return the same to be kept for another time.
-        """
-        return self._replace(ttl=ttl)
 
 
 class IdNote(NamedTuple):
