@@ -26,7 +26,6 @@ from ..sessions.session import (
     content_of,
     created_at,
     digest_of_cookie,
-    has_storage,
     id_in,
     is_server_side,
     keep_session,
@@ -172,8 +171,6 @@ class Arrival:
 
     async def _judge(self) -> RequestContext:
         core, context = self._core, self._context
-        if (storage := storage_in(self._request)) is not None:
-            core.saw_storage(storage)
         session = context.session = await self._load()
         if session is None:
             await self._meet_id()
@@ -196,7 +193,9 @@ class Arrival:
         return context
 
     async def _load(self) -> Session | None:
-        if has_storage(self._request):
+        storage = storage_in(self._request)
+        if storage is not None:
+            self._core.saw_storage(storage)
             return await load_session(self._request)
         if self._core.overrides.ids:
             return None  # the application keeps ids outside of any session

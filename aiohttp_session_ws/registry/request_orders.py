@@ -23,7 +23,7 @@ from ..sessions.records import Change, LineageEnded, SubjectEnded
 from ..sessions.session import (
     begin_session,
     empty_in_storage,
-    has_storage,
+    storage_in,
     will_be_saved,
 )
 from .core import Core
@@ -290,7 +290,7 @@ class ScheduledOrders:
         """
         core = self._core
         await self._claim(request, context)
-        if has_storage(request):
+        if storage_in(request) is not None:
             await empty_in_storage(request, context.session, core.keys, context.lineage)
             await begin_session(request)
         else:

@@ -26,10 +26,9 @@ from ..sessions.records import LineageRenewed, Records
 from ..sessions.session import (
     SessionKeys,
     empty_in_storage,
-    has_storage,
     is_server_side,
     load_session,
-    storage_of,
+    storage_in,
 )
 from ..sessions.status import State
 from .cluster import Cluster
@@ -129,7 +128,8 @@ async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     What has ended isn't kept: that is asked before it is saved, and once more afterwards.
     """
     request = request_again(connection)
-    if not has_storage(request):
+    storage = storage_in(request)
+    if storage is None:
         return
     if core.cluster.remote:
         subjects = [Subject("id", connection.session_ws_id)]
@@ -141,7 +141,7 @@ async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     if lineage.token != connection.lineage.token:
         return  # it is another session's by now
     session[core.keys.lineage] = session[core.keys.lineage]  # aiohttp_session notes when
-    await storage_of(request).save_session(request, web.Response(), session)
+    await storage.save_session(request, web.Response(), session)
     if _is_over(core, connection):
         request = request_again(connection)
         stored = await load_session(request)

@@ -67,13 +67,6 @@ class SessionKeys:
         return any(key not in self.own for key in session)
 
 
-def has_storage(request: web.Request) -> bool:
-    """
-    Tell whether aiohttp_session's middleware stands before us.
-    """
-    return aiohttp_session.STORAGE_KEY in request
-
-
 def storage_in(request: web.Request) -> AbstractStorage | None:
     """
     Return the storage of the session of *request*; ``None`` without aiohttp_session's middleware.
@@ -82,14 +75,6 @@ def storage_in(request: web.Request) -> AbstractStorage | None:
         storage: AbstractStorage = request[aiohttp_session.STORAGE_KEY]
     except KeyError:
         return None
-    return storage
-
-
-def storage_of(request: web.Request) -> AbstractStorage:
-    """
-    Return the storage of the session of *request*.
-    """
-    storage: AbstractStorage = request[aiohttp_session.STORAGE_KEY]
     return storage
 
 
@@ -206,7 +191,8 @@ def cookie_of(request: web.Request) -> str | None:
     """
     Return the cookie that the session of *request* came with.
     """
-    return request.cookies.get(storage_of(request).cookie_name) if has_storage(request) else None
+    storage = storage_in(request)
+    return None if storage is None else request.cookies.get(storage.cookie_name)
 
 
 def digest_of_cookie(request: web.Request, session: Session, purpose: str) -> str | None:
@@ -258,13 +244,14 @@ async def empty_in_storage(
     A stale cookie finds nothing else there, and is known by that: its request is no new
     visitor's, whose cookie would take the place of the one that may be on its way.
     """
-    if session is None or not is_server_side(session):
+    storage = storage_in(request)
+    if session is None or storage is None or not is_server_side(session):
         return
     session.invalidate()
     if lineage is not None:
         keys.write_lineage(session, lineage)
     try:
-        await storage_of(request).save_session(request, web.Response(), session)
+        await storage.save_session(request, web.Response(), session)
     except Exception as exc:  # noqa: BLE001  the storage's
         # No traceback, which may hold the storage's key.
         log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))

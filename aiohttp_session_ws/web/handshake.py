@@ -44,9 +44,8 @@ from ..registry.deferred import context_for
 from ..sessions import close_orders
 from ..sessions.context import NO_ORDERS, RequestContext, context_of
 from ..sessions.session import (
-    has_storage,
     put_session,
-    storage_of,
+    storage_in,
     was_changed,
 )
 from ..sessions.status import ALIVE
@@ -354,10 +353,10 @@ class Handshake:
         connection.keeps_id = self._saves
         if not self._saves or session is None or not was_changed(session):
             return
-        if not has_storage(request):
+        storage = storage_in(request)
+        if storage is None:
             return
         self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
-        storage = storage_of(request)
         own = self.core.keys.own
         # Not what it holds by now: the application's callables may have written into it.
         loaded, context.loaded = context.loaded or {}, None
