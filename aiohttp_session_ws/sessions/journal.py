@@ -154,7 +154,8 @@ class Journal:
 
     def append(self, changes: Iterable[Change]) -> asyncio.Future[bool]:
         """
-        Have *changes* written, without waiting for it. To write one again restarts its time.
+        Have *changes* and the time written, without waiting for it. To write a change again
+        restarts its time.
 
         Returns:
             A future: true once they are on disk, so that neither ``kill -9`` nor a power cut
@@ -167,9 +168,7 @@ class Journal:
         future: asyncio.Future[bool] = self._loop.create_future()
         now = self._file.clock()
         rows = [as_row(change, now) for change in changes]
-        if not rows:
-            future.set_result(True)
-        elif self._finished is None or self._waiting_rows + len(rows) > journal_writer.BACKLOG:
+        if self._finished is None or self._waiting_rows + len(rows) > journal_writer.BACKLOG:
             log.error("the journal %s takes no more; an end is kept in memory only", self.path)
             future.set_result(False)
         else:
@@ -185,23 +184,8 @@ class Journal:
         self._in_loop(self._keep_time)
 
     def _keep_time(self) -> None:
-        _ = self.write_time()  # nobody waits for it
-
-    def write_time(self) -> asyncio.Future[bool]:
-        """
-        Have the time written, without waiting for it.
-
-        Returns:
-            As :meth:`append` does.
-        """
-        assert self._loop is not None, "start() comes first"
-        future: asyncio.Future[bool] = self._loop.create_future()
-        if self._finished is None:
-            future.set_result(False)
-        else:
-            self._waiting.append(Waiting(0, time.monotonic(), future))
-            self._writer.put([])
-        return future
+        if self._finished is not None:
+            _ = self.append(())  # nobody waits for it
 
     def _answer(self, count: int, written: bool) -> None:
         """

@@ -18,7 +18,6 @@ from aiohttp_session_ws.sessions.records import Change
 from .virtual import VirtualLoop
 
 APPEND, START, STOP = Journal.append, Journal.start, Journal.stop
-WRITE_TIME = Journal.write_time
 
 
 @contextlib.contextmanager
@@ -35,9 +34,6 @@ def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
 
     def append(journal: Journal, changes: Iterable[Change]) -> asyncio.Future[bool]:
         return waited_for(APPEND(journal, changes))
-
-    def write_time(journal: Journal) -> asyncio.Future[bool]:
-        return waited_for(WRITE_TIME(journal))
 
     async def start(journal: Journal, *args: Any) -> list[Change]:
         key = object()
@@ -57,7 +53,6 @@ def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
 
     with (
         mock.patch.object(Journal, "append", append),
-        mock.patch.object(Journal, "write_time", write_time),
         mock.patch.object(Journal, "start", start),
         mock.patch.object(Journal, "stop", stop),
     ):
