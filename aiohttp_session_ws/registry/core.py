@@ -187,7 +187,7 @@ class Core:
 
     def _begin(self) -> None:
         """
-        Set what is known once an application runs, or has been seen.
+        Make the parts that look at others, and what is set as long as an application runs.
         """
         limits = self.limits
         self.asks = (
