@@ -365,7 +365,7 @@ class Effects:
 
     async def learn_stored(self, changes: Sequence[Change], until: float) -> None:
         """
-        Do so with what the journal holds already; of much, a part at a time.
+        Let records take effect that the journal holds already; of many, a part at a time.
 
         Args:
             changes: What it holds.

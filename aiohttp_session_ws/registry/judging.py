@@ -72,7 +72,8 @@ class Judge:
 
     def _look(self, connection: TrackedConnection, told: bool) -> tuple[Close | None, bool]:
         """
-        Return what a connection is told, and whether it may go on if the order itself tells.
+        Return with what a connection is closed, if it is; else whether it may go on, though its
+        session was replaced.
         """
         c, order = connection, self._order
         key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity

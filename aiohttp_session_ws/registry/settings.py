@@ -4,7 +4,7 @@ The options of a registry, checked.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.session import SessionKeys
@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 T = TypeVar("T")
 
-SHORTEST_KEY = 16  # bytes
+SHORTEST_KEY: Final = 16  # bytes
 
 
 class Options(NamedTuple):

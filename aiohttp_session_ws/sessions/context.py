@@ -196,7 +196,8 @@ class RequestContext:
 
     def leave(self) -> None:
         """
-        Do so when its websocket has ended; the middleware lets go of it when its handler has.
+        Finish with its websocket, before its handler has returned; then the middleware, if there
+        is one, does the rest.
         """
         self.stage = DONE
         if not self.behind_middleware:
