@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from types import TracebackType
 from typing import Any, Final
 
 from aiohttp import web
@@ -21,111 +20,85 @@ LOOK: Final = 1.0  # seconds between two looks for clients that have hung up
 
 class Handshakes:
     """
-    The handshakes in flight, the one that began first in front.
+    The handshakes in flight. One that is late is cancelled, and answered with 503; one whose
+    client has hung up is, too.
 
     Args:
         timeout: Seconds that a handshake may take.
-
-    Attributes:
-        entries: Those that are timed.
-        timer: Set while there are any.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self.entries: dict[TimedHandshake, None] = {}
-        self.timer: asyncio.TimerHandle | None = None
+        # When each began, by the event loop's clock; the one that began first is in front. In
+        # tuples, since an object for each would take a handshake 1 us.
+        self._running: dict[object, tuple[float, web.Request, asyncio.Task[Any]]] = {}
+        self._cancelled: dict[object, tuple[asyncio.Task[Any], str]] = {}  # and a word for why
+        self._timer: asyncio.TimerHandle | None = None
 
-    def sleep(self) -> None:
+    def begin(self, key: object, request: web.Request, task: asyncio.Task[Any] | None) -> None:
+        """
+        Time a handshake from now on.
+
+        Args:
+            key: What stands for it.
+            request: The request.
+            task: The current task.
+        """
+        assert task is not None, "handshakes run in tasks"
+        self._running[key] = time.monotonic(), request, task  # quicker than the event loop's
+        if self._timer is None:
+            self._sleep()
+
+    def end(self, key: object) -> str | None:
+        """
+        Time a handshake no longer; return the word for why it was cancelled, if it was, and by
+        nobody else.
+        """
+        self._running.pop(key, None)
+        if key not in self._cancelled:
+            return None
+        task, why = self._cancelled.pop(key)
+        return why if task.uncancel() == 0 else None
+
+    def fail(self, key: object, error: BaseException) -> BaseException:
+        """
+        Time a handshake no longer that has failed with *error*; return what its client is told.
+        """
+        why = self.end(key)
+        if why is None or not isinstance(error, asyncio.CancelledError):
+            return error
+        return Unavailable(why, "websocket refused: the handshake took too long")
+
+    def _sleep(self) -> None:
         """
         Set the timer for the next look.
         """
         loop = asyncio.get_running_loop()
-        first = next(iter(self.entries))
-        due = min(first.started + self._timeout, loop.time() + LOOK)
+        started, _, _ = next(iter(self._running.values()))
+        due = min(started + self._timeout, loop.time() + LOOK)
         # In no request's context, or it would be kept until the timer rings.
-        self.timer = loop.call_at(due, self._wake, context=contextvars.Context())
+        self._timer = loop.call_at(due, self._wake, context=contextvars.Context())
 
     def _wake(self) -> None:
         """
-        End the handshakes that are late, and those whose clients have hung up.
+        Cancel the handshakes that are late, and those whose clients have hung up.
         """
-        self.timer = None
+        self._timer = None
         late = asyncio.get_running_loop().time() - self._timeout
-        for entry in tuple(self.entries):
-            why = "client gone" if entry.hung_up else "late" if entry.started <= late else None
-            if why is not None:
-                del self.entries[entry]
-                entry.cancel(why)
-        if self.entries:
-            self.sleep()
+        for key, (started, request, task) in tuple(self._running.items()):
+            transport = request.transport
+            hung_up = transport is None or transport.is_closing()
+            if hung_up or started <= late:
+                del self._running[key]
+                self._cancelled[key] = task, "client gone" if hung_up else "late"
+                task.cancel("the websocket handshake took too long")
+        if self._running:
+            self._sleep()
 
     def stop(self) -> None:
         """
         Stop the timer.
         """
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-class TimedHandshake:
-    """
-    One handshake that is timed: cancelled when it is late, and answered with 503 then. One whose
-    client has hung up is, too.
-
-    Args:
-        handshakes: Those in flight, which it is one of while it is entered.
-        request: The request.
-        task: The task that enters it.
-
-    Attributes:
-        started: When it began, by the event loop's clock.
-    """
-
-    __slots__ = ("_handshakes", "_request", "_task", "_why", "started")
-
-    def __init__(
-        self, handshakes: Handshakes, request: web.Request, task: asyncio.Task[Any] | None
-    ) -> None:
-        assert task is not None, "handshakes run in tasks"
-        self._handshakes = handshakes
-        self._request = request
-        self._task = task
-        self._why: str | None = None  # it was ended
-        self.started = time.monotonic()  # as the event loop's clock, but quicker
-
-    def __enter__(self) -> None:
-        handshakes = self._handshakes
-        handshakes.entries[self] = None
-        if handshakes.timer is None:
-            handshakes.sleep()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._handshakes.entries.pop(self, None)
-        why = self._why
-        if why and self._task.uncancel() == 0 and exc_type is asyncio.CancelledError:
-            raise Unavailable(why, "websocket refused: the handshake took too long")
-
-    def cancel(self, why: str) -> None:
-        """
-        End it.
-
-        Args:
-            why: The word under which it is counted.
-        """
-        self._why = why
-        self._task.cancel("the websocket handshake took too long")
-
-    @property
-    def hung_up(self) -> bool:
-        """
-        Whether its client has gone.
-        """
-        transport = self._request.transport
-        return transport is None or transport.is_closing()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -18,7 +18,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Hashable
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -28,7 +28,6 @@ from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
-from ..connections.handshakes import TimedHandshake
 from ..connections.limits import expect_room, make_room
 from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
@@ -112,29 +111,33 @@ class Handshake:
             SessionWSClosed: If an order came while the upgrade was written.
         """
         core, request = self.core, self._request
+        core.handshakes.begin(self, request, self._task)
         try:
-            with TimedHandshake(core.handshakes, request, self._task):
-                context = context_of(request)
-                self._check_request(context)
-                if not core.origin_policy.knows(request):
-                    await core.origin_policy.check(request)
-                if context is None:
-                    context = await context_for(core, request)
-                if context.session_ws_id is None and context.status.alive:
-                    await Arrival(core, request, context).give_id()
-                connection = self._file(context)
-                if self._is_asked(context):
-                    await self._ask(context, connection)
-                await self._upgrade(connection)
-                if connection.seldom is not None and connection.rejected_with is not None:
-                    # By an order that came meanwhile.
-                    await core.connections.wait_closed(connection, connection.rejected_with)
-                    raise SessionWSClosed(connection.ws)
-                self._open(context, connection)
+            context = context_of(request)
+            self._check_request(context)
+            if not core.origin_policy.knows(request):
+                await core.origin_policy.check(request)
+            if context is None:
+                context = await context_for(core, request)
+            if context.session_ws_id is None and context.status.alive:
+                await Arrival(core, request, context).give_id()
+            connection = self._file(context)
+            if self._is_asked(context):
+                await self._ask(context, connection)
+            await self._upgrade(connection)
+            if connection.seldom is not None and connection.rejected_with is not None:
+                # By an order that came meanwhile.
+                await core.connections.wait_closed(connection, connection.rejected_with)
+                raise SessionWSClosed(connection.ws)
+            self._open(context, connection)
         except BaseException as exc:
+            error = core.handshakes.fail(self, exc)
             self._discard()
-            await report_refusal(core, request, exc, "authorize" if self.denied else None)
-            raise
+            await report_refusal(core, request, error, "authorize" if self.denied else None)
+            if error is exc:
+                raise
+            raise error from exc
+        core.handshakes.end(self)
         return context, connection
 
     def _is_asked(self, context: RequestContext) -> bool:
@@ -180,8 +183,9 @@ class Handshake:
         Return the response that becomes the connection.
         """
         kind = MeteredWebSocket if self.core.traffic.metered else ServedWebSocket
-        options: dict[str, Any] = {"heartbeat": HEARTBEAT, **self._options}
-        return kind(**options)
+        if "heartbeat" in self._options:
+            return kind(**self._options)
+        return kind(heartbeat=HEARTBEAT, **self._options)
 
     def _upgrade(self, connection: TrackedConnection) -> Awaitable[object]:
         """

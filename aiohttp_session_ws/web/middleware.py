@@ -8,7 +8,6 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from .._origin import is_websocket
-from ..connections.handshakes import TimedHandshake
 from ..exceptions import (
     HandshakeRefused,
     IdentifyFailed,
@@ -99,22 +98,19 @@ async def _arrive_in_time(core: Core, request: web.Request, context: RequestCont
     """
     Judge a request that asks for a websocket: it gets an answer.
     """
+    core.handshakes.begin(context, request, context.task)
     try:
-        with TimedHandshake(core.handshakes, request, context.task):
-            loading = loading_at_once(core, request)
-            if loading is None or not arrive_at_once(core, request, context, await loading):
-                await _arrive(core, request, context)
+        loading = loading_at_once(core, request)
+        if loading is None or not arrive_at_once(core, request, context, await loading):
+            await _arrive(core, request, context)
     except BaseException as exc:
-        await _report(core, request, exc)
-        raise
-
-
-async def _report(core: Core, request: web.Request, error: BaseException) -> None:
-    """
-    Tell of a handshake that no handler will see.
-    """
-    if is_websocket(request):
-        await report_refusal(core, request, error)
+        error = core.handshakes.fail(context, exc)
+        if is_websocket(request):
+            await report_refusal(core, request, error)
+        if error is exc:
+            raise
+        raise error from exc
+    core.handshakes.end(context)
 
 
 async def _settle(
