@@ -16,16 +16,7 @@ from ..registry.core import Core
 
 __all__: list[str] = []
 
-NO_REGISTRY: Final = "no registry: call aiohttp_session_ws.setup(app, registry) first"
-
 CORE_KEY: Final = web.AppKey("aiohttp_session_ws core", Core)
-
-
-def no_request(value: object) -> TypeError:
-    """
-    Return what to raise where a request is needed, and *value* is none.
-    """
-    return TypeError(f"the first argument is the request, not a {type(value).__name__}")
 
 
 def core_from(request: web.Request) -> Core:
@@ -40,13 +31,15 @@ def core_from(request: web.Request) -> Core:
     try:
         app = request.app
     except AttributeError:
-        raise no_request(request) from None
+        kind = type(request).__name__
+        raise TypeError(f"the first argument is the request, not a {kind}") from None
     try:  # quicker than get()
         core = app[CORE_KEY]
     except KeyError:
         core = request.config_dict.get(CORE_KEY)
         if core is None:
-            raise NotSetUp(NO_REGISTRY) from None
+            msg = "no registry: call aiohttp_session_ws.setup(app, registry) first"
+            raise NotSetUp(msg) from None
     if id(app) not in core.known_apps:
         _expect_one_registry(core, request)
     return core

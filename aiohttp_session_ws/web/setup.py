@@ -14,7 +14,7 @@ from .._tasks import maybe_await
 from ..exceptions import NotSetUp
 from ..registry.registry import SessionWSRegistry, core_of
 from ..sessions.context import HANDLING, context_of
-from .lookup import CORE_KEY, NO_REGISTRY, no_request
+from .lookup import CORE_KEY, core_from
 from .streams import adopt_websocket
 
 __all__ = [
@@ -97,14 +97,8 @@ def registry_from(request: web.Request) -> SessionWSRegistry:
         NotSetUp: If none of them has one, or two have one each.
         TypeError: If it is no request.
     """
-    try:
-        registry = request.app.get(REGISTRY_KEY)
-    except AttributeError:
-        raise no_request(request) from None
-    if registry is None:
-        registry = request.config_dict.get(REGISTRY_KEY)
-        if registry is None:
-            raise NotSetUp(NO_REGISTRY)
+    _ = core_from(request)  # says what is wrong
+    registry: SessionWSRegistry = request.config_dict[REGISTRY_KEY]
     return registry
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
 import aiohttp_session
@@ -69,6 +69,19 @@ USES: dict[str, Use] = {
 Order = Callable[[web.Request, web.Response], Any]
 
 ORDERS: list[Order] = [end_session_ws, end_identity_ws]
+
+
+async def end_by_id(request: web.Request) -> web.Response:
+    """End a session as an administrator's page does."""
+    await registry_from(request).end_session("somebody's")
+    return web.Response(text="out")
+
+
+async def end_by_response(request: web.Request) -> web.Response:
+    """End the session of the request."""
+    response = web.Response(text="out")
+    await end_session_ws(request, response)
+    return response
 
 
 class TestOneRegistry:
@@ -134,6 +147,28 @@ class TestOneRegistry:
         root.add_subapp("/sub", sub)
         client = await aiohttp_client(root)
         async with client.get(path) as response:
+            assert response.status == 500
+
+        assert "call setup() for the root application only" in caplog.text
+
+    @pytest.mark.parametrize("log_out", [end_by_id, end_by_response])
+    async def test_log_out_below_the_root(
+        self,
+        aiohttp_client: AiohttpClient,
+        caplog: pytest.LogCaptureFixture,
+        log_out: Callable[[web.Request], Awaitable[web.Response]],
+    ) -> None:
+        """It is refused, too, though pages of the root have been served: no socket would close."""
+        root, sub = application(session_ws_middleware), web.Application()
+        setup(root)
+        setup(sub)
+        root.router.add_get("/page", page)
+        sub.router.add_get("/out", log_out)
+        root.add_subapp("/sub", sub)
+        client = await aiohttp_client(root)
+        async with client.get("/page") as response:
+            assert response.status == 200
+        async with client.get("/sub/out") as response:
             assert response.status == 500
 
         assert "call setup() for the root application only" in caplog.text
