@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ._logging import fingerprint
 
@@ -23,6 +23,8 @@ __all__ = [
     "Snapshot",
     "Stats",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,19 @@ class Count(int):
         return self
 
 
-class Snapshot(tuple[ConnectionInfo, ...]):
+class _Found(tuple[T, ...]):
+    complete: bool
+
+    def __new__(cls, found: Iterable[T], *, complete: bool = True) -> Self:
+        """
+        Return a tuple of what was *found*.
+        """
+        self = super().__new__(cls, found)
+        self.complete = complete
+        return self
+
+
+class Snapshot(_Found[ConnectionInfo]):
     """
     The connections that were asked for, the one opened first at the front.
 
@@ -151,16 +165,6 @@ class Snapshot(tuple[ConnectionInfo, ...]):
         complete: Whether everybody who was asked has answered; always true on a registry
             that knows its own process only.
     """
-
-    complete: bool
-
-    def __new__(cls, connections: Iterable[ConnectionInfo], *, complete: bool = True) -> Self:
-        """
-        Return a tuple of *connections*.
-        """
-        self = super().__new__(cls, connections)
-        self.complete = complete
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,23 +185,13 @@ class NodeInfo:
     handshakes: int
 
 
-class Nodes(tuple[NodeInfo, ...]):
+class Nodes(_Found[NodeInfo]):
     """
     The processes, by name.
 
     Attributes:
         complete: Whether everybody has answered who is known to run.
     """
-
-    complete: bool
-
-    def __new__(cls, nodes: Iterable[NodeInfo], *, complete: bool = True) -> Self:
-        """
-        Return a tuple of *nodes*.
-        """
-        self = super().__new__(cls, nodes)
-        self.complete = complete
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +256,7 @@ class Stats:
         return cls(**{**known, "closes": closes})
 
 
-class ClusterStats(tuple[Stats, ...]):
+class ClusterStats(_Found[Stats]):
     """
     The figures of all processes, by name.
 
@@ -270,15 +264,11 @@ class ClusterStats(tuple[Stats, ...]):
         complete: Whether everybody has answered who is known to run.
     """
 
-    complete: bool
-
-    def __new__(cls, stats: Iterable[Stats], *, complete: bool = True) -> Self:
+    def __new__(cls, found: Iterable[Stats], *, complete: bool = True) -> Self:
         """
-        Return a tuple of *stats*.
+        Return a tuple of what was *found*, by name.
         """
-        self = super().__new__(cls, sorted(stats, key=lambda one: one.node))
-        self.complete = complete
-        return self
+        return super().__new__(cls, sorted(found, key=lambda one: one.node), complete=complete)
 
     @property
     def total(self) -> Stats:
