@@ -59,15 +59,10 @@ class ExpiringDict(Generic[K, V]):
     def __iter__(self) -> Iterator[K]:
         return iter(tuple(self.entries))
 
-    def values(self) -> Iterator[V]:
-        """
-        Return the values, the one not met for longest first; expired ones may be among them.
-        """
-        return (value for value, _, _ in tuple(self.entries.values()))
-
     def items(self) -> Iterator[tuple[K, V, float]]:
         """
-        Return the keys, their values, and how many seconds each lives, in the same order.
+        Return the keys, their values, and how many seconds each lives, the one not met for
+        longest first; expired ones may be among them.
         """
         return ((key, value, ttl) for key, (value, ttl, _) in tuple(self.entries.items()))
 
@@ -120,12 +115,6 @@ class ExpiringDict(Generic[K, V]):
         """
         entry = self.entries.pop(key, None)
         return None if entry is None else entry[0]
-
-    def clear(self) -> None:
-        """
-        Remove everything.
-        """
-        self.entries.clear()
 
     def _prune(self, now: float) -> None:
         """

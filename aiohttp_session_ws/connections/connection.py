@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from .._lineage import Lineage, Subject
 from .._logging import fingerprint
@@ -62,11 +62,6 @@ class Queue(Protocol):
     def empty(self) -> bool:
         """
         Whether nothing waits, nor is being sent.
-        """
-
-    def put(self, payload: bytes, opcode: WSMsgType) -> bool:
-        """
-        Take a message; tell whether there was room.
         """
 
     def drop(self) -> None:

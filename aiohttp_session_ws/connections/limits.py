@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from .._lineage import Subject
-from .._refused import Unavailable
 from ..close_codes import NORMAL, TOO_MANY_CONNECTIONS
 from ..exceptions import HandshakeRefused
 from ..options import Limits
@@ -18,17 +17,6 @@ from .connection import OPEN, OPENING, TrackedConnection
 from .manager import ConnectionManager
 
 __all__: list[str] = []
-
-
-def expect_room(limits: Limits, manager: ConnectionManager) -> None:
-    """
-    Let a handshake pass that is not filed yet, if there may be one more connection.
-
-    Raises:
-        aiohttp.web.HTTPServiceUnavailable: If there may not.
-    """
-    if limits.total is not None and manager.total >= limits.total:
-        raise Unavailable("total", "websocket refused: too many connections")
 
 
 async def make_room(

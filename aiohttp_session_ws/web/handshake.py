@@ -28,7 +28,7 @@ from .._refused import Forbidden, Unavailable
 from .._tasks import maybe_await
 from ..close_codes import INTERNAL_ERROR, RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
-from ..connections.limits import expect_room, make_room
+from ..connections.limits import make_room
 from ..connections.metered import MeteredWebSocket
 from ..connections.websocket import ServedWebSocket
 from ..exceptions import (
@@ -227,8 +227,8 @@ class Handshake:
         core = self.core
         if core.drainer.refuses:
             raise Unavailable("draining", "websocket refused: the server is stopping")
-        if core.limits.total is not None:
-            expect_room(core.limits, core.connections)
+        if core.limits.total is not None and core.connections.total >= core.limits.total:
+            raise Unavailable("total", "websocket refused: too many connections")
 
     def _file(self, context: RequestContext) -> TrackedConnection:
         """

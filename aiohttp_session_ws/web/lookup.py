@@ -58,10 +58,8 @@ def _expect_one_registry(core: Core, request: web.Request) -> None:
 
 def warn_workers(core: Core, request: web.Request) -> None:
     """
-    Warn once if this process seems to share its address with others.
+    Warn, with the first socket, if this process seems to share its address with others.
     """
-    if not core.first_socket:
-        return
     core.first_socket = False
     if _has_gunicorn_siblings() or _reuses_port(request):
         core.warn.once(

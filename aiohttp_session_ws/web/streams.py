@@ -109,7 +109,8 @@ class StreamHandshake(Handshake):
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
-        Leave it to the handler when the response begins.
+        Leave it to the handler when the response begins; a websocket is open, and speaks a
+        protocol of its own.
         """
         connection.takes_pushes = False
 
@@ -141,12 +142,6 @@ class AdoptingHandshake(StreamHandshake):
             raise NotSetUp("enter registry.adopt() after ws.prepare(): it would have no transport")
         self._check_place(context)
 
-    async def _upgrade(self, connection: TrackedConnection) -> None:
-        """
-        It is open, and speaks a protocol of its own.
-        """
-        connection.takes_pushes = False
-
     def _close_unopened(self, connection: TrackedConnection) -> None:
         """
         Leave it to who adopts it: the refusal is told by its close code.
@@ -160,7 +155,6 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
 
     _context: RequestContext
     _connection: TrackedConnection
-    _is_stream: bool
 
     def __init__(
         self,
@@ -184,8 +178,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
             if isinstance(exc, HandshakeRefused):
                 raise handshake.refusal(exc) from exc
             raise
-        self._is_stream = not isinstance(self._response, web.WebSocketResponse)
-        core.connections.counters.streams += self._is_stream
+        core.connections.counters.streams += self._connection.is_stream
         return self._connection
 
     async def _close_refused(self, ws: web.WebSocketResponse, exc: web.HTTPException) -> None:
@@ -206,7 +199,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         traceback: TracebackType | None,
     ) -> None:
         connections, connection, context = self._core.connections, self._connection, self._context
-        connections.counters.streams -= self._is_stream
+        connections.counters.streams -= connection.is_stream
         connections.counters.closed(*end_of(connection, exc))
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
