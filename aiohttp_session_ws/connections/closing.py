@@ -76,6 +76,8 @@ class CloseEngine:
         timeouts: How long to wait for peers and handlers.
         tasks: Where its few tasks run.
         remove: Takes a connection out of the index; what it returns is awaited, if it can be.
+        current: Returns the connection whose handler gives an order. Neither the order waits for
+            that handler, which would wait for itself, nor is it cancelled.
 
     Attributes:
         timeouts: May be replaced at any time.
@@ -87,11 +89,13 @@ class CloseEngine:
         timeouts: Timeouts,
         tasks: BackgroundTasks,
         remove: Callable[[TrackedConnection], Awaitable[None] | None],
+        current: Callable[[], TrackedConnection | None],
     ) -> None:
         self.timeouts = timeouts
         self.ending = False
         self._tasks = tasks
         self._remove = remove
+        self._current = current
         # Timers run in no request's context, or it would be kept for as long as they wait.
         self._context = contextvars.Context()
         # Handlers whose sockets are gone, and when their grace is over: the first is due first. A
@@ -106,8 +110,7 @@ class CloseEngine:
         self,
         connections: Iterable[TrackedConnection | None],
         close: Close | None,
-        current: Callable[[], TrackedConnection | None] = lambda: None,
-        count: float = math.inf,
+        count: float,
     ) -> asyncio.Future[tuple[int, int]]:
         """
         Close connections and end their handlers.
@@ -117,13 +120,11 @@ class CloseEngine:
                 have left their handlers behind. They are taken as their turn comes, and
                 ``None`` takes its time only.
             close: What to tell the peers; ``None`` for the ``close_order`` of each.
-            current: Returns the connection whose handler calls. Neither the order waits for
-                that handler, which would wait for itself, nor is it cancelled.
             count: How many there are at most. All frames of few are written before this
                 returns; those of many in slices, with turns for others in between.
         """
         order = self._new_order(close)
-        caller = Caller(current(), asyncio.current_task())
+        caller = Caller(self._current(), asyncio.current_task())
         large = LAST_SLICE if self.ending else SLICE
         size = None if self._may_write(count) else large
         self._close_more(order, iter(connections), caller, size)
@@ -223,17 +224,6 @@ class CloseEngine:
         if row:
             loop = asyncio.get_running_loop()
             self._next_row = loop.call_soon(self._hang_up_row, context=self._context)
-
-    def _in_rows(self, act: Callable[[Closing], None], closings: Iterator[Closing]) -> None:
-        """
-        Do something to many connections, with a turn for others after each row.
-        """
-        row = list(itertools.islice(closings, None if self.ending else ROW))
-        for closing in row:
-            act(closing)
-        if len(row) == ROW:
-            loop = asyncio.get_running_loop()
-            _ = loop.call_soon(self._in_rows, act, closings, context=self._context)
 
     def _closing_of(self, connection: TrackedConnection) -> Closing:
         closing: Closing | None = connection.closing
@@ -364,14 +354,22 @@ class CloseEngine:
         End what an order has not closed in time.
         """
         order.timer = None
-        self._in_rows(self._abort_one, iter(tuple(order.closings)))
+        self._abort_row(iter(tuple(order.closings)))
 
-    def _abort_one(self, closing: Closing) -> None:
-        # What was registered by hand has a deadline of its own.
-        if not closing.gone and closing.connection.request is not None:
-            closing.aborted = True
-            closing.connection.abort()
-            self.set_gone(closing)
+    def _abort_row(self, closings: Iterator[Closing]) -> None:
+        """
+        Abort some transports, and others in the next turn.
+        """
+        row = list(itertools.islice(closings, None if self.ending else ROW))
+        for closing in row:
+            # What was registered by hand has a deadline of its own.
+            if not closing.gone and closing.connection.request is not None:
+                closing.aborted = True
+                closing.connection.abort()
+                self.set_gone(closing)
+        if len(row) == ROW:
+            loop = asyncio.get_running_loop()
+            _ = loop.call_soon(self._abort_row, closings, context=self._context)
 
     def set_gone(self, closing: Closing) -> None:
         """

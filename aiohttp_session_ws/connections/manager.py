@@ -106,8 +106,8 @@ class ConnectionManager(ConnectionIndex):
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
         self._pusher = Pusher(push_queue, tasks, self._close_slow)
         self._admitted = 0
+        self._engine = CloseEngine(timeouts, tasks, self._remove, current)
         self._current = current
-        self._engine = CloseEngine(timeouts, tasks, self._remove)
         self._rests: dict[Rest, None] = {}
         self._refused: set[TrackedConnection] = set()
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
@@ -381,7 +381,7 @@ class ConnectionManager(ConnectionIndex):
         for connection in chosen:
             if connection.state is OPEN or connection.state is OPENING:
                 connection.close_order = close
-        return self._engine.close(chosen, close, self._current, len(chosen))
+        return self._engine.close(chosen, close, len(chosen))
 
     def close_found(
         self, found: Iterable[tuple[TrackedConnection, Close] | None], count: int
@@ -395,7 +395,7 @@ class ConnectionManager(ConnectionIndex):
             found: Connections, and what to tell their peers; ``None`` takes time only.
             count: How many there may be.
         """
-        return self._engine.close(map(_mark, found), None, self._current, count)
+        return self._engine.close(map(_mark, found), None, count)
 
     def close_rest(self, rest: Rest) -> Awaitable[tuple[int, int]]:
         """
@@ -582,7 +582,7 @@ class ConnectionManager(ConnectionIndex):
         if isinstance(ws, web.WebSocketResponse) and ws.closed and ws.exception() is None:
             _ = self._engine.close_one(connection, NORMAL)
         else:
-            _ = self._engine.close([connection], NORMAL)
+            _ = self._engine.close([connection], NORMAL, 1)
 
     async def stop(self) -> None:
         """
