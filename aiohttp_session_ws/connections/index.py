@@ -71,15 +71,6 @@ class Index:
         """
         return connection if self._track is None else connection.ws
 
-    def add_new(self, key: Hashable, connection: TrackedConnection) -> bool:
-        """
-        File *connection* unless its websocket is there; tell whether it was filed.
-        """
-        if self.get(key, connection.ws) is not None:
-            return False
-        self.add(key, connection)
-        return True
-
     def add_object(self, key: Hashable, ws: object) -> None:
         """
         File what is registered by hand, unless it is there.

@@ -215,13 +215,12 @@ class ConnectionManager(ConnectionIndex):
         ws: object,
         identity: Hashable | None = None,
         lineage: Lineage = NO_LINEAGE,
-    ) -> TrackedConnection | None:
+    ) -> TrackedConnection:
         """
-        File something that was registered by hand; return ``None`` if it is there already.
+        File something that was registered by hand, and is not there yet.
         """
         connection = self._track(session_ws_id, ws, time.monotonic())
-        if not self.open.add_new(session_ws_id, connection):
-            return None
+        self.open.add(session_ws_id, connection)
         if identity is not None:
             self.file_identity(connection, identity)
         connection.lineage = lineage

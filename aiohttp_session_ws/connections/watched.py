@@ -34,14 +34,6 @@ class WatchedIndex(Index):
         super().add(key, connection)
         self._changed(key)
 
-    def add_new(self, key: Hashable, connection: TrackedConnection) -> bool:
-        """
-        File *connection* unless its websocket is there; tell whether it was filed.
-        """
-        added = super().add_new(key, connection)
-        self._changed(key)
-        return added
-
     def discard(self, key: Hashable, connection: TrackedConnection) -> None:
         """
         Take *connection* out, if it is there.

@@ -477,7 +477,6 @@ class TestHandlers:
             for connection in (first, second):
                 s.manager.add_handshake(connection)
             thing = s.manager.add_by_hand("session", self)
-            assert thing is not None
             done = s.manager.close_now([first, second, thing], SESSION_ENDED)
             for connection in (first, second):
                 s.manager.discard_handshake(connection)

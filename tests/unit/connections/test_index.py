@@ -51,17 +51,6 @@ class Model(RuleBasedStateMachine):
         self.there.append((key, new))
 
     @rule(key=keys)
-    def add_new(self, key: Hashable) -> None:
-        """File a connection unless it is there."""
-        new = connection(key)
-
-        again = TrackedConnection(key, new.ws)
-
-        assert self.index.add_new(key, new)
-        assert not self.index.add_new(key, again)
-        self.there.append((key, new))
-
-    @rule(key=keys)
     def add_object(self, key: Hashable) -> None:
         """File an object, twice."""
         thing = object()
