@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import WSMsgType
 
 from .._logging import fingerprint, log
-from .._tasks import BackgroundTasks
+from .._tasks import BackgroundTasks, is_cancelled
 from ..options import PushQueue
 from .connection import TrackedConnection
 
@@ -25,20 +25,18 @@ _BLIND: Final = 1.0  # seconds to wait where there is no transport to look at
 
 async def send_frame(connection: TrackedConnection, payload: bytes, opcode: WSMsgType) -> None:
     """
-    Send a frame, and wait as long as the peer reads too slowly.
+    Send a frame in a task of its own, and wait as long as the peer reads too slowly.
 
     In aiohttp all who wait to send on a websocket share one future: whoever is cancelled cancels
-    it for all, and for those who come after. Here that is told from a cancellation of one's own.
+    it for all, and for those who come after. Here that is told from a cancellation of the task.
 
     Raises:
         ConnectionError: If the websocket is closing.
     """
-    task = asyncio.current_task()
-    requests = 0 if task is None else task.cancelling()
     try:
         await connection.ws.send_frame(payload, opcode)
     except asyncio.CancelledError:
-        if task is None or task.cancelling() > requests:
+        if is_cancelled():
             raise
         # Somebody else was cancelled. The frame is written: aiohttp waits afterwards.
         await _wait_drained(connection)

@@ -12,10 +12,11 @@ import asyncio
 import contextvars
 from typing import Final
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 
-from .._tasks import BackgroundTasks, is_cancelled
+from .._tasks import BackgroundTasks
 from ..connections.connection import TrackedConnection
+from ..connections.send_queue import send_frame
 
 __all__: list[str] = []
 
@@ -23,14 +24,14 @@ _COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a wai
 
 
 async def send_and_wait(
-    tasks: BackgroundTasks, ws: web.WebSocketResponse, data: bytes, opcode: WSMsgType
+    tasks: BackgroundTasks, connection: TrackedConnection, data: bytes, opcode: WSMsgType
 ) -> None:
     """
     Send a message that may have to wait, for the client reads too slowly.
 
     Args:
         tasks: Where the wait runs.
-        ws: Where to.
+        connection: Where to.
         data: The payload.
         opcode: Whether it is text or binary.
 
@@ -38,7 +39,7 @@ async def send_and_wait(
         ConnectionError: If the socket is closed.
     """
     # In no request's context, or it would be kept as long as the peer is slow.
-    sending = tasks.spawn(_send(ws, data, opcode), "send", contextvars.Context())
+    sending = tasks.spawn(_send(connection, data, opcode), "send", contextvars.Context())
     error = await asyncio.shield(sending)
     if error is not None:
         raise error
@@ -57,17 +58,13 @@ def is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
 
 
 async def _send(
-    ws: web.WebSocketResponse, data: bytes, opcode: WSMsgType
+    connection: TrackedConnection, data: bytes, opcode: WSMsgType
 ) -> ConnectionError | None:
     """
     Send a message for a sender who may not be there any more to hear of an error.
     """
     try:
-        await ws.send_frame(data, opcode)
+        await send_frame(connection, data, opcode)
     except ConnectionError as exc:
         return exc
-    except asyncio.CancelledError:
-        if is_cancelled():
-            raise
-        # Somebody who sends past us was cancelled. The frame is written: aiohttp waits after.
     return None

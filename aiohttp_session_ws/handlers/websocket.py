@@ -232,7 +232,7 @@ class WebSocket:
             if is_sent_at_once(connection, len(data)):
                 await ws.send_frame(data, opcode)
             else:
-                await send_and_wait(reader.tasks, ws, data, opcode)
+                await send_and_wait(reader.tasks, connection, data, opcode)
         except ConnectionError:
             raise reader.disconnect() from None
 

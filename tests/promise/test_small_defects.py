@@ -194,6 +194,38 @@ class TestSending:
 
         assert stalled.said["patient"] == "all sent"
 
+    async def test_a_cancelled_sender_past_it(self, serve: Serve) -> None:
+        """One cancelled in ``ws.connection.ws`` lets nobody flood a slow peer."""
+        stalled, kept = Stalled(), list[int]()
+
+        async def talk(ws: WebSocket) -> None:
+            await ws.connect()
+            transport = ws.request.transport
+            assert transport is not None
+            stalled.begin(ws, "patient")
+            await until(lambda: transport.get_write_buffer_size() > 100_000)
+            past = asyncio.ensure_future(ws.connection.ws.send_bytes(b"x" * 1_000_000))
+            await asyncio.sleep(0)
+            kept.append(transport.get_write_buffer_size())
+            past.cancel()
+            await asyncio.wait({past})
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            kept.append(transport.get_write_buffer_size())
+            stalled.ready.set()
+            await stalled.tasks["patient"]
+
+        site = await serve(views={"/talk": websocket_handler(talk)}, timeouts=PATIENT)
+        peer = await self.peer(site, "talk")
+        async with asyncio.timeout(PATIENCE):
+            await stalled.ready.wait()
+            assert kept[1] <= kept[0] + 200_000
+            while "patient" not in stalled.said:
+                await peer.receive()
+        peer.close()
+
+        assert stalled.said == {"patient": "all sent"}
+
     async def test_closed_after_a_disconnect(self, serve: Serve) -> None:
         """From the moment anything raises ``WebSocketDisconnect`` the socket is closed."""
         seen: list[tuple[bool, bool]] = []
