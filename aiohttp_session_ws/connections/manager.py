@@ -86,6 +86,7 @@ class ConnectionManager(ConnectionIndex):
 
     Attributes:
         counters: What happened to the connections.
+        pusher: Feeds them.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
@@ -104,7 +105,7 @@ class ConnectionManager(ConnectionIndex):
         self.counters = Counters()
         self.on_removed: Callable[[TrackedConnection], Awaitable[None] | None] | None = None
         self.on_tick: list[Callable[[Sequence[TrackedConnection]], None]] = []
-        self._pusher = Pusher(push_queue, tasks, self._close_slow)
+        self.pusher = Pusher(push_queue, tasks, self._close_slow)
         self._admitted = 0
         self._engine = CloseEngine(timeouts, tasks, self._remove, current)
         self._current = current
@@ -124,17 +125,6 @@ class ConnectionManager(ConnectionIndex):
     @timeouts.setter
     def timeouts(self, timeouts: Timeouts) -> None:
         self._engine.timeouts = timeouts
-
-    @property
-    def push_queue(self) -> PushQueue:
-        """
-        How much of what is pushed may wait for a slow peer; counts for new queues.
-        """
-        return self._pusher.limit
-
-    @push_queue.setter
-    def push_queue(self, limit: PushQueue) -> None:
-        self._pusher.limit = limit
 
     def watch(self, changed: Callable[[Subject], None]) -> None:
         """
@@ -524,7 +514,7 @@ class ConnectionManager(ConnectionIndex):
         if self._rests:
             rests = self._rests
             connections = [c for c in connections if not any(rest.closes(c) for rest in rests)]
-        return self._pusher.push(connections, data, by_endpoint=by_endpoint)
+        return self.pusher.push(connections, data, by_endpoint=by_endpoint)
 
     def _close_slow(self, connection: TrackedConnection) -> None:
         self.close_soon([connection], SLOW_CONSUMER)

@@ -158,9 +158,9 @@ class WebSocket:
                 raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
             options = options | WebSocketOptions(protocols=(subprotocol,))
         self._began = True
-        self._session_ws = SessionWS(self.request, options, save=save)
-        await self._session_ws.__aenter__()
-        self._reader = Reader(self._session_ws.connection, self._session_ws.connections)
+        self._session_ws = entered = SessionWS(self.request, options, save=save)
+        await entered.__aenter__()
+        self._reader = Reader(entered.connection, entered.core.connections)
         if close is not False:
             await self.close(NORMAL if close is True else close, reason)
 

@@ -17,7 +17,6 @@ from .._tasks import maybe_await
 from ..close_codes import GOING_AWAY, INTERNAL_ERROR, NORMAL, POLICY_VIOLATION, Close
 from ..connections.connection import TrackedConnection
 from ..connections.counters import By
-from ..connections.manager import ConnectionManager
 from ..connections.websocket import ServedWebSocket
 from ..exceptions import HandshakeRefused, SessionWSClosed
 from ..registry.core import Core
@@ -78,13 +77,17 @@ class SessionWS:
 
     A class with slots and not a generator: it lives as long as its socket, and takes a
     fifth of a generator's memory. The base class for context managers would give it a dictionary.
+
+    Attributes:
+        connection: The connection, once it is open.
+        core: The registry's parts.
     """
 
-    __slots__ = ("_context", "_contexts", "_core", "_options", "_request", "_save", "connection")
+    __slots__ = ("_context", "_contexts", "_options", "_request", "_save", "connection", "core")
 
-    _core: Core
     _context: RequestContext
     connection: TrackedConnection
+    core: Core
 
     def __init__(
         self, request: web.Request, options: WebSocketOptions, *, save: bool = True
@@ -98,7 +101,7 @@ class SessionWS:
         options, self._options = self._options, None
         assert options is not None, "a session_ws() is entered once"
         handshake = Handshake(self._request, options, save=self._save)
-        self._core = core = handshake.core
+        self.core = core = handshake.core
         self._context, self.connection = await handshake.open()
         told, signals = core.overrides, core.signals
         if told.register or told.unregister or signals.on_open or signals.connection_ctx:
@@ -118,12 +121,12 @@ class SessionWS:
         traceback: TracebackType | None,
     ) -> None:
         error = exc if self._contexts is None else await self._leave_contexts(exc)
-        connections, connection = self._core.connections, self.connection
+        connections, connection = self.core.connections, self.connection
         by, code = end_of(connection, error)
         connections.counters.closed(by, code)
         self._warn_unsaved()
         try:
-            if self._core.signals.on_close:
+            if self.core.signals.on_close:
                 await self._send_on_close(by, code)
         finally:
             connections.handler_exited(connection)
@@ -139,18 +142,11 @@ class SessionWS:
         if error is not exc and error is not None:
             raise error
 
-    @property
-    def connections(self) -> ConnectionManager:
-        """
-        The sockets of this process.
-        """
-        return self._core.connections
-
     async def _welcome(self) -> None:
         """
         Tell everybody of a socket that is open, as long as it is.
         """
-        core, connection = self._core, self.connection
+        core, connection = self.core, self.connection
         connection.registered = core.overrides.unregister
         if core.overrides.register:
             result = core.hooks.register(connection.session_ws_id, connection.ws)
@@ -204,7 +200,7 @@ class SessionWS:
         """
         close = self.connection.close_order or close_for_error(error)
         try:
-            await self._core.connections.wait_closed(self.connection, close)
+            await self.core.connections.wait_closed(self.connection, close)
         except asyncio.CancelledError:
             self._log_overtaken(error)
             raise  # the server cancels the handlers of clients that have gone
@@ -213,7 +209,7 @@ class SessionWS:
         connection = self.connection
         id_, identity = connection.session_ws_id, connection.identity
         details = CloseDetails(self._request, id_, connection.ws, code, by, identity)
-        await self._core.signals.on_close.send(details)
+        await self.core.signals.on_close.send(details)
 
     def _warn_unsaved(self) -> None:
         """
@@ -221,7 +217,7 @@ class SessionWS:
         """
         session = loaded_session(self._request)
         if session is not None and was_changed(session) and not self._context.given:
-            self._core.warn.once(
+            self.core.warn.once(
                 "unsaved",
                 "a session was changed in a websocket handler and is not saved: its response has"
                 " been sent; change it in an HTTP request",

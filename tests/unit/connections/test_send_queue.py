@@ -77,7 +77,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """The others get everything at once; what waits for the slow one is bounded."""
-        inspect(registry).connections.push_queue = PushQueue(
+        inspect(registry).connections.pusher.limit = PushQueue(
             messages=50, bytes=40_000, patience=PATIENCE
         )
         client = await start(aiohttp_client, registry)
@@ -123,7 +123,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """It is cut though it doesn't take the close frame, and nothing of it stays."""
-        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=0)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=2, patience=0)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -140,7 +140,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """One that reads again is not closed, and gets what comes then."""
-        inspect(registry).connections.push_queue = PushQueue(messages=4, patience=PATIENCE)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=4, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -167,7 +167,9 @@ class TestSlowConsumers:
         self, live: SessionWSRegistry, sizes: tuple[int, ...], left: int
     ) -> None:
         """A peer that takes just one now and then goes on to be slow."""
-        inspect(live).connections.push_queue = PushQueue(messages=6, bytes=100, patience=PATIENCE)
+        inspect(live).connections.pusher.limit = PushQueue(
+            messages=6, bytes=100, patience=PATIENCE
+        )
         ws, connection = await slow(live)
         for size in sizes:
             await live.broadcast(bytes(size))
@@ -181,7 +183,7 @@ class TestSlowConsumers:
 
     async def test_has_one_deadline(self, live: SessionWSRegistry) -> None:
         """Further messages that it misses don't put the deadline off."""
-        inspect(live).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(live).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         _, connection = await slow(live)
         timers = set()
         for _ in range(5):
@@ -194,7 +196,7 @@ class TestSlowConsumers:
         self, live: SessionWSRegistry, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One that is slow now and then doesn't fill the log."""
-        inspect(live).connections.push_queue = PushQueue(messages=1)
+        inspect(live).connections.pusher.limit = PushQueue(messages=1)
         ws, _ = await slow(live)
         for _ in range(3):
             await live.broadcast("taken")
@@ -206,7 +208,7 @@ class TestSlowConsumers:
 
     async def test_large_message(self, live: SessionWSRegistry) -> None:
         """One that is larger than the queue is taken when nothing is on its way."""
-        inspect(live).connections.push_queue = PushQueue(bytes=10)
+        inspect(live).connections.pusher.limit = PushQueue(bytes=10)
         ws, _ = await slow(live)
         first = [await live.broadcast(bytes(11)), await live.broadcast(b"")]
         await ws.take(1)
@@ -218,7 +220,7 @@ class TestSlowConsumers:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """A loop that does nothing but push doesn't outrun a peer that reads."""
-        inspect(registry).connections.push_queue = PushQueue(messages=2)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=2)
         client = await start(aiohttp_client, registry)
         async with client.ws_connect("/listen", compress=15) as ws:
             deliveries = [await registry.broadcast(str(n)) for n in range(50)]
@@ -397,7 +399,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """It takes no longer than any log-out, and leaves no task and no timer."""
-        inspect(registry).connections.push_queue = PushQueue(messages=3, patience=PATIENCE)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         await choke(connection, registry)
@@ -435,7 +437,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """The application ends with full queues, and nothing is left of them."""
-        inspect(registry).connections.push_queue = PushQueue(messages=3, patience=PATIENCE)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=3, patience=PATIENCE)
         client = await start(aiohttp_client, registry)
         peers, connections = zip(*[await stopped(client, registry) for _ in range(5)], strict=True)
         for number in range(5):
@@ -456,7 +458,7 @@ class TestEnd:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """Neither writer nor timer keep the request in which something was pushed."""
-        inspect(registry).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         kept: ContextVar[web.Request] = ContextVar("kept")
         requests: list[weakref.ref[web.Request]] = []
 

@@ -118,7 +118,7 @@ class TestSharedWaiting:
             await asyncio.wait({sending})
             spoilt.set()
 
-        inspect(registry).connections.push_queue = PushQueue(messages=1000, bytes=10**9)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=1000, bytes=10**9)
         peer, connection = await self.senders(aiohttp_client, registry, send)
         await spoilt.wait()
         before = unsent(connection)
@@ -196,7 +196,7 @@ class TestByHand:
 
     async def test_taken_out(self, live: SessionWSRegistry) -> None:
         """Taken out by hand, it gets nothing more; no task and no timer is left."""
-        inspect(live).connections.push_queue = PushQueue(messages=2, patience=PATIENCE)
+        inspect(live).connections.pusher.limit = PushQueue(messages=2, patience=PATIENCE)
         ws, connection = await slow(live)
         for _ in range(3):
             await live.broadcast(LINE)
@@ -223,7 +223,7 @@ class TestByHand:
 
     async def test_too_slow(self, live: SessionWSRegistry) -> None:
         """It gets its own close() with 1013."""
-        inspect(live).connections.push_queue = PushQueue(messages=1, patience=0)
+        inspect(live).connections.pusher.limit = PushQueue(messages=1, patience=0)
         ws, connection = await slow(live)
         await live.broadcast(LINE)
         await live.broadcast(LINE)

@@ -262,7 +262,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
         """Thousands arrive in the order of the calls, whichever way each went."""
-        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=10_000, bytes=10**9)
         client = await start(aiohttp_client, registry)
         peer, connection = await stopped(client, registry)
         received: list[bytes] = []
@@ -370,7 +370,7 @@ class TestOrder:
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, tls: ssl.SSLContext
     ) -> None:
         """It is the same over TLS, whose transport has a buffer before another's."""
-        inspect(registry).connections.push_queue = PushQueue(messages=10_000, bytes=10**9)
+        inspect(registry).connections.pusher.limit = PushQueue(messages=10_000, bytes=10**9)
         app = make_app(registry)
         app.router.add_get("/listen", listen)
         client = await aiohttp_client(app, tls=tls)
