@@ -6,18 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import WSMsgType, web
 
 from .._logging import log
 from ..close_codes import Close
 from .connection import TrackedConnection
-from .websocket import step_once
+from .websocket import COMPRESSED_AT_ONCE, step_once
 
 __all__: list[str] = []
-
-_COMPRESSED_AT_ONCE: Final = 1024  # bytes of last words that aiohttp compresses without a task
 
 
 def write_last_words(
@@ -37,7 +35,7 @@ def write_last_words(
             raise TypeError(f"last words are str or bytes, not {type(words).__name__}")
         opcode = WSMsgType.TEXT if isinstance(words, str) else WSMsgType.BINARY
         payload = words.encode() if isinstance(words, str) else words
-        if connection.ws.compress and len(payload) > _COMPRESSED_AT_ONCE:
+        if connection.ws.compress and len(payload) > COMPRESSED_AT_ONCE:
             return
         step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way
     except Exception:

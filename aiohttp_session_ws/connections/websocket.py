@@ -14,6 +14,8 @@ from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgTyp
 
 __all__: list[str] = []
 
+COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a task, or a wait
+
 _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 # aiohttp's own, without the detour of super(): they are called for each socket or message.

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import Final
 
 from aiohttp import WSMsgType
 
 from .._tasks import BackgroundTasks
 from ..connections.connection import TrackedConnection
 from ..connections.send_queue import send_frame
+from ..connections.websocket import COMPRESSED_AT_ONCE
 
 __all__: list[str] = []
-
-_COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a wait
 
 
 async def send_and_wait(
@@ -52,7 +50,7 @@ def is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
     transport = connection.transport
     if transport is None or transport.get_write_buffer_size():
         return False
-    if connection.ws.compress and size > _COMPRESSED_AT_ONCE:
+    if connection.ws.compress and size > COMPRESSED_AT_ONCE:
         return False
     return 2 * size < transport.get_write_buffer_limits()[1]  # with headers, and what TLS adds
 
