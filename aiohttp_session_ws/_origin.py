@@ -84,7 +84,7 @@ class OriginPolicy:
 
     def knows(self, request: web.Request) -> bool:
         """
-        Tell whether a page is known to be none of others', so that nothing need be checked.
+        Tell whether a page is known to be none of others', so that it needn't be checked again.
         """
         if not self._accepted:
             return False
@@ -114,11 +114,9 @@ class OriginPolicy:
             return
         host = headers.get(hdrs.HOST, "")
         key = (origin, host, request.scheme)
-        single = len(headers.getall(hdrs.ORIGIN)) == 1
-        if single and key in self._accepted:
-            return
-        if not (single and self._matches(*key)):
-            raise Forbidden("origin", self._refusal(headers.getall(hdrs.ORIGIN), host))
+        sent = headers.getall(hdrs.ORIGIN)
+        if len(sent) > 1 or not self._matches(*key):
+            raise Forbidden("origin", self._refusal(sent, host))
         if len(self._accepted) >= _REMEMBERED:
             self._accepted.clear()
         self._accepted.add(key)
