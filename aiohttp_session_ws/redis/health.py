@@ -61,7 +61,9 @@ class Health:
         """
         Why it is not connected, for messages.
         """
-        return self._commands.why or f"it can't be subscribed to: {self._why_deaf}"
+        if not self._commands.available:
+            return self._commands.why
+        return f"it can't be subscribed to: {self._why_deaf}"
 
     async def settle(self, timeout: float) -> None:
         """

@@ -143,6 +143,21 @@ class TestStart:
         assert "can't be subscribed to: NoPermissionError" in caplog.text
         assert "channel" in caplog.text
 
+    async def test_may_not_subscribe_any_more(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """So does one that once was, and not why its connection broke some time before."""
+        a = await start_node(redis_server.url, "a")
+        commands = cluster_of(a).commands
+        before = commands.link.line
+        await redis_server.kill_clients()
+        await until(lambda: commands.link.line not in (None, before))
+        await commands.read(["x"])
+        await redis_server.cli("ACL", "SETUSER", "default", "resetchannels")
+        await redis_server.kill_pubsub()
+        await becomes(a, "degraded")
+        assert "is degraded (it can't be subscribed to: NoPermissionError" in caplog.text
+
     async def test_cancelled(self, redis_server: RedisServer) -> None:
         """A start that is given up leaves nothing behind, and can be tried again."""
         before = asyncio.all_tasks()

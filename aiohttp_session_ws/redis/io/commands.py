@@ -71,7 +71,7 @@ class Commands:
 
     Attributes:
         available: Whether Redis answers.
-        why: Why not, for messages.
+        why: Why not, for messages; while it answers, why a connection broke last.
     """
 
     def __init__(self, make: MakeClient, prefix: str, changed: Callable[[], None]) -> None:
