@@ -12,13 +12,7 @@ from typing import Any, Final
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
-from .connect import (
-    LIMIT,
-    MakeClient,
-    is_elsewhere,
-    is_unknown_script,
-    reason,
-)
+from .connect import LIMIT, MakeClient, is_elsewhere, reason
 from .line import Line, Link
 from .scripts import Script
 
@@ -34,7 +28,7 @@ class _Command:
     A command that waits for its answer, whatever becomes of the connection meanwhile.
     """
 
-    __slots__ = ("answer", "args", "by_text", "repeat", "script", "since")
+    __slots__ = ("answer", "args", "repeat", "script", "since")
 
     def __init__(
         self, script: Script | None, args: Sequence[Argument], since: float, *, repeat: bool
@@ -43,7 +37,6 @@ class _Command:
         self.args = args
         self.since = since
         self.repeat = repeat
-        self.by_text = False
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def send(self, line: Line) -> asyncio.Future[Any]:
@@ -52,9 +45,7 @@ class _Command:
         """
         if self.script is None:
             return line.call(*self.args)
-        if self.by_text:
-            return line.call("EVAL", self.script.text, *self.args)
-        return line.call("EVALSHA", self.script.digest, *self.args)
+        return line.run(self.script, *self.args)
 
 
 class Commands:
@@ -160,11 +151,6 @@ class Commands:
             if not command.repeat:
                 self._finish(command, exc)
             return  # it is sent again with the next connection
-        if exc is not None and is_unknown_script(exc) and command.script and not command.by_text:
-            command.by_text = True
-            if self.link.line is not None:
-                self._send(command, self.link.line)
-            return
         self._answered_at = asyncio.get_running_loop().time()
         if exc is not None and is_elsewhere(exc):
             self.link.drop(reason(exc))  # and what waits is sent to who is in charge

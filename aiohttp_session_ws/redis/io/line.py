@@ -8,14 +8,25 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import hiredis
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
-from .connect import CONNECT, LIMIT, TROUBLE, Client, MakeClient, close_client, end_tasks, reason
+from .connect import (
+    CONNECT,
+    LIMIT,
+    TROUBLE,
+    Client,
+    MakeClient,
+    close_client,
+    end_tasks,
+    is_unknown_script,
+    reason,
+)
+from .scripts import Script
 from .wire import Wire, connect
 
 __all__: list[str] = []
@@ -42,7 +53,9 @@ class Line:
         self._prefix = prefix
         self._wire: Wire | None = None
         self._closed = False
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        # Who waits for which answer, and if it is that of a script, which and with what.
+        self._waiting: deque[tuple[asyncio.Future[Any], Script | None, Sequence[Argument]]]
+        self._waiting = deque()
 
     async def connect(self) -> None:
         """
@@ -59,10 +72,25 @@ class Line:
         """
         Send a command; the future has its answer, or the error that came instead.
         """
+        return self._ask(args)
+
+    def run(self, script: Script, *args: Argument) -> asyncio.Future[Any]:
+        """
+        Run a script: by its digest, or by its text if Redis doesn't know that, or lets nobody use
+        digests.
+        """
+        return self._ask(("EVALSHA", script.digest, *args), script, args)
+
+    def _ask(
+        self,
+        command: Sequence[Argument],
+        script: Script | None = None,
+        args: Sequence[Argument] = (),
+    ) -> asyncio.Future[Any]:
         assert self._wire is not None, "not connected"
-        self._wire.send(*args)  # if that breaks, whoever reads learns of it
+        self._wire.send(*command)  # if that breaks, whoever reads learns of it
         answer = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        self._waiting.append((answer, script, args))
         return answer
 
     def _take(self, reply: Any) -> None:
@@ -71,10 +99,14 @@ class Line:
         """
         if isinstance(reply, hiredis.PushNotification):
             return  # nobody has asked for it
-        future = self._waiting.popleft()
+        future, script, args = self._waiting.popleft()
         if future.done():
             return
         if isinstance(reply, Exception):
+            if script is not None and self._wire is not None and is_unknown_script(reply):
+                self._wire.send("EVAL", script.text, *args)
+                self._waiting.append((future, None, ()))
+                return
             future.set_exception(reply)
             _ = future.exception()  # nobody need wait for it
         else:
@@ -93,7 +125,7 @@ class Line:
         Let nobody wait for an answer any more.
         """
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(RedisUnavailable("the connection to Redis broke"))
                 _ = future.exception()  # nobody need wait for it

@@ -26,7 +26,6 @@ from .connect import (
     channel_of,
     is_elsewhere,
     is_for_later,
-    is_unknown_script,
     reason,
     refusal,
 )
@@ -243,34 +242,21 @@ class Outbox:
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
             return False
-        answer = line.call("EVALSHA", WRITE.digest, *args)
+        answer = line.run(WRITE, *args)
         loop = asyncio.get_running_loop()
         batch = Batch(entries, args, loop.time(), again)
         self._in_flight.append(batch)
-        answer.add_done_callback(partial(self._answered, batch, line))
+        answer.add_done_callback(partial(self._answered, batch))
         if self._timer is None:
             self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
         return True
 
     # What came of it
 
-    def _answered(self, batch: Batch, line: Line, answer: asyncio.Future[Any]) -> None:
+    def _answered(self, batch: Batch, answer: asyncio.Future[Any]) -> None:
         if batch not in self._in_flight:
             return  # it was given up
         exc = answer.exception()
-        if exc is not None and is_unknown_script(exc):
-            again = line.call("EVAL", WRITE.text, *batch.args)
-            again.add_done_callback(partial(self._answered_text, batch))
-        else:
-            self._take_answer(batch, exc, answer)
-
-    def _answered_text(self, batch: Batch, answer: asyncio.Future[Any]) -> None:
-        if batch in self._in_flight:
-            self._take_answer(batch, answer.exception(), answer)
-
-    def _take_answer(
-        self, batch: Batch, exc: BaseException | None, answer: asyncio.Future[Any]
-    ) -> None:
         if isinstance(exc, RedisUnavailable):
             return  # what was on its way is put back when that is noticed
         self._in_flight.remove(batch)

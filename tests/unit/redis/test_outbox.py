@@ -16,6 +16,7 @@ from aiohttp_session_ws.redis.encoder import Encoder, body_of
 from aiohttp_session_ws.redis.entries import Entry
 from aiohttp_session_ws.redis.io import outbox as module
 from aiohttp_session_ws.redis.io.outbox import Outbox
+from aiohttp_session_ws.redis.io.scripts import Script
 from aiohttp_session_ws.sessions.records import LineageEnded
 from tests.support import until
 
@@ -30,12 +31,12 @@ class Line:
         self.bodies: list[bytes] = []
         self.waiting: list[asyncio.Future[Any]] = []
 
-    def call(self, *args: Any) -> asyncio.Future[Any]:
+    def run(self, script: Script, *args: Any) -> asyncio.Future[Any]:
         """Take a script; answer with what the test says, or never if it says None."""
-        count = int(args[2]) - 1
-        keys = [str(key).rpartition(":")[2] for key in args[4 : 4 + count]]
+        count = int(args[0]) - 1
+        keys = [str(key).rpartition(":")[2] for key in args[2 : 2 + count]]
         self.batches.append(keys)
-        self.bodies.append(body_of(args[2:]) if args[2 + count + 4] else b"")
+        self.bodies.append(body_of(args) if args[count + 4] else b"")
         future = asyncio.get_running_loop().create_future()
         answer = self.answer(keys)
         if isinstance(answer, Exception):
