@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
@@ -112,13 +112,13 @@ class Line:
         else:
             future.set_result(reply)
 
-    async def ended(self) -> None:
+    @property
+    def ended(self) -> asyncio.Future[None]:
         """
-        Wait until there is trouble, and raise it.
+        Done when there is trouble; the exception tells which.
         """
-        assert self._wire is not None
-        await asyncio.wait({self._wire.ended})
-        self._wire.ended.result()
+        assert self._wire is not None, "not connected"
+        return self._wire.ended
 
     def fail(self) -> None:
         """
@@ -199,28 +199,25 @@ class Link:
         """
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
         # timeout with it.
-        tasks = [asyncio.create_task(line.connect())]
-        tasks[0].add_done_callback(_hear)
+        connecting = asyncio.create_task(line.connect())
+        connecting.add_done_callback(_hear)
         try:
-            await asyncio.wait(tasks, timeout=CONNECT)
-            if not tasks[0].done():
+            await asyncio.wait({connecting}, timeout=CONNECT)
+            if not connecting.done():
                 raise TimeoutError(f"not connected within {CONNECT:g} s")
-            tasks[0].result()
+            connecting.result()
             self._dropped = asyncio.get_running_loop().create_future()
             self.line = line
             self._up(line)
-            reading = asyncio.create_task(line.ended())
-            reading.add_done_callback(_hear)
-            tasks.append(reading)
-            both: set[asyncio.Future[Any]] = {reading, self._dropped}
+            both: set[asyncio.Future[Any]] = {line.ended, self._dropped}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            raise TimeoutError(self._dropped.result() if self._dropped.done() else "it broke")
+            if line.ended.done():
+                line.ended.result()
+            raise TimeoutError(self._dropped.result())
         finally:
             self.line = None
             # It may take a second, and the next one needn't wait for it.
-            task = asyncio.create_task(_end(line, tasks))
+            task = asyncio.create_task(_end(line, connecting))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
@@ -234,8 +231,8 @@ class Link:
             line.fail()
 
 
-async def _end(line: Line, tasks: Collection[asyncio.Task[None]]) -> None:
-    await end_tasks(tasks)  # it might still be connected otherwise
+async def _end(line: Line, connecting: asyncio.Task[None]) -> None:
+    await end_tasks({connecting})  # it might still be connected otherwise
     await line.close()
 
 
