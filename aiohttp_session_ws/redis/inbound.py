@@ -7,8 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -99,20 +98,11 @@ class Inbound:
         self._recent.add(sender, body)
         if not last:
             self.unrecorded_since = min(self.unrecorded_since, time.monotonic())
-        if len(lines) > FEW:
-            return self._carry_out_many(sender, lines, (), first, last)
-        readable = True
-        for number, line in enumerate(lines, 1):
-            rest = self._carry_out(sender, line, body if len(lines) == 1 else None)
-            if rest is None:
-                readable = False
-            elif len(rest) > FEW:
-                self._tell_if_unreadable(readable, first, last)
-                return self._carry_out_many(sender, lines[number:], rest, first, last)
-            else:
-                for act in rest:
-                    self._act(act)
-        self._tell_if_unreadable(readable, first, last)
+        acts = self._acts(sender, lines, body, first, last)
+        for number, act in enumerate(acts, 1):
+            self._act(act)
+            if number == FEW:
+                return self._go_on(acts)
         return None
 
     def _hear_one(self, one: One, data: bytes) -> None:
@@ -128,33 +118,33 @@ class Inbound:
             self._doubt()
         self._recent.add(one.sender, data[data.index(b"\n") + 1 :])
 
-    async def _carry_out_many(
-        self,
-        sender: str,
-        lines: Sequence[str],
-        rest: Sequence[Callable[[], None]] | None,
-        first: int,
-        last: int,
-    ) -> None:
+    async def _go_on(self, acts: Iterator[Callable[[], None]]) -> None:
         """
-        Carry out what is left of a line, and more lines, with turns for others in between.
+        Carry out what is left of a message, with turns for others in between.
         """
-        readable, turn = True, time.monotonic() + TURN
-        waiting = deque(lines)
-        while True:
-            for act in (*(rest or ()), _nothing):
-                self._act(act)
-                if time.monotonic() > turn:
-                    await asyncio.sleep(0)
-                    turn = time.monotonic() + TURN
-            if not waiting:
-                break
-            rest = self._carry_out(sender, waiting.popleft())
-            readable = readable and rest is not None
-        self._tell_if_unreadable(readable, first, last)
+        turn = time.monotonic() + TURN
+        for act in acts:
+            self._act(act)
+            if time.monotonic() > turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN
+
+    def _acts(
+        self, sender: str, lines: Sequence[str], body: bytes, first: int, last: int
+    ) -> Iterator[Callable[[], None]]:
+        """
+        Return what carries out the lines of a message one after another, each line in its turn.
+        """
+        readable = True
+        for line in lines:
+            acts = self._carry_out(sender, line, body if len(lines) == 1 else None)
+            readable = readable and acts is not None
+            yield from acts or (_nothing,)
+        if not readable:
+            self._cannot_read(first, last)
 
     def _carry_out(
-        self, sender: str, line: str, body: bytes | None = None
+        self, sender: str, line: str, body: bytes | None
     ) -> Sequence[Callable[[], None]] | None:
         """
         Carry out an order, or what can be done at once of a row.
@@ -199,10 +189,6 @@ class Inbound:
             # No traceback, which may hold an id.
             log.error("an order of another node failed: %s", describe_error(exc))
         self._unreadable(0, 0)
-
-    def _tell_if_unreadable(self, readable: bool, first: int, last: int) -> None:
-        if not readable:
-            self._cannot_read(first, last)
 
     def _cannot_read(self, first: int, last: int) -> None:
         if self._logged.allows("unreadable"):
