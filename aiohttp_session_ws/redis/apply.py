@@ -18,7 +18,7 @@ from ..registry.order import Order
 from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
 from .decoding import HeardOrder
-from .messages import CloseSession
+from .messages import Record, split
 from .recent import SeenOrders
 from .rows import One, Row
 
@@ -171,10 +171,11 @@ class Applier:
     def _release(self, changes: tuple[Change, ...]) -> None:
         self._effects.carry_out_soon(self._effects.apply(Order(changes)))
 
-    def learn(self, changes: Sequence[Change], closes: Iterable[CloseSession]) -> None:
+    def learn(self, records: Iterable[Record]) -> None:
         """
         Let records take effect that were missed when they were published.
         """
+        changes, closes = split(records)
         self._hear(changes)
         self._effects.learn(changes)
         for change in changes:
@@ -185,15 +186,11 @@ class Applier:
                 effect = self._effects.apply(order, before=self._clock.latest(close.at))
                 self._effects.carry_out_soon(effect)
 
-    def judge(
-        self,
-        connection: TrackedConnection,
-        changes: Sequence[Change],
-        closes: Iterable[CloseSession],
-    ) -> None:
+    def judge(self, connection: TrackedConnection, records: Iterable[Record]) -> None:
         """
         Let records take effect that were found about *connection*.
         """
+        changes, closes = split(records)
         if changes:
             # Not learn(): it may be news to the connection alone.
             self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))

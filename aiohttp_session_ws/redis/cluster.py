@@ -39,7 +39,7 @@ from ..sessions.records import (
 from ..typing import Data
 from .apply import Applier
 from .clock import RedisClock
-from .decoding import read_record
+from .decoding import read_records
 from .encoder import Encoder, body_of
 from .entries import AnyEntry
 from .hand_over import hand_over
@@ -54,7 +54,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, encode_record, time_of, with_time, with_ttl
+from .messages import CloseSession, Record, encode_record, split, time_of, with_time, with_ttl
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -463,8 +463,7 @@ class RedisCluster:
         if self._stops:
             return False
         records = self.write_back.take_over(body)
-        closes = [record for record in records if isinstance(record, CloseSession)]
-        self.applier.learn([r for r in records if not isinstance(r, CloseSession)], closes)
+        self.applier.learn(records)
         return True
 
     def _missed(self) -> None:
@@ -502,8 +501,9 @@ class RedisCluster:
         """
         Learn by what records Redis knew more than this node.
         """
-        records = [read_record(text) for text in known]
-        self.node.effects.learn([r for r in records if r and not isinstance(r, CloseSession)])
+        records, _ = read_records(known)
+        changes, _ = split(records)
+        self.node.effects.learn(changes)
 
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)

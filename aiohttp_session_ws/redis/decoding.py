@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -111,6 +111,14 @@ def read_record(data: bytes | str) -> Record | None:
         return _record(json.loads(data))
     except WRONG:
         return None
+
+
+def read_records(values: Iterable[bytes | None]) -> tuple[list[Record], bool]:
+    """
+    Return the records that some keys hold, and whether all of them can be read.
+    """
+    found = [read_record(value) for value in values if value is not None]
+    return [record for record in found if record is not None], None not in found
 
 
 def name(value: object) -> str:

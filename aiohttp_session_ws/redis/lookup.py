@@ -18,10 +18,10 @@ from ..exceptions import RedisUnavailable
 from ..registry.cluster import LocalNode
 from ..sessions.records import Change
 from .apply import Applier
-from .decoding import read_record
+from .decoding import read_records
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
-from .messages import CloseSession, keys_of_lookup
+from .messages import keys_of_lookup, split
 
 __all__: list[str] = []
 
@@ -30,32 +30,6 @@ PATIENCE: Final = 0.25  # seconds that an HTTP request waits for the answer
 MOST: Final = 100_000  # lineages that were asked about lately
 
 OnOutage = Literal["refuse", "accept"]
-
-
-class Found:
-    """
-    Records that were read.
-
-    Attributes:
-        changes: Ends, renewals and notes.
-        closes: Close orders.
-        unreadable: Whether there is something that can't be read: it was put there for a reason.
-    """
-
-    def __init__(self, values: Sequence[bytes | None]) -> None:
-        self.changes: list[Change] = []
-        self.closes: list[CloseSession] = []
-        self.unreadable = False
-        for value in values:
-            if value is None:
-                continue
-            record = read_record(value)
-            if record is None:
-                self.unreadable = True
-            elif isinstance(record, CloseSession):
-                self.closes.append(record)
-            else:
-                self.changes.append(record)
 
 
 class Lookup:
@@ -132,15 +106,16 @@ class Lookup:
         if answer.cancelled() or answer.exception() is not None:
             return
         asked.put(token, True)
-        found = Found(answer.result())
-        if found.unreadable and self._logged.allows("unreadable"):
+        records, readable = read_records(answer.result())
+        if not readable and self._logged.allows("unreadable"):
             log.warning("a record can't be read: it is of another version, or not ours")
+        changes, _ = split(records)
         try:
-            self._node.effects.learn(found.changes)
+            self._node.effects.learn(changes)
         except Exception as exc:  # noqa: BLE001  nobody else would hear of it
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
-        for change in found.changes:
+        for change in changes:
             self._meet(change)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
@@ -170,9 +145,9 @@ class Lookup:
         """
         if not any(values):
             return
-        found = Found(values)
-        self._applier.judge(connection, found.changes, found.closes)
-        if found.unreadable:
+        records, readable = read_records(values)
+        self._applier.judge(connection, records)
+        if not readable:  # it was put there for a reason
             if self._logged.allows("unreadable"):
                 log.warning(
                     "a record can't be read, of another version or not ours: sockets of its"

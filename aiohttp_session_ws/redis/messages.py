@@ -62,6 +62,20 @@ class CloseSession(NamedTuple):
 Record: TypeAlias = Change | CloseSession
 
 
+def split(records: Iterable[Record]) -> tuple[list[Change], list[CloseSession]]:
+    """
+    Return the changes and the close orders among some records.
+    """
+    changes: list[Change] = []
+    closes: list[CloseSession] = []
+    for record in records:
+        if isinstance(record, CloseSession):
+            closes.append(record)
+        else:
+            changes.append(record)
+    return changes, closes
+
+
 def time_of(record: Record) -> float:
     """
     Return when what *record* tells was ordered; 0 if it tells of no order.
@@ -79,9 +93,7 @@ def with_time(record: Record, at: float) -> Record:
     Return *record* as one that was ordered *at* that time.
     """
     match record:
-        case SubjectEnded():
-            return record.moved_to(at)
-        case LineageEnded() | LineageRenewed() | CloseSession():
+        case SubjectEnded() | LineageEnded() | LineageRenewed() | CloseSession():
             return record.moved_to(at)
     return record
 

@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from .._logging import log
 from ..connections.connection import TrackedConnection
 from ..registry.cluster import LocalNode
-from ..sessions.records import Change
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
-from .messages import CloseSession, envelope, order_text
+from .messages import CloseSession, Record, envelope, order_text
 from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
@@ -120,13 +119,14 @@ class Reconciler:
         if self._all:
             self._all = False
             try:
-                await self._look_at([*self._node.connections.open, *self._opening()])
+                await self._look_at(self._connections())
             except Exception:
                 self._all = True
                 raise
 
-    def _opening(self) -> Iterable[TrackedConnection]:
-        return self._node.connections.handshakes()
+    def _connections(self) -> list[TrackedConnection]:
+        connections = self._node.connections
+        return [*connections.open, *connections.handshakes()]
 
     async def _find(self, first: int, last: int) -> None:
         """
@@ -138,23 +138,21 @@ class Reconciler:
         )
         if first <= int(float(floor)):
             self._all = True
+        records: list[Record] = []
         texts: list[str] = []
-        changes: list[Change] = []
-        closes: list[CloseSession] = []
         for key, value in zip(found[::2], found[1::2], strict=False):
-            record = None if value is None else read_record(value)
-            if record is None:
-                if value is not None:
-                    self._refuse_all_of(key)
+            if value is None:
                 continue
-            if isinstance(record, CloseSession):
-                closes.append(record)
-            else:
-                changes.append(record)
+            record = read_record(value)
+            if record is None:
+                self._refuse_all_of(key)
+                continue
+            records.append(record)
+            if not isinstance(record, CloseSession):
                 texts.append(value.decode())
-        self.found += len(changes) + len(closes)
-        self._applier.learn(changes, closes)
-        if changes:
+        self.found += len(records)
+        self._applier.learn(records)
+        if texts:
             self._recent.add("", envelope("", [order_text(texts, again=True)]).encode())
         _ = self._numbers.find(first, int(float(reached)))
 
@@ -163,7 +161,7 @@ class Reconciler:
         Have the sockets reconnect of which a record can't be read.
         """
         name = key.decode(errors="replace").removeprefix(self._commands.prefix)
-        for connection in [*self._node.connections.open, *self._opening()]:
+        for connection in self._connections():
             if name in keys_of_connection(connection):
                 self._applier.refuse(connection)
 

@@ -29,7 +29,7 @@ from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
 from .io.scripts import LIVING
 from .membership import PULSE, Membership
-from .messages import VERSION, CloseSession, Record, Stored, encode_record
+from .messages import VERSION, CloseSession, Record, Stored, encode_record, split
 from .recent import RecentOrders
 from .rows import read_orders
 
@@ -307,12 +307,9 @@ class WriteBack:
         return len(missing)
 
     def _put(self, records: Iterable[Record]) -> None:
-        changes: list[Change] = []
-        for record in records:
-            if isinstance(record, CloseSession):  # who has missed it carries it out now
-                _ = self._outbox.put(Entry((), [record]))
-            else:
-                changes.append(record)
+        changes, closes = split(records)
+        for close in closes:  # who has missed it carries it out now
+            _ = self._outbox.put(Entry((), [close]))
         if changes:
             _ = self._outbox.put(Entry(changes, again=True))
 
