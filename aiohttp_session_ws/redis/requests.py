@@ -149,7 +149,7 @@ class Requests:
         """
         Whether there is certainly no other node.
         """
-        return self._membership.known and self._membership.members <= {self._instance}
+        return self.known and not self.others
 
     @property
     def known(self) -> bool:
@@ -187,8 +187,7 @@ class Requests:
             body = {**body, "to": sorted(of)}
         until = asyncio.get_running_loop().time() + timeout
         try:
-            text = question_text(self._instance, request.number, body)
-            published = self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
+            published = self.tell(body, payload, request.number)
             if published is None:
                 request.known = False
                 return request
