@@ -29,13 +29,7 @@ from ..registry.questions import Answers, Figures
 from ..results import Count, Delivery, Nodes, Snapshot
 from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
-from ..sessions.records import (
-    Change,
-    IdNote,
-    LineageEnded,
-    LineageRenewed,
-    SubjectEnded,
-)
+from ..sessions.records import IdNote, LineageEnded, LineageRenewed, SubjectEnded
 from ..typing import Data
 from .apply import Applier
 from .clock import RedisClock
@@ -54,7 +48,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, encode_record, split, time_of, with_time, with_ttl
+from .messages import CloseSession, Record, split, time_of, with_time, with_ttl
 from .outages import Outages
 from .outbound import Outbound, Pending
 from .pace import Pace
@@ -143,7 +137,7 @@ class RedisCluster:
         self.health = Health(self.commands, self._state_changed)
         self.places = PlaceKeeper(self.commands, self.clock, instance)
         self.encoder = Encoder(prefix, instance, self._resolve)
-        self.pace = Pace(self.clock, lambda: len(self.membership.members))
+        self.pace = Pace(self.clock)
         self.outbox = Outbox(
             make, prefix, self.encoder, self._learn, self._published, self.pace.wait
         )
@@ -153,8 +147,7 @@ class RedisCluster:
             instance,
             self.clock,
             self.numbers,
-            lambda: node.own_ttl,
-            node.keep_ends,
+            node,
             self._beaten,
             self._missed,
             self._lost,
@@ -166,7 +159,7 @@ class RedisCluster:
 
     def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
-        self.lookup = Lookup(node, self.commands, self.applier, self._keep, self._on_outage)
+        self.lookup = Lookup(node, self.commands, self.applier, self._on_outage)
         self.write_back = WriteBack(
             self.instance,
             self.commands,
@@ -442,7 +435,7 @@ class RedisCluster:
                 asking = self._ask_for_unrecorded()
                 _ = self.node.tasks.spawn(asking, "ask for what isn't recorded")
         self.write_back.go_on()
-        self.pace.measure()
+        self.pace.measure(len(self.membership.members))
         self.outbox.flush()
 
     async def _ask_for_unrecorded(self) -> None:
@@ -507,16 +500,6 @@ class RedisCluster:
 
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)
-
-    def _keep(self, change: Change) -> None:
-        """
-        Restart the time of a record in Redis, too.
-
-        It isn't written again: if Redis has lost it meanwhile, it needs a new number, or whoever
-        missed it would never hear of it.
-        """
-        key, ttl, _ = encode_record(change)
-        _ = self.commands.call("PEXPIRE", self.commands.prefix + key, ttl)
 
     def _resolve(self, record: Record) -> Record | None:
         """

@@ -5,7 +5,7 @@ What is recorded of a session, when a request or a handshake comes with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -21,7 +21,7 @@ from .apply import Applier
 from .decoding import read_records
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
-from .messages import keys_of_lookup, split
+from .messages import encode_record, keys_of_lookup, split
 
 __all__: list[str] = []
 
@@ -40,7 +40,6 @@ class Lookup:
         node: This node.
         commands: Redis.
         applier: Lets what is found take effect.
-        meet: Called with a record that was met again: its time begins anew in Redis too.
         on_outage: What happens to handshakes while Redis is away.
 
     Attributes:
@@ -53,13 +52,11 @@ class Lookup:
         node: LocalNode,
         commands: Commands,
         applier: Applier,
-        meet: Callable[[Change], None],
         on_outage: OnOutage,
     ) -> None:
         self._node = node
         self._commands = commands
         self._applier = applier
-        self._meet = meet
         self._on_outage = on_outage
         self.forget()
         self._logged = OncePerMinute()
@@ -116,7 +113,17 @@ class Lookup:
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in changes:
-            self._meet(change)
+            self._keep(change)
+
+    def _keep(self, change: Change) -> None:
+        """
+        Restart the time of a record in Redis, too.
+
+        It isn't written again: if Redis has lost it meanwhile, it needs a new number, or whoever
+        missed it would never hear of it.
+        """
+        key, ttl, _ = encode_record(change)
+        _ = self._commands.call("PEXPIRE", self._commands.prefix + key, ttl)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """

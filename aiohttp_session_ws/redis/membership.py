@@ -18,6 +18,7 @@ from typing import Final
 from redis.exceptions import ResponseError
 
 from .._logging import OncePerMinute, log
+from ..registry.cluster import LocalNode
 from .beat import Beat, differs, read_beat
 from .clock import RedisClock
 from .io.commands import Commands
@@ -46,8 +47,7 @@ class Membership:
         instance: The node's own name.
         clock: Measured with each heartbeat.
         numbers: What was heard.
-        own_ttl: Returns for how many seconds this node needs ends; 0 if it doesn't know.
-        keep_ends: Called with what all nodes need, before the clock is known.
+        node: This node.
         answered: Called after each heartbeat that was answered.
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
@@ -69,8 +69,7 @@ class Membership:
         instance: str,
         clock: RedisClock,
         numbers: HeardNumbers,
-        own_ttl: Callable[[], float],
-        keep_ends: Callable[[float], None],
+        node: LocalNode,
         answered: Callable[[], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
@@ -85,8 +84,7 @@ class Membership:
         self._instance = instance
         self._clock = clock
         self._numbers = numbers
-        self._own_ttl = own_ttl
-        self._keep_ends = keep_ends
+        self._node = node
         self._answered = answered
         self._missed = missed
         self._lost = lost
@@ -209,13 +207,13 @@ class Membership:
             "1" if self.serves else "0",
             secrets.token_hex(8),
             f"{self._clock.ahead:.6f}" if self._clock.known else "",
-            math.ceil(min(self._own_ttl(), LONGEST)),
+            math.ceil(min(self._node.own_ttl, LONGEST)),
             probe=True,
             repeat=False,
         )
         received = time.monotonic()
         beat = read_beat(answer).after(self._last)
-        self._keep_ends(beat.ttl)
+        self._node.keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if self._left and not beat.refused:
             left = tuple(self._left)  # others may stop while Redis notes it

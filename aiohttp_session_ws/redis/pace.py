@@ -27,21 +27,14 @@ class Pace:
 
     Args:
         clock: The one clock of all nodes.
-        nodes: Returns how many nodes there are.
         monotonic: Seconds that never go back.
 
     Attributes:
         in_step: Whether orders wait for the next tick.
     """
 
-    def __init__(
-        self,
-        clock: RedisClock,
-        nodes: Callable[[], int],
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, clock: RedisClock, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._nodes = nodes
         self._monotonic = monotonic
         self._messages = 0  # that were heard
         self._known = 0, monotonic()  # how many had been heard, and when
@@ -53,15 +46,16 @@ class Pace:
         """
         self._messages += 1
 
-    def measure(self) -> None:
+    def measure(self, nodes: int) -> None:
         """
-        Look at how many messages were heard since last time: called with each heartbeat.
+        Look at how many messages were heard since last time, and by how many nodes: called with
+        each heartbeat.
         """
         (count, at), now = self._known, self._monotonic()
         self._known = self._messages, now
         if now > at:
             rate = (self._messages - count) / (now - at)
-            self.in_step = rate * self._nodes() >= MANY
+            self.in_step = rate * nodes >= MANY
 
     def wait(self) -> float:
         """

@@ -29,12 +29,12 @@ def test_in_step(
     seconds: Seconds, clock: RedisClock, nodes: int, messages: int, in_step: bool
 ) -> None:
     """Nodes keep in step where Redis delivers many messages to many nodes."""
-    pace = Pace(clock, lambda: nodes, seconds)
+    pace = Pace(clock, seconds)
     assert pace.wait() == 0.0
     for _ in range(3 * messages):
         pace.count()
     seconds.now += 3.0
-    pace.measure()
+    pace.measure(nodes)
 
     assert pace.in_step is in_step is (messages * nodes >= MANY)
     assert bool(pace.wait()) is in_step
@@ -42,10 +42,10 @@ def test_in_step(
 
 def test_ticks(seconds: Seconds, clock: RedisClock) -> None:
     """All wait for the same ticks of the one clock, for one at most; nobody once it is calm."""
-    pace = Pace(clock, lambda: MANY, seconds)
+    pace = Pace(clock, seconds)
     pace.count()
     seconds.now += 1.0
-    pace.measure()
+    pace.measure(MANY)
     for _ in range(30):
         wait = pace.wait()
         assert 0.0 < wait <= TICK
@@ -54,15 +54,15 @@ def test_ticks(seconds: Seconds, clock: RedisClock) -> None:
         ) % TICK == pytest.approx(TICK, abs=1e-6)
         seconds.now += 0.0037
     seconds.now += 1.0
-    pace.measure()
+    pace.measure(MANY)
     assert pace.wait() == 0.0
 
 
 def test_unknown_clock(seconds: Seconds) -> None:
     """Nobody waits by a clock that isn't known."""
-    pace = Pace(RedisClock(wall=seconds, monotonic=seconds), lambda: MANY, seconds)
+    pace = Pace(RedisClock(wall=seconds, monotonic=seconds), seconds)
     pace.count()
     seconds.now += 1.0
-    pace.measure()
+    pace.measure(MANY)
     assert pace.in_step
     assert pace.wait() == 0.0
