@@ -530,8 +530,6 @@ class RedisCluster:
         """
         Record an order now; open sockets wait: the response that goes with it is on its way.
         """
-        if not self.clock.known:
-            self._pending_times = True
         self.outbound.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0) -> Pending:
@@ -542,8 +540,6 @@ class RedisCluster:
             order: The order.
             wait: Seconds to wait for what they report.
         """
-        if not self.clock.known:
-            self._pending_times = True
         return self.outbound.publish(order, wait)
 
     def check_due(self, token: str) -> bool:
