@@ -15,12 +15,12 @@ from ..entries import Argument
 from .connect import LIMIT, MakeClient, is_elsewhere, reason
 from .line import Line, Link
 from .scripts import Script
+from .watchdog import Watchdog
 
 __all__: list[str] = []
 
 CHUNK: Final = 1000  # keys in one MGET
 AT_ONCE: Final = 2  # MGETs on their way
-STALL: Final = 0.1  # seconds that a timer is late if this process itself stood still
 
 
 class _Command:
@@ -70,8 +70,7 @@ class Commands:
         self.prefix = f"{{{prefix}}}:"
         self._changed = changed
         self._pending: dict[_Command, None] = {}  # the oldest first
-        self._answered_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._watchdog = Watchdog(self._oldest, self._late)
         self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
         self._reading = 0
         self.available = False
@@ -118,8 +117,7 @@ class Commands:
         Let nobody wait any more.
         """
         self._fail_all("it is being left")
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watchdog.stop()
 
     # Sending
 
@@ -138,8 +136,7 @@ class Commands:
         self._pending[command] = None
         if self.link.line is not None:
             self._send(command, self.link.line)
-        if self._timer is None:
-            self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
+        self._watchdog.start()
         return command.answer
 
     def _send(self, command: _Command, line: Line) -> None:
@@ -151,7 +148,7 @@ class Commands:
             if not command.repeat:
                 self._finish(command, exc)
             return  # it is sent again with the next connection
-        self._answered_at = asyncio.get_running_loop().time()
+        self._watchdog.answered()
         if exc is not None and is_elsewhere(exc):
             self.link.drop(reason(exc))  # and what waits is sent to who is in charge
             return
@@ -185,26 +182,15 @@ class Commands:
         elif not self._pending:
             _ = self.call("PING")  # or nobody would find out before the next heartbeat
 
-    def _check(self, due: float) -> None:
+    def _oldest(self) -> float | None:
+        return next(iter(self._pending)).since if self._pending else None
+
+    def _late(self) -> None:
         """
-        See whether anything was answered within the limit.
+        Take Redis to be away: nothing was answered within the limit.
         """
-        loop = asyncio.get_running_loop()
-        now, self._timer = loop.time(), None
-        if not self._pending:
-            return
-        oldest = next(iter(self._pending)).since
-        late = max(oldest, self._answered_at) + LIMIT
-        if now - due > STALL:
-            late = max(late, now + STALL)  # the answers are perhaps there, and not read yet
-        if now < late:
-            self._timer = loop.call_at(late, self._check, late)
-            return
         why = f"no answer within {LIMIT:g} s" if self.link.line is not None else self.why
         self.link.drop(why)
-        self._go_away(why)
-
-    def _go_away(self, why: str) -> None:
         was, self.available, self.why = self.available, False, why
         self._fail_all(why)
         if was:

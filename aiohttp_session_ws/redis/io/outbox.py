@@ -19,7 +19,6 @@ from ..._logging import OncePerMinute, log
 from ...exceptions import RedisUnavailable
 from ..encoder import Encoder, body_of, is_published
 from ..entries import AnyEntry, Argument
-from .commands import STALL
 from .connect import (
     LIMIT,
     MakeClient,
@@ -31,6 +30,7 @@ from .connect import (
 )
 from .line import Line, Link
 from .scripts import WRITE
+from .watchdog import Watchdog
 
 __all__: list[str] = []
 
@@ -106,9 +106,8 @@ class Outbox:
         self._size = BATCH
         self._delay = SOON
         self._lost = 0
-        self._answered_at = 0.0
         self._missed_at = 0.0  # when somebody had perhaps missed what was published
-        self._timer: asyncio.TimerHandle | None = None
+        self._watchdog = Watchdog(self._oldest, self._late)
         self._retry: asyncio.TimerHandle | None = None
         self._looked_again = False  # for a primary, since Redis last took something
         self._logged = OncePerMinute()
@@ -215,7 +214,8 @@ class Outbox:
         """
         Stop trying.
         """
-        for timer in (self._timer, self._retry, self._tick):
+        self._watchdog.stop()
+        for timer in (self._retry, self._tick):
             if timer is not None:
                 timer.cancel()
 
@@ -243,12 +243,10 @@ class Outbox:
         if args is None:
             return False
         answer = line.run(WRITE, *args)
-        loop = asyncio.get_running_loop()
-        batch = Batch(entries, args, loop.time(), again)
+        batch = Batch(entries, args, asyncio.get_running_loop().time(), again)
         self._in_flight.append(batch)
         answer.add_done_callback(partial(self._answered, batch))
-        if self._timer is None:
-            self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
+        self._watchdog.start()
         return True
 
     # What came of it
@@ -260,7 +258,7 @@ class Outbox:
         if isinstance(exc, RedisUnavailable):
             return  # what was on its way is put back when that is noticed
         self._in_flight.remove(batch)
-        self._answered_at = asyncio.get_running_loop().time()
+        self._watchdog.answered()
         if exc is None:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
@@ -382,21 +380,13 @@ class Outbox:
         while self._in_flight:
             self._queue.extendleft(reversed(self._in_flight.pop().entries))
 
-    def _check(self, due: float) -> None:
+    def _oldest(self) -> float | None:
+        return self._in_flight[0].sent if self._in_flight else None
+
+    def _late(self) -> None:
         """
         Give up a batch that wasn't answered in time.
         """
-        loop = asyncio.get_running_loop()
-        now, self._timer = loop.time(), None
-        if not self._in_flight:
-            return
-        # It has had its turn only since the one before was answered.
-        late = max(self._in_flight[0].sent, self._answered_at) + LIMIT
-        if now - due > STALL:
-            late = max(late, now + STALL)  # the answer is perhaps there, and not read yet
-        if now < late:
-            self._timer = loop.call_at(late, self._check, late)
-            return
         first = self._in_flight.popleft()
         self._put_back()
         self._set_aside(first, f"no answer within {LIMIT:g} s")

@@ -14,7 +14,7 @@ from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis.encoder import Encoder, body_of
 from aiohttp_session_ws.redis.entries import Entry
-from aiohttp_session_ws.redis.io import outbox as module
+from aiohttp_session_ws.redis.io import outbox as module, watchdog
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.redis.io.scripts import Script
 from aiohttp_session_ws.sessions.records import LineageEnded
@@ -57,7 +57,7 @@ class Box:
         monkeypatch: Any,
         wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        monkeypatch.setattr(module, "LIMIT", 0.05)
+        monkeypatch.setattr(watchdog, "LIMIT", 0.05)
         monkeypatch.setattr(module, "SOON", 0.01)
         monkeypatch.setattr(module, "LONGEST", 0.1)
         monkeypatch.setattr(module, "channel_of", lambda *_: "orders")
@@ -287,7 +287,7 @@ class TestOutbox:
         box.connect()
         entries = box.put("n0", "n1", "n2")
         await until(lambda: entries[1].alone and not box.line.waiting)
-        monkeypatch.setattr(module, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
         box.line.answer = lambda keys: None
         if not first:
             box.put("n3")
@@ -308,8 +308,8 @@ class TestOutbox:
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
-        monkeypatch.setattr(module, "LIMIT", 3600.0)
-        monkeypatch.setattr(module, "STALL", 1e9)
+        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "STALL", 1e9)
         monkeypatch.setattr(loop, "time", lambda: real() + ahead)
         box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
         box.connect()
@@ -330,7 +330,7 @@ class TestOutbox:
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
-        monkeypatch.setattr(module, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
         monkeypatch.setattr(loop, "time", lambda: real() + ahead)
         box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
         box.connect()
