@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
-from .connect import LIMIT, MakeClient, is_elsewhere, reason
+from .connect import LIMIT, MakeClient, fail, is_elsewhere, reason
 from .line import Line, Link
 from .scripts import Script
 from .watchdog import Watchdog
@@ -107,7 +107,8 @@ class Commands:
         """
         result: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
         if not self.available:
-            return _failed(result, self.why)
+            fail(result, _away(self.why))
+            return result
         self._reads.append((keys, result))
         self._flush_reads()
         return result
@@ -132,7 +133,8 @@ class Commands:
         loop = asyncio.get_running_loop()
         command = _Command(script, args, loop.time(), repeat=repeat)
         if not (self.available or probe):
-            return _failed(command.answer, self.why)
+            fail(command.answer, _away(self.why))
+            return command.answer
         self._pending[command] = None
         if self.link.line is not None:
             self._send(command, self.link.line)
@@ -159,13 +161,10 @@ class Commands:
 
     def _finish(self, command: _Command, exc: BaseException | None, result: Any = None) -> None:
         self._pending.pop(command, None)
-        if command.answer.done():
-            return
-        if exc is None:
+        if exc is not None:
+            fail(command.answer, exc)
+        elif not command.answer.done():
             command.answer.set_result(result)
-        else:
-            command.answer.set_exception(exc)
-            _ = command.answer.exception()  # nobody need wait for it
 
     # Whether Redis is there
 
@@ -199,11 +198,10 @@ class Commands:
     def _fail_all(self, why: str) -> None:
         pending, self._pending = tuple(self._pending), {}
         for command in pending:
-            self._finish(command, RedisUnavailable(f"Redis is away: {why}"))
+            self._finish(command, _away(why))
         reads, self._reads = self._reads, deque()
         for _, result in reads:
-            if not result.done():
-                _ = _failed(result, why)
+            fail(result, _away(why))
 
     # Looking up
 
@@ -230,17 +228,13 @@ class Commands:
         exc = answer.exception()
         start = 0
         for size, result in batch:
-            if not result.done():
-                if exc is None:
-                    result.set_result(answer.result()[start : start + size])
-                else:
-                    result.set_exception(exc)
-                    _ = result.exception()
+            if exc is not None:
+                fail(result, exc)
+            elif not result.done():
+                result.set_result(answer.result()[start : start + size])
             start += size
         self._flush_reads()
 
 
-def _failed(answer: asyncio.Future[Any], why: str) -> asyncio.Future[Any]:
-    answer.set_exception(RedisUnavailable(f"Redis is away: {why}"))
-    _ = answer.exception()  # nobody need wait for it
-    return answer
+def _away(why: str) -> RedisUnavailable:
+    return RedisUnavailable(f"Redis is away: {why}")

@@ -1,5 +1,5 @@
 """
-Clients of Redis: how they are made, and one connection that takes many commands at once.
+Clients of Redis: how they are made, and what their errors say.
 """
 
 from __future__ import annotations
@@ -204,6 +204,15 @@ async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=LIMIT / 10)
+
+
+def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
+    """
+    Let a future fail unless it is done; nobody need wait for it.
+    """
+    if not future.done():
+        future.set_exception(exc)
+        _ = future.exception()
 
 
 def is_unknown_script(exc: BaseException) -> bool:

@@ -23,6 +23,7 @@ from .connect import (
     MakeClient,
     close_client,
     end_tasks,
+    fail,
     is_unknown_script,
     reason,
 )
@@ -107,8 +108,7 @@ class Line:
                 self._wire.send("EVAL", script.text, *args)
                 self._waiting.append((future, None, ()))
                 return
-            future.set_exception(reply)
-            _ = future.exception()  # nobody need wait for it
+            fail(future, reply)
         else:
             future.set_result(reply)
 
@@ -126,9 +126,7 @@ class Line:
         """
         while self._waiting:
             future, _, _ = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(RedisUnavailable("the connection to Redis broke"))
-                _ = future.exception()  # nobody need wait for it
+            fail(future, RedisUnavailable("the connection to Redis broke"))
 
     async def close(self) -> None:
         """
