@@ -27,10 +27,6 @@ __all__: list[str] = []
 Info = TypeVar("Info", ConnectionInfo, NodeInfo)
 
 PART: Final = 500  # connections in one message
-#: What is answered right here.
-OWN: Final = frozenset(
-    {"connections", "count", "left", "nodes", "push", "relay", "take over", "unrecorded"}
-)
 
 
 class Queries:
@@ -191,11 +187,7 @@ class Queries:
             asker, number = name(body["from"]), str(body["q"])
             if asker == self._instance or self._instance not in body.get("to", (self._instance,)):
                 return
-            if body["do"] not in OWN:
-                coro = self._answer(asker, number, body)
-                _ = self._node.tasks.spawn(coro, "answer another node")
-                return  # it may take long, and pushes come after it
-            async for answer in self._answers(asker, body, payload):
+            async for answer in self._answers(asker, number, body, payload):
                 if number and not self._requests.answer(asker, number, DATA, answer):
                     return  # without its last part it doesn't count as complete
         except WRONG:
@@ -203,7 +195,7 @@ class Queries:
                 log.warning("a message that isn't ours is on our channel")
 
     async def _answers(
-        self, asker: str, body: dict[str, Any], payload: bytes
+        self, asker: str, number: str, body: dict[str, Any], payload: bytes
     ) -> AsyncIterator[dict[str, Any]]:
         match body["do"]:
             case "count":
@@ -235,6 +227,9 @@ class Queries:
             case "take over":
                 if self._take_over(payload):
                     yield {}
+            case _:  # it may take long, and pushes come after it
+                answer = self._answer(asker, number, body)
+                _ = self._node.tasks.spawn(answer, "answer another node")
 
     async def _answer(self, asker: str, number: str, body: dict[str, Any]) -> None:
         answer = await self._node.questions.answer(str(body["do"]), body)
