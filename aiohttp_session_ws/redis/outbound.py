@@ -131,7 +131,7 @@ class Outbound:
         They would close, and this node might die before it has published the order.
         """
         if order.changes:
-            _ = self._outbox.put(Entry(order.changes, held=True))
+            self._outbox.put(Entry(order.changes, held=True))
 
     def publish(self, order: Order, wait: float) -> Pending:
         """
@@ -153,7 +153,7 @@ class Outbound:
         if entry is None:
             entry = self.entry_of(order, None if request is None else request.number)
         if entry.size or order.refresh is not None:
-            _ = self._outbox.put(entry)
+            self._outbox.put(entry)
         else:
             entry.finish()
         return Pending(entry, self._requests, request, wait)

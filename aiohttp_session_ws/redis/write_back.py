@@ -309,9 +309,9 @@ class WriteBack:
     def _put(self, records: Iterable[Record]) -> None:
         changes, closes = split(records)
         for close in closes:  # who has missed it carries it out now
-            _ = self._outbox.put(Entry((), [close]))
+            self._outbox.put(Entry((), [close]))
         if changes:
-            _ = self._outbox.put(Entry(changes, again=True))
+            self._outbox.put(Entry(changes, again=True))
 
 
 def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:

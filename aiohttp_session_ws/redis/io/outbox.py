@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from ..._logging import OncePerMinute, log
 from ...exceptions import RedisUnavailable
@@ -41,9 +41,6 @@ AT_ONCE: Final = 2  # batches on their way
 FULL_AT_ONCE: Final = 8  # the same of full ones: in a burst, Redis records while this node gives
 SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
 LONGEST: Final = 1.0  # the most of these
-
-
-E = TypeVar("E", bound=AnyEntry)
 
 
 class Batch(NamedTuple):
@@ -123,7 +120,7 @@ class Outbox:
         flying = sum(len(batch.entries) for batch in tuple(self._in_flight))
         return len(self._queue) + len(self._aside) + flying
 
-    def put(self, entry: E) -> E:
+    def put(self, entry: AnyEntry) -> None:
         """
         Write *entry*, now or as soon as that can be done.
         """
@@ -132,7 +129,7 @@ class Outbox:
         if not waiting and line is not None and self._send(line, [entry]):  # as most
             self._empty.clear()
             self._idle.clear()
-            return entry
+            return
         if len(self._queue) + len(self._aside) >= DEPTH:
             _ = (self._aside or self._queue).popleft()
             if self._lost % 10_000 == 0:
@@ -153,7 +150,6 @@ class Outbox:
                 self._tick = asyncio.get_running_loop().call_later(wait, self.flush)
             else:
                 self.flush()
-        return entry
 
     def flush(self) -> None:
         """

@@ -89,10 +89,10 @@ class Box:
 
     def put(self, *names: str) -> list[Entry]:
         """Put orders."""
-        return [
-            self.outbox.put(Entry([LineageEnded(name, 1.0, carries=False, ttl=60.0)]))
-            for name in names
-        ]
+        entries = [Entry([LineageEnded(name, 1.0, carries=False, ttl=60.0)]) for name in names]
+        for entry in entries:
+            self.outbox.put(entry)
+        return entries
 
 
 class TestOutbox:
