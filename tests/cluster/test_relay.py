@@ -30,6 +30,11 @@ def listen(site: Site, name: str = "rates") -> list[bytes]:
     return heard
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what was logged of relays: on a busy machine there is more to tell of Redis."""
+    return [record for record in caplog.records if "relay" in record.getMessage()]
+
+
 class TestRelay:
     async def test_in_order(self, sites: Sites) -> None:
         """The other node hears all of it, in order, whatever it is; this one doesn't."""
@@ -101,7 +106,7 @@ class TestRelay:
         await a.registry.relay("rates", b"2")
         await until(lambda: len(heard) == 2)
 
-        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert [record.levelname for record in logged(caplog)] == ["ERROR"]
 
     async def test_a_handler_whose_work_is_cancelled(
         self, sites: Sites, caplog: pytest.LogCaptureFixture
@@ -129,7 +134,7 @@ class TestRelay:
         await until(lambda: len(heard) == 3)
 
         assert heard == [b"1", b"2", b"3"]
-        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert [record.levelname for record in logged(caplog)] == ["ERROR"]
 
     async def test_one_at_a_time(self, sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
         """While one takes its time, 1,000 wait; then the oldest go, with one warning."""
@@ -158,7 +163,7 @@ class TestRelay:
         await until(lambda: len(heard) == 1001)
 
         assert heard == [b"first", *(b"%d" % number for number in range(100, 1100))]
-        assert [record.getMessage() for record in caplog.records] == [
+        assert [record.getMessage() for record in logged(caplog)] == [
             "the relay handler 'rates' is too slow: messages are dropped"
         ]
 
