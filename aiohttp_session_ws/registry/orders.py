@@ -180,9 +180,9 @@ class Orders:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
         core = self._core
-        core.expect_loop()
-        core.expect_arguments(by, wait)
         if isinstance(session_ws_id, Handle):
+            core.expect_loop()
+            core.expect_arguments(by, wait)
             session_ws_id = await resolve(core, session_ws_id)
             if session_ws_id is None:
                 return CloseReport(stored=False)
@@ -258,14 +258,14 @@ class Orders:
         subject = self._core.identifier.subject_of_label(name, value)
         return await self._end(subject, close, reason, wait, by)
 
-    async def _end(
+    def _end(
         self,
         subject: Subject,
         close: Close | int | None,
         reason: str | None,
         wait: float,
         by: str | None,
-    ) -> CloseReport:
+    ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_loop()
         core.expect_arguments(by, wait)
@@ -275,4 +275,4 @@ class Orders:
         end = SubjectEnded(subject, before, core.ttl)
         core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject, before))
-        return await core.give(Order(changes, (), told, by), wait, first=first)
+        return core.give(Order(changes, (), told, by), wait, first=first)
