@@ -19,7 +19,13 @@ import msgspec
 from .._logging import log
 from .._tasks import is_cancelled, maybe_await
 from ..exceptions import WebSocketDisconnect
-from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
+from .errors import (
+    AUTHENTICATION_FAILED,
+    RUNTIME_ERROR,
+    ProtocolViolation,
+    RPCError,
+    SessionGone,
+)
 from .session import Session
 
 __all__ = ["Authentication", "CRASecret", "session_identity"]
@@ -104,7 +110,7 @@ class Authentication:
             if is_cancelled():
                 raise
             log.exception("authentication failed by an error")
-            raise RPCError(AUTHENTICATION_FAILED, _FAILED) from exc
+            raise RPCError(RUNTIME_ERROR) from exc
 
     async def _identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:
         if self.handler is not None:

@@ -98,7 +98,7 @@ class WampConversation(Conversation):
                 session = await self._greet(message)
         except TimeoutError:
             why = "HELLO or authentication took too long"
-            raise RPCError(errors.AUTHENTICATION_FAILED, why) from None
+            raise RPCError(errors.TIMEOUT, why) from None
         if self._refusal is not None:
             raise self._refusal
         self._welcome = True

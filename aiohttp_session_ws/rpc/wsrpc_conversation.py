@@ -18,7 +18,7 @@ from ..registry.registry import SessionWSRegistry
 from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation
-from .errors import AUTHENTICATION_FAILED, ProtocolViolation, RPCError, SessionGone
+from .errors import TIMEOUT, ProtocolViolation, RPCError, SessionGone
 from .halves import Step
 from .host import Host
 from .session import Session, new_id
@@ -75,7 +75,7 @@ class WsrpcConversation(Conversation):
             async with asyncio.timeout(self._host.limits.join):
                 await self._begin(session, realm, wsrpc)
         except TimeoutError:
-            raise RPCError(AUTHENTICATION_FAILED) from None
+            raise RPCError(TIMEOUT) from None
 
     async def _on_frame(self, frame: str | bytes) -> None:
         session = self._session

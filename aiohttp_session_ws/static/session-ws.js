@@ -247,7 +247,7 @@ export class Client extends Stateful {
 
   #onMessage([kind, first, second, third, fourth, ...rest]) {
     if (kind === 2) this.#join();
-    else if (kind === 3 && second !== "wamp.error.runtime_error")
+    else if (kind === 3 && !/runtime_error|timeout/.test(second))
       this.#fail(new CallError(second, first.message ? [first.message] : []));
     else if (kind === 4) this.#say(this.#prove(second));
     else if (kind === 6) this.#send('[6,{},"wamp.close.goodbye_and_out"]');
