@@ -559,7 +559,7 @@ class RedisCluster:
         """
         Whether orders may be missed now, so that a handshake has to ask right before it opens.
         """
-        return not self.health.hears or bool(self.numbers.missing)
+        return not self.health.hears or self.membership.behind or bool(self.numbers.missing)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """

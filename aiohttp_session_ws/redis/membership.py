@@ -92,18 +92,26 @@ class Membership:
         self._evicted = evicted
         self._logged = OncePerMinute()
         self._due = asyncio.Event()
-        self._behind = False
+        self._subscribed_at = self._asked_at = -math.inf
         self._last: Beat | None = None
         self._version: tuple[str, str, str] | None = None
         self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, until when
         self._left: set[str] = set()  # who has stopped, and Redis couldn't note it
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # when which number was last
 
+    @property
+    def behind(self) -> bool:
+        """
+        Whether Redis has perhaps counted more than this node knows of: it hasn't said how much
+        since orders can be heard.
+        """
+        return self._subscribed_at >= self._asked_at
+
     def subscribed(self) -> None:
         """
         Note that what was published before this moment has perhaps not been heard.
         """
-        self._behind = True
+        self._subscribed_at = time.monotonic()
         self._due.set()
 
     def hurry(self) -> None:
@@ -197,8 +205,7 @@ class Membership:
         return frozenset(name.decode() for name in found) - self._left
 
     async def _beat(self) -> None:
-        heard, behind, self._behind = self._numbers.last, self._behind, False
-        sent = time.monotonic()
+        heard, sent = self._numbers.last, time.monotonic()
         answer = await self._commands.run_script(
             HEARTBEAT,
             1,
@@ -227,7 +234,8 @@ class Membership:
         self._answered()
         known = self._last
         changed = known is not None and differs(known.server, beat.server)
-        self._compare(beat, heard, behind, await self._last_shared() if changed else NONE_SHARED)
+        self._compare(beat, heard, await self._last_shared() if changed else NONE_SHARED)
+        self._asked_at = sent
         if known is not None and beat.is_elsewhere(known):
             self._moved()  # else whoever listens is at the right one, and would miss something
         elif beat.is_of_replica():
@@ -269,12 +277,11 @@ class Membership:
         ]
         return max(known, default=NONE_SHARED)
 
-    def _compare(self, beat: Beat, heard: int, behind: bool, shared: tuple[int, float]) -> None:
+    def _compare(self, beat: Beat, heard: int, shared: tuple[int, float]) -> None:
         """
         Compare what Redis says with the greatest number that was *heard* when it was asked.
 
-        Something was perhaps missed if the node was *behind*, and all after what is *shared* if
-        this is another server.
+        All after what is *shared* was perhaps missed if this is another server.
         """
         known, self._last = self._last, beat
         if known is not None and (beat.last < heard or differs(known.epoch, beat.epoch)):
@@ -291,7 +298,7 @@ class Membership:
             self._numbers.rewind(min(number, beat.last), beat.last)
             self._marks.clear()
             self._lost(not number or beat.time - at > LATELY)
-        elif known is None or behind:
+        elif self.behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
             # Perhaps it is on its way.

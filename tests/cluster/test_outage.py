@@ -21,9 +21,10 @@ from aiohttp_session_ws import Expiry, NotSetUp, Timeouts, end_session_ws
 from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.connections.connection import TrackedConnection
 from aiohttp_session_ws.exceptions import RedisUnavailable
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, membership
 from aiohttp_session_ws.redis.cluster import RedisCluster
 from aiohttp_session_ws.redis.io import subscriber
+from aiohttp_session_ws.redis.io.scripts import HEARTBEAT
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -464,6 +465,54 @@ class TestHandshake:
         await becomes(b, "degraded")
         await visit(a, "/close", cookie)
         await settled(a)
+        turnstile.let()
+
+        assert await opening == 4403
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_heard_again(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        fails: bool,
+    ) -> None:
+        """Who hears again asks, too, until a heartbeat has told what was missed, if one fails."""
+        turnstile, beats = Turnstile(), asyncio.Queue[None]()
+
+        async def wait(request: Any) -> bool:
+            await turnstile()
+            return True
+
+        async def refuse(client: Any, prefix: str) -> Any:
+            raise TimeoutError("timed out")
+
+        def fail(script: Any, *args: Any, **how: Any) -> asyncio.Future[Any]:
+            if script is not HEARTBEAT or not cluster.health.hears:
+                return run_script(script, *args, **how)
+            answer = asyncio.get_running_loop().create_future()
+            if fails:
+                answer.set_exception(RedisUnavailable("away, for a moment"))
+            beats.put_nowait(None)
+            return answer
+
+        monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
+        a = await start_node(redis_server.url, "a")
+        b = await start_node(redis_server.url, "b", authorize=wait)
+        cluster, cookie = cluster_of(b), await log_in(a)
+        run_script = cluster.commands.run_script
+        turnstile.shut = True
+        opening = asyncio.create_task(refused(b, cookie))
+        await turnstile.arrived.wait()
+        with monkeypatch.context() as deaf:
+            deaf.setattr(subscriber, "connect", refuse)
+            await redis_server.kill_pubsub()
+            await becomes(b, "degraded")
+            await visit(a, "/close", cookie)
+            await settled(a)
+            monkeypatch.setattr(cluster.commands, "run_script", fail)
+        for _ in range(1 + fails):
+            await asyncio.wait_for(beats.get(), PATIENCE)
         turnstile.let()
 
         assert await opening == 4403

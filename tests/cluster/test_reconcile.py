@@ -25,7 +25,7 @@ from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.redis.cluster import RedisCluster
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.commands import Commands
-from aiohttp_session_ws.redis.io.scripts import FIND, Script
+from aiohttp_session_ws.redis.io.scripts import FIND, HEARTBEAT, Script
 from aiohttp_session_ws.redis.messages import encode_record
 from aiohttp_session_ws.sessions.records import SubjectEnded
 from aiohttp_session_ws.signals import OrderDetails
@@ -250,6 +250,38 @@ class TestDeaf:
         async with socket(b, cookie) as ws:
             await visit(a, "/out/end_session_ws", cookie)
             assert await expect_close(ws) == 4401
+
+    async def test_heartbeat_fails(
+        self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was missed is read at the first heartbeat that is answered, if others fail."""
+        a, b = nodes
+        cluster, failed = cluster_of(b), asyncio.Event()
+        run_script = cluster.commands.run_script
+
+        async def refuse(client: Any, prefix: str) -> Any:
+            raise TimeoutError("timed out")
+
+        def fail_once(script: Script, *args: Any, **how: Any) -> asyncio.Future[Any]:
+            if script is not HEARTBEAT or not cluster.health.hears or failed.is_set():
+                return run_script(script, *args, **how)
+            failed.set()
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(RedisUnavailable("away, for a moment"))
+            return answer
+
+        cookie = await log_in(a)
+        async with socket(b, cookie) as ws:
+            monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
+            with monkeypatch.context() as deaf:
+                deaf.setattr(subscriber, "connect", refuse)
+                await redis_server.kill_pubsub()
+                await becomes(b, "degraded")
+                await visit(a, "/out/end_session_ws", cookie)
+                await settled(a)
+                monkeypatch.setattr(cluster.commands, "run_script", fail_once)
+            assert await expect_close(ws) == 4401
+        assert failed.is_set()
 
     async def test_silent(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
