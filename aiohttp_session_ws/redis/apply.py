@@ -17,8 +17,7 @@ from ..registry.judging import Effect
 from ..registry.order import Order
 from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
-from .decoding import HeardOrder
-from .messages import Record, split
+from .messages import PublishedOrder, Record, split
 from .recent import SeenOrders
 from .rows import One, Row
 
@@ -43,7 +42,7 @@ class Applier:
         self._seen = seen
         self._clock = clock
 
-    def apply(self, heard: HeardOrder, sender: str) -> Effect:
+    def apply(self, heard: PublishedOrder, sender: str) -> Effect:
         """
         Let an order that was just published take effect; what is left is to close sockets.
 
@@ -55,11 +54,11 @@ class Applier:
         self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
         return effect
 
-    def _order(self, heard: HeardOrder) -> tuple[Order, float | None]:
+    def _order(self, heard: PublishedOrder) -> tuple[Order, float | None]:
         """
         Return an order as this node carries it out, and when it was given if that matters.
         """
-        changes, closes, close, by, _, refresh, _ = heard
+        changes, closes, close, by, _, refresh, _, _ = heard
         if not closes:
             return Order(changes, (), close, by, refresh), None
         at = max([order.at for order in closes])
@@ -76,7 +75,7 @@ class Applier:
             if isinstance(change, SubjectEnded):
                 self._clock.hear(change.before)
 
-    def carry_out_soon(self, order: HeardOrder, sender: str) -> None:
+    def carry_out_soon(self, order: PublishedOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
 

@@ -341,9 +341,9 @@ class RedisCluster:
                 len(left),
             )
             return
-        full = [entry.spelled_out(self.instance) for entry in left]
+        orders = [entry.spelled_out(self.instance) for entry in left]
         # A log-in or a renewal is several records of one lineage.
-        names = [*dict.fromkeys(_name_of(record) for entry in full for record in entry.changes)]
+        names = [*dict.fromkeys(_name_of(record) for order in orders for record in order.changes)]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
             " given a journal=; they were about %s",

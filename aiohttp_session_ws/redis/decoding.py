@@ -8,14 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .._lineage import LAST_GENERATION, Lineage, Subject
 from ..close_codes import Close
 from ..registry.order import Refresh
 from ..sessions.encoding import subject_of
 from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, SubjectEnded
-from .messages import LOGIN, VERSION, CloseSession, Record
+from .messages import LOGIN, VERSION, CloseSession, PublishedOrder, Record
 
 __all__: list[str] = []
 
@@ -32,29 +32,6 @@ WRONG: Final = (
 _read: Final = json.JSONDecoder().raw_decode  # loads() asks first what it is given
 
 _BY_LOGIN: Final = {bits: bool(bits & LOGIN) for bits in range(4)}
-
-
-class HeardOrder(NamedTuple):
-    """
-    An order of another node.
-
-    Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed; without one it depends on the changes.
-        by: Who gave it.
-        question: Under which number to report, if that is asked for.
-        refresh: Which open sockets go on in place of being closed.
-        held: Whether open sockets wait for the order to come again: a response is on its way.
-    """
-
-    changes: tuple[Change, ...]
-    closes: tuple[CloseSession, ...]
-    close: Close | None = None
-    by: str | None = None
-    question: str | None = None
-    refresh: Refresh | None = None
-    held: bool = False
 
 
 def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
@@ -92,7 +69,7 @@ def _sender(head: str) -> str:
     return name(message["from"])
 
 
-def read_order(text: str) -> HeardOrder | None:
+def read_order(text: str) -> PublishedOrder | None:
     """
     Return an order of a message, ``None`` if it can't be read.
     """
@@ -130,16 +107,16 @@ def name(value: object) -> str:
     return text
 
 
-def _order(body: list[Any]) -> HeardOrder:
+def _order(body: list[Any]) -> PublishedOrder:
     texts, closing, *rest = body
     changes = tuple([_change(text) for text in texts])
     closes = tuple([_close_session(text) for text in closing]) if closing else ()
     if not rest:
-        return HeardOrder(changes, closes)
+        return PublishedOrder(changes, closes)
     held, close, by, question, *refresh = (*rest, None, None, None) if len(rest) == 1 else rest
     if len(refresh) > 1:
         raise ValueError("another version")
-    return HeardOrder(
+    return PublishedOrder(
         changes,
         closes,
         None if close is None else close_of(*close),
@@ -147,6 +124,7 @@ def _order(body: list[Any]) -> HeardOrder:
         None if question is None else str(question),
         _refresh(*refresh[0]) if refresh else None,
         held == 1,
+        held == 2,
     )
 
 

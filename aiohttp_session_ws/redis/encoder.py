@@ -10,9 +10,11 @@ from json.encoder import encode_basestring_ascii as quote
 from .._lineage import Lineage, Subject
 from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
+from ..sessions.records import Change
 from .entries import AnyEntry, Argument, Entry, Single
 from .messages import (
     CLOSE_TTL,
+    PublishedOrder,
     Record,
     Stored,
     encode_record,
@@ -68,14 +70,15 @@ class Encoder:
                 message.add(entry)
                 news = news or not entry.published
                 continue
-            full = entry.spelled_out(self._sender)
-            changes, closes = self._encoded(full.changes), self._encoded(full.closes)
+            order = entry.spelled_out(self._sender)
+            changes, closes = self._encoded(order.changes), self._encoded(order.closes)
             if changes is None or closes is None:
                 return None
             records += changes
             records += closes
             news = news or not entry.published
-            message.add_line(_order_of(full, changes, closes))
+            texts = [stored.text for stored in changes], [stored.text for stored in closes]
+            message.add_line(order_text(order, *texts))
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
@@ -121,7 +124,7 @@ class Encoder:
 
     def to_judge(
         self,
-        changes: Sequence[Record],
+        changes: tuple[Change, ...],
         channel: str,
         lineage: Lineage,
         subjects: Sequence[Subject],
@@ -142,7 +145,7 @@ class Encoder:
                 the newer one.
             deadline: Until when, by the one clock, it may be written.
         """
-        entry = Entry(changes, held=True)
+        entry = Entry(PublishedOrder(changes, held=True))
         entry.published = True
         count, *args = self.arguments([entry], channel) or [0]
         keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
@@ -160,19 +163,6 @@ class Encoder:
                 return None
             found.append(encode_record(resolved))
         return found
-
-
-def _order_of(entry: Entry, changes: Sequence[Stored], closes: Sequence[Stored]) -> str:
-    return order_text(
-        [stored.text for stored in changes],
-        [stored.text for stored in closes],
-        entry.close,
-        entry.by,
-        entry.question,
-        entry.refresh,
-        held=entry.held,
-        again=entry.again,
-    )
 
 
 class Message:

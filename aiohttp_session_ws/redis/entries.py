@@ -5,15 +5,11 @@ What waits in the outbox. No I/O.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Final, TypeAlias
 
-from .._lineage import Subject
-from ..close_codes import Close
-from ..registry.order import Refresh
-from ..sessions.records import SubjectEnded
-from .messages import CloseSession, Record
-from .rows import Shape
+from .messages import PublishedOrder
+from .rows import Shape, spell_out
 
 __all__: list[str] = []
 
@@ -61,52 +57,27 @@ class Entry(Waiting):
     An order to record and to publish.
 
     Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed.
-        by: Who gave it.
-        question: Under which number to report.
-        refresh: Which open sockets go on in place of being closed.
-        held: Whether open sockets wait for the order to come again.
-        again: Whether it is nothing but records that Redis had lost.
+        order: The order.
     """
 
-    __slots__ = ("again", "by", "changes", "close", "closes", "held", "question", "refresh")
+    __slots__ = ("order",)
 
-    def __init__(
-        self,
-        changes: Sequence[Record],
-        closes: Sequence[Record] = (),
-        close: Close | None = None,
-        by: str | None = None,
-        question: str | None = None,
-        refresh: Refresh | None = None,
-        *,
-        held: bool = False,
-        again: bool = False,
-    ) -> None:
+    def __init__(self, order: PublishedOrder) -> None:
         super().__init__()
-        self.changes = changes
-        self.closes = closes
-        self.close = close
-        self.by = by
-        self.question = question
-        self.refresh = refresh
-        self.held = held
-        self.again = again
+        self.order = order
 
     @property
     def size(self) -> int:
         """
         How many records it makes.
         """
-        return len(self.changes) + len(self.closes)
+        return len(self.order.changes) + len(self.order.closes)
 
-    def spelled_out(self, sender: str) -> Entry:
+    def spelled_out(self, sender: str) -> PublishedOrder:
         """
-        Return it as one that says all that an order can; *sender* is the name of this node.
+        Return the order.
         """
-        return self
+        return self.order
 
 
 class Single(Waiting):
@@ -134,15 +105,11 @@ class Single(Waiting):
         self.value = value
         self.number = number
 
-    def spelled_out(self, sender: str) -> Entry:
+    def spelled_out(self, sender: str) -> PublishedOrder:
         """
-        Return it as one that says all that an order can; *sender* is the name of this node.
+        Return the order as one that says all that an order can; *sender* is the name of this node.
         """
-        ends, kind, close, ttl = self.shape
-        subject = Subject(kind, self.value)
-        if ends:
-            return Entry([SubjectEnded(subject, self.at, ttl)], close=close)
-        return Entry((), [CloseSession(subject, f"{sender}/{self.number}", self.at, close)])
+        return spell_out(self.shape, sender, self.number, self.at, self.value)
 
 
 AnyEntry: TypeAlias = Entry | Single

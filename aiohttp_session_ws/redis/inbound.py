@@ -13,8 +13,8 @@ from typing import Final
 
 from .._logging import OncePerMinute, describe_error, log
 from .apply import Applier
-from .decoding import HeardOrder, read_message, read_numbers, read_order
-from .messages import envelope
+from .decoding import read_message, read_numbers, read_order
+from .messages import PublishedOrder, envelope
 from .pace import Pace
 from .recent import HeardNumbers, RecentOrders
 from .rows import One, OneReader, is_row, read_row
@@ -52,7 +52,7 @@ class Inbound:
         applier: Applier,
         numbers: HeardNumbers,
         recent: RecentOrders,
-        report: Callable[[str, HeardOrder], None],
+        report: Callable[[str, PublishedOrder], None],
         doubt: Callable[[], None],
         unreadable: Callable[[int, int], None],
         pace: Pace,

@@ -62,6 +62,31 @@ class CloseSession(NamedTuple):
 Record: TypeAlias = Change | CloseSession
 
 
+class PublishedOrder(NamedTuple):
+    """
+    An order as one node publishes it to the others.
+
+    Attributes:
+        changes: What has ended or was renewed.
+        closes: Whose sockets are to reconnect besides.
+        close: With what sockets are closed; without one it depends on the changes.
+        by: Who gave it.
+        question: Under which number to report, if that is asked for.
+        refresh: Which open sockets go on in place of being closed.
+        held: Whether open sockets wait for the order to come again: a response is on its way.
+        again: Whether it is nothing but records that Redis had lost.
+    """
+
+    changes: tuple[Change, ...]
+    closes: tuple[CloseSession, ...] = ()
+    close: Close | None = None
+    by: str | None = None
+    question: str | None = None
+    refresh: Refresh | None = None
+    held: bool = False
+    again: bool = False
+
+
 def split(records: Iterable[Record]) -> tuple[list[Change], list[CloseSession]]:
     """
     Return the changes and the close orders among some records.
@@ -197,30 +222,11 @@ def subject_text(subject: Subject) -> str:
     return f'["{subject.kind}",{encode(subject.value)}]'
 
 
-def order_text(
-    changes: Iterable[str],
-    closes: Iterable[str] = (),
-    close: Close | None = None,
-    by: str | None = None,
-    question: str | None = None,
-    refresh: Refresh | None = None,
-    *,
-    held: bool = False,
-    again: bool = False,
-) -> str:
+def order_text(order: PublishedOrder, changes: Iterable[str], closes: Iterable[str] = ()) -> str:
     """
-    Return an order as JSON, of records that are JSON already.
-
-    Args:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed; without one it depends on the changes.
-        by: Who gave the order.
-        question: Under which number to report, if that is asked for.
-        refresh: Which open sockets go on in place of being closed.
-        held: Whether open sockets wait for the order to come again.
-        again: Whether they are records that Redis had lost, and nothing else.
+    Return an order as JSON; its *changes* and *closes* are that already.
     """
+    _, _, close, by, question, refresh, held, again = order
     text = f"[[{','.join(changes)}],[{','.join(closes)}]"
     if close is None and by is None and question is None and refresh is None:
         return text + (",1]" if held else ",2]" if again else "]")

@@ -5,7 +5,6 @@ Orders on their way from this node to the others, and reports on their way back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -18,10 +17,9 @@ from ..results import CloseReport
 from ..sessions.records import SubjectEnded
 from .apply import Applier
 from .clock import RedisClock
-from .decoding import HeardOrder
 from .entries import AnyEntry, Entry, Single
 from .io.outbox import Outbox
-from .messages import CloseSession, time_of
+from .messages import CloseSession, PublishedOrder, time_of
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
 from .rows import Shape
@@ -131,7 +129,7 @@ class Outbound:
         They would close, and this node might die before it has published the order.
         """
         if order.changes:
-            self._outbox.put(Entry(order.changes, held=True))
+            self._outbox.put(Entry(PublishedOrder(order.changes, held=True)))
 
     def publish(self, order: Order, wait: float) -> Pending:
         """
@@ -188,27 +186,29 @@ class Outbound:
         """
         Return an order as the outbox takes it.
         """
-        closes: Sequence[CloseSession] = ()
+        closes: tuple[CloseSession, ...] = ()
         if order.closes:
             ordered = max(map(time_of, order.changes), default=0.0)
             # Who has the answer of a log-in or a renewal, and connects, comes after it.
             at = ordered - 2 * self._clock.error if ordered else self._clock.order_time()
             close = order.close or RECONNECT
-            closes = [
-                CloseSession(subject, self._seen.new(), at, close) for subject in order.closes
-            ]
+            closes = tuple(
+                [CloseSession(subject, self._seen.new(), at, close) for subject in order.closes]
+            )
         # What only closes has its close code in its records.
         told = order.close if order.changes else None
-        return Entry(order.changes, closes, told, order.by, question, order.refresh)
+        return Entry(
+            PublishedOrder(order.changes, closes, told, order.by, question, order.refresh)
+        )
 
-    def report_to(self, sender: str, order: HeardOrder) -> None:
+    def report_to(self, sender: str, order: PublishedOrder) -> None:
         """
         Carry out an order of another node, and report to it.
         """
         effect = self._applier.apply(order, sender)
         _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
 
-    async def _report(self, sender: str, order: HeardOrder, effect: Effect) -> None:
+    async def _report(self, sender: str, order: PublishedOrder, effect: Effect) -> None:
         report = await self._node.effects.carry_out(effect)
         body = {name: getattr(report, name) for name in COUNTED}
         if not self._resolves >= _kinds_of(order):
@@ -217,7 +217,7 @@ class Outbound:
         _ = self._requests.answer(sender, order.question, REPORTS, body)
 
 
-def _kinds_of(order: HeardOrder) -> set[str]:
+def _kinds_of(order: PublishedOrder) -> set[str]:
     """
     Return the kinds of subjects that an order is about.
     """

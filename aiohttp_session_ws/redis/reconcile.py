@@ -18,7 +18,7 @@ from .io.commands import CHUNK, Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
-from .messages import CloseSession, Record, envelope, order_text
+from .messages import PublishedOrder, Record, encode_record, envelope, order_text, split
 from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
@@ -139,21 +139,21 @@ class Reconciler:
         if first <= int(float(floor)):
             self._all = True
         records: list[Record] = []
-        texts: list[str] = []
         for key, value in zip(found[::2], found[1::2], strict=False):
             if value is None:
                 continue
             record = read_record(value)
             if record is None:
                 self._refuse_all_of(key)
-                continue
-            records.append(record)
-            if not isinstance(record, CloseSession):
-                texts.append(value.decode())
+            else:
+                records.append(record)
         self.found += len(records)
         self._applier.learn(records)
-        if texts:
-            self._recent.add("", envelope("", [order_text(texts, again=True)]).encode())
+        changes, _ = split(records)
+        if changes:
+            texts = [encode_record(change).text for change in changes]
+            order = order_text(PublishedOrder(tuple(changes), again=True), texts)
+            self._recent.add("", envelope("", [order]).encode())
         _ = self._numbers.find(first, int(float(reached)))
 
     def _refuse_all_of(self, key: bytes) -> None:

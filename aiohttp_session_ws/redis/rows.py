@@ -21,8 +21,8 @@ from .._lineage import Kind, Subject
 from ..close_codes import Close
 from ..sessions.encoding import encode, subject_of
 from ..sessions.records import SubjectEnded
-from .decoding import WRONG, HeardOrder, close_of, read_order, ttl_of
-from .messages import CLOSE_TTL, CloseSession, milliseconds
+from .decoding import WRONG, close_of, read_order, ttl_of
+from .messages import CLOSE_TTL, CloseSession, PublishedOrder, milliseconds
 
 __all__: list[str] = []
 
@@ -106,7 +106,7 @@ def cell_text(at: float, value: Hashable) -> str:
     return f"{at!r}\t{quote(value) if type(value) is str else encode(value)}"
 
 
-def read_orders(line: str, sender: str) -> list[HeardOrder] | None:
+def read_orders(line: str, sender: str) -> list[PublishedOrder] | None:
     """
     Return the orders of a line of a message, ``None`` if it can't be read.
 
@@ -202,7 +202,7 @@ class OneReader:
         return _make(One, (int(last), sender, shape, first, float(at), value.decode()))
 
 
-def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
+def orders_of(row: Row, sender: str) -> Iterator[PublishedOrder]:
     """
     Return the orders of a row one by one.
 
@@ -210,14 +210,29 @@ def orders_of(row: Row, sender: str) -> Iterator[HeardOrder]:
         row: The row.
         sender: Who has given them.
     """
-    (ends, kind, close, ttl), first, times, values = row
-    for place, (at, value) in enumerate(zip(times, values, strict=True)):
-        subject = Subject(kind, value)
-        if ends:
-            yield HeardOrder((SubjectEnded(subject, at, ttl),), (), close)
-        else:
-            number = f"{sender}/{first + place}"
-            yield HeardOrder((), (CloseSession(subject, number, at, close),))
+    shape, first, times, values = row
+    for number, (at, value) in enumerate(zip(times, values, strict=True), first):
+        yield spell_out(shape, sender, number, at, value)
+
+
+def spell_out(
+    shape: Shape, sender: str, number: int, at: float, value: Hashable
+) -> PublishedOrder:
+    """
+    Return an order of a row as one that says all that an order can.
+
+    Args:
+        shape: What it has in common with others.
+        sender: Who has given it.
+        number: Its number among its node's close orders, if it is one.
+        at: When it was given, by the one clock.
+        value: Which id, identity or label.
+    """
+    ends, kind, close, ttl = shape
+    subject = Subject(kind, value)
+    if ends:
+        return PublishedOrder((SubjectEnded(subject, at, ttl),), (), close)
+    return PublishedOrder((), (CloseSession(subject, f"{sender}/{number}", at, close),))
 
 
 def _row(fields: list[str]) -> Row:

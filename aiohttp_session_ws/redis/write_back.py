@@ -29,7 +29,15 @@ from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
 from .io.scripts import LIVING
 from .membership import PULSE, Membership
-from .messages import VERSION, CloseSession, Record, Stored, encode_record, split
+from .messages import (
+    VERSION,
+    CloseSession,
+    PublishedOrder,
+    Record,
+    Stored,
+    encode_record,
+    split,
+)
 from .recent import RecentOrders
 from .rows import read_orders
 
@@ -309,9 +317,9 @@ class WriteBack:
     def _put(self, records: Iterable[Record]) -> None:
         changes, closes = split(records)
         for close in closes:  # who has missed it carries it out now
-            self._outbox.put(Entry((), [close]))
+            self._outbox.put(Entry(PublishedOrder((), (close,))))
         if changes:
-            self._outbox.put(Entry(changes, again=True))
+            self._outbox.put(Entry(PublishedOrder(tuple(changes), again=True)))
 
 
 def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:

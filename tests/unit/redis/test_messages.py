@@ -13,7 +13,6 @@ from aiohttp_session_ws._lineage import Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT, Close
 from aiohttp_session_ws.redis import rows
 from aiohttp_session_ws.redis.decoding import (
-    HeardOrder,
     read_message,
     read_numbers,
     read_order,
@@ -23,6 +22,7 @@ from aiohttp_session_ws.redis.encoder import Encoder, Message, body_of
 from aiohttp_session_ws.redis.entries import Single
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
+    PublishedOrder,
     Record,
     encode_record,
     envelope,
@@ -50,8 +50,9 @@ from aiohttp_session_ws.sessions.records import (
 )
 
 VALUES = ["plain", 'quoted " \\ \n', "half a pair \ud800", "☃", 7, -(2**70), ("a", 1, ("b",))]
+ENDED = LineageEnded("tok", 1.25, carries=True, ttl=60.0, minor=False)
 RECORDS: list[Record] = [
-    LineageEnded("tok", 1.25, carries=True, ttl=60.0, minor=False),
+    ENDED,
     LineageEnded('tok"en', 1763740000.1234567, carries=False, ttl=3600.0, minor=True),
     LineageRenewed("t", 3, 2, 1.5, True, seen=True, ttl=9.0),
     LineageRenewed("t", 2**53, 0, 1.5, True, seen=False, ttl=9.5),
@@ -60,6 +61,15 @@ RECORDS: list[Record] = [
     *[IdNote(value, "to,k", 0.0, 60.0) for value in VALUES],
     CloseSession(Subject("identity", "ann"), "a/1/7", 2.5, Close(4000, 'moved, "house"')),
 ]
+
+
+def text_of(order: PublishedOrder) -> str:
+    """Write an order as one does who has its records as JSON."""
+    changes, closes = (
+        [encode_record(record).text for record in records]
+        for records in (order.changes, order.closes)
+    )
+    return order_text(order, changes, closes)
 
 
 class TestRecords:
@@ -112,46 +122,35 @@ class TestOrders:
         changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
         closes = [r for r in RECORDS if isinstance(r, CloseSession)]
         refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
-        text = order_text(
-            [encode_record(r).text for r in changes],
-            [encode_record(r).text for r in closes],
-            Close(4001, "why"),
-            "the operator",
-            "17",
-            refresh,
-            held=True,
-        )
-        order = read_order(text)
-        assert order is not None
-        assert order == (
+        order = PublishedOrder(
             tuple(changes),
             tuple(closes),
             Close(4001, "why"),
             "the operator",
             "17",
             refresh,
-            True,
+            held=True,
         )
+        assert read_order(text_of(order)) == order
 
-    @pytest.mark.parametrize("held", [False, True])
-    def test_short(self, held: bool) -> None:
+    @pytest.mark.parametrize("how", [{}, {"held": True}, {"again": True}])
+    def test_short(self, how: dict[str, bool]) -> None:
         """Most orders have no more than what they end."""
-        record = RECORDS[0]
-        order = read_order(order_text([encode_record(record).text], held=held))
-        assert order is not None
-        assert (order.changes, order.held, order.close) == ((record,), held, None)
+        order = PublishedOrder((ENDED,), **how)  # type: ignore[arg-type]
+        assert read_order(text_of(order)) == order
 
     @pytest.mark.parametrize("more", [",7]", "]7", "] [[],[]]"])
     def test_more(self, more: str) -> None:
         """An order that says more than is known here isn't carried out by half."""
         refresh = Refresh(Lineage("t", 4, 1.5), ("a", 1), 2.5, ("a", 0))
-        text = order_text([encode_record(RECORDS[0]).text], refresh=refresh)
+        text = text_of(PublishedOrder((ENDED,), refresh=refresh))
         assert read_order(text) is not None
         assert read_order(text.removesuffix("]") + more) is None
 
     def test_message(self) -> None:
         """A message is numbers, its sender, and an order on each line."""
-        orders = [order_text([encode_record(record).text]) for record in RECORDS[:4]]
+        changes = [r for r in RECORDS if not isinstance(r, CloseSession)]
+        orders = [text_of(PublishedOrder((change,))) for change in changes[:4]]
         body = envelope("a/1", orders).encode()
         assert read_numbers(b"9:4\n" + body) == (6, 9, body)
         assert read_numbers(b"0:0\n" + body) == (0, 0, body)
@@ -172,10 +171,10 @@ class TestOrders:
             subject = Subject("id", VALUES[number])
             if ends:
                 end = SubjectEnded(subject, times[number], 60.5)
-                assert order == HeardOrder((end,), (), shape.close)
+                assert order == PublishedOrder((end,), (), shape.close)
             else:
                 close = CloseSession(subject, f"a/1/{7 + number}", times[number], shape.close)
-                assert order == HeardOrder((), (close,))
+                assert order == PublishedOrder((), (close,))
 
     def test_message_of_rows(self) -> None:
         """Orders keep their order in a message, and the script is told where the rows are."""
@@ -300,7 +299,7 @@ class TestOrders:
         rng = random.Random(1)
         shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
         row = row_text(shape, 3, [cell_text(1.5, value) for value in VALUES])
-        order = order_text([encode_record(r).text for r in RECORDS[:3]])
+        order = text_of(PublishedOrder((ENDED, SubjectEnded(Subject("id", "x"), 1.1, 60.0))))
         text = envelope("x", [order, row]).encode()
         for _ in range(2000):
             broken = bytearray(text)

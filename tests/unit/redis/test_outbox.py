@@ -17,6 +17,7 @@ from aiohttp_session_ws.redis.entries import Entry
 from aiohttp_session_ws.redis.io import outbox as module, watchdog
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.redis.io.scripts import Script
+from aiohttp_session_ws.redis.messages import PublishedOrder
 from aiohttp_session_ws.sessions.records import LineageEnded
 from tests.support import until
 
@@ -89,7 +90,8 @@ class Box:
 
     def put(self, *names: str) -> list[Entry]:
         """Put orders."""
-        entries = [Entry([LineageEnded(name, 1.0, carries=False, ttl=60.0)]) for name in names]
+        changes = [LineageEnded(name, 1.0, carries=False, ttl=60.0) for name in names]
+        entries = [Entry(PublishedOrder((change,))) for change in changes]
         for entry in entries:
             self.outbox.put(entry)
         return entries
@@ -384,4 +386,4 @@ class TestOutbox:
         box = Box(lambda keys: [], monkeypatch)
         box.put("a", "b", "c", "d")
         left = await box.outbox.drain(0.01)
-        assert [entry.changes[0].token for entry in left] == ["b", "c", "d"]  # type: ignore[union-attr]
+        assert [entry.order.changes[0].token for entry in left] == ["b", "c", "d"]  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import pytest
 
 from aiohttp_session_ws.close_codes import SESSION_ENDED
 from aiohttp_session_ws.redis import recent
-from aiohttp_session_ws.redis.messages import envelope, order_text
+from aiohttp_session_ws.redis.messages import PublishedOrder, envelope, order_text
 from aiohttp_session_ws.redis.recent import HeardNumbers, RecentOrders, SeenOrders
 from aiohttp_session_ws.redis.rows import Shape, cell_text, row_text
 
@@ -100,7 +100,8 @@ class TestRecentOrders:
         """What Redis had lost is kept for minutes, what came with something else for an hour."""
         shape = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0)
         genuine = row_text(shape, 0, [cell_text(1.0, (("x",), (), 2))])
-        again = order_text(['[1,"ended",1.0,0,60.0,0,1,"x"]'], again=True)
+        order = PublishedOrder((), again=True)
+        again = order_text(order, ['[1,"ended",1.0,0,60.0,0,1,"x"]'])
         now = [0.0]
         orders = RecentOrders(lambda: now[0])
         bodies = [

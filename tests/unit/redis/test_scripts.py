@@ -21,7 +21,7 @@ from aiohttp_session_ws.redis.encoder import Encoder
 from aiohttp_session_ws.redis.entries import AnyEntry, Entry, Single
 from aiohttp_session_ws.redis.io import scripts
 from aiohttp_session_ws.redis.io.scripts import END_OTHERS, FIND, HEARTBEAT, LEAVE, WRITE, Script
-from aiohttp_session_ws.redis.messages import CloseSession, Record, encode_record
+from aiohttp_session_ws.redis.messages import CloseSession, PublishedOrder, Record, encode_record
 from aiohttp_session_ws.redis.rows import Shape
 from aiohttp_session_ws.sessions.records import (
     Change,
@@ -66,7 +66,7 @@ class Scripts:
         deadline: float = math.inf,
     ) -> Any:
         """End others, if a session is alive."""
-        changes = [SubjectEnded(Subject("identity", "ann"), 50.0, 60.0)]
+        changes = (SubjectEnded(Subject("identity", "ann"), 50.0, 60.0),)
         args = self.encoder.to_judge(changes, "orders", lineage, subjects, since, 30.0, deadline)
         return await self.run(END_OTHERS, *args)
 
@@ -115,6 +115,11 @@ def single(rng: random.Random) -> Single:
     return Single(shape, at, f"x{rng.randrange(3)}", 0 if ends else rng.randrange(1, 9))
 
 
+def entry(*changes: Change) -> Entry:
+    """Return records as they wait to be written."""
+    return Entry(PublishedOrder(changes))
+
+
 def essence(record: Record | None) -> Any:
     """Return a record without what Redis keeps by a TTL of the key."""
     match record:
@@ -136,7 +141,7 @@ class TestMerge:
                 some = [change(rng) for _ in range(rng.randrange(1, 3))]
                 for one in some:
                     records.merge(one)
-                await redis.write(Entry(some))
+                await redis.write(entry(*some))
             for record in records:
                 text = await redis.client.get(TAG + encode_record(record).key)
                 assert text is not None
@@ -145,23 +150,23 @@ class TestMerge:
     async def test_known(self, redis: Scripts) -> None:
         """Who writes less than is known is told of it."""
         ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
-        await redis.write(Entry([ended]))
+        await redis.write(entry(ended))
         renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
-        (known,) = await redis.write(Entry([renewed]))
+        (known,) = await redis.write(entry(renewed))
         assert read_record(known) == ended
-        assert await redis.write(Entry([ended])) == []
+        assert await redis.write(entry(ended)) == []
 
     async def test_rows(self, redis: Scripts) -> None:
         """What is sent in a row is recorded as if it came one by one, and so is what was known."""
         rng = random.Random(12)
         for _ in range(40):
             orders = [single(rng) for _ in range(rng.randrange(1, 12))]
-            before = Entry([change(rng) for _ in range(6)])
+            before = entry(*[change(rng) for _ in range(6)])
             kept = []
             for full in (False, True):
                 await redis.client.flushdb()
                 await redis.write(before)
-                entries = [one.spelled_out("a/1") if full else one for one in orders]
+                entries = [Entry(one.spelled_out("a/1")) if full else one for one in orders]
                 known = await redis.write(*entries)
                 kept.append((await redis.all_records(), sorted(known)))
             assert kept[0] == kept[1]
@@ -171,7 +176,7 @@ class TestMerge:
         """An order that goes alone is recorded, numbered and filed as any, whatever is there."""
         rng = random.Random(state)
         for _ in range(20):
-            orders, before = [single(rng) for _ in range(6)], Entry([change(rng)])
+            orders, before = [single(rng) for _ in range(6)], entry(change(rng))
             kept = []
             for full in (False, True):
                 await redis.client.flushdb()
@@ -186,7 +191,7 @@ class TestMerge:
                 found: list[Any] = []
                 for one in orders:
                     try:
-                        known = await redis.write(one.spelled_out("a/1") if full else one)
+                        known = await redis.write(Entry(one.spelled_out("a/1")) if full else one)
                         found.append(sorted(known))
                     except ResponseError as exc:
                         found.append(type(exc))
@@ -220,7 +225,7 @@ class TestMerge:
             case "row":
                 await redis.write(late, Single(shape, 5.0, "y", 3))
             case "full":
-                await redis.write(late.spelled_out("a/1"))
+                await redis.write(Entry(late.spelled_out("a/1")))
         record = read_record(await redis.client.get(TAG + 'close:id:"x"') or b"")
 
         assert record == CloseSession(Subject("id", "x"), "a/1/1", 9.0, RECONNECT)
@@ -241,10 +246,10 @@ class TestMerge:
         """A record of another version is overwritten by an end, and by nothing else."""
         await redis.client.set(TAG + 'lineage:"t"', "[2,true]")
         renewed = LineageRenewed("t", 1, 0, 6.0, True, seen=False, ttl=60.0)
-        await redis.write(Entry([renewed]))
+        await redis.write(entry(renewed))
         assert await redis.client.get(TAG + 'lineage:"t"') == b"[2,true]"
         ended = LineageEnded("t", 5.0, carries=False, ttl=60.0)
-        await redis.write(Entry([ended]))
+        await redis.write(entry(ended))
         text = await redis.client.get(TAG + 'lineage:"t"')
         assert text is not None
         assert read_record(text) == ended
@@ -258,10 +263,12 @@ class TestPublish:
             subject = Subject("id", "x")
             await redis.write(
                 Entry(
-                    [SubjectEnded(subject, 1.0, 60.0)],
-                    [CloseSession(subject, "n", 1.0, RECONNECT)],
+                    PublishedOrder(
+                        (SubjectEnded(subject, 1.0, 60.0),),
+                        (CloseSession(subject, "n", 1.0, RECONNECT),),
+                    )
                 ),
-                Entry([LineageEnded("t", 1.0, carries=False, ttl=60.0)]),
+                entry(LineageEnded("t", 1.0, carries=False, ttl=60.0)),
             )
             message = await _message(pubsub)
         numbers = read_numbers(message)
@@ -278,10 +285,10 @@ class TestPublish:
 
     async def test_derived(self, redis: Scripts) -> None:
         """What Redis finds out itself is published, too."""
-        await redis.write(Entry([IdNote("x", "t", 3.0, 60.0)]))
+        await redis.write(entry(IdNote("x", "t", 3.0, 60.0)))
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
-            await redis.write(Entry([SubjectEnded(Subject("id", "x"), 5.0, 60.0)]))
+            await redis.write(entry(SubjectEnded(Subject("id", "x"), 5.0, 60.0)))
             _ = await _message(pubsub)
             message = await _message(pubsub)
         numbers = read_numbers(message)
@@ -297,7 +304,7 @@ class TestPublish:
     async def test_many(self, redis: Scripts) -> None:
         """An order may have more records than Lua can pass at once."""
         changes = [LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0) for n in range(5000)]
-        await redis.write(Entry(changes))
+        await redis.write(entry(*changes))
         assert await redis.client.get("{p}:seq") == b"5000"
         first, keys = await redis.find(1, 5000, 300)
         assert (first, len(keys)) == (500, 500)
@@ -334,7 +341,7 @@ class TestEndOthers:
     )
     async def test_over(self, redis: Scripts, record: Change) -> None:
         """One that has ended or was replaced ends nothing."""
-        await redis.write(Entry([record]))
+        await redis.write(entry(record))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         ended = await redis.client.get('{p}:end:identity:"ann"')
         assert ended is None or b"50.0" not in ended
@@ -351,19 +358,19 @@ class TestEndOthers:
     )
     async def test_lives(self, redis: Scripts, record: Change) -> None:
         """The newest generation, and what began after an end, is alive."""
-        await redis.write(Entry([record]))
+        await redis.write(entry(record))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 1
 
     async def test_since(self, redis: Scripts) -> None:
         """A log-in of the same request is ended by what came since it arrived only."""
-        await redis.write(Entry([SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)]))
+        await redis.write(entry(SubjectEnded(Subject("identity", "ann"), 15.0, 60.0)))
         assert await redis.end_others(self.ME, self.SUBJECTS, 10.0) == 0
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 1
 
     @pytest.mark.parametrize("subject", [Subject("id", "x"), Subject("label", "phone")])
     async def test_since_it_began(self, redis: Scripts, subject: Subject) -> None:
         """But its id and labels are those that it came with."""
-        await redis.write(Entry([SubjectEnded(subject, 15.0, 60.0)]))
+        await redis.write(entry(SubjectEnded(subject, 15.0, 60.0)))
         assert await redis.end_others(self.ME, self.SUBJECTS, 20.0) == 0
 
     async def test_too_late(self, redis: Scripts) -> None:
@@ -397,7 +404,7 @@ class TestHeartbeat:
 
     async def test_lost(self, redis: Scripts) -> None:
         """A Redis that has lost its data has another epoch, and counts anew."""
-        await redis.write(Entry([LineageEnded("t", 1.0, carries=False, ttl=60.0)]))
+        await redis.write(entry(LineageEnded("t", 1.0, carries=False, ttl=60.0)))
         before = await redis.beat()
         await redis.client.flushdb()
         await redis.run(HEARTBEAT, 1, TAG, "a/1", "1", "another")
@@ -409,13 +416,13 @@ class TestHeartbeat:
     async def test_trimmed(self, redis: Scripts) -> None:
         """What was recorded long ago can't be found by its number any more, which is told."""
         for n in range(5):
-            await redis.write(Entry([LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0)]))
+            await redis.write(entry(LineageEnded(f"t{n}", 1.0, carries=False, ttl=60.0)))
         await redis.beat()
         marks: Any = await redis.client.zrange("{p}:marks", 0, -1, withscores=True)
         (mark, score), *_ = marks
         assert mark == b"5"
         await redis.client.zadd("{p}:marks", {mark: score - scripts.KEPT - 1})
-        await redis.write(Entry([LineageEnded("new", 1.0, carries=False, ttl=60.0)]))
+        await redis.write(entry(LineageEnded("new", 1.0, carries=False, ttl=60.0)))
         await redis.beat()
         assert (await redis.run(FIND, 1, TAG, 1, 6, 100))[:2] == [b"6", b"5"]
         assert (await redis.find(1, 6))[1] == {b'{p}:lineage:"new"'}
