@@ -6,7 +6,8 @@ records it, gives it a number and publishes it. It comes in through ``io/subscri
 and ``apply``. What a node has missed it finds by its heartbeats (``membership``), and reads
 (``reconcile``). Three connections take commands, orders and data, and two listen.
 
-Over 300 lines long: it is all that a registry asks for, method by method, each done by one part.
+What a registry asks for and one part can do is that part's method. Over 300 lines long: the parts
+tell each other what they notice, and here it says what each of them makes of it.
 """
 
 from __future__ import annotations
@@ -15,22 +16,19 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Final
 
 from .._lineage import Lineage, Subject
 from .._logging import OncePerMinute, fingerprint, log
 from .._tasks import supervise
-from ..connections.connection import TrackedConnection
 from ..exceptions import NotSetUp
-from ..registry.cluster import Held, LocalNode, Place, Taken
+from ..registry.cluster import LocalNode
 from ..registry.order import Order
-from ..registry.questions import Answers, Figures
-from ..results import Count, Delivery, Nodes, Snapshot
+from ..registry.questions import Figures
 from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
 from ..sessions.records import IdNote, LineageEnded, LineageRenewed, SubjectEnded
-from ..typing import Data
 from .apply import Applier
 from .clock import RedisClock
 from .decoding import read_records
@@ -50,7 +48,7 @@ from .lookup import Lookup, OnOutage
 from .membership import Membership
 from .messages import CloseSession, Record, split, time_of, with_time, with_ttl
 from .outages import Outages
-from .outbound import Outbound, Pending
+from .outbound import Outbound
 from .pace import Pace
 from .places import PlaceKeeper
 from .queries import Queries
@@ -156,6 +154,7 @@ class RedisCluster:
         )
         self._wire_what_is_missed(node)
         self._wire_what_is_told(node)
+        self._wire_what_is_asked()
 
     def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
@@ -215,6 +214,25 @@ class RedisCluster:
             serves=self.serves,
             resolves=self._resolves,
         )
+
+    def _wire_what_is_asked(self) -> None:
+        """
+        Give a registry the methods of the parts: :class:`~..registry.cluster.Cluster` tells what
+        they are for.
+        """
+        self.record = self.outbound.record
+        self.publish = self.outbound.publish
+        self.check_due = self.lookup.check_due
+        self.check_request = self.lookup.check_request
+        self.check_handshake = self.lookup.check_handshake
+        self.connections = self.queries.connections
+        self.count = self.queries.count
+        self.nodes = self.queries.nodes
+        self.push = self.queries.push
+        self.relay = self.queries.relay
+        self.ask = self.queries.ask
+        self.take_place = self.places.take
+        self.report_places = self.places.report
 
     # Its life
 
@@ -526,50 +544,12 @@ class RedisCluster:
         if type(value) is not str:
             _ = encode(value)
 
-    def record(self, order: Order) -> None:
-        """
-        Record an order now; open sockets wait: the response that goes with it is on its way.
-        """
-        self.outbound.record(order)
-
-    def publish(self, order: Order, *, wait: float = 0.0) -> Pending:
-        """
-        Record an order, which gives it a number, and tell the other nodes.
-
-        Args:
-            order: The order.
-            wait: Seconds to wait for what they report.
-        """
-        return self.outbound.publish(order, wait)
-
-    def check_due(self, token: str) -> bool:
-        """
-        Tell whether it is time to ask what is recorded of a lineage.
-        """
-        return self.lookup.check_due(token)
-
-    async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
-        """
-        Learn what is recorded of the session of an HTTP request; tell whether that is known.
-        """
-        return await self.lookup.check_request(token, subjects)
-
     @property
     def deaf(self) -> bool:
         """
         Whether orders may be missed now, so that a handshake has to ask right before it opens.
         """
         return not self.health.hears or self.membership.behind or bool(self.numbers.missing)
-
-    async def check_handshake(self, connection: TrackedConnection) -> None:
-        """
-        Learn what is recorded of a handshake.
-
-        Raises:
-            aiohttp.web.HTTPServiceUnavailable: If Redis is away, and handshakes are refused
-                then.
-        """
-        await self.lookup.check_handshake(connection)
 
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
@@ -605,44 +585,6 @@ class RedisCluster:
             self._published(body_of(args))  # it didn't go through the outbox
         return ended
 
-    async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
-        """
-        Return the connections of all nodes; *here* are this one's.
-        """
-        return await self.queries.connections(subject, here)
-
-    async def count(self, here: int) -> Count:
-        """
-        Return how many sockets all nodes have; *here* are this one's.
-        """
-        return await self.queries.count(here)
-
-    async def nodes(self) -> Nodes:
-        """
-        Return the nodes that hold sockets.
-        """
-        return await self.queries.nodes()
-
-    async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
-    ) -> Delivery:
-        """
-        Push to the sockets of the other nodes.
-
-        Args:
-            subject: Whose sockets; all if it is ``None``.
-            data: What.
-            here: What became of it on this node.
-            wait: Seconds to wait for what the others answer; without it they aren't asked.
-        """
-        return await self.queries.push(subject, data, here, wait)
-
-    async def relay(self, name: str, data: bytes) -> Delivery:
-        """
-        Send a message to all other nodes, at most once and in the order of the calls.
-        """
-        return await self.queries.relay(name, data)
-
     def figures(self) -> Figures:
         """
         Return what was counted; called from any thread.
@@ -662,36 +604,6 @@ class RedisCluster:
             return frozenset(await self.membership.living()) - {self.instance}
         except TROUBLE:
             return None
-
-    async def ask(
-        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
-    ) -> Answers:
-        """
-        Ask all other nodes something that their registries answer.
-
-        Args:
-            name: The name of the question.
-            body: What JSON can hold.
-            wait: Seconds to wait for their answers; with 0 they are only told.
-            of: Whom to ask, if not all.
-        """
-        return await self.queries.ask(name, body, wait, of)
-
-    async def take_place(
-        self, number: int, limits: Mapping[Subject, int], *, evict: bool
-    ) -> Taken | None:
-        """
-        Give a handshake of this node its place under each of some subjects, or under none.
-        """
-        return await self.places.take(number, limits, evict=evict)
-
-    async def report_places(
-        self, held: Sequence[Held], *, evict: bool
-    ) -> dict[Subject, list[Place]] | None:
-        """
-        Tell which places this node has under some subjects, and no others.
-        """
-        return await self.places.report(held, evict=evict)
 
 
 def _name_of(record: Record) -> str:

@@ -131,9 +131,9 @@ class Outbound:
         if order.changes:
             self._outbox.put(Entry(PublishedOrder(order.changes, held=True)))
 
-    def publish(self, order: Order, wait: float) -> Pending:
+    def publish(self, order: Order, *, wait: float = 0.0) -> Pending:
         """
-        Record an order and tell the other nodes.
+        Record an order, which gives it a number, and tell the other nodes.
 
         Args:
             order: The order.

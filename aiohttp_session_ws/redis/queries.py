@@ -102,7 +102,7 @@ class Queries:
         return Nodes(nodes, complete=request.complete and readable)
 
     async def push(
-        self, subject: Subject | None, data: Data, here: Delivery, wait: float
+        self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
         Push to the sockets of the other nodes.
@@ -130,22 +130,18 @@ class Queries:
         )
 
     async def ask(
-        self,
-        question: str,
-        body: dict[str, Any],
-        wait: float,
-        of: Collection[str] | None = None,
+        self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
     ) -> Answers:
         """
         Ask all other nodes something that their registries answer.
 
         Args:
-            question: Its name.
+            name: The name of the question.
             body: What JSON can hold.
             wait: Seconds to wait for the answers; with 0 they are only told.
             of: Whom to ask, if not all.
         """
-        text = {"do": question, **body}
+        text = {"do": name, **body}
         if not wait:
             told = self._requests.tell(text, b"") is not None
             return Answers(expected=0 if told and self._requests.alone else 1)
