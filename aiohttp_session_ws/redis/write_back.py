@@ -18,13 +18,13 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import Final
+from typing import Final, TypeVar
 
 from .._logging import OncePerMinute, log
 from ..sessions.records import Change, Records
 from .decoding import read_message, read_record
 from .entries import Entry
-from .io.commands import CHUNK, Commands
+from .io.commands import Commands
 from .io.connect import TROUBLE, reason
 from .io.outbox import Outbox
 from .io.scripts import LIVING
@@ -43,10 +43,12 @@ from .rows import read_orders
 
 __all__: list[str] = []
 
+T = TypeVar("T")
+
 PAUSE: Final = 0.3  # seconds after a failure
 FEW: Final = 100_000  # records that are not worth sharing out, for all nodes together
 OWNERS: Final = 3  # nodes that see to each order of another
-AT_ONCE: Final = 250  # records that are written again in one step
+AT_ONCE: Final = 250  # keys that are read, or records that are written, in one step
 #: Seconds between two steps for each node that lives, where nothing is shared out: all together
 #: take a fifth of Redis' time to read that nothing is missing.
 SLOWLY: Final = 0.002
@@ -131,29 +133,22 @@ class WriteBack:
 
     async def _write_all(self, *, everything: bool) -> bool:
         """
-        Write again what is missing, step by step; tell whether no other trouble came between.
+        Write again what is missing, step by step; tell whether no other trouble came between,
+        which begins with the first.
         """
-        _ = await self._try(partial(self._write_own, again=not everything))
-        for step, seconds in enumerate(STEPS, 1):
-            shared = step < len(STEPS)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
-                    await self._trouble.wait()
-            if await self._try(partial(self._write_share, everything=everything, shared=shared)):
-                return True
-        return not self._trouble.is_set()
-
-    async def _try(self, step: Callable[[], Awaitable[bool]]) -> bool:
-        """
-        Take a step until it is done, or there is another trouble, which begins with the first;
-        tell whether it has left nothing to the others.
-        """
-        while not self._trouble.is_set():
-            try:
-                return await step()
-            except TROUBLE as exc:
-                log.debug("what is lost can't be written now: %s", reason(exc))
-                await asyncio.sleep(PAUSE)
+        try:
+            own = self._published(lambda sender: sender == self._instance, again=not everything)
+            await self._write_back(own)
+            for step, seconds in enumerate(STEPS, 1):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
+                        await self._trouble.wait()
+                if self._trouble.is_set():
+                    break
+                if await self._write_share(everything=everything, shared=step < len(STEPS)):
+                    return True
+        except TROUBLE as exc:
+            log.debug("what is lost can't be written now: %s", reason(exc))
         return False
 
     async def finish(self, timeout: float) -> None:
@@ -204,11 +199,6 @@ class WriteBack:
         for body in self._recent.of(is_meant, again=again):
             yield from _records_of(body, closes_only=closes_only)
 
-    async def _write_own(self, *, again: bool) -> bool:
-        own = self._published(lambda sender: sender == self._instance, again=again)
-        await self._write_back(own)
-        return False
-
     async def _write_share(self, *, everything: bool, shared: bool) -> bool:
         """
         Write again this node's share of what others have ordered: all of it if it is little, or
@@ -217,7 +207,7 @@ class WriteBack:
         Returns:
             Whether it was all.
         """
-        living = await self._membership.living()
+        living = await self._insist(self._membership.living)
         size = len(self._recent) + (len(self._records) if everything else 0)
         few = size * len(living) <= FEW or self._instance not in living
         whole = few or not shared
@@ -268,20 +258,21 @@ class WriteBack:
             if is_mine(stored.key):
                 some.setdefault(stored.key, {})[record] = stored
             if len(some) >= AT_ONCE:
-                written += await self._insist(some)
+                written += await self._insist(partial(self._write_missing, some))
                 some = {}
                 await asyncio.sleep(pause)
             elif number % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        written += await self._insist(some)
+        if some:
+            written += await self._insist(partial(self._write_missing, some))
         if written and self._logged.allows("lacks"):
             log.warning(
                 "Redis lacks %d records that this node knows: it writes them again", written
             )
 
-    async def _insist(self, some: dict[str, dict[Record, Stored]]) -> int:
+    async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """
-        Write what is missing of some records, however often that has to be tried.
+        Take a step, however often that has to be tried.
 
         Begun again with the first record, it might never come to the last one while Redis is
         away now and then.
@@ -291,7 +282,7 @@ class WriteBack:
         """
         while True:
             try:
-                return await self._write_missing(some)
+                return await step()
             except TROUBLE as exc:
                 if self._trouble.is_set():
                     raise
@@ -300,15 +291,11 @@ class WriteBack:
 
     async def _write_missing(self, some: dict[str, dict[Record, Stored]]) -> int:
         missing: list[Record] = []
-        keys = list(some)
-        for start in range(0, len(keys), CHUNK):
-            chunk = keys[start : start + CHUNK]
-            for key, value in zip(chunk, await self._commands.read(chunk), strict=True):
-                missing += [
-                    record
-                    for record, stored in some[key].items()
-                    if _says_more(record, stored, value)
-                ]
+        values = await self._commands.read([*some])
+        for records, value in zip(some.values(), values, strict=True):
+            missing += [
+                record for record, stored in records.items() if _says_more(record, stored, value)
+            ]
         for start in range(0, len(missing), AT_ONCE):
             await self._outbox.wait_idle()  # new orders go first
             self._put(missing[start : start + AT_ONCE])
