@@ -73,7 +73,7 @@ class Applier:
     def _hear(self, changes: Iterable[Change]) -> None:
         for change in changes:
             if isinstance(change, SubjectEnded):
-                self._clock.hear(change.before)
+                self._clock.hear(change.at)
 
     def carry_out_soon(self, order: PublishedOrder, sender: str) -> None:
         """

@@ -46,7 +46,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, split, time_of, with_time, with_ttl
+from .messages import CloseSession, Record, split
 from .outages import Outages
 from .outbound import Outbound
 from .pace import Pace
@@ -525,12 +525,14 @@ class RedisCluster:
 
         Who has given it then didn't know either for how long other nodes need it.
         """
-        at = time_of(record)
-        if at < PENDING:
+        if isinstance(record, IdNote) or record.at < PENDING:
             return record
         if not self.clock.known:
             return None
-        return with_ttl(with_time(record, self.clock.resolve(at)), self.node.ttl)
+        record = record._replace(at=self.clock.resolve(record.at))
+        if isinstance(record, LineageEnded | SubjectEnded):
+            record = record._replace(ttl=max(self.node.ttl, record.ttl))
+        return record
 
     # What the registry asks for
 

@@ -52,12 +52,6 @@ class CloseSession(NamedTuple):
     at: float
     close: Close
 
-    def moved_to(self, at: float) -> CloseSession:
-        """
-        Return the same with another time.
-        """
-        return self._replace(at=at)
-
 
 Record: TypeAlias = Change | CloseSession
 
@@ -99,38 +93,6 @@ def split(records: Iterable[Record]) -> tuple[list[Change], list[CloseSession]]:
         else:
             changes.append(record)
     return changes, closes
-
-
-def time_of(record: Record) -> float:
-    """
-    Return when what *record* tells was ordered; 0 if it tells of no order.
-    """
-    match record:
-        case SubjectEnded(before=at):
-            return at
-        case LineageEnded(at=at) | LineageRenewed(at=at) | CloseSession(at=at):
-            return at
-    return 0.0
-
-
-def with_time(record: Record, at: float) -> Record:
-    """
-    Return *record* as one that was ordered *at* that time.
-    """
-    match record:
-        case SubjectEnded() | LineageEnded() | LineageRenewed() | CloseSession():
-            return record.moved_to(at)
-    return record
-
-
-def with_ttl(record: Record, ttl: float) -> Record:
-    """
-    Return *record* as one that is kept for *ttl* seconds at least, if it is an end.
-    """
-    match record:
-        case SubjectEnded() | LineageEnded():
-            return record._replace(ttl=max(ttl, record.ttl))
-    return record
 
 
 class Stored(NamedTuple):

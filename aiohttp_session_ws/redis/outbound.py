@@ -14,12 +14,12 @@ from ..registry.cluster import LocalNode
 from ..registry.judging import NOTHING_CLOSED, Effect
 from ..registry.order import Order
 from ..results import CloseReport
-from ..sessions.records import SubjectEnded
+from ..sessions.records import IdNote, SubjectEnded
 from .apply import Applier
 from .clock import RedisClock
 from .entries import AnyEntry, Entry, Single
 from .io.outbox import Outbox
-from .messages import CloseSession, PublishedOrder, time_of
+from .messages import CloseSession, PublishedOrder
 from .recent import SeenOrders
 from .requests import REPORTS, PendingRequest, Requests
 from .rows import Shape
@@ -188,7 +188,8 @@ class Outbound:
         """
         closes: tuple[CloseSession, ...] = ()
         if order.closes:
-            ordered = max(map(time_of, order.changes), default=0.0)
+            times = [change.at for change in order.changes if not isinstance(change, IdNote)]
+            ordered = max(times, default=0.0)
             # Who has the answer of a log-in or a renewal, and connects, comes after it.
             at = ordered - 2 * self._clock.error if ordered else self._clock.order_time()
             close = order.close or RECONNECT

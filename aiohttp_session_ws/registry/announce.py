@@ -161,7 +161,7 @@ def _about(order: Order) -> About | None:
     for change in order.changes:
         if isinstance(change, SubjectEnded):
             kind, value = change.subject
-            return About("end", kind, value, (change.subject, change.before))
+            return About("end", kind, value, (change.subject, change.at))
     for change in order.changes:
         match change:
             case LineageEnded(token=token, at=at):

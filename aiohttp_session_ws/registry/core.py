@@ -340,7 +340,7 @@ class Core:
         """
         context = current_request()
         if context is not None and context.stage is HANDLING and context.connection is None:
-            context.ordering().own_ends[end.subject] = end.before
+            context.ordering().own_ends[end.subject] = end.at
 
     def give_soon(self, order: Order) -> None:
         """

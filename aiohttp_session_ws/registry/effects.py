@@ -30,8 +30,6 @@ from ..sessions.journal import Journal
 from ..sessions.records import (
     Change,
     IdNote,
-    LineageEnded,
-    LineageRenewed,
     Records,
     SubjectEnded,
 )
@@ -102,11 +100,9 @@ class Effects:
         changes = list(stored)
         moved: list[Change] = []
         for i, change in enumerate(changes):
-            match change:
-                case SubjectEnded(before=at) | LineageEnded(at=at) | LineageRenewed(at=at):
-                    if at >= PENDING:
-                        changes[i] = change.moved_to(until)
-                        moved.append(changes[i])
+            if not isinstance(change, IdNote) and change.at >= PENDING:
+                changes[i] = change._replace(at=until)
+                moved.append(changes[i])
         self._journal(moved)
         return list(filter(self._records.merge, changes))
 

@@ -235,7 +235,7 @@ class ScheduledOrders:
         core, identity = self._core, await self._identity_behind(request, context)
         if identity is not None:
             end = SubjectEnded(Subject("identity", identity), core.clock.end_time(), core.ttl)
-            context.ordering().own_ends[end.subject] = end.before
+            context.ordering().own_ends[end.subject] = end.at
             self._record(request, context, [end])
         await self._begin_after(request, context)
 

@@ -46,12 +46,6 @@ class LineageEnded(NamedTuple):
     ttl: float
     minor: bool = False
 
-    def moved_to(self, at: float) -> LineageEnded:
-        """
-        Return the same with another time.
-        """
-        return self._replace(at=at)
-
 
 class LineageRenewed(NamedTuple):
     """
@@ -75,32 +69,20 @@ class LineageRenewed(NamedTuple):
     seen: bool
     ttl: float
 
-    def moved_to(self, at: float) -> LineageRenewed:
-        """
-        Return the same with another time.
-        """
-        return self._replace(at=at)
-
 
 class SubjectEnded(NamedTuple):
     """
-    What belongs to an id, an identity or a label and began no later than *before* is over.
+    What belongs to an id, an identity or a label and began no later than *at* is over.
 
     Attributes:
         subject: Whose sessions.
-        before: The time of the order, by the one clock.
+        at: When that was ordered, by the one clock.
         ttl: Seconds to keep this after it was last met.
     """
 
     subject: Subject
-    before: float
+    at: float
     ttl: float
-
-    def moved_to(self, before: float) -> SubjectEnded:
-        """
-        Return the same with another time.
-        """
-        return self._replace(before=before)
 
 
 class IdNote(NamedTuple):
@@ -313,11 +295,11 @@ class Records:
         moved: list[Change] = []
         for end in self._ends():
             if (at := time_of(end.at)) != end.at:
-                self._put_end(end := end.moved_to(at))
+                self._put_end(end := end._replace(at=at))
                 moved.append(end)
         for renewal in self._renewals():
             if (at := time_of(renewal.at)) != renewal.at:
-                self._put_renewal(renewal := renewal.moved_to(at))
+                self._put_renewal(renewal := renewal._replace(at=at))
                 moved.append(renewal)
         latest = -math.inf
         for subject, known, ttl in self._subjects.items():

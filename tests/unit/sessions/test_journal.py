@@ -503,9 +503,9 @@ class TestFailingDisk:
             with monkeypatch.context() as broken:
                 broken.setattr(JournalFile, "write", find_full)
                 assert not await journal.append([end])
-            _ = journal.append([end.moved_to(known)])
+            _ = journal.append([end._replace(at=known)])
 
-        assert await read(path) == {end.moved_to(known)}
+        assert await read(path) == {end._replace(at=known)}
 
     async def test_damage_found_by_reading(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -165,9 +165,9 @@ class TestMerge:
         ended = LineageEnded("a", PENDING, carries=False, ttl=DAY)
         changes = (SubjectEnded(ANN, PENDING, DAY), ended, renewed)
         for at in (PENDING + 7.0, NOW, NOW - 1.0):
-            write(file, *(change.moved_to(at) for change in changes))
+            write(file, *(change._replace(at=at) for change in changes))
 
-        assert set(file.load()[0]) == {change.moved_to(NOW) for change in changes}
+        assert set(file.load()[0]) == {change._replace(at=NOW) for change in changes}
 
     def test_all_or_none(self, file: JournalFile) -> None:
         """A transaction that fails has written nothing, and harms no later one."""
