@@ -5,7 +5,7 @@ How orders of other nodes take effect on this one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
 from .messages import PublishedOrder, Record, split
 from .recent import SeenOrders
-from .rows import One, Row
+from .rows import One, Row, Shape
 
 __all__: list[str] = []
 
@@ -94,9 +94,17 @@ class Applier:
 
     def carry_out_one(self, one: One) -> None:
         """
-        Let the order of a message with one take effect; its close frames come before all else.
+        Let the order of a message with one take effect.
         """
-        _, sender, (ends, kind, close, ttl), number, at, value = one
+        _, sender, shape, number, at, value = one
+        if shape.ends or self._seen.add_one(sender, number):
+            self._carry_out(shape, at, value, sender)
+
+    def _carry_out(self, shape: Shape, at: float, value: Hashable, sender: str) -> None:
+        """
+        Let an order of a row take effect; its close frames come before all else.
+        """
+        ends, kind, close, ttl = shape
         subject, given = Subject(kind, value), None
         connections = self._node.connections
         if ends:
@@ -104,8 +112,6 @@ class Applier:
             first = connections.write_first(subject, close, began=at)
             order = Order((SubjectEnded(subject, at, ttl),), (), close)
         else:
-            if not self._seen.add_one(sender, number):
-                return
             given = self._clock.latest(at)
             first = connections.write_first(subject, close, started=given)
             order = Order((), (subject,), close)
@@ -124,7 +130,8 @@ class Applier:
 
         What nothing here belongs to, as most, is noted without a look at each.
         """
-        (ends, kind, _, _), first, times, values = row
+        shape, first, times, values = row
+        ends, kind, _, _ = shape
         if ends:
             known: set[int] = set()
             self._clock.hear(max(times))
@@ -143,7 +150,7 @@ class Applier:
             some = [times[place] for place in rest], [values[place] for place in rest]
             self._note_row(row._replace(times=some[0], values=some[1]))
         return [
-            partial(self._carry_out_one, row, place, sender)
+            partial(self._carry_out, shape, times[place], value, sender)
             for place, value in enumerate(values)
             if value in concerned and (ends or first + place not in known)
         ]
@@ -155,17 +162,6 @@ class Applier:
         else:
             given = list(map(self._clock.latest, times))
             self._effects.note_closes(kind, values, given)
-
-    def _carry_out_one(self, row: Row, place: int, sender: str) -> None:
-        (ends, kind, close, ttl), _, times, values = row
-        subject, at = Subject(kind, values[place]), times[place]
-        if ends:
-            order, given = Order((SubjectEnded(subject, at, ttl),), (), close), None
-        else:
-            order, given = Order((), (subject,), close), self._clock.latest(at)
-        effect = self._effects.apply(order, before=given)
-        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
-        self._effects.carry_out_soon(effect)
 
     def _release(self, changes: tuple[Change, ...]) -> None:
         self._effects.carry_out_soon(self._effects.apply(Order(changes)))
