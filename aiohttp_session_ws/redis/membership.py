@@ -287,7 +287,7 @@ class Membership:
         if known is not None and (beat.last < heard or differs(known.epoch, beat.epoch)):
             if self._logged.allows("lost"):
                 log.warning("Redis has lost data; what was ordered lately is written again")
-            self._numbers.restart(beat.last)
+            self._numbers.rewind(0, beat.last)
             self._marks.clear()
             self._commands.link.drop("it has lost data")
             self._lost(True)

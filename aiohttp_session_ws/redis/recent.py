@@ -86,13 +86,6 @@ class HeardNumbers:
         """
         self.missing = sorted([*self.missing, (first, last)])
 
-    def restart(self, last: int) -> None:
-        """
-        Begin anew with a sequence that has counted up to *last*, of which nothing was heard.
-        """
-        self.last, self.missing = 0, []
-        self.reach(last)
-
     def rewind(self, first: int, last: int) -> None:
         """
         Take what lies behind *first* for missing, up to *last*, which Redis has counted up to.

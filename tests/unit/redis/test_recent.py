@@ -39,7 +39,7 @@ class TestHeardNumbers:
         numbers = HeardNumbers()
         numbers.hear(1, 100)
         assert not numbers.hear(5, 5)
-        numbers.restart(7)
+        numbers.rewind(0, 7)
         assert (numbers.last, numbers.missing) == (7, [(1, 7)])
 
     def test_rewind(self) -> None:
