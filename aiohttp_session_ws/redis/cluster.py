@@ -132,7 +132,7 @@ class RedisCluster:
         self.recent = RecentOrders()
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
-        self.health = Health(self.commands, self._state_changed)
+        self.health = Health(self.commands, self._outages, self._changed)
         self.places = PlaceKeeper(self.commands, self.clock, instance)
         self.encoder = Encoder(prefix, instance, self._resolve)
         self.pace = Pace(self.clock)
@@ -296,8 +296,6 @@ class RedisCluster:
         except BaseException:  # it is cancelled
             await self.stop()
             raise
-        if not self.connected:
-            self._outages.change("degraded")
         if self.serves and not self.connected:
             log.warning("Redis can't be used (%s): the application starts without it", self.why)
 
@@ -340,7 +338,6 @@ class RedisCluster:
         self.commands.stop()
         self.outbox.stop()
         self.health.stop()
-        self._outages.stop()
         await end_tasks(self._tasks)
         self._tasks.clear()
 
@@ -417,10 +414,6 @@ class RedisCluster:
     def _unsubscribed(self, why: str) -> None:
         self.lookup.forget()
         self.health.unsubscribed(why)
-
-    def _state_changed(self, state: State) -> None:
-        self._outages.change(state)
-        self._changed(state)
 
     def _beaten(self) -> None:
         """

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from .._logging import OncePerMinute, log
 from .io.commands import Commands
+from .outages import Outages
 
 __all__: list[str] = []
 
@@ -25,6 +26,7 @@ class Health:
 
     Args:
         commands: Tells whether Redis answers.
+        outages: Counts for how long it was away.
         changed: Called with the new state.
 
     Attributes:
@@ -33,11 +35,14 @@ class Health:
         hears_data: Whether questions, answers and pushes are heard.
     """
 
-    def __init__(self, commands: Commands, changed: Callable[[State], None]) -> None:
+    def __init__(
+        self, commands: Commands, outages: Outages, changed: Callable[[State], None]
+    ) -> None:
         self.state: State = "degraded"
         self.hears = False
         self.hears_data = False
         self._commands = commands
+        self._outages = outages
         self._changed = changed
         self._why_deaf = "not subscribed yet"
         self._logged = OncePerMinute()
@@ -47,7 +52,6 @@ class Health:
         self._seemed_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._warned = False  # of the outage that lasts
-        self._degraded_since = 0.0
 
     @property
     def connected(self) -> bool:
@@ -77,7 +81,9 @@ class Health:
         except TimeoutError:
             pass
         self._started, self._seemed = True, self.connected
-        self._warned, self._degraded_since = not self.connected, asyncio.get_running_loop().time()
+        if not self.connected:
+            self._warned = True
+            self._outages.begin()
         self._report()
 
     def stop(self) -> None:
@@ -87,6 +93,7 @@ class Health:
         if self._timer is not None:
             self._timer.cancel()
         self.state = "degraded"
+        self._outages.end()
 
     def availability_changed(self) -> None:
         """
@@ -154,16 +161,18 @@ class Health:
         state: State = "connected" if self.connected else "degraded"
         if state != self.state:
             self.state = state
-            self._log()
+            if state == "degraded":
+                self._outages.begin()
+                self._log(0.0)
+            else:
+                self._log(self._outages.end())
             self._changed(state)
 
-    def _log(self) -> None:
+    def _log(self, lasted: float) -> None:
         """
         Log the state: an outage, and its end, as a warning; of more in a minute the first.
         """
-        now = asyncio.get_running_loop().time()
         if self.state == "degraded":
-            self._degraded_since = now
             self._warned = self._logged.allows("degraded")
             log.log(
                 logging.WARNING if self._warned else logging.INFO,
@@ -172,7 +181,6 @@ class Health:
                 self.why,
             )
         elif self._warned:
-            seconds = now - self._degraded_since
-            log.warning("the websocket registry is connected, after %.1f s without Redis", seconds)
+            log.warning("the websocket registry is connected, after %.1f s without Redis", lasted)
         else:
             log.info("the websocket registry is connected")

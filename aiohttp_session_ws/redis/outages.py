@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 __all__: list[str] = []
 
@@ -25,23 +24,25 @@ class Outages:
         self._seconds = 0.0
         self._since: float | None = None  # when the present one began
 
-    def change(self, state: Literal["connected", "degraded"]) -> None:
+    def begin(self) -> None:
         """
-        Note a change of the state.
+        Note that an outage has begun.
         """
-        if state == "degraded" and self._since is None:
+        if self._since is None:
             self._since = self._clock()
             self._number += 1
-        elif state == "connected":
-            self.stop()
 
-    def stop(self) -> None:
+    def end(self) -> float:
         """
-        Note that the present outage is over, or that nobody is there to notice it any more.
+        Note that the present outage is over, or that nobody is there to notice it any more; return
+        for how many seconds there was one.
         """
-        if self._since is not None:
-            self._seconds += self._clock() - self._since
-            self._since = None
+        if self._since is None:
+            return 0.0
+        lasted = self._clock() - self._since
+        self._seconds += lasted
+        self._since = None
+        return lasted
 
     def so_far(self) -> tuple[int, float]:
         """

@@ -138,11 +138,15 @@ class TestStats:
         """The times of several add up, and one that goes on counts up to now."""
         now = [100.0]
         outages = Outages(lambda: now[0])
-        for state, seconds in (("degraded", 2), ("degraded", 1), ("connected", 50)):
-            outages.change(state)  # type: ignore[arg-type]  # a literal
-            now[0] += seconds
+        outages.begin()
+        now[0] += 2
+        outages.begin()
+        now[0] += 1
+        assert outages.end() == 3.0
+        now[0] += 50
+        assert outages.end() == 0.0
         assert outages.so_far() == (1, 3.0)
-        outages.change("degraded")
+        outages.begin()
         now[0] += 4
 
         assert outages.so_far() == (2, 7.0)
