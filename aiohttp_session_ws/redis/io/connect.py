@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -36,6 +37,7 @@ MakeClient: TypeAlias = Callable[[], Client]
 TROUBLE: Final = (RedisError, OSError, TimeoutError)
 
 LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
+LONGEST: Final = 0.5  # seconds between two tries to connect
 CONNECT: Final = 3.0  # seconds to connect, which takes some answers; of a cluster a few more
 
 #: How Redis says that it does nothing now.
@@ -180,6 +182,31 @@ def _by_class(exc: BaseException) -> str:
         "ReadOnlyError": "READONLY",
         "NoPermissionError": "NOPERM",
     }.get(type(exc).__name__, "")
+
+
+async def keep_trying(
+    serve: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[str], None], steady: float
+) -> None:
+    """
+    Serve a connection, and another one after every trouble, until cancelled.
+
+    Args:
+        serve: Connects, and raises when there is trouble.
+        failed: Called with the reason.
+        steady: Seconds after which one that has worked so long counts as good: the next is made
+            at once.
+    """
+    loop, tries = asyncio.get_running_loop(), 0
+    while True:
+        began = loop.time()
+        try:
+            await serve()
+        except Exception as exc:  # noqa: BLE001  redis-py has others than its own
+            failed(reason(exc))
+        if loop.time() - began > steady:
+            tries = 0
+        await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
+        tries = min(tries + 1, 10)
 
 
 async def close_client(client: Client) -> None:

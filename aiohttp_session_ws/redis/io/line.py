@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import hiredis
 
@@ -25,14 +24,12 @@ from .connect import (
     end_tasks,
     fail,
     is_unknown_script,
-    reason,
+    keep_trying,
 )
 from .scripts import Script
 from .wire import Wire, connect
 
 __all__: list[str] = []
-
-LONGEST: Final = 0.5  # seconds between two tries to connect
 
 
 class Line:
@@ -173,28 +170,18 @@ class Link:
         """
         Keep it connected until cancelled.
         """
-        tries = 0
-        loop = asyncio.get_running_loop()
         try:
-            while True:
-                began = loop.time()
-                try:
-                    await self._serve(Line(self._make(), self._prefix))
-                except Exception as exc:  # noqa: BLE001  redis-py has others than its own
-                    self._down(reason(exc))
-                if loop.time() - began > LIMIT:
-                    tries = 0
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
-                tries = min(tries + 1, 10)
+            await keep_trying(self._serve, self._down, LIMIT)
         finally:
             if self._ending:
                 await asyncio.wait(self._ending, timeout=LIMIT)
             await end_tasks(self._ending)
 
-    async def _serve(self, line: Line) -> None:
+    async def _serve(self) -> None:
         """
         Connect and hand out answers until there is trouble, and raise it.
         """
+        line = Line(self._make(), self._prefix)
         # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
         # timeout with it.
         connecting = asyncio.create_task(line.connect())

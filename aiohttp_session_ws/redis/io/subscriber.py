@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -22,7 +21,7 @@ from .connect import (
     MakeClient,
     channel_of,
     close_client,
-    reason,
+    keep_trying,
     refusal,
 )
 from .wire import Wire, connect
@@ -32,7 +31,6 @@ __all__: list[str] = []
 Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
 Handlers: TypeAlias = Mapping[str, Handle]
 
-LONGEST: Final = 0.5  # seconds between two tries
 IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
 
 
@@ -70,17 +68,7 @@ class Subscriber:
         """
         Listen until cancelled.
         """
-        tries = 0
-        while True:
-            began = asyncio.get_running_loop().time()
-            try:
-                await self._listen()
-            except Exception as exc:  # noqa: BLE001  redis-py has others than its own
-                self._lost(reason(exc))
-            if asyncio.get_running_loop().time() - began > 10 * LIMIT:
-                tries = 0
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
-            tries = min(tries + 1, 10)
+        await keep_trying(self._listen, self._lost, 10 * LIMIT)
 
     def drop(self, why: str) -> None:
         """
