@@ -21,7 +21,6 @@ from ..connections.manager import ConnectionManager
 from ..results import CloseReport, Count, Delivery, Snapshot
 from ..sessions.clock import Clock
 from ..sessions.records import Records
-from ..sessions.status import Status
 from ..typing import Data
 from .announce import Announcer
 from .effects import Effects
@@ -99,11 +98,6 @@ class LocalNode(Protocol):
     relays: Relays
     tasks: BackgroundTasks
     ttl: float
-
-    def status_of(self, connection: TrackedConnection) -> Status:
-        """
-        Judge the session of a connection by what is known here.
-        """
 
     def snapshot(self, subject: Subject | None) -> Snapshot:
         """
