@@ -177,12 +177,12 @@ class RedisCluster:
         )
 
     def _wire_what_is_told(self, node: LocalNode) -> None:
-        instance, prefix = self.instance, self._prefix
+        instance = self.instance
         self.requests = Requests(
             instance,
             self.membership,
-            Publisher(prefix, self.outbox.link),
-            Publisher(prefix, self._data),
+            Publisher(self.outbox.link),
+            Publisher(self._data),
         )
         self.outbound = Outbound(
             node,

@@ -20,6 +20,7 @@ from .connect import (
     TROUBLE,
     Client,
     MakeClient,
+    channel_of,
     close_client,
     end_tasks,
     fail,
@@ -41,13 +42,10 @@ class Line:
     Args:
         client: Who makes the connection; it is closed with it.
         prefix: What all keys begin with; in a cluster it decides which node is asked.
-
-    Attributes:
-        client: The same.
     """
 
     def __init__(self, client: Client, prefix: str) -> None:
-        self.client = client
+        self._client = client
         self._prefix = prefix
         self._wire: Wire | None = None
         self._closed = False
@@ -59,12 +57,18 @@ class Line:
         """
         Connect.
         """
-        connection = await connect(self.client, self._prefix)
+        connection = await connect(self._client, self._prefix)
         if self._closed:  # redis-py has swallowed that it was given up
             await connection.disconnect(nowait=True)
             raise RedisUnavailable("Redis was connected to too late")
         self._wire = Wire(connection, self._take)
         self._wire.ended.add_done_callback(lambda _: self.fail())
+
+    def channel(self, name: str) -> str:
+        """
+        Return the channel of ours that is called *name*.
+        """
+        return channel_of(self._client, self._prefix, name)
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
         """
@@ -134,7 +138,7 @@ class Line:
         if self._wire is not None:
             with contextlib.suppress(*TROUBLE):
                 await self._wire.close()
-        await close_client(self.client)
+        await close_client(self._client)
 
 
 class Link:

@@ -22,7 +22,6 @@ from ..entries import AnyEntry, Argument
 from .connect import (
     LIMIT,
     MakeClient,
-    channel_of,
     is_elsewhere,
     is_for_later,
     reason,
@@ -91,7 +90,6 @@ class Outbox:
         wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.link = Link(make, prefix, self.connected, self.disconnected)
-        self._prefix = prefix
         self._encoder = encoder
         self._known = known
         self._published = published
@@ -362,7 +360,7 @@ class Outbox:
         """
         Send what waits, over a connection that stands.
         """
-        self.channel = channel_of(line.client, self._prefix, ORDERS)
+        self.channel = line.channel(ORDERS)
         self._put_back()
         self.flush()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from .connect import LIMIT, channel_of
+from .connect import LIMIT
 from .line import Link
 
 __all__: list[str] = []
@@ -20,12 +20,10 @@ class Publisher:
     Publishes messages in their order, each at most once.
 
     Args:
-        prefix: What all channels begin with.
         link: The connection; it may be shared.
     """
 
-    def __init__(self, prefix: str, link: Link) -> None:
-        self._prefix = prefix
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._size = 0
 
@@ -49,7 +47,7 @@ class Publisher:
             if not answer.cancelled():
                 _ = answer.exception()  # the connection broke, and whoever waits waits in vain
 
-        answer = line.call("PUBLISH", channel_of(line.client, self._prefix, channel), message)
+        answer = line.call("PUBLISH", line.channel(channel), message)
         timer = asyncio.get_running_loop().call_later(
             2 * LIMIT, self._link.drop, f"no answer within {2 * LIMIT:g} s"
         )
