@@ -71,14 +71,13 @@ class Encoder:
                 news = news or not entry.published
                 continue
             order = entry.spelled_out(self._sender)
-            changes, closes = self._encoded(order.changes), self._encoded(order.closes)
-            if changes is None or closes is None:
+            some = self._encoded((*order.changes, *order.closes))
+            if some is None:
                 return None
-            records += changes
-            records += closes
+            records += some
             news = news or not entry.published
-            texts = [stored.text for stored in changes], [stored.text for stored in closes]
-            message.add_line(order_text(order, *texts))
+            texts, count = [stored.text for stored in some], len(order.changes)
+            message.add_line(order_text(order, texts[:count], texts[count:]))
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
