@@ -387,7 +387,7 @@ class RedisCluster:
                 policy,
             )
         if self._journaled:
-            await self.write_back.write_records(tuple(self.node.records))
+            await self.write_back.write(tuple(self.node.records))
 
     # What the parts tell each other
 

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from typing import Final, TypeVar
 
 from .._logging import OncePerMinute, log
-from ..sessions.records import Change, Records
+from ..sessions.records import Records
 from .decoding import read_message, read_record
 from .entries import Entry
 from .io.commands import Commands
@@ -138,7 +138,7 @@ class WriteBack:
         """
         try:
             own = self._published(lambda sender: sender == self._instance, again=not everything)
-            await self._write_back(own)
+            await self.write(own)
             for step, seconds in enumerate(STEPS, 1):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
@@ -161,16 +161,43 @@ class WriteBack:
         self._trouble.clear()
         try:
             async with asyncio.timeout(timeout):
-                await self._write_back(self._records)
-                await self._write_back(self._published(lambda sender: True))
+                await self.write(self._records)
+                await self.write(self._published(lambda sender: True))
         except TROUBLE as exc:
             log.warning("what Redis has lost could not be written before the end: %s", reason(exc))
 
-    async def write_records(self, changes: Iterable[Change]) -> None:
+    async def write(
+        self,
+        records: Iterable[Record],
+        is_mine: Callable[[str], bool] = lambda key: True,
+        pause: float = 0.0,
+    ) -> None:
         """
-        Write what a node knew when it started, and Redis doesn't.
+        Write what Redis lacks of some records: read first, with pauses in between.
+
+        Args:
+            records: The records.
+            is_mine: Tells by the key of one whether it is to be written.
+            pause: Seconds after each part.
         """
-        await self._write_back(changes)
+        some: dict[str, dict[Record, Stored]] = {}
+        written = 0
+        for number, record in enumerate(records):
+            stored = encode_record(record)
+            if is_mine(stored.key):
+                some.setdefault(stored.key, {})[record] = stored
+            if len(some) >= AT_ONCE:
+                written += await self._insist(partial(self._write_missing, some))
+                some = {}
+                await asyncio.sleep(pause)
+            elif number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if some:
+            written += await self._insist(partial(self._write_missing, some))
+        if written and self._logged.allows("lacks"):
+            log.warning(
+                "Redis lacks %d records that this node knows: it writes them again", written
+            )
 
     def take_over(self, body: bytes) -> list[Record]:
         """
@@ -219,12 +246,12 @@ class WriteBack:
             return whole or (mine - zlib.crc32(key.encode())) % len(living) < OWNERS
 
         if everything:
-            await self._write_back(self._in_turn(), is_mine, pause)
+            await self.write(self._in_turn(), is_mine, pause)
         # What this node remembers has all but close orders.
         others = self._published(
             lambda sender: sender != self._instance, closes_only=everything, again=not everything
         )
-        await self._write_back(others, is_mine, pause)
+        await self.write(others, is_mine, pause)
         return whole
 
     def _in_turn(self) -> Iterator[Record]:
@@ -241,34 +268,6 @@ class WriteBack:
         self._reached = 0
 
     # What is missing
-
-    async def _write_back(
-        self,
-        records: Iterable[Record],
-        is_mine: Callable[[str], bool] = lambda key: True,
-        pause: float = 0.0,
-    ) -> None:
-        """
-        Write again what is missing of some records: read first, with pauses in between.
-        """
-        some: dict[str, dict[Record, Stored]] = {}
-        written = 0
-        for number, record in enumerate(records):
-            stored = encode_record(record)
-            if is_mine(stored.key):
-                some.setdefault(stored.key, {})[record] = stored
-            if len(some) >= AT_ONCE:
-                written += await self._insist(partial(self._write_missing, some))
-                some = {}
-                await asyncio.sleep(pause)
-            elif number % AT_ONCE == 0:
-                await asyncio.sleep(0)
-        if some:
-            written += await self._insist(partial(self._write_missing, some))
-        if written and self._logged.allows("lacks"):
-            log.warning(
-                "Redis lacks %d records that this node knows: it writes them again", written
-            )
 
     async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """
