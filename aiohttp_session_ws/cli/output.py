@@ -61,9 +61,9 @@ def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: 
     """
     done = {"close": "told to start anew", "end": "closed for good"}[command]
     lines = [
-        f"{_number(report.sockets, 'socket')} {done},"
-        f" {_number(report.handshakes, 'handshake')} refused;"
-        f" {report.nodes_answered} of {_number(report.nodes_expected, 'process')} answered"
+        f"{counted(report.sockets, 'socket')} {done},"
+        f" {counted(report.handshakes, 'handshake')} refused;"
+        f" {report.nodes_answered} of {counted(report.nodes_expected, 'process')} answered"
     ]
     body = {**asdict(report), "complete": report.complete, "known": known}
     return Answer(lines, body, notes)
@@ -197,6 +197,9 @@ def span(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def _number(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """
+    Return how many of something there are.
+    """
     plural = "es" if what.endswith("s") else "s"
     return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"

@@ -14,9 +14,9 @@ from itertools import count
 from typing import Any, Final
 
 from ..redis import RedisSessionWSRegistry
-from ..results import ClusterStats
+from ..results import ClusterStats, Stats
 from .arguments import Options
-from .output import show, stats_table, table
+from .output import counted, show, stats_table, table
 
 __all__: list[str] = []
 
@@ -67,13 +67,14 @@ def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> li
     sure = "" if stats.complete else " (not all processes answered)"
     at = time.strftime("%H:%M:%S")
     lines = [
-        f"{at}  {total.open} open, {total.opening} opening, {len(stats)} processes{sure}",
+        f"{at}  {total.open} open, {total.opening} opening,"
+        f" {counted(len(stats), 'process')}{sure}",
         "",
         *stats_table(stats),
     ]
     if before is None:
         return lines
-    was = before.total
+    total, was = _comparable(stats, before)
     closes = _news(total.closes, was.closes)
     refusals = _news(total.refusals, was.refusals)
     orders = max(0, total.orders_given - was.orders_given)
@@ -84,9 +85,20 @@ def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> li
     return [*lines, "", *news]
 
 
+def _comparable(stats: ClusterStats, before: ClusterStats) -> tuple[Stats, Stats]:
+    """
+    Return the sums of two looks, without the processes that one of them lacks: what such a one has
+    counted is older, or went with it. One that has just started has counted all of it since.
+    """
+    here, known = ({one.node for one in look} for look in (stats, before))
+    now = (one for one in stats if one.node in known or before.complete)
+    was = (one for one in before if one.node in here)
+    return ClusterStats(now).total, ClusterStats(was).total
+
+
 def _news(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, int]:
     """
-    Return what was counted since; a process that has stopped takes its counts along.
+    Return what was counted since.
     """
     news = {key: number - before.get(key, 0) for key, number in now.items()}
     return {key: number for key, number in news.items() if number > 0}

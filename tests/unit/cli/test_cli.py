@@ -22,8 +22,9 @@ from aiohttp_session_ws._logging import fingerprint
 from aiohttp_session_ws.cli import commands
 from aiohttp_session_ws.cli.arguments import URL
 from aiohttp_session_ws.cli.output import span
+from aiohttp_session_ws.cli.watching import screen
 from aiohttp_session_ws.redis import RedisSessionWSRegistry
-from aiohttp_session_ws.results import Snapshot
+from aiohttp_session_ws.results import ClusterStats, Snapshot, Stats
 from tests.support import PATIENCE, AiohttpClient, converse, expect_close, until, user_of
 from tests.support.node_process import NodeProcess
 from tests.support.nodes import StartNode, acquaint, log_in, node_app, nowhere, refused, socket
@@ -647,7 +648,22 @@ class TestPrinting:
 
         assert [len(screen.splitlines()) for screen in screens] == [0, 4, 4]
         assert max(len(line) for screen in screens for line in screen.splitlines()) <= 40
-        assert " 0 open, 0 opening, 1 processes" in screens[1]
+        assert " 0 open, 0 opening, 1 process\n" in screens[1]
+
+    @pytest.mark.parametrize(("complete", "orders"), [(True, "10"), (False, "1")])
+    def test_silent_before(self, complete: bool, orders: str) -> None:
+        """What a process has counted that didn't answer the last look is no news."""
+        before = ClusterStats([Stats("a", orders_given=7)], complete=complete)
+        now = ClusterStats([Stats("a", orders_given=8), Stats("b", orders_given=9)])
+
+        assert re.split("  +", screen(now, before, 2.0)[-1]) == ["orders", orders]
+
+    def test_gone_since(self) -> None:
+        """A process that has stopped, or doesn't answer, hides no news of the others."""
+        before = ClusterStats([Stats("a", orders_given=7), Stats("b", orders_given=9)])
+        now = ClusterStats([Stats("a", orders_given=8)])
+
+        assert re.split("  +", screen(now, before, 2.0)[-1]) == ["orders", "1"]
 
     async def test_version(self, run: Run) -> None:
         """It tells its version."""
