@@ -44,7 +44,8 @@ class Warnings:
         self.once(
             "foreign websocket",
             "the websocket at %s was opened without session_ws: the end of its session doesn't"
-            " close it; wrap its handler in session_ws, or register() it",
+            " close it; open it by session_ws(request), or if another library does that, enter"
+            " registry.adopt(request, ws)",
             request.path,
         )
 
