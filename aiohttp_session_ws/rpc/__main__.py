@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("application", metavar="module:application")
     options = parser.parse_args(argv)
     module, _, name = options.application.partition(":")
+    if not (module and name):
+        parser.error(f"{options.application!r}: write module:application, as shop:calls")
     sys.path.insert(0, os.getcwd())  # as python -m does for its own module
     try:
         application = getattr(importlib.import_module(module), name)

@@ -20,6 +20,7 @@ from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from ..registry.relay import LARGEST
+from ..registry.settings import expect_callable, option
 from ..results import Delivery
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
@@ -75,6 +76,10 @@ class Application:
         on_call_success: Signal; it has succeeded, and is answered next.
         on_call_fail: Signal; it has failed, was cancelled, or was refused before it started.
         on_event: Signal; a client that speaks wsrpc has sent an event.
+
+    Raises:
+        TypeError: If an option is of a wrong type.
+        ValueError: If *dialects* are others.
     """
 
     is_session_ws_endpoint: Final = True  # setup() attaches those at the start
@@ -92,9 +97,9 @@ class Application:
         if isinstance(dialects, str) or not dialects or not _DIALECTS.issuperset(dialects):
             raise ValueError("Application(dialects=) is a set of 'wamp' and 'wsrpc'")
         default = Realm("") if allow_default_realm else None
-        self._host = Host(self, CallLimits() if limits is None else limits, default)
+        self._host = Host(self, option(limits, CallLimits, "limits"), default)
         self._dialects = frozenset(dialects)
-        self._authorize = authorize
+        self._authorize = expect_callable(authorize, "authorize")
         self._options = WebSocketOptions(
             compress=False,
             max_msg_size=self._host.limits.message + 1,  # aiohttp refuses one that is as large

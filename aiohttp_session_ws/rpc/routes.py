@@ -62,8 +62,7 @@ class Routes:
             TypeError: If the function can't be served.
             ValueError: If the name is taken, or none.
         """
-        if callable(name):
-            raise TypeError("route() is called first: @routes.route(), with parentheses")
+        _expect_name(name, "route()")
 
         def add(function: F) -> F:
             given = function.__name__ if name is None else name
@@ -92,6 +91,7 @@ class Routes:
             TypeError: If the function isn't an async generator function.
             ValueError: If the name is taken, or none.
         """
+        _expect_name(name, 'topic("name")')
 
         def add(function: F) -> F:
             self._add(Topic(self.prefix + name, function))
@@ -112,6 +112,7 @@ class Routes:
             TypeError: If a method can't be served.
             ValueError: If a name is taken.
         """
+        _expect_name(name, 'route_class("name")')
 
         def add(made: type) -> type:
             owner = RouteClass(self.prefix + name, made)
@@ -141,3 +142,11 @@ class Routes:
         for served in self._served:
             served.add(entry)
         self._entries.append(entry)
+
+
+def _expect_name(name: object, decorator: str) -> None:
+    """
+    Refuse what is decorated by something that has to be called first.
+    """
+    if callable(name):
+        raise TypeError(f"a decorator is called first: @routes.{decorator}, with parentheses")

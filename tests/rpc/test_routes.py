@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aiohttp_session_ws import rpc
+from aiohttp_session_ws import Limits, rpc
 from aiohttp_session_ws.rpc.table import Served
 
 
@@ -170,6 +170,23 @@ class TestBadUse:
             @rpc.Routes().route  # type: ignore[arg-type]
             async def f() -> None: ...
 
+    def test_topic_without_parentheses(self) -> None:
+        """So does one for a topic, which would be declared nowhere."""
+        with pytest.raises(TypeError, match=r'@routes\.topic\("name"\), with parentheses'):
+
+            @rpc.Routes().topic  # type: ignore[arg-type]
+            async def f() -> AsyncIterator[None]:
+                yield
+
+    def test_class_without_parentheses(self) -> None:
+        """So does one for a class."""
+        with pytest.raises(TypeError, match=r'@routes\.route_class\("name"\), with parentheses'):
+
+            @rpc.Routes().route_class  # type: ignore[arg-type]
+            class C:
+                @rpc.expose
+                async def f(self) -> None: ...
+
     def test_topic_without_yield(self) -> None:
         """A topic is a generator."""
         with pytest.raises(TypeError, match=r"f\(\) is a topic, an async function with one"):
@@ -244,6 +261,14 @@ class TestBadUse:
         """A limit of the wrong type or size names its option."""
         with pytest.raises(error, match=f"CallLimits\\({next(iter(options))}="):
             rpc.CallLimits(**options)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("limits", Limits(per_session=5)), ("authorize", "everybody")]
+    )
+    def test_options(self, option: str, value: object) -> None:
+        """An option of a wrong type is named: a registry's limits are others."""
+        with pytest.raises(TypeError, match=f"^{option} must be"):
+            rpc.Application(**{option: value})  # type: ignore[arg-type]
 
     def test_dialects(self) -> None:
         """Dialects are those that there are."""

@@ -120,6 +120,13 @@ class TestCommand:
         assert ended.value.code == 2
         assert "error:" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("name", ["tests.rpc.served", "tests.rpc.served:", ":application"])
+    def test_half_a_name(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """A module alone, or an application alone, is told to be one of two."""
+        with pytest.raises(SystemExit):
+            main(["schema", name])
+        assert "write module:application, as shop:calls" in capsys.readouterr().err
+
     def test_as_module(self, tmp_path: pathlib.Path) -> None:
         """It runs as a module, in the directory of the application."""
         (tmp_path / "shop.py").write_text(
