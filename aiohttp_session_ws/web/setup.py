@@ -104,7 +104,9 @@ def registry_from(request: web.Request) -> SessionWSRegistry:
 
 async def get_session_ws_id(request: web.Request) -> Hashable | None:
     """
-    Same as :meth:`SessionWSRegistry.get_id`, but uses the registry of *request*.
+    Return the id of the session of *request*, ``None`` if it has none.
+
+    As :meth:`SessionWSRegistry.get_id`, of the registry of *request*.
     """
     session_ws_id: Hashable | None = await maybe_await(registry_from(request).get_id(request))
     return session_ws_id
@@ -112,7 +114,9 @@ async def get_session_ws_id(request: web.Request) -> Hashable | None:
 
 async def new_session_ws_id(request: web.Request) -> Any:
     """
-    Same as :meth:`SessionWSRegistry.new_id`, but uses the registry of *request*.
+    Give the session of *request* a new id, which renews it.
+
+    As :meth:`SessionWSRegistry.new_id`, of the registry of *request*.
     """
     registry = registry_from(request)
     _note_other_id(request, registry)
@@ -121,7 +125,9 @@ async def new_session_ws_id(request: web.Request) -> Any:
 
 async def delete_session_ws_id(request: web.Request) -> Any:
     """
-    Same as :meth:`SessionWSRegistry.delete_id`, but uses the registry of *request*.
+    Take the id out of the session of *request*, which ends it, or with ``identify`` renews it.
+
+    As :meth:`SessionWSRegistry.delete_id`, of the registry of *request*.
     """
     registry = registry_from(request)
     _note_other_id(request, registry)
@@ -141,38 +147,46 @@ def _note_other_id(request: web.Request, registry: SessionWSRegistry) -> None:
 
 async def ensure_session_ws_id(request: web.Request) -> Any:
     """
-    Same as :meth:`SessionWSRegistry.ensure_id`, but uses the registry of *request*.
+    Give the session of *request* an id if it has none.
+
+    As :meth:`SessionWSRegistry.ensure_id`, of the registry of *request*.
     """
     return await maybe_await(registry_from(request).ensure_id(request))
 
 
 async def schedule_close_all_session_ws(request: web.Request, response: web.StreamResponse) -> Any:
     """
-    Same as :meth:`SessionWSRegistry.schedule_close_all_session`, but uses the registry of
-    *request*.
+    Close the sockets of the session of *request* when the response has been sent.
+
+    As :meth:`SessionWSRegistry.schedule_close_all_session`, of the registry of *request*.
     """
     return await maybe_await(registry_from(request).schedule_close_all_session(request, response))
 
 
 async def end_session_ws(request: web.Request, response: web.StreamResponse) -> None:
     """
-    Same as :meth:`SessionWSRegistry.schedule_end_session`, but uses the registry of
-    *request*.
+    Log out: end the session of *request*, and give it a new, empty one.
+
+    As :meth:`SessionWSRegistry.schedule_end_session`, of the registry of *request*.
     """
     await maybe_await(registry_from(request).schedule_end_session(request, response))
 
 
 async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
     """
-    Same as :meth:`SessionWSRegistry.schedule_end_identity`, but uses the registry of
-    *request*.
+    Log out everywhere: end all sessions of the identity behind *request*, its own too.
+
+    As :meth:`SessionWSRegistry.schedule_end_identity`, of the registry of *request*.
     """
     await maybe_await(registry_from(request).schedule_end_identity(request, response))
 
 
 async def end_other_sessions_ws(request: web.Request, response: web.StreamResponse) -> bool:
     """
-    Same as :meth:`SessionWSRegistry.schedule_end_others`, but uses the registry of *request*.
+    Log out everywhere else: end all other sessions of the identity behind *request*. Return
+    whether that was done.
+
+    As :meth:`SessionWSRegistry.schedule_end_others`, of the registry of *request*.
     """
     done: bool = await maybe_await(registry_from(request).schedule_end_others(request, response))
     return done
@@ -185,6 +199,8 @@ async def renew_session_ws(
     sockets: Literal["close", "keep"] = "close",
 ) -> None:
     """
-    Same as :meth:`SessionWSRegistry.renew_session`, but uses the registry of *request*.
+    Renew the session of *request*: it goes on under a new id.
+
+    As :meth:`SessionWSRegistry.renew_session`, of the registry of *request*.
     """
     await maybe_await(registry_from(request).renew_session(request, response, sockets=sockets))
