@@ -158,9 +158,9 @@ def _expect_origins(origins: object) -> frozenset[Origin] | None:
         return None
     if isinstance(origins, bytes):
         raise TypeError(f"origins={origins!r}: origins are texts, not bytes")
-    if isinstance(origins, str):
+    if isinstance(origins, str) and origins != "*":
         msg = f"origins={origins!r}: did you mean origins=[{origins!r}]?"
-        raise ValueError(msg)  # noqa: TRY004  the type is right, an origin alone isn't
+        raise ValueError(msg)
     try:
         texts = list(origins)  # type: ignore[call-overload]  # that it is one is checked here
     except TypeError:
@@ -172,5 +172,8 @@ def _expect_origins(origins: object) -> frozenset[Origin] | None:
 def _expect_origin(text: object) -> Origin:
     origin = parse_origin(text) if isinstance(text, str) else None
     if origin is None:
-        raise ValueError(f"{text!r} is not an origin; write it like 'https://example.org'")
+        all_pages = "; origins=None lets all pages in" if text == "*" else ""
+        raise ValueError(
+            f"{text!r} is not an origin; write it like 'https://example.org'{all_pages}"
+        )
     return origin

@@ -56,9 +56,16 @@ class TestClients:
 
     @pytest.mark.parametrize("option", ["socket_timeut=3", "decode_responses=True"])
     def test_url_option(self, option: str) -> None:
-        """An option that would let each command fail is refused at once."""
-        with pytest.raises(ValueError, match="not a URL"):
-            RedisSessionWSRegistry(f"redis://localhost?{option}")
+        """An option that would let each command fail is refused at once, without a secret."""
+        with pytest.raises(ValueError, match=r"behind the '\?'") as refused:
+            RedisSessionWSRegistry(f"redis://:secret@localhost?{option}")
+        assert "secret" not in str(refused.value)
+
+    @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost?a=1", "redis://a:b"])
+    def test_no_url(self, url: str) -> None:
+        """What is no URL of a Redis is told what one looks like."""
+        with pytest.raises(ValueError, match="not a URL for Redis"):
+            RedisSessionWSRegistry(url)
 
     @pytest.mark.parametrize("protocol", [2, 3])
     async def test_protocol(

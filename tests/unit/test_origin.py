@@ -299,6 +299,12 @@ class TestOrigins:
 
         assert repr(entry) in str(caught.value)
 
+    @pytest.mark.parametrize("origins", ["*", ["*"], ["https://example.org", "*"]])
+    def test_asterisk(self, origins: str | list[str]) -> None:
+        """Who wants to let all in, as CORS writes it, is told how."""
+        with pytest.raises(ValueError, match="origins=None lets all pages in"):
+            SessionWSRegistry(origins=origins)
+
     def test_bare_string(self) -> None:
         """A string in place of a list says what was meant."""
         with pytest.raises(ValueError, match=r"origins=\['https://example\.org'\]"):

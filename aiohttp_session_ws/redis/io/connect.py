@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
@@ -62,24 +63,38 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
             " pass 'redis://localhost:6379', or lambda: RedisCluster(...)"
         )
 
-    def make() -> Client:
-        return Redis.from_url(
-            redis,
-            socket_timeout=LIMIT,
-            socket_connect_timeout=LIMIT,
-            retry=_once(),
-            decode_responses=False,
-        )
-
-    try:
-        _ = _usable(make()).connection_pool.make_connection()  # it knows its options, we don't
-    except (ValueError, TypeError, AttributeError, NotSetUp):
-        # Not with its cause: that may quote the password.
+    if not _understands(redis):
+        url, _, options = redis.partition("?")
         msg = (
-            "not a URL for Redis: use redis://, rediss:// or unix://, as redis://localhost:6379/0"
+            "the URL for Redis has an option behind the '?' that redis-py doesn't know, or that"
+            " can't be used here, as decode_responses"
+            if options and _understands(url)
+            else "not a URL for Redis: use redis://, rediss:// or unix://, as"
+            " redis://localhost:6379/0"
         )
-        raise ValueError(msg) from None
-    return make
+        raise ValueError(msg)
+    return partial(_client_at, redis)
+
+
+def _client_at(url: str) -> Client:
+    return Redis.from_url(
+        url,
+        socket_timeout=LIMIT,
+        socket_connect_timeout=LIMIT,
+        retry=_once(),
+        decode_responses=False,
+    )
+
+
+def _understands(url: str) -> bool:
+    """
+    Tell whether redis-py understands a URL. Its own errors may quote the password.
+    """
+    try:
+        _ = _usable(_client_at(url)).connection_pool.make_connection()  # it knows its options
+    except (ValueError, TypeError, AttributeError, NotSetUp):
+        return False
+    return True
 
 
 def channel_of(client: Client, prefix: str, name: str) -> str:
