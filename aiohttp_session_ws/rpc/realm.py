@@ -18,6 +18,8 @@ __all__ = ["Realm"]
 Action: TypeAlias = Literal["call", "subscribe", "register"]
 Guard: TypeAlias = Callable[[Session, Action, str], bool | Awaitable[bool]]
 F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A", bound=Authenticator)
+T = TypeVar("T", bound=TicketAuthenticator)
 
 
 class Realm:
@@ -85,7 +87,7 @@ class Realm:
         self.state_handlers.append(two_halves(handler))
         return handler
 
-    def add_transport_authenticator(self, authenticator: Authenticator) -> Authenticator:
+    def add_transport_authenticator(self, authenticator: A) -> A:
         """
         Ask a function, sync or async, that is given the session and returns an identity, or
         ``None`` or ``False`` to have the next one asked. :func:`session_identity` is one.
@@ -93,7 +95,7 @@ class Realm:
         self.authentication.transport.append(authenticator)
         return authenticator
 
-    def set_ticket_authenticator(self, authenticator: TicketAuthenticator) -> TicketAuthenticator:
+    def set_ticket_authenticator(self, authenticator: T) -> T:
         """
         Let a function, sync or async, check tickets: it is given the session and the ticket,
         and returns an identity, or ``None`` or ``False`` to refuse.

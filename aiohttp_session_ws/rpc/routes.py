@@ -15,6 +15,7 @@ from .table import Procedure, RouteClass, Served, Topic
 __all__ = ["Routes", "expose"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type[Any])
 
 
 def expose(method: F) -> F:
@@ -99,7 +100,7 @@ class Routes:
 
         return add
 
-    def route_class(self, name: str) -> Callable[[type], type]:
+    def route_class(self, name: str) -> Callable[[C], C]:
         """
         Let peers call the methods of a class that :func:`expose` marks. Each session has one
         object, made at its first call; ``init()`` is called by the class's own name, and
@@ -114,7 +115,7 @@ class Routes:
         """
         _expect_name(name, 'route_class("name")')
 
-        def add(made: type) -> type:
+        def add(made: C) -> C:
             owner = RouteClass(self.prefix + name, made)
             methods = inspect.getmembers(made, lambda member: hasattr(member, "rpc_exposed"))
             if not methods:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, assert_type
 
 import msgspec
 import pytest
@@ -186,6 +186,29 @@ class TestBadUse:
             class C:
                 @rpc.expose
                 async def f(self) -> None: ...
+
+    def test_gives_back(self) -> None:
+        """What is decorated stays what it is, to type checkers as well."""
+
+        class Cart:
+            @rpc.expose
+            async def put(self) -> None: ...
+
+        def by_ticket(session: rpc.Session, ticket: str) -> str:
+            return ticket
+
+        def by_address(session: rpc.Session) -> str:
+            return "127.0.0.1"
+
+        cart = rpc.Routes().route_class("cart")(Cart)
+        ticket = rpc.Realm("r").set_ticket_authenticator(by_ticket)
+        address = rpc.Realm("r").add_transport_authenticator(by_address)
+        session: Any = None
+        assert_type(cart, type[Cart])
+        assert_type(ticket(session, "x"), str)
+        assert_type(address(session), str)
+
+        assert (cart, ticket, address) == (Cart, by_ticket, by_address)
 
     def test_topic_without_yield(self) -> None:
         """A topic is a generator."""
