@@ -83,7 +83,9 @@ class Orders:
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
-        subject = Subject("id", self._core.usable_id(session_ws_id))
+        core = self._core
+        core.expect_loop()
+        subject = Subject("id", core.usable_id(session_ws_id))
         return await self._close(subject, close, reason, wait, by, except_)
 
     async def close_all_identity(
@@ -104,7 +106,9 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
-        subject = self._core.identifier.subject_of(identity)
+        core = self._core
+        core.expect_loop()
+        subject = core.identifier.subject_of(identity)
         return await self._close(subject, close, reason, wait, by)
 
     async def close_all_label(
@@ -132,7 +136,9 @@ class Orders:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
         """
-        subject = self._core.identifier.subject_of_label(name, value)
+        core = self._core
+        core.expect_loop()
+        subject = core.identifier.subject_of_label(name, value)
         return await self._close(subject, close, reason, wait, by)
 
     def _close(
@@ -145,7 +151,6 @@ class Orders:
         except_: Connection | None = None,
     ) -> Awaitable[CloseReport]:
         core = self._core
-        core.expect_loop()
         core.expect_arguments(by, wait, except_)
         told = as_close(close, reason, RECONNECT)
         first = core.connections.write_first(subject, told, but=except_)
@@ -180,8 +185,8 @@ class Orders:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
         """
         core = self._core
+        core.expect_loop()
         if isinstance(session_ws_id, Handle):
-            core.expect_loop()
             core.expect_arguments(by, wait)
             session_ws_id = await resolve(core, session_ws_id)
             if session_ws_id is None:
@@ -227,7 +232,9 @@ class Orders:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
         """
-        subject = self._core.identifier.subject_of(identity)
+        core = self._core
+        core.expect_loop()
+        subject = core.identifier.subject_of(identity)
         return await self._end(subject, close, reason, wait, by)
 
     async def end_label(
@@ -255,7 +262,9 @@ class Orders:
             NotSetUp: If the registry has no ``labels``.
             InvalidIdentity: If no label can be called so.
         """
-        subject = self._core.identifier.subject_of_label(name, value)
+        core = self._core
+        core.expect_loop()
+        subject = core.identifier.subject_of_label(name, value)
         return await self._end(subject, close, reason, wait, by)
 
     def _end(
@@ -267,7 +276,6 @@ class Orders:
         by: str | None,
     ) -> Awaitable[CloseReport]:
         core = self._core
-        core.expect_loop()
         core.expect_arguments(by, wait)
         told = as_close(close, reason, SESSION_ENDED)
         before = core.clock.end_time()

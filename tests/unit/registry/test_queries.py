@@ -290,6 +290,16 @@ class TestThreads:
             with ThreadPoolExecutor(1) as pool, pytest.raises(WrongLoop, match="thread"):
                 await loop.run_in_executor(pool, function, "x", Thing())
 
+    @pytest.mark.parametrize(
+        "order", ["end_identity", "close_all_identity", "end_label", "close_all_label"]
+    )
+    async def test_orders_before_the_start(self, order: str) -> None:
+        """An order to a registry that isn't started says so, and not which option it lacks."""
+        registry = SessionWSRegistry()
+        whom = ["device", "phone"] if "label" in order else ["ann"]
+        with pytest.raises(NotSetUp, match="isn't started"):
+            await getattr(registry, order)(*whom)
+
     async def test_after_the_end(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
