@@ -41,6 +41,7 @@ exit codes:
      order, or what looks like a hash is the hash of no open socket
   2  the command line is wrong, or redis-py isn't installed
   3  Redis isn't there, doesn't let us in, or isn't a Redis; nothing was done
+  130  interrupted by Ctrl-C; an order may have been given (`watch` ends so with 0)
 """
 
 
