@@ -189,7 +189,7 @@ class Identifier:
             cause = exc.__cause__ or exc
             if self._logged.allows(type(cause).__name__):
                 # Without its text and its traceback, which may tell what a session holds.
-                log.error("what needs it gets 503: %s (%s)", exc, describe_error(cause))
+                log.error("%s; requests that need it get 503 (%s)", exc, describe_error(cause))
             raise
 
     async def _ask_both(self, request: web.Request) -> Owner:
