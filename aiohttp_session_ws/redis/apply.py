@@ -19,7 +19,7 @@ from ..sessions.records import Change, SubjectEnded
 from .clock import RedisClock
 from .messages import PublishedOrder, Record, split
 from .recent import SeenOrders
-from .rows import One, Row, Shape
+from .rows import Row, Shape
 
 __all__: list[str] = []
 
@@ -92,17 +92,18 @@ class Applier:
         if effect.closes:
             self._effects.carry_out_soon(effect)
 
-    def carry_out_one(self, one: One) -> None:
+    def carry_out_one(
+        self, shape: Shape, at: float, value: Hashable, sender: str, number: int = 0
+    ) -> None:
         """
-        Let the order of a message with one take effect.
-        """
-        _, sender, shape, number, at, value = one
-        if shape.ends or self._seen.add_one(sender, number):
-            self._carry_out(shape, at, value, sender)
+        Let an order about one subject take effect; its close frames come before all else.
 
-    def _carry_out(self, shape: Shape, at: float, value: Hashable, sender: str) -> None:
-        """
-        Let an order of a row take effect; its close frames come before all else.
+        Args:
+            shape: What it has in common with others.
+            at: When it was given, by the one clock.
+            value: Which id, identity or label.
+            sender: Who has given it.
+            number: Its number among its node's close orders, if it has to be noted that it came.
         """
         ends, kind, close, ttl = shape
         subject, given = Subject(kind, value), None
@@ -112,6 +113,8 @@ class Applier:
             first = connections.write_first(subject, close, began=at)
             order = Order((SubjectEnded(subject, at, ttl),), (), close)
         else:
+            if number and not self._seen.add_one(sender, number):
+                return
             given = self._clock.latest(at)
             first = connections.write_first(subject, close, started=given)
             order = Order((), (subject,), close)
@@ -150,7 +153,7 @@ class Applier:
             some = [times[place] for place in rest], [values[place] for place in rest]
             self._note_row(row._replace(times=some[0], values=some[1]))
         return [
-            partial(self._carry_out, shape, times[place], value, sender)
+            partial(self.carry_out_one, shape, times[place], value, sender)
             for place, value in enumerate(values)
             if value in concerned and (ends or first + place not in known)
         ]

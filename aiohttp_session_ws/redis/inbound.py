@@ -110,7 +110,7 @@ class Inbound:
         Carry out the order of a message that has one: its close frames come before all else.
         """
         try:
-            self._applier.carry_out_one(one)
+            self._applier.carry_out_one(one.shape, one.at, one.value, one.sender, one.first)
         except Exception as exc:  # noqa: BLE001  whatever it is
             self._note_failed(exc)
         self._pace.count()
