@@ -184,7 +184,7 @@ class WebSocketView(web.View):
 
 
 async def converse(
-    request: web.Request, handler: Hook, options: WebSocketOptions, *, hooks: bool = True
+    request: web.Request, handler: Hook, options: WebSocketOptions, *, text: bool = True
 ) -> web.StreamResponse:
     """
     Serve a websocket from its request to its end.
@@ -193,20 +193,20 @@ async def converse(
         request: The handshake.
         handler: What talks.
         options: Those of the response.
-        hooks: Whether the registry's hooks run, which are for endpoints that talk text.
+        text: Whether it talks text, so that the registry's hooks run and pushes are sent to it.
     """
     # All in one coroutine: each would be some hundred bytes more for an idle socket.
-    core, ws = core_from(request), WebSocket(request, options)
+    core, ws = core_from(request), WebSocket(request, options, pushed=text)
     answer: object = None
     try:
         try:
-            if await _begin(core, ws, hooks=hooks):
+            if await _begin(core, ws, hooks=text):
                 try:
                     answer = await handler(ws)
                 except Exception as exc:
                     if not is_disconnect(ws, exc):
                         raise
-                if hooks and core.signals.on_response:
+                if text and core.signals.on_response:
                     await _finish(core, ws)
             _expect_answer(ws, handler, answer)
         except BaseException as exc:

@@ -41,17 +41,15 @@ class WebSocket:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_began",
-        "_options",
-        "_reader",
-        "_session_ws",
-        "request",
-    )
+        "__weakref__", "_began", "_options", "_pushed", "_reader", "_session_ws", "request",
+    )  # fmt: skip
 
-    def __init__(self, request: web.Request, options: WebSocketOptions) -> None:
+    def __init__(
+        self, request: web.Request, options: WebSocketOptions, *, pushed: bool = True
+    ) -> None:
         self.request: web.Request = request
         self._options = options
+        self._pushed = pushed
         self._began = False  # to connect, or refused
         self._session_ws: SessionWS | None = None
         self._reader: Reader | None = None
@@ -158,7 +156,9 @@ class WebSocket:
                 raise WebSocketProtocolError(f"subprotocol {subprotocol} is required")
             options = options | WebSocketOptions(protocols=(subprotocol,))
         self._began = True
-        self._session_ws = entered = SessionWS(self.request, options, save=save)
+        self._session_ws = entered = SessionWS(
+            self.request, options, save=save, pushed=self._pushed
+        )
         await entered.__aenter__()
         self._reader = Reader(entered.connection, entered.core.connections)
         if close is not False:

@@ -168,8 +168,7 @@ class Application:
                 dialects that it offers is spoken here.
         """
         self.attach(registry_from(request))
-        # Without the registry's hooks, which are for endpoints that talk text.
-        return await converse(request, self._talk, self._options, hooks=False)
+        return await converse(request, self._talk, self._options, text=False)
 
     def attach(self, registry: SessionWSRegistry) -> None:
         """

@@ -136,7 +136,6 @@ class Conversation:
         self._proven = False
         self._taken = 0  # messages
         self.connection: Connection = ws.connection
-        self.connection.takes_pushes = False
 
     async def _begin(self, session: Session, realm: Realm, dialect: Dialect) -> None:
         """

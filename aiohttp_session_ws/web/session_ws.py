@@ -83,16 +83,24 @@ class SessionWS:
         core: The registry's parts.
     """
 
-    __slots__ = ("_context", "_contexts", "_options", "_request", "_save", "connection", "core")
+    __slots__ = (
+        "_context", "_contexts", "_options", "_pushed", "_request", "_save", "connection", "core",
+    )  # fmt: skip
 
     _context: RequestContext
     connection: TrackedConnection
     core: Core
 
     def __init__(
-        self, request: web.Request, options: WebSocketOptions, *, save: bool = True
+        self,
+        request: web.Request,
+        options: WebSocketOptions,
+        *,
+        save: bool = True,
+        pushed: bool = True,
     ) -> None:
         self._save = save
+        self._pushed = pushed
         self._request = request
         self._options: WebSocketOptions | None = options
         self._contexts: list[AsyncIterator[None]] | None = None
@@ -103,6 +111,7 @@ class SessionWS:
         handshake = Handshake(self._request, options, save=self._save)
         self.core = core = handshake.core
         self._context, self.connection = await handshake.open()
+        self.connection.takes_pushes = self._pushed  # before anybody is told of it
         told, signals = core.overrides, core.signals
         if told.register or told.unregister or signals.on_open or signals.connection_ctx:
             try:

@@ -533,6 +533,24 @@ class TestPushes:
             assert (await peer.call("x"))[0] == 8
             assert (await other.ask("x"))["id"] == 3
 
+    async def test_kept_out_from_the_start(self, serve: Serve) -> None:
+        """Nor while receivers and contexts of the registry have still to be told of the socket."""
+        opened, go_on = asyncio.Event(), asyncio.Event()
+        registry = SessionWSRegistry()
+
+        @registry.connection_ctx
+        async def slow(connection: Any) -> AsyncIterator[None]:
+            opened.set()
+            await go_on.wait()
+            yield
+
+        server = await serve(None, registry)
+        async with server.wamp().stranger() as peer:
+            await opened.wait()
+            assert (await registry.broadcast("raw")).sockets == 0
+            go_on.set()
+            assert (await peer.ask([1, "realm", {"roles": {"caller": {}}}]))[0] == 2
+
     async def test_hooks_dont_run(self, serve: Serve) -> None:
         """``on_request`` and ``on_response`` are for handlers that talk text."""
         seen: list[str] = []
