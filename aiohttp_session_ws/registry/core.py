@@ -83,7 +83,7 @@ from ..sessions.clock import Clock
 from ..sessions.close_orders import CloseOrders
 from ..sessions.context import HANDLING, current_connection, current_request
 from ..sessions.journal import Journal
-from ..sessions.records import Change, IdNote, Records, SubjectEnded
+from ..sessions.records import Change, IdNote, LineageEnded, Records, SubjectEnded
 from ..sessions.status import ALIVE, State, Status, effective_began, status
 from ..signals import Signals
 from ..typing import Data
@@ -376,6 +376,25 @@ class Core:
         """
         began = effective_began(lineage, self.clock.now())
         return IdNote(session_ws_id, lineage.token, began, self.ttl)
+
+    def end_of(
+        self,
+        lineage: Lineage,
+        session_ws_id: Hashable | None,
+        at: float,
+        *,
+        carries: bool,
+        minor: bool = False,
+    ) -> tuple[Change, ...]:
+        """
+        Return the records of the end of a lineage that has an id.
+
+        By the second one, what is registered by hand under that id later is refused.
+        """
+        end = LineageEnded(lineage.token, at, carries, self.ttl, minor)
+        if minor or session_ws_id is None or not self.overrides.random_ids:
+            return (end,)
+        return end, self.note(session_ws_id, lineage)
 
     # Sockets
 

@@ -173,7 +173,7 @@ class ScheduledOrders:
         before = core.clock.end_time()
         changes: tuple[Change, ...] = (SubjectEnded(subject, before, core.ttl),)
         if came is not None:
-            changes += (LineageEnded(came.token, before, carries=True, ttl=core.ttl),)
+            changes += core.end_of(came, session_ws_id, before, carries=True)
         subjects = [subject, *subjects_of(session_ws_id, was._replace(identity=None))]
         if not await core.cluster.end_others(Order(changes), lineage, subjects, since):
             return False
@@ -248,12 +248,7 @@ class ScheduledOrders:
         if lineage is None:
             return
         minor = not context.held_data and core.identifier.identify is not None
-        changes: list[Change] = [
-            LineageEnded(lineage.token, ended, carries=False, ttl=core.ttl, minor=minor)
-        ]
-        if not minor and core.overrides.random_ids and context.session_ws_id is not None:
-            # What is registered by hand under this id is refused by it.
-            changes.append(core.note(context.session_ws_id, lineage))
+        changes = core.end_of(lineage, context.session_ws_id, ended, carries=False, minor=minor)
         self._record(request, context, changes)
 
     def _record(
@@ -314,14 +309,8 @@ class ScheduledOrders:
         """
         core, lineage = self._core, connection.lineage
         session_ws_id = connection.session_ws_id
-        at = core.clock.order_time()
-        changes: list[Change] = [
-            *others,
-            LineageEnded(lineage.token, at, carries=False, ttl=core.ttl),
-        ]
-        if core.overrides.random_ids:
-            changes.append(core.note(session_ws_id, lineage))
-        await core.give(Order(tuple(changes), closes=(Subject("id", session_ws_id),)))
+        own = core.end_of(lineage, session_ws_id, core.clock.order_time(), carries=False)
+        await core.give(Order((*others, *own), closes=(Subject("id", session_ws_id),)))
 
     async def _settle_without_middleware(
         self,

@@ -371,10 +371,11 @@ class Settlement:
     def _end(
         self, lineage: Lineage, outcome: Outcome, *, carries: bool, at: float | None = None
     ) -> None:
-        core = self._core
+        core, context = self._core, self._context
         at = core.clock.order_time() if at is None else at
-        minor = not self._context.held_data and outcome.previous.identity is None
-        self._change(LineageEnded(lineage.token, at, carries, core.ttl, minor))
+        minor = not context.held_data and outcome.previous.identity is None
+        came = context.session_ws_id
+        self._change(*core.end_of(lineage, came, at, carries=carries, minor=minor))
 
     async def _write(self, session: Session, outcome: Outcome) -> None:
         """
@@ -502,11 +503,11 @@ class Settlement:
             at, carries = core.clock.order_time(), now is not None
             self._change(LineageEnded(lineage.token, at, carries, core.ttl))
 
-    def _change(self, change: Change) -> None:
+    def _change(self, *changes: Change) -> None:
         """
-        Let a record take effect for handshakes, here and everywhere, before anything else.
+        Let records take effect for handshakes, here and everywhere, before anything else.
         """
-        order = Order((change,))
+        order = Order(changes)
         self._core.effects.apply(order)
         self._core.cluster.record(order)
-        self._context.ordering().changes += (change,)
+        self._context.ordering().changes += changes

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp_session_ws import (
     Limits,
     SessionWSRegistry,
+    end_other_sessions_ws,
     get_session_ws_id,
     registry_from,
     session_ws,
@@ -22,7 +23,7 @@ from aiohttp_session_ws.exceptions import NotSetUp, SessionEnded
 from aiohttp_session_ws.registry.order import Order
 from aiohttp_session_ws.sessions.records import SubjectEnded
 from tests.promise.conftest import Serve
-from tests.promise.site import DEAD, reached, user_of
+from tests.promise.site import DEAD, OUT, reached, user_of
 from tests.support import QUICK, until
 from tests.support.inspect import inspect, quiet
 
@@ -36,6 +37,13 @@ class Stream:
     def close(self, **how: Any) -> None:
         """Note that it was closed."""
         self.closed.set()
+
+
+async def out_of_others(request: web.Request) -> web.Response:
+    """Log out everywhere else, by which what was registered under the older id ends."""
+    response = web.Response()
+    assert await end_other_sessions_ws(request, response)
+    return response
 
 
 @pytest.fixture
@@ -97,6 +105,18 @@ class TestRegister:
         for session_ws_id in ids:
             with pytest.raises(SessionEnded):
                 site.registry.register(session_ws_id, Stream())
+
+    @pytest.mark.parametrize("path", [*OUT, "/out/del", "/login?user=bob", "/others"])
+    async def test_late(self, serve: Serve, path: str) -> None:
+        """However a session ends: its id is known as that of what has ended, also by a task."""
+        site = await serve(views={"/others": out_of_others}, identify=user_of)
+        browser = await site.browser()
+        await browser.get("/login")
+        session_ws_id = (await browser.get()).data["id"]
+        assert (await browser.get(path)).status < 400
+
+        with pytest.raises(SessionEnded):
+            site.registry.register(session_ws_id, Stream())
 
     async def test_an_end_that_is_older(self, serve: Serve) -> None:
         """An id that is derived lives again: who registers later isn't closed by it."""
