@@ -295,4 +295,5 @@ def is_explained(connection: TrackedConnection, error: BaseException) -> bool:
         return all(is_explained(connection, one) for one in error.exceptions)
     if isinstance(error, web.HTTPException):
         return True  # an open socket takes no HTTP answer
-    return connection.close_order is not None and isinstance(error, ConnectionError)
+    over = isinstance(error, ConnectionError | SessionWSClosed)
+    return connection.close_order is not None and over

@@ -625,6 +625,36 @@ class TestConnectionContext:
 
         assert caplog.text.count("a websocket handler failed") == 1
 
+    async def test_an_order_while_it_is_entered(
+        self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A socket that is closed before its handler runs is no crash, also if a context hangs."""
+        there, go_on, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def hangs(connection: Connection) -> AsyncIterator[None]:
+            yield
+            left.set()
+            await asyncio.Event().wait()
+
+        async def enters(connection: Connection) -> AsyncIterator[None]:
+            there.set()
+            await go_on.wait()
+            yield
+
+        registry = SessionWSRegistry(timeouts=Timeouts(handler_grace=0.5))
+        registry.connection_ctx += [hangs, enters]
+        client = await aiohttp_client(make_app(registry))
+        async with client.ws_connect("/echo") as ws:
+            await there.wait()
+            closing = asyncio.ensure_future(registry.close_all())
+            await expect_close(ws, 4403)
+            go_on.set()
+            await closing
+        await client.close()
+
+        assert left.is_set()
+        assert "failed" not in caplog.text
+
     @pytest.mark.parametrize("order", ["close_all", "shutdown"])
     async def test_exits_at_an_order(self, aiohttp_client: AiohttpClient, order: str) -> None:
         """It runs at an order and at the app's end as well."""
