@@ -287,7 +287,9 @@ class SessionWSRegistry(
                 it only an end of the session does; an end of a label never.
 
         Raises:
-            SessionEnded: If the session has ended. Nothing is registered.
+            SessionEnded: If the session has ended; or, outside of a request of that session, if
+                *identity* was ever ended, since nothing tells there when the session began.
+                Nothing is registered.
             NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
             TypeError: If *ws* can't be hashed, or has no ``close()``.
