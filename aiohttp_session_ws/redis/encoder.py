@@ -64,25 +64,23 @@ class Encoder:
             return self._arguments_of_one(entries[0], channel)
         message = Message(self._sender)
         records: list[Stored] = []
-        news = False
         for entry in entries:
             if type(entry) is Single and entry.at < PENDING:
                 message.add(entry)
-                news = news or not entry.published
                 continue
             order = entry.spelled_out(self._sender)
             some = self._encoded((*order.changes, *order.closes))
             if some is None:
                 return None
             records += some
-            news = news or not entry.published
             texts, count = [stored.text for stored in some], len(order.changes)
             message.add_line(order_text(order, texts[:count], texts[count:]))
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
         # What was published without a number isn't published so again, but with what wasn't.
-        args += [channel, body, "1" if news and body else "", self._numbers_of]
+        news = not all(entry.published for entry in entries)
+        args += [channel, body, "1" if news else "", self._numbers_of]
         args += [len(rows), *[place for row in rows for place in row]]
         for stored in records:
             args += [stored.ttl, stored.text]
@@ -207,12 +205,10 @@ class Message:
 
     def finish(self) -> tuple[bytes, list[tuple[int, int]]]:
         """
-        Return the message, empty if it has no orders, and where in it the first and the last
-        byte of each row are, counted from 1.
+        Return the message, and where in it the first and the last byte of each row are, counted
+        from 1.
         """
         self._end_row()
-        if not self._lines:
-            return b"", []
         text = envelope(self._sender, self._lines)
         rows, end, done = [], text.index("\n"), 0
         for number in self._rows:
@@ -224,10 +220,11 @@ class Message:
 
 def body_of(arguments: Sequence[Argument]) -> bytes:
     """
-    Return the message that the script gets among its arguments, empty if there is none.
+    Return the message that the script gets among its arguments.
     """
     body = arguments[int(arguments[0]) + 2]
-    return body if isinstance(body, bytes) else b""
+    assert isinstance(body, bytes), "the script gets a message"
+    return body
 
 
 def is_published(arguments: Sequence[Argument]) -> bool:

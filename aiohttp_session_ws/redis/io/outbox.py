@@ -287,8 +287,7 @@ class Outbox:
             self._delay = SOON
         self.refused = ""
         self._looked_again = False
-        if body := body_of(batch.args):
-            self._published(body)
+        self._published(body_of(batch.args))
         for entry in batch.entries:
             entry.finish()
         if known:
