@@ -101,7 +101,7 @@ class Encoder:
         args: list[Argument] = [1, self._tag, channel, body, news, self._numbers_of]
         args += [1, begin, len(body), self._key + name, text, self._ttl]
         if shape.ends:
-            args.append(f"of:{name}" if shape.kind == "id" else "")
+            args.append(f"of:{name}")
         return args
 
     def _take_shape(self, shape: Shape) -> None:

@@ -57,8 +57,7 @@ end
 # of close orders begin with, how many rows of orders the message has, of each where it begins and
 # ends in it, then the TTL and the text of each record. What a row orders is recorded from the
 # message itself. If that is one order and nothing else, there follow for ONE its key without the
-# tag, its text and its TTL, and for an end the key of the note of its lineage, "" if it isn't of
-# an id.
+# tag, its text and its TTL, and for an end the key of the note that an id of this name would have.
 #
 # A write that is refused raises nothing: it is returned, and the message published without
 # numbers. What was written before it stays, and is written again with the rest.
@@ -345,7 +344,7 @@ if ARGV[8] and ARGV[5] == '1' and not KEYS[2] then
     local tag, note = KEYS[1], ARGV[11]
     local name, free = tag .. ARGV[8], true
     if note then
-        local found = redis.pcall('MGET', name, note == '' and name or tag .. note)
+        local found = redis.pcall('MGET', name, tag .. note)
         free = not (found.err or found[1] or found[2])
         free = free and not redis.pcall('SET', name, ARGV[9], 'PX', ARGV[10]).err
     else
