@@ -20,9 +20,9 @@ from .messages import (
     encode_record,
     envelope,
     head_of,
-    keys_of_lookup,
     milliseconds,
     order_text,
+    subject_key,
 )
 from .rows import Shape, cell_text, head_of_row, row_text
 
@@ -144,9 +144,11 @@ class Encoder:
         """
         entry = Entry(PublishedOrder(changes, held=True))
         entry.published = True
-        count, *args = self.arguments([entry], channel) or [0]
-        keys = [self._tag + key for key in keys_of_lookup(lineage.token, subjects, closes=False)]
-        keys = [key for key in keys if not key.startswith(self._tag + "of:")]
+        written = self.arguments([entry], channel)
+        assert written is not None, "the time is known"
+        count, *args = written
+        keys = [f"{self._tag}lineage:{quote(lineage.token)}"]
+        keys += [f"{self._tag}end:{subject_key(subject)}" for subject in subjects]
         args[int(count) : int(count)] = keys
         args += [repr(deadline), repr(lineage.generation), repr(lineage.began)]
         args += [repr(grace), repr(since)]
