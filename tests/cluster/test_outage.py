@@ -586,6 +586,18 @@ class TestUnknownTime:
             await becomes(client, "connected")
             assert await refused(client, cookie) == 4401
 
+    async def test_a_single_order(self, redis_server: RedisServer, start_node: StartNode) -> None:
+        """So does an order that goes alone: who logs in later is let in, on other nodes too."""
+        redis_server.kill()
+        a = await start_node(redis_server.url, "a")
+        await registry_of(a).end_identity("ann")
+        await redis_server.start()
+        await settled(a)
+        b = await start_node(redis_server.url, "b")
+        async with socket(b, await log_in(b)) as ws:
+            await ws.send_str("still there")
+            assert await ws.receive_str(timeout=PATIENCE) == "still there"
+
 
 class TestConnections:
     async def test_unix(self, redis_server: RedisServer, start_node: StartNode) -> None:
