@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.redis.io import subscriber, wire
 from aiohttp_session_ws.redis.io.scripts import END_OTHERS, Script
 from aiohttp_session_ws.signals import OrderDetails
+from tests.cluster.conftest import Sites
+from tests.promise.site import AGAIN, DEAD, Site
 from tests.support import PATIENCE, QUICK, AiohttpClient, Client, Turnstile, expect_close, until
 from tests.support.nodes import (
     Nodes,
@@ -354,6 +357,11 @@ async def reads(redis_server: RedisServer) -> int:
     return int(stats.get("cmdstat_mget", {}).get("calls", 0))
 
 
+async def is_refused(site: Site, cookie: str) -> bool:
+    """Tell whether a handshake is refused since its session has ended."""
+    return await site.knock(cookie) == DEAD
+
+
 async def out_elsewhere(request: web.Request) -> web.Response:
     """Log out everywhere else; say whether that was done."""
     response = web.Response()
@@ -391,6 +399,21 @@ class TestOthers:
             assert await who(client, new) == "ann"
             assert await who(client, other) is None
             assert await who(client, mine) is None
+
+    async def test_while_it_is_handled(
+        self, sites: Sites, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sockets wait for its response on other nodes, too; handshakes are refused at once."""
+        monkeypatch.setattr(apply, "HOLD", PATIENCE)
+        timeouts = replace(QUICK, response=PATIENCE)
+        a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
+        browser, other = await a.logged_in(), await b.logged_in()
+        mine, theirs = await (await b.browser(browser.cookie)).open(), await other.open()
+        async with a.held(browser, "/elsewhere"):
+            await until(partial(is_refused, b, other.cookie))
+            assert await mine.lives()
+            assert await theirs.lives()
+        assert (await mine.code(), await theirs.code()) == (AGAIN, DEAD)
 
     async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
         """What Redis has lost of it is written again, also by the node that was asked for it."""
