@@ -185,9 +185,10 @@ class TestOrders:
             message.add(Single(closes, 1.5, f"x{number}", number))
         message.add_line("[[],[]]")
         message.add(Single(ends, 1.5, ("sid", "y")))
+        message.add(Single(ends, 1.5, ("sid", "z")))
         body, places = message.finish()
         _, lines = read_message(body) or ("", [])
-        assert [len(read_orders(line, "a/1") or ()) for line in lines] == [2, 1, 1, 1]
+        assert [len(read_orders(line, "a/1") or ()) for line in lines] == [2, 1, 1, 2]
         rows = [body[first - 1 : last].decode() for first, last in places]
         assert rows == [line for line in lines if is_row(line)]
 
