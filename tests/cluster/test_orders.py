@@ -7,14 +7,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from aiohttp import web
 
 from aiohttp_session_ws.exceptions import InvalidIdentity, InvalidSessionWSId
 from aiohttp_session_ws.redis import inbound
-from tests.support import PATIENCE, WAYS, Turnstile, expect_close, until
+from tests.cluster.conftest import Sites
+from tests.promise.site import DEAD, View
+from tests.support import PATIENCE, QUICK, WAYS, Turnstile, expect_close, until
 from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
@@ -94,6 +98,32 @@ class TestLogOut:
             await expect_close(hers)
             await lives(his)
             await lives(other)
+
+    @pytest.mark.parametrize("out", ["/out/new_session", "/out/del"])
+    async def test_before_it_is_answered(self, sites: Sites, out: str) -> None:
+        """Other nodes refuse what it has ended while its response is being made."""
+        gate = Turnstile()
+
+        @web.middleware
+        async def outer(request: web.Request, handler: View) -> web.StreamResponse:
+            response = await handler(request)
+            if request.path == out:
+                await gate()
+            return response
+
+        timeouts = replace(QUICK, response=3600.0)
+        a, b = await sites(site={"outer": outer}, timeouts=timeouts)
+        browser = await a.logged_in()
+        stale = browser.cookie
+        gate.shut = True
+        answer = asyncio.create_task(browser.get(out))
+
+        async def is_refused() -> bool:
+            return await b.knock(stale) == DEAD
+
+        await until(is_refused)
+        gate.let()
+        await answer
 
     async def test_reports(self, nodes: Nodes) -> None:
         """An order that is waited for tells what it did on all nodes, and that it is stored."""
