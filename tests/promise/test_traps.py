@@ -570,6 +570,22 @@ def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(no
     play(Config(identify=False, ids="derived", cluster="memory"), trap)
 
 
+def test_a_log_in_under_a_derived_id_outlives_its_end_that_its_node_has_not_heard() -> None:
+    """A visitor of before that end begins anew under the id, and isn't taken for who had it."""
+
+    async def trap(world: World) -> None:
+        await log_in(world, "B")
+        await world.visit("A", "read")
+        await world.do(Order("end_session", subject=world.ids()[0]))
+        login = token(await world.visit("A", "log_in_renewed", node=1))
+        await world.wait(61)
+        for node in (0, 1):
+            assert await both(world, jar(world), node) == (login, OPEN)
+            assert await both(world, jar(world, "B"), node) == (NOBODY, 4401)
+
+    play(Config(identify=False, ids="derived", cluster="memory"), trap)
+
+
 def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only() -> None:
     """A log-in whose visitor's id no client has seen outlives the end of who shares that id."""
 
