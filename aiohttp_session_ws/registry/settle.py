@@ -299,9 +299,8 @@ class Settlement:
         has ended the old one meanwhile.
         """
         core, context = self._core, self._context
-        if core.cluster.remote:
-            subjects = [Subject("id", context.session_ws_id), *self._orders.own_ends]
-            await core.cluster.check_request(lineage.token, subjects)
+        subjects = [Subject("id", context.session_ws_id), *self._orders.own_ends]
+        await core.cluster.check_request(lineage.token, subjects)
         return self._is_ended_by_itself(lineage)
 
     def _is_ended_by_itself(self, lineage: Lineage) -> bool:
@@ -444,9 +443,9 @@ class Settlement:
             if session_ws_id is not None and session_ws_id != came:
                 joined = Subject("id", session_ws_id)
                 left.append(joined)
-                if came is not None and not self._context.id_given:
+                if came is not None:
                     left.append(Subject("id", came))
-        if left and core.cluster.remote:
+        if left:
             await core.cluster.check_request(lineage.token, left)
         return joined is not None and core.records.ended_before(joined) >= lineage.began
 
