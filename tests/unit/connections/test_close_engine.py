@@ -344,6 +344,19 @@ class TestTls:
             assert aborted == 1
             peer.close()
 
+    async def test_closed_twice_and_gone(self, tls: ssl.SSLContext) -> None:
+        """When its client hangs up there, the connection is gone, and need not be aborted."""
+        async with served(PATIENT, tls=tls) as s:
+            peer, connection = await s.stuck()
+            assert connection.transport is not None
+            connection.transport.close()
+            connection.transport.close()
+            done = s.manager.close_now([connection], SESSION_ENDED)
+            peer.close()
+
+            aborted, _ = await done
+            assert aborted == 0
+
 
 class TestHandlers:
     async def test_a_stuck_socket_delays_no_other(self) -> None:
