@@ -375,6 +375,23 @@ class TestHandlers:
             slow.close()
             await done
 
+    async def test_each_has_its_grace(self) -> None:
+        """One whose socket is gone for a while is cancelled, and no other that has more time."""
+        async with served(Timeouts(close=PATIENT.close, handler_grace=0.2)) as s:
+            first, early = await s.connect("/deaf")
+            second, late = await s.connect("/deaf")
+            dones = [s.manager.close_now([early], SESSION_ENDED)]
+            await answer(first)
+            s.manager.timeouts = PATIENT
+            dones.append(s.manager.close_now([late], SESSION_ENDED))
+            await answer(second)
+            await until(lambda: early.cancelled)
+
+            assert not late.cancelled
+            assert late.task is not None
+            late.task.cancel()
+            await asyncio.gather(*dones)
+
     async def test_that_leaves_is_not_cancelled(self) -> None:
         """A handler that reads ends by itself."""
         async with served() as s:
