@@ -177,6 +177,27 @@ class TestTrouble:
             await lives(his)
             monkeypatch.undo()
 
+    async def test_alone_and_at_once(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An order that came alone and failed before its frames is looked up, and closes them."""
+        a, b = nodes
+        ann, bob = await log_in(a), await log_in(a, "bob")
+        await settled(a)
+        heard = registry_of(b).stats().orders_heard
+        await registry_of(a).end_identity("nobody")  # the next one is read as one of its kind
+        await until(lambda: registry_of(b).stats().orders_heard > heard)
+        failed = asyncio.Event()
+
+        def fail(*args: Any) -> NoReturn:
+            failed.set()
+            raise RuntimeError("no memory")
+
+        async with socket(b, ann) as hers, socket(b, bob) as his:
+            monkeypatch.setattr(cluster_of(b).applier, "carry_out_one", fail)
+            await registry_of(a).end_identity("ann")
+            await failed.wait()
+            assert await expect_close(hers) == 4401
+            await lives(his)
+
     async def test_others_of_its_message(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
