@@ -477,7 +477,10 @@ class TestReports:
 
 
 class TestUnreadable:
-    async def test_message(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
+    @pytest.mark.parametrize("numbers", ["0:0\n", ""])
+    async def test_message(
+        self, redis_server: RedisServer, nodes: Nodes, caplog: Any, numbers: str
+    ) -> None:
         """A message of another version makes the node look at once, and is logged once."""
         a, b = nodes
         cookie = await log_in(a)
@@ -488,11 +491,12 @@ class TestUnreadable:
             await redis_server.cli("SET", f'{PREFIX}:end:id:"{id_}"', record)
             for _ in range(100):
                 await redis_server.cli(
-                    "PUBLISH", f"{PREFIX}:orders", f'0:0\n{{"v":9,"x":{record}}}'
+                    "PUBLISH", f"{PREFIX}:orders", f'{numbers}{{"v":9,"x":{record}}}'
                 )
             assert await expect_close(ws) == 4403
         lines = [record for record in caplog.records if "can't be read" in record.message]
         assert len(lines) <= 4  # two kinds, on two nodes
+        assert any("on our channel" in record.message for record in lines)
         assert await refused(b, cookie) == 4403
 
     async def test_numbered(self, redis_server: RedisServer, nodes: Nodes) -> None:
