@@ -177,8 +177,10 @@ class TestTrouble:
             await lives(his)
             monkeypatch.undo()
 
-    async def test_alone_and_at_once(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An order that came alone and failed before its frames is looked up, and closes them."""
+    async def test_alone_and_at_once(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An order that came alone and failed before its frames is logged, and looked up."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         await settled(a)
@@ -197,6 +199,7 @@ class TestTrouble:
             await failed.wait()
             assert await expect_close(hers) == 4401
             await lives(his)
+        assert "an order of another node failed: RuntimeError" in caplog.text
 
     async def test_others_of_its_message(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch

@@ -477,9 +477,11 @@ class TestReports:
 
 
 class TestUnreadable:
-    @pytest.mark.parametrize("numbers", ["0:0\n", ""])
+    @pytest.mark.parametrize(
+        "message", ['0:0\n{"v":9}', '{"v":9}', '0:0\n{"v":1,"from":"c/1"}\n[9]\n[[],[]]']
+    )
     async def test_message(
-        self, redis_server: RedisServer, nodes: Nodes, caplog: Any, numbers: str
+        self, redis_server: RedisServer, nodes: Nodes, caplog: Any, message: str
     ) -> None:
         """A message of another version makes the node look at once, and is logged once."""
         a, b = nodes
@@ -490,9 +492,7 @@ class TestUnreadable:
             record = f'[9,"over","{id_}"]'
             await redis_server.cli("SET", f'{PREFIX}:end:id:"{id_}"', record)
             for _ in range(100):
-                await redis_server.cli(
-                    "PUBLISH", f"{PREFIX}:orders", f'{numbers}{{"v":9,"x":{record}}}'
-                )
+                await redis_server.cli("PUBLISH", f"{PREFIX}:orders", message)
             assert await expect_close(ws) == 4403
         lines = [record for record in caplog.records if "can't be read" in record.message]
         assert len(lines) <= 4  # two kinds, on two nodes
