@@ -260,7 +260,7 @@ class Handshake:
         if context.lineage is None or (context.session_ws_id is None and not context.fresh):
             self.core.warn.no_id()
             raise Forbidden("no id", "websocket refused: the session has no session ws id")
-        if context.status is ALIVE and context.orders is NO_ORDERS and not context.fresh:
+        if context.status is ALIVE and context.orders is NO_ORDERS:
             return context.lineage
         close = self.core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
