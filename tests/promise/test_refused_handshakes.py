@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp_session
 import pytest
-from aiohttp import web
+from aiohttp import WSServerHandshakeError, web
 from aiohttp_session import AbstractStorage
 from aiohttp_session.redis_storage import RedisStorage
 
-from aiohttp_session_ws import Close, HandshakeRefused, Limits
+from aiohttp_session_ws import Close, HandshakeRefused, Limits, session_ws
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, cookie_from_before, reached
 from tests.support import Turnstile, until
@@ -81,6 +81,29 @@ class TestRefused:
         assert refused == status
         assert await browser.user() == "ann"
         assert (await browser.open()).user == "ann"
+
+
+async def page_instead(request: web.Request) -> web.StreamResponse:
+    """Answer who is refused with a page, and note it in the session."""
+    session = await aiohttp_session.get_session(request)
+    try:
+        async with session_ws(request) as ws:
+            return ws
+    except web.HTTPForbidden:
+        session["refused"] = True
+        return web.Response()
+
+
+async def test_a_page_instead(serve: Serve, storage: AbstractStorage) -> None:
+    """What a handler writes that answers with a page is saved, also into a session met first."""
+    site = await serve(storage, {"/ws/page": page_instead}, authorize=unless_no)
+    browser = await site.browser(await cookie_from_before(storage, user="ann"))
+    with pytest.raises(WSServerHandshakeError) as answer:
+        await browser.open("/ws/page?no")
+    data = (await browser.get("/page")).data
+
+    assert answer.value.status == 200
+    assert (data["user"], data["refused"]) == ("ann", True)
 
 
 async def count(request: web.Request) -> bool:
