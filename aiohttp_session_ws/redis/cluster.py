@@ -17,6 +17,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from .._lineage import Lineage, Subject
@@ -35,7 +36,7 @@ from .decoding import read_records
 from .encoder import Encoder, body_of
 from .entries import AnyEntry
 from .hand_over import hand_over
-from .health import Health, State
+from .health import BEAT, HEAR, HEAR_DATA, RECORD, SEND_DATA, Health, State
 from .inbound import Inbound
 from .io.commands import Commands
 from .io.connect import LIMIT, TROUBLE, MakeClient, close_client, end_tasks, reason
@@ -132,14 +133,9 @@ class RedisCluster:
         self.recent = RecentOrders()
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
-        self.health = Health(self.commands, self._outages, self._changed)
+        self.health = health = Health(self.commands, self._outages, self._changed)
         self.places = PlaceKeeper(self.commands, self.clock, instance)
-        self.encoder = Encoder(prefix, instance, self._resolve)
-        self.pace = Pace(self.clock)
-        self.outbox = Outbox(
-            make, prefix, self.encoder, self._learn, self._published, self.pace.wait
-        )
-        self._data = Link(make, prefix, lambda _: None, lambda _: None)
+        self._wire_connections()
         self.membership = Membership(
             self.commands,
             instance,
@@ -147,6 +143,7 @@ class RedisCluster:
             self.numbers,
             node,
             self._beaten,
+            partial(health.note_fails, BEAT),
             self._missed,
             self._lost,
             self._moved,
@@ -155,6 +152,30 @@ class RedisCluster:
         self._wire_what_is_missed(node)
         self._wire_what_is_told(node)
         self._wire_what_is_asked()
+
+    def _wire_connections(self) -> None:
+        """
+        Make the connections for orders and for data; that for commands is there.
+        """
+        make, prefix, health = self._make, self._prefix, self.health
+        self.encoder = Encoder(prefix, self.instance, self._resolve)
+        self.pace = Pace(self.clock)
+        self.outbox = Outbox(
+            make,
+            prefix,
+            self.encoder,
+            self._learn,
+            self._published,
+            self.pace.wait,
+            partial(health.note_works, RECORD),
+            partial(health.note_fails, RECORD),
+        )
+        self._data = Link(
+            make,
+            prefix,
+            lambda _: health.note_works(SEND_DATA),
+            partial(health.note_fails, SEND_DATA),
+        )
 
     def _wire_what_is_missed(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
@@ -239,14 +260,14 @@ class RedisCluster:
     @property
     def connected(self) -> bool:
         """
-        Whether Redis answers, and orders are heard.
+        Whether Redis answers, and all works that is done with it.
         """
         return bool(self._tasks) and self.health.connected
 
     @property
     def state(self) -> State:
         """
-        ``"degraded"`` while Redis doesn't answer or orders can't be heard.
+        ``"degraded"`` while Redis doesn't answer or something doesn't work.
         """
         return self.health.state if self._tasks else "degraded"
 
@@ -274,10 +295,8 @@ class RedisCluster:
             data = {DATA: self.queries.hear, **data}
         make, prefix = self._make, self._prefix
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
-        health = self.health
-        others = Subscriber(
-            make, prefix, data, self._subscribed_to_data, health.unsubscribed_from_data
-        )
+        deaf_to_data = partial(self.health.note_fails, HEAR_DATA)
+        others = Subscriber(make, prefix, data, self._subscribed_to_data, deaf_to_data)
         self._subscribers = (orders, others)
         self._run(self.commands.link.run, "the connection for commands")
         self._run(self.outbox.link.run, "the connection for orders")
@@ -402,23 +421,24 @@ class RedisCluster:
         self.lookup.forget()
         self._missed_some = self.serves
         self.membership.subscribed()
-        self.health.subscribed()
+        self.health.note_works(HEAR)
 
     def _subscribed_to_data(self) -> None:
         self.node.recount()  # a request to make room may have been missed
         self.outbox.publish_again()  # and one to do so, of a node that isn't known then
         self._missed_some = self.serves
         self.membership.hurry()
-        self.health.subscribed_to_data()
+        self.health.note_works(HEAR_DATA)
 
     def _unsubscribed(self, why: str) -> None:
         self.lookup.forget()
-        self.health.unsubscribed(why)
+        self.health.note_fails(HEAR, why)
 
     def _beaten(self) -> None:
         """
         Give what was ordered before the clock was known its time.
         """
+        self.health.note_works(BEAT)
         now, before = time.monotonic(), self._beaten_at
         self._beaten_at = now
         if now - before > LIVING:  # the others have taken this node for gone
@@ -440,7 +460,7 @@ class RedisCluster:
             # they have ended is known, not that they were given.
             self.write_back.lost(everything=now - self.inbound.unrecorded_since > KEPT)
             self.inbound.unrecorded_since = math.inf
-        if self._missed_some and (self.membership.takes_writes or self.health.hears_data):
+        if self._missed_some and (self.membership.takes_writes or self.health.works(HEAR_DATA)):
             self._missed_some = False
             if not self.membership.takes_writes:  # what is recorded has a number, and is read
                 asking = self._ask_for_unrecorded()
@@ -593,7 +613,7 @@ class RedisCluster:
         """
         Return the instances of the other nodes that live; ``None`` if that can't be found out.
         """
-        if not self.connected:
+        if not (self.commands.available and self.health.hears):
             return None
         try:
             return frozenset(await self.membership.living()) - {self.instance}

@@ -1,5 +1,5 @@
 """
-Whether a node is connected: Redis answers, and orders are heard. With hysteresis.
+Whether a node is connected: Redis answers, and all works that is done with it. With hysteresis.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ State: TypeAlias = Literal["connected", "degraded"]
 
 STEADY: Final = 1.0  # seconds that a change has to last until it is one of the state
 
+#: What may not work though Redis answers, in the words of the log; the worst first.
+HEAR: Final = "it can't be subscribed to"
+BEAT: Final = "heartbeats fail"
+RECORD: Final = "orders can't be recorded"
+HEAR_DATA: Final = "pushes and questions can't be heard"
+SEND_DATA: Final = "pushes and questions can't be sent"
+ALL: Final = (HEAR, BEAT, RECORD, HEAR_DATA, SEND_DATA)
+
 
 class Health:
     """
@@ -30,21 +38,17 @@ class Health:
         changed: Called with the new state.
 
     Attributes:
-        state: ``"degraded"`` while Redis doesn't answer or orders can't be heard.
-        hears: Whether orders are heard.
-        hears_data: Whether questions, answers and pushes are heard.
+        state: ``"degraded"`` while Redis doesn't answer or something doesn't work.
     """
 
     def __init__(
         self, commands: Commands, outages: Outages, changed: Callable[[State], None]
     ) -> None:
         self.state: State = "degraded"
-        self.hears = False
-        self.hears_data = False
         self._commands = commands
         self._outages = outages
         self._changed = changed
-        self._why_deaf = "not subscribed yet"
+        self._troubles = dict.fromkeys(ALL, "not yet")  # what doesn't work, and why
         self._logged = OncePerMinute()
         self._news = asyncio.Event()
         self._started = False
@@ -56,9 +60,9 @@ class Health:
     @property
     def connected(self) -> bool:
         """
-        Whether Redis answers, and orders are heard, at this moment.
+        Whether Redis answers, and all works, at this moment.
         """
-        return self._commands.available and self.hears
+        return self._commands.available and not self._troubles
 
     @property
     def why(self) -> str:
@@ -67,7 +71,22 @@ class Health:
         """
         if not self._commands.available:
             return self._commands.why
-        return f"it can't be subscribed to: {self._why_deaf}"
+        return next(
+            (f"{what}: {self._troubles[what]}" for what in ALL if what in self._troubles), ""
+        )
+
+    @property
+    def hears(self) -> bool:
+        """
+        Whether orders are heard.
+        """
+        return self.works(HEAR)
+
+    def works(self, what: str) -> bool:
+        """
+        Tell whether something works, one of :data:`ALL`.
+        """
+        return what not in self._troubles
 
     async def settle(self, timeout: float) -> None:
         """
@@ -75,7 +94,7 @@ class Health:
         """
         try:
             async with asyncio.timeout(timeout):
-                while self._commands.available and not (self.hears and self.hears_data):
+                while self._commands.available and self._troubles:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
@@ -104,35 +123,20 @@ class Health:
             log.info("Redis is away: %s", why)  # the state, soon, is a warning
         self._note()
 
-    def subscribed(self) -> None:
+    def note_works(self, what: str) -> None:
         """
-        Note that orders are heard.
+        Note that something works, one of :data:`ALL`.
         """
-        self.hears = True
+        _ = self._troubles.pop(what, None)
         self._note()
 
-    def unsubscribed(self, why: str) -> None:
+    def note_fails(self, what: str, why: str) -> None:
         """
-        Note that orders can't be heard.
+        Note that something doesn't work.
         """
-        self._why_deaf = why
-        if self.hears and self._logged.allows("deaf"):
+        if what == HEAR and self.hears and self._logged.allows("deaf"):
             log.warning("orders of other nodes can't be heard: %s", why)
-        self.hears = False
-        self._note()
-
-    def subscribed_to_data(self) -> None:
-        """
-        Note that questions, answers and pushes are heard.
-        """
-        self.hears_data = True
-        self._note()
-
-    def unsubscribed_from_data(self, why: str) -> None:
-        """
-        Note that they can't be heard.
-        """
-        self.hears_data = False
+        self._troubles[what] = why
         self._note()
 
     def _note(self) -> None:
@@ -176,8 +180,8 @@ class Health:
             self._warned = self._logged.allows("degraded")
             log.log(
                 logging.WARNING if self._warned else logging.INFO,
-                "the websocket registry is degraded (%s): until Redis is back orders wait for it,"
-                " and handshakes are decided by on_outage=",
+                "the websocket registry is degraded (%s): orders that Redis can't take wait for"
+                " it, and handshakes that can't be checked are decided by on_outage=",
                 self.why,
             )
         elif self._warned:

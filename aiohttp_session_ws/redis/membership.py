@@ -49,6 +49,7 @@ class Membership:
         numbers: What was heard.
         node: This node.
         answered: Called after each heartbeat that was answered.
+        failed: Called after each that wasn't, or with an error, with the reason.
         missed: Called when numbers are missing.
         lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
             have lost what it got in the last minute.
@@ -71,6 +72,7 @@ class Membership:
         numbers: HeardNumbers,
         node: LocalNode,
         answered: Callable[[], None],
+        failed: Callable[[str], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
         moved: Callable[[], None],
@@ -86,6 +88,7 @@ class Membership:
         self._numbers = numbers
         self._node = node
         self._answered = answered
+        self._failed = failed
         self._missed = missed
         self._lost = lost
         self._moved = moved
@@ -147,8 +150,7 @@ class Membership:
                 await self._beat()
             except TROUBLE as exc:
                 pause = PROBE
-                if self._commands.available:
-                    log.debug("a heartbeat failed: %s", reason(exc))
+                self._failed(reason(exc))
             else:
                 if not self._clock.known or self._clock.was_set_back:
                     pause = PROBE  # the answer was too late to tell the time, or tells a wrong one

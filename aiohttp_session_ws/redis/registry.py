@@ -126,8 +126,8 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     @property
     def state(self) -> State:
         """
-        ``"connected"``, or ``"degraded"`` while Redis doesn't answer or can't be heard, or
-        while the journal can't be written.
+        ``"connected"``, or ``"degraded"`` while Redis doesn't answer, something that is done
+        with it doesn't work, or the journal can't be written.
         """
         return "degraded" if super().state == "degraded" else self._redis.state
 

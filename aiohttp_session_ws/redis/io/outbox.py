@@ -74,6 +74,8 @@ class Outbox:
         known: Called with the records by which Redis knew more, as JSON.
         published: Called with each message that was published.
         wait: Returns for how many seconds an order that is given now waits for others.
+        up: Called when there is a connection.
+        down: Called when there is none any more, or it couldn't be made, with the reason.
 
     Attributes:
         channel: Where orders are published; it is known once there is a connection.
@@ -88,12 +90,16 @@ class Outbox:
         known: Callable[[list[bytes]], None],
         published: Callable[[bytes], None],
         wait: Callable[[], float] = lambda: 0.0,
+        up: Callable[[], None] = lambda: None,
+        down: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.link = Link(make, prefix, self.connected, self.disconnected)
         self._encoder = encoder
         self._known = known
         self._published = published
         self._wait = wait
+        self._up = up
+        self._down = down
         self._tick: asyncio.TimerHandle | None = None  # what waits is sent then
         self._queue: deque[AnyEntry] = deque()
         self._aside: deque[AnyEntry] = deque()
@@ -362,12 +368,14 @@ class Outbox:
         self.channel = line.channel(ORDERS)
         self._put_back()
         self.flush()
+        self._up()
 
     def disconnected(self, why: str) -> None:
         """
         Put back what was on its way.
         """
         self._put_back()
+        self._down(why)
 
     def _put_back(self) -> None:
         while self._in_flight:
