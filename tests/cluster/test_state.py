@@ -5,6 +5,7 @@ What ``state`` and the log say while Redis answers, but a node can't do all that
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -140,3 +141,42 @@ class TestConnections:
         await settled(a)
         assert registry_of(a).state == "connected"
         assert not [r for r in caplog.records if "degraded" in r.message]
+
+
+class TestCommands:
+    """A managed Redis may lack commands, or databases."""
+
+    async def test_no_digests(self, start_node: StartNode) -> None:
+        """Where EVALSHA is unknown, scripts are run by their text."""
+        async with RedisServer("--rename-command", "EVALSHA", "") as redis:
+            a, b = await start_node(redis.url, "a"), await start_node(redis.url, "b")
+            cookie = await log_in(b)
+            async with socket(b, cookie) as ws:
+                await visit(a, "/out/end_session_ws", cookie)
+                assert await expect_close(ws) == 4401
+            assert registry_of(a).state == "connected"
+
+    async def test_no_scripts(self, start_node: StartNode, caplog: Any) -> None:
+        """Where all are, the log names the command, and none of its arguments."""
+        options = ["--rename-command", "EVALSHA", "", "--rename-command", "EVAL", ""]
+        async with RedisServer(*options) as redis:
+            a = await start_node(redis.url, "node-SECRET-1")
+            assert registry_of(a).state == "degraded"
+        line = next(r.message for r in caplog.records if "heartbeats fail" in r.message)
+        assert re.search(r"\(heartbeats fail: ResponseError: unknown command .EVAL.\)", line)
+        assert "SECRET" not in caplog.text
+
+    async def test_may_not_in_scripts(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """What a script may not do is told as Redis tells it."""
+        await redis_server.cli("ACL", "SETUSER", "default", "-time")
+        await start_node(redis_server.url, "a")
+        line = next(r.message for r in caplog.records if "heartbeats fail" in r.message)
+        assert "can't run this command" in line or "ACL failure in script" in line
+
+    async def test_no_database(self, start_node: StartNode, caplog: Any) -> None:
+        """A database that isn't there is told of as that."""
+        async with RedisServer("--databases", "1") as redis:
+            await start_node(redis.url.removesuffix("0") + "1", "a")
+        assert "Redis can't be used (ResponseError: DB index is out of range)" in caplog.text

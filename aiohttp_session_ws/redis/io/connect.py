@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -45,6 +46,13 @@ CONNECT: Final = 3.0  # seconds to connect, which takes some answers; of a clust
 WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")
 #: How Redis says that it takes no writes now; it is there all the same.
 REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
+#: What Redis says without a code word, as far as it quotes no argument.
+PLAIN: Final = re.compile(
+    r"unknown command ['`]\w+['`]|unknown redis command called from script"
+    r"|db index is out of range|the user executing the script can't (?:run|access)[a-z ]+?command"
+    r"|acl failure in script: [\w' ]+",
+    re.IGNORECASE,
+)
 
 
 def client_maker(redis: str | MakeClient) -> MakeClient:
@@ -154,13 +162,15 @@ def _usable(client: Any) -> Any:
 
 def reason(exc: BaseException) -> str:
     """
-    Return what may be logged of an error of Redis: its code word, and nothing it quotes.
+    Return what may be logged of an error of Redis: its code word or meaning, and no argument.
     """
     if isinstance(exc, RedisUnavailable):
         return str(exc)
     if isinstance(exc, RedisConnectionError | NoPermissionError | NotSetUp | OSError) and str(exc):
         return f"{type(exc).__name__}: {exc}"
     if isinstance(exc, RedisError):
+        if plain := PLAIN.match(str(exc)):
+            return f"{type(exc).__name__}: {plain[0]}"
         return code_word(exc) or type(exc).__name__
     return describe_error(exc)
 
@@ -261,7 +271,8 @@ def is_unknown_script(exc: BaseException) -> bool:
     """
     Tell whether Redis doesn't know a script's digest, or lets nobody use digests.
     """
-    return isinstance(exc, NoScriptError | NoPermissionError)
+    unknown = isinstance(exc, ResponseError) and str(exc).startswith("unknown command")
+    return unknown or isinstance(exc, NoScriptError | NoPermissionError)
 
 
 def is_for_later(exc: BaseException) -> bool:
