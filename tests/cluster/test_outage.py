@@ -128,6 +128,16 @@ class TestStart:
             assert "AuthenticationError" in caplog.text
             assert "secret!" not in caplog.text
 
+    async def test_silent(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A Redis that takes connections and says nothing is told of as that."""
+        redis_server.freeze()
+        await start_node(redis_server.url, "a")
+        line = next(r.message for r in caplog.records if "starts without it" in r.message)
+        assert "(no answer within" in line or "(TimeoutError" in line
+        redis_server.thaw()
+
     async def test_script(self) -> None:
         """A script is told that Redis isn't there."""
         with pytest.raises(RedisUnavailable, match="is it running"):

@@ -74,7 +74,7 @@ class Commands:
         self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
         self._reading = 0
         self.available = False
-        self.why = "not connected yet"
+        self.why = ""
 
     def run_script(
         self, script: Script, *args: Argument, probe: bool = False, repeat: bool = True
@@ -188,7 +188,8 @@ class Commands:
         """
         Take Redis to be away: nothing was answered within the limit.
         """
-        why = f"no answer within {LIMIT:g} s" if self.link.line is not None else self.why
+        broken = self.why if self.link.line is None else ""
+        why = broken or f"no answer within {LIMIT:g} s"
         self.link.drop(why)
         was, self.available, self.why = self.available, False, why
         self._fail_all(why)
@@ -237,4 +238,4 @@ class Commands:
 
 
 def _away(why: str) -> RedisUnavailable:
-    return RedisUnavailable(f"Redis is away: {why}")
+    return RedisUnavailable(f"Redis is away: {why or 'not connected yet'}")
