@@ -135,7 +135,11 @@ class Health:
         Note that something doesn't work.
         """
         if what == HEAR and self.hears and self._logged.allows("deaf"):
-            log.warning("orders of other nodes can't be heard: %s", why)
+            log.warning(
+                "the subscription to orders of other nodes broke (%s): it is made anew, and what"
+                " was missed is read",
+                why,
+            )
         self._troubles[what] = why
         self._note()
 

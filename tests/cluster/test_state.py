@@ -142,6 +142,17 @@ class TestConnections:
         assert registry_of(a).state == "connected"
         assert not [r for r in caplog.records if "degraded" in r.message]
 
+    async def test_subscription(
+        self, redis_server: RedisServer, start_node: StartNode, caplog: Any
+    ) -> None:
+        """A subscription that broke, and was made anew, isn't told of as one that lasts."""
+        a = await start_node(redis_server.url, "a")
+        await redis_server.kill_pubsub()
+        await until(lambda: caplog.records)
+        assert "broke (ConnectionError: Redis closed the connection)" in caplog.text
+        assert "made anew" in caplog.text
+        assert registry_of(a).state == "connected"
+
 
 class TestCommands:
     """A managed Redis may lack commands, or databases."""
