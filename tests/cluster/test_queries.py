@@ -5,6 +5,7 @@ Looking at the sockets of all nodes, and pushing to them.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, setup
-from aiohttp_session_ws.redis import RedisSessionWSRegistry, queries
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, cluster, queries
+from aiohttp_session_ws.redis.io import line, wire
 from aiohttp_session_ws.results import Count, Delivery, NodeInfo
 from tests.support import PATIENCE, expect_close, until
+from tests.support.inspect import inspect
 from tests.support.nodes import (
     Nodes,
     acquaint,
@@ -136,6 +139,32 @@ class TestLooking:
             assert info.path == "/ws"
             delivery = await script.broadcast("x", wait=PATIENCE)
         assert delivery == Delivery(1, 2, complete=True)
+
+    async def test_at_once(
+        self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a script asks first is asked: it starts when questions can be sent, too."""
+        opened, may_open = itertools.count(), asyncio.Event()
+
+        async def connect(*args: Any) -> Any:
+            if next(opened) == 2:  # behind those for commands and for orders
+                await may_open.wait()
+            return await wire.connect(*args)
+
+        monkeypatch.setattr(line, "connect", connect)
+        monkeypatch.setattr(cluster, "LIMIT", PATIENCE)
+        script = RedisSessionWSRegistry(redis_server.url)
+        parts: Any = inspect(script).cluster
+        starting = asyncio.create_task(script.__aenter__())
+        await until(lambda: hasattr(parts, "health") and "can't be sent" in parts.why)
+        may_open.set()
+        await starting
+        try:
+            found = await script.nodes()
+        finally:
+            await script.__aexit__(None, None, None)
+        assert [node.name for node in found] == ["a", "b"]
+        assert found.complete
 
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """Whoever doesn't answer makes it incomplete."""
