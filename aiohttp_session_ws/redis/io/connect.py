@@ -46,11 +46,13 @@ CONNECT: Final = 3.0  # seconds to connect, which takes some answers; of a clust
 WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")
 #: How Redis says that it takes no writes now; it is there all the same.
 REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
-#: What Redis says without a code word, as far as it quotes no argument.
+#: What Redis says without a code word, as far as it quotes no argument. Redis 6 begins with where
+#: in a script that was.
 PLAIN: Final = re.compile(
-    r"unknown command ['`]\w+['`]|unknown redis command called from script"
+    r"(?:error running script \(call to \w+\): (?:@user_script: ?\d+: )*)?"
+    r"(unknown command ['`]\w+['`]|unknown redis command called from (?:lua )?script"
     r"|db index is out of range|the user executing the script can't (?:run|access)[a-z ]+?command"
-    r"|acl failure in script: [\w' ]+",
+    r"|acl failure in script: [\w' ]+)",
     re.IGNORECASE,
 )
 
@@ -170,7 +172,7 @@ def reason(exc: BaseException) -> str:
         return f"{type(exc).__name__}: {exc}"
     if isinstance(exc, RedisError):
         if plain := PLAIN.match(str(exc)):
-            return f"{type(exc).__name__}: {plain[0]}"
+            return f"{type(exc).__name__}: {plain[1]}"
         return code_word(exc) or type(exc).__name__
     return describe_error(exc)
 
