@@ -209,7 +209,7 @@ class Stats:
         orders_given: How many orders this process has given.
         orders_heard: How many orders of other processes it has carried out.
         orders_reconciled: How many records it had missed, and found later.
-        outages: How many times Redis was away, or could not be heard.
+        outages: How many times Redis was away, or something that is done with it didn't work.
         outage_seconds: For how long in all, the present outage included.
         closes: How many sockets and streams have ended, by who began (``"order"``,
             ``"handler"`` or ``"client"``) and close code.

@@ -34,7 +34,7 @@ class Health:
 
     Args:
         commands: Tells whether Redis answers.
-        outages: Counts for how long it was away.
+        outages: Counts how often and for how long the state was degraded.
         changed: Called with the new state.
 
     Attributes:
@@ -169,18 +169,15 @@ class Health:
         state: State = "connected" if self.connected else "degraded"
         if state != self.state:
             self.state = state
-            if state == "degraded":
-                self._outages.begin()
-                self._log(0.0)
-            else:
-                self._log(self._outages.end())
+            self._note_state()
             self._changed(state)
 
-    def _log(self, lasted: float) -> None:
+    def _note_state(self) -> None:
         """
-        Log the state: an outage, and its end, as a warning; of more in a minute the first.
+        Count an outage, and log it and its end as a warning; of more in a minute the first.
         """
         if self.state == "degraded":
+            self._outages.begin()
             self._warned = self._logged.allows("degraded")
             log.log(
                 logging.WARNING if self._warned else logging.INFO,
@@ -188,7 +185,9 @@ class Health:
                 " it, and handshakes that can't be checked are decided by on_outage=",
                 self.why,
             )
-        elif self._warned:
-            log.warning("the websocket registry is connected, after %.1f s without Redis", lasted)
+            return
+        lasted = self._outages.end()
+        if self._warned:
+            log.warning("the websocket registry is connected, was degraded for %.1f s", lasted)
         else:
             log.info("the websocket registry is connected")

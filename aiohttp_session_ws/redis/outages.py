@@ -1,5 +1,5 @@
 """
-How often and for how long Redis was away. No I/O.
+How often and for how long a node was degraded because of Redis. No I/O.
 """
 
 from __future__ import annotations

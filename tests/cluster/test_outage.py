@@ -230,7 +230,7 @@ class TestAway:
         assert [record.levelname for record in lines] == ["INFO", "WARNING", "WARNING"]
         assert "ConnectionError" in lines[1].message
         assert "on_outage=" in lines[1].message
-        assert "without Redis" in lines[2].message
+        assert "is connected, was degraded for" in lines[2].message
 
     async def test_log_out(self, redis_server: RedisServer, nodes: Nodes) -> None:
         """A log-out doesn't wait for Redis here, and reaches the others when it is back."""
