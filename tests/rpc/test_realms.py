@@ -384,6 +384,24 @@ class TestAuthentication:
         assert (await refused(server))[1:] == [{}, "wamp.error.runtime_error"]
         assert complaints() == ["authentication failed by an error"]
 
+    @pytest.mark.parametrize("why", ["runtime_error", "timeout"])
+    async def test_wsrpc_fails(self, serve: Serve, complaints: Complaints, why: str) -> None:
+        """One that fails, or takes too long, is told of in wsrpc's close frame as well."""
+        calls = rpc.Application(limits=rpc.CallLimits(join=0.05 if why == "timeout" else 10.0))
+
+        @calls.default.add_transport_authenticator
+        async def fail(session: rpc.Session) -> None:
+            if why == "timeout":
+                await asyncio.Event().wait()
+            raise ValueError("secret")
+
+        server = await serve(calls)
+        async with server.client.ws_connect("/rpc") as ws:
+            message = await ws.receive()
+            assert (message.data, message.extra) == (1008, f"wamp.error.{why}")
+        expected = [] if why == "timeout" else ["authentication failed by an error"]
+        assert complaints() == expected
+
     async def test_wsrpc(self, serve: Serve) -> None:
         """Wsrpc's sessions are the default realm's, which may refuse them."""
         calls = rpc.Application()
@@ -392,7 +410,7 @@ class TestAuthentication:
         server = await serve(calls)
         async with server.client.ws_connect("/rpc") as ws:
             message = await ws.receive()
-            assert message.data == 1008
+            assert (message.data, message.extra) == (1008, "wamp.error.authentication_failed")
         await server.client.get("/login?user=ann")
         async with server.wsrpc() as peer:
             assert (await peer.ask("who"))["result"][0] == "ann"
