@@ -78,15 +78,10 @@ class Applier:
     def carry_out_soon(self, order: PublishedOrder, sender: str) -> None:
         """
         Let an order take effect, and close its sockets in the background.
-
-        If it will come again, when a response has been sent, they are closed then; and after
-        a while in any case, for the node that sends it may have died.
         """
         if order.held:
             self._hear(order.changes)
-            held = self._effects.apply(Order(order.changes))
-            if held.closes:
-                _ = asyncio.get_running_loop().call_later(HOLD, self._release, order.changes)
+            self.hold(order.changes)
             return
         effect = self.apply(order, sender)
         if effect.closes:
@@ -166,8 +161,18 @@ class Applier:
             given = list(map(self._clock.latest, times))
             self._effects.note_closes(kind, values, given)
 
-    def _release(self, changes: tuple[Change, ...]) -> None:
-        self._effects.carry_out_soon(self._effects.apply(Order(changes)))
+    def hold(self, changes: Sequence[Change]) -> None:
+        """
+        Let what a response may be on its way for count at once, but for open sockets.
+
+        They are closed when it is published again; and after a while in any case, for the node
+        that sends it may have died.
+        """
+        if self._effects.apply(Order(tuple(changes))).closes:
+            _ = asyncio.get_running_loop().call_later(HOLD, self._release, changes)
+
+    def _release(self, changes: Sequence[Change]) -> None:
+        self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))
 
     def learn(self, records: Iterable[Record]) -> None:
         """
@@ -189,9 +194,11 @@ class Applier:
         Let records take effect that were found about *connection*.
         """
         changes, closes = split(records)
-        if changes:
+        if changes and connection.state is State.OPENING:
+            self.hold(changes)  # who has to close is told by the order itself
+        elif changes:
             # Not learn(): it may be news to the connection alone.
-            self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))
+            self._release(changes)
         for close in closes:
             if self._seen.has(close.number):
                 continue

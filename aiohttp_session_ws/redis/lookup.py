@@ -108,7 +108,7 @@ class Lookup:
             log.warning("a record can't be read: it is of another version, or not ours")
         changes, _ = split(records)
         try:
-            self._node.effects.learn(changes)
+            self._applier.hold(changes)
         except Exception as exc:  # noqa: BLE001  nobody else would hear of it
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))

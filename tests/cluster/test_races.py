@@ -152,15 +152,16 @@ class LateWire(wire.Wire):
                 late.data_received(data)
 
 
+@pytest.fixture
+def late_wires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that start from now on hear as late as a test wants."""
+    monkeypatch.setattr(subscriber, "Wire", LateWire)
+    monkeypatch.setattr(LateWire, "late", False)
+    monkeypatch.setattr(LateWire, "waiting", [])
+
+
 class TestReconnected:
     """Somebody reconnects while the order that closed his sockets is on its way."""
-
-    @pytest.fixture
-    def late_wires(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nodes that start from now on hear as late as a test wants."""
-        monkeypatch.setattr(subscriber, "Wire", LateWire)
-        monkeypatch.setattr(LateWire, "late", False)
-        monkeypatch.setattr(LateWire, "waiting", [])
 
     @pytest.mark.parametrize("how", ["a row", "one of such", "reported", "found by its number"])
     async def test_order_comes_late(
@@ -414,6 +415,23 @@ class TestOthers:
             assert await mine.lives()
             assert await theirs.lives()
         assert (await mine.code(), await theirs.code()) == (AGAIN, DEAD)
+
+    async def test_found_before_it_is_heard(
+        self, late_wires: None, sites: Sites, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sockets wait, too, if a handshake has found in Redis what its node hears later."""
+        monkeypatch.setattr(apply, "HOLD", PATIENCE)
+        timeouts = replace(QUICK, response=PATIENCE)
+        a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
+        browser, other = await a.logged_in(), await b.logged_in()
+        mine = await (await b.browser(browser.cookie)).open()
+        LateWire.late = True
+        async with a.held(browser, "/elsewhere"):
+            await until(partial(is_refused, b, other.cookie))
+            assert await mine.lives()
+            LateWire.release()
+            assert await mine.lives()
+        assert await mine.code() == AGAIN
 
     async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
         """What Redis has lost of it is written again, also by the node that was asked for it."""
