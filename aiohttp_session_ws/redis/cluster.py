@@ -584,17 +584,20 @@ class RedisCluster:
         """
         if not self.clock.known:
             return False
-        channel, deadline = self.outbox.channel, self.clock.now() + LIMIT
+        until = asyncio.get_running_loop().time() + LIMIT
+        channel, deadline = self.outbox.channel, self.clock.now() + LIMIT - self.clock.error
         args = Encoder(self._prefix, "", self._resolve).to_judge(
             order.changes, channel, lineage, subjects, since, self._grace, deadline
         )
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)
         try:
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout_at(until):
                 ended = bool(await answer)
         except TROUBLE as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
+            # A server that was given up may run what it was sent until then.
+            await asyncio.sleep(until - asyncio.get_running_loop().time())
             return False
         if ended:
             self._published(body_of(args))  # it didn't go through the outbox
