@@ -5,10 +5,12 @@ What operators are told of all nodes.
 from __future__ import annotations
 
 import aiohttp_session
+import pytest
 from aiohttp import web
 
 from aiohttp_session_ws import renew_session_ws
 from aiohttp_session_ws.redis.outages import Outages
+from aiohttp_session_ws.registry import operations
 from aiohttp_session_ws.signals import OrderDetails
 from aiohttp_session_ws.typing import Identified
 from tests.support import PATIENCE, AiohttpClient, Client, expect_close, until, user_of
@@ -59,8 +61,9 @@ class TestNames:
 
 
 class TestStats:
-    async def test_of_all(self, nodes: Nodes) -> None:
+    async def test_of_all(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each node tells what it has counted."""
+        monkeypatch.setattr(operations, "WAIT", PATIENCE)
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie), socket(b, cookie) as ws:

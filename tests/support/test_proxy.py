@@ -54,7 +54,8 @@ class TestProxy:
         assert proxy.connections == 2
         proxy.heal()
 
-        assert await client.ping()
+        async with Redis.from_url(proxy.url()) as patient:
+            assert await patient.ping()
 
     async def test_late(self, proxy: Proxy, client: Redis, redis_server: RedisServer) -> None:
         """What was sent into a black hole of one direction has been done."""
