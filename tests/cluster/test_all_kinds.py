@@ -19,10 +19,8 @@ from tests.promise.site import DEAD, Browser, Site
 from tests.promise.test_adopted_sockets import Foreign
 from tests.promise.test_graphql import SCHEMA, SessionGraphQLView, count, running, subscribe
 from tests.promise.test_proofs import Tickets, say
-from tests.support import PATIENCE, QUICK, expect_close, until
+from tests.support import BOUND, PATIENCE, expect_close, until
 from tests.support.inspect import connections, inspect
-
-BOUND = QUICK.response + QUICK.close + QUICK.handler_grace + 3.0  # seconds; three of the machine
 
 
 class View(WebSocketView):

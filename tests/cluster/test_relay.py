@@ -12,7 +12,7 @@ import pytest
 from aiohttp_session_ws.results import Delivery
 from tests.cluster.conftest import Sites
 from tests.promise.site import Site
-from tests.support import Turnstile, until
+from tests.support import PATIENCE, Turnstile, until
 from tests.support.inspect import inspect
 from tests.support.nodes import StartNode, acquaint, registry_of
 from tests.support.proxy import Proxy
@@ -179,7 +179,7 @@ class TestRelay:
 
         await a.registry.relay("rates", b"1")
         await began.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await b.stack.aclose()
 
     async def test_redis_is_away(self, sites: Sites, redis_server: RedisServer) -> None:

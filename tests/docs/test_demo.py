@@ -24,7 +24,7 @@ from yarl import URL
 
 from aiohttp_session_ws.rpc.__main__ import main
 from demo.app import make_app
-from tests.support import AiohttpClient, Client
+from tests.support import PATIENCE, AiohttpClient, Client
 from tests.support.processes import ROOT, Process
 from tests.support.redis_servers import RedisServer
 
@@ -63,7 +63,7 @@ async def post(client: Client, path: str, data: Mapping[str, str] | None = None)
 async def receive(ws: ClientWebSocketResponse, type_: str) -> dict[str, Any]:
     """Return the next message of a type."""
     while True:
-        message: dict[str, Any] = await ws.receive_json(timeout=5)
+        message: dict[str, Any] = await ws.receive_json(timeout=PATIENCE)
         if message["type"] == type_:
             return message
 
@@ -77,7 +77,7 @@ async def open_tab(client: Client) -> ClientWebSocketResponse:
 
 async def close_code(ws: ClientWebSocketResponse) -> int:
     """Return the code that the server closes with."""
-    while (message := await ws.receive(timeout=5)).type is WSMsgType.TEXT:
+    while (message := await ws.receive(timeout=PATIENCE)).type is WSMsgType.TEXT:
         pass
     assert message.type is WSMsgType.CLOSE
     return int(message.data)
@@ -186,7 +186,7 @@ class TestChat:
     async def test_must_log_in(self, client: Client) -> None:
         """The page of a visitor is told to log in, and not to try again."""
         ws = await client.ws_connect("/chat/ws")
-        message = await ws.receive(timeout=5)
+        message = await ws.receive(timeout=PATIENCE)
 
         assert (message.data, message.extra) == (4401, "log in first")
 
@@ -195,7 +195,7 @@ class TestCalls:
     async def test_must_log_in(self, client: Client) -> None:
         """The page of a visitor is told to log in, and not to try again."""
         ws = await client.ws_connect("/calls/ws", protocols=["wamp.2.json"])
-        message = await ws.receive(timeout=5)
+        message = await ws.receive(timeout=PATIENCE)
 
         assert (message.data, message.extra) == (4401, "log in first")
 
@@ -388,10 +388,10 @@ class TestTwoServers:
             for tab in tabs:
                 await tab.send_json([1, "", {"roles": {}}])
                 await tab.send_json([32, 1, {}, "demo.board"])
-                kinds = [(await tab.receive_json(timeout=5))[0] for _ in range(2)]
+                kinds = [(await tab.receive_json(timeout=PATIENCE))[0] for _ in range(2)]
                 assert kinds == [2, 33]
             await tabs[0].send_json([48, 2, {}, "demo.write", ["hello"]])
-            event = await tabs[1].receive_json(timeout=5)
+            event = await tabs[1].receive_json(timeout=PATIENCE)
 
         assert event[4] == [{"who": "Ada", "text": "hello"}]
 
@@ -419,7 +419,7 @@ class TestTwoServers:
             await browser.post(f"{shared[0]}/logout")
             codes = [await close_code(tabs[0])]
             await redis_server.restart()
-            while (message := await tabs[1].receive(timeout=20)).type is WSMsgType.TEXT:
+            while (message := await tabs[1].receive(timeout=PATIENCE)).type is WSMsgType.TEXT:
                 pass
 
         assert [*codes, message.data] == [4401, 4401]

@@ -19,6 +19,7 @@ from aiohttp_session_ws.exceptions import SessionWSClosed
 from tests.promise.conftest import Serve
 from tests.promise.site import DEAD, OUT, Site, user_of
 from tests.support import (
+    BOUND,
     PATIENCE,
     QUICK,
     AiohttpClient,
@@ -31,8 +32,6 @@ from tests.support import (
 )
 from tests.support.inspect import connections, idle, inspect, opening
 from tests.support.slow_peers import narrow, unsent
-
-BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds; one of the machine
 
 
 class Foreign:
@@ -176,7 +175,7 @@ class TestOrders:
         # aiohttp doesn't wait for the answer if the handler was receiving.
         assert (report.sockets, report.aborted) == (1, path == "/deaf")
         assert report.cancelled == (path == "/deaf")
-        assert time.monotonic() - began < QUICK.close + QUICK.handler_grace + 1.0
+        assert time.monotonic() - began < BOUND
         await gone(site, foreign)
         peer.close()
 

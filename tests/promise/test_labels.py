@@ -15,6 +15,7 @@ from aiohttp_session_ws import Expiry, NotSetUp, SessionWSRegistry, renew_sessio
 from aiohttp_session_ws.exceptions import InvalidIdentity
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Browser, Site, user_of
+from tests.support import PATIENCE
 from tests.support.inspect import connections, records
 
 
@@ -174,7 +175,7 @@ class TestOthers:
         delivery = await site.registry.send_label("device", "phone", "news")
 
         assert (delivery.sockets, delivery.complete) == (1, True)
-        assert await socket.ws.receive_str(timeout=5) == "news"
+        assert await socket.ws.receive_str(timeout=PATIENCE) == "news"
         found = await site.registry.connections(label=("device", "phone"))
         assert [info.session_ws_id for info in found] == [socket.id]
         assert await other.lives()

@@ -14,7 +14,7 @@ from aiohttp import WSMsgType, web
 from aiohttp_session_ws import Close, Connection, Expiry, Limits, WebSocket, websocket_handler
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Site, user_of
-from tests.support import PATIENCE, QUICK, RawPeer, until
+from tests.support import BOUND, PATIENCE, RawPeer, until
 from tests.support.inspect import connections, inspect
 from tests.support.slow_peers import BLOCK, narrow, unsent
 
@@ -170,7 +170,7 @@ class TestLastWords:
         report = await site.registry.close_all()
 
         assert (report.aborted, [close.code for close in asked]) == (1, [AGAIN])
-        assert time.monotonic() - began < QUICK.close + QUICK.handler_grace + 1.0
+        assert time.monotonic() - began < BOUND
         peer.close()
 
 

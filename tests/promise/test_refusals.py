@@ -15,7 +15,7 @@ from aiohttp_session_ws import Close, Limits, Timeouts
 from aiohttp_session_ws.exceptions import HandshakeRefused
 from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, Site, reached, user_of
-from tests.support import PATIENCE, Turnstile
+from tests.support import BOUND, PATIENCE, Turnstile
 from tests.support.clock import Wall
 
 FOREIGN = {"Origin": "https://evil.example"}
@@ -217,7 +217,7 @@ class TestHowItIsTold:
         for writer in writers:
             writer.transport.abort()
 
-        assert took < 1.5
+        assert took < BOUND
 
     async def test_the_reason_is_told(self, serve: Serve) -> None:
         """A ``Close`` of ``authorize`` arrives whole."""

@@ -25,7 +25,7 @@ from aiohttp_session_ws import (
     setup as setup_session_websockets,
 )
 from aiohttp_session_ws.typing import SupportsClose
-from tests.support import AiohttpClient, Client
+from tests.support import PATIENCE, AiohttpClient, Client
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -113,9 +113,9 @@ async def text_of(client: Client, path: str) -> str:
 
 async def expect_close(ws: Any, code: int) -> None:
     """Read on until the server closes."""
-    message = await ws.receive(timeout=5)
+    message = await ws.receive(timeout=PATIENCE)
     while message.type is WSMsgType.TEXT:
-        message = await ws.receive(timeout=5)
+        message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
 
@@ -134,8 +134,8 @@ class TestBasicExample:
         client = await aiohttp_client(make_app(ws=handle_clock))
         await text_of(client, "/")
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
-            greeting = await one.receive_str(timeout=5)
-            assert await other.receive_str(timeout=5) == greeting
+            greeting = await one.receive_str(timeout=PATIENCE)
+            assert await other.receive_str(timeout=PATIENCE) == greeting
             session_ws_id = greeting.partition("[")[2].partition("]")[0]
             assert greeting.endswith("connected for 0")
 
@@ -145,7 +145,7 @@ class TestBasicExample:
             await expect_close(other, 4403)
 
         async with client.ws_connect("/ws") as again:
-            assert session_ws_id not in await again.receive_str(timeout=5)
+            assert session_ws_id not in await again.receive_str(timeout=PATIENCE)
             await text_of(client, "/reset")  # a handler that only sends doesn't see us go
             await expect_close(again, 4403)
 
@@ -159,13 +159,13 @@ class TestBasicExample:
                 assert response.status == 200
             await ws.send_str("still here")
 
-            assert await ws.receive_str(timeout=5) == "Heard: still here"
+            assert await ws.receive_str(timeout=PATIENCE) == "Heard: still here"
 
     async def test_id_made_on_connect(self, aiohttp_client: AiohttpClient) -> None:
         """Who connects without an id gets one with the answer to the handshake."""
         client = await aiohttp_client(make_app(ws=handle_clock))
         async with client.ws_connect("/ws") as ws:
-            greeting = await ws.receive_str(timeout=5)
+            greeting = await ws.receive_str(timeout=PATIENCE)
             session_ws_id = greeting.partition("[")[2].partition("]")[0]
 
             assert session_ws_id in await text_of(client, "/reset")
@@ -189,7 +189,7 @@ class TestLogout:
 
         async with client.ws_connect("/ws") as ws:
             await ws.send_str("back")
-            assert await ws.receive_str(timeout=5) == "Heard: back"
+            assert await ws.receive_str(timeout=PATIENCE) == "Heard: back"
         jar.clear()
         jar.update_cookies({"AIOHTTP_SESSION": stale.value}, client.make_url("/"))
         async with client.ws_connect("/ws") as ws:
@@ -211,7 +211,7 @@ class TestSessionWS:
         async with client.ws_connect("/ws") as ws:
             await ws.send_str("hello")
 
-            assert await ws.receive_str(timeout=5) == "Heard: hello"
+            assert await ws.receive_str(timeout=PATIENCE) == "Heard: hello"
 
     @pytest.mark.parametrize(
         ("offered", "chosen"),
@@ -224,7 +224,7 @@ class TestSessionWS:
         client = await aiohttp_client(make_app(ws=handle_graphql))
         async with client.ws_connect("/ws", protocols=offered) as ws:
             await ws.send_str("hello")
-            assert await ws.receive_str(timeout=5) == "Heard: hello"
+            assert await ws.receive_str(timeout=PATIENCE) == "Heard: hello"
 
             assert ws.protocol == chosen
 
@@ -304,13 +304,13 @@ class TestRegistry:
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
             for ws in (one, other):
                 await ws.send_str("there?")
-                await ws.receive_str(timeout=5)
+                await ws.receive_str(timeout=PATIENCE)
             assert subscribed == {"anna": 2}
             assert len(registry["anna"]) == 2
             message = asyncio.create_task(registry.close_all_session("anna"))
             await expect_close(one, 4403)
             await expect_close(other, 4403)
         await message
-        await asyncio.wait_for(quiet.wait(), 5)
+        await asyncio.wait_for(quiet.wait(), PATIENCE)
 
         assert not len(registry)

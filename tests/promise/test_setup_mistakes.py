@@ -99,7 +99,7 @@ class TestOneRegistry:
             await runner.setup()
         await runner.cleanup()
         async with client.ws_connect("/ws") as ws:
-            assert await ws.receive_str(timeout=3) == "in"
+            assert await ws.receive_str(timeout=PATIENCE) == "in"
 
     async def test_one_after_the_other(self, aiohttp_client: AiohttpClient) -> None:
         """When the first has stopped, the second may start."""
@@ -110,7 +110,7 @@ class TestOneRegistry:
             app.router.add_get("/ws", own_page)
             client = await aiohttp_client(app)
             async with client.ws_connect("/ws") as ws:
-                assert await ws.receive_str(timeout=3) == "in"
+                assert await ws.receive_str(timeout=PATIENCE) == "in"
             await client.close()
 
     def test_setup_twice(self) -> None:
@@ -181,7 +181,7 @@ class TestOneRegistry:
         root.add_subapp("/sub", sub)
         client = await aiohttp_client(root)
         async with client.ws_connect("/sub/ws") as ws:
-            assert await ws.receive_str(timeout=3) == "in"
+            assert await ws.receive_str(timeout=PATIENCE) == "in"
             assert len(registry) == 1
 
     @pytest.mark.parametrize("use", USES)

@@ -23,11 +23,9 @@ from aiohttp_session_ws import Expiry, Limits, NotSetUp, SessionWSRegistry, sess
 from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, Reader, ended, listen, status_of
 from tests.promise.site import AGAIN, DEAD, OUT, user_of
-from tests.support import PATIENCE, QUICK, AiohttpClient, TlsPeer, make_app, until
+from tests.support import BOUND, PATIENCE, QUICK, AiohttpClient, TlsPeer, make_app, until
 from tests.support.inspect import connections
 from tests.support.slow_peers import narrow
-
-BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds; the last one is the machine's
 
 
 @pytest.fixture

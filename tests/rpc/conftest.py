@@ -12,6 +12,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, rpc
 from tests.browser.conftest import browser, executable
+from tests.support import PATIENCE
 
 from .support import Server
 
@@ -52,7 +53,7 @@ async def serve(aiohttp_client: Any) -> AsyncIterator[Serve]:
         await server.client.close()
         await server.client.server.close()
         assert not server.calls.sessions
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while left := [t for t in asyncio.all_tasks() - before if _is_ours(t)]:
             await asyncio.wait(left)
 

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
-from tests.support import until
+from tests.support import BOUND, until
 
 from .conftest import Serve
 from .support import Server, send_together, who
@@ -135,7 +135,7 @@ class TestLogOut:
         assert await peer.closed() == 4401
         assert await other.closed() == 4401
         await until(lambda: world.quiet)
-        assert loop.time() - started < 2
+        assert loop.time() - started < BOUND
         assert not server.calls.sessions
         assert (await server.calls.publish("topic")).sockets == 0
         await until(lambda: not [t for t in asyncio.all_tasks() - before if "rpc" in str(t)])

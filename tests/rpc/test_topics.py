@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from aiohttp_session_ws import rpc
-from tests.support import until
+from aiohttp_session_ws import PushQueue, SessionWSRegistry, rpc
+from tests.support import PATIENCE, until
 
 from ..support.inspect import transport_of
 from .conftest import Serve
@@ -435,14 +435,15 @@ class TestPublishing:
 
     async def test_slow_one(self, serve: Serve, complaints: Complaints) -> None:
         """Publishing never waits for a slow peer."""
-        server = await serve(Counter().routes)
+        queue = PushQueue(patience=2 * PATIENCE)
+        server = await serve(Counter().routes, SessionWSRegistry(push_queue=queue))
         async with server.wamp() as peer, server.wamp() as slow:
             await subscribe(peer)
             await subscribe(slow)
             transport = transport_of(slow.ws)
             assert transport is not None
             transport.pause_reading()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 for n in range(300):
                     await server.calls.publish("shop.stock.x", [n, "x" * 60_000])
                     assert (await peer.hear())[4][0] == n

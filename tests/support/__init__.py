@@ -3,6 +3,7 @@ What the tests share. Most need only the names below; the rest is in the modules
 """
 
 from .app import (
+    BOUND,
     PATIENT,
     QUICK,
     WAYS,
@@ -38,6 +39,7 @@ from .peers import NORMAL_CLOSE, RawPeer, TlsPeer
 from .storages import GatedStorage
 
 __all__ = [
+    "BOUND",
     "COOKIE",
     "NORMAL_CLOSE",
     "PATIENCE",

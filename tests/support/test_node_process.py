@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, CookieJar, WSMsgType
 
+from tests.support import PATIENCE
 from tests.support.node_process import NodeProcess
 
 
@@ -61,7 +62,7 @@ class TestNode:
         async with browser.ws_connect("/ws") as ws:
             hello = await ws.receive_json()
             await ask(browser, way.format(hello["id"]))
-            message = await ws.receive(timeout=20)
+            message = await ws.receive(timeout=PATIENCE)
 
         assert message.type is WSMsgType.CLOSE
         assert message.data == (4403 if way == "/renew" else 4401)
@@ -71,7 +72,7 @@ class TestNode:
         async with browser.ws_connect("/ws") as ws:
             await ws.receive_json()
             node.kill()
-            message = await ws.receive(timeout=20)
+            message = await ws.receive(timeout=PATIENCE)
         await node.start()
 
         assert message.type is not WSMsgType.CLOSE
@@ -82,7 +83,7 @@ class TestNode:
         async with browser.ws_connect("/ws") as ws:
             await ws.receive_json()
             await node.stop()
-            message = await ws.receive(timeout=20)
+            message = await ws.receive(timeout=PATIENCE)
 
         assert (message.type, message.data) == (WSMsgType.CLOSE, 1001)
         assert not node.running

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from aiohttp_session_ws import SessionWSRegistry, session_ws, session_ws_middleware, setup
 from aiohttp_session_ws._origin import OriginPolicy, parse_origin
 from aiohttp_session_ws.typing import Origins
-from tests.support import AiohttpClient, Client
+from tests.support import PATIENCE, AiohttpClient, Client
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket"}
 
@@ -67,7 +67,7 @@ async def knock(client: Client, *headers: tuple[str, str], **options: Any) -> in
     try:
         async with client.ws_connect("/ws", headers=CIMultiDict(headers), **options) as ws:
             await ws.send_str("there?")
-            assert await ws.receive_str(timeout=5) == "there?"
+            assert await ws.receive_str(timeout=PATIENCE) == "there?"
     except WSServerHandshakeError as exc:
         return exc.status
     return 101

@@ -29,7 +29,7 @@ from aiohttp_session_ws.signals import (
     OpenDetails,
     Signal,
 )
-from tests.support import AiohttpClient, Client, RawPeer
+from tests.support import PATIENCE, AiohttpClient, Client, RawPeer
 from tests.support.inspect import opening
 
 NAMES = ("on_handshake", "on_auth_success", "on_auth_fail", "on_fail", "on_open", "on_close")
@@ -106,16 +106,16 @@ class Tape:
 
     async def close(self) -> CloseDetails:
         """Wait for a socket to be let go."""
-        return await asyncio.wait_for(self.closed.get(), 5)
+        return await asyncio.wait_for(self.closed.get(), PATIENCE)
 
     async def fail(self) -> FailDetails:
         """Wait for a handshake to fail."""
-        return await asyncio.wait_for(self.failed.get(), 5)
+        return await asyncio.wait_for(self.failed.get(), PATIENCE)
 
 
 async def expect_close(ws: Any, code: int) -> None:
     """Wait for the server to close."""
-    message = await ws.receive(timeout=5)
+    message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
 
@@ -160,7 +160,7 @@ class TestOrder:
         async with client.ws_connect("/echo"):
             pass
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await told.wait()
 
     async def test_id_is_that_of_the_session(self, aiohttp_client: AiohttpClient) -> None:
@@ -362,7 +362,7 @@ class TestReceivers:
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("there?")
-            assert await ws.receive_str(timeout=5) == "there?"
+            assert await ws.receive_str(timeout=PATIENCE) == "there?"
         await tape.close()
 
         assert tape.names == ["on_handshake", "on_auth_success", "on_open", "on_close"]
@@ -413,7 +413,7 @@ class TestReceivers:
             async def heard(details: CloseDetails) -> None:
                 closed.set()
 
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), PATIENCE)
         assert heard in registry.on_close
 
     async def test_greeting(self, aiohttp_client: AiohttpClient) -> None:
@@ -426,7 +426,7 @@ class TestReceivers:
 
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/echo") as ws:
-            assert await ws.receive_str(timeout=5) == "hello"
+            assert await ws.receive_str(timeout=PATIENCE) == "hello"
 
     @pytest.mark.parametrize("name", ["on_handshake", "on_open"])
     async def test_context_variable(self, aiohttp_client: AiohttpClient, name: str) -> None:
@@ -451,7 +451,8 @@ class TestReceivers:
         app.router.add_get("/handler", handler)
         client = await aiohttp_client(app)
         async with client.ws_connect("/handler"):
-            assert [await asyncio.wait_for(seen.get(), 5) for _ in range(2)] == ["anna", "anna"]
+            for _ in range(2):
+                assert await asyncio.wait_for(seen.get(), PATIENCE) == "anna"
         assert greeting.get() == "nobody"
 
     async def test_details_are_frozen(self, aiohttp_client: AiohttpClient) -> None:
@@ -482,7 +483,7 @@ class TestAuthorize:
         assert await refused(client, headers={"X-User": ""}) == 403
         async with client.ws_connect("/echo", headers={"X-User": "anna"}) as ws:
             await ws.send_str("there?")
-            assert await ws.receive_str(timeout=5) == "there?"
+            assert await ws.receive_str(timeout=PATIENCE) == "there?"
 
     async def test_async(self, aiohttp_client: AiohttpClient) -> None:
         """``authorize`` may be async, and look at the session."""
@@ -502,7 +503,7 @@ class TestAuthorize:
         assert await refused(client) == 403
         async with client.get("/log_in"), client.ws_connect("/echo") as ws:
             await ws.send_str("there?")
-            assert await ws.receive_str(timeout=5) == "there?"
+            assert await ws.receive_str(timeout=PATIENCE) == "there?"
 
     @pytest.mark.parametrize("answer", [None, False, 0, "", ()])
     async def test_falsy(self, aiohttp_client: AiohttpClient, answer: object) -> None:
@@ -561,7 +562,7 @@ class TestConnectionContext:
         async with client.ws_connect(path):
             name, connection = await events.get()
             assert name == "enter"
-        assert await asyncio.wait_for(events.get(), 5) == ("exit", connection)
+        assert await asyncio.wait_for(events.get(), PATIENCE) == ("exit", connection)
         assert connection.session_ws_id is not None
         assert connection.request is not None
 
@@ -592,7 +593,7 @@ class TestConnectionContext:
         async with client.ws_connect(path):
             pass
 
-        assert [await asyncio.wait_for(ends.get(), 5) for _ in range(3)] == [
+        assert [await asyncio.wait_for(ends.get(), PATIENCE) for _ in range(3)] == [
             *("twice", "bad", "plain")
         ]
         await client.close()
@@ -671,11 +672,11 @@ class TestConnectionContext:
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("there?")
-            await ws.receive_str(timeout=5)
+            await ws.receive_str(timeout=PATIENCE)
             coro: Any = registry.close_all() if order == "close_all" else client.server.close()
             end = asyncio.ensure_future(coro)
             await expect_close(ws, 4403 if order == "close_all" else 1001)
-            await asyncio.wait_for(left.wait(), 5)
+            await asyncio.wait_for(left.wait(), PATIENCE)
         await end
 
     async def test_nested(self, aiohttp_client: AiohttpClient) -> None:

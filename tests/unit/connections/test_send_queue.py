@@ -19,6 +19,7 @@ from aiohttp_session_ws import PushQueue, SessionWSRegistry, Timeouts, session_w
 from aiohttp_session_ws.close_codes import NORMAL
 from aiohttp_session_ws.results import Delivery
 from tests.support import (
+    BOUND,
     PATIENCE,
     QUICK,
     AiohttpClient,
@@ -412,7 +413,7 @@ class TestEnd:
         await until(lambda: drained(registry, connection))
 
         assert (report.sockets, report.aborted) == (1, 1)
-        assert seconds < QUICK.close + QUICK.handler_grace + 0.5
+        assert seconds < BOUND
         assert not len(registry)
         peer.close()
 

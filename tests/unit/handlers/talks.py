@@ -14,6 +14,7 @@ from aiohttp import web
 
 from aiohttp_session_ws import SessionWSRegistry, WebSocket, WebSocketDisconnect, websocket_handler
 from tests.support import (
+    PATIENCE,
     PATIENT,
     make_app,
     until,
@@ -46,7 +47,7 @@ class Ended:
 
     async def __call__(self) -> Any:
         """Wait for what was found."""
-        return await asyncio.wait_for(self.found.get(), 10)
+        return await asyncio.wait_for(self.found.get(), PATIENCE)
 
 
 async def neither(ws: WebSocket) -> None:

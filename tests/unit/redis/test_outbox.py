@@ -21,7 +21,7 @@ from aiohttp_session_ws.redis.io.scripts import Script
 from aiohttp_session_ws.redis.messages import PublishedOrder
 from aiohttp_session_ws.redis.rows import Shape
 from aiohttp_session_ws.sessions.records import LineageEnded
-from tests.support import until
+from tests.support import PATIENCE, until
 
 
 class Line:
@@ -140,7 +140,7 @@ class TestOutbox:
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         entries = box.put(*[f"n{n}" for n in range(40)])
         box.connect()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*[e.wait(20) for n, e in enumerate(entries) if n != 13])
         assert not entries[13].stored
         late = box.put("later")
@@ -276,7 +276,7 @@ class TestOutbox:
         box = Box(lambda keys: None if poison in keys else [], monkeypatch)
         box.connect()
         box.put(*[f"n{n}" for n in range(10)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await box.outbox.wait_idle()
         assert len(box.outbox) == 1
         box.outbox.stop()

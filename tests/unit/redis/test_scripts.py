@@ -31,6 +31,7 @@ from aiohttp_session_ws.sessions.records import (
     Records,
     SubjectEnded,
 )
+from tests.support import PATIENCE
 
 TAG = "{p}:"
 KINDS: tuple[Kind, ...] = ("id", "id", "identity")
@@ -311,7 +312,7 @@ class TestPublish:
 
 
 async def _message(pubsub: Any) -> bytes:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         async for message in pubsub.listen():
             if message["type"] == "message":
                 data: bytes = message["data"]

@@ -29,7 +29,7 @@ from aiohttp_session_ws import (
 )
 from aiohttp_session_ws.exceptions import IdFactoryFailed, InvalidSessionWSId
 from aiohttp_session_ws.typing import IdFactory
-from tests.support import AiohttpClient, Client
+from tests.support import PATIENCE, AiohttpClient, Client
 from tests.support.inspect import opening
 
 
@@ -130,7 +130,7 @@ async def fetch(client: Client, path: str, **options: Any) -> str:
 
 async def expect_close(ws: Any, code: int) -> None:
     """Wait for the server to close."""
-    message = await ws.receive(timeout=5)
+    message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
 
@@ -439,7 +439,7 @@ class TestIdElsewhere:
 
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("back")
-            assert await ws.receive_str(timeout=5) == "back"
+            assert await ws.receive_str(timeout=PATIENCE) == "back"
             assert before not in map(repr, registry)
 
     async def test_nested_handshake(self, aiohttp_client: AiohttpClient) -> None:
@@ -447,7 +447,7 @@ class TestIdElsewhere:
         client = await aiohttp_client(make_app(NestedRegistry()))
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("hello")
-            assert await ws.receive_str(timeout=5) == "hello"
+            assert await ws.receive_str(timeout=PATIENCE) == "hello"
 
     async def test_nested_delete(self, aiohttp_client: AiohttpClient) -> None:
         """Deleting it by the helper closes the sockets, too."""
@@ -455,7 +455,7 @@ class TestIdElsewhere:
         await fetch(client, "/whoami")
         async with client.ws_connect("/echo") as ws:
             assert await fetch(client, "/delete") == "None"
-            message = await ws.receive(timeout=5)
+            message = await ws.receive(timeout=PATIENCE)
 
         assert message.type is WSMsgType.CLOSE
         assert message.data in {4401, 4403}
@@ -470,7 +470,7 @@ class TestIdElsewhere:
         headers = {"X-User": "anna"}
         async with client.ws_connect("/echo", headers=headers) as ws:
             await ws.send_str("hello")
-            assert await ws.receive_str(timeout=5) == "hello"
+            assert await ws.receive_str(timeout=PATIENCE) == "hello"
             assert list(registry) == ["anna"]
             assert await fetch(client, "/whoami", headers=headers) == "'anna'"
 
@@ -527,7 +527,7 @@ class TestSharedIds:
 
         async with client.ws_connect("/echo") as ws:
             await ws.send_str("back")
-            assert await ws.receive_str(timeout=5) == "back"
+            assert await ws.receive_str(timeout=PATIENCE) == "back"
 
 
 class TestMisplaced:

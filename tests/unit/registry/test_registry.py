@@ -21,7 +21,7 @@ from aiohttp_session_ws.exceptions import InvalidSessionWSId, SessionWSClosed
 from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.signals import OpenDetails
 from aiohttp_session_ws.typing import SupportsClose
-from tests.support import AiohttpClient, Started
+from tests.support import PATIENCE, AiohttpClient, Started
 
 SOON = 0.05  # seconds: what hangs is given up after these
 
@@ -95,7 +95,7 @@ def make_app(registry: SessionWSRegistry) -> web.Application:
 
 async def expect_close(ws: Any, code: int) -> None:
     """Wait for the server to close."""
-    message = await ws.receive(timeout=5)
+    message = await ws.receive(timeout=PATIENCE)
     assert message.type is WSMsgType.CLOSE
     assert message.data == code
 
@@ -297,7 +297,7 @@ class TestByHand:
         ws = FullSocket()
         registry.register("a", HangingSocket())
         registry.register("a", ws)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             report = await registry.close_all_session("a")
 
         assert report.sockets == 2
@@ -399,7 +399,7 @@ class TestOverrides:
             assert isinstance(ws, web.WebSocketResponse)
             assert registry == {session_ws_id: frozenset({ws})}
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert await registry.heard.get() == ("unregister", session_ws_id, ws)
         assert registry.heard.empty()
         assert not len(registry)
@@ -439,9 +439,9 @@ class TestOverrides:
         client = await aiohttp_client(make_app(Registry()), handler_cancellation=True)
         async with client.ws_connect("/") as ws:
             await ws.send_str("there?")
-            await ws.receive_str(timeout=5)
+            await ws.receive_str(timeout=PATIENCE)
 
-        assert await asyncio.wait_for(heard.get(), 5) is None
+        assert await asyncio.wait_for(heard.get(), PATIENCE) is None
 
     @pytest.mark.parametrize("late", [False, True])
     async def test_register_raises(self, aiohttp_client: AiohttpClient, late: bool) -> None:
@@ -481,7 +481,7 @@ class TestOverrides:
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/"):
             pass
-        await asyncio.wait_for(raised.wait(), 5)
+        await asyncio.wait_for(raised.wait(), PATIENCE)
         await client.close()
 
         assert not len(registry)
@@ -498,7 +498,7 @@ class TestOverrides:
 
         registry = Registry(timeouts=Timeouts(close=SOON))
         client = await aiohttp_client(make_app(registry))
-        async with client.ws_connect("/") as ws, asyncio.timeout(5):
+        async with client.ws_connect("/") as ws, asyncio.timeout(PATIENCE):
             order = asyncio.create_task(registry.close_all())
             await expect_close(ws, 4403)
             report = await order
@@ -549,7 +549,7 @@ class TestOverrides:
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/") as ws:
             await ws.send_str("there?")
-            await ws.receive_str(timeout=5)
+            await ws.receive_str(timeout=PATIENCE)
             assert len(registry) == 1
             order = asyncio.create_task(registry.close_all())
             await expect_close(ws, 4403)
@@ -591,7 +591,7 @@ class TestInsideTheHandler:
         async with client.ws_connect("/handler") as ws:
             await expect_close(ws, 4403 if order == "close_all_session" else 4401)
 
-        assert await asyncio.wait_for(reports.get(), 5) == CloseReport(sockets=1)
+        assert await asyncio.wait_for(reports.get(), PATIENCE) == CloseReport(sockets=1)
 
     async def test_lost_socket_is_explained(self, aiohttp_client: AiohttpClient) -> None:
         """A handler that sends into a socket closed by order ends with ``SessionWSClosed``."""
@@ -616,7 +616,7 @@ class TestInsideTheHandler:
             order = asyncio.create_task(registry.close_all())
             await expect_close(ws, 4403)
             closed.set()
-            error = await asyncio.wait_for(raised.get(), 5)
+            error = await asyncio.wait_for(raised.get(), PATIENCE)
         await order
 
         assert isinstance(error.__cause__, ConnectionError)
