@@ -381,7 +381,8 @@ class TestClock:
         a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
         for client in (a, b):
             await becomes(client, "connected")
-        await settled(a)
+        key = '{aiohttp_session_ws}:end:identity:"ann"'
+        await until(lambda: redis_server.cli("EXISTS", key))
         for client in (a, b):
             assert await refused(client, old) == 4401
         new = await log_in(a)
