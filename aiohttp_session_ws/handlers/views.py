@@ -19,6 +19,7 @@ from .._refused import Forbidden
 from .._tasks import expect_awaitable, is_coroutine_function
 from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
 from ..registry.core import Core
+from ..registry.settings import expect_options
 from ..signals import FailDetails
 from ..typing import WebSocketHook, WebSocketOptions
 from ..web.lookup import core_from
@@ -79,7 +80,7 @@ def websocket_handler(
         **options: Those of :class:`aiohttp.web.WebSocketResponse`.
 
     Raises:
-        TypeError: If *function* is no coroutine function.
+        TypeError: If *function* is no coroutine function, or aiohttp has no such option.
     """
     if function is None:
         return functools.partial(websocket_handler, **options)
@@ -88,6 +89,7 @@ def websocket_handler(
             f"@websocket_handler needs a coroutine function, and {function!r} is none: write"
             " 'async def'"
         )
+    expect_options(options)
 
     @functools.wraps(function)
     async def handler(*args: Any) -> web.StreamResponse:

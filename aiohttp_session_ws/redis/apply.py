@@ -163,10 +163,10 @@ class Applier:
 
     def hold(self, changes: Sequence[Change]) -> None:
         """
-        Let what a response may be on its way for count at once, but for open sockets.
+        Let changes count for all but open sockets, since a response may be on its way.
 
-        They are closed when it is published again; and after a while in any case, for the node
-        that sends it may have died.
+        The sockets are closed when the changes are published again, once it has been sent; and
+        after a while in any case, for the node that sends it may have died.
         """
         if self._effects.apply(Order(tuple(changes))).closes:
             _ = asyncio.get_running_loop().call_later(HOLD, self._release, changes)
@@ -195,7 +195,7 @@ class Applier:
         """
         changes, closes = split(records)
         if changes and connection.state is State.OPENING:
-            self.hold(changes)  # who has to close is told by the order itself
+            self.hold(changes)  # the order itself tells when sockets are to close
         elif changes:
             # Not learn(): it may be news to the connection alone.
             self._release(changes)

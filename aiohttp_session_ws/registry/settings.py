@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, TypeVar
 
+from aiohttp import web
+
 from ..options import Expiry, Limits, PushQueue, Timeouts
 from ..sessions.session import SessionKeys
-from ..typing import Authorize, Identify, IdFactory, Labels, Origins
+from ..typing import Authorize, Identify, IdFactory, Labels, Origins, WebSocketOptions
 
 __all__: list[str] = []
 
@@ -56,6 +58,16 @@ def expect_callable(value: T, name: str) -> T:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable with the request, not {value!r}")
     return value
+
+
+def expect_options(options: WebSocketOptions) -> None:
+    """
+    Try the options of a websocket response, before the first client does.
+
+    Raises:
+        TypeError: If aiohttp has no such option.
+    """
+    _ = web.WebSocketResponse(**options)
 
 
 def expect(value: T, kind: type[T], name: str) -> T:

@@ -20,7 +20,7 @@ from ..handlers.views import converse
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
 from ..registry.relay import LARGEST
-from ..registry.settings import expect_callable, option
+from ..registry.settings import expect_callable, expect_options, option
 from ..results import Delivery
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
@@ -78,7 +78,7 @@ class Application:
         on_event: Signal; a client that speaks wsrpc has sent an event.
 
     Raises:
-        TypeError: If an option is of a wrong type.
+        TypeError: If an option is of a wrong type, or aiohttp has none of its name.
         ValueError: If *dialects* are others.
     """
 
@@ -100,10 +100,10 @@ class Application:
         self._host = Host(self, option(limits, CallLimits, "limits"), default)
         self._dialects = frozenset(dialects)
         self._authorize = expect_callable(authorize, "authorize")
-        self._options = WebSocketOptions(
-            compress=False,
-            max_msg_size=self._host.limits.message + 1,  # aiohttp refuses one that is as large
-        ) | (options or WebSocketOptions())
+        largest = self._host.limits.message + 1  # aiohttp refuses one that is as large
+        self._options = WebSocketOptions(compress=False, max_msg_size=largest)
+        self._options |= options or WebSocketOptions()
+        expect_options(self._options)
         self._name = name
         self._warned = False
         # With what our events are relayed by. An application may outlive many, as in tests.
@@ -137,8 +137,11 @@ class Application:
         Serve a realm.
 
         Raises:
+            TypeError: If it is none.
             ValueError: If there is one of its URI.
         """
+        if not isinstance(realm, Realm):
+            raise TypeError(f"add_realm() takes a Realm, not {realm!r}")
         if self._host.realms.setdefault(realm.uri, realm) is not realm:
             raise ValueError(f"there are two realms {realm.uri!r}: add routes to the one you have")
 

@@ -271,6 +271,16 @@ class TestHandlers:
             with pytest.raises(TypeError, match=r"async def|coroutine"):
                 websocket_handler(function)  # type: ignore[arg-type]  # that is the point
 
+    def test_unknown_options(self) -> None:
+        """An option that aiohttp doesn't have is found when it is given, not by a client."""
+        unknown: Any = {"heart_beat": 30.0}
+
+        async def talk(ws: WebSocket) -> None:
+            """Do nothing."""
+
+        with pytest.raises(TypeError, match="heart_beat"):
+            websocket_handler(**unknown)(talk)
+
     async def test_of_generators(self, serve: Serve) -> None:
         """``types.coroutine`` makes one of an old generator function."""
 

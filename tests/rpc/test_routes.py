@@ -263,6 +263,17 @@ class TestBadUse:
         with pytest.raises(ValueError, match="two realms 'r'"):
             calls.add_realm(rpc.Realm("r"))
 
+    def test_no_realm(self) -> None:
+        """A name alone is no realm."""
+        with pytest.raises(TypeError, match="takes a Realm, not 'r'"):
+            rpc.Application().add_realm("r")  # type: ignore[arg-type]
+
+    def test_unknown_options(self) -> None:
+        """What aiohttp doesn't take is told when it is given."""
+        unknown: Any = {"heart_beat": 30.0}
+        with pytest.raises(TypeError, match="heart_beat"):
+            rpc.Application(options=unknown)
+
     def test_handler_beside_ticket(self) -> None:
         """An authentication handler does it all."""
         realm = rpc.Realm("r")
