@@ -416,15 +416,18 @@ class TestOthers:
             assert await theirs.lives()
         assert (await mine.code(), await theirs.code()) == (AGAIN, DEAD)
 
+    @pytest.mark.parametrize("by", ["handshake", "request"])
     async def test_found_before_it_is_heard(
-        self, late_wires: None, sites: Sites, monkeypatch: pytest.MonkeyPatch
+        self, late_wires: None, sites: Sites, monkeypatch: pytest.MonkeyPatch, by: str
     ) -> None:
-        """Sockets wait, too, if a handshake has found in Redis what its node hears later."""
+        """Sockets wait, too, if their node has found in Redis what it hears later."""
         monkeypatch.setattr(apply, "HOLD", PATIENCE)
         timeouts = replace(QUICK, response=PATIENCE)
         a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
         browser, other = await a.logged_in(), await b.logged_in()
         mine = await (await b.browser(browser.cookie)).open()
+        if by == "handshake":
+            await other.open()  # from now on its requests don't ask
         LateWire.late = True
         async with a.held(browser, "/elsewhere"):
             await until(partial(is_refused, b, other.cookie))
