@@ -12,7 +12,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from aiohttp_session_ws import SessionWSRegistry, Timeouts, rpc, websocket_handler
-from tests.support import BOUND, until
+from tests.support import Stopwatch, until
 
 from .conftest import Serve
 from .support import Server, send_together, who
@@ -128,14 +128,13 @@ class TestLogOut:
         await other.hear()
         assert len(server.calls.sessions) == 2
 
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        watch = Stopwatch()
         await server.client.get("/logout")
         assert await peer.hear() == [6, {"message": "session ended"}, "wamp.close.killed"]
         assert await peer.closed() == 4401
         assert await other.closed() == 4401
         await until(lambda: world.quiet)
-        assert loop.time() - started < BOUND
+        assert watch.stop() < 2
         assert not server.calls.sessions
         assert (await server.calls.publish("topic")).sockets == 0
         await until(lambda: not [t for t in asyncio.all_tasks() - before if "rpc" in str(t)])

@@ -3,7 +3,6 @@ What the tests share. Most need only the names below; the rest is in the modules
 """
 
 from .app import (
-    BOUND,
     PATIENT,
     QUICK,
     WAYS,
@@ -36,10 +35,10 @@ from .clients import (
 )
 from .gates import Turnstile
 from .peers import NORMAL_CLOSE, RawPeer, TlsPeer
+from .stopwatch import Stopwatch
 from .storages import GatedStorage
 
 __all__ = [
-    "BOUND",
     "COOKIE",
     "NORMAL_CLOSE",
     "PATIENCE",
@@ -52,6 +51,7 @@ __all__ = [
     "RawPeer",
     "Server",
     "Started",
+    "Stopwatch",
     "TlsPeer",
     "Turnstile",
     "Way",

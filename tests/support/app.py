@@ -28,9 +28,6 @@ from aiohttp_session_ws import (
 from .clients import PATIENCE
 
 QUICK = Timeouts(close=0.2, handler_grace=0.1, response=0.5)
-# Seconds for which peers that don't answer may hold something up; eight of them are a slow
-# machine's, for aiohttp itself would wait for ten.
-BOUND = QUICK.response + QUICK.close + QUICK.handler_grace + 8.0
 PATIENT = Timeouts(close=PATIENCE, handler_grace=PATIENCE)  # for peers that behave, at any pace
 
 Way: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]

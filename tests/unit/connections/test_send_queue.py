@@ -19,12 +19,12 @@ from aiohttp_session_ws import PushQueue, SessionWSRegistry, Timeouts, session_w
 from aiohttp_session_ws.close_codes import NORMAL
 from aiohttp_session_ws.results import Delivery
 from tests.support import (
-    BOUND,
     PATIENCE,
     QUICK,
     AiohttpClient,
     RawPeer,
     Started,
+    Stopwatch,
     Turnstile,
     expect_close,
     make_app,
@@ -406,14 +406,13 @@ class TestEnd:
         await choke(connection, registry)
         for _ in range(5):
             await registry.broadcast(LINE)
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
+        watch = Stopwatch()
         report = await registry.end_session(connection.session_ws_id)
-        seconds = loop.time() - begin
+        seconds = watch.stop()
         await until(lambda: drained(registry, connection))
 
         assert (report.sockets, report.aborted) == (1, 1)
-        assert seconds < BOUND
+        assert seconds < QUICK.close + QUICK.handler_grace + 0.5
         assert not len(registry)
         peer.close()
 
