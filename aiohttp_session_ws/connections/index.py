@@ -199,6 +199,9 @@ class ConnectionIndex:
         lineages: Both, by the token of their lineage.
         identities: Both, by identity.
         labels: Both, by label.
+        attended: Open connections that are looked at once a second, however many there are:
+            streams, whose handlers don't hear of their client's end, and those that are to be
+            checked soon.
     """
 
     def __init__(self) -> None:
@@ -207,6 +210,7 @@ class ConnectionIndex:
         self.lineages = Index()
         self.identities = Index()
         self.labels = Index()
+        self.attended: dict[TrackedConnection, None] = {}
 
     def file_identity(
         self,
@@ -276,6 +280,8 @@ class ConnectionIndex:
         self.opening.discard(connection.session_ws_id, connection)
         connection.set_open()
         self.open.add(connection.session_ws_id, connection)
+        if connection.is_stream:
+            self.attended[connection] = None
 
     def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
         """
@@ -312,6 +318,7 @@ class ConnectionIndex:
         """
         self._index_of(connection).discard(connection.session_ws_id, connection)
         connection.set_closed()
+        self.attended.pop(connection, None)
         self._discard_lineage(connection)
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection)

@@ -44,6 +44,8 @@ from .websocket import ServedWebSocket, is_closed
 __all__: list[str] = []
 
 TICK: Final = 1.0  # seconds between two looks for connections that died without a word
+TICKS: Final = 4  # within which all are looked at, where there are many
+SOON: Final = 2 * TICKS * TICK  # seconds before its check from which one is looked at each time
 FIRST: Final = 16  # close frames that are written before anything else is done
 LOOKED_AT: Final = 1000  # connections in a row, about 1 ms; then others have their turn
 
@@ -90,7 +92,7 @@ class ConnectionManager(ConnectionIndex):
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
-            ``check_at`` has come; where there are many, a few at a time.
+            ``check_at`` has come; where they are many, a few at a time.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class ConnectionManager(ConnectionIndex):
         self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
         self.tasks = tasks
         self._ticker: asyncio.Handle | None = None
+        self._looked_at = 0  # of those that are open: where the next tick goes on
 
     @property
     def timeouts(self) -> Timeouts:
@@ -521,6 +524,13 @@ class ConnectionManager(ConnectionIndex):
 
     # The tick
 
+    def attend(self, connection: TrackedConnection) -> None:
+        """
+        Look at a connection each time, whose ``check_at`` comes within :data:`SOON` seconds.
+        """
+        if connection.transport is not None:
+            self.attended[connection] = None
+
     def _tick_later(self) -> None:
         # In no request's context, or it would be kept as long as there are sockets.
         loop = asyncio.get_running_loop()
@@ -529,8 +539,15 @@ class ConnectionManager(ConnectionIndex):
     def _tick(self) -> None:
         """
         Close what died while its handler was looking elsewhere, and call who wants to be called.
+
+        Most of what that costs is fetching each connection from memory, so where there are many,
+        a part of them has its turn; those that can't wait are looked at each time.
         """
-        self._tick_row(self.open.served(), 0)
+        served, attended = self.open.served(), self.attended
+        begin = self._looked_at if self._looked_at < len(served) else 0
+        self._looked_at = begin + max(LOOKED_AT, math.ceil(len(served) / TICKS))
+        part = [c for c in served[begin : self._looked_at] if c not in attended]
+        self._tick_row([*attended, *part], 0)
 
     def _tick_row(self, served: Sequence[TrackedConnection], start: int) -> None:
         self._ticker = None
@@ -539,6 +556,7 @@ class ConnectionManager(ConnectionIndex):
         end = start + LOOKED_AT
         for connection in served[start:end]:
             if connection.state is not OPEN:
+                self.attended.pop(connection, None)
                 continue
             transport, ws = connection.transport, connection.ws
             if transport is None:
@@ -547,8 +565,12 @@ class ConnectionManager(ConnectionIndex):
             # What the engine has closed isn't open, so aiohttp's own answer is enough.
             elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and is_closed(ws)):
                 self._sweep(connection)
-            elif connection.check_at <= now:
-                due.append(connection)
+            elif connection.check_at <= now + SOON:
+                self.attended[connection] = None
+                if connection.check_at <= now:
+                    due.append(connection)
+            elif connection in self.attended and not connection.is_stream:
+                self.attended.pop(connection, None)
         for callback in tuple(self.on_tick):
             try:
                 callback(due)

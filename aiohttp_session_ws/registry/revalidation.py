@@ -26,7 +26,7 @@ from .._logging import describe_error, log
 from .._tasks import BackgroundTasks, is_cancelled, maybe_await
 from ..close_codes import RECONNECT, SESSION_ENDED, SESSION_EXPIRED, Close
 from ..connections.connection import TrackedConnection
-from ..connections.manager import ConnectionManager
+from ..connections.manager import SOON, ConnectionManager
 from ..exceptions import HandshakeRefused
 from ..options import Expiry
 from ..sessions.records import Records
@@ -135,7 +135,7 @@ class Revalidator:
             if session.max_age is not None:
                 due = min(due, self._expiry(connection, session))
         # It is due at once if a check was asked for while it was opening.
-        connection.check_at = min(connection.check_at, due, self._last(connection))
+        self._check_at(connection, min(connection.check_at, due))
 
     def _expiry(self, connection: TrackedConnection, session: Session) -> float:
         """
@@ -153,7 +153,7 @@ class Revalidator:
         Note until when the session of a connection belongs to its identity from now on.
         """
         connection.until = until
-        connection.check_at = min(connection.check_at, self._last(connection))
+        self._check_at(connection, connection.check_at)
 
     def _next(self, ends: float) -> float:
         """
@@ -174,6 +174,14 @@ class Revalidator:
         if lifetime is None or connection.opened_at is None:
             return until
         return min(until, connection.opened_at + lifetime)
+
+    def _check_at(self, connection: TrackedConnection, due: float) -> None:
+        """
+        Check a connection when it is due, or is closed in any case.
+        """
+        connection.check_at = at = min(due, self._last(connection))
+        if at <= time.monotonic() + SOON:
+            self._core.connections.attend(connection)
 
     def tick(self, due: Sequence[TrackedConnection]) -> None:
         """
@@ -203,7 +211,7 @@ class Revalidator:
         self._offset = offset
         within = min(LONGEST, self._core.connections.open.size / SPREAD)
         for connection in self._core.connections.open:
-            connection.check_at = min(connection.check_at, now + random.uniform(0, within))
+            self._check_at(connection, min(connection.check_at, now + random.uniform(0, within)))
 
     def _start_check(self, session_ws_id: Hashable) -> asyncio.Task[None]:
         task = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
@@ -367,7 +375,7 @@ class Revalidator:
             if not _is_older(found, connection):
                 connection.until = found.owner.until
             connection.server_side = connection.server_side or found.server_side
-            connection.check_at = min(due, self._last(connection))
+            self._check_at(connection, due)
         for close, over in closing.items():
             self._core.connections.close_soon(over, close)
             if len(over) == len(connections):
@@ -441,7 +449,7 @@ class Revalidator:
         due = now + _jitter(min(LONGEST, SOONEST * 2**tries))
         for connection in connections:
             connection.tries = min(tries + 1, 10)
-            connection.check_at = min(due, self._last(connection))
+            self._check_at(connection, due)
 
 
 async def _answer_of(authorize: Authorize, request: web.Request) -> object:

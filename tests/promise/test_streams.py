@@ -23,7 +23,7 @@ from tests.promise.conftest import Serve
 from tests.promise.feeds import EVENTS, Feed, Reader, ended, listen, status_of
 from tests.promise.site import AGAIN, DEAD, OUT, user_of
 from tests.support import PATIENCE, QUICK, AiohttpClient, Stopwatch, TlsPeer, make_app, until
-from tests.support.inspect import connections
+from tests.support.inspect import connections, inspect
 from tests.support.slow_peers import narrow
 
 BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds
@@ -256,8 +256,11 @@ class TestRudeClients:
         browser = await site.logged_in()
         peer = await Reader.get(site, path, browser.cookie)
         await until(lambda: feed.running)
+        found = connections(site.registry)
+        attended = list(inspect(site.registry).connections.attended)
         peer.vanish()
 
+        assert attended == found  # it is looked at each time, however many others there are
         await feed.gone(site.registry)
 
     async def test_one_that_keeps_its_half_open(

@@ -393,6 +393,50 @@ class TestTick:
 
             assert all(len(due) <= 1 for due in seen)
 
+    async def test_where_there_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A part of them is looked at each time, and all within some."""
+        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        async with served(QUICK) as s:
+            connected = [await s.connect("/deaf") for _ in range(9)]
+            for peer, _ in connected:
+                peer.vanish()
+            tasks = [connection.task for _, connection in connected if connection.task]
+            await asyncio.wait(tasks)
+
+            assert [connection.state for _, connection in connected] == [CLOSED] * 9
+
+    async def test_who_cannot_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those whose check comes soon are looked at each time, but not beyond that."""
+        monkeypatch.setattr(manager_module, "LOOKED_AT", 1)
+        looks: list[Sequence[TrackedConnection]] = []
+        async with served() as s:
+            s.manager.on_tick.append(looks.append)
+            one, *others = [(await s.connect())[1] for _ in range(22)]
+            one.check_at = 0.0
+            await until(lambda: [one] in looks)
+            looks.clear()
+            await until(lambda: looks.count([one]) >= 8)
+            took, attended = len(looks), set(s.manager.attended)
+            one.check_at = math.inf
+            await until(lambda: not s.manager.attended)
+
+            # Of 22 six are looked at each time, so that one alone would be every 22 looks.
+            assert (attended, took < 8 * 12) == ({one}, True)
+            assert all(connection.state is OPEN for connection in others)
+
+    async def test_who_is_gone(self) -> None:
+        """It is kept no longer than it is filed, whenever somebody asks for its check."""
+        async with served() as s:
+            peer, connection = await s.connect()
+            s.manager.attend(connection)
+            _ = await asyncio.gather(answer(peer), s.manager.close_now([connection], NORMAL))
+            at_once = set(s.manager.attended)
+            await s.connect()
+            s.manager.attend(connection)
+            await until(lambda: not s.manager.attended)
+
+            assert not at_once
+
     async def test_one_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         """A callback that fails is logged, and stops no other."""
         seen: list[object] = []
