@@ -17,6 +17,8 @@ from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
 from aiohttp_session_ws import SessionWSRegistry
+from aiohttp_session_ws.connections.manager import SOON
+from tests.support.inspect import inspect
 
 from .scene import (
     ENDED,
@@ -49,6 +51,17 @@ class TestExpiry:
         assert before
         assert almost
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
+
+    async def test_soon(self, start: Start, storage: AbstractStorage) -> None:
+        """One whose time is nearly over when it opens is looked at each second from then on."""
+        scene = await start(storage, revalidate_every=None)
+        await scene.connect()
+        await scene.wait(MAX_AGE - 14)
+        await scene.connect()
+        (due, _), late = scene.dues, scene.connections[1]
+
+        assert 0 < due < SOON
+        assert late in inspect(scene.registry).connections.attended
 
     async def test_seen_shortly_before(self, start: Start, storage: AbstractStorage) -> None:
         """A check right before the end doesn't put it off."""
