@@ -20,10 +20,9 @@ from .._tasks import expect_awaitable, is_coroutine_function
 from ..exceptions import HandshakeRefused, SessionWSClosed, WebSocketDisconnect
 from ..registry.core import Core
 from ..registry.settings import expect_options
-from ..signals import FailDetails
 from ..typing import WebSocketHook, WebSocketOptions
 from ..web.lookup import core_from
-from ..web.refusal import reason_for
+from ..web.refusal import report_refusal
 from ..web.session_ws import end_of
 from .websocket import WebSocket, has_begun, leave, reader_of
 
@@ -296,5 +295,4 @@ async def _report_refusal(core: Core, request: web.Request, error: BaseException
         raise
     finally:
         told = isinstance(error, Forbidden | asyncio.CancelledError)
-        core.connections.counters.refused(reason_for(error) if told else "handler")
-        await core.signals.on_fail.send(FailDetails(request, error))
+        await report_refusal(core, request, error, None if told else "handler")
