@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, Final, TypeAlias
 
 from .._logging import OncePerMinute, log
+from ..registry.questions import WAIT
 from .decoding import WRONG
 from .io.connect import TROUBLE
 from .io.publisher import Publisher
@@ -23,7 +24,6 @@ Answer: TypeAlias = dict[str, Any]
 
 DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
 REPORTS: Final = "answers"  # the channel of reports, to which the name of a node is added
-PATIENCE: Final = 1.0  # seconds to wait for the answers to a question
 SHORTEST: Final = 0.1  # seconds to wait for Redis when that is over
 
 
@@ -170,7 +170,7 @@ class Requests:
         body: Answer,
         payload: bytes = b"",
         *,
-        timeout: float = PATIENCE,
+        timeout: float = WAIT,
         of: Collection[str] | None = None,
     ) -> PendingRequest:
         """
@@ -203,13 +203,13 @@ class Requests:
     async def meet(self, body: Answer) -> bool:
         """
         Ask all others, also those that Redis couldn't list: who has answered within
-        :data:`PATIENCE` is a member. Tell whether Redis has published the question.
+        :data:`WAIT` is a member. Tell whether Redis has published the question.
         """
         request = self.open()
         try:
             if not await self.publish(body, b"", request.number):
                 return False
-            await asyncio.sleep(PATIENCE)
+            await asyncio.sleep(WAIT)
             self._membership.meet(request.answered)
         finally:
             self.close(request)
@@ -232,7 +232,7 @@ class Requests:
         published = self.tell(body, payload, number)
         if published is None:
             return False
-        done, _ = await asyncio.wait({published}, timeout=PATIENCE)
+        done, _ = await asyncio.wait({published}, timeout=WAIT)
         return bool(done) and not published.cancelled() and published.exception() is None
 
     def take(self, data: bytes) -> None:

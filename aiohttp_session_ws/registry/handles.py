@@ -17,11 +17,10 @@ from ..exceptions import NotSetUp
 from ..results import Handle
 from ..sessions.encoding import decode, encode
 from .core import Core
-from .questions import Body
+from .questions import WAIT, Body
 
 __all__: list[str] = []
 
-WAIT: Final = 1.0  # seconds for the answers of other nodes
 PART: Final = 500  # ids that are hashed in a row
 PURPOSE: Final = b"session handle"
 

@@ -17,12 +17,11 @@ from ..results import CloseReport, ClusterStats, Stats
 from ..sessions.encoding import decode, encode
 from .core import Core
 from .judging import Effect
-from .questions import Body
+from .questions import WAIT, Body
 from .settings import expect
 
 __all__: list[str] = []
 
-WAIT: Final = 1.0  # seconds for the answers of other nodes
 PART: Final = 500  # connections that are looked through in a row
 
 

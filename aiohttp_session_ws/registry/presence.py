@@ -25,14 +25,13 @@ from ..connections.manager import ConnectionManager
 from ..sessions.encoding import decode, encode
 from ..signals import PresenceDetails, Signals
 from .cluster import Cluster
-from .questions import Body
+from .questions import WAIT, Body
 
 __all__: list[str] = []
 
 LOOK: Final = 1.0  # seconds between two looks at the own sockets
 LINGER: Final = 5.0  # seconds after which a page that was reloaded should be back
 BEAT: Final = 5.0  # seconds between two looks at the other nodes
-WAIT: Final = 1.0  # seconds for the answers of other nodes
 BACK: Final = 5.0  # seconds after an outage until all nodes should be connected again
 HERE: Final = ""  # this node, in the list of nodes
 

@@ -5,9 +5,11 @@ What nodes may ask each other besides who is connected, and what they count.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 __all__: list[str] = []
+
+WAIT: Final = 1.0  # seconds for the answers of other nodes
 
 #: What JSON can hold.
 Body: TypeAlias = dict[str, Any]
