@@ -13,7 +13,6 @@ tell each other what they notice, and here it says what each of them makes of it
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -53,9 +52,10 @@ from .outbound import Outbound
 from .pace import Pace
 from .places import PlaceKeeper
 from .queries import Queries
-from .recent import KEPT, HeardNumbers, RecentOrders, SeenOrders
+from .recent import HeardNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
 from .requests import DATA, REPORTS, Requests
+from .unrecorded import Unrecorded
 from .write_back import WriteBack
 
 __all__: list[str] = []
@@ -118,7 +118,6 @@ class RedisCluster:
         self._beaten_at = time.monotonic()
         self._subscribers: tuple[Subscriber, ...] = ()
         self._stops = False
-        self._missed_some = False  # perhaps, of what was published while nothing was heard
         self._pending_times = True  # whether something may have ended before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
@@ -188,6 +187,15 @@ class RedisCluster:
             self.recent,
             node.records,
         )
+        self.requests = Requests(
+            self.instance,
+            self.membership,
+            Publisher(self.outbox.link),
+            Publisher(self._data),
+        )
+        self.unrecorded = Unrecorded(
+            self.membership, self.outbox, self.requests, self.write_back, node.tasks
+        )
         self.reconciler = Reconciler(
             node,
             self.commands,
@@ -199,12 +207,6 @@ class RedisCluster:
 
     def _wire_what_is_told(self, node: LocalNode) -> None:
         instance = self.instance
-        self.requests = Requests(
-            instance,
-            self.membership,
-            Publisher(self.outbox.link),
-            Publisher(self._data),
-        )
         self.outbound = Outbound(
             node,
             self.outbox,
@@ -219,6 +221,7 @@ class RedisCluster:
             self.applier,
             self.numbers,
             self.recent,
+            self.unrecorded.heard,
             self.outbound.report_to,
             self.membership.hurry,
             self.reconciler.unreadable,
@@ -229,7 +232,7 @@ class RedisCluster:
             instance,
             self.name,
             self.requests,
-            self._publish_again,
+            self.unrecorded.publish_again,
             self.membership.part,
             self._take_over,
             serves=self.serves,
@@ -419,14 +422,16 @@ class RedisCluster:
 
     def _subscribed(self) -> None:
         self.lookup.forget()
-        self._missed_some = self.serves
+        if self.serves:
+            self.unrecorded.missed()
         self.membership.subscribed()
         self.health.note_works(HEAR)
 
     def _subscribed_to_data(self) -> None:
         self.node.recount()  # a request to make room may have been missed
         self.outbox.publish_again()  # and one to do so, of a node that isn't known then
-        self._missed_some = self.serves
+        if self.serves:
+            self.unrecorded.missed()
         self.membership.hurry()
         self.health.note_works(HEAR_DATA)
 
@@ -455,30 +460,10 @@ class RedisCluster:
             self._lost(everything=True)
         if self.lookup.unchecked:
             self.reconciler.missed()
-        if self.inbound.unrecorded_since <= now and self.membership.takes_writes:
-            # Whoever gave these orders writes them now, if it lives. After a long time only what
-            # they have ended is known, not that they were given.
-            self.write_back.lost(everything=now - self.inbound.unrecorded_since > KEPT)
-            self.inbound.unrecorded_since = math.inf
-        if self._missed_some and (self.membership.takes_writes or self.health.works(HEAR_DATA)):
-            self._missed_some = False
-            if not self.membership.takes_writes:  # what is recorded has a number, and is read
-                asking = self._ask_for_unrecorded()
-                _ = self.node.tasks.spawn(asking, "ask for what isn't recorded")
+        self.unrecorded.beaten(hears_data=self.health.works(HEAR_DATA))
         self.write_back.go_on()
         self.pace.measure(len(self.membership.members))
         self.outbox.flush()
-
-    async def _ask_for_unrecorded(self) -> None:
-        if not await self.queries.ask_for_unrecorded():
-            self._missed_some = True
-
-    def _publish_again(self, asker: str) -> None:
-        """
-        Publish again what Redis refuses to record, for one who can't be listed there either.
-        """
-        self.membership.meet({asker})
-        self.outbox.publish_again()
 
     def _take_over(self, body: bytes) -> bool:
         """

@@ -5,7 +5,6 @@ What other nodes publish, on its way in.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -34,16 +33,13 @@ class Inbound:
         applier: Lets orders take effect.
         numbers: What was heard.
         recent: Keeps what was heard, in case Redis loses it.
+        unrecorded: Called when an order is heard that Redis has refused to record.
         report: Called with the sender and an order that a report is asked of.
         doubt: Called when numbers don't follow each other.
         unreadable: Called with the first and the last number, 0 if it has none, of a message
             that can't be read, and with zeros if an order failed: what it was to close is found
             by what is recorded.
         pace: Counts what is heard.
-
-    Attributes:
-        unrecorded_since: When the first order was heard that Redis had refused to record, by the
-            monotonic clock; infinite if none was.
     """
 
     def __init__(
@@ -52,6 +48,7 @@ class Inbound:
         applier: Applier,
         numbers: HeardNumbers,
         recent: RecentOrders,
+        unrecorded: Callable[[], None],
         report: Callable[[str, PublishedOrder], None],
         doubt: Callable[[], None],
         unreadable: Callable[[int, int], None],
@@ -60,6 +57,7 @@ class Inbound:
         self._applier = applier
         self._numbers = numbers
         self._recent = recent
+        self._unrecorded = unrecorded
         self._report = report
         self._doubt = doubt
         self._unreadable = unreadable
@@ -67,7 +65,6 @@ class Inbound:
         self._own = envelope(instance, [""]).encode()
         self._ones = OneReader()
         self._logged = OncePerMinute()
-        self.unrecorded_since = math.inf
 
     def hear(self, data: bytes) -> Awaitable[None] | None:
         """
@@ -97,7 +94,7 @@ class Inbound:
         sender, lines = message
         self._recent.add(sender, body)
         if not last:
-            self.unrecorded_since = min(self.unrecorded_since, time.monotonic())
+            self._unrecorded()
         acts = self._acts(sender, lines, body, first, last)
         for number, act in enumerate(acts, 1):
             self._act(act)

@@ -158,13 +158,6 @@ class Queries:
         nodes = self._requests.others if taken else 0
         return Delivery(0, nodes, complete=taken and self._requests.known)
 
-    async def ask_for_unrecorded(self) -> bool:
-        """
-        Have all others publish again what Redis refuses to record, and come to know them; tell
-        whether they are told.
-        """
-        return await self._requests.meet({"do": "unrecorded"})
-
     async def leave(self) -> None:
         """
         Tell all others that this node stops.

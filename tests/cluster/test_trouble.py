@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiohttp_session_ws import Expiry, Timeouts
-from aiohttp_session_ws.redis import RedisSessionWSRegistry, cluster, recent
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, recent, unrecorded
 from aiohttp_session_ws.redis.clock import RedisClock
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from tests.support import PATIENCE, Client, Stopwatch, expect_close, until
@@ -660,14 +660,14 @@ class TestGone:
         """What Redis refused to record, of a node that was killed since, is recorded by others."""
         if hours:  # the messages of the last hour are forgotten
             monkeypatch.setattr(recent, "KEPT", -1.0)
-            monkeypatch.setattr(cluster, "KEPT", -1.0)
+            monkeypatch.setattr(unrecorded, "KEPT", -1.0)
         b = await start_node(redis_server.url, "b")
         async with Proxy(redis_server.port) as proxy:
             server = TestServer(node_app(proxy.url(), "a", timeouts=Timeouts(outbox=0.1)))
             await server.start_server()
             await refuse_writes(redis_server, "OOM")
             await registry_in(server).end_session("x")
-            await until(lambda: cluster_of(b).inbound.unrecorded_since < math.inf)
+            await until(lambda: cluster_of(b).unrecorded.since < math.inf)
             await proxy.stop()
             await server.close()
         await take_writes(redis_server, "OOM")
