@@ -46,7 +46,7 @@ from .io.scripts import END_OTHERS, LIVING
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
-from .messages import CloseSession, Record, split
+from .messages import DATA, CloseSession, Record, split
 from .outages import Outages
 from .outbound import Outbound
 from .pace import Pace
@@ -54,7 +54,7 @@ from .places import PlaceKeeper
 from .queries import Queries
 from .recent import HeardNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
-from .requests import DATA, REPORTS, Requests
+from .requests import REPORTS, Requests
 from .unrecorded import Unrecorded
 from .write_back import WriteBack
 
@@ -233,6 +233,7 @@ class RedisCluster:
             self.name,
             self.requests,
             self.unrecorded.publish_again,
+            self.membership.joined,
             self.membership.part,
             self._take_over,
             serves=self.serves,

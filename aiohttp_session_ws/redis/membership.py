@@ -24,7 +24,7 @@ from .clock import RedisClock
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import HEARTBEAT, LEAVE, LIVING
-from .messages import LONGEST
+from .messages import DATA, LONGEST, question_text
 from .recent import HeardNumbers
 
 __all__: list[str] = []
@@ -84,6 +84,7 @@ class Membership:
         self.beaten = asyncio.Event()
         self._commands = commands
         self._instance = instance
+        self._joins = question_text(instance, "", {"do": "joined"}) + "\n"
         self._clock = clock
         self._numbers = numbers
         self._node = node
@@ -130,6 +131,12 @@ class Membership:
         until = time.monotonic() + SILENT
         self._lapsed |= {name: until for name in names if name not in self.members}
         self.members |= self._lapsed.keys()
+
+    def joined(self, name: str) -> None:
+        """
+        Note who has just come to be listed, before a heartbeat tells: Redis may lose its list.
+        """
+        self.members |= {name}
 
     def part(self, name: str) -> None:
         """
@@ -224,6 +231,8 @@ class Membership:
         beat = read_beat(answer).after(self._last)
         self._node.keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
+        if beat.joined:
+            await self._tell_joined()
         if self._left and not beat.refused:
             left = tuple(self._left)  # others may stop while Redis notes it
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, *left)
@@ -242,6 +251,18 @@ class Membership:
             self._moved()  # else whoever listens is at the right one, and would miss something
         elif beat.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
+
+    async def _tell_joined(self) -> None:
+        """
+        Tell the others that this node has come to be listed.
+        """
+        line = self._commands.link.line
+        if line is None:
+            return
+        try:
+            await self._commands.call("PUBLISH", line.channel(DATA), self._joins)
+        except TROUBLE as exc:
+            log.debug("nobody could be told that this node has started: %s", reason(exc))
 
     async def _learn_members(self, beat: Beat) -> None:
         """

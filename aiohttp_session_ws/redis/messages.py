@@ -26,6 +26,8 @@ from ..sessions.records import Change, IdNote, LineageEnded, LineageRenewed, Sub
 __all__: list[str] = []
 
 VERSION: Final = 1
+
+DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
 #: For how many seconds a close order is recorded: longer than any node misses messages
 #: without losing its sockets.
 CLOSE_TTL: Final = 3600.0

@@ -19,8 +19,8 @@ from ..results import ConnectionInfo, Count, Delivery, NodeInfo, Nodes, Snapshot
 from ..sessions.encoding import as_tuple, subject_of
 from ..typing import Data
 from .decoding import WRONG, name
-from .messages import VERSION, subject_text
-from .requests import DATA, Requests
+from .messages import DATA, VERSION, subject_text
+from .requests import Requests
 
 __all__: list[str] = []
 
@@ -39,6 +39,7 @@ class Queries:
         label: What it is called.
         requests: Who asks and answers.
         publish_again: Called with who has asked to publish again what Redis refuses to record.
+        joined: Called with who has come to be listed in Redis.
         part: Called with who has stopped, and Redis couldn't note it.
         take_over: Called with what a node that stops couldn't have recorded; tells whether this
             one goes on trying.
@@ -53,6 +54,7 @@ class Queries:
         label: str,
         requests: Requests,
         publish_again: Callable[[str], None],
+        joined: Callable[[str], None],
         part: Callable[[str], None],
         take_over: Callable[[bytes], bool],
         *,
@@ -64,6 +66,7 @@ class Queries:
         self._label = label
         self._requests = requests
         self._publish_again = publish_again
+        self._joined = joined
         self._part = part
         self._take_over = take_over
         self._serves = serves
@@ -211,6 +214,8 @@ class Queries:
             case "unrecorded":
                 self._publish_again(asker)
                 yield {}
+            case "joined":
+                self._joined(asker)
             case "left":
                 self._part(asker)
             case "take over":

@@ -16,13 +16,12 @@ from .decoding import WRONG
 from .io.connect import TROUBLE
 from .io.publisher import Publisher
 from .membership import Membership
-from .messages import VERSION, question_text
+from .messages import DATA, VERSION, question_text
 
 __all__: list[str] = []
 
 Answer: TypeAlias = dict[str, Any]
 
-DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
 REPORTS: Final = "answers"  # the channel of reports, to which the name of a node is added
 SHORTEST: Final = 0.1  # seconds to wait for Redis when that is over
 

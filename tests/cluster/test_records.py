@@ -13,7 +13,7 @@ import pytest
 from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import Expiry
-from aiohttp_session_ws.redis import RedisSessionWSRegistry
+from aiohttp_session_ws.redis import RedisSessionWSRegistry, membership
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -120,6 +120,30 @@ class TestReport:
             proxy.heal()
             await acquaint(a, b)
             assert (await registry_of(a).end_session("x", wait=PATIENCE)).complete
+
+    async def test_joined_and_lost_data(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: Any,
+    ) -> None:
+        """Nor does it know who had joined since the last heartbeat, but the others were told."""
+        async with Proxy(redis_server.port) as proxy:
+            a = await start_node(redis_server.url, "a")
+            await acquaint(a)
+            monkeypatch.setattr(membership, "PULSE", 1000.0)
+            cluster_of(a).membership.hurry()
+            c = await start_node(proxy.url(), "c")
+            await until(lambda: cluster_of(c).instance in cluster_of(a).membership.members)
+            proxy.black_hole()
+            await redis_server.cli("FLUSHALL")
+            cluster_of(a).membership.hurry()
+            await until(lambda: "Redis has lost data" in caplog.text)
+            report = await registry_of(a).end_session("x", wait=0.5)
+            proxy.heal()
+
+        assert (report.nodes_expected, report.complete) == (2, False)
 
     async def test_another_version(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
