@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from aiohttp_session_ws import Expiry, Timeouts
 from aiohttp_session_ws.redis import RedisSessionWSRegistry, recent, unrecorded
 from aiohttp_session_ws.redis.clock import RedisClock
+from aiohttp_session_ws.redis.requests import Requests
 from aiohttp_session_ws.sessions.journal_file import JournalFile
 from tests.support import PATIENCE, Client, Stopwatch, expect_close, until
 from tests.support.nodes import (
@@ -148,8 +149,21 @@ class TestWritesRefused:
         assert {one["id"] for one in await subscriptions()} == before
         await take_writes(redis_server, "MISCONF")
 
-    async def test_newcomer(self, redis_server: RedisServer, start_node: StartNode) -> None:
+    @pytest.mark.parametrize("fails", [0, 2], ids=["asks", "asks again"])
+    async def test_newcomer(
+        self,
+        redis_server: RedisServer,
+        start_node: StartNode,
+        monkeypatch: pytest.MonkeyPatch,
+        fails: int,
+    ) -> None:
         """A node that starts meanwhile learns what was refused before, and so can't be read."""
+        publish, left = Requests.publish, [False] * fails
+
+        async def some_are_lost(*args: Any) -> bool:
+            return left.pop() if left and "unrecorded" in str(args) else await publish(*args)
+
+        monkeypatch.setattr(Requests, "publish", some_are_lost)
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a, "user")
         await settled(a)
@@ -158,6 +172,7 @@ class TestWritesRefused:
         b = await start_node(redis_server.url, "b")
         await becomes_nobody(b, cookie)
         assert await refused(b, cookie) == 4401
+        assert not left
 
     async def test_newcomer_unheard(
         self, redis_server: RedisServer, start_node: StartNode
