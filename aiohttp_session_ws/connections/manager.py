@@ -526,9 +526,9 @@ class ConnectionManager(ConnectionIndex):
 
     def attend(self, connection: TrackedConnection) -> None:
         """
-        Look at a connection each time, whose ``check_at`` comes within :data:`SOON` seconds.
+        Look at a connection each time, if it is open: its check comes within :data:`SOON` seconds.
         """
-        if connection.transport is not None:
+        if connection.state is OPEN and connection.transport is not None:
             self.attended[connection] = None
 
     def _tick_later(self) -> None:
@@ -556,7 +556,6 @@ class ConnectionManager(ConnectionIndex):
         end = start + LOOKED_AT
         for connection in served[start:end]:
             if connection.state is not OPEN:
-                self.attended.pop(connection, None)
                 continue
             transport, ws = connection.transport, connection.ws
             if transport is None:
