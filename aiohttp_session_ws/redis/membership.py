@@ -130,7 +130,7 @@ class Membership:
         """
         until = time.monotonic() + SILENT
         self._lapsed |= {name: until for name in names if name not in self.members}
-        self.members |= self._lapsed.keys()
+        self.members = self.members.union(self._lapsed)
 
     def joined(self, name: str) -> None:
         """
@@ -269,7 +269,9 @@ class Membership:
         Learn who the members are; who was one before Redis lost its data, or the list, still is.
         """
         version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
+        members = self.members
         found = await self.listed()
+        joined = self.members - members  # meanwhile
         lost = self._version is not None and (beat.joined or self._version[:2] != version[:2])
         if lost:
             self._lapsed |= dict.fromkeys(self.members, now + SILENT)
@@ -278,7 +280,7 @@ class Membership:
             for name, until in self._lapsed.items()
             if until > now and name not in found
         }
-        self.members = found | self._lapsed.keys()
+        self.members = found.union(joined, self._lapsed)
         self._version, self.known = version, True
 
     async def _last_shared(self) -> tuple[int, float]:

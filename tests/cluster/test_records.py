@@ -14,6 +14,7 @@ from aiohttp_session import SimpleCookieStorage
 
 from aiohttp_session_ws import Expiry
 from aiohttp_session_ws.redis import RedisSessionWSRegistry, membership
+from aiohttp_session_ws.redis.membership import Membership
 from tests.support import (
     PATIENCE,
     AiohttpClient,
@@ -144,6 +145,27 @@ class TestReport:
             proxy.heal()
 
         assert (report.nodes_expected, report.complete) == (2, False)
+
+    async def test_joined_meanwhile(
+        self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who tells so while an older list is on its way isn't forgotten for that."""
+        a = await start_node(redis_server.url, "a")
+        members, listed, seen = cluster_of(a).membership, Membership.listed, asyncio.Event()
+
+        async def late(self: Membership) -> frozenset[str]:
+            found = await listed(self)
+            if not seen.is_set():
+                self.joined("c/1")
+                seen.set()
+            return found
+
+        monkeypatch.setattr(Membership, "listed", late)
+        await redis_server.cli("INCR", f"{PREFIX}:members")
+        members.hurry()
+        await seen.wait()
+
+        assert members.members == {cluster_of(a).instance, "c/1"}
 
     async def test_another_version(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
