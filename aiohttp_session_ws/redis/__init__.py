@@ -1,5 +1,5 @@
 """
-The registry of many processes, which publish orders to each other through Redis.
+Registry for several processes, which publish orders to each other through Redis.
 
 Needs the extra ``redis``: ``pip install 'aiohttp-session-ws[redis]'``.
 """

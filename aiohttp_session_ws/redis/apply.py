@@ -1,5 +1,5 @@
 """
-How orders of other nodes take effect on this one.
+Apply orders of other nodes to the records and the sockets of this node.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .rows import Row, Shape
 
 __all__: list[str] = []
 
-HOLD: Final = 3.0  # seconds; longer than a response is waited for by default
+HOLD: Final = 3.0  # seconds; longer than the default wait for a response
 
 
 class Applier:
     """
-    Lets orders take effect on this node, by the same methods as its own.
+    Applies orders of other nodes, by the same methods as this node's own.
 
     Args:
         node: This node.
-        seen: The close orders that were carried out here.
-        clock: The one clock of all nodes.
+        seen: The close orders that were already carried out here.
+        clock: The clock shared by all nodes.
     """
 
     def __init__(self, node: LocalNode, seen: SeenOrders, clock: RedisClock) -> None:
@@ -44,9 +44,9 @@ class Applier:
 
     def apply(self, heard: PublishedOrder, sender: str) -> Effect:
         """
-        Let an order that was just published take effect; what is left is to close sockets.
+        Apply an order that was just published; the caller closes the open sockets.
 
-        What Redis refused to record is published twice, and carried out once.
+        An order that Redis first refused to record is published twice, but carried out once.
         """
         self._hear(heard.changes)
         order, given = self._order(heard)
@@ -56,14 +56,16 @@ class Applier:
 
     def _order(self, heard: PublishedOrder) -> tuple[Order, float | None]:
         """
-        Return an order as this node carries it out, and when it was given if that matters.
+        Convert a published order; return also, if it has close orders, when it was given.
+
+        Connections whose handshake began later are not told to reconnect.
         """
         changes, closes, close, by, _, refresh, _, _ = heard
         if not closes:
             return Order(changes, (), close, by, refresh), None
         at = max([order.at for order in closes])
-        # With a log-in or a renewal it is about those who share the id: who has its answer, and
-        # connects, comes after it.
+        # With a log-in or a renewal, close orders are for sockets that share the id. A client
+        # that connects after receiving the response isn't meant: the time is rounded down.
         given = self._clock.latest(at - 2 * self._clock.error if changes else at)
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:
@@ -77,7 +79,7 @@ class Applier:
 
     def carry_out_soon(self, order: PublishedOrder, sender: str) -> None:
         """
-        Let an order take effect, and close its sockets in the background.
+        Apply an order, and close its sockets in the background.
         """
         if order.held:
             self._hear(order.changes)
@@ -91,14 +93,15 @@ class Applier:
         self, shape: Shape, at: float, value: Hashable, sender: str, number: int = 0
     ) -> None:
         """
-        Let an order about one subject take effect; its close frames come before all else.
+        Apply an order about one subject; its close frames are written before anything else.
 
         Args:
-            shape: What it has in common with others.
-            at: When it was given, by the one clock.
-            value: Which id, identity or label.
-            sender: Who has given it.
-            number: Its number among its node's close orders, if it has to be noted that it came.
+            shape: The fields that orders of one row share.
+            at: When it was given, by the shared clock.
+            value: The id, identity or label.
+            sender: The node that gave it.
+            number: Its number among that node's close orders; 0 for an end, or if the number is
+                recorded as seen already.
         """
         ends, kind, close, ttl = shape
         subject, given = Subject(kind, value), None
@@ -124,9 +127,9 @@ class Applier:
 
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
         """
-        Let a row of orders take effect; return what carries out those that concern sockets here.
+        Apply a row of orders; return callables for those that must be carried out one by one.
 
-        What nothing here belongs to, as most, is noted without a look at each.
+        Most orders concern nothing on this node: these are recorded together, in bulk.
         """
         shape, first, times, values = row
         ends, kind, _, _ = shape
@@ -163,10 +166,10 @@ class Applier:
 
     def hold(self, changes: Sequence[Change]) -> None:
         """
-        Let changes count for all but open sockets, since a response may be on its way.
+        Apply changes to all but open sockets, since a response may be on its way.
 
-        The sockets are closed when the changes are published again, once it has been sent; and
-        after a while in any case, for the node that sends it may have died.
+        The sockets are closed when the changes are published again, after the response has been
+        sent; and after :data:`HOLD` in any case, since the node that sends it may have died.
         """
         if self._effects.apply(Order(tuple(changes))).closes:
             _ = asyncio.get_running_loop().call_later(HOLD, self._release, changes)
@@ -176,7 +179,7 @@ class Applier:
 
     def learn(self, records: Iterable[Record]) -> None:
         """
-        Let records take effect that were missed when they were published.
+        Apply records that this node missed when they were published.
         """
         changes, closes = split(records)
         self._hear(changes)
@@ -191,13 +194,13 @@ class Applier:
 
     def judge(self, connection: TrackedConnection, records: Iterable[Record]) -> None:
         """
-        Let records take effect that were found about *connection*.
+        Apply the records that were found for *connection*.
         """
         changes, closes = split(records)
         if changes and connection.state is State.OPENING:
-            self.hold(changes)  # the order itself tells when sockets are to close
+            self.hold(changes)  # open sockets are closed by the order itself
         elif changes:
-            # Not learn(): it may be news to the connection alone.
+            # Not learn(): that skips what this node knows, which the connection may have missed.
             self._release(changes)
         for close in closes:
             if self._seen.has(close.number):
@@ -211,7 +214,7 @@ class Applier:
 
     def refuse(self, connection: TrackedConnection) -> None:
         """
-        Have a connection reconnect of which something is recorded that can't be read.
+        Make a connection reconnect because one of its records can't be read.
         """
         if connection.state is State.OPENING:
             connection.reject(RECONNECT)

@@ -1,5 +1,5 @@
 """
-What Redis answers to a heartbeat. No I/O.
+The answer of Redis to a heartbeat. No I/O.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ RUN_ID: Final = 40  # characters
 
 class Beat(NamedTuple):
     """
-    What Redis answers to a heartbeat.
+    The answer of Redis to a heartbeat.
 
     Attributes:
-        time: Its time.
-        last: The last number that it gave.
-        epoch: A random name, new if it has lost its data.
-        server: Its run_id and its master_replid, of which one is new whenever it has started, or
-            another has been primary meanwhile.
+        time: The time of the clock shared by all nodes.
+        last: The last number that was given to a record.
+        epoch: A random name; another one if Redis has lost its data.
+        server: Its run_id and its master_replid: the first changes when the server restarts, the
+            second when another one has been primary meanwhile.
         members: The version of the list of members.
-        refused: Why it takes no writes, "" if it does.
-        ahead: By how many seconds that time is ahead of its own clock.
-        ttl: For how many seconds nodes need ends.
+        refused: Why Redis refuses writes; "" if it accepts them.
+        ahead: By how many seconds the shared clock is ahead of Redis' own.
+        ttl: For how many seconds nodes need the records of ends.
         evicted: How many keys the server has evicted since it started.
-        joined: Whether the node wasn't in the list of members.
+        joined: Whether the heartbeat added the node to the list of members.
     """
 
     time: float
@@ -43,9 +43,9 @@ class Beat(NamedTuple):
 
     def after(self, known: Beat | None) -> Beat:
         """
-        Return the same with what *known* tells and this one doesn't.
+        Return this answer, with epoch and server of the answer *known* where it has none.
 
-        Redis may refuse to tell, or have been unable to write its epoch.
+        Redis may not permit ``INFO``, or may have been unable to write its epoch.
         """
         if known is None:
             return self
@@ -53,13 +53,13 @@ class Beat(NamedTuple):
 
     def is_elsewhere(self, known: Beat) -> bool:
         """
-        Tell whether another process has answered than did for *known*, as far as they tell.
+        Return whether another server process answered than for *known*, as far as both are known.
         """
         return differs(known.server[:RUN_ID], self.server[:RUN_ID])
 
     def has_evicted_since(self, known: Beat | None) -> bool:
         """
-        Tell whether the server has evicted keys since another heartbeat.
+        Return whether the server has evicted keys since another heartbeat.
         """
         if known is None or self.is_elsewhere(known):
             return False
@@ -67,14 +67,14 @@ class Beat(NamedTuple):
 
     def is_of_replica(self) -> bool:
         """
-        Tell whether the server is a replica.
+        Return whether the server is a replica.
         """
         return "READONLY" in self.refused
 
 
 def read_beat(answer: Sequence[bytes]) -> Beat:
     """
-    Return what Redis has answered.
+    Parse the reply of the heartbeat script.
     """
     at, last, epoch, server, members, refused, *rest = map(bytes.decode, answer)
     ahead, ttl, evicted, joined = rest
@@ -94,6 +94,6 @@ def read_beat(answer: Sequence[bytes]) -> Beat:
 
 def differs(known: str, now: str) -> bool:
     """
-    Tell whether a name is another one than was *known*, if any was.
+    Return whether a name has changed; false if none was *known*.
     """
     return bool(known) and known != now

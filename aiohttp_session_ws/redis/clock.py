@@ -1,5 +1,5 @@
 """
-The one clock of all nodes: Redis' ``TIME``, as far as it could be measured. No I/O.
+The clock shared by all nodes: Redis' ``TIME``, as measured by this node. No I/O.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ..sessions.clock import PENDING, TICK, Clock
 __all__: list[str] = []
 
 SAMPLES: Final = 10
-LARGEST_ERROR: Final = 0.2  # seconds; beyond it an answer was late, and tells no time
-LATE: Final = 5  # answers; if all are late, the network is slow, and the best of them counts
+LARGEST_ERROR: Final = 0.2  # seconds; beyond it an answer was too late to measure the time
+LATE: Final = 5  # answers; if all are late, the network is slow, and the best one is used
 DRIFT: Final = 1e-4  # how much faster or slower one clock may be than another
-AHEAD: Final = 2.0  # seconds that the time of an end elsewhere may be ahead: it is rounded up
+AHEAD: Final = 2.0  # seconds that an end on another node may be ahead: its time is rounded up
 
 
 class Sample(NamedTuple):
@@ -25,9 +25,9 @@ class Sample(NamedTuple):
     One measurement.
 
     Attributes:
-        at: When, by this process's clock.
-        offset: How many seconds Redis' clock is before that.
-        error: How many seconds that may be wrong, either way.
+        at: When it was taken, by this process's clock.
+        offset: How many seconds the shared clock is ahead of this process's clock.
+        error: How many seconds the offset may be wrong, either way.
     """
 
     at: float
@@ -39,21 +39,21 @@ class RedisClock(Clock):
     """
     Redis' clock, which every node measures with each heartbeat.
 
-    It never runs back: when Redis' own clock is set back, each node goes on by its own, and tells
-    Redis by how much the clock of all nodes is :attr:`ahead` from then on.
+    It never runs back: when Redis' own clock is set back, each node continues by its own clock,
+    and reports to Redis by how much the shared clock is :attr:`ahead` from then on.
 
-    Ends are rounded up by the error of the measurement and beginnings down, so that nothing
-    that began before an end on another node is taken for later. Until the clock is known, an
-    end concerns all that there is, and what begins has begun at 0.
+    The times of ends are rounded up by the error of the measurement and those of beginnings down,
+    so that a lineage that began before an end on another node never seems to have begun after it.
+    Until the clock is known, an end concerns every lineage, and new lineages begin at 0.
 
     Args:
         wall: Seconds since the epoch, until the clock is known.
         monotonic: Seconds that never go back.
 
     Attributes:
-        ahead: By how many seconds it is ahead of Redis' own clock at least, as far as this node
-            knows: what the next heartbeat says.
-        leap: How many seconds Redis' own clock was found set forward by the last measurement.
+        ahead: By how many seconds, at least, the shared clock is ahead of Redis' own, as far as
+            this node knows; the next heartbeat reports it.
+        leap: By how many seconds the last measurement found Redis' own clock set forward.
     """
 
     known = False
@@ -75,7 +75,7 @@ class RedisClock(Clock):
     @property
     def was_set_back(self) -> bool:
         """
-        Whether Redis has to be told that its clock was set back.
+        Whether Redis' clock was set back, and this still has to be reported to Redis.
         """
         return self.ahead > self._told_ahead
 
@@ -91,16 +91,16 @@ class RedisClock(Clock):
 
     def measure(self, server: float, sent: float, received: float, ahead: float = 0.0) -> None:
         """
-        Take the time from an answer of Redis.
+        Measure the shared clock by an answer of Redis.
 
         Args:
-            server: The time of all nodes.
-            sent: When the question was sent, by this process's clock.
-            received: When the answer came.
-            ahead: How many seconds the time of all nodes is ahead of Redis' own.
+            server: The time of the shared clock in the answer.
+            sent: When the request was sent, by this process's clock.
+            received: When the answer was received, by this process's clock.
+            ahead: How many seconds the shared clock is ahead of Redis' own.
         """
         self.leap = 0.0
-        if ahead != self._told_ahead:  # what was measured before is not of the same clock
+        if ahead != self._told_ahead:  # earlier samples are of another clock
             self._forget_samples()
             self._told_ahead = self.ahead = ahead
         sample = Sample(received, server - (sent + received) / 2, (received - sent) / 2)
@@ -111,8 +111,8 @@ class RedisClock(Clock):
             sample = min(self._late, key=self._error_of)
         change, doubt = sample.offset - self._best.offset, sample.error + self.error
         if self.known and change < -doubt:
-            # Others have been given later times. Until Redis knows, this node goes on by its own
-            # clock, as they do.
+            # Later times have been given out already. Until Redis knows, this node continues by
+            # its own clock, as the others do.
             self._forget_samples()
             self.ahead = ahead - change + doubt
             return
@@ -125,7 +125,7 @@ class RedisClock(Clock):
         if not self.known:
             self.known = True
             if self._last_end > self.now() + AHEAD:
-                self._last_end = 0.0  # a journal has it from a clock that was wrong
+                self._last_end = 0.0  # from a journal, by a clock that was wrong
 
     def _forget_samples(self) -> None:
         self._samples.clear()
@@ -133,21 +133,21 @@ class RedisClock(Clock):
 
     def now(self) -> float:
         """
-        Return the time, for ages.
+        Return the current time, for computing ages.
         """
         return self.monotonic() + self._best.offset if self.known else super().now()
 
     def age(self, at: float) -> float:
         """
-        Return how many seconds ago *at* was, which may have been taken before the clock was known.
+        Return how many seconds ago *at* was; it may be from before the clock was known.
         """
         return super().age(at) if at < PENDING else self.monotonic() - (at - PENDING)
 
     def latest(self, at: float) -> float:
         """
-        Return a time that is past by this process's clock, as late as it may have been.
+        Convert a past time of the shared clock to this process's clock, rounded up by the error.
 
-        Until the clock is known that is now.
+        The result is never later than now; until the clock is known, it is now.
         """
         now = self.monotonic()
         if not self.known:
@@ -160,7 +160,8 @@ class RedisClock(Clock):
         """
         Return the time for a lineage that begins now: after the ends that are known here.
 
-        But for these it is no later than the right time, or an end on another node would miss it.
+        Except for these it is no later than the true time, or an end on another node could miss
+        the lineage.
         """
         if not self.known:
             return 0.0
@@ -171,7 +172,7 @@ class RedisClock(Clock):
 
     def end_time(self) -> float:
         """
-        Return the time for an end that is ordered now: after all that has begun so far.
+        Return the time for an end that is ordered now: after all beginnings on this node so far.
         """
         at, after = self.order_time(), self._last + TICK
         if at < PENDING:
@@ -180,7 +181,7 @@ class RedisClock(Clock):
 
     def order_time(self) -> float:
         """
-        Return the time for an order that ends nothing but one lineage, or only closes.
+        Return the time for an order that ends a single lineage, or only closes sockets.
         """
         monotonic = self.monotonic()
         if not self.known:
@@ -190,9 +191,9 @@ class RedisClock(Clock):
 
     def hear(self, at: float) -> None:
         """
-        Note the time of an end on another node: what begins here from now on begins after it.
+        Record the time of an end on another node: lineages that begin here later begin after it.
 
-        A time that is far ahead is no time of a clock that is right.
+        A time that is far ahead is ignored: it isn't from a correct clock.
         """
         if self.known and self._last_end < at < self.now() + AHEAD:
             self._last_end = at
@@ -200,16 +201,16 @@ class RedisClock(Clock):
 
     def resolve(self, at: float) -> float:
         """
-        Return the time of *at*, which may have been taken before the clock was known.
+        Convert *at* to the shared clock, in case it is from before that was known.
         """
         if not self.known or at < PENDING:
             return at
-        # Of an earlier process, of before the machine was started, it may be anything.
+        # If an earlier process took it before the machine was restarted, it may be anything.
         return min(at - PENDING + self._best.offset, self.now()) + self.error
 
     def start_after(self, last: float) -> None:
         """
-        Go on from *last*, which an earlier process has seen.
+        Continue from *last*, the latest time that an earlier process has seen.
         """
         if last < PENDING:
             super().start_after(last)
@@ -222,9 +223,9 @@ class RedisClock(Clock):
 
     def promised(self) -> float:
         """
-        Return the time: to go on from a later one would be ahead of other nodes.
+        Return the time: a process that continued from a later one would be ahead of other nodes.
 
-        Until it is known, that is what an earlier process has seen. The wall clock may be ahead:
-        what began after it would have begun after ends that others order later.
+        Until the clock is known, this is the latest time that an earlier process has seen. The
+        wall clock may be ahead: lineages would then begin after ends that others order later.
         """
         return self.now() if self.known else self._last

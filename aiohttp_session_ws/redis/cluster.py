@@ -1,13 +1,13 @@
 """
-The cluster of all processes that share a Redis: its parts, wired, started and stopped.
+The cluster of all processes that share a Redis: creates, wires, starts and stops its parts.
 
-An order goes out through ``outbound``, ``io/outbox`` and the script in ``io/scripts``, which
-records it, gives it a number and publishes it. It comes in through ``io/subscriber``, ``inbound``
-and ``apply``. What a node has missed it finds by its heartbeats (``membership``), and reads
-(``reconcile``). Three connections take commands, orders and data, and two listen.
+An order is sent through ``outbound``, ``io/outbox`` and the script in ``io/scripts``, which
+records it, gives it a number and publishes it. It is received through ``io/subscriber``,
+``inbound`` and ``apply``. Missed orders are detected by heartbeats (``membership``) and then read
+(``reconcile``). Three connections send commands, orders and data, and two are subscribed.
 
-What a registry asks for and one part can do is that part's method. Over 300 lines long: the parts
-tell each other what they notice, and here it says what each of them makes of it.
+Methods of the protocol that one part can provide are that part's methods. Over 300 lines long: the
+parts notify each other through callbacks, which are defined here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from .write_back import WriteBack
 
 __all__: list[str] = []
 
-#: Seconds that Redis' clock may be set forward: records live an hour longer than sessions.
+#: Seconds that Redis' clock may be set forward: records are kept an hour longer than sessions.
 LEAP: Final = 600.0
 
 
@@ -70,19 +70,19 @@ class RedisCluster:
 
     Args:
         make: Makes a client.
-        prefix: What all keys and channels begin with.
-        name: What this node is called.
+        prefix: The prefix of all keys and channels.
+        name: The name of this node.
         on_outage: What happens to handshakes while Redis is away.
-        resolves: The kinds of subjects that this node knows of its sockets.
-        journaled: Whether a journal keeps what Redis hasn't taken when the node stops.
-        patience: Seconds that Redis has at the end to take what waits for it.
+        resolves: The kinds of subjects by which this node can find its sockets.
+        journaled: Whether a journal keeps the orders that aren't recorded when the node stops.
+        patience: Seconds to wait, when the node stops, until Redis has recorded its orders.
         grace: Seconds in which an older generation is replaced though the newer wasn't seen.
         changed: Called with the new state.
 
     Attributes:
-        remote: There may be other nodes.
-        name: What this node is called.
-        clock: The one clock of all nodes.
+        remote: Whether there may be other nodes.
+        name: The name of this node.
+        clock: The clock shared by all nodes.
         serves: Whether this node holds sockets: an application, and not a script.
     """
 
@@ -118,11 +118,11 @@ class RedisCluster:
         self._beaten_at = time.monotonic()
         self._subscribers: tuple[Subscriber, ...] = ()
         self._stops = False
-        self._pending_times = True  # whether something may have ended before the clock was known
+        self._pending_times = True  # whether an end may date from before the clock was known
 
     def _wire(self, node: LocalNode) -> None:
         """
-        Make the parts, for a node with a name of its own.
+        Create the parts, under an instance name that no other start of a node has.
         """
         make, prefix = self._make, self._prefix
         self.node = node
@@ -154,7 +154,7 @@ class RedisCluster:
 
     def _wire_connections(self) -> None:
         """
-        Make the connections for orders and for data; that for commands is there.
+        Create the connections for orders and for data; the one for commands exists already.
         """
         make, prefix, health = self._make, self._prefix, self.health
         self.encoder = Encoder(prefix, self.instance, self._resolve)
@@ -242,8 +242,8 @@ class RedisCluster:
 
     def _wire_what_is_asked(self) -> None:
         """
-        Give a registry the methods of the parts: :class:`~..registry.cluster.Cluster` tells what
-        they are for.
+        Provide methods of the parts as methods of the cluster; they are documented in
+        :class:`~..registry.cluster.Cluster`.
         """
         self.record = self.outbound.record
         self.publish = self.outbound.publish
@@ -259,12 +259,12 @@ class RedisCluster:
         self.take_place = self.places.take
         self.report_places = self.places.report
 
-    # Its life
+    # State, start and stop
 
     @property
     def connected(self) -> bool:
         """
-        Whether Redis answers, and all works that is done with it.
+        Whether Redis answers, and everything that is done with it works.
         """
         return bool(self._tasks) and self.health.connected
 
@@ -284,10 +284,10 @@ class RedisCluster:
 
     async def start(self, node: LocalNode) -> None:
         """
-        Come to know the other nodes, or find out that Redis is away.
+        Connect, and learn which other nodes there are, or that Redis is away.
 
         Raises:
-            NotSetUp: If what makes a client can't.
+            NotSetUp: If the callable that makes clients can't be called or makes no usable one.
         """
         await self._expect_client()
         self._wire(node)
@@ -316,7 +316,7 @@ class RedisCluster:
             await self.health.settle(LIMIT)
         except TimeoutError:
             await self.health.settle(0.0)
-        except BaseException:  # it is cancelled
+        except BaseException:  # cancelled
             await self.stop()
             raise
         if self.serves and not self.connected:
@@ -340,8 +340,8 @@ class RedisCluster:
 
     async def stop(self) -> None:
         """
-        Leave the other nodes: let Redis take what waits for it, or what it has lost, for a few
-        seconds at most, and one of them what it hasn't taken by then.
+        Leave the cluster: for *patience* seconds at most, write to Redis what waits in the outbox
+        and what it has lost; then hand over the orders that are left to another node.
         """
         if not self._tasks:
             return
@@ -366,7 +366,7 @@ class RedisCluster:
 
     def write_again(self) -> None:
         """
-        Write what a journal has brought that was read late; else :meth:`_prepare` does it.
+        Write the records of a journal that was read late; else :meth:`_prepare` does it.
         """
         if self._tasks:
             self.write_back.lost(everything=True)
@@ -380,7 +380,7 @@ class RedisCluster:
             )
             return
         orders = [entry.spelled_out(self.instance) for entry in left]
-        # A log-in or a renewal is several records of one lineage.
+        # A log-in or a renewal makes several records of one lineage.
         names = [*dict.fromkeys(_name_of(record) for order in orders for record in order.changes)]
         log.error(
             "Redis didn't take %d orders before this node stopped: they are lost, unless it is"
@@ -391,7 +391,7 @@ class RedisCluster:
 
     async def _prepare(self) -> None:
         """
-        Look once at how Redis is set up, and write what a journal has brought.
+        Check the eviction policy of Redis once, and write the records read from a journal.
         """
         while not self.commands.available:
             await asyncio.sleep(LIMIT)
@@ -412,7 +412,7 @@ class RedisCluster:
         if self._journaled:
             await self.write_back.write(tuple(self.node.records))
 
-    # What the parts tell each other
+    # Callbacks of the parts
 
     def _availability_changed(self) -> None:
         if self.commands.available:
@@ -429,8 +429,8 @@ class RedisCluster:
         self.health.note_works(HEAR)
 
     def _subscribed_to_data(self) -> None:
-        self.node.recount()  # a request to make room may have been missed
-        self.outbox.publish_again()  # and one to do so, of a node that isn't known then
+        self.node.recount()  # a request to evict sockets may have been missed
+        self.outbox.publish_again()  # and a request to do so, of a node not known here
         if self.serves:
             self.unrecorded.missed()
         self.membership.hurry()
@@ -442,12 +442,12 @@ class RedisCluster:
 
     def _beaten(self) -> None:
         """
-        Give what was ordered before the clock was known its time.
+        Handle an answered heartbeat; orders from before the clock was known get their time.
         """
         self.health.note_works(BEAT)
         now, before = time.monotonic(), self._beaten_at
         self._beaten_at = now
-        if now - before > LIVING:  # the others have taken this node for gone
+        if now - before > LIVING:  # the other nodes have presumed this one gone
             self.node.recount()
         if self._pending_times and self.clock.known:
             self._pending_times = False
@@ -468,7 +468,7 @@ class RedisCluster:
 
     def _take_over(self, body: bytes) -> bool:
         """
-        Go on with the orders of a node that stops, unless this one does; tell whether it does so.
+        Take over the orders of a node that stops; return false if this node is stopping, too.
         """
         if self._stops:
             return False
@@ -480,13 +480,13 @@ class RedisCluster:
         if self.serves:
             self.reconciler.missed()
         else:
-            self.numbers.missing.clear()  # a script has no sockets, and forgets soon
+            self.numbers.missing.clear()  # a script has no sockets, and soon ends
 
     def _moved(self) -> None:
         """
-        Let all connections lead where that for commands does.
+        Reconnect all connections but the one for commands, which has reached another server.
 
-        A primary that has become a replica, or is cut off, need not break the others.
+        A primary that has become a replica, or is cut off, doesn't always break the others.
         """
         self.outbox.link.drop("another server answers")
         self._data.drop("another server answers")
@@ -509,7 +509,7 @@ class RedisCluster:
 
     def _learn(self, known: Sequence[bytes]) -> None:
         """
-        Learn by what records Redis knew more than this node.
+        Merge the records of which Redis knew more than this node.
         """
         records, _ = read_records(known)
         changes, _ = split(records)
@@ -520,9 +520,9 @@ class RedisCluster:
 
     def _resolve(self, record: Record) -> Record | None:
         """
-        Return a record with its time; ``None`` if that isn't known yet.
+        Return a record with its time resolved; ``None`` while the clock isn't known.
 
-        Who has given it then didn't know either for how long other nodes need it.
+        For how long other nodes need the end wasn't known either, so its TTL is raised, too.
         """
         if isinstance(record, IdNote) or record.at < PENDING:
             return record
@@ -533,14 +533,14 @@ class RedisCluster:
             record = record._replace(ttl=max(self.node.ttl, record.ttl))
         return record
 
-    # What the registry asks for
+    # Methods of the protocol
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect an id, an identity or a label's value to be one that can be told as JSON.
+        Check that an id, an identity or a label's value can be published as JSON.
 
         Raises:
-            TypeError: If it isn't.
+            TypeError: If it can't.
         """
         if type(value) is not str:
             _ = encode(value)
@@ -548,7 +548,7 @@ class RedisCluster:
     @property
     def deaf(self) -> bool:
         """
-        Whether orders may be missed now, so that a handshake has to ask right before it opens.
+        Whether orders may be missed now: then a handshake asks Redis right before it opens.
         """
         return not self.health.hears or self.membership.behind or bool(self.numbers.missing)
 
@@ -558,15 +558,15 @@ class RedisCluster:
         """
         Record and publish an order if its own session is alive by all that is recorded.
 
-        Redis judges in the script that makes the records; no answer within a second is a no, and
-        it does nothing later. If only its answer is lost, this node hears the order as the others
-        do: its sender is nobody. Until the response has been sent sockets wait for it.
+        The script that writes the records checks this. No answer within a second is a refusal,
+        and the script does nothing after that. The message names no sender: if only the answer is
+        lost, this node applies it as the others do. Sockets close when the response has been sent.
 
         Args:
             order: The end of an identity and of the lineage that ends the others.
             lineage: That lineage.
             subjects: Its id, and its identity and labels.
-            since: Up to when an end of the identity would concern the session that goes on.
+            since: From when on an end of the identity concerns the session that continues.
         """
         if not self.clock.known:
             return False
@@ -582,7 +582,7 @@ class RedisCluster:
         except TROUBLE as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
-            # A server that was given up may run what it was sent until then.
+            # A server whose connection was given up may run the script until then.
             await asyncio.sleep(until - asyncio.get_running_loop().time())
             return False
         if ended:
@@ -591,7 +591,7 @@ class RedisCluster:
 
     def figures(self) -> Figures:
         """
-        Return what was counted; called from any thread.
+        Return what was counted; may be called from any thread.
         """
         number, seconds = self._outages.so_far()
         if not self._tasks:
@@ -600,7 +600,7 @@ class RedisCluster:
 
     async def living(self) -> frozenset[str] | None:
         """
-        Return the instances of the other nodes that live; ``None`` if that can't be found out.
+        Return the instances of the other nodes that are alive; ``None`` if Redis can't be asked.
         """
         if not (self.commands.available and self.health.hears):
             return None
