@@ -522,7 +522,7 @@ class RedisCluster:
         """
         Return a record with its time resolved; ``None`` while the clock isn't known.
 
-        For how long other nodes need the end wasn't known either, so its TTL is raised, too.
+        How long other nodes need an end wasn't known either, so its TTL is raised, too.
         """
         if isinstance(record, IdNote) or record.at < PENDING:
             return record

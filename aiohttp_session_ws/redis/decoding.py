@@ -1,5 +1,5 @@
 """
-Reading what comes from Redis: it may be of another version, or of somebody else. No I/O.
+Decode messages and records from Redis, which may be of another version or foreign. No I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .messages import LOGIN, VERSION, CloseSession, PublishedOrder, Record
 
 __all__: list[str] = []
 
-#: What reading something foreign may raise.
+#: Exceptions that decoding foreign data may raise.
 WRONG: Final = (
     ValueError,
     TypeError,
@@ -29,7 +29,7 @@ WRONG: Final = (
     OverflowError,
 )
 
-_read: Final = json.JSONDecoder().raw_decode  # loads() asks first what it is given
+_read: Final = json.JSONDecoder().raw_decode  # loads() would check its argument first
 
 _BY_LOGIN: Final = {bits: bool(bits & LOGIN) for bits in range(4)}
 
@@ -38,8 +38,8 @@ def read_numbers(data: bytes) -> tuple[int, int, bytes] | None:
     """
     Return the first and the last number of a message, and its body.
 
-    Both numbers are 0 if it has none since Redis refused to record it; ``None`` stands for
-    something that isn't ours.
+    Both numbers are 0 if it has none, because Redis refused to record it; the result is ``None``
+    for foreign data.
     """
     head, line_feed, body = data.partition(b"\n")
     last, colon, count = head.partition(b":")
@@ -52,7 +52,8 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
     """
     Return the sender of a message, and its orders as text; ``None`` if it can't be read.
 
-    The sender is empty for what Redis' script has found.
+    The sender is empty if a Lua script decided on the order: for an end that it derived, or for
+    one by :meth:`~.cluster.RedisCluster.end_others`.
     """
     try:
         head, *orders = body.decode().split("\n")
@@ -61,7 +62,7 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
         return None
 
 
-@lru_cache(256)  # there are as many as nodes
+@lru_cache(256)  # one for each node
 def _sender(head: str) -> str:
     message = json.loads(head)
     if message["v"] != VERSION:
@@ -100,7 +101,7 @@ def read_records(values: Iterable[bytes | None]) -> tuple[list[Record], bool]:
 
 def name(value: object) -> str:
     """
-    Return the name of a node, which is to be part of a channel's.
+    Return *value* as the name of a node; it must be encodable, as part of a channel's name.
     """
     text = str(value)
     _ = text.encode()
@@ -190,10 +191,10 @@ def _close_session(body: list[Any]) -> CloseSession:
 @lru_cache(16)  # most are one of a few
 def close_of(code: object, reason: object) -> Close:
     """
-    Return with what sockets are closed.
+    Return the close code and the reason with which sockets are closed.
 
     Raises:
-        ValueError: If it isn't that.
+        ValueError: If they are invalid.
     """
     if type(code) is not int:
         raise ValueError("a close code is a number")
@@ -221,10 +222,10 @@ def _time(value: Any) -> float:
 
 def ttl_of(value: Any) -> float:
     """
-    Return a time to live.
+    Return a time to live in seconds.
 
     Raises:
-        ValueError: If it isn't one.
+        ValueError: If it isn't a finite number > 0.
     """
     ttl = value if type(value) is float else float(value)
     if not 0 < ttl < math.inf:

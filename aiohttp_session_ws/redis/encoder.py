@@ -1,5 +1,5 @@
 """
-What Redis' script gets of what waits in the outbox. No I/O.
+Build the arguments of the Lua scripts that write queued orders. No I/O.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__: list[str] = []
 
 class Encoder:
     """
-    Makes of entries what the script gets.
+    Turns entries of the outbox into arguments of the Lua scripts.
 
     Args:
-        prefix: What all keys begin with, in braces.
+        prefix: The prefix of all keys, without the braces around it.
         sender: The name of this node.
-        resolve: Gives a record its time, which it may have been made without; ``None`` while
-            the time isn't known.
+        resolve: Returns a record with its time, which it may have been made without; ``None``
+            while the time isn't known.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class Encoder:
     ) -> None:
         self._tag = f"{{{prefix}}}:"
         self._sender = sender
-        self._numbers_of = quote(sender)[:-1]  # what the numbers of close orders begin with
+        self._numbers_of = quote(sender)[:-1]  # the prefix of the numbers of close orders
         self._resolve = resolve
         self._head = head_of(sender)
-        self._shape: Shape | None = None  # of the last order that went alone
-        self._line = self._key = self._text = self._how = self._tail = ""  # what such share
+        self._shape: Shape | None = None  # of the last order that was sent alone
+        self._line = self._key = self._text = self._how = self._tail = ""  # its parts
         self._ttl = 0
 
     def arguments(self, entries: Sequence[AnyEntry], channel: str) -> list[Argument] | None:
         """
-        Return what the script gets that writes; ``None`` if a record's time isn't known.
+        Return the arguments of the script that writes; ``None`` if a record's time isn't known.
 
         Args:
-            entries: What it writes.
-            channel: Where it publishes that.
+            entries: The entries to write.
+            channel: The channel on which to publish them.
         """
         if len(entries) == 1 and type(entries[0]) is Single and entries[0].at < PENDING:
             return self._arguments_of_one(entries[0], channel)
@@ -78,7 +78,8 @@ class Encoder:
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
-        # What was published without a number isn't published so again, but with what wasn't.
+        # If Redis refuses to write, the message is published without numbers, unless all of it
+        # was published so before.
         news = not all(entry.published for entry in entries)
         args += [channel, body, "1" if news else "", self._numbers_of]
         args += [len(rows), *[place for row in rows for place in row]]
@@ -88,7 +89,7 @@ class Encoder:
 
     def _arguments_of_one(self, entry: Single, channel: str) -> list[Argument]:
         """
-        Return the same for an order that goes alone, as most do, by fewer steps.
+        Return the same for an order that is sent alone, as most are, in fewer steps.
         """
         shape, value = entry.shape, entry.value
         if shape is not self._shape:
@@ -106,7 +107,7 @@ class Encoder:
 
     def _take_shape(self, shape: Shape) -> None:
         """
-        Spell out what orders of a shape have in common.
+        Prepare the parts that orders of a shape share.
         """
         ends, kind, close, ttl = shape
         self._shape = shape
@@ -130,17 +131,17 @@ class Encoder:
         deadline: float,
     ) -> list[Argument]:
         """
-        Return what the script gets that judges a session before it writes.
+        Return the arguments of the script that writes only if a session is alive.
 
         Args:
-            changes: What it writes.
-            channel: Where it publishes that, unless it can't be written.
-            lineage: Of the session that has to be alive.
+            changes: The records to write.
+            channel: The channel on which to publish them, unless Redis refuses to write.
+            lineage: The lineage of the session that has to be alive.
             subjects: Its id, identity and labels.
-            since: Up to when an end of the identity or a label would concern it.
-            grace: Seconds in which an older generation is replaced though none has come with
-                the newer one.
-            deadline: Until when, by the one clock, it may be written.
+            since: From when on an end of the identity concerns the session.
+            grace: Seconds in which an older generation is replaced though no request has come
+                with the newer one.
+            deadline: Until when, by the shared clock, they may be written.
         """
         entry = Entry(PublishedOrder(changes, held=True))
         entry.published = True
@@ -166,24 +167,24 @@ class Encoder:
 
 class Message:
     """
-    The lines of a message, in the order in which they are given.
+    Builds a message: a line for each order or row, in the sequence in which they are added.
 
     Args:
-        sender: Who sends it.
+        sender: The name of the sending node.
     """
 
     def __init__(self, sender: str) -> None:
         self._sender = sender
         self._lines: list[str] = []
-        self._rows: list[int] = []  # which lines hold rows
-        self._shape: Shape | None = None  # of the row that goes on
+        self._rows: list[int] = []  # the indexes of lines that hold rows
+        self._shape: Shape | None = None  # of the current row
         self._next = 0  # its next number
         self._first = 0
         self._cells: list[str] = []
 
     def add(self, entry: Single) -> None:
         """
-        Add an order to the row that goes on, or begin another.
+        Add an order to the current row, or begin another one.
         """
         shape, number = entry.shape, entry.number
         if shape is not self._shape or number != self._next:
@@ -194,7 +195,7 @@ class Message:
 
     def add_line(self, line: str) -> None:
         """
-        Add an order that has a line of its own.
+        Add an order on a line of its own.
         """
         self._end_row()
         self._lines.append(line)
@@ -207,8 +208,8 @@ class Message:
 
     def finish(self) -> tuple[bytes, list[tuple[int, int]]]:
         """
-        Return the message, and where in it the first and the last byte of each row are, counted
-        from 1.
+        Return the message and, counted from 1, the positions of the first and the last byte of
+        each row.
         """
         self._end_row()
         text = envelope(self._sender, self._lines)
@@ -222,7 +223,7 @@ class Message:
 
 def body_of(arguments: Sequence[Argument]) -> bytes:
     """
-    Return the message that the script gets among its arguments.
+    Return the message among the arguments of a script.
     """
     body = arguments[int(arguments[0]) + 2]
     assert isinstance(body, bytes), "the script gets a message"
@@ -231,6 +232,6 @@ def body_of(arguments: Sequence[Argument]) -> bytes:
 
 def is_published(arguments: Sequence[Argument]) -> bool:
     """
-    Tell whether the message is published also if Redis refuses to record it.
+    Return whether the script publishes the message even if Redis refuses to record it.
     """
     return arguments[int(arguments[0]) + 3] == "1"

@@ -1,5 +1,5 @@
 """
-What waits in the outbox. No I/O.
+The entries of the outbox. No I/O.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Waiting:
     """
     An order that waits until Redis has recorded it.
 
-    There may be a million, and the garbage collector looks at every object in them.
+    Entries hold few objects: there may be a million, and the garbage collector visits each.
 
     Attributes:
         published: Whether it was published.
         stored: Whether Redis has recorded it.
-        alone: Whether it took too long, so that no other is sent with it.
+        alone: Whether it failed or took too long, so that it is sent without others.
     """
 
     __slots__ = ("_waiter", "alone", "published", "stored")
@@ -36,7 +36,7 @@ class Waiting:
 
     def finish(self) -> None:
         """
-        Note that Redis has recorded it.
+        Mark it as recorded by Redis, and end all waits for that.
         """
         self.published = self.stored = True
         if self._waiter is not None and not self._waiter.done():
@@ -69,7 +69,7 @@ class Entry(Waiting):
     @property
     def size(self) -> int:
         """
-        How many records it makes.
+        How many records the order makes.
         """
         return len(self.order.changes) + len(self.order.closes)
 
@@ -82,22 +82,22 @@ class Entry(Waiting):
 
 class Single(Waiting):
     """
-    An order about one subject that says nothing else, so that it can be sent in a row of such.
+    An order about one subject and nothing else, so that it can be part of a row of such orders.
 
     Attributes:
-        shape: What it has in common with others of its row.
-        at: When it was given, by the one clock.
-        value: Which id, identity or label.
-        number: How many close orders this node had given with it; 0 if it is an end.
+        shape: The fields that orders of one row share.
+        at: When it was given, by the shared clock.
+        value: The id, identity or label.
+        number: Its number among the close orders of this node; 0 if it is an end.
     """
 
     __slots__ = ("at", "number", "shape", "value")
 
-    #: How many records it makes.
+    #: How many records the order makes.
     size: Final = 1
 
     def __init__(self, shape: Shape, at: float, value: Hashable, number: int = 0) -> None:
-        # Not by super(): there may be very many.
+        # Without super(), to save time: there may be very many.
         self.published = self.stored = self.alone = False
         self._waiter = None
         self.shape = shape
@@ -107,7 +107,7 @@ class Single(Waiting):
 
     def spelled_out(self, sender: str) -> PublishedOrder:
         """
-        Return the order as one that says all that an order can; *sender* is the name of this node.
+        Return the order in its general form; *sender* is the name of this node.
         """
         return spell_out(self.shape, sender, self.number, self.at, self.value)
 

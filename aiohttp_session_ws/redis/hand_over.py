@@ -1,5 +1,5 @@
 """
-What a node couldn't have recorded before it stops is handed over to another, which goes on trying.
+Hand-over of unrecorded orders from a node that stops to another, which retries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .requests import Requests
 
 __all__: list[str] = []
 
-PATIENCE: Final = 2.0  # seconds for all of it
+PATIENCE: Final = 2.0  # seconds for the whole hand-over
 AT_ONCE: Final = 500  # orders in one message
 
 
@@ -24,12 +24,12 @@ async def hand_over(
     entries: Iterable[AnyEntry], encoder: Encoder, requests: Requests
 ) -> list[AnyEntry]:
     """
-    Have one of the other nodes record what is left in the outbox; return what nobody has taken.
+    Hand over orders to the other nodes; return those that no node has taken.
 
     Args:
-        entries: What is left.
-        encoder: Makes messages of it.
-        requests: Asks the others.
+        entries: The orders that are left in the outbox.
+        encoder: Builds messages from them.
+        requests: Sends these to the other nodes.
     """
     left = list(entries)
     with contextlib.suppress(TimeoutError):
@@ -43,6 +43,6 @@ async def hand_over(
                     body = body_of(args)
                     request = await requests.ask({"do": "take over"}, body, of=[heir])
                     if heir not in request.answered:
-                        break  # it stops, too
+                        break  # it is stopping, too
                     del left[:AT_ONCE]
     return left

@@ -1,5 +1,5 @@
 """
-Whether a node is connected: Redis answers, and all works that is done with it. With hysteresis.
+The connection state of a node, with hysteresis: whether Redis answers and all use of it works.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__: list[str] = []
 
 State: TypeAlias = Literal["connected", "degraded"]
 
-STEADY: Final = 1.0  # seconds that a change has to last until it is one of the state
+STEADY: Final = 1.0  # seconds that a change has to last until it changes the state
 
-#: What may not work though Redis answers, in the words of the log; the worst first.
+#: What may fail though Redis answers, in the words of the log; the worst first.
 HEAR: Final = "it can't be subscribed to"
 BEAT: Final = "heartbeats fail"
 RECORD: Final = "orders can't be recorded"
@@ -30,10 +30,10 @@ ALL: Final = (HEAR, BEAT, RECORD, HEAR_DATA, SEND_DATA)
 
 class Health:
     """
-    What is known of a node's connections.
+    Tracks what works over a node's connections, and derives its state.
 
     Args:
-        commands: Tells whether Redis answers.
+        commands: The connection for commands, which detects whether Redis answers.
         outages: Counts how often and for how long the state was degraded.
         changed: Called with the new state.
 
@@ -55,12 +55,12 @@ class Health:
         self._seemed = False
         self._seemed_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._warned = False  # of the outage that lasts
+        self._warned = False  # of the current outage
 
     @property
     def connected(self) -> bool:
         """
-        Whether Redis answers, and all works, at this moment.
+        Whether Redis answers and everything works at this moment.
         """
         return self._commands.available and not self._troubles
 
@@ -78,19 +78,21 @@ class Health:
     @property
     def hears(self) -> bool:
         """
-        Whether orders are heard.
+        Whether orders are received.
         """
         return self.works(HEAR)
 
     def works(self, what: str) -> bool:
         """
-        Tell whether something works, one of :data:`ALL`.
+        Return whether something works, one of :data:`ALL`.
         """
         return what not in self._troubles
 
     async def settle(self, timeout: float) -> None:
         """
-        Wait until all is connected, or something can't be, and begin to tell the state.
+        Wait until everything works or Redis is away, and begin to report the state.
+
+        It does so after *timeout* seconds in any case.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -107,7 +109,7 @@ class Health:
 
     def stop(self) -> None:
         """
-        Tell nothing any more.
+        Stop reporting; the state is degraded from now on.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -116,23 +118,23 @@ class Health:
 
     def availability_changed(self) -> None:
         """
-        Note that Redis has gone away, or is back.
+        Record that Redis has become unavailable, or is available again.
         """
         why = self._commands.why
         if not self._commands.available and self._logged.allows(why.partition(":")[0]):
-            log.info("Redis is away: %s", why)  # the state, soon, is a warning
+            log.info("Redis is away: %s", why)  # the change of state logs a warning soon
         self._note()
 
     def note_works(self, what: str) -> None:
         """
-        Note that something works, one of :data:`ALL`.
+        Record that something works, one of :data:`ALL`.
         """
         _ = self._troubles.pop(what, None)
         self._note()
 
     def note_fails(self, what: str, why: str) -> None:
         """
-        Note that something doesn't work.
+        Record that something fails, one of :data:`ALL`, and why.
         """
         if what == HEAR and self.hears and self._logged.allows("deaf"):
             log.warning(
@@ -145,7 +147,7 @@ class Health:
 
     def _note(self) -> None:
         """
-        Change the state soon, if this lasts: what Redis does in between is no news.
+        Change the state if this lasts for :data:`STEADY`: short interruptions are not reported.
         """
         self._news.set()
         if not self._started or self.connected == self._seemed:
@@ -153,7 +155,7 @@ class Health:
         loop = asyncio.get_running_loop()
         self._seemed, self._seemed_since = self.connected, loop.time()
         if not self._commands.available:
-            self._report()  # it has not answered for a second
+            self._report()  # it hasn't answered for a second, which is long enough
         elif self._timer is None:
             self._timer = loop.call_later(STEADY, self._report_if_steady)
 
@@ -174,7 +176,7 @@ class Health:
 
     def _note_state(self) -> None:
         """
-        Count an outage, and log it and its end as a warning; of more in a minute the first.
+        Count an outage, and log it and its end: as warnings only the first within a minute.
         """
         if self.state == "degraded":
             self._outages.begin()

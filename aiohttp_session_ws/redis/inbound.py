@@ -1,5 +1,5 @@
 """
-What other nodes publish, on its way in.
+Receive and carry out what other nodes publish, and detect missed messages.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .rows import One, OneReader, is_row, read_row
 
 __all__: list[str] = []
 
-TURN: Final = 0.004  # seconds of orders that are carried out before others have their turn
-FEW: Final = 50  # orders that are carried out without looking at the time
+TURN: Final = 0.004  # seconds of carrying out orders before other tasks may run
+FEW: Final = 50  # orders that are carried out without checking the time
 
 
 class Inbound:
     """
-    Hears orders, and notices what it hasn't heard.
+    Receives orders, and detects missed ones by their numbers.
 
     Args:
         instance: The name of this node.
-        applier: Lets orders take effect.
-        numbers: What was heard.
-        recent: Keeps what was heard, in case Redis loses it.
-        unrecorded: Called when an order is heard that Redis has refused to record.
-        report: Called with the sender and an order that a report is asked of.
-        doubt: Called when numbers don't follow each other.
-        unreadable: Called with the first and the last number, 0 if it has none, of a message
-            that can't be read, and with zeros if an order failed: what it was to close is found
-            by what is recorded.
-        pace: Counts what is heard.
+        applier: Applies the orders.
+        numbers: The numbers that were received.
+        recent: Keeps the messages, in case Redis loses their records.
+        unrecorded: Called when an order is received that Redis has refused to record.
+        report: Called with the sender and an order that asks for a report.
+        doubt: Called when numbers aren't consecutive.
+        unreadable: Called with the first and the last number of a message that can't be read, 0
+            if it has none, and with zeros if an order failed: the sockets that it was to close
+            are then found by the records.
+        pace: Counts the messages.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Inbound:
         Carry out the orders of a message.
 
         Returns:
-            What to wait for, if there is so much that others must have their turn meanwhile.
+            If there are so many that other tasks must run meanwhile, an awaitable for the rest.
         """
         one = self._ones.read(data)
         if one is not None:
@@ -86,7 +86,7 @@ class Inbound:
         if last and not self._numbers.hear(first, last):
             self._doubt()
         if body.startswith(self._own):
-            return None  # it has taken effect when it was given
+            return None  # it took effect here when it was given
         message = read_message(body)
         if message is None:
             self._cannot_read(first, last)
@@ -104,7 +104,7 @@ class Inbound:
 
     def _hear_one(self, one: One, data: bytes) -> None:
         """
-        Carry out the order of a message that has one: its close frames come before all else.
+        Carry out a message with one order; its close frames are written before anything else.
         """
         try:
             self._applier.carry_out_one(one.shape, one.at, one.value, one.sender, one.first)
@@ -117,7 +117,7 @@ class Inbound:
 
     async def _go_on(self, acts: Iterator[Callable[[], None]]) -> None:
         """
-        Carry out what is left of a message, with turns for others in between.
+        Carry out the rest of a message, and let other tasks run in between.
         """
         turn = time.monotonic() + TURN
         for act in acts:
@@ -130,7 +130,7 @@ class Inbound:
         self, sender: str, lines: Sequence[str], body: bytes, first: int, last: int
     ) -> Iterator[Callable[[], None]]:
         """
-        Return what carries out the lines of a message one after another, each line in its turn.
+        Yield callables that carry out a message line by line; each line is read when it is due.
         """
         readable = True
         for line in lines:
@@ -144,15 +144,15 @@ class Inbound:
         self, sender: str, line: str, body: bytes | None
     ) -> Sequence[Callable[[], None]] | None:
         """
-        Carry out an order, or what can be done at once of a row.
+        Read a line of a message; of a row, carry out what can be done for all orders together.
 
         Args:
-            sender: Who has sent it.
-            line: Its line.
+            sender: The node that sent the message.
+            line: The line.
             body: The message, if it has no other line.
 
         Returns:
-            What is left to do; ``None`` if it can't be read.
+            Callables that carry out what is left; ``None`` if the line can't be read.
         """
         if is_row(line):
             row = read_row(line)
@@ -174,7 +174,7 @@ class Inbound:
 
     def _act(self, act: Callable[[], None]) -> None:
         """
-        Carry out an order; if it fails, that keeps no other from being carried out.
+        Carry out an order; an error in it doesn't stop the others.
         """
         try:
             act()
@@ -198,5 +198,5 @@ class Inbound:
 
 def _nothing() -> None:
     """
-    Stand for a line without anything left to do.
+    Do nothing, for a line of which nothing is left to do.
     """

@@ -1,5 +1,5 @@
 """
-What is recorded of a session, when a request or a handshake comes with it.
+Look up the records of a session in Redis when a request or a handshake arrives with it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from .messages import encode_record, keys_of_lookup, split
 
 __all__: list[str] = []
 
-ONCE: Final = 60.0  # seconds between two questions about the session of HTTP requests
+ONCE: Final = 60.0  # seconds between two look-ups of a lineage for HTTP requests
 PATIENCE: Final = 0.25  # seconds that an HTTP request waits for the answer
-MOST: Final = 100_000  # lineages that were asked about lately
+MOST: Final = 100_000  # lineages that are remembered as looked up
 
 OnOutage = Literal["refuse", "accept"]
 
 
 class Lookup:
     """
-    Asks Redis what is recorded of sessions.
+    Looks up the records of sessions in Redis, and applies them.
 
     Args:
         node: This node.
-        commands: Redis.
-        applier: Lets what is found take effect.
+        commands: The connection for commands.
+        applier: Applies the records that are found.
         on_outage: What happens to handshakes while Redis is away.
 
     Attributes:
-        unchecked: Whether a handshake was let in while Redis was away: all are looked up when it
-            is back.
+        unchecked: Whether a handshake was accepted without a look-up: when Redis is back, all
+            connections are looked up.
     """
 
     def __init__(
@@ -64,25 +64,25 @@ class Lookup:
 
     def check_due(self, token: str) -> bool:
         """
-        Tell whether it is time to ask about a lineage.
+        Return whether a lineage is due to be looked up.
         """
         return self._commands.available and self._asked.peek(token) is None
 
     def forget(self) -> None:
         """
-        Forget which lineages were asked about: they may have ended unheard.
+        Forget which lineages were looked up: this node may have missed their ends.
         """
-        # Not cleared: an answer that is on its way tells of before.
+        # Replaced, not cleared: a pending look-up is noted in the old one, as it may be outdated.
         self._asked: ExpiringDict[str, bool] = ExpiringDict(MOST, ONCE)
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
-        Learn what is recorded of the session of an HTTP request.
+        Look up the session of an HTTP request.
 
         It waits for :data:`PATIENCE`; a later answer takes effect all the same.
 
         Returns:
-            Whether that is known.
+            Whether the answer has arrived.
         """
         if not self._commands.available:
             return False
@@ -98,7 +98,7 @@ class Lookup:
         answer: asyncio.Future[list[bytes | None]],
     ) -> None:
         """
-        Let an answer take effect; until there is one, each request of the lineage asks.
+        Apply an answer; until there is one, each request of the lineage is looked up.
         """
         if answer.cancelled() or answer.exception() is not None:
             return
@@ -109,7 +109,7 @@ class Lookup:
         changes, _ = split(records)
         try:
             self._applier.hold(changes)
-        except Exception as exc:  # noqa: BLE001  nobody else would hear of it
+        except Exception as exc:  # noqa: BLE001  it would be reported nowhere else
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in changes:
@@ -117,20 +117,20 @@ class Lookup:
 
     def _keep(self, change: Change) -> None:
         """
-        Restart the time of a record in Redis, too.
+        Restart the TTL of a record in Redis, too.
 
-        It isn't written again: if Redis has lost it meanwhile, it needs a new number, or whoever
-        missed it would never hear of it.
+        It isn't written again: if Redis has lost it meanwhile, it needs a new number, or a node
+        that missed it would never find it.
         """
         key, ttl, _ = encode_record(change)
         _ = self._commands.call("PEXPIRE", self._commands.prefix + key, ttl)
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """
-        Learn what is recorded of a handshake.
+        Look up the session of a handshake.
 
         Raises:
-            aiohttp.web.HTTPServiceUnavailable: If Redis is away, and handshakes are refused
+            aiohttp.web.HTTPServiceUnavailable: If the look-up fails, and handshakes are refused
                 then.
         """
         try:
@@ -148,7 +148,7 @@ class Lookup:
 
     def take(self, connection: TrackedConnection, values: Sequence[bytes | None]) -> None:
         """
-        Let what was read about *connection* take effect.
+        Apply the values that were read for *connection*.
         """
         if not any(values):
             return
@@ -165,7 +165,7 @@ class Lookup:
 
 def keys_of_connection(connection: TrackedConnection) -> list[str]:
     """
-    Return the keys of all that is recorded of a connection.
+    Return the keys of all records that may concern a connection.
     """
     subjects = [Subject("id", connection.session_ws_id), *connection.labels]
     if connection.identity is not None:
