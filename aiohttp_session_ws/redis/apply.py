@@ -65,7 +65,7 @@ class Applier:
             return Order(changes, (), close, by, refresh), None
         at = max([order.at for order in closes])
         # With a log-in or a renewal, close orders are for sockets that share the id. A client
-        # that connects after receiving the response isn't meant: the time is rounded down.
+        # that connects after receiving the response isn't affected: the time is rounded down.
         given = self._clock.latest(at - 2 * self._clock.error if changes else at)
         subjects = tuple([order.subject for order in closes if self._seen.add(order.number)])
         if close is None and not changes:

@@ -43,7 +43,7 @@ class Beat(NamedTuple):
 
     def after(self, known: Beat | None) -> Beat:
         """
-        Return this answer, with epoch and server of the answer *known* where it has none.
+        Return this answer, with the epoch and the server of *known* where it lacks them.
 
         Redis may not permit ``INFO``, or may have been unable to write its epoch.
         """

@@ -4,10 +4,10 @@ The cluster of all processes that share a Redis: creates, wires, starts and stop
 An order is sent through ``outbound``, ``io/outbox`` and the script in ``io/scripts``, which
 records it, gives it a number and publishes it. It is received through ``io/subscriber``,
 ``inbound`` and ``apply``. Missed orders are detected by heartbeats (``membership``) and then read
-(``reconcile``). Three connections send commands, orders and data, and two are subscribed.
+(``reconcile``). Three connections send commands, orders and data; two more are subscribed.
 
-Methods of the protocol that one part can provide are that part's methods. Over 300 lines long: the
-parts notify each other through callbacks, which are defined here.
+Methods of the ``Cluster`` protocol that a single part provides are that part's own. Over 300 lines
+long: the parts notify each other through callbacks, which are defined here.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class RedisCluster:
 
     def _wire(self, node: LocalNode) -> None:
         """
-        Create the parts, under an instance name that no other start of a node has.
+        Create the parts, with an instance name that is unique to this start of the node.
         """
         make, prefix = self._make, self._prefix
         self.node = node
@@ -332,7 +332,7 @@ class RedisCluster:
             ) from exc
         except NotSetUp:
             raise
-        except Exception as exc:  # noqa: BLE001  the application's
+        except Exception as exc:  # noqa: BLE001  whatever the application raises
             log.warning("a client of Redis can't be made now: %s", reason(exc))
 
     def _run(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -340,8 +340,8 @@ class RedisCluster:
 
     async def stop(self) -> None:
         """
-        Leave the cluster: for *patience* seconds at most, write to Redis what waits in the outbox
-        and what it has lost; then hand over the orders that are left to another node.
+        Leave the cluster: for *patience* seconds at most, write the queued orders and the records
+        that Redis has lost; then hand over the orders that are left to another node.
         """
         if not self._tasks:
             return

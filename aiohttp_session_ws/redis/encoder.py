@@ -78,8 +78,8 @@ class Encoder:
         body, rows = message.finish()
         args: list[Argument] = [1 + len(records), self._tag]
         args += [self._tag + stored.key for stored in records]
-        # If Redis refuses to write, the message is published without numbers, unless all of it
-        # was published so before.
+        # If Redis refuses to write, the message is published without numbers, unless all
+        # entries were published so before.
         news = not all(entry.published for entry in entries)
         args += [channel, body, "1" if news else "", self._numbers_of]
         args += [len(rows), *[place for row in rows for place in row]]

@@ -30,7 +30,7 @@ ALL: Final = (HEAR, BEAT, RECORD, HEAR_DATA, SEND_DATA)
 
 class Health:
     """
-    Tracks what works over a node's connections, and derives its state.
+    Tracks which uses of Redis work on this node, and derives the connection state.
 
     Args:
         commands: The connection for commands, which detects whether Redis answers.
@@ -55,7 +55,7 @@ class Health:
         self._seemed = False
         self._seemed_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._warned = False  # of the current outage
+        self._warned = False  # whether the current outage was logged as a warning
 
     @property
     def connected(self) -> bool:
@@ -92,7 +92,7 @@ class Health:
         """
         Wait until everything works or Redis is away, and begin to report the state.
 
-        It does so after *timeout* seconds in any case.
+        It waits for *timeout* seconds at most.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -147,7 +147,7 @@ class Health:
 
     def _note(self) -> None:
         """
-        Change the state if this lasts for :data:`STEADY`: short interruptions are not reported.
+        Change the state once this has lasted: short interruptions are not reported.
         """
         self._news.set()
         if not self._started or self.connected == self._seemed:

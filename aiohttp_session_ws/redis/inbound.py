@@ -1,5 +1,5 @@
 """
-Receive and carry out what other nodes publish, and detect missed messages.
+Receive the orders that other nodes publish, carry them out, and detect missed ones.
 """
 
 from __future__ import annotations
