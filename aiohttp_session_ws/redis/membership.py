@@ -1,7 +1,8 @@
 """
-This node among the others: heartbeats, the clock, who else lives, and what was missed or lost.
+Heartbeats: membership of the cluster, clock measurement, detection of missed and lost records.
 
-A little over 300 lines long: all of it is what heartbeats tell, or can't while Redis refuses them.
+A little over 300 lines long: all of it evaluates heartbeats, or stands in for them while Redis
+refuses writes.
 """
 
 from __future__ import annotations
@@ -30,38 +31,38 @@ from .recent import HeardNumbers
 __all__: list[str] = []
 
 PULSE: Final = 3.0  # seconds between two heartbeats
-PROBE: Final = 0.5  # seconds between two while Redis is away
-SILENT: Final = 3600.0  # seconds until a node that has not said that it stops is forgotten
-MARKS: Final = 200  # heartbeats that are compared with what a server that has started knows
-LATELY: Final = 60.0  # seconds; what a server has lost of more than that is looked for everywhere
+PROBE: Final = 0.5  # seconds between two heartbeats while Redis is away
+SILENT: Final = 3600.0  # seconds without a heartbeat until a node is no longer a member
+MARKS: Final = 200  # heartbeats to compare with the state of a server that has restarted
+LATELY: Final = 60.0  # seconds; if a server has lost more, all records are compared
 NONE_SHARED: Final = 0, 0.0
-ON_ITS_WAY: Final = 0.5  # seconds that a message may take after its number was given
+ON_ITS_WAY: Final = 0.5  # seconds that a message may take to arrive after its number was given
 
 
 class Membership:
     """
-    The heartbeats of a node, and what they tell.
+    Sends the heartbeats of a node, and evaluates the answers.
 
     Args:
-        commands: Redis.
+        commands: The connection for commands.
         instance: The node's own name.
         clock: Measured with each heartbeat.
-        numbers: What was heard.
+        numbers: The numbers of the received records.
         node: This node.
         answered: Called after each heartbeat that was answered.
-        failed: Called after each that wasn't, or with an error, with the reason.
+        failed: Called with the reason after each heartbeat that wasn't answered, or with an error.
         missed: Called when numbers are missing.
-        lost: Called when Redis has lost its data or gone back to an old state, or, with false, may
-            have lost what it got in the last minute.
-        moved: Called when another server has answered, or the same has started.
+        lost: Called with true when Redis has lost its data or gone back to an old state, with
+            false when it may have lost the writes of the last minute.
+        moved: Called when another server has answered, or the same one has restarted.
         evicted: Called when Redis has evicted keys, ours or those of others.
 
     Attributes:
-        serves: Whether the node holds sockets, so that the others ask it.
-        members: Who has given a sign of life within an hour, and hasn't stopped.
+        serves: Whether the node holds sockets, so that other nodes send requests to it.
+        members: The nodes that have sent a heartbeat within an hour, and haven't stopped.
         known: Whether the members are known.
-        takes_writes: Whether Redis took the last heartbeat.
-        beaten: Set after the first heartbeat, or the first that failed.
+        takes_writes: Whether Redis accepted the writes of the last heartbeat.
+        beaten: Set after the first heartbeat, answered or failed.
     """
 
     def __init__(
@@ -99,34 +100,34 @@ class Membership:
         self._subscribed_at = self._asked_at = -math.inf
         self._last: Beat | None = None
         self._version: tuple[str, str, str] | None = None
-        self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, until when
-        self._left: set[str] = set()  # who has stopped, and Redis couldn't note it
-        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # when which number was last
+        self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, and until when
+        self._left: set[str] = set()  # stopped nodes that Redis still lists
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # times and last numbers
 
     @property
     def behind(self) -> bool:
         """
-        Whether Redis has perhaps counted more than this node knows of: it hasn't said how much
-        since orders can be heard.
+        Whether orders may have been missed: no heartbeat that was sent since the subscription to
+        orders has been answered yet.
         """
         return self._subscribed_at >= self._asked_at
 
     def subscribed(self) -> None:
         """
-        Note that what was published before this moment has perhaps not been heard.
+        Record that orders were subscribed to: what was published before may have been missed.
         """
         self._subscribed_at = time.monotonic()
         self._due.set()
 
     def hurry(self) -> None:
         """
-        Let the next heartbeat be at once.
+        Send the next heartbeat at once.
         """
         self._due.set()
 
     def meet(self, names: Collection[str]) -> None:
         """
-        Note who is there, for Redis perhaps refuses to list them.
+        Add nodes to the members: Redis may refuse writes, and then doesn't list them.
         """
         until = time.monotonic() + SILENT
         self._lapsed |= {name: until for name in names if name not in self.members}
@@ -134,13 +135,13 @@ class Membership:
 
     def joined(self, name: str) -> None:
         """
-        Note who has just come to be listed, before a heartbeat tells: Redis may lose its list.
+        Add a newly listed node at once, not by the next heartbeat: Redis may lose its list.
         """
         self.members |= {name}
 
     def part(self, name: str) -> None:
         """
-        Note who has stopped though Redis refuses to note it; it is told when it doesn't any more.
+        Remove a stopped node from the members, and from the list once Redis accepts writes again.
         """
         self._left.add(name)
         self._lapsed.pop(name, None)
@@ -148,7 +149,7 @@ class Membership:
 
     async def run(self) -> None:
         """
-        Give signs of life until cancelled.
+        Send heartbeats until cancelled.
         """
         while True:
             self._due.clear()
@@ -160,7 +161,7 @@ class Membership:
                 self._failed(reason(exc))
             else:
                 if not self._clock.known or self._clock.was_set_back:
-                    pause = PROBE  # the answer was too late to tell the time, or tells a wrong one
+                    pause = PROBE  # too late to measure the clock, or it was set back
             self.beaten.set()
             try:
                 async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):
@@ -170,7 +171,7 @@ class Membership:
 
     async def look(self) -> None:
         """
-        Find out now what was missed or lost.
+        Send a heartbeat now, to detect what was missed or lost.
         """
         try:
             await self._beat()
@@ -179,11 +180,12 @@ class Membership:
 
     async def leave(self) -> bool:
         """
-        Tell that this node stops, so that nobody waits for it; tell whether Redis has noted it.
+        Remove this node from the list in Redis, so that no request waits for it; return false if
+        that failed, so that the other nodes have to be notified.
         """
         if not (self.serves and self._commands.available):
             return True
-        self.serves = False  # or the next heartbeat would list it again
+        self.serves = False  # otherwise the next heartbeat would list it again
         try:
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
         except TROUBLE as exc:
@@ -193,10 +195,10 @@ class Membership:
 
     async def living(self) -> list[str]:
         """
-        Return who has given a sign of life lately, in an order that is the same for all.
+        Return the nodes with a heartbeat within :data:`~.io.scripts.LIVING`, sorted alike on all.
 
         Raises:
-            RedisUnavailable: If that can't be found out.
+            RedisUnavailable: If Redis is away.
         """
         since = self._clock.now() - LIVING
         nodes = self._commands.prefix + "nodes"
@@ -205,10 +207,10 @@ class Membership:
 
     async def listed(self) -> frozenset[str]:
         """
-        Return who has given a sign of life to this Redis, and hasn't stopped.
+        Return the nodes that are listed in Redis, without those known to have stopped.
 
         Raises:
-            RedisUnavailable: If that can't be found out.
+            RedisUnavailable: If Redis is away.
         """
         found = await self._commands.call("ZRANGE", self._commands.prefix + "nodes", 0, -1)
         return frozenset(name.decode() for name in found) - self._left
@@ -234,7 +236,7 @@ class Membership:
         if beat.joined:
             await self._tell_joined()
         if self._left and not beat.refused:
-            left = tuple(self._left)  # others may stop while Redis notes it
+            left = tuple(self._left)  # more nodes may stop meanwhile
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, *left)
             self._left.difference_update(left)
         if self._version != (beat.epoch, beat.server, beat.members):
@@ -248,13 +250,13 @@ class Membership:
         self._compare(beat, heard, await self._last_shared() if changed else NONE_SHARED)
         self._asked_at = sent
         if known is not None and beat.is_elsewhere(known):
-            self._moved()  # else whoever listens is at the right one, and would miss something
+            self._moved()  # else subscribers are at the right one, and would miss messages
         elif beat.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
 
     async def _tell_joined(self) -> None:
         """
-        Tell the others that this node has come to be listed.
+        Notify the other nodes that this one is listed now.
         """
         line = self._commands.link.line
         if line is None:
@@ -266,12 +268,12 @@ class Membership:
 
     async def _learn_members(self, beat: Beat) -> None:
         """
-        Learn who the members are; who was one before Redis lost its data, or the list, still is.
+        Read the members; those from before Redis lost its data, or the list, stay members.
         """
         version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
         members = self.members
         found = await self.listed()
-        joined = self.members - members  # meanwhile
+        joined = self.members - members  # while the list was read
         lost = self._version is not None and (beat.joined or self._version[:2] != version[:2])
         if lost:
             self._lapsed |= dict.fromkeys(self.members, now + SILENT)
@@ -286,10 +288,10 @@ class Membership:
     async def _last_shared(self) -> tuple[int, float]:
         """
         Return the last number that stands for the same record as before on a server that has
-        started, and when it was the last one; 0 if none does.
+        restarted, and when it was the last one; zeros if there is none.
 
-        It has perhaps gone back to an older state and given numbers anew since. Each was marked
-        with the time when it was reached, which then is a later one.
+        The server may have gone back to an older state, and given later numbers a second time.
+        Redis marks each number with the time at which it was reached, which then is a later one.
         """
         marks, name = tuple(self._marks), self._commands.prefix + "marks"
         try:
@@ -304,9 +306,9 @@ class Membership:
 
     def _compare(self, beat: Beat, heard: int, shared: tuple[int, float]) -> None:
         """
-        Compare what Redis says with the greatest number that was *heard* when it was asked.
+        Compare the answer to a heartbeat with *heard*, the last number known when it was sent.
 
-        All after what is *shared* was perhaps missed if this is another server.
+        If this is another server, everything after the *shared* number may have been missed.
         """
         known, self._last = self._last, beat
         if known is not None and (beat.last < heard or differs(known.epoch, beat.epoch)):
@@ -317,8 +319,8 @@ class Membership:
             self._commands.link.drop("it has lost data")
             self._lost(True)
         elif known is not None and differs(known.server, beat.server):
-            # Another server, or the same one restarted, or one that was a replica meanwhile: what
-            # it got last is perhaps lost, and its numbers may stand for other records by now.
+            # Another server, or the same one restarted, or one that was a replica meanwhile: its
+            # last writes may be lost, and their numbers may stand for other records by now.
             number, at = shared
             self._numbers.rewind(min(number, beat.last), beat.last)
             self._marks.clear()
@@ -326,7 +328,7 @@ class Membership:
         elif self.behind:
             self._numbers.reach(beat.last)
         elif self._numbers.last < beat.last:
-            # Perhaps it is on its way.
+            # The message may still be on its way.
             _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat.last)
         self._marks.append((beat.time, beat.last))
         if self._numbers.missing:

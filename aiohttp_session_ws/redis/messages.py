@@ -1,11 +1,11 @@
 """
-What goes to Redis: records, and the messages that carry orders. No I/O.
+Wire format of records, orders and requests: encoding. No I/O.
 
-A record is a JSON array that begins with the version and its kind; what Redis' script merges
-stands next, in fixed places, and what it only copies at the end. The same text is the value of a
-key and a part of a message. A message has lines: ``<last number>:<how many>``, written by the
-script, a JSON object with the version and the sender, and then each order, as a JSON array: so
-they are read one by one, and the garbage collector never sees many.
+A record is a JSON array of the version, its kind, the fields that the Lua script merges, in fixed
+places, and the fields that it only copies. The same text is the value of a key and a part of a
+message. The lines of a message are ``<last number>:<count>``, written by the script, a JSON object
+with the version and the sender, and then one order each, a JSON array, or a row of orders (see
+:mod:`.rows`). Orders are parsed one by one, so that the garbage collector never sees many.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ __all__: list[str] = []
 
 VERSION: Final = 1
 
-DATA: Final = "data"  # the channel of questions and pushes; a node's name is added for answers
-#: For how many seconds a close order is recorded: longer than any node misses messages
-#: without losing its sockets.
+DATA: Final = "data"  # the channel of requests and pushes; that of answers ends with a node's name
+#: Seconds to keep a close order: longer than any node misses messages without losing its
+#: sockets.
 CLOSE_TTL: Final = 3600.0
-LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis takes no TTL without end
+LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis accepts no infinite TTL
 
-LOGIN: Final = 2  # how a log-in is written: a bit, for Redis' script adds bits up
+LOGIN: Final = 2  # a log-in, as a bit: the Lua script merges causes by bitwise or
 
-WRITTEN_AGAIN: Final = b"],[],2]"  # how lines end of what Redis had lost
+WRITTEN_AGAIN: Final = b"],[],2]"  # the end of lines with records that Redis had lost
 
 
 class CloseSession(NamedTuple):
     """
-    The sockets of an id, an identity or a label are to reconnect.
+    A close order: the sockets of an id, an identity or a label are to reconnect.
 
     Attributes:
-        subject: Whose sockets.
-        number: The order's own, so that nobody carries it out twice.
-        at: When it was given, by the one clock.
-        close: With what they are closed.
+        subject: The id, identity or label.
+        number: The unique number of the order, so that no node carries it out twice.
+        at: When it was given, by the clock of all nodes.
+        close: The close code and reason.
     """
 
     subject: Subject
@@ -63,14 +63,15 @@ class PublishedOrder(NamedTuple):
     An order as one node publishes it to the others.
 
     Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed; without one it depends on the changes.
-        by: Who gave it.
-        question: Under which number to report, if that is asked for.
-        refresh: Which open sockets go on in place of being closed.
-        held: Whether open sockets wait for the order to come again: a response is on its way.
-        again: Whether it is nothing but records that Redis had lost.
+        changes: Records of ends and renewals.
+        closes: Close orders for further sockets.
+        close: The close code and reason; without one they depend on the changes.
+        by: Who gave the order, for operators.
+        question: The number of the request for reports, if they are asked for.
+        refresh: The open sockets that stay open under another id and generation.
+        held: Whether sockets stay open until the order is published again: its response hasn't
+            been sent yet.
+        again: Whether it consists of records that Redis had lost.
     """
 
     changes: tuple[Change, ...]
@@ -99,11 +100,11 @@ def split(records: Iterable[Record]) -> tuple[list[Change], list[CloseSession]]:
 
 class Stored(NamedTuple):
     """
-    A record as Redis gets it.
+    An encoded record.
 
     Attributes:
         key: Its key, without the prefix.
-        ttl: How many milliseconds it lives.
+        ttl: Its time to live in milliseconds.
         text: The record as JSON.
     """
 
@@ -114,10 +115,10 @@ class Stored(NamedTuple):
 
 def encode_record(record: Record) -> Stored:
     """
-    Return a record as Redis gets it.
+    Encode a record for Redis.
 
     Raises:
-        TypeError: If other nodes couldn't read its subject.
+        TypeError: If its subject can't be encoded.
     """
     return _ENCODERS[type(record)](record)
 
@@ -167,7 +168,7 @@ _ENCODERS: Final[dict[type, Callable[[Any], Stored]]] = {
 
 def milliseconds(ttl: float) -> int:
     """
-    Return a time to live as Redis takes it.
+    Return a time to live in seconds as milliseconds for Redis.
     """
     return int(min(ttl, LONGEST) * 1000) + 1
 
@@ -188,7 +189,7 @@ def subject_text(subject: Subject) -> str:
 
 def order_text(order: PublishedOrder, changes: Iterable[str], closes: Iterable[str] = ()) -> str:
     """
-    Return an order as JSON; its *changes* and *closes* are that already.
+    Return an order as JSON; its *changes* and *closes* are given as JSON.
     """
     _, _, close, by, question, refresh, held, again = order
     text = f"[[{','.join(changes)}],[{','.join(closes)}]"
@@ -206,7 +207,7 @@ def order_text(order: PublishedOrder, changes: Iterable[str], closes: Iterable[s
 
 def is_written_again(body: bytes) -> bool:
     """
-    Tell whether a message holds records that Redis had lost, and nothing else.
+    Return whether a message holds nothing but records that Redis had lost.
     """
     if not body.endswith(WRITTEN_AGAIN):
         return False
@@ -220,7 +221,7 @@ def _optional(text: str | None) -> str:
 
 def envelope(sender: str, orders: Iterable[str]) -> str:
     """
-    Return a message that carries orders, without the numbers.
+    Return a message with encoded orders, without the line of numbers.
     """
     return "\n".join((head_of(sender), *orders))
 
@@ -228,26 +229,26 @@ def envelope(sender: str, orders: Iterable[str]) -> str:
 @lru_cache(16)
 def head_of(sender: str) -> str:
     """
-    Return the first line of a message, without the numbers.
+    Return the line of a message that follows the numbers.
     """
     return f'{{"v":{VERSION},"from":{quote(sender)}}}'
 
 
 def question_text(sender: str, number: str, body: dict[str, Any]) -> str:
     """
-    Return a question to other nodes, or the answer to one.
+    Return a request to other nodes, or the answer to one, as JSON.
     """
     return json.dumps({"v": VERSION, "from": sender, "q": number, **body})
 
 
 def keys_of_lookup(token: str, subjects: Sequence[Subject], *, closes: bool) -> list[str]:
     """
-    Return the keys of all that is recorded of a session.
+    Return the keys of all records that concern a session.
 
     Args:
         token: Its lineage.
         subjects: Its id, and its identity and labels as far as they are known.
-        closes: Whether to ask for close orders too.
+        closes: Whether to include those of close orders.
     """
     keys = ["lineage:" + quote(token)]
     for subject in subjects:

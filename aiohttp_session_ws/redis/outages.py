@@ -12,21 +12,21 @@ __all__: list[str] = []
 
 class Outages:
     """
-    The times in which Redis could not be used, or orders could not be heard.
+    Counts the outages, in which Redis could not be used or orders could not be received.
 
     Args:
-        clock: Seconds that never go back.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._number = 0
         self._seconds = 0.0
-        self._since: float | None = None  # when the present one began
+        self._since: float | None = None  # when the current one began
 
     def begin(self) -> None:
         """
-        Note that an outage has begun.
+        Record the start of an outage, unless one has already started.
         """
         if self._since is None:
             self._since = self._clock()
@@ -34,8 +34,8 @@ class Outages:
 
     def end(self) -> float:
         """
-        Note that the present outage is over, or that nobody is there to notice it any more; return
-        for how many seconds there was one.
+        Record the end of the current outage, or that the node stops during it; return its duration
+        in seconds, 0 if there is none.
         """
         if self._since is None:
             return 0.0
@@ -46,7 +46,7 @@ class Outages:
 
     def so_far(self) -> tuple[int, float]:
         """
-        Return how many there were, and their seconds in all.
+        Return the number of outages and their total duration in seconds, the current one included.
         """
         since = self._since
         return self._number, self._seconds + (0.0 if since is None else self._clock() - since)

@@ -1,5 +1,5 @@
 """
-Orders on their way from this node to the others, and reports on their way back.
+Outgoing orders: publishes those of this node, collects reports on them, and sends reports.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .rows import Shape
 
 __all__: list[str] = []
 
-FORGOTTEN: Final = 60.0  # seconds after which nobody waits for a report any more
+FORGOTTEN: Final = 60.0  # seconds after the end of its wait until an abandoned request is closed
 _NOTHING_YET: Final = replace(NOTHING_CLOSED, stored=False)
-COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # of a report
+COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # sums in a report
 
 
 class Pending:
     """
-    An order that is on its way, as a :class:`~..registry.cluster.PendingReport`.
+    An order that is being published: a :class:`~..registry.cluster.PendingReport`.
     """
 
     __slots__ = ("_entry", "_request", "_requests", "_wait")
@@ -48,15 +48,16 @@ class Pending:
 
     async def published(self, timeout: float) -> None:
         """
-        Wait until Redis has published it, for *timeout* seconds at most.
+        Wait until Redis has recorded and published it, for *timeout* seconds at most.
         """
         await self._entry.wait(timeout)
 
     async def report(self, own: CloseReport) -> CloseReport:
         """
-        Wait for what the others report, and add it to what this node has done.
+        Wait for the reports of the other nodes, and add them to that of this node.
 
-        It is complete only if the order was published, all members are known and have answered.
+        The sum is complete only if the order was published, and all members are known and have
+        answered.
         """
         entry, request = self._entry, self._request
         if request is None:
@@ -74,7 +75,7 @@ class Pending:
         answered = 1 + len(request.answered - request.unresolved)
         expected = 1 + len(request.expected | request.answered)
         if not (entry.published and request.known):
-            expected = max(expected, answered + 1)  # there may be others
+            expected = max(expected, answered + 1)  # there may be further nodes
         sums = {
             name: getattr(own, name) + sum(int(answer.get(name, 0)) for answer in request.answers)
             for name in COUNTED
@@ -90,16 +91,16 @@ class Pending:
 
 class Outbound:
     """
-    Publishes orders, and reports to those who have asked for it.
+    Publishes orders, and sends reports to the nodes that have requested them.
 
     Args:
         node: This node.
-        outbox: Where orders wait.
-        requests: Who answers.
+        outbox: The queue of orders to Redis.
+        requests: The pending requests.
         seen: The close orders that were carried out here.
-        clock: The one clock of all nodes.
-        applier: Lets the orders of others take effect.
-        resolves: The kinds of subjects that this node knows of its sockets.
+        clock: The clock of all nodes.
+        applier: Applies the orders of other nodes.
+        resolves: The kinds of subjects by which this node finds its sockets.
     """
 
     def __init__(
@@ -124,25 +125,25 @@ class Outbound:
 
     def record(self, order: Order) -> None:
         """
-        Record an order now; on other nodes it counts for handshakes, but closes nothing yet.
+        Record an order now; other nodes apply it to handshakes, but keep open sockets for now.
 
-        They would close, and this node might die before it has published the order.
+        Those close when the order is published, or after a while: this node may die before.
         """
         if order.changes:
             self._outbox.put(Entry(PublishedOrder(order.changes, held=True)))
 
     def publish(self, order: Order, *, wait: float = 0.0) -> Pending:
         """
-        Record an order, which gives it a number, and tell the other nodes.
+        Record an order, which gives it a number, and publish it to the other nodes.
 
         Args:
             order: The order.
-            wait: Seconds to wait for what they report.
+            wait: Seconds to wait for their reports; 0 if none are requested.
         """
         request = None
         if wait > 0:
             request = self._requests.open()
-            # Whoever waits may be cancelled before he comes to it.
+            # The caller may be cancelled before it waits for the report, which closes the request.
             loop = asyncio.get_running_loop()
             _ = loop.call_later(wait + FORGOTTEN, self._requests.close, request)
         entry: AnyEntry | None = None
@@ -158,7 +159,7 @@ class Outbound:
 
     def _single(self, order: Order) -> Single | None:
         """
-        Return an order about one subject that says nothing else; ``None`` if it isn't one.
+        Return an order as a compact entry; ``None`` if it has more than one subject, or options.
         """
         changes, closes, close, by, refresh = order
         if by is not None or refresh is not None or len(changes) + len(closes) != 1:
@@ -175,7 +176,7 @@ class Outbound:
 
     def _shape(self, ends: bool, kind: Kind, close: Close, ttl: float) -> Shape:
         """
-        Return a shape, the same object as last time if it is the same shape.
+        Return a shape; the same object as last time if it is equal.
         """
         last = self._last_shape
         if last != (ends, kind, close, ttl):
@@ -184,19 +185,19 @@ class Outbound:
 
     def entry_of(self, order: Order, question: str | None = None) -> Entry:
         """
-        Return an order as the outbox takes it.
+        Return an order as an entry of the outbox; *question* is the number of its request.
         """
         closes: tuple[CloseSession, ...] = ()
         if order.closes:
             times = [change.at for change in order.changes if not isinstance(change, IdNote)]
             ordered = max(times, default=0.0)
-            # Who has the answer of a log-in or a renewal, and connects, comes after it.
+            # A client that connects after the response to a log-in or a renewal isn't affected.
             at = ordered - 2 * self._clock.error if ordered else self._clock.order_time()
             close = order.close or RECONNECT
             closes = tuple(
                 [CloseSession(subject, self._seen.new(), at, close) for subject in order.closes]
             )
-        # What only closes has its close code in its records.
+        # An order that only closes has the close code in its records.
         told = order.close if order.changes else None
         return Entry(
             PublishedOrder(order.changes, closes, told, order.by, question, order.refresh)
@@ -204,7 +205,7 @@ class Outbound:
 
     def report_to(self, sender: str, order: PublishedOrder) -> None:
         """
-        Carry out an order of another node, and report to it.
+        Carry out an order of another node, and send it a report.
         """
         effect = self._applier.apply(order, sender)
         _ = self._node.tasks.spawn(self._report(sender, order, effect), "report to another node")
@@ -220,7 +221,7 @@ class Outbound:
 
 def _kinds_of(order: PublishedOrder) -> set[str]:
     """
-    Return the kinds of subjects that an order is about.
+    Return the kinds of the subjects of an order.
     """
     subjects = [change.subject for change in order.changes if isinstance(change, SubjectEnded)]
     subjects += [close.subject for close in order.closes]

@@ -1,10 +1,10 @@
 """
-When an order may be sent: at once, or in step with other nodes where there are very many. No I/O.
+Pacing of orders: they are sent at once, or under high load at ticks common to all nodes. No I/O.
 
-What an order costs Redis is mostly its delivery, one write to the socket of each node. What it is
-given in one turn it delivers by one write to each, however many orders that are. So where orders
-come thick and nodes are many, all nodes send what they have at the same ticks of the one clock,
-and an order takes some milliseconds longer.
+The cost of an order for Redis is mostly its delivery, one write to the socket of each node. The
+orders that it receives in one turn of its loop it delivers by one write to each, however many they
+are. So if orders are frequent and nodes many, all nodes send theirs at the same ticks of the clock
+of all nodes, and an order takes some milliseconds longer.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .clock import RedisClock
 
 __all__: list[str] = []
 
-MANY: Final = 25_000  # deliveries in a second, from which on nodes keep in step
+MANY: Final = 25_000  # deliveries per second from which on orders wait for ticks
 TICK: Final = 0.01  # seconds between two ticks
 
 
 class Pace:
     """
-    Tells when orders are sent.
+    Decides when orders are sent.
 
     Args:
-        clock: The one clock of all nodes.
-        monotonic: Seconds that never go back.
+        clock: The clock of all nodes.
+        monotonic: Monotonic time in seconds.
 
     Attributes:
         in_step: Whether orders wait for the next tick.
@@ -36,20 +36,20 @@ class Pace:
     def __init__(self, clock: RedisClock, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._messages = 0  # that were heard
-        self._known = 0, monotonic()  # how many had been heard, and when
+        self._messages = 0  # received so far
+        self._known = 0, monotonic()  # their count at the last heartbeat, and its time
         self.in_step = False
 
     def count(self) -> None:
         """
-        Count a message that was heard; every node hears all.
+        Count a received message; every node receives all.
         """
         self._messages += 1
 
     def measure(self, nodes: int) -> None:
         """
-        Look at how many messages were heard since last time, and by how many nodes: called with
-        each heartbeat.
+        Compute the rate of deliveries to all *nodes* since the last call; called with each
+        heartbeat.
         """
         (count, at), now = self._known, self._monotonic()
         self._known = self._messages, now
@@ -59,7 +59,7 @@ class Pace:
 
     def wait(self) -> float:
         """
-        Return for how many seconds an order that is given now waits.
+        Return the seconds that an order given now has to wait.
         """
         if not (self.in_step and self._clock.known):
             return 0.0
