@@ -1,5 +1,5 @@
 """
-Limits over all nodes: the places that sockets have, kept in Redis.
+Limits over all nodes: takes and reports the places of sockets in Redis.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class PlaceKeeper:
     Takes and reports the places of this node.
 
     Args:
-        commands: Redis.
-        clock: The one clock of all nodes.
+        commands: The connection for commands.
+        clock: The clock of all nodes.
         instance: The node's own name.
     """
 
@@ -43,7 +43,7 @@ class PlaceKeeper:
         self, number: int, limits: Mapping[Subject, int], *, evict: bool
     ) -> Taken | None:
         """
-        Give a handshake its place under each of some subjects, or under none.
+        Take a place for a handshake under each subject in *limits*, or under none.
 
         Redis runs one script at a time: of two nodes that want the last place one gets it.
         """
@@ -58,7 +58,7 @@ class PlaceKeeper:
         self, held: Sequence[Held], *, evict: bool
     ) -> dict[Subject, list[Place]] | None:
         """
-        Tell which places this node has under some subjects, and no others.
+        Report the complete lists of this node's places under some subjects.
         """
         args: list[Argument] = []
         now = self._clock.now()
@@ -79,7 +79,7 @@ class PlaceKeeper:
         keys = [f"{prefix}places:{kind}:{encode(value)}" for kind, value in subjects]
         head: list[Argument] = [1 + len(keys), prefix, *keys, self._instance, int(evict)]
         answer = self._commands.run_script(script, *head, *args)
-        _ = await asyncio.wait({answer})  # who waits may be cancelled, and the script runs on
+        _ = await asyncio.wait({answer})  # the script runs on if the caller is cancelled
         try:
             found: list[Any] = answer.result()
         except RedisUnavailable:

@@ -1,5 +1,5 @@
 """
-Questions about the sockets of all nodes, and pushes to them.
+Queries about the sockets of all nodes, and pushes and other messages to the other nodes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PART: Final = 500  # connections in one message
 
 class Queries:
     """
-    Asks the other nodes about their sockets, and answers them.
+    Sends queries and pushes to the other nodes, and answers theirs.
 
     Args:
         node: This node.
         instance: Its own name.
-        label: What it is called.
-        requests: Who asks and answers.
-        publish_again: Called with who has asked to publish again what Redis refuses to record.
-        joined: Called with who has come to be listed in Redis.
-        part: Called with who has stopped, and Redis couldn't note it.
-        take_over: Called with what a node that stops couldn't have recorded; tells whether this
-            one goes on trying.
+        label: Its name for operators.
+        requests: Sends requests, and collects the answers.
+        publish_again: Called with a node that asks for the orders that Redis refuses to record.
+        joined: Called with a node that is newly listed in Redis.
+        part: Called with a node that has stopped, but couldn't be removed from that list.
+        take_over: Called with the unrecorded orders of a node that stops; returns whether this
+            one retries them from now on.
         serves: Whether it holds sockets.
-        resolves: The kinds of subjects that it knows of its sockets.
+        resolves: The kinds of subjects by which it finds its sockets.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Queries:
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
         """
-        Return the connections of all nodes; *here* are this one's.
+        Return the connections on all nodes; *here* are those on this one.
         """
         request = await self._requests.ask({"do": "connections", "of": _as_list(subject)})
         told = [info for answer in request.answers for info in answer.get("infos", ())]
@@ -86,7 +86,7 @@ class Queries:
 
     async def count(self, here: int) -> Count:
         """
-        Return how many sockets all nodes have; *here* are this one's.
+        Return the number of sockets on all nodes; *here* of them are on this one.
         """
         request = await self._requests.ask({"do": "count"})
         there = sum(int(answer.get("sockets", 0)) for answer in request.answers)
@@ -111,10 +111,10 @@ class Queries:
         Push to the sockets of the other nodes.
 
         Args:
-            subject: Whose sockets; all if it is ``None``.
-            data: What.
-            here: What became of it on this node.
-            wait: Seconds to wait for what the others answer; without it they aren't asked.
+            subject: The id, identity or label; ``None`` for all sockets.
+            data: The message.
+            here: The delivery on this node.
+            wait: Seconds to wait for the answers of the other nodes; with 0 they don't answer.
         """
         text = isinstance(data, str)
         payload = data.encode() if isinstance(data, str) else bytes(data)
@@ -136,13 +136,13 @@ class Queries:
         self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
     ) -> Answers:
         """
-        Ask all other nodes something that their registries answer.
+        Send a request to all other nodes, which their registries answer.
 
         Args:
-            name: The name of the question.
-            body: What JSON can hold.
-            wait: Seconds to wait for the answers; with 0 they are only told.
-            of: Whom to ask, if not all.
+            name: The name of the request.
+            body: Its content, as JSON can hold it.
+            wait: Seconds to wait for the answers; with 0 the nodes don't answer.
+            of: The nodes to ask, if not all.
         """
         text = {"do": name, **body}
         if not wait:
@@ -155,7 +155,7 @@ class Queries:
 
     async def relay(self, name: str, data: bytes) -> Delivery:
         """
-        Send a message to the same endpoint on all other nodes; wait until Redis has taken it.
+        Send a message to the same endpoint on all other nodes; wait until Redis has published it.
         """
         taken = await self._requests.publish({"do": "relay", "name": name}, data)
         nodes = self._requests.others if taken else 0
@@ -163,13 +163,13 @@ class Queries:
 
     async def leave(self) -> None:
         """
-        Tell all others that this node stops.
+        Notify all other nodes that this one stops.
         """
         _ = await self._requests.publish({"do": "left"}, b"")
 
     async def hear(self, data: bytes) -> None:
         """
-        Answer a question of another node, or take a push.
+        Handle a message of another node: a request, a push or a notification.
         """
         head, _, payload = data.partition(b"\n")
         try:
@@ -181,7 +181,7 @@ class Queries:
                 return
             async for answer in self._answers(asker, number, body, payload):
                 if number and not self._requests.answer(asker, number, DATA, answer):
-                    return  # without its last part it doesn't count as complete
+                    return  # an answer without its last part isn't complete
         except WRONG:
             if self._logged.allows("question"):
                 log.warning("a message that isn't ours is on our channel")
@@ -202,7 +202,7 @@ class Queries:
                     infos = [asdict(info) for info in found[start : start + PART]]
                     last = start + PART >= len(found)
                     yield {"infos": infos, "last": last, "unresolved": unresolved}
-                    await asyncio.sleep(0)  # the next part may take as long
+                    await asyncio.sleep(0)  # each part takes a while
             case "push":
                 data = payload.decode() if body["text"] else payload
                 subject = _as_subject(body["of"])
@@ -221,7 +221,7 @@ class Queries:
             case "take over":
                 if self._take_over(payload):
                     yield {}
-            case _:  # it may take long, and pushes come after it
+            case _:  # it may take long, and must not delay the pushes behind it
                 answer = self._answer(asker, number, body)
                 _ = self._node.tasks.spawn(answer, "answer another node")
 
@@ -245,7 +245,7 @@ class Queries:
 
 def _read(kind: type[Info], told: Iterable[Any]) -> list[Info]:
     """
-    Return what can be read of what other nodes have told, without what only newer ones know.
+    Decode infos of other nodes, without unreadable ones and fields of newer versions.
     """
     found = []
     for info in told:

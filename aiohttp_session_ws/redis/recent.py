@@ -1,5 +1,5 @@
 """
-What was published lately: which numbers were heard, and what to write again after a loss. No I/O.
+Recently published orders: received numbers, and messages to write again after a loss. No I/O.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from .messages import is_written_again
 __all__: list[str] = []
 
 KEPT: Final = 3600.0  # seconds
-AGAIN_KEPT: Final = 120.0  # seconds, of what was written again
+AGAIN_KEPT: Final = 120.0  # seconds, for records that were written again
 LARGEST: Final = 64 << 20  # bytes of messages
-BLOCK: Final = 1024  # close orders of one node that are remembered together
+BLOCK: Final = 1024  # close orders of one node that share an integer of bits
 MOST: Final = 10_000  # such blocks
 
 
 class HeardNumbers:
     """
-    Which numbers of the sequence in Redis this node has heard.
+    The numbers of records that this node has received.
 
-    Redis numbers each record and publishes it in the same step, so that a number that is left
-    out stands for a message that was missed.
+    Redis numbers each record and publishes it in the same step, so that a gap in the numbers
+    stands for a missed message.
 
     Attributes:
-        last: The greatest number that was heard or is missing.
-        missing: First and last of what is missing, in ascending order.
+        last: The greatest number that was received or is missing.
+        missing: The first and last number of each gap, in ascending order.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class HeardNumbers:
 
     def hear(self, first: int, last: int) -> bool:
         """
-        Note the numbers of a message; tell whether they go on from what was heard.
+        Add the numbers of a message; return whether they follow the last one, or fill a gap.
 
         If not, some are missing, or Redis has lost the sequence and counts from another start.
         """
@@ -56,7 +56,7 @@ class HeardNumbers:
 
     def reach(self, last: int) -> None:
         """
-        Note that Redis has counted up to *last*: what wasn't heard of that is missing.
+        Mark all numbers up to *last* as missing that haven't been received: Redis has given them.
         """
         if last > self.last:
             self.missing.append((self.last + 1, last))
@@ -64,7 +64,7 @@ class HeardNumbers:
 
     def find(self, first: int, last: int) -> bool:
         """
-        Note that what was missing of these numbers was found; tell whether any was missing.
+        Mark numbers as found; return whether any of them was missing.
         """
         found = False
         rest: list[tuple[int, int]] = []
@@ -82,26 +82,26 @@ class HeardNumbers:
 
     def lose(self, first: int, last: int) -> None:
         """
-        Note that what was heard under these numbers is missing all the same.
+        Mark received numbers as missing, for their message can't be read.
         """
         self.missing = sorted([*self.missing, (first, last)])
 
     def rewind(self, first: int, last: int) -> None:
         """
-        Take what lies behind *first* for missing, up to *last*, which Redis has counted up to.
+        Mark all numbers after *first* as missing, up to *last*, the last one given by Redis.
         """
         self.missing = [(low, min(high, first)) for low, high in self.missing if low <= first]
-        self.last = min(self.last, first)  # what lies between was perhaps not heard
+        self.last = min(self.last, first)  # those in between may not have been received
         self.reach(last)
 
 
 class Heard(NamedTuple):
     """
-    A message that was published lately.
+    A recently published message.
 
     Attributes:
-        at: When it was heard, by the clock of :class:`RecentOrders`.
-        sender: Which node has sent it.
+        at: When it was received, by the clock of :class:`RecentOrders`.
+        sender: The node that has sent it.
         body: The message without its numbers.
     """
 
@@ -112,7 +112,7 @@ class Heard(NamedTuple):
 
 class _Messages:
     """
-    Messages that are kept for a time, as long as they aren't too much.
+    Messages that are kept for a time, bounded by their size.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -134,12 +134,12 @@ class RecentOrders:
     """
     The messages of the last hour, to be written again if Redis loses its data.
 
-    They are kept as bytes: the garbage collector would look at each object in them. What was
-    written again is remembered elsewhere: it is kept for two minutes, in case a Redis that starts
-    has lost its last seconds, or there would be more of it after each loss.
+    They are kept as bytes: the garbage collector would visit each object in them. Messages that
+    wrote records again are kept for two minutes only, in case a Redis that restarts has lost its
+    last seconds: the records are remembered elsewhere, and each loss would add more messages.
 
     Args:
-        clock: Seconds that never go back.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -162,8 +162,8 @@ class RecentOrders:
 
     def of(self, is_meant: Callable[[str], bool], *, again: bool = False) -> Iterator[bytes]:
         """
-        Return the messages of the senders that are meant, the oldest first; and then, if
-        *again*, what was written again lately.
+        Return the messages of the senders that *is_meant* accepts, the oldest first; then, with
+        *again*, those of the last minutes that wrote records again.
         """
         now = self._clock()
         for kept in (self._given, self._again) if again else (self._given,):
@@ -176,43 +176,43 @@ class SeenOrders:
     """
     The close orders that were carried out here, by their numbers.
 
-    A number is the name of the node that gave the order, and how many it had given by then.
-    They are kept as bits, :data:`BLOCK` of a node together, for they come in rows.
+    A number is the name of the node that gave the order, and the count of its close orders by
+    then. They are kept as bits, :data:`BLOCK` of a node together, since they come in rows.
 
     Args:
-        instance: The name that is this node's own.
-        clock: Seconds that never go back.
+        instance: This node's own name.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(self, instance: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._instance = instance
         self._clock = clock
         self._count = 0
-        # Bits, and when the last one was set; the oldest first.
+        # Bits, and when a block was last used; the oldest first.
         self._blocks: OrderedDict[tuple[str, int], tuple[int, float]] = OrderedDict()
 
     def new(self) -> str:
         """
-        Return a number for an order that is being carried out here.
+        Return the number of a new order of this node, which counts as seen.
         """
         return f"{self._instance}/{self.count()}"
 
     def count(self) -> int:
         """
-        Return how many orders were given here, with one that is given now; all of them are known.
+        Count a new order of this node, and return the count; all its own orders count as seen.
         """
         self._count += 1
         return self._count
 
     def add(self, number: str) -> bool:
         """
-        Note that an order has come; tell whether it is the first time.
+        Add the number of an order; return whether it is new.
         """
         return self.add_one(*_parts(number))
 
     def add_one(self, instance: str, number: int) -> bool:
         """
-        Note that an order of a node has come; tell whether it is the first time.
+        Add the number of an order of a node; return whether it is new.
         """
         if instance == self._instance:
             return number > self._count
@@ -230,7 +230,7 @@ class SeenOrders:
 
     def add_row(self, instance: str, first: int, length: int) -> set[int]:
         """
-        Note that a row of orders of one node has come; return those that had come before.
+        Add the numbers of a row of orders of one node; return those that were seen before.
         """
         if instance == self._instance:
             return set(range(first, min(first + length, self._count + 1)))
@@ -250,7 +250,7 @@ class SeenOrders:
 
     def _forget(self, now: float) -> None:
         """
-        Forget what is too old or too much; what has come now stays.
+        Drop blocks that are too old or too many; those that were just used stay.
         """
         blocks, oldest = self._blocks, now - KEPT
         while len(blocks) > MOST or blocks[next(iter(blocks))][1] < oldest:
@@ -258,7 +258,7 @@ class SeenOrders:
 
     def has(self, number: str) -> bool:
         """
-        Tell whether an order has come.
+        Return whether an order was seen.
         """
         instance, count = _parts(number)
         if instance == self._instance:
@@ -269,8 +269,8 @@ class SeenOrders:
 
 def _parts(number: str) -> tuple[str, int]:
     """
-    Return the node that gave a number, and which of its it is; of another version, it is one
-    of its own.
+    Split a number into the node that gave it and its count; one of another version counts as a
+    node of its own.
     """
     instance, _, count = number.rpartition("/")
     if count.isdecimal() and count.isascii() and len(count) < 20:

@@ -1,5 +1,5 @@
 """
-What this node has missed is read, and takes effect late.
+Reconciliation: finds the orders that this node has missed, and applies them late.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .recent import HeardNumbers, RecentOrders
 
 __all__: list[str] = []
 
-ROUND: Final = 1800.0  # seconds between two looks at all connections, come what may
-SOON: Final = 0.01  # seconds in which more of the same trouble is collected
+ROUND: Final = 1800.0  # seconds between two look-ups of all connections, in any case
+SOON: Final = 0.01  # seconds to collect further reports of the same gap
 PAUSE: Final = 1.0  # seconds after a failure
 AT_ONCE: Final = 500  # records that are read by number in one step
 
@@ -35,14 +35,14 @@ class Reconciler:
 
     Args:
         node: This node.
-        commands: Redis.
-        lookup: What is recorded of a session.
-        applier: Lets what is found take effect.
-        numbers: What was heard.
-        recent: What was ordered lately.
+        commands: The connection for commands.
+        lookup: Applies the records of a connection.
+        applier: Applies the records that are found by number.
+        numbers: The numbers of the received records.
+        recent: The recently published messages.
 
     Attributes:
-        found: How many records were found that had been missed.
+        found: The count of missed records that were found.
     """
 
     def __init__(
@@ -62,24 +62,25 @@ class Reconciler:
         self._recent = recent
         self.found = 0
         self._wake = asyncio.Event()
-        self._all = False  # all connections are to be looked at
+        self._all = False  # whether all connections are to be looked up
 
     def missed(self) -> None:
         """
-        Read soon what is missing.
+        Schedule the reading of missing numbers.
         """
         self._wake.set()
 
     def look_at_all(self) -> None:
         """
-        Look soon at all connections.
+        Schedule a look-up of all connections.
         """
         self._all = True
         self._wake.set()
 
     def unreadable(self, first: int, last: int) -> None:
         """
-        Look soon at what a message was about that can't be read.
+        Schedule the reading of the records of an unreadable message; if it has no numbers, a
+        look-up of all connections.
         """
         if not last:
             self.look_at_all()
@@ -89,7 +90,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """
-        Read what was missed, until cancelled.
+        Read what was missed whenever that is scheduled, until cancelled.
         """
         while True:
             try:
@@ -107,7 +108,7 @@ class Reconciler:
                 self._wake.set()
             except Exception:
                 self._wake.set()
-                raise  # and it is logged, and started again
+                raise  # the supervisor logs it, and starts this again
 
     # What was missed
 
@@ -130,7 +131,7 @@ class Reconciler:
 
     async def _find(self, first: int, last: int) -> None:
         """
-        Read the records of some numbers, some at a time.
+        Read and apply the first records of a range of numbers, :data:`AT_ONCE` or little more.
         """
         prefix = self._commands.prefix
         reached, floor, *found = await self._commands.run_script(
@@ -158,7 +159,7 @@ class Reconciler:
 
     def _refuse_all_of(self, key: bytes) -> None:
         """
-        Have the sockets reconnect of which a record can't be read.
+        Make the sockets reconnect that an unreadable record concerns.
         """
         name = key.decode(errors="replace").removeprefix(self._commands.prefix)
         for connection in self._connections():
@@ -167,7 +168,7 @@ class Reconciler:
 
     async def _look_at(self, connections: Sequence[TrackedConnection]) -> None:
         """
-        Look up what is recorded of some connections.
+        Read the records of some connections, and apply them.
         """
         for chunk, keys in _chunks(connections):
             values = iter(await self._commands.read([key for some in keys for key in some]))

@@ -1,5 +1,5 @@
 """
-``RedisSessionWSRegistry``: the registry of many processes.
+``RedisSessionWSRegistry``: the registry for many processes that share a Redis.
 """
 
 from __future__ import annotations
@@ -49,39 +49,40 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     A registry whose orders reach the sockets of all processes that use the same Redis.
 
     It is used like a :class:`~aiohttp_session_ws.SessionWSRegistry`. Sockets of this process are
-    closed at once; an order is recorded in Redis and published to the others, again and again
-    until Redis has taken it. A handshake asks Redis once whether its session has ended. As a
-    mapping it shows the sockets of this process, and :class:`~aiohttp_session_ws.Limits` count
-    these, or with ``scope="cluster"`` those of all.
+    closed at once; an order is recorded in Redis and published to the other processes, and retried
+    until Redis has recorded it. A handshake asks Redis once whether its session has ended. As a
+    mapping the registry contains the sockets of this process;
+    :class:`~aiohttp_session_ws.Limits` count these, or with ``scope="cluster"`` those of all.
 
-    Outside of an application it is an async context manager, for jobs and scripts::
+    Outside of an application, in jobs and scripts, it is an async context manager::
 
         async with RedisSessionWSRegistry("redis://localhost") as registry:
             await registry.end_identity("ann", wait=2)
 
     Ids, identities and labels are published as JSON: they must be ``str``, ``int`` or tuples of
-    such.
+    these.
 
     Args:
         redis: A URL (``redis://``, ``rediss://`` or ``unix://``) of Redis >= 6.2 or
             Valkey, or a callable that makes a ``redis.asyncio`` client: a ``Redis``, a
             ``RedisCluster`` or what a ``Sentinel`` returns. It is called for each connection
-            that is needed, and what it made is closed.
-        prefix: What all keys and channels begin with; the same for all nodes that belong
+            that is needed; the clients that it has made are closed by the registry.
+        prefix: The beginning of all keys and channels; the same for all nodes that belong
             together. Its keys are in one slot of a Redis Cluster.
-        node: What people call this process; by default its host and its number. Two may have the
-            same, for among themselves they use names of their own.
+        node: The name of this process for operators; by default its host and process id. It need
+            not be unique: each process adds a random part for internal use.
         on_outage: What happens to handshakes while Redis is away: ``"refuse"`` answers 503
-            with ``Retry-After``; ``"accept"`` lets them open by what this process knows, and
-            closes those that should not have been when Redis is back.
+            with ``Retry-After``; ``"accept"`` accepts them by what this process knows, and
+            closes those that should have been refused when Redis is back.
         **options: Those of ``SessionWSRegistry``.
 
     Attributes:
-        on_state_change: Signal; :attr:`state` has changed, to what the receivers are given.
+        on_state_change: Signal; :attr:`state` has changed. Receivers are called with the new
+            state.
 
     Raises:
         TypeError: If an option is of a wrong type.
-        ValueError: If the URL can't be understood, or an option has a value that can't work.
+        ValueError: If the URL is invalid, or an option has an invalid value.
     """
 
     def __init__(
@@ -126,14 +127,14 @@ class RedisSessionWSRegistry(SessionWSRegistry):
     @property
     def state(self) -> State:
         """
-        ``"connected"``, or ``"degraded"`` while Redis doesn't answer, something that is done
-        with it doesn't work, or the journal can't be written.
+        ``"connected"``, or ``"degraded"`` while Redis doesn't answer, some kind of operation on
+        it fails, or the journal can't be written.
         """
         return "degraded" if super().state == "degraded" else self._redis.state
 
     async def nodes(self) -> Nodes:
         """
-        Return the processes that serve sockets; all are asked.
+        Return the processes that serve sockets, by a request to all of them.
         """
         self._core.expect_loop()
         return await self._redis.nodes()
@@ -165,7 +166,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
         traceback: TracebackType | None,
     ) -> None:
         """
-        Wait until Redis has taken all orders, ``timeouts.outbox`` seconds at most.
+        Wait until Redis has recorded all orders, ``timeouts.outbox`` seconds at most.
         """
         await self._leave()
 
@@ -175,7 +176,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
 
     def _serve(self, serves: bool) -> None:
         """
-        Be an application, or a script: that needn't know how sessions are identified.
+        Switch between an application and a script, which needs no ``identify``.
         """
         self._redis.serves = serves
         self._core.identifier.optional = not serves
@@ -183,7 +184,7 @@ class RedisSessionWSRegistry(SessionWSRegistry):
 
 def _resolves(options: RegistryOptions) -> frozenset[str]:
     """
-    Return the kinds of subjects that a registry knows of its sockets.
+    Return the kinds of subjects by which a registry finds its sockets.
     """
     kinds = {"id"}
     if options.get("identify") is not None:
