@@ -1,5 +1,5 @@
 """
-Requests to other nodes, and their answers.
+Requests to other nodes, and the answers to them.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__: list[str] = []
 
 Answer: TypeAlias = dict[str, Any]
 
-REPORTS: Final = "answers"  # the channel of reports, to which the name of a node is added
-SHORTEST: Final = 0.1  # seconds to wait for Redis when that is over
+REPORTS: Final = "answers"  # the channel of reports, which ends with the name of a node
+SHORTEST: Final = 0.1  # seconds to wait at least for the list of members
 
 
 class PendingRequest:
     """
-    What was asked, and who has answered.
+    A request to other nodes, with the answers so far.
 
     Attributes:
-        number: What the answers refer to.
-        expected: Who was asked.
-        answered: Who has answered in full.
-        answers: What they said.
-        known: Whether it is known who had to be asked.
-        unresolved: Who has answered, but doesn't know identities, labels or the question.
+        number: The number of the request, which the answers carry.
+        expected: The nodes whose answers are expected.
+        answered: The nodes that have answered in full.
+        answers: The answers, and parts of answers.
+        known: Whether all nodes that had to be asked are known.
+        unresolved: The nodes that can't resolve identities or labels, or don't know the request.
     """
 
     def __init__(self, number: str, expected: Iterable[str], *, known: bool) -> None:
@@ -51,17 +51,17 @@ class PendingRequest:
     @property
     def complete(self) -> bool:
         """
-        Whether all have answered, and could.
+        Whether all nodes are known, have answered, and could resolve the request.
         """
         return self.known and not self.unresolved and self.expected <= self.answered
 
     def take(self, sender: str, answer: Answer) -> None:
         """
-        Take an answer, or a part of one; one that settles the question needs no other.
+        Add an answer, or a part of one; an answer that settles the request ends the wait.
         """
         self.answers.append(answer)
         if answer.get("unresolved"):
-            self.unresolved.add(sender)  # there may be more
+            self.unresolved.add(sender)  # its answer may lack something
         if answer.get("last", True):
             self.answered.add(sender)
         settled = answer.get("settles") or self.expected <= self.answered
@@ -70,7 +70,7 @@ class PendingRequest:
 
     def expect(self, others: Iterable[str]) -> None:
         """
-        Expect answers of others, too.
+        Expect answers of further nodes.
         """
         self.expected.update(others)
         if self._all.done() and not self.expected <= self.answered:
@@ -78,7 +78,7 @@ class PendingRequest:
 
     async def wait(self, timeout: float) -> None:
         """
-        Wait until all have answered, for *timeout* seconds at most.
+        Wait until all nodes have answered, for *timeout* seconds at most.
         """
         if not self.expected <= self.answered:
             await asyncio.wait({self._all}, timeout=timeout)
@@ -86,13 +86,13 @@ class PendingRequest:
 
 class Requests:
     """
-    The requests of a node that are open.
+    The pending requests of a node.
 
     Args:
         instance: The node's own name.
-        membership: Who else lives.
-        reports: Publishes reports of orders.
-        data: Publishes all else.
+        membership: The members of the cluster.
+        reports: Publishes reports on orders.
+        data: Publishes everything else.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Requests:
 
     def open(self, of: Collection[str] | None = None) -> PendingRequest:
         """
-        Open a request to all others, or to those in *of*; :meth:`close` it.
+        Open a request to all other nodes, or to those in *of*; :meth:`close` it in the end.
         """
         others: Collection[str] = self._membership.members - {self._instance}
         others = others if of is None else of
@@ -120,13 +120,13 @@ class Requests:
 
     def close(self, request: PendingRequest) -> None:
         """
-        Take no more answers.
+        Ignore further answers to a request.
         """
         self._open.pop(request.number, None)
 
     async def wait_for_joined(self, request: PendingRequest, timeout: float) -> None:
         """
-        Wait for the answers of those who have joined before the request was published.
+        Wait for the answers of nodes that joined before the request was published.
 
         Args:
             request: A request that was published.
@@ -146,7 +146,7 @@ class Requests:
     @property
     def alone(self) -> bool:
         """
-        Whether there is certainly no other node.
+        Whether the members are known, and there is no other node.
         """
         return self.known and not self.others
 
@@ -160,7 +160,7 @@ class Requests:
     @property
     def others(self) -> int:
         """
-        How many other nodes are known.
+        The number of other nodes that are known.
         """
         return len(self._membership.members - {self._instance})
 
@@ -173,13 +173,13 @@ class Requests:
         of: Collection[str] | None = None,
     ) -> PendingRequest:
         """
-        Ask all others, and wait until they have answered.
+        Send a request to all other nodes, and wait for the answers.
 
         Args:
-            body: The question.
-            payload: What goes with it.
+            body: The request.
+            payload: The bytes that follow it in the message.
             timeout: Seconds to wait at most.
-            of: Whom to ask, if not all.
+            of: The nodes to ask, if not all.
         """
         request = self.open(of)
         if of is not None:
@@ -201,8 +201,8 @@ class Requests:
 
     async def meet(self, body: Answer) -> bool:
         """
-        Ask all others, also those that Redis couldn't list: who has answered within
-        :data:`WAIT` is a member. Tell whether Redis has published the question.
+        Send a request to all other nodes, those that Redis couldn't list too: those that answer
+        within :data:`WAIT` become members. Return whether Redis has published the request.
         """
         request = self.open()
         try:
@@ -216,17 +216,17 @@ class Requests:
 
     def tell(self, body: Answer, payload: bytes, number: str = "") -> asyncio.Future[Any] | None:
         """
-        Tell all others something that they don't answer, unless it has a *number*.
+        Publish a message to all other nodes, which answer it only if it has a *number*.
 
         Returns:
-            A future that is done when Redis has published it; ``None`` if that can't be now.
+            A future that is done when Redis has published it; ``None`` if it can't be sent now.
         """
         text = question_text(self._instance, number, body)
         return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
 
     async def publish(self, body: Answer, payload: bytes, number: str = "") -> bool:
         """
-        Tell all others something, and wait until Redis has published it: tell whether it has.
+        Publish a message to all other nodes; return whether Redis has within :data:`WAIT`.
         """
         published = self.tell(body, payload, number)
         if published is None:
@@ -236,7 +236,7 @@ class Requests:
 
     def take(self, data: bytes) -> None:
         """
-        Take an answer that was published to this node.
+        Decode an answer that was published to this node, and add it to its request.
         """
         try:
             body = json.loads(data)
@@ -253,7 +253,7 @@ class Requests:
 
     def answer(self, asker: str, number: str, channel: str, body: Answer) -> bool:
         """
-        Answer a request of another node; tell whether that could be done.
+        Answer a request of another node; return whether the answer could be sent.
         """
         text = question_text(self._instance, number, body)
         return self._publishers[channel].put(f"{channel}:{asker}", text.encode()) is not None

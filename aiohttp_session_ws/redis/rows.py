@@ -1,9 +1,9 @@
 """
-Rows of orders: most are about one subject and say nothing else. No I/O.
+Compact encoding of orders in rows: most have one subject and nothing else. No I/O.
 
-A row is a line of a message that begins with its kind and has tabs between its fields: what all of
-its orders share, then the time and the subject of each. Redis' script makes the records of it, so
-that nothing is sent twice, and a node that holds nothing of it reads it by a few calls, without an
+A row is a line of a message, with tabs between its fields: its kind, what all of its orders share,
+then the time and the subject of each. The Lua script makes the records of the row, so that nothing
+is sent twice, and a node without sockets of these subjects decodes it by a few calls, without an
 object for each order.
 """
 
@@ -26,11 +26,11 @@ from .messages import CLOSE_TTL, CloseSession, PublishedOrder, milliseconds
 
 __all__: list[str] = []
 
-KNOWN: Final = 1000  # beginnings of messages: some of each node
-LONGEST: Final = 1000  # bytes of a message with one order that is looked at more closely
+KNOWN: Final = 1000  # heads of messages: a few of each node
+LONGEST: Final = 1000  # bytes; a longer message is left to the general decoder
 
 #: A message with one order, as most are: the number of its record, what it has in common with
-#: others, the number of the order or how long it is kept, when it was given, and its subject.
+#: others, the number of a close order or the TTL of an end, the time, and the subject.
 _one: Final = re.compile(
     rb"([0-9]{1,19}):1\n([^\n]+\n[^\n]+)\t([0-9.]{1,19})\t([0-9]{1,19}\.[0-9]{1,19})"
     rb'\t"([ !#-\[\]-~]*)"'
@@ -42,13 +42,13 @@ _KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "
 
 class Shape(NamedTuple):
     """
-    What orders of one subject each have in common if they can be a row.
+    The fields that all orders of a row have in common.
 
     Attributes:
-        ends: Whether the subjects end; else their sockets are to reconnect.
-        kind: Ids, identities or labels.
-        close: With what sockets are closed.
-        ttl: Seconds to keep the ends after they were last met; 0 if they are none.
+        ends: Whether they are ends of the subjects; else they are close orders.
+        kind: The kind of the subjects: ids, identities or labels.
+        close: The close code and reason.
+        ttl: Seconds to keep an end after its last hit; 0 for close orders.
     """
 
     ends: bool
@@ -59,13 +59,13 @@ class Shape(NamedTuple):
 
 class Row(NamedTuple):
     """
-    Orders of one shape that were given one after another.
+    Successive orders of one shape.
 
     Attributes:
-        shape: What they have in common.
-        first: The number of the first one of its node's close orders; 0 if they are ends.
-        times: When each was given, by the one clock.
-        values: Which ids, identities or labels.
+        shape: The fields that they have in common.
+        first: The number of the first one among its node's close orders; 0 for ends.
+        times: When each was given, by the clock of all nodes.
+        values: The id, identity or label of each.
     """
 
     shape: Shape
@@ -76,21 +76,21 @@ class Row(NamedTuple):
 
 def row_text(shape: Shape, first: int, cells: Iterable[str]) -> str:
     """
-    Return a row of orders as a line of a message.
+    Encode a row of orders as a line of a message.
 
     Args:
-        shape: What they have in common.
+        shape: The fields that they have in common.
         first: The number of the first, if they are close orders.
-        cells: Of each what :func:`cell_text` returns.
+        cells: The orders, encoded by :func:`cell_text`.
     """
     head = head_of_row(shape)
     return "\t".join((head if shape.ends else f"{head}{first}", *cells))
 
 
-@lru_cache(16)  # most are one of a few
+@lru_cache(16)  # there are few in practice
 def head_of_row(shape: Shape) -> str:
     """
-    Return what a row begins with; in one of close orders the number of the first comes next.
+    Encode the head of a row; for close orders the number of the first one has to be appended.
     """
     ends, kind, close, ttl = shape
     how = f"{close.code}\t{quote(close.reason)}"
@@ -101,18 +101,18 @@ def head_of_row(shape: Shape) -> str:
 
 def cell_text(at: float, value: Hashable) -> str:
     """
-    Return one order of a row.
+    Encode one order of a row.
     """
     return f"{at!r}\t{quote(value) if type(value) is str else encode(value)}"
 
 
 def read_orders(line: str, sender: str) -> list[PublishedOrder] | None:
     """
-    Return the orders of a line of a message, ``None`` if it can't be read.
+    Decode the orders of a line of a message; ``None`` if it can't be read.
 
     Args:
         line: The line.
-        sender: Who has sent the message.
+        sender: The node that has sent the message.
     """
     if is_row(line):
         row = read_row(line)
@@ -123,14 +123,14 @@ def read_orders(line: str, sender: str) -> list[PublishedOrder] | None:
 
 def is_row(line: str) -> bool:
     """
-    Tell whether a line of a message holds a row of orders.
+    Return whether a line of a message holds a row of orders.
     """
     return not line.startswith("[")
 
 
 def read_row(line: str) -> Row | None:
     """
-    Return a row of orders, ``None`` if it can't be read.
+    Decode a row of orders; ``None`` if it can't be read.
     """
     try:
         return _row(line.split("\t"))
@@ -140,15 +140,15 @@ def read_row(line: str) -> Row | None:
 
 class One(NamedTuple):
     """
-    A message with one order and nothing else, as most have.
+    A message with a row of one order and nothing else, as most are.
 
     Attributes:
         last: The number of its record.
-        sender: Who has sent it.
+        sender: The node that has sent it.
         shape: The shape of its row.
-        first: The number of the order among its node's close orders; 0 if it is an end.
-        at: When it was given, by the one clock.
-        value: Which id, identity or label.
+        first: The number of the order among its node's close orders; 0 for an end.
+        at: When it was given, by the clock of all nodes.
+        value: The id, identity or label.
     """
 
     last: int
@@ -161,11 +161,11 @@ class One(NamedTuple):
 
 class OneReader:
     """
-    Reads messages with one order, by what they have in common with one that was read before.
+    Fast decoder for messages with one order, which decodes equal heads of messages once.
 
     A message ends with the time and the subject of its order. What stands before these is the
-    same for all of one sender and one shape, but for the number of a close order; so it is read
-    once. What isn't exactly so is left to who reads messages of any kind.
+    same for all of one sender and one shape, but for the number of a close order; so it is decoded
+    once. Any other message is left to the general decoder.
     """
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class OneReader:
 
     def learn(self, body: bytes, sender: str, row: Row) -> None:
         """
-        Keep what a message begins with that has a row of one order, and nothing else.
+        Remember the head of a message, if its *row*, the only one, has one order.
         """
         if len(row.values) == 1 and type(row.values[0]) is str:
             if len(self._known) >= KNOWN:
@@ -183,7 +183,7 @@ class OneReader:
 
     def read(self, data: bytes) -> One | None:
         """
-        Return the order of a message, ``None`` if it isn't one that begins as another did.
+        Decode a message with one order; ``None`` if it isn't one, or its head isn't known yet.
         """
         found = _one(data) if len(data) <= LONGEST else None
         if found is None:
@@ -204,11 +204,11 @@ class OneReader:
 
 def orders_of(row: Row, sender: str) -> Iterator[PublishedOrder]:
     """
-    Return the orders of a row one by one.
+    Yield the orders of a row one by one.
 
     Args:
         row: The row.
-        sender: Who has given them.
+        sender: The node that has given them.
     """
     shape, first, times, values = row
     for number, (at, value) in enumerate(zip(times, values, strict=True), first):
@@ -219,14 +219,14 @@ def spell_out(
     shape: Shape, sender: str, number: int, at: float, value: Hashable
 ) -> PublishedOrder:
     """
-    Return an order of a row as one that says all that an order can.
+    Convert an order of a row to a :class:`~.messages.PublishedOrder`.
 
     Args:
-        shape: What it has in common with others.
-        sender: Who has given it.
+        shape: The fields that it has in common with others.
+        sender: The node that has given it.
         number: Its number among its node's close orders, if it is one.
-        at: When it was given, by the one clock.
-        value: Which id, identity or label.
+        at: When it was given, by the clock of all nodes.
+        value: The id, identity or label.
     """
     ends, kind, close, ttl = shape
     subject = Subject(kind, value)
@@ -246,7 +246,7 @@ def _row(fields: list[str]) -> Row:
     return Row(shape, 0 if shape.ends else _number(rest), times, values)
 
 
-@lru_cache(16)  # most are one of a few
+@lru_cache(16)  # there are few in practice
 def _shape(what: str, kind: str, code: str, reason: str, ttl: str) -> Shape:
     if what not in ("ends", "closes") or kind not in _KINDS:
         raise ValueError("another kind of order or subject")

@@ -1,9 +1,9 @@
 """
 Orders that Redis publishes, but refuses to record: it is full, a replica, or can't save.
 
-They have no numbers. So a node that was deaf meanwhile can't find them, and asks all others to
-publish theirs again. And who has given one may be gone when Redis takes writes again, so that
-whoever has heard it writes it then.
+They have no numbers. So a node that wasn't subscribed meanwhile can't find them, and asks all
+other nodes to publish theirs again. And the node that gave one may be gone when Redis accepts
+writes again, so every node that has received it writes it then.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__: list[str] = []
 
 class Unrecorded:
     """
-    Sees to it that orders which Redis refuses to record reach all nodes, and Redis at last.
+    Makes orders that Redis refuses to record reach all nodes now, and Redis later.
 
     Args:
-        membership: Knows whether Redis takes writes, and who is there.
-        outbox: Keeps what this node has given until Redis has taken it.
-        requests: Asks the other nodes.
-        write_back: Writes what this node knows.
-        tasks: Where it waits for the others.
+        membership: The members, and whether Redis accepts writes.
+        outbox: Keeps the orders of this node until Redis has recorded them.
+        requests: Sends requests to the other nodes.
+        write_back: Writes the records that this node knows.
+        tasks: The background tasks of this node.
 
     Attributes:
-        since: When the first was heard that may not be written yet, by the monotonic clock;
-            infinite if none was.
+        since: When the first order was received that may not be recorded yet, by the monotonic
+            clock; infinite if there is none.
     """
 
     def __init__(
@@ -50,49 +50,50 @@ class Unrecorded:
         self._requests = requests
         self._write_back = write_back
         self._tasks = tasks
-        self._missed = False  # some perhaps, while nothing was heard
+        self._missed = False  # whether some may have been missed
         self.since = math.inf
 
     def heard(self) -> None:
         """
-        Note that an order was heard which Redis had refused to record.
+        Record that an order was received which Redis had refused to record.
         """
         self.since = min(self.since, time.monotonic())
 
     def missed(self) -> None:
         """
-        Note that this node may have missed some.
+        Record that this node may have missed such orders.
         """
         self._missed = True
 
     def publish_again(self, asker: str) -> None:
         """
-        Publish again what this node has given, for one who can't be listed in Redis either.
+        Publish the unrecorded orders of this node again, for a node that asks for them; add it to
+        the members, for Redis can't list it either.
         """
         self._membership.meet({asker})
         self._outbox.publish_again()
 
     def beaten(self, *, hears_data: bool) -> None:
         """
-        Write what was heard, if Redis takes writes again; ask for what was missed, if it doesn't.
+        Write what was received, if Redis accepts writes; else request what may have been missed.
 
         Args:
-            hears_data: Whether the others' answers would be heard.
+            hears_data: Whether this node receives answers.
         """
         now, takes_writes = time.monotonic(), self._membership.takes_writes
         if self.since <= now and takes_writes:
-            # Whoever gave these orders writes them now, if it lives. After a long time only what
-            # they have ended is known, not that they were given.
+            # The nodes that gave these orders write them now, if they live. After a long time they
+            # aren't among the recent orders any more, but their changes are among the records.
             self._write_back.lost(everything=now - self.since > KEPT)
             self.since = math.inf
         if self._missed and (takes_writes or hears_data):
             self._missed = False
-            if not takes_writes:  # what is recorded has a number, and is read
+            if not takes_writes:  # recorded orders have numbers, and are found by these
                 _ = self._tasks.spawn(self._ask(), "ask for what isn't recorded")
 
     async def _ask(self) -> None:
         """
-        Have all others publish theirs again, and come to know them.
+        Request all other nodes to publish theirs again, and add those that answer to the members.
         """
         if not await self._requests.meet({"do": "unrecorded"}):
             self._missed = True

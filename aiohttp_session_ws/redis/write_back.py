@@ -1,9 +1,9 @@
 """
-What Redis has lost is written again: only on evidence, and only what is missing.
+Write-back of records that Redis has lost: only on evidence of a loss, only what is missing.
 
-Nodes may be killed while it is done, and each one that is left must see to all that it knows. So
-every step is for all senders but the first, which is for this node's own orders: they are the
-only ones that nobody else need have heard.
+Nodes may be killed during a write-back, so the remaining ones must cover all that they know.
+Therefore each step covers the orders of all senders, except for the first: it covers those of this
+node, the only ones that may be known to no other.
 
 Over 300 lines long: what to compare, in which steps, and how it is written.
 """
@@ -46,18 +46,19 @@ __all__: list[str] = []
 T = TypeVar("T")
 
 PAUSE: Final = 0.3  # seconds after a failure
-FEW: Final = 100_000  # records that are not worth sharing out, for all nodes together
-OWNERS: Final = 3  # nodes that see to each order of another
+FEW: Final = 100_000  # records times nodes up to which nothing is shared out
+OWNERS: Final = 3  # nodes that share each record of others
 AT_ONCE: Final = 250  # keys that are read, or records that are written, in one step
-#: Seconds between two steps for each node that lives, where nothing is shared out: all together
-#: take a fifth of Redis' time to read that nothing is missing.
+#: Seconds between two parts for each living node, where much is not shared out: all nodes together
+#: take a fifth of Redis' time to find that nothing is missing.
 SLOWLY: Final = 0.002
-REST: Final = 2e-5  # seconds for each record and node until it is looked for what was evicted
-CLOSE_ORDER: Final = f'[{VERSION},"close",'  # what is in an order's text that has one
+REST: Final = 2e-5  # seconds for each record and node until evicted keys are written again
+CLOSE_ORDER: Final = f'[{VERSION},"close",'  # in the text of each order that contains one
 
-#: Seconds until all that others have ordered is seen to: shared out once most have said that they
-#: live, and once all have, also to a Redis that has forgotten them. At last each sees to all that
-#: it knows, for those that had a share may have started lately, and not know it, or have died.
+#: Seconds before each step for the orders of other nodes. They are shared out once most nodes have
+#: sent a heartbeat, and once all have, also to a Redis that has forgotten them. In the last step
+#: each node covers all that it knows, for those that had a share may have started lately, and not
+#: know it, or have died.
 STEPS: Final = (0.4, PULSE, LIVING)
 
 
@@ -65,16 +66,16 @@ class WriteBack:
     """
     Writes again what Redis has lost: each node its own orders, those of others shared out.
 
-    What was published lately is compared when a server has started, for it may have lost its
-    last seconds. When it has lost its data, so is all that this node remembers.
+    When a server has restarted, the orders published lately are compared with it, for it may have
+    lost its last seconds. When it has lost its data, so are all records of this node.
 
     Args:
         instance: The name of this node.
-        commands: Redis.
-        outbox: What waits to be recorded; nothing is written again while something does.
-        membership: Who else lives.
-        recent: What was ordered lately.
-        records: What this node remembers.
+        commands: The connection for commands.
+        outbox: The queue of orders to Redis; nothing is written again before it is idle.
+        membership: The members of the cluster.
+        recent: The recently published messages.
+        records: All records of this node.
 
     Attributes:
         evicted: Whether Redis has evicted keys, perhaps ours.
@@ -96,14 +97,14 @@ class WriteBack:
         self._recent = recent
         self._records = records
         self._trouble = asyncio.Event()  # Redis may have lost something
-        self._all = self._busy = self.evicted = False  # whether it has lost all its data
-        self._reached = 0  # how many of the records, when it was cut short
+        self._all = self._busy = self.evicted = False  # _all: compare all records
+        self._reached = 0  # position in the records where a step was cut short
         self._rests_until = 0.0
         self._logged = OncePerMinute()
 
     def go_on(self) -> None:
         """
-        See to what was evicted, after a rest: called with each heartbeat.
+        Write again what was evicted, after a rest; called with each heartbeat.
         """
         if self.evicted and not self._busy and time.monotonic() >= self._rests_until:
             self.evicted = False
@@ -111,14 +112,14 @@ class WriteBack:
 
     def lost(self, *, everything: bool = False) -> None:
         """
-        Write soon what Redis has lost: of the last hour, or of all that is remembered.
+        Schedule a write-back: of the orders of the last hour, or of all records too.
         """
         self._all = self._all or everything
         self._trouble.set()
 
     async def run(self) -> None:
         """
-        Write again what Redis has lost, until cancelled; once for each trouble.
+        Write again what Redis has lost, once for each report of a loss, until cancelled.
         """
         while True:
             self._busy = False
@@ -133,8 +134,8 @@ class WriteBack:
 
     async def _write_all(self, *, everything: bool) -> bool:
         """
-        Write again what is missing, step by step; tell whether no other trouble came between,
-        which begins with the first.
+        Write again what is missing, step by step; return whether that was finished: another loss
+        interrupts it, and then it begins with the first step.
         """
         try:
             own = self._published(lambda sender: sender == self._instance, again=not everything)
@@ -153,8 +154,8 @@ class WriteBack:
 
     async def finish(self, timeout: float) -> None:
         """
-        Write what is missing now, for *timeout* seconds at most: this node stops, and perhaps
-        nobody else knows it.
+        Write what is missing when this node stops, for *timeout* seconds at most, if a write-back
+        is due: other nodes may not know it.
         """
         if not (self._busy or self.evicted or self._trouble.is_set()):
             return
@@ -173,11 +174,11 @@ class WriteBack:
         pause: float = 0.0,
     ) -> None:
         """
-        Write what Redis lacks of some records: read first, with pauses in between.
+        Write those of some records that Redis lacks: part by part, each of which is read first.
 
         Args:
             records: The records.
-            is_mine: Tells by the key of one whether it is to be written.
+            is_mine: Returns for the key of a record whether this node is to write it.
             pause: Seconds after each part.
         """
         some: dict[str, dict[Record, Stored]] = {}
@@ -201,10 +202,11 @@ class WriteBack:
 
     def take_over(self, body: bytes) -> list[Record]:
         """
-        Go on to write what another node couldn't before it stopped; return what that is.
+        Queue the orders that another node couldn't get recorded before it stopped; return their
+        records.
 
         Args:
-            body: The message that node would have published.
+            body: The message that the other node would have published.
         """
         records = [*_records_of(body)]
         self._put(records)
@@ -220,16 +222,16 @@ class WriteBack:
         again: bool = False,
     ) -> Iterator[Record]:
         """
-        Return the records of the orders of some senders: all, or of those that close; *again*
-        those that were written again, too.
+        Yield the records of recent orders of some senders, or only of those that close; with
+        *again* also of those that wrote records again.
         """
         for body in self._recent.of(is_meant, again=again):
             yield from _records_of(body, closes_only=closes_only)
 
     async def _write_share(self, *, everything: bool, shared: bool) -> bool:
         """
-        Write again this node's share of what others have ordered: all of it if it is little, or
-        isn't shared out.
+        Write again this node's share of the orders of others, and of all records if *everything*;
+        all of it if that is little, or not *shared*.
 
         Returns:
             Whether it was all.
@@ -242,12 +244,12 @@ class WriteBack:
         pause = 0.0 if few or shared else SLOWLY * len(living)
 
         def is_mine(key: str) -> bool:
-            # Some for each, for a node that started lately doesn't know it.
+            # Several nodes for each record: one that started lately doesn't know it.
             return whole or (mine - zlib.crc32(key.encode())) % len(living) < OWNERS
 
         if everything:
             await self.write(self._in_turn(), is_mine, pause)
-        # What this node remembers has all but close orders.
+        # The records include all changes, but no close orders.
         others = self._published(
             lambda sender: sender != self._instance, closes_only=everything, again=not everything
         )
@@ -256,8 +258,8 @@ class WriteBack:
 
     def _in_turn(self) -> Iterator[Record]:
         """
-        Return what this node remembers, first what was not come to when the last step was cut
-        short: by another trouble, each of which would begin with the same.
+        Yield all records of this node, beginning where the last step was cut short: otherwise
+        each would begin with the same ones, and perhaps never reach the rest.
         """
         begin, count = self._reached, len(self._records) or 1
         for number, record in enumerate(
@@ -271,13 +273,13 @@ class WriteBack:
 
     async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """
-        Take a step, however often that has to be tried.
+        Await a step, and retry it until it succeeds.
 
-        Begun again with the first record, it might never come to the last one while Redis is
-        away now and then.
+        A write-back that restarted with its first record after each failure might never reach the
+        last one while Redis is away now and then.
 
         Raises:
-            TROUBLE: If there is another trouble, which begins with the first.
+            TROUBLE: If it fails and there was another loss: the write-back begins again.
         """
         while True:
             try:
@@ -302,7 +304,7 @@ class WriteBack:
 
     def _put(self, records: Iterable[Record]) -> None:
         changes, closes = split(records)
-        for close in closes:  # who has missed it carries it out now
+        for close in closes:  # nodes that have missed it carry it out now
             self._outbox.put(Entry(PublishedOrder((), (close,))))
         if changes:
             self._outbox.put(Entry(PublishedOrder(tuple(changes), again=True)))
@@ -310,7 +312,7 @@ class WriteBack:
 
 def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:
     """
-    Return the records of the orders of a message: all, or of those that close.
+    Yield the records of the orders of a message, or only of those that close.
     """
     sender, lines = read_message(body) or ("", [])
     for line in lines:
@@ -322,7 +324,7 @@ def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:
 
 def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:
     """
-    Tell whether a record says more than what Redis has under its key.
+    Return whether a record would change what Redis has under its key.
     """
     if value is None:
         return True
