@@ -102,7 +102,7 @@ class Membership:
         self._version: tuple[str, str, str] | None = None
         self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, and until when
         self._left: set[str] = set()  # stopped nodes that Redis still lists
-        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # times and last numbers
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # time, last number
 
     @property
     def behind(self) -> bool:
@@ -135,7 +135,7 @@ class Membership:
 
     def joined(self, name: str) -> None:
         """
-        Add a newly listed node at once, not by the next heartbeat: Redis may lose its list.
+        Add a newly listed node before the next heartbeat finds it: Redis may lose its list.
         """
         self.members |= {name}
 
@@ -161,7 +161,7 @@ class Membership:
                 self._failed(reason(exc))
             else:
                 if not self._clock.known or self._clock.was_set_back:
-                    pause = PROBE  # too late to measure the clock, or it was set back
+                    pause = PROBE  # the answer was late, or Redis' clock was set back
             self.beaten.set()
             try:
                 async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):
@@ -250,7 +250,7 @@ class Membership:
         self._compare(beat, heard, await self._last_shared() if changed else NONE_SHARED)
         self._asked_at = sent
         if known is not None and beat.is_elsewhere(known):
-            self._moved()  # else subscribers are at the right one, and would miss messages
+            self._moved()  # otherwise subscribers needn't reconnect, and would miss messages
         elif beat.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
 

@@ -3,9 +3,9 @@ Wire format of records, orders and requests: encoding. No I/O.
 
 A record is a JSON array of the version, its kind, the fields that the Lua script merges, in fixed
 places, and the fields that it only copies. The same text is the value of a key and a part of a
-message. The lines of a message are ``<last number>:<count>``, written by the script, a JSON object
-with the version and the sender, and then one order each, a JSON array, or a row of orders (see
-:mod:`.rows`). Orders are parsed one by one, so that the garbage collector never sees many.
+message. A message has lines: ``<last number>:<count>``, written by the script, a JSON object with
+the version and the sender, and then for each order a JSON array, or for many a row (:mod:`.rows`).
+They are decoded line by line, so that the garbage collector never sees many objects.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class PublishedOrder(NamedTuple):
         by: Who gave the order, for operators.
         question: The number of the request for reports, if they are asked for.
         refresh: The open sockets that stay open under another id and generation.
-        held: Whether sockets stay open until the order is published again: its response hasn't
-            been sent yet.
+        held: Whether open sockets wait until the order is published again: the response that
+            belongs to it hasn't been sent yet.
         again: Whether it consists of records that Redis had lost.
     """
 
@@ -229,7 +229,7 @@ def envelope(sender: str, orders: Iterable[str]) -> str:
 @lru_cache(16)
 def head_of(sender: str) -> str:
     """
-    Return the line of a message that follows the numbers.
+    Return the second line of a message: version and sender.
     """
     return f'{{"v":{VERSION},"from":{quote(sender)}}}'
 

@@ -26,7 +26,7 @@ from .rows import Shape
 
 __all__: list[str] = []
 
-FORGOTTEN: Final = 60.0  # seconds after the end of its wait until an abandoned request is closed
+FORGOTTEN: Final = 60.0  # seconds after its timeout until an abandoned request is closed
 _NOTHING_YET: Final = replace(NOTHING_CLOSED, stored=False)
 COUNTED: Final = ("sockets", "aborted", "cancelled", "handshakes")  # sums in a report
 
@@ -127,7 +127,8 @@ class Outbound:
         """
         Record an order now; other nodes apply it to handshakes, but keep open sockets for now.
 
-        Those close when the order is published, or after a while: this node may die before.
+        These are closed when the order is published, and after :data:`~.apply.HOLD` seconds in any
+        case: this node may die before it has published the order.
         """
         if order.changes:
             self._outbox.put(Entry(PublishedOrder(order.changes, held=True)))
@@ -159,7 +160,7 @@ class Outbound:
 
     def _single(self, order: Order) -> Single | None:
         """
-        Return an order as a compact entry; ``None`` if it has more than one subject, or options.
+        Return an order about one subject, with nothing else, as a compact entry; else ``None``.
         """
         changes, closes, close, by, refresh = order
         if by is not None or refresh is not None or len(changes) + len(closes) != 1:

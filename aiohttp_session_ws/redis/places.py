@@ -58,7 +58,7 @@ class PlaceKeeper:
         self, held: Sequence[Held], *, evict: bool
     ) -> dict[Subject, list[Place]] | None:
         """
-        Report the complete lists of this node's places under some subjects.
+        Report all places of this node under some subjects; Redis drops its others there.
         """
         args: list[Argument] = []
         now = self._clock.now()

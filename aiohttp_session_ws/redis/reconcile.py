@@ -24,7 +24,7 @@ from .recent import HeardNumbers, RecentOrders
 __all__: list[str] = []
 
 ROUND: Final = 1800.0  # seconds between two look-ups of all connections, in any case
-SOON: Final = 0.01  # seconds to collect further reports of the same gap
+SOON: Final = 0.01  # seconds to wait for further causes, which are handled together
 PAUSE: Final = 1.0  # seconds after a failure
 AT_ONCE: Final = 500  # records that are read by number in one step
 

@@ -61,7 +61,7 @@ class PendingRequest:
         """
         self.answers.append(answer)
         if answer.get("unresolved"):
-            self.unresolved.add(sender)  # its answer may lack something
+            self.unresolved.add(sender)  # it may have sockets that it can't find
         if answer.get("last", True):
             self.answered.add(sender)
         settled = answer.get("settles") or self.expected <= self.answered
@@ -226,7 +226,7 @@ class Requests:
 
     async def publish(self, body: Answer, payload: bytes, number: str = "") -> bool:
         """
-        Publish a message to all other nodes; return whether Redis has within :data:`WAIT`.
+        Publish a message to all other nodes; return whether Redis did so within :data:`WAIT`.
         """
         published = self.tell(body, payload, number)
         if published is None:

@@ -47,13 +47,13 @@ T = TypeVar("T")
 
 PAUSE: Final = 0.3  # seconds after a failure
 FEW: Final = 100_000  # records times nodes up to which nothing is shared out
-OWNERS: Final = 3  # nodes that share each record of others
+OWNERS: Final = 3  # nodes that each record of another node is assigned to
 AT_ONCE: Final = 250  # keys that are read, or records that are written, in one step
 #: Seconds between two parts for each living node, where much is not shared out: all nodes together
 #: take a fifth of Redis' time to find that nothing is missing.
 SLOWLY: Final = 0.002
 REST: Final = 2e-5  # seconds for each record and node until evicted keys are written again
-CLOSE_ORDER: Final = f'[{VERSION},"close",'  # in the text of each order that contains one
+CLOSE_ORDER: Final = f'[{VERSION},"close",'  # occurs in the text of an order with a close order
 
 #: Seconds before each step for the orders of other nodes. They are shared out once most nodes have
 #: sent a heartbeat, and once all have, also to a Redis that has forgotten them. In the last step
@@ -155,7 +155,7 @@ class WriteBack:
     async def finish(self, timeout: float) -> None:
         """
         Write what is missing when this node stops, for *timeout* seconds at most, if a write-back
-        is due: other nodes may not know it.
+        is due or running: other nodes may not know it.
         """
         if not (self._busy or self.evicted or self._trouble.is_set()):
             return
