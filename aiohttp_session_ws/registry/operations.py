@@ -1,5 +1,5 @@
 """
-The facet of a registry for operators: figures, and a rolling restart.
+The registry's methods for operators: statistics, closing and rechecking connections, draining.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .settings import expect
 
 __all__: list[str] = []
 
-PART: Final = 500  # connections that are looked through in a row
+PART: Final = 500  # connections scanned between two yields to the event loop
 
 
 class Operations:
     """
-    What has happened, on this process and on all.
+    Statistics and maintenance, for this process and for the whole cluster.
     """
 
     _core: Core
 
     def stats(self) -> Stats:
         """
-        Return what this process has counted, and what it holds; may be called in any thread.
+        Return the counters and current totals of this process; may be called from any thread.
         """
         return stats_of(self._core)
 
@@ -49,19 +49,19 @@ class Operations:
         """
         Close one connection, on whichever process it is; its session may reconnect.
 
-        Waits until it is gone.
+        Waits until the connection is closed.
 
         Args:
-            connection_id: Its own id, as ``connections()`` tells it.
+            connection_id: The connection's own id, as returned by ``connections()``.
             close: The close code, 4403 by default.
             reason: The close reason.
-            wait: Seconds to wait for the process that has it, where there are others.
+            wait: Seconds to wait for the process that has it, if there are other processes.
 
         Returns:
             A report of one socket, or of none if it is gone already.
 
         Raises:
-            TypeError: If *connection_id* is no text.
+            TypeError: If *connection_id* is not a string.
         """
         core = self._core
         core.expect_loop()
@@ -81,17 +81,17 @@ class Operations:
 
     async def recheck(self, identity: Hashable, *, wait: float = 0.0) -> CloseReport:
         """
-        Check all sockets of an identity now, as the periodic check does: its rights have changed.
+        Run the periodic check for all sockets of an identity now, after its rights have changed.
 
-        Each session is loaded once more, and ``identify``, ``labels`` and ``authorize`` are asked.
-        Waits until that is done on this process.
+        Each session is loaded again, and ``identify``, ``labels`` and ``authorize`` are called.
+        Waits until this process is done.
 
         Args:
-            identity: Whose sockets.
-            wait: Seconds to wait for the reports of other nodes, where there are any.
+            identity: The identity whose sockets to check.
+            wait: Seconds to wait for the reports of other nodes, if there are any.
 
         Returns:
-            How many sockets are closed by that, and by how many processes it was said.
+            How many sockets the check closes, and how many processes have reported.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -111,7 +111,7 @@ class Operations:
 
     async def cluster_stats(self) -> ClusterStats:
         """
-        Return the figures of all processes, which are asked at this moment.
+        Request and return the statistics of all processes.
         """
         core = self._core
         core.expect_loop()
@@ -123,28 +123,28 @@ class Operations:
 
     async def drain(self, window: float) -> None:
         """
-        Close all sockets of this process little by little, for a rolling restart.
+        Close all sockets of this process gradually, for a rolling restart.
 
         New handshakes get 503 at once. Open sockets are closed with 1012, in random order over
         *window* seconds, so that their clients don't all reconnect at the same time. Other
-        requests are served, and orders given meanwhile are told in place of 1012. May be
-        awaited twice.
+        requests are still served, and a socket that an order closes meanwhile gets the order's
+        close code instead of 1012. May be awaited twice.
 
         Args:
-            window: Seconds.
+            window: Seconds over which the sockets are closed.
 
         Raises:
-            TypeError: If *window* is no number.
+            TypeError: If *window* is not a number.
             ValueError: If it is negative or infinite.
         """
         self._core.expect_loop()
-        _ = Timeouts(drain=window)  # which has the same check
+        _ = Timeouts(drain=window)  # for its validation of the argument
         await self._core.drainer.drain(window)
 
 
 async def close_here(core: Core, connection_id: str, close: Close) -> CloseReport:
     """
-    Close a connection of this process by its own id; nothing happens if it isn't here.
+    Close a connection of this process by its own id; do nothing if this process doesn't have it.
     """
     connections = list(core.connections.open)
     for start in range(0, len(connections), PART):
@@ -152,18 +152,18 @@ async def close_here(core: Core, connection_id: str, close: Close) -> CloseRepor
         found = [connection for connection in part if connection.id == connection_id]
         if found:
             return await core.effects.carry_out(Effect(((close, tuple(found)),)))
-        await asyncio.sleep(0)  # the next part may take as long
+        await asyncio.sleep(0)  # each part takes a while
     return CloseReport()
 
 
 async def recheck_here(core: Core, subject: Subject) -> int:
     """
-    Check the sockets of an identity on this process; return how many are closed by that.
+    Check the sockets of an identity on this process; return how many the check closes.
     """
     connections = []
     for connection in core.connections.of_subject(subject):
         if connection.state is OPENING:
-            # It may have been authorized by what was so before: look when it is open.
+            # It may have been authorized with the previous rights: check it once it is open.
             connection.check_at = 0.0
         elif connection.state is OPEN:
             connections.append(connection)
@@ -173,7 +173,7 @@ async def recheck_here(core: Core, subject: Subject) -> int:
 
 def add_answers(core: Core) -> None:
     """
-    Let a registry answer what others ask with these methods.
+    Register the answers to other nodes' requests.
     """
 
     async def close(body: Body) -> Body:
@@ -200,7 +200,7 @@ def add_answers(core: Core) -> None:
 
 def stats_of(core: Core) -> Stats:
     """
-    Return what a process has counted.
+    Return the statistics of this process.
     """
     connections, figures = core.connections, core.cluster.figures()
     counters = connections.counters

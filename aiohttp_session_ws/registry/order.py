@@ -1,5 +1,5 @@
 """
-What is ordered: who has ended or was renewed, and whose sockets are to close.
+The order: records of what has ended or was renewed, and the subjects whose sockets are to close.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__: list[str] = []
 
 class Refresh(NamedTuple):
     """
-    The open sockets of a lineage go on under another id and its next generation.
+    Keep the open sockets of a renewed lineage, under its new id and next generation.
 
     Attributes:
-        lineage: The lineage with that generation.
-        session_ws_id: The id.
+        lineage: The lineage with its next generation.
+        session_ws_id: The new id.
         until: When the session no longer belongs to its identity, by the wall clock.
-        was: The id before: what was registered by hand is filed under that only.
+        was: The previous id; objects registered by hand are filed under that one only.
     """
 
     lineage: Lineage
@@ -34,14 +34,14 @@ class Refresh(NamedTuple):
 
 class Order(NamedTuple):
     """
-    What is ordered at one time.
+    Records and close instructions that take effect together.
 
     Attributes:
-        changes: What has ended or was renewed.
-        closes: Whose sockets are to reconnect besides.
-        close: With what sockets are closed; without one it depends on what became of each.
+        changes: Records of what has ended or was renewed.
+        closes: Further subjects, whose sockets are to reconnect.
+        close: The close code and reason; ``None`` to choose them by each session's status.
         by: Who gave the order, for operators.
-        refresh: Which open sockets go on in place of being closed.
+        refresh: The renewal whose open sockets are kept instead of being closed.
     """
 
     changes: tuple[Change, ...] = ()

@@ -1,7 +1,7 @@
 """
-The facet of a registry that gives orders: whose sockets are to close, and what has ended.
+The registry's methods that close sockets and end sessions, by id, identity or label.
 
-Those that a request gives about its own session, as its log-out, are in ``request_orders.py``.
+Orders of a request about its own session, such as its log-out, are in ``request_orders.py``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ __all__: list[str] = []
 
 class Orders:
     """
-    Orders. Each counts for handshakes at once, on every node that can be reached.
+    Orders to close sockets or end sessions. Each order applies to handshakes at once, on every
+    node that can be reached.
 
     Whatever peers do, closing takes ``timeouts.close + timeouts.handler_grace`` seconds at most.
-    A handler may give an order about its own session: it is neither waited for nor cancelled.
-    An argument of a wrong type is a ``TypeError``, and a close that no close frame can carry a
-    ``ValueError``; nothing is ordered then.
+    A handler may give an order about its own session: that handler is neither waited for nor
+    cancelled. An argument of a wrong type raises ``TypeError``, a close code or reason that no
+    close frame can carry ``ValueError``; the order is not given then.
     """
 
     _core: Core
@@ -41,7 +42,7 @@ class Orders:
         """
         Close all sockets of this process; their sessions may reconnect.
 
-        Waits until they are gone. Handshakes in flight are rejected.
+        Waits until they are closed. Handshakes in flight are rejected.
 
         Args:
             close: The close code, 4403 by default.
@@ -70,14 +71,14 @@ class Orders:
         """
         Close the sockets of a session; it may reconnect.
 
-        Waits until the sockets of this process are gone.
+        Waits until the sockets of this process are closed.
 
         Args:
-            session_ws_id: Whose sockets.
+            session_ws_id: The id of the session.
             close: The close code, 4403 by default.
             reason: The close reason.
-            except_: A connection that is left open, as that of the handler that calls.
-            wait: Seconds to wait for the reports of other nodes, where there are any.
+            except_: A connection to leave open, such as that of the calling handler.
+            wait: Seconds to wait for the reports of other nodes, if there are any.
             by: Who gives the order, for the log.
 
         Raises:
@@ -129,12 +130,12 @@ class Orders:
             value: Its value.
             close: The close code, 4403 by default.
             reason: The close reason.
-            wait: Seconds to wait for the reports of other nodes, where there are any.
+            wait: Seconds to wait for the reports of other nodes, if there are any.
             by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
-            InvalidIdentity: If no label can be called so.
+            InvalidIdentity: If *name* or *value* can't be used for a label.
         """
         core = self._core
         core.expect_loop()
@@ -166,19 +167,19 @@ class Orders:
         by: str | None = None,
     ) -> CloseReport:
         """
-        End what belongs to an id: no socket of it survives, and no copy of its cookie opens one.
+        End the session of an id: its sockets are closed, and no copy of its cookie opens another.
 
-        A lineage that begins later under the same id lives: an id that the application derives,
-        as a user's id, isn't locked. What a storage keeps of the session is left alone; an HTTP
-        request that comes with it is given an empty session. Waits until the sockets of this
-        process are gone.
+        A lineage that begins later under the same id is not affected, so an id that the
+        application derives, such as a user's id, isn't locked. The session's data in its storage
+        is left alone; an HTTP request with that session is given an empty one. Waits until the
+        sockets of this process are closed.
 
         Args:
-            session_ws_id: Which id; or its handle, which is known as long as a socket of it is
-                open: later nothing ends, and ``stored`` is false.
+            session_ws_id: The id; or its handle, which is known while the session has an open
+                socket: without one nothing ends, and ``stored`` is false.
             close: The close code, 4401 by default.
             reason: The close reason.
-            wait: Seconds to wait for the reports of other nodes, where there are any.
+            wait: Seconds to wait for the reports of other nodes, if there are any.
             by: Who gives the order, for the log.
 
         Raises:
@@ -196,16 +197,16 @@ class Orders:
 
     def _ends_of_known(self, subject: Subject, before: float) -> Iterable[Change]:
         """
-        Return the ends of the lineages that are known to have an id.
+        Return the ends of the lineages that are known to have an id, if *subject* is one.
         """
         if subject.kind != "id":
             return ()
         core, context, session_ws_id = self._core, current_request(), subject.value
         known = [connection.lineage for connection in core.connections.of(session_ws_id)]
         if context is not None and context.lineage and context.session_ws_id == session_ws_id:
-            known.append(context.lineage)  # its cookie may not have the id yet
+            known.append(context.lineage)  # its cookie may not carry the id yet
         if not known and not core.records.noted_among((session_ws_id,)):
-            return ()  # as most
+            return ()  # the common case
         tokens = {lineage.token for lineage in known if lineage.token and lineage.began <= before}
         note = core.records.note_of(session_ws_id)
         if note is not None and note.began <= before:
@@ -224,9 +225,8 @@ class Orders:
         """
         Log out everywhere: end all sessions of an identity that have begun by now.
 
-        A session without an open socket ends as well, and every copy of its cookie. A log-in
-        afterwards begins later, and lives. Arguments and waiting are those of
-        :meth:`end_session`.
+        Sessions without an open socket and all copies of their cookies end as well. A later
+        log-in is not affected. Arguments and waiting are those of :meth:`end_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
@@ -252,15 +252,15 @@ class Orders:
 
         Args:
             name: The name of the label, as ``labels`` returns it.
-            value: Its value: an identity provider's session id, a device.
+            value: Its value, such as an identity provider's session id or a device.
             close: The close code, 4401 by default.
             reason: The close reason.
-            wait: Seconds to wait for the reports of other nodes, where there are any.
+            wait: Seconds to wait for the reports of other nodes, if there are any.
             by: Who gives the order, for the log.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
-            InvalidIdentity: If no label can be called so.
+            InvalidIdentity: If *name* or *value* can't be used for a label.
         """
         core = self._core
         core.expect_loop()

@@ -1,14 +1,14 @@
 """
-Limits over all nodes: each socket has a place under its id and under its identity.
+Connection limits over all nodes: each socket has a place under its id and under its identity.
 
-A handshake takes its places after the limits of this node have let it pass, one script in Redis
-for all; then those who have to make room are told, on whichever node they are. What has changed on
-this node in any other way (a socket that is gone, has another id, or was proven to be somebody's)
-is reported in the next turn, and all of it now and then, or when a report was perhaps lost. So
-what a crash leaves behind is gone when its node counts as dead. While nothing can be told, the
-limits of this node are all there is; whatever is too much is closed once all is reported.
+Once the limits of this node admit a handshake, one Redis script takes its places; then the
+sockets that have to make room are evicted, on any node. Other changes on this node (a socket is
+gone, was filed under another id, or had an identity proven) are reported in the next iteration of
+the event loop; all places are reported periodically, and after a report that may have been lost.
+The places of a crashed node are dropped when it counts as dead. While Redis is unavailable, only
+the limits of this node apply; excess sockets are closed once all places are reported.
 
-None of it is there without ``Limits(scope="cluster")``.
+All of this is inactive without ``Limits(scope="cluster")``.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .questions import Body, Questions
 
 __all__: list[str] = []
 
-REPORT: Final = 120.0  # seconds between two reports of all
-RETRY: Final = 1.0  # seconds until what could not be told is tried again
+REPORT: Final = 120.0  # seconds between two full reports
+RETRY: Final = 1.0  # seconds until a failed report is retried
 PART: Final = 200  # subjects in one report
-MOST: Final = 100_000  # subjects that are remembered while nothing can be told
-PROOF: Final = 0.5  # seconds in which a node says that it lives
+MOST: Final = 100_000  # subjects without sockets to report later, while Redis is unavailable
+PROOF: Final = 0.5  # seconds in which a living node answers
 
-#: What Redis knows of a subject if that isn't known.
+#: The numbers that Redis has of a subject, if they aren't known: none is ever -1.
 UNSURE: Final = frozenset({-1})
 
 
 class Node(Protocol):
     """
-    What is needed of a registry.
+    The parts of a registry that places need.
     """
 
     cluster: Cluster
@@ -59,7 +59,7 @@ class Node(Protocol):
 
 def places_for(core: Node, limits: Limits) -> Places | None:
     """
-    Return what counts for limits over all nodes, if there are any.
+    Return the :class:`Places` of a node, or ``None`` if no limit spans all nodes.
     """
     limited = limits.per_session is not None or limits.per_identity is not None
     if limits.scope == "cluster" and limited and core.cluster.remote:
@@ -69,11 +69,11 @@ def places_for(core: Node, limits: Limits) -> Places | None:
 
 class Places:
     """
-    The places of the sockets of this node, and who else has to make room.
+    Takes and reports the places of this node's sockets, and evicts those that make room.
 
     Args:
         core: The registry's parts.
-        limits: How many there may be.
+        limits: The limits on connections.
     """
 
     def __init__(self, core: Node, limits: Limits) -> None:
@@ -85,11 +85,11 @@ class Places:
             self._limits["id"] = limits.per_session
         if limits.per_identity is not None:
             self._limits["identity"] = limits.per_identity
-        self._told: dict[Subject, frozenset[int]] = {}  # the numbers that Redis knows
-        self._changed: dict[Subject, bool] = {}  # whether to close what is too much
-        self._waiting: set[TrackedConnection] = set()  # for their places
+        self._told: dict[Subject, frozenset[int]] = {}  # the numbers that Redis has
+        self._changed: dict[Subject, bool] = {}  # to report; whether to close the excess
+        self._waiting: set[TrackedConnection] = set()  # handshakes that have no place yet
         self._evictions = Evictions(core)
-        self._busy: dict[Subject, asyncio.Future[None]] = {}  # somebody takes a place there
+        self._busy: dict[Subject, asyncio.Future[None]] = {}  # a handshake takes a place
         self._reporting = False
         core.connections.watch(self._note)
         core.questions.add("evict", self._evictions.answer)
@@ -97,7 +97,7 @@ class Places:
 
     def start(self) -> None:
         """
-        Begin to report all now and then.
+        Start the periodic full report.
         """
         self._told.clear()
         self._changed.clear()
@@ -110,7 +110,7 @@ class Places:
 
     def recount(self) -> None:
         """
-        Report all places, and close what is too much.
+        Report all places, and close the sockets in excess of a limit.
         """
         connections = self._core.connections
         if "id" in self._limits:
@@ -122,16 +122,16 @@ class Places:
         self._changed.update(dict.fromkeys(self._told, True))
         self._report_soon()
 
-    # A handshake
+    # Handshakes
 
     async def take(self, connection: TrackedConnection) -> None:
         """
-        Let a handshake take its places, and wait until those are gone who make room for it.
+        Take the places of a handshake, and wait until the sockets that make room are closed.
 
         Raises:
-            HandshakeRefused: If there is none, and nobody has to make room.
-            aiohttp.web.HTTPServiceUnavailable: If there is perhaps one: a node that has the
-                others gives no sign of life.
+            HandshakeRefused: If a limit is reached and no socket has to make room.
+            aiohttp.web.HTTPServiceUnavailable: If that isn't certain, since a node that holds
+                places doesn't answer.
         """
         self._waiting.add(connection)
         done = asyncio.get_running_loop().create_future()
@@ -145,7 +145,7 @@ class Places:
                 taken = await self._take(connection, limits)
             self._waiting.discard(connection)
             if taken is None:
-                return  # the limits of this node hold
+                return  # Redis is unavailable: only the limits of this node apply
             if not taken.granted:
                 await self._refuse(taken.others)
             elif any(taken.others.values()):
@@ -159,14 +159,14 @@ class Places:
         self, connection: TrackedConnection, limits: Mapping[Subject, int]
     ) -> Taken | None:
         changed = {subject: self._changed.pop(subject, False) for subject in limits}
-        report = self._report(changed)  # Redis gets it first
+        report = self._report(changed)  # reaches Redis before the script
         number = connection.admitted
         taking = self._core.cluster.take_place(number, limits, evict=self._evicts)
         taken = None
         try:
             _, taken = await asyncio.gather(report, taking)
         finally:
-            if taken is None:  # or the client has gone, and nobody knows
+            if taken is None:  # also if the task was cancelled: the outcome is unknown
                 self._told.update(dict.fromkeys(limits, UNSURE))
                 self._changed.update(dict.fromkeys(limits, True))
             elif taken.granted:
@@ -186,7 +186,7 @@ class Places:
     @contextlib.asynccontextmanager
     async def _alone(self, subjects: Iterable[Subject]) -> AsyncIterator[None]:
         """
-        Let one at a time take a place of a subject, with no report of it in between.
+        Serialize handshakes that take a place of the same subject, and defer its reports.
         """
         while busy := {self._busy[subject] for subject in subjects if subject in self._busy}:
             await asyncio.wait(busy)
@@ -210,7 +210,7 @@ class Places:
 
     async def _live(self, body: Body) -> Body:
         """
-        Tell that this node lives.
+        Answer the request whether this node is alive.
         """
         return {}
 
@@ -218,7 +218,7 @@ class Places:
 
     def _note(self, subject: Subject) -> None:
         """
-        Note that a connection of a subject has come or gone.
+        Mark a subject as changed when one of its connections is added or removed.
         """
         if subject.kind in self._limits:
             self._changed.setdefault(subject, False)
@@ -231,10 +231,10 @@ class Places:
 
     async def _report_all(self) -> None:
         """
-        Report what has changed, until nothing is left.
+        Report changed subjects until none is left.
         """
         try:
-            await asyncio.sleep(0)  # more may change in this turn
+            await asyncio.sleep(0)  # collect further changes of this iteration
             while free := self._changed.keys() - self._busy.keys():
                 part = [*free][:PART]
                 if not await self._report({s: self._changed.pop(s) for s in part}):
@@ -244,7 +244,7 @@ class Places:
 
     async def _report(self, subjects: Mapping[Subject, bool]) -> bool:
         """
-        Report the places of some subjects; tell whether that could be done.
+        Report the places of some subjects; return whether Redis has taken the report.
         """
         held = []
         for subject, enforced in subjects.items():
@@ -270,7 +270,7 @@ class Places:
 
     def _ages(self, subject: Subject) -> dict[int, float]:
         """
-        Return for how many seconds which sockets of a subject have been there.
+        Return the age in seconds of each socket of a subject, by its number.
         """
         now, found = time.monotonic(), {}
         for connection in filter(self._holds, self._core.connections.filed(subject)):
@@ -281,9 +281,10 @@ class Places:
 
     def _holds(self, connection: TrackedConnection) -> bool:
         """
-        Tell whether a connection has a place.
+        Return whether a connection has a place.
 
-        Who evicts waits for the one that leaves; who may be refused counts it until it is gone.
+        With ``on_limit="evict_oldest"`` a closing socket has none, since the handshake that it
+        makes room for waits for it; with ``"refuse"`` it has one until it is gone.
         """
         if connection in self._waiting:
             return False

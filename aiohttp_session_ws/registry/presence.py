@@ -1,13 +1,13 @@
 """
-Who is there: the first and the last socket of each identity, over all nodes.
+Presence: detects the first and the last socket of each identity over all nodes.
 
-Each node knows which identities have a socket where. It looks at its own once a second, and tells
-the others what has changed, with a number; who has missed a number, or is new, asks for all. What
-has left lingers for some seconds, since pages are reloaded. A node that is no longer a living
-member has taken its identities along. While Redis is away nobody is taken for gone, nor right
-after that: some nodes are back before others.
+Each node keeps which nodes have a socket of which identity. It scans its own sockets once a second
+and publishes the changes with a sequence number; a node that has missed a number, or is new,
+requests the full list. An identity without a socket counts as present for some more seconds, since
+pages are reloaded. The identities of a node that is no longer alive are removed; not while Redis
+is unavailable, nor right after that, since some nodes reconnect before others.
 
-All of it runs only if ``on_first`` or ``on_last`` has a receiver when the application starts.
+Runs only if ``on_first`` or ``on_last`` has a receiver when the application starts.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .questions import WAIT, Body
 
 __all__: list[str] = []
 
-LOOK: Final = 1.0  # seconds between two looks at the own sockets
-LINGER: Final = 5.0  # seconds after which a page that was reloaded should be back
-BEAT: Final = 5.0  # seconds between two looks at the other nodes
-BACK: Final = 5.0  # seconds after an outage until all nodes should be connected again
-HERE: Final = ""  # this node, in the list of nodes
+LOOK: Final = 1.0  # seconds between two scans of this node's sockets
+LINGER: Final = 5.0  # seconds within which a reloaded page should have reconnected
+BEAT: Final = 5.0  # seconds between two checks of the other nodes
+BACK: Final = 5.0  # seconds after an outage until all nodes should have reconnected
+HERE: Final = ""  # stands for this node among the nodes of an identity
 
 
 class Node(Protocol):
     """
-    What is needed of a registry.
+    The parts of a registry that presence needs.
     """
 
     cluster: Cluster
@@ -49,7 +49,7 @@ class Node(Protocol):
 
 class Presence:
     """
-    Where which identities have sockets.
+    Tracks which nodes have sockets of each identity, and sends ``on_first`` and ``on_last``.
 
     Args:
         core: The registry's parts.
@@ -61,20 +61,20 @@ class Presence:
         self._begin()
 
     def _begin(self) -> None:
-        self._nodes: dict[Hashable, set[str]] = {}  # by identity
-        self._seen: dict[Hashable, float] = {}  # when this node has seen an identity of its own
-        self._others: dict[str, set[Hashable]] = {}  # the identities of other nodes
-        self._heard: dict[str, int] = {}  # the last number of each
-        self._unsure: set[str] = set()  # whom to ask for all
+        self._nodes: dict[Hashable, set[str]] = {}  # nodes by identity
+        self._seen: dict[Hashable, float] = {}  # this node's identities, and when last present
+        self._others: dict[str, set[Hashable]] = {}  # identities by node, for other nodes
+        self._heard: dict[str, int] = {}  # the last sequence number received of each node
+        self._unsure: set[str] = set()  # nodes to request the full list of
         self._number = 0
         self._beat_at = 0.0
-        self._away_at = -math.inf  # when it last couldn't be found out who lives
+        self._away_at = -math.inf  # when the living nodes last couldn't be determined
         self._events: deque[tuple[bool, PresenceDetails]] = deque()
         self._telling = False
 
     def start(self) -> None:
         """
-        Begin to look, if anybody wants to know.
+        Start tracking if one of the two signals has a receiver.
         """
         signals = self._core.signals
         self._on = bool(signals.on_first or signals.on_last) and self._core.cluster.serves
@@ -94,7 +94,7 @@ class Presence:
 
     async def _look(self) -> None:
         """
-        Compare the own sockets with those of the last look.
+        Compare this node's sockets with those of the last scan, and publish the changes.
         """
         now, seen = time.monotonic(), self._seen
         present = self._present()
@@ -120,7 +120,7 @@ class Presence:
 
     async def _tell(self, came: Iterable[Hashable] = (), left: Iterable[Hashable] = ()) -> None:
         """
-        Tell the others what has changed; nothing, to show up to which number.
+        Publish changes to the other nodes; without any, only the current sequence number.
         """
         if not self._core.cluster.remote:
             return
@@ -132,7 +132,7 @@ class Presence:
 
     async def _beat(self) -> None:
         """
-        Find out who lives, and ask those of whom something was missed.
+        Remove dead nodes, and request the full list of nodes whose changes were missed.
         """
         living, now = await self._core.cluster.living(), time.monotonic()
         if living is None:
@@ -154,7 +154,7 @@ class Presence:
 
     async def respond(self, body: Body) -> Body:
         """
-        Tell another node all identities of this one, if it asks for them.
+        Answer another node's request for all identities of this node.
         """
         name = self._core.cluster.instance
         if not self._on or name not in body["of"]:
@@ -163,7 +163,7 @@ class Presence:
 
     async def hear(self, body: Body) -> Body:
         """
-        Take what has changed on another node.
+        Apply the changes published by another node.
         """
         node, number = str(body["from"]), int(body["number"])
         if not self._on:
@@ -171,7 +171,7 @@ class Presence:
         came, left = _identities(body["came"]), _identities(body["left"])
         heard = self._heard.get(node)
         if heard is None or number != heard + bool(came or left):
-            self._unsure.add(node)  # something was missed
+            self._unsure.add(node)  # a number was missed
             self._beat_at = 0.0
             return {}
         self._heard[node] = number
@@ -182,13 +182,13 @@ class Presence:
 
     def _replace(self, node: str, body: Body) -> None:
         """
-        Take all that another node has.
+        Replace the identities of another node by its full list.
         """
         before, now = self._others.get(node, set()), {*_identities(body["all"])}
         self._others[node], self._heard[node] = now, int(body["number"])
         self._change(node, now - before, before - now, news=False)
 
-    # What comes of it
+    # Events
 
     def _change(
         self,

@@ -1,5 +1,5 @@
 """
-The facet of a registry for identities that clients prove over their sockets.
+The registry's methods for identities that clients prove over their sockets.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__: list[str] = []
 
 class Proofs:
     """
-    Identities that belong to a connection, beside that of its session.
+    Identities proven for one connection, in addition to the identity of its session.
     """
 
     _core: Core
 
     def now(self) -> float:
         """
-        Return the time by the one clock, for :meth:`prove`.
+        Return the current time by the one clock, for the *since* of :meth:`prove`.
         """
         return self._core.clock.begin_time()
 
@@ -31,20 +31,21 @@ class Proofs:
         """
         File an open connection under an identity that its client has proven over the socket.
 
-        It is found by every order, push and question for that identity, beside that of its
-        session. One per connection; another replaces it. The periodic check leaves it alone.
+        Orders, pushes and queries for that identity then include the connection, as do those for
+        the identity of its session. A connection has at most one proven identity: another one
+        replaces it. The periodic check ignores it.
 
         Args:
             connection: An open connection.
-            identity: Whom its client has proven to be.
-            since: When the proof began, as :meth:`now` said: an end of the identity since then
-                concerns it.
+            identity: The identity that its client has proven.
+            since: When the proof began, as returned by :meth:`now`; if the identity was ended
+                since then, the connection is closed.
 
         Raises:
-            NotSetUp: If the registry has no ``identify``: nobody could end an identity.
+            NotSetUp: If the registry has no ``identify``, without which no identity can be ended.
             SessionEnded: If that identity was ended since: the connection is closed with 4401. Or
                 if its session was ended or renewed: it is closed as an order would do it.
-            InvalidIdentity: If *identity* can't be one.
+            InvalidIdentity: If *identity* can't be used as one.
         """
         core = self._core
         core.expect_loop()
@@ -55,13 +56,13 @@ class Proofs:
             own = subjects_of(tracked.session_ws_id, Owner(tracked.identity, tracked.labels))
             await core.cluster.check_request(tracked.lineage.token, [*own, subject])
         close = core.close_for(core.status_of(tracked))
-        if close is not None:  # as an order tells, for the session may only have been renewed
+        if close is not None:  # not always 4401: the session may only have been renewed
             core.connections.close_soon([tracked], close)
             raise SessionEnded("the identity or the session was ended while its client proved it")
 
     def disprove(self, connection: Connection) -> None:
         """
-        Take back what :meth:`prove` has filed; nothing happens if there is nothing.
+        Undo :meth:`prove`; do nothing if the connection has no proven identity.
         """
         core = self._core
         core.expect_loop()

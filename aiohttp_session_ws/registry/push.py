@@ -1,5 +1,5 @@
 """
-The facet of a registry that pushes: to a session, to an identity, to everybody.
+The registry's methods that push messages: to a session, an identity, a label, or all sockets.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Pushes:
     """
     Pushes. A message reaches a socket at most once, and in the order of the calls.
 
-    A push never waits for a peer: what can't be written at once waits in a bounded queue of
-    each connection, and a peer that doesn't keep up misses messages before it is closed.
+    A push never waits for a peer: what can't be written at once is put into a bounded queue of
+    the connection, and a peer that doesn't keep up misses messages before it is closed.
     """
 
     _core: Core
@@ -44,16 +44,16 @@ class Pushes:
         Push *data* to the open sockets of a session.
 
         Args:
-            session_ws_id: Whose sockets.
-            data: A text, or bytes for a binary message; they are copied.
-            except_: A connection that isn't sent to.
-            wait: Seconds to wait for what other nodes answer, where there are any. Without it
-                they are not asked: the push reaches their sockets, but isn't counted there.
+            session_ws_id: The id of the session.
+            data: A string for a text message, or bytes for a binary one; they are copied.
+            except_: A connection to leave out.
+            wait: Seconds to wait for the reports of other nodes, if there are any. With 0 they
+                don't report: the push reaches their sockets, but these aren't counted.
 
         Raises:
             InvalidSessionWSId: If *session_ws_id* can't be an id.
-            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
-                number.
+            TypeError: If *data* is neither a string nor bytes, *except_* not a connection, or
+                *wait* not a number.
         """
         self._core.expect_loop()
         subject = Subject("id", self._core.usable_id(session_ws_id))
@@ -71,16 +71,16 @@ class Pushes:
         Push *data* to the open sockets of all sessions of an identity.
 
         Args:
-            identity: Whose sockets.
+            identity: The identity whose sockets to push to.
             data: As for :meth:`send_session`.
-            except_: A connection that isn't sent to.
+            except_: A connection to leave out.
             wait: As for :meth:`send_session`.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
             InvalidIdentity: If *identity* is ``None`` or can't be hashed.
-            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
-                number.
+            TypeError: If *data* is neither a string nor bytes, *except_* not a connection, or
+                *wait* not a number.
         """
         core = self._core
         core.expect_loop()
@@ -102,14 +102,14 @@ class Pushes:
             name: The name of the label, as ``labels`` returns it.
             value: Its value.
             data: As for :meth:`send_session`.
-            except_: A connection that isn't sent to.
+            except_: A connection to leave out.
             wait: As for :meth:`send_session`.
 
         Raises:
             NotSetUp: If the registry has no ``labels``.
-            InvalidIdentity: If no label can be called so.
-            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
-                number.
+            InvalidIdentity: If *name* or *value* can't be used for a label.
+            TypeError: If *data* is neither a string nor bytes, *except_* not a connection, or
+                *wait* not a number.
         """
         core = self._core
         core.expect_loop()
@@ -124,12 +124,12 @@ class Pushes:
 
         Args:
             data: As for :meth:`send_session`.
-            except_: A connection that isn't sent to.
+            except_: A connection to leave out.
             wait: As for :meth:`send_session`.
 
         Raises:
-            TypeError: If *data* is neither text nor bytes, *except_* no connection, or *wait* no
-                number.
+            TypeError: If *data* is neither a string nor bytes, *except_* not a connection, or
+                *wait* not a number.
         """
         self._core.expect_loop()
         return await self._push(None, data, except_, wait)
@@ -158,12 +158,13 @@ class Pushes:
 
     def on_relay(self, name: str) -> Callable[[R], R]:
         """
-        Hear what other nodes :meth:`relay` to *name*: a decorator for an async function.
+        Register an async function for messages that other nodes :meth:`relay` to *name*.
 
-        It is given the bytes of one message at a time, and may be added at any time.
+        A decorator, which may be used at any time. The function is called with the bytes of one
+        message at a time.
 
         Raises:
-            ValueError: If *name* has a handler.
+            ValueError: If *name* already has a handler.
         """
 
         def add(handler: R) -> R:
@@ -176,19 +177,19 @@ class Pushes:
         """
         Send a message to the same endpoint on all other nodes: at most once, in order per sender.
 
-        Waits until Redis has taken it, a second at most.
+        Waits until Redis has accepted the message, for 1 s at most.
 
         Args:
-            name: What its handlers were added for, with :meth:`on_relay`.
-            data: 64 KiB at most.
+            name: The name that its handlers were registered for with :meth:`on_relay`.
+            data: The message, 64 KiB at most.
 
         Returns:
-            How many nodes it was sent to; incomplete if Redis hasn't taken it. A node that hears
-            nothing just then is not known of.
+            How many nodes it was sent to; incomplete if Redis hasn't accepted it. Whether a node
+            was disconnected from Redis at that moment is not known.
 
         Raises:
             TypeError: If *data* isn't bytes.
-            ValueError: If it is too large.
+            ValueError: If *data* is too large.
         """
         self._core.expect_loop()
         self._core.relays.check(data)

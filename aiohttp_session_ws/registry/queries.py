@@ -1,5 +1,5 @@
 """
-The facet of a registry that tells who is connected.
+The registry's methods that list and count open connections.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .core import Core
 
 __all__: list[str] = []
 
-ANY: Final = object()  # where None stands for an anonymous session
+ANY: Final = object()  # the default of arguments for which None has a meaning of its own
 
 
 class Queries:
     """
-    Who is connected, at the moment of the question.
+    Queries for open connections, answered at the time of the call.
     """
 
     _core: Core
@@ -31,19 +31,19 @@ class Queries:
         label: tuple[str, Hashable] | None = None,
     ) -> Snapshot:
         """
-        Return what is open at this moment.
+        Return the connections that are open now, on all nodes.
 
         Args:
-            session: Only sockets of the session with this id; ``None`` is no session.
-            identity: Only sockets of this identity; ``None`` is nobody's.
+            session: Only sockets of the session with this id; for ``None`` the result is empty.
+            identity: Only sockets of this identity; for ``None`` the result is empty.
             label: Only sockets of sessions with this label, a pair of its name and its value.
 
         Raises:
             NotSetUp: If *identity* is given and the registry has no ``identify``, or *label*
                 and it has no ``labels``.
             InvalidSessionWSId: If *session* can't be an id.
-            InvalidIdentity: If *identity* can't be one, or no label can be called so.
-            TypeError: If *label* is no pair.
+            InvalidIdentity: If *identity* or *label* can't be used as one.
+            TypeError: If *label* is not a pair.
         """
         core = self._core
         core.expect_loop()
@@ -73,7 +73,7 @@ class Queries:
 
     async def count(self) -> Count:
         """
-        Return how many sockets are open, as an ``int`` that tells whether it is complete.
+        Return how many sockets are open on all nodes, as an ``int`` with ``.complete``.
         """
         self._core.expect_loop()
         return await self._core.cluster.count(self._core.connections.open.size)

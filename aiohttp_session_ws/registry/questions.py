@@ -1,5 +1,5 @@
 """
-What nodes may ask each other besides who is connected, and what they count.
+Requests between nodes and their answers, and the statistics of a cluster.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ __all__: list[str] = []
 
 WAIT: Final = 1.0  # seconds for the answers of other nodes
 
-#: What JSON can hold.
+#: The body of a request or an answer: values that JSON can hold.
 Body: TypeAlias = dict[str, Any]
 
-#: Answers a question.
+#: Answers a request.
 Respond: TypeAlias = Callable[[Body], Awaitable[Body]]
 
 
 class Figures(NamedTuple):
     """
-    What a cluster counts.
+    The statistics of a cluster.
 
     Attributes:
-        outbox: How many orders wait for the others.
+        outbox: How many orders wait in the outbox.
         reconciled: How many records were missed, and found later.
-        outages: How many times the others could not be reached or heard.
-        outage_seconds: For how long in all.
+        outages: How many times the other nodes could not be reached or received from.
+        outage_seconds: Seconds of outage in total.
     """
 
     outbox: int = 0
@@ -37,11 +37,11 @@ class Figures(NamedTuple):
 
 class Answers(NamedTuple):
     """
-    What other nodes have answered to a question.
+    The answers of other nodes to a request.
 
     Attributes:
-        bodies: What each said.
-        expected: How many were asked.
+        bodies: The answers.
+        expected: How many nodes were to answer.
         answered: How many of them have answered.
     """
 
@@ -52,14 +52,14 @@ class Answers(NamedTuple):
     @property
     def complete(self) -> bool:
         """
-        Whether all have answered.
+        Whether all of them have answered.
         """
         return self.answered >= self.expected
 
 
 class Questions:
     """
-    A table of what may be asked; whoever can answer adds it when the registry is made.
+    The requests that a node answers, by name; the parts of a registry add theirs at construction.
     """
 
     def __init__(self) -> None:
@@ -67,14 +67,14 @@ class Questions:
 
     def add(self, name: str, respond: Respond) -> None:
         """
-        Let *respond* answer the question that is called *name*.
+        Answer requests of the name *name* by *respond*.
         """
         assert name not in self._answers, f"two answers to {name!r}"
         self._answers[name] = respond
 
     async def answer(self, name: str, body: Body) -> Body:
         """
-        Answer a question of another node: of one that isn't known here, that it isn't.
+        Answer a request of another node; an unknown one is answered as unresolved.
         """
         respond = self._answers.get(name)
         return {"unresolved": True} if respond is None else await respond(body)
