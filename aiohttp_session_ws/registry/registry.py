@@ -1,8 +1,8 @@
 """
-The registry that an application holds: which sockets belong to which session, and the orders
-that close them.
+The registry of an application: which sockets belong to which session, and the orders that close
+them.
 
-Over 300 lines long: most of it tells what the options and the signals are.
+Over 300 lines long: most of it documents the options and signals.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ class SessionWSRegistry(
     """
     The sockets of this process by the id of their session, and the orders to close them.
 
-    As a mapping it shows for each id the open sockets, as a snapshot. All methods belong
-    to the event loop that the application runs in.
+    As a mapping it returns a snapshot of the open sockets of an id. Call all methods in the event
+    loop that the application runs in; from other threads, use :attr:`threadsafe`.
 
     Args:
         id_factory: Called with the request, sync or async; returns a new hashable id.
         session_key: The key of the id in the session.
-        identify: Called with the request, sync or async; returns whom its session belongs
-            to, as something hashable, or ``None`` if it is anonymous. It reads the session that
-            the request carries; ``aiohttp_security.authorized_userid`` fits. With it a log-in
-            and a log-out are seen without a word from the application. It may say until when,
-            by an :class:`~aiohttp_session_ws.typing.Identified`.
+        identify: Called with the request, sync or async; returns the identity that its session
+            belongs to, a hashable, or ``None`` if it is anonymous. It reads the session that
+            the request carries; ``aiohttp_security.authorized_userid`` can be used. With it,
+            log-ins and log-outs are detected without a call by the application. To limit how
+            long the identity is valid, return an :class:`~aiohttp_session_ws.typing.Identified`.
         labels: Called as ``identify`` is; returns a dict of further names that the session can
             be ended by, at most 8: ``{"device": ..., "sid": ...}``.
         authorize: Called with the request before the upgrade, sync or async. A handshake for
@@ -93,42 +93,42 @@ class SessionWSRegistry(
             script can see.
         origins: Which pages may connect: ``"same"``, a collection of origins, a callable, or
             ``None`` for all.
-        limits: How many sockets there may be; by default, any number.
-        expiry: When sockets end with their sessions, and how long ends are remembered.
-        push_queue: How much of what is pushed may wait for a slow peer, and for how long.
-        timeouts: How long peers, handlers and responses are waited for.
-        journal: The path of a file that remembers what has ended when the process restarts;
+        limits: Limits on the number of sockets and on rates; by default, there are none.
+        expiry: When sockets expire with their sessions, and how long ends are kept.
+        push_queue: How many pushed messages are queued for a slow peer, and for how long.
+        timeouts: How long to wait for peers, handlers and responses.
+        journal: The path of a file that keeps ended sessions across restarts of the process;
             for a registry of one process.
         handle_key: A secret that all processes share, for :meth:`handle`.
 
     Attributes:
         connection_ctx: Async generator functions with one ``yield``, like aiohttp's
             ``cleanup_ctx``. Each is called with every
-            :class:`~aiohttp_session_ws.Connection` that opens; what follows the ``yield`` runs
+            :class:`~aiohttp_session_ws.Connection` that opens; the code after the ``yield`` runs
             however the connection ends. May be used as a decorator.
-        on_request: Async callables that are given each
+        on_request: Async callables, called with each
             :class:`~aiohttp_session_ws.WebSocket` before its handler is, to connect on the
             handler's behalf or to refuse. May be used as a decorator.
-        on_response: Async callables that are given it once its handler has returned; it may
-            be open still. They nest with those of ``on_request`` as middlewares do: the
-            first comes first there and last here. May be used as a decorator.
-        on_handshake: Signal; the origin was checked.
-        on_auth_success: Signal; ``authorize`` agreed.
-        on_auth_fail: Signal; ``authorize`` did not.
+        on_response: Async callables, called with the websocket once its handler has returned;
+            it may still be open. They nest with those of ``on_request`` as middlewares do: the
+            first one there is the last one here. May be used as a decorator.
+        on_handshake: Signal; a handshake has passed the origin check.
+        on_auth_success: Signal; ``authorize`` has accepted a handshake.
+        on_auth_fail: Signal; ``authorize`` has rejected a handshake.
         on_fail: Signal; a handshake failed, for whatever reason.
-        on_open: Signal; the contexts and the handler run next.
-        on_close: Signal; the socket is let go next.
-        on_first: Signal; the first socket of an identity on any node has opened. To be told on
-            all nodes within seconds; receivers are added before the application starts.
+        on_open: Signal; a socket has opened; the contexts and the handler run next.
+        on_close: Signal; a socket is removed from the registry next.
+        on_first: Signal; the first socket of an identity on any node has opened. Sent on all
+            nodes within seconds; add receivers before the application starts.
         on_last: Signal; the last one has been gone for 5 s, or with its node.
         on_order: Signal; an order has taken effect on this node, whichever node gave it. It is
             sent in the background, with its :class:`~aiohttp_session_ws.signals.OrderDetails`.
         on_refresh: Signal; the session of an open connection was renewed with
-            ``sockets="keep"``, and it goes on under another id.
+            ``sockets="keep"``; the connection stays open under the new id.
 
     Raises:
         TypeError: If an option is of a wrong type.
-        ValueError: If an option has a value that can't work.
+        ValueError: If an option has an invalid value.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class SessionWSRegistry(
 
     def _finish(self, core: Core) -> None:
         """
-        Answer what other nodes ask, and show the signals.
+        Register the answers to other nodes' requests, and expose the signals.
         """
         add_answers(core)
         add_resolving(core)
@@ -199,8 +199,9 @@ class SessionWSRegistry(
         """
         Tie a websocket that another library has opened to the session of *request*.
 
-        To be entered in its handler's task, after its ``prepare()``. What you get is its
-        connection, which takes no pushes. On exit, close it and wait until it is gone.
+        Enter it in the task of the handler, after ``ws.prepare()``. It returns the websocket's
+        :class:`~aiohttp_session_ws.Connection`, which takes no pushes. On exit, the websocket is
+        closed and waited for.
 
         Args:
             request: The request that was upgraded.
@@ -208,8 +209,8 @@ class SessionWSRegistry(
 
         Raises:
             NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
-            SessionWSClosed: If the session may not open a socket; *ws* has been closed with
-                the code that tells why. Nothing is registered in that case.
+            SessionWSClosed: If the session may not open a socket; *ws* has been closed with a
+                code for the reason. Nothing is registered in that case.
         """
         if self._core.adopt is None:
             raise NotSetUp("no application: call aiohttp_session_ws.setup(app, registry) first")
@@ -239,7 +240,7 @@ class SessionWSRegistry(
     @property
     def threadsafe(self) -> ThreadSafe:
         """
-        The same for other threads, where each call blocks, for 10 s at most.
+        The registry's methods that other threads may call; each blocks, for 10 s at most.
         """
         return ThreadSafe(self._core, self)
 
@@ -253,7 +254,7 @@ class SessionWSRegistry(
 
     def __bool__(self) -> bool:
         """
-        Return true, also while nobody is connected: ``registry or default`` isn't a trap.
+        Return true, also without connections, so that ``registry or default`` works as expected.
         """
         return True
 
@@ -275,20 +276,20 @@ class SessionWSRegistry(
         """
         Add *ws* to the sockets of a session.
 
-        ``session_ws`` calls an override of this when a socket is open, sync or async.
-        Whatever that does, the socket is in the registry before and as long as its transport
-        lives. Called by hand, it takes any object that has a ``close()``; an order calls it
-        with ``code=`` and ``message=`` if it takes them.
+        ``session_ws`` calls an override of this, sync or async, when a socket has opened.
+        Whatever the override does, the socket is registered before the call and until its
+        transport is closed. The application may register any object that has a ``close()``; an
+        order calls that, with ``code=`` and ``message=`` if it accepts them.
 
         Args:
             session_ws_id: The id of the session.
-            ws: What is to be closed with it.
-            identity: Whom it belongs to, so that an end of that identity closes it. Without
-                it only an end of the session does; an end of a label never.
+            ws: The object to close with the session.
+            identity: The identity that it belongs to; an end of that identity then closes it.
+                Without it only an end of the session does. An end of a label never does.
 
         Raises:
             SessionEnded: If the session has ended; or, outside of a request of that session, if
-                *identity* was ever ended, since nothing tells there when the session began.
+                *identity* was ever ended, since it isn't known there when the session began.
                 Nothing is registered.
             NotSetUp: If *identity* is given and the registry has no ``identify``.
             InvalidSessionWSId: If *session_ws_id* can't be an id.
@@ -296,7 +297,7 @@ class SessionWSRegistry(
         """
         core = self._core
         core.expect_loop()
-        if type(ws) is not web.WebSocketResponse:  # whose hash is slow, and never fails
+        if type(ws) is not web.WebSocketResponse:  # its hash is slow, and never fails
             hash(ws)
             if not callable(getattr(ws, "close", None)):
                 kind = type(ws).__name__
@@ -318,9 +319,9 @@ class SessionWSRegistry(
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:
         """
-        Take out what was registered by hand; nothing happens if it isn't there.
+        Remove an object that the application has registered; do nothing if there is none.
 
-        ``session_ws`` calls an override of this when a socket is gone. It can't take out a
+        ``session_ws`` calls an override of this when a socket is gone. It can't remove a
         socket that ``session_ws`` still serves.
         """
         core = self._core

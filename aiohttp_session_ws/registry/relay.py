@@ -1,5 +1,5 @@
 """
-Messages between the same endpoints of all nodes.
+Relayed messages: from an endpoint of one node to the same endpoint of all other nodes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .._tasks import BackgroundTasks, expect_awaitable, is_cancelled
 
 __all__ = ["RelayHandler"]
 
-#: Given the bytes of a message of another node.
+#: Called with the bytes of a message from another node.
 RelayHandler: TypeAlias = Callable[[bytes], Awaitable[object]]
 
 LARGEST: Final = 65_536  # bytes of one message
-WAITING: Final = 1000  # messages of one name
+WAITING: Final = 1000  # queued messages of one name
 
 
 class Relays:
     """
-    What hears the messages of other nodes: one handler per name, awaited one message at a time.
+    The handlers of messages from other nodes: one per name, awaited for one message at a time.
 
     Args:
-        tasks: Where handlers run.
+        tasks: The background tasks that handlers run in.
     """
 
     def __init__(self, tasks: BackgroundTasks) -> None:
@@ -38,10 +38,10 @@ class Relays:
 
     def add(self, name: str, handler: RelayHandler) -> None:
         """
-        Let *handler* hear the messages to *name*.
+        Register *handler* for messages to *name*.
 
         Raises:
-            ValueError: If there is one already.
+            ValueError: If *name* already has a handler.
         """
         if name in self._handlers:
             raise ValueError(f"there is a relay handler for {name!r} already")
@@ -55,7 +55,7 @@ class Relays:
 
     def check(self, data: bytes) -> None:
         """
-        Expect *data* to be a message.
+        Check that *data* can be relayed.
 
         Raises:
             TypeError: If it isn't bytes.
@@ -68,7 +68,7 @@ class Relays:
 
     def receive(self, name: str, data: bytes) -> None:
         """
-        Take a message of another node; nothing happens if nobody hears that name here.
+        Handle or queue a message from another node; drop it if *name* has no handler here.
         """
         if name not in self._handlers:
             return
@@ -81,7 +81,7 @@ class Relays:
             waiting.append(data)
             return
         self._waiting[name] = deque([data])
-        # In no message's context, or it would be kept as long as there are more.
+        # An empty context: that of this message would be kept as long as more messages follow.
         _ = self._tasks.spawn(self._work(name), f"relay {name}", contextvars.Context())
 
     async def _work(self, name: str) -> None:

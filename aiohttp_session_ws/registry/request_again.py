@@ -1,5 +1,5 @@
 """
-The request of an open connection as it would come now, for the periodic check.
+Copies of the request of an open connection, as its client would send it now.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..sessions.session import created_at, put_session
 
 __all__: list[str] = []
 
-#: Headers that each handshake has of its own; the session is the same.
+#: Headers that differ between handshakes of the same session.
 OF_ITS_OWN: Final = frozenset({b"cookie", b"sec-websocket-key"})
 
 
 def was_touched(connection: TrackedConnection, session: Session) -> bool:
     """
-    Tell whether the handshake may have changed its session, which is not saved.
+    Return whether the handshake may have changed its session without saving it.
     """
     opened = connection.opened_at or time.monotonic()
     began = time.time() - (opened - connection.started)
@@ -31,7 +31,7 @@ def was_touched(connection: TrackedConnection, session: Session) -> bool:
 
 def request_again(connection: TrackedConnection) -> web.Request:
     """
-    Return the request of a connection as it would come now, with no session loaded.
+    Return a connection's request as its client would send it now, without a loaded session.
     """
     request, ws = connection.request, connection.ws
     assert request is not None
@@ -41,8 +41,8 @@ def request_again(connection: TrackedConnection) -> web.Request:
         cookies = [request.headers[hdrs.COOKIE]] if hdrs.COOKIE in request.headers else []
         cookies += [f"{cookie.key}={cookie.coded_value}" for cookie in ws.cookies.values()]
         headers = [(k, v) for k, v in request.headers.items() if k.lower() != "cookie"]
-        headers.append((hdrs.COOKIE, "; ".join(cookies)))  # the last of a name counts
-        # aiohttp reads any bytes as text, but can't write them again.
+        headers.append((hdrs.COOKIE, "; ".join(cookies)))  # of equal names, the last wins
+        # aiohttp decodes any bytes, but can't encode all of the resulting text again.
         legible = [(name, value.encode(errors="replace").decode()) for name, value in headers]
         request = _clone(request, headers=legible)
     put_session(request, None)
@@ -51,10 +51,10 @@ def request_again(connection: TrackedConnection) -> web.Request:
 
 def _clone(request: web.Request, **changes: Any) -> web.Request:
     """
-    Return a copy of a request with its body, though that may have been read.
+    Return a copy of a request with its body, which may have been read already.
 
-    aiohttp refuses to copy what was read, so this takes a private name of it. An answer to a POST
-    may be a stream, and whoever is asked about it is to be told what was asked the first time.
+    aiohttp refuses to clone a request whose body was read, so this uses a private attribute. The
+    response to a POST may be a stream: ``authorize`` must see the same body as the first time.
     """
     body, request._read_bytes = request._read_bytes, None
     try:
@@ -67,7 +67,7 @@ def _clone(request: web.Request, **changes: Any) -> web.Request:
 
 def what_it_asks(connection: TrackedConnection) -> Hashable:
     """
-    Return what distinguishes the request of a connection from others of its session.
+    Return a key that is equal for requests of a session that ``authorize`` can't tell apart.
     """
     request = connection.request
     assert request is not None
@@ -78,8 +78,8 @@ def what_it_asks(connection: TrackedConnection) -> Hashable:
 
 def _sets_cookies(response: web.StreamResponse) -> bool:
     """
-    Tell whether a response has set cookies, or will when it begins.
+    Return whether a response has set cookies, or will when it is prepared.
     """
-    if response.prepared:  # then it isn't asked for cookies, which would make it keep a table
+    if response.prepared:  # reading .cookies would allocate a table that is kept
         return hdrs.SET_COOKIE in response.headers
     return bool(response.cookies)

@@ -1,9 +1,9 @@
 """
-The facet of a registry for orders that a request gives about its own session.
+The registry's methods for orders of a request about its own session: log-out, renewal.
 
-Each is recorded before anything is awaited, so that a client that vanishes undoes nothing; open
-sockets are closed when the response has been sent. One module, though over 300 lines long, since
-log-out, log-out everywhere and renewal share these steps.
+Each order is recorded before anything is awaited, so that a client that disconnects can't undo
+it; open sockets are closed when the response has been sent. One module, though over 300 lines
+long, since log-out, log-out everywhere and renewal share these steps.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class ScheduledOrders:
         self, request: web.Request, response: web.StreamResponse
     ) -> Any:
         """
-        Close the sockets of the session that *request* came with, once it is answered.
+        Close the sockets of the session that *request* came with, when the response has been sent.
 
-        Handshakes in flight are rejected at once. When the handler is done it is decided what
-        happened: whoever replaces or empties the session has ended it. A session that is
-        left as it was may reconnect. Called in the handler of an open websocket, it closes the
-        sockets of that session now.
+        Handshakes in flight are rejected at once. A handler that replaces or empties the session
+        ends it; this is determined when the handler is done. A session that is left unchanged may
+        reconnect. Called in the handler of an open websocket, it closes the sockets of that
+        session now.
 
         Args:
             request: The request that is being handled.
             response: The response. Its connection will not be kept alive, as in 1.1.1.
         """
-        response.force_close()  # as 1.1.1 did; nothing depends on it
+        response.force_close()  # as in 1.1.1; nothing depends on it
         core = self._core
         context = await context_for(core, request)
         if context.connection is not None:
@@ -77,8 +77,8 @@ class ScheduledOrders:
         Log out: end the session of *request* and give it a new, empty one.
 
         The end is recorded before anything is awaited. Open sockets are closed with 4401 when
-        the response has been sent. What a storage keeps on the server under the old key is
-        emptied. Called in the handler of an open websocket, it ends that session and closes its
+        the response has been sent. Data that a server-side storage keeps under the old key is
+        deleted. Called in the handler of an open websocket, it ends that session and closes its
         sockets now.
 
         Args:
@@ -100,8 +100,8 @@ class ScheduledOrders:
         """
         Log out everywhere: end all sessions of the identity behind *request*.
 
-        As :meth:`schedule_end_session` and :meth:`end_identity` in one. If nobody is
-        identified, only the session of *request* ends.
+        Combines :meth:`schedule_end_session` and :meth:`end_identity`. If the session is
+        anonymous, only the session of *request* ends.
 
         Args:
             request: The request that is being handled.
@@ -109,7 +109,7 @@ class ScheduledOrders:
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
-            IdentifyFailed: If that raised. The session of *request* has ended.
+            IdentifyFailed: If ``identify`` raised. The session of *request* has ended.
         """
         core = self._core
         core.identifier.expect()
@@ -132,21 +132,22 @@ class ScheduledOrders:
         """
         Log out everywhere else: end all other sessions of the identity behind *request*.
 
-        The session of *request* goes on as a new one that is saved with the response; every
-        copy of its older cookies has ended with the others.
+        The session of *request* continues as a new lineage that is saved with the response; every
+        copy of its older cookies ends with the other sessions.
 
         Args:
             request: The request that is being handled.
-            response: The response; it carries the session as it goes on.
+            response: The response; it carries the continued session.
 
         Returns:
-            Whether that was done. Not if the session isn't alive any more at this moment, or
-            in a cluster if Redis can't be asked: then nothing has ended.
+            Whether the sessions were ended. False, with nothing ended, if *request* has no
+            identity or no session, if the session is no longer alive, or in a cluster if Redis
+            is unavailable.
 
         Raises:
             NotSetUp: If the registry has no ``identify``.
-            IdentifyFailed: If that raised. Nothing has ended.
-            SessionWSError: If *response* can't carry the session.
+            IdentifyFailed: If ``identify`` raised. Nothing has ended.
+            SessionWSError: If the session can't be saved with *response*.
         """
         core = self._core
         core.identifier.expect()
@@ -161,7 +162,7 @@ class ScheduledOrders:
             was = await core.identifier.of_content(request, session, context.content or {})
         logged_in = identity != was.identity
         if came is None or (logged_in and not context.status.alive):
-            # Who logs in begins a lineage, whatever became of the one that came.
+            # A log-in begins a lineage, whatever the status of the one that the request carries.
             lineage, session_ws_id, was = new_lineage(context.arrived), None, NOBODY
         else:
             lineage, session_ws_id = came, context.session_ws_id
@@ -194,22 +195,22 @@ class ScheduledOrders:
         sockets: Literal["close", "keep"] = "close",
     ) -> None:
         """
-        Renew the session of *request*: it goes on under a new id.
+        Renew the session of *request*: it continues under a new id.
 
         Its sockets are closed with 4403 when the response has been sent, and reconnect with the
-        new cookie; an older one opens nothing. Where the storage keeps the session on the server,
-        it stays under its key, and the cookie with that as it is.
+        new cookie; an older cookie opens no socket. A server-side storage keeps the session under
+        the same key, so that the cookie stays the same.
 
         Args:
             request: The request that is being handled.
             response: The response; it carries the session with its new id.
-            sockets: ``"keep"`` lets open sockets go on under the new id, on all nodes, and sends
+            sockets: ``"keep"`` keeps open sockets under the new id, on all nodes, and sends
                 ``on_refresh``; not if the identity changes in the same request.
 
         Raises:
             SessionEnded: If the session had ended when the request arrived.
-            SessionWSError: If *response* can't carry the session.
-            ValueError: If *sockets* is neither.
+            SessionWSError: If the session can't be saved with *response*.
+            ValueError: If *sockets* is neither ``"close"`` nor ``"keep"``.
         """
         core = self._core
         context = await context_for(core, request)
@@ -224,9 +225,9 @@ class ScheduledOrders:
         self, context: RequestContext, ending: Coroutine[Any, Any, None], name: str
     ) -> None:
         """
-        Await *ending*, which goes on if the client vanishes and its request is cancelled.
+        Await *ending*, which continues if the request is cancelled since its client disconnects.
 
-        Its handler may have been, by a time limit: what is settled waits for it.
+        If only its handler is cancelled, as by a time limit, settling waits for *ending*.
         """
         task = context.ordering().ending = self._core.tasks.spawn(ending, name)
         await asyncio.shield(task)
@@ -255,11 +256,11 @@ class ScheduledOrders:
         self, request: web.Request, context: RequestContext, changes: Iterable[Change]
     ) -> None:
         """
-        Let an order of a request take effect for handshakes, here and everywhere, and for open
-        sockets when the response has been sent.
+        Apply an order of a request to handshakes on all nodes now, and to open sockets when the
+        response has been sent.
         """
         order = Order(tuple(changes))
-        if context.stage is not HANDLING:  # its request was cancelled, and has been settled
+        if context.stage is not HANDLING:  # the request was cancelled, and is settled already
             self._core.give_soon(order)
             return
         self._core.effects.apply(order)
@@ -271,7 +272,7 @@ class ScheduledOrders:
         self, request: web.Request, context: RequestContext
     ) -> Hashable | None:
         """
-        Return whom the session of *request* belongs to, or did before it was replaced.
+        Return the identity of the session of *request*, else of the one that it arrived with.
         """
         identifier = self._core.identifier
         owner = await identifier.of(request)
@@ -294,7 +295,7 @@ class ScheduledOrders:
 
     async def _claim(self, request: web.Request, context: RequestContext) -> None:
         """
-        Keep the end of a session with those that hold data if it belonged to somebody.
+        Record the end of a session as that of one with data, if it belonged to an identity.
         """
         core, lineage = self._core, context.lineage
         record = None if lineage is None else core.records.lineage(lineage.token)
@@ -305,7 +306,7 @@ class ScheduledOrders:
 
     async def _end_open(self, connection: TrackedConnection, *others: Change) -> None:
         """
-        End the session of an open websocket, and what else is ended with it.
+        End the session of an open websocket, and apply further changes with it.
         """
         core, lineage = self._core, connection.lineage
         session_ws_id = connection.session_ws_id
@@ -322,7 +323,7 @@ class ScheduledOrders:
     ) -> None:
         """
         Settle a request that no middleware settles: now, before aiohttp_session saves, or when
-        the response has been sent, if the handler may go on to change the session.
+        the response has been sent, if the handler may still change the session.
         """
         core = self._core
         if context.behind_middleware or context.orders.deferred:
