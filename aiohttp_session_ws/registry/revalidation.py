@@ -1,12 +1,12 @@
 """
-The periodic check: does the session of an open socket still live?
+The periodic check, which closes open sockets whose session is no longer valid.
 
-It asks as arrival does, on a copy of the request that was upgraded, and it saves nothing, gives
-no id and marks nothing seen. It finds what nobody has ordered: a session that has expired, was
-deleted from its storage, or came to belong to somebody else without our middleware.
+It loads and judges the session as arrival does, on a copy of the request that was upgraded, but
+saves nothing, gives no id and marks no generation seen. It finds what no order reports: a session
+that has expired, was deleted from its storage, or changed its identity without our middleware.
 
-Over 300 lines long: when to check, whom to ask and what to conclude share what is known of a
-connection.
+Over 300 lines long: scheduling a check, loading the session and drawing the conclusion share the
+state of a connection.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from .request_again import request_again, was_touched, what_it_asks
 
 __all__: list[str] = []
 
-CHECKS: Final = 32  # at once
-CHECK_LIMIT: Final = 10.0  # seconds that the storage may take, or an answer of authorize
-SOONEST: Final = 1.0  # seconds between two of one session; doubled each time that one fails
-LONGEST: Final = 60.0  # seconds between two tries while the storage fails
-DRIFT: Final = 1.0  # seconds that the wall clock may go apart from ours between two ticks
-SPREAD: Final = 1000  # checks in a second, when all are due at once
+CHECKS: Final = 32  # concurrent checks
+CHECK_LIMIT: Final = 10.0  # seconds to load and identify a session, and for a call of authorize
+SOONEST: Final = 1.0  # minimum seconds between two checks of a session; doubled by each failure
+LONGEST: Final = 60.0  # maximum seconds between two tries while the storage fails
+DRIFT: Final = 1.0  # seconds that the wall clock may drift from the event loop's in one tick
+SPREAD: Final = 1000  # checks per second when all become due at once
 
 
 class Node(Sessions, Protocol):
     """
-    What the check needs of a registry, besides its judgements.
+    The parts of a registry that the check needs, besides its judgements.
     """
 
     authorize: Authorize | None
@@ -73,16 +73,16 @@ class Node(Sessions, Protocol):
 
 class SessionState(NamedTuple):
     """
-    What a check has found.
+    The session as loaded by a check.
 
     Attributes:
         session_ws_id: The id that the session has now.
         lineage: The lineage it carries, if any.
-        owner: Whom it belongs to.
-        ends: When its time is over, by the wall clock.
+        owner: Its identity and labels.
+        ends: When it expires, by the wall clock.
         server_side: Whether the storage keeps it on the server.
         request: The request that it was loaded for.
-        asked: When that was, by the wall clock.
+        asked: When it was loaded, by the wall clock.
     """
 
     session_ws_id: Hashable | None
@@ -96,7 +96,7 @@ class SessionState(NamedTuple):
 
 class Revalidator:
     """
-    Closes the sockets of sessions that are over, gone, or somebody else's.
+    Closes the sockets of sessions that have expired, are gone, or have another identity.
 
     Args:
         core: The registry's parts.
@@ -104,15 +104,15 @@ class Revalidator:
 
     def __init__(self, core: Node) -> None:
         self._core = core
-        self._running: dict[Hashable, asyncio.Task[None]] = {}  # by the id that is being checked
-        self._failed_at: float | None = None  # when a check failed, until one works again
-        self._offset = 0.0  # of the wall clock from ours
+        self._running: dict[Hashable, asyncio.Task[None]] = {}  # running checks by session id
+        self._failed_at: float | None = None  # when a check last failed, until one succeeds
+        self._offset = 0.0  # of the wall clock from the event loop's
         self._stopped = True
         core.connections.on_tick.append(self.tick)
 
     def start(self) -> None:
         """
-        Begin to check.
+        Start checking.
         """
         self._stopped = False
         self._offset = time.time() - time.monotonic()
@@ -120,13 +120,13 @@ class Revalidator:
 
     def stop(self) -> None:
         """
-        Check nothing any more.
+        Stop starting checks.
         """
         self._stopped = True
 
     def watch(self, connection: TrackedConnection) -> None:
         """
-        Check a connection that is open from now on.
+        Schedule the first check of a connection that has just opened.
         """
         assert connection.request is not None, "its handshake has one"
         due, session = self._next(math.inf), loaded_session(connection.request)
@@ -134,30 +134,30 @@ class Revalidator:
             connection.server_side = is_server_side(session)
             if session.max_age is not None:
                 due = min(due, self._expiry(connection, session))
-        # It is due at once if a check was asked for while it was opening.
+        # It is due at once if a check was requested while the connection was opening.
         self._check_at(connection, min(connection.check_at, due))
 
     def _expiry(self, connection: TrackedConnection, session: Session) -> float:
         """
-        Return when to check a connection because its session's time is over.
+        Return when to check a connection because its session expires, by the event loop's clock.
         """
         connection.session_ends = ends = expires_at(session)
         if was_touched(connection, session):
-            # What the handshake has changed counts anew from now on, but only here: nobody
-            # saves it with a websocket.
+            # A change made by the handshake extends the expiry of this copy only: a session is
+            # not saved with a websocket.
             ends = min(ends, time.time() + SOONEST)
         return time.monotonic() + ends - time.time()
 
     def hold_until(self, connection: TrackedConnection, until: float) -> None:
         """
-        Note until when the session of a connection belongs to its identity from now on.
+        Set until when the session of a connection belongs to its identity, by the wall clock.
         """
         connection.until = until
         self._check_at(connection, connection.check_at)
 
     def _next(self, ends: float) -> float:
         """
-        Return when to check a session whose time is over at *ends*.
+        Return when to check a session that expires at *ends*, by the event loop's clock.
         """
         now, every = time.monotonic(), self._core.expiry.revalidate_every
         due = math.inf if every is None else now + max(SOONEST, _jitter(every))
@@ -165,11 +165,12 @@ class Revalidator:
 
     def _last(self, connection: TrackedConnection) -> float:
         """
-        Return when *connection* is closed in any case.
+        Return when *connection* is closed without a check: at its maximum lifetime, or when its
+        session no longer belongs to its identity.
         """
         lifetime = self._core.expiry.max_lifetime
         if lifetime is None and connection.seldom is None:
-            return math.inf  # as of most
+            return math.inf  # the common case
         until = connection.until - time.time() + time.monotonic()
         if lifetime is None or connection.opened_at is None:
             return until
@@ -177,7 +178,7 @@ class Revalidator:
 
     def _check_at(self, connection: TrackedConnection, due: float) -> None:
         """
-        Check a connection when it is due, or is closed in any case.
+        Schedule the check of a connection, or its closing without one if that comes first.
         """
         connection.check_at = at = min(due, self._last(connection))
         if at <= time.monotonic() + SOON:
@@ -185,7 +186,7 @@ class Revalidator:
 
     def tick(self, due: Sequence[TrackedConnection]) -> None:
         """
-        Check the connections that are due, as many as may run at once.
+        Start the checks of due connections, up to the limit; close those past their lifetime.
         """
         if self._stopped:
             return
@@ -203,7 +204,7 @@ class Revalidator:
 
     def _mind_the_clock(self, now: float) -> None:
         """
-        Make all checks due, a few at a time, if the machine slept or its clock was set.
+        Make all checks due, spread over time, if the machine was suspended or its clock was set.
         """
         offset = time.time() - now
         if abs(offset - self._offset) <= DRIFT:
@@ -215,13 +216,13 @@ class Revalidator:
 
     def _start_check(self, session_ws_id: Hashable) -> asyncio.Task[None]:
         task = self._core.tasks.spawn(self._check(session_ws_id), "check a session")
-        if not task.done():  # an eager task, which never waited
+        if not task.done():  # an eager task may be done already
             self._running[session_ws_id] = task
         return task
 
     async def check_now(self, connections: Iterable[TrackedConnection]) -> None:
         """
-        Check the sessions of some connections, each once; a few at a time.
+        Check the sessions of some connections, each once, with bounded concurrency.
         """
         sessions: dict[Hashable, list[TrackedConnection]] = {}
         for connection in connections:
@@ -231,8 +232,8 @@ class Revalidator:
 
         async def check(found: Sequence[TrackedConnection]) -> None:
             async with turns:
-                # One under way may have asked before what has changed since. And a refresh in
-                # place may file them under another id meanwhile.
+                # A running check may have loaded the session before the change. And a renewal
+                # that keeps the sockets may file them under another id meanwhile.
                 while running := {
                     self._running[connection.session_ws_id]
                     for connection in found
@@ -259,14 +260,14 @@ class Revalidator:
             for connections in by_lineage.values():
                 close = await self._check_all(connections)
                 if close is not None and len(by_lineage) == 1:
-                    # What was registered by hand under this id has no other session.
+                    # Objects registered by hand under this id belong to its only session.
                     self._core.connections.close_soon(by_hand, close)
         finally:
             self._running.pop(session_ws_id, None)
 
     async def _check_all(self, connections: Sequence[TrackedConnection]) -> Close | None:
         """
-        Check one session; return with what all of its sockets are closed, if they are.
+        Check one session; return the close for all of its sockets, ``None`` unless all are closed.
         """
         last = max(connections, key=lambda connection: connection.opened_at or 0.0)
         try:
@@ -275,8 +276,8 @@ class Revalidator:
             allowed = await self._authorize(connections, last, found)
         except asyncio.CancelledError as exc:
             if is_cancelled():
-                raise  # the application ends
-            self._retry(connections, exc)  # the storage's own
+                raise  # the application stops
+            self._retry(connections, exc)  # raised by the storage
         except Exception as exc:  # noqa: BLE001  it is logged, once for all
             self._retry(connections, exc)
         else:
@@ -290,7 +291,7 @@ class Revalidator:
         allowed: Mapping[TrackedConnection, object],
     ) -> Close | None:
         """
-        Apply what was found, but for the connections for which ``authorize`` has failed.
+        Apply the result of a check; retry the connections for which ``authorize`` has failed.
         """
         failed = {c: answer for c, answer in allowed.items() if isinstance(answer, Exception)}
         if not failed:
@@ -303,7 +304,7 @@ class Revalidator:
 
     async def _fetch(self, connection: TrackedConnection) -> SessionState:
         """
-        Find out what the request of a connection would be told if it came now.
+        Load the session of a connection as if its request arrived now.
         """
         core, request, asked = self._core, request_again(connection), time.time()
         session_ws_id = await core.current_id(request)
@@ -327,10 +328,10 @@ class Revalidator:
         found: SessionState,
     ) -> dict[TrackedConnection, object]:
         """
-        Ask ``authorize`` about the connections of a session that may live on.
+        Call ``authorize`` for the connections that their session doesn't close.
 
-        It is asked with the session that was found, and with the request of each connection, since
-        the answer may depend on its address; once for those whose requests say the same.
+        It is called with the session as loaded now and with the request of each connection, since
+        the answer may depend on the address; only once for requests that are equal to it.
         """
         core = self._core
         if core.authorize is None:
@@ -357,10 +358,10 @@ class Revalidator:
         allowed: Mapping[TrackedConnection, object],
     ) -> Close | None:
         """
-        Close the sockets that the session doesn't stand for any more; check the others on.
+        Close the sockets that are no longer valid; schedule the next check of the others.
         """
         self._succeeded(connections)
-        # What was over when it was loaded isn't bound by its time: get_id() decides.
+        # If it had expired when it was loaded, expiry doesn't apply: get_id() decides.
         ends = found.ends if found.ends > found.asked else math.inf
         due = self._next(ends)
         closing: dict[Close, list[TrackedConnection]] = {}
@@ -386,7 +387,7 @@ class Revalidator:
         self, connection: TrackedConnection, found: SessionState
     ) -> Close | None:
         """
-        Return what a socket is told if its session doesn't stand for it any more.
+        Return the close for a socket that is no longer valid by its session, else ``None``.
         """
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
@@ -395,13 +396,13 @@ class Revalidator:
         another = now is not None and now.token != was.token
         if _is_older(found, connection):
             if not found.server_side:
-                return None  # its cookie is of before a refresh; what came after nobody knows here
-            # What the refresh has made of it is not saved yet.
+                return None  # its cookie predates a renewal; the newer one isn't known here
+            # The storage has not saved the renewal yet.
         elif another or (connection.keeps_id and not self._has_its_id(found, connection)):
             return self._close_for_gone(connection, found)
         owner = found.owner
         if owner.identity != connection.identity or set(owner.labels) != {*connection.labels}:
-            # The session lives, and is somebody else's now; or nobody's any more.
+            # The session lives with another identity or other labels, or is anonymous now.
             if owner.identity is not None or not found.server_side:
                 return RECONNECT
             return self._close_for_gone(connection, found)
@@ -409,8 +410,8 @@ class Revalidator:
 
     def _has_its_id(self, found: SessionState, connection: TrackedConnection) -> bool:
         """
-        Tell whether what was found has the id of a connection, or one of another renewal that has
-        overlapped the one which gave that.
+        Return whether the session has the id of a connection, or that of an overlapping renewal
+        with the same generation.
         """
         if found.session_ws_id == connection.session_ws_id:
             return True
@@ -422,14 +423,14 @@ class Revalidator:
 
     def _close_for_gone(self, connection: TrackedConnection, found: SessionState) -> Close:
         if not found.server_side and not connection.server_side:
-            return RECONNECT  # the client may have a newer cookie, which nobody else knows
+            return RECONNECT  # the client may have a newer cookie, which isn't known here
         ends = found.ends if found.server_side else connection.session_ends
         return SESSION_EXPIRED if ends <= time.time() else SESSION_ENDED
 
     def _succeeded(self, connections: Iterable[TrackedConnection]) -> None:
         if self._failed_at is None:
             return
-        # What works for others says nothing of a session that is broken by itself.
+        # The success of other sessions counts only after a while: one may be broken by itself.
         long_ago = time.monotonic() - self._failed_at > 2 * LONGEST
         if long_ago or any(connection.tries for connection in connections):
             self._failed_at = None
@@ -437,7 +438,7 @@ class Revalidator:
 
     def _retry(self, connections: Sequence[TrackedConnection], exc: BaseException) -> None:
         """
-        Keep the sockets of a session that can't be checked, and try again with back-off.
+        Keep the sockets of a session that can't be checked, and retry with back-off.
         """
         now = time.monotonic()
         if self._failed_at is None:
@@ -454,12 +455,12 @@ class Revalidator:
 
 async def _answer_of(authorize: Authorize, request: web.Request) -> object:
     """
-    Return what ``authorize`` says; what refuses a handshake when it is raised is a no here, too.
+    Return the result of ``authorize``; exceptions that refuse a handshake count as a refusal.
 
-    Another error is returned, or that it took too long: it may be about this request only.
+    Other exceptions, a timeout included, are returned: they may concern this request only.
     """
     try:
-        async with asyncio.timeout(CHECK_LIMIT):  # of each: a client decides how many there are
+        async with asyncio.timeout(CHECK_LIMIT):  # per call: a client determines their number
             return await maybe_await(authorize(request))
     except HandshakeRefused as exc:
         return exc.close
@@ -473,18 +474,19 @@ def _close_by_answer(
     answer: object, connection: TrackedConnection, found: SessionState
 ) -> Close | None:
     """
-    Return what a socket is told if ``authorize`` has not said yes.
+    Return the close for a socket that ``authorize`` has not accepted, else ``None``.
     """
     if answer and not isinstance(answer, Close):
         return None
     if isinstance(answer, Close) and not _is_older(found, connection):
         return answer
-    return RECONNECT  # with its newer cookie, if it was asked about an older one
+    return RECONNECT  # where authorize has seen an older cookie, the client has a newer one
 
 
 def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
     """
-    Tell whether what was found is an older copy of a session whose sockets were kept.
+    Return whether the loaded session is an older generation than the connection's, whose renewal
+    kept the sockets.
     """
     (token, generation, _), there = connection.lineage, found.lineage
     if there is None or there.token != token:
@@ -494,6 +496,6 @@ def _is_older(found: SessionState, connection: TrackedConnection) -> bool:
 
 def _jitter(seconds: float) -> float:
     """
-    Return *seconds*, give or take a fifth.
+    Return *seconds*, varied at random by up to 20 %.
     """
     return seconds * (0.8 + 0.4 * random.random())

@@ -1,5 +1,5 @@
 """
-The options of a registry, checked.
+The options of a registry, and their validation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 def expect_identify(options: Options) -> None:
     """
-    Expect ``identify`` where another option makes no sense without it.
+    Check that ``identify`` is given if another option requires it.
 
     Raises:
         ValueError: If it is missing.
@@ -50,7 +50,7 @@ def expect_identify(options: Options) -> None:
 
 def expect_callable(value: T, name: str) -> T:
     """
-    Return *value* if it can be called, or is ``None``.
+    Return *value* if it is callable or ``None``.
 
     Raises:
         TypeError: If it is something else.
@@ -62,7 +62,7 @@ def expect_callable(value: T, name: str) -> T:
 
 def expect_options(options: WebSocketOptions) -> None:
     """
-    Try the options of a websocket response, before the first client does.
+    Check the options of a websocket response before the first handshake.
 
     Raises:
         TypeError: If aiohttp has no such option.
@@ -72,7 +72,7 @@ def expect_options(options: WebSocketOptions) -> None:
 
 def expect(value: T, kind: type[T], name: str) -> T:
     """
-    Return *value* if it is of a kind.
+    Return *value* if it is an instance of *kind*.
 
     Raises:
         TypeError: If it isn't.
@@ -84,7 +84,7 @@ def expect(value: T, kind: type[T], name: str) -> T:
 
 def option(value: T | None, kind: type[T], name: str) -> T:
     """
-    Return *value* if it is of a kind, and a new one if it is ``None``.
+    Return *value* if it is an instance of *kind*, a new one if it is ``None``.
 
     Raises:
         TypeError: If it is something else.
@@ -94,11 +94,11 @@ def option(value: T | None, kind: type[T], name: str) -> T:
 
 def expect_key(value: str | bytes | None, name: str) -> bytes | None:
     """
-    Return a secret key as bytes.
+    Return a secret key as bytes, ``None`` if it is ``None``.
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If it is too short to be one.
+        ValueError: If it is shorter than 16 bytes.
     """
     if value is None:
         return None

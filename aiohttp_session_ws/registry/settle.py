@@ -1,12 +1,12 @@
 """
-Settling: what became of the session that a request came with, decided exactly once.
+Settling: determines once per request what its handler did to the session, and acts on it.
 
-It comes when the handler is done and before the response leaves, however the handler ended. Two
-questions are answered apart from each other: what has *ended* or was renewed, which makes records
-whatever becomes of the response, and what is *saved*. What is saved is judged, not what came: a
-session that would bring an ended one back, or overwrite a newer cookie, is not.
+It runs when the handler is done, however it ended, and before the response is sent. Two questions
+are answered independently: what has *ended* or was renewed, which makes records whatever becomes
+of the response, and what is *saved*. The session as it is now is judged for saving, not as it
+arrived: it isn't saved if it would revive an ended session or overwrite a newer cookie.
 
-Over 300 lines long: the two questions share what the handler did, and that is found out first.
+Over 300 lines long: both questions depend on what the handler did, which is classified first.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Outcome(NamedTuple):
     What a handler did to the session that its request came with.
 
     Attributes:
-        anew: It was replaced or emptied, or its derived id went away or changed.
-        owner: Whom the session belongs to now.
-        previous: Whom it belonged to.
-        renewed: It goes on under another id.
-        removed: Its id was taken away, and nothing tells whether somebody has logged out.
-        relabelled: It is the same session still, and has other labels.
+        anew: It was replaced or emptied, or its derived id was removed or changed.
+        owner: Its identity and labels now.
+        previous: Its identity and labels on arrival.
+        renewed: It continues under another id.
+        removed: Its id was removed, and without ``identify`` it isn't known if that is a log-out.
+        relabelled: It continues with other labels.
     """
 
     anew: bool
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     @property
     def changed_hands(self) -> bool:
         """
-        Whether the session belongs to somebody else, or to nobody any more.
+        Whether the session has another identity than on arrival, or none any more.
         """
         return not self.anew and self.owner.identity != self.previous.identity
 
@@ -87,8 +87,8 @@ async def compare(
     Args:
         core: The registry's parts.
         request: The request.
-        context: What it came with.
-        session: The session that it has now.
+        context: The context of the request, with the session as it arrived.
+        session: The session that the request has now.
     """
     if _is_as_given(core, context, session):
         return await _unchanged(core, request, context)
@@ -98,7 +98,7 @@ async def compare(
     if core.overrides.ids:
         now = await core.current_id(request)
         if now != came and not context.orders.renewed:
-            # A derived id tells whose session it is, where nothing else does.
+            # Without identify, a derived id serves as the identity.
             owner, previous = Owner(now), Owner(came)
             anew = anew or (core.identifier.identify is not None and came is not None)
     else:
@@ -116,14 +116,14 @@ async def compare(
         else:
             owner = owner._replace(labels=found.labels)
             previous = previous._replace(labels=before.labels)
-    # What knows the older labels only isn't found by the new ones: sockets, and older cookies.
+    # Sockets and cookies with the older labels aren't found by the new ones: renew the session.
     renewed = renewed or (relabelled and not removed)
     return Outcome(anew, owner, previous, renewed and not anew, removed and not anew, relabelled)
 
 
 async def _unchanged(core: Core, request: web.Request, context: RequestContext) -> Outcome:
     """
-    Return the outcome of a session that is as it was given, with its owner if that may have ended.
+    Return the outcome of an unchanged session, with its owner if an end may concern that.
     """
     lineage = context.lineage
     if not core.identifier.asks or lineage is None:
@@ -136,7 +136,7 @@ async def _unchanged(core: Core, request: web.Request, context: RequestContext) 
 
 def _has_other_labels(context: RequestContext, owner: Owner, previous: Owner) -> bool:
     """
-    Tell whether a session that somebody else may know of has other labels than it came with.
+    Return whether the labels of a session have changed, unless it is new with this request.
     """
     if context.fresh or (context.given and not context.held_data):
         return False
@@ -145,7 +145,7 @@ def _has_other_labels(context: RequestContext, owner: Owner, previous: Owner) ->
 
 def _is_as_given(core: Core, context: RequestContext, session: Session) -> bool:
     """
-    Tell whether the only changes are those that were made on arrival.
+    Return whether the only changes to the session are those that were made on arrival.
     """
     return (
         context.given
@@ -170,15 +170,15 @@ async def _previous_owner(core: Core, request: web.Request, context: RequestCont
 
 class Settlement:
     """
-    One request that is being settled.
+    Settles one request.
 
     Args:
         core: The registry's parts.
         request: The request.
-        context: What it came with.
-        response: What its handler returned or raised; ``None`` if there is no response.
-        saved: Whether aiohttp_session saves a changed session with it.
-        late: Whether it has done so by now: nothing can be written any more.
+        context: The context of the request.
+        response: The response that its handler returned or raised; ``None`` if there is none.
+        saved: Whether aiohttp_session saves a changed session with the response.
+        late: Whether it has done so already: the session can't be changed any more.
     """
 
     def __init__(
@@ -199,14 +199,14 @@ class Settlement:
         self._late = late
         self._failed = response is None
         self._refused = response is None or response.status >= 400
-        # Whoever refuses raises; a handler that has caught that answers with a page.
+        # A refused handshake raises; a handler that has caught that may respond with a page.
         self._is_page = not self._refused and not isinstance(
             response, web.HTTPException | web.WebSocketResponse
         )
 
     async def settle(self) -> None:
         """
-        Make the records, and see to it that only what may be is saved.
+        Make the records, and discard the session's changes if they may not be saved.
 
         Raises:
             IdentifyFailed: If ``identify`` failed. Nothing of the session is saved.
@@ -231,7 +231,7 @@ class Settlement:
 
     async def _has_other_id(self) -> bool:
         """
-        Tell whether the handler has changed the id, but not the session: it is kept elsewhere.
+        Return whether the handler has changed the id of a session, where ids are kept elsewhere.
         """
         core, orders = self._core, self._orders
         if not core.overrides.ids or not (orders.renewed or orders.other_id):
@@ -244,7 +244,7 @@ class Settlement:
 
     def _is_refused_newcomer(self, session: Session) -> bool:
         """
-        Tell whether a new visitor gets an error and nothing else.
+        Return whether a new visitor gets an error response, with no data and no orders.
         """
         if not self._refused or not self._context.given or self._orders is not NO_ORDERS:
             return False
@@ -254,17 +254,17 @@ class Settlement:
         outcome = await compare(self._core, self._request, self._context, session)
         saves = await self._may_save(session, outcome)
         carries = saves and self._is_somebodys(session, outcome)
-        # The application's id_factory may fail: then the response carries nothing.
+        # The application's id_factory may fail: then the response carries no session.
         certain = self._core.overrides.random_ids
         self._record_end(outcome, carries=carries and certain)
-        if not saves or self._failed:  # what is answered then is no word of the handler's
+        if not saves or self._failed:  # the response to a failure isn't the handler's
             put_session(self._request, None)
         elif self._late:
             if outcome.relabelled and self._saved:
                 self._context.ordering().close_requested = True
         elif self._saved and session.empty:
             if cookie_of(self._request):
-                session.changed()  # its cookie goes
+                session.changed()  # to have its cookie deleted
         elif self._saved:
             await self._write(session, outcome)
         if carries and not certain:
@@ -272,11 +272,11 @@ class Settlement:
 
     async def _may_save(self, session: Session, outcome: Outcome) -> bool:
         """
-        Tell whether what the handler made of the session may be saved.
+        Return whether the session as the handler left it may be saved.
         """
         core, context, lineage = self._core, self._context, self._context.lineage
         if self._orders.ended is not None:
-            return True  # what is there now was begun after the end
+            return True  # the session is a new one, begun after the end
         if self._orders.begins and lineage is not None:
             return await self._may_begin(lineage)
         if context.fresh:
@@ -295,8 +295,8 @@ class Settlement:
 
     async def _may_begin(self, lineage: Lineage) -> bool:
         """
-        Tell whether the lineage that ``end_other_sessions_ws`` begins may be saved: nobody else
-        has ended the old one meanwhile.
+        Return whether the lineage that ``end_other_sessions_ws`` begins may be saved: not if
+        another order has ended the old one meanwhile.
         """
         core, context = self._core, self._context
         subjects = [Subject("id", context.session_ws_id), *self._orders.own_ends]
@@ -305,13 +305,13 @@ class Settlement:
 
     def _is_ended_by_itself(self, lineage: Lineage) -> bool:
         """
-        Tell whether only ``end_other_sessions_ws`` has ended a lineage, as far as is known.
+        Return whether only ``end_other_sessions_ws`` has ended a lineage, as far as is known.
         """
         core, ends = self._core, self._orders.own_ends
         if any(core.records.ended_before(who) > at for who, at in ends.items()):
             return False
         if self._context.fresh:
-            return True  # it had ended before: who logs in begins a lineage all the same
+            return True  # it had ended before; a log-in begins a lineage all the same
         own = Subject("id", self._context.session_ws_id)
         record = core.records.lineage(lineage.token)
         if isinstance(record, LineageEnded) and record.at not in ends.values():
@@ -322,8 +322,9 @@ class Settlement:
 
     def _overtaken(self, lineage: Lineage, *, by_login: bool = False) -> bool:
         """
-        Tell whether another request gave the lineage its next generation meanwhile, or whether a
-        visitor's log-in did.
+        Return whether another request gave the lineage its next generation meanwhile.
+
+        With *by_login*, only a visitor's log-in counts.
         """
         record = self._core.records.lineage(lineage.token)
         if not isinstance(record, LineageRenewed):
@@ -334,7 +335,7 @@ class Settlement:
 
     def _record_end(self, outcome: Outcome, *, carries: bool) -> None:
         """
-        Record what the handler has ended, whether its response is saved or not.
+        Record what the handler has ended, whether the session is saved or not.
         """
         context, lineage = self._context, self._context.lineage
         if lineage is None:
@@ -344,7 +345,7 @@ class Settlement:
                 ended = self._core.clock.resolve(self._orders.ended)
                 self._end(lineage, outcome, at=ended, carries=True)
         elif context.fresh or self._orders.begins or outcome.logged_in:
-            pass  # it has ended by itself, or by the order; a visitor's lineage is replaced
+            pass  # it had ended on arrival, or ends by the order; a visitor's is replaced
         elif outcome.anew or outcome.changed_hands:
             self._end(lineage, outcome, carries=carries)
         elif outcome.removed and self._saved and context.status.alive:
@@ -352,7 +353,7 @@ class Settlement:
 
     def _is_somebodys(self, session: Session, outcome: Outcome) -> bool:
         """
-        Tell whether the response carries a session that may reconnect.
+        Return whether the response carries a session that may reconnect.
         """
         core = self._core
         if session.empty or not self._saved:
@@ -362,7 +363,7 @@ class Settlement:
             and self._orders.ended is None
             and id_in(session, core.keys.id) is not None
         ):
-            return True  # the handler has given an id to what it put in the place
+            return True  # the handler has given an id to the session that replaces the old one
         if core.identifier.identify is not None and outcome.owner.identity is None:
             return False
         return core.keys.holds_data(session)
@@ -378,7 +379,7 @@ class Settlement:
 
     async def _write(self, session: Session, outcome: Outcome) -> None:
         """
-        Give what is saved its lineage and its id.
+        Write lineage and id into the session that is saved.
         """
         core, context, lineage = self._core, self._context, self._context.lineage
         begins = self._orders.begins or outcome.anew or outcome.changed_hands or outcome.removed
@@ -394,7 +395,7 @@ class Settlement:
         elif outcome.renewed:
             joins_ended = await self._joins_ended(session, lineage, outcome)
             now = core.judge(lineage, context.session_ws_id, outcome.previous)
-            if now.state is State.ENDED:  # meanwhile, by a name that it leaves behind
+            if now.state is State.ENDED:  # meanwhile, by an id or a label that it no longer has
                 put_session(self._request, None)
             elif joins_ended:
                 self._end(lineage, outcome, carries=True)
@@ -409,7 +410,7 @@ class Settlement:
 
     async def _begin(self, session: Session, outcome: Outcome) -> None:
         """
-        Let the session begin a lineage of its own, under a key of its own.
+        Begin a new lineage for the session, under a new key where the storage is server-side.
         """
         core, context = self._core, self._context
         own_ends = [at + TICK for at in self._orders.own_ends.values()]
@@ -417,7 +418,7 @@ class Settlement:
         if session is context.session and not self._orders.renewed and not context.fresh:
             session.pop(core.keys.id, None)  # the id of the old lineage
         if session is context.session and is_server_side(session) and not session.new:
-            # Else whoever has a copy of the cookie would have the new lineage.
+            # Under the same key, every copy of the old cookie would carry the new lineage.
             if not outcome.logged_in:
                 left = copy_of(session, {})
                 await empty_in_storage(self._request, left, core.keys, context.lineage)
@@ -428,11 +429,11 @@ class Settlement:
 
     async def _joins_ended(self, session: Session, lineage: Lineage, outcome: Outcome) -> bool:
         """
-        Tell whether a renewal gives a lineage an id that was ended since the lineage began.
+        Return whether a renewal gives a lineage an id that was ended since the lineage began.
 
-        That end was of others who share the id, and this session had another one. It began
-        before, so that it would be taken for one of them. Other nodes may also have ended what
-        the session leaves behind, its labels or a derived id: nobody would find it by these.
+        That end concerned other sessions with the id, while this one had another id; since it
+        began earlier, it would count as ended too. The labels or the id that the session loses
+        are looked up as well, since another node may have ended it by one of these.
         """
         core, came = self._core, self._context.session_ws_id
         left = [*outcome.previous.labels] if outcome.relabelled else []
@@ -451,10 +452,10 @@ class Settlement:
 
     async def _renew(self, session: Session, lineage: Lineage, outcome: Outcome) -> None:
         """
-        Let the lineage go on under the id that the handler has given it.
+        Continue the lineage with its next generation, under the id that the handler has given it.
         """
         core, context = self._core, self._context
-        await maybe_await(core.ids.ensure_id(self._request))  # it may have taken the old one away
+        await maybe_await(core.ids.ensure_id(self._request))  # the handler may have removed it
         renewed = lineage.renewed(core.records.newest(lineage.token))
         core.keys.write_lineage(session, renewed)
         keeps = self._orders.keeps_sockets and not outcome.relabelled
@@ -464,7 +465,7 @@ class Settlement:
             self._orders.refresh = Refresh(renewed, session_ws_id, until, context.session_ws_id)
             core.effects.apply(Order(refresh=self._orders.refresh))
         if not core.overrides.ids:
-            # An id that others share isn't this lineage's if it was given and taken in a request.
+            # A shareable id that was given and replaced in one request isn't this lineage's.
             unknown = context.id_given and not core.overrides.random_ids
             was = None if unknown else context.session_ws_id
             for session_ws_id in (id_in(session, core.keys.id), was):
@@ -491,7 +492,7 @@ class Settlement:
 
     async def _settle_id(self) -> None:
         """
-        Settle a request whose id is kept outside of any session.
+        Settle a request without a session, where the application keeps ids elsewhere.
         """
         core, context = self._core, self._context
         came, lineage = context.session_ws_id, context.lineage
@@ -504,7 +505,7 @@ class Settlement:
 
     def _change(self, *changes: Change) -> None:
         """
-        Let records take effect for handshakes, here and everywhere, before anything else.
+        Apply records to handshakes on all nodes at once: merge them here, record them elsewhere.
         """
         order = Order(changes)
         self._core.effects.apply(order)

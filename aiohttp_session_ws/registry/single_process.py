@@ -1,5 +1,5 @@
 """
-The cluster of one process: nobody else is told, and nobody is asked.
+The cluster of a single process: all methods of :class:`.Cluster` without other nodes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__: list[str] = []
 
 class OwnReport:
     """
-    The report of an order that no other node was told of.
+    The report of an order where there are no other nodes.
     """
 
     async def report(self, own: CloseReport) -> CloseReport:
         """
-        Return what this node has done.
+        Return the report of this node.
         """
         return own
 
     async def published(self, timeout: float) -> None:
         """
-        Wait for nobody.
+        Do nothing: there is nothing to wait for.
         """
 
 
@@ -42,7 +42,7 @@ class SingleProcess:
     The cluster of one process.
 
     Args:
-        journaled: Whether what it is told must be fit for a journal.
+        journaled: Whether subjects must be encodable, for a journal.
 
     Attributes:
         clock: The clock of this process.
@@ -58,44 +58,44 @@ class SingleProcess:
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect what the journal can hold, if there is one: nobody else is told.
+        Check that the journal can hold *value*, if there is a journal.
         """
         if self._journaled:
             encode(value)
 
     def record(self, order: Order) -> None:
         """
-        Do nothing: the memory of this process is all there is.
+        Do nothing: the records are in the memory of this process only.
         """
 
     def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
         """
-        Tell nobody.
+        Return a report that waits for no other node.
         """
         return OwnReport()
 
     def check_due(self, token: str) -> bool:
         """
-        Tell that there is nothing to ask.
+        Return false: there is no other record to look up.
         """
         return False
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
-        Learn nothing: the memory of this process is all there is.
+        Return true: all records are in the memory of this process.
         """
         return True
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """
-        Learn nothing.
+        Do nothing.
         """
 
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
     ) -> bool:
         """
-        Agree: the memory of this process was asked.
+        Return true: the caller has checked the records of this process.
         """
         return True
 
@@ -130,13 +130,13 @@ class SingleProcess:
         self, subject: Subject | None, data: Data, here: Delivery, *, wait: float = 0.0
     ) -> Delivery:
         """
-        Return what became of the push on this process.
+        Return the delivery on this process.
         """
         return here
 
     async def relay(self, name: str, data: bytes) -> Delivery:
         """
-        Send it to nobody.
+        Return a delivery to no node.
         """
         return Delivery(0, nodes=0)
 
@@ -150,7 +150,7 @@ class SingleProcess:
         self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
     ) -> Answers:
         """
-        Ask nobody.
+        Return no answers.
         """
         return Answers()
 
@@ -158,7 +158,7 @@ class SingleProcess:
         self, number: int, limits: Mapping[Subject, int], *, evict: bool
     ) -> Taken | None:
         """
-        Grant it: the limits of this process have been asked.
+        Grant the place: the limits of this process have been checked.
         """
         return Taken(True, {})
 
@@ -166,12 +166,12 @@ class SingleProcess:
         self, held: Sequence[Held], *, evict: bool
     ) -> dict[Subject, list[Place]] | None:
         """
-        Find none too many.
+        Return no excess places.
         """
         return {}
 
     async def living(self) -> frozenset[str] | None:
         """
-        Return nobody.
+        Return an empty set: there are no other nodes.
         """
         return frozenset()

@@ -1,5 +1,5 @@
 """
-The registry for other threads than that of its event loop.
+Thread-safe access to a registry: blocking methods that run its coroutines in its event loop.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def _blocking(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], *, asks: bool = False
 ) -> Callable[Concatenate[ThreadSafe, P], R]:
     """
-    Return a method that calls one of the registry in its event loop, and waits.
+    Return a blocking method that calls the registry's method in its event loop.
 
     Args:
-        method: The one.
-        asks: Whether it only asks something, so that it may be given up.
+        method: The registry's method.
+        asks: Whether it only queries something, so that it may be cancelled on timeout.
     """
     name = method.__name__
 
     @functools.wraps(method)
     def call(self: ThreadSafe, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        # By its name: an application may have overridden it.
+        # Looked up by name, since the application may have overridden it.
         begin = functools.partial(getattr(self.registry, name), *args, **kwargs)
         result: R = self.run(begin, asks=asks)
         return result
@@ -49,7 +49,7 @@ def _blocking(
 
 class ThreadSafe:
     """
-    What other threads may call: each method is that of the registry, and blocks until it is done.
+    The registry's methods for other threads; each blocks until the registry's own is done.
 
     Args:
         core: The registry's parts.
@@ -67,26 +67,26 @@ class ThreadSafe:
 
     def within(self, timeout: float) -> ThreadSafe:
         """
-        Return the same, whose calls may take another time.
+        Return the same methods with another timeout than the default of 10 s.
 
         Args:
-            timeout: Seconds; 10 if nothing is said.
+            timeout: Seconds that a call may take.
         """
         return ThreadSafe(self._core, self.registry, timeout)
 
     def run(self, begin: Callable[[], Coroutine[Any, Any, R]], *, asks: bool = False) -> R:
         """
-        Run what *begin* returns in the event loop of the application, and wait for it.
+        Run a coroutine in the event loop of the application, and wait for its result.
 
         Args:
-            begin: Returns it; called in that event loop.
-            asks: Whether it is given up if it isn't done in time. An order goes on: to cancel it
-                before the event loop has come to begin with it would be to lose it.
+            begin: Returns the coroutine; called in that event loop.
+            asks: Whether to cancel the coroutine on timeout. An order is not cancelled: if the
+                event loop has not started it by then, it would be lost.
 
         Raises:
             NotSetUp: If no application has started the registry.
             WrongLoop: If it is called in that very event loop, which it would block.
-            TimeoutError: If it isn't done in time. What was ordered is ordered all the same.
+            TimeoutError: If it isn't done in time. An order takes effect nevertheless.
         """
         loop = self._core.loop
         if loop is None:
@@ -101,7 +101,7 @@ class ThreadSafe:
             return future.result(self._timeout)
         except TimeoutError:
             if future.done():
-                raise  # its own
+                raise  # raised by the coroutine itself
             if asks:
                 _ = future.cancel()
             raise TimeoutError(

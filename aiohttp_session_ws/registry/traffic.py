@@ -1,8 +1,8 @@
 """
-What clients send: how much of it there may be, and that it keeps their sessions alive.
+Rate limits for handshakes and messages, and keep-alive of sessions by their messages.
 
-Nothing of this is there for a registry without ``Limits(handshakes_per_second=…,
-messages_per_second=…)`` and ``Expiry(keep_alive=…)``: its websockets aren't metered.
+Without ``Limits(handshakes_per_second=…, messages_per_second=…)`` and ``Expiry(keep_alive=…)`` all
+of this is inactive, and websockets aren't metered.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TOO_FAST = Close(POLICY_VIOLATION.code, "too many messages")
 
 class Node(Sessions, Protocol):
     """
-    What is needed of a registry, besides its judgements.
+    The parts of a registry that this module needs, besides its judgements.
     """
 
     cluster: Cluster
@@ -54,16 +54,16 @@ class Node(Sessions, Protocol):
 
 class Traffic:
     """
-    The rates of sessions, and what keeps them alive.
+    Counts handshakes and messages by lineage, and keeps sessions alive.
 
     Args:
         core: The registry's parts.
-        limits: How much there may be.
-        expiry: How long things live.
+        limits: The limits on rates.
+        expiry: The keep-alive interval.
 
     Attributes:
-        metered: Whether messages are to be counted.
-        rated: Whether handshakes are.
+        metered: Whether messages are counted.
+        rated: Whether handshakes are counted.
     """
 
     def __init__(self, core: Node, limits: Limits, expiry: Expiry) -> None:
@@ -78,10 +78,10 @@ class Traffic:
 
     def expect_rate(self, token: str) -> None:
         """
-        Let a handshake of a lineage pass, if there were not too many lately.
+        Count a handshake of a lineage, and check that it is within the rate limit.
 
         Raises:
-            aiohttp.web.HTTPTooManyRequests: If there were.
+            aiohttp.web.HTTPTooManyRequests: If it isn't.
         """
         rate = self._handshakes
         if rate is not None and not rate.allows(token):
@@ -90,18 +90,18 @@ class Traffic:
 
     def meter(self, connection: TrackedConnection) -> None:
         """
-        Count the messages of a connection from now on.
+        Start counting the messages of a connection.
         """
         if isinstance(connection.ws, MeteredWebSocket):
             connection.ws.on_message = lambda: self._message(connection)
 
     def _message(self, connection: TrackedConnection) -> bool:
         """
-        Count a message; tell whether it may be delivered.
+        Count a message; return whether it may be delivered.
         """
         token = connection.lineage.token
         if self._messages is not None and not self._messages.allows(token):
-            # In no handler's context, or its own would not be ended with its socket.
+            # In an empty context: a handler that gives an order itself is not cancelled.
             close = self._core.connections.close_soon
             contextvars.Context().run(close, [connection], TOO_FAST)
             return False
@@ -112,7 +112,7 @@ class Traffic:
     async def _keep(self, connection: TrackedConnection) -> None:
         try:
             await keep_alive(self._core, connection)
-        except Exception as exc:  # noqa: BLE001  the storage's
+        except Exception as exc:  # noqa: BLE001  raised by the storage
             if self._failed.allows("keep"):
                 log.warning("a session could not be kept alive: %s", describe_error(exc))
 
@@ -123,9 +123,9 @@ def _rate(per_second: float | None) -> Rate | None:
 
 async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     """
-    Save the session of a connection once more, so that its time begins anew.
+    Save the session of a connection again, which restarts its expiry in the storage.
 
-    What has ended isn't kept: that is asked before it is saved, and once more afterwards.
+    A session that has ended is not revived: its status is checked before and after saving.
     """
     request = request_again(connection)
     storage = storage_in(request)
@@ -139,22 +139,23 @@ async def keep_alive(core: Node, connection: TrackedConnection) -> None:
     if not is_server_side(session) or lineage is None or not core.status_of(connection).alive:
         return
     if lineage.token != connection.lineage.token:
-        return  # it is another session's by now
-    session[core.keys.lineage] = session[core.keys.lineage]  # aiohttp_session notes when
+        return  # the storage has another session under this key by now
+    session[core.keys.lineage] = session[core.keys.lineage]  # marks it as changed now
     await storage.save_session(request, web.Response(), session)
     if _is_over(core, connection):
         request = request_again(connection)
         stored = await load_session(request)
         known = core.keys.read_lineage(stored)
-        if known is not None and known.token == lineage.token:  # and not of a log-in since then
+        if known is not None and known.token == lineage.token:  # not a later log-in's
             await empty_in_storage(request, stored, core.keys, known)
 
 
 def _is_over(core: Node, connection: TrackedConnection) -> bool:
     """
-    Tell whether nothing of a session may be left in its storage.
+    Return whether the stored data of a session must be deleted.
 
-    One that was renewed meanwhile lives: what was saved over that is repaired on arrival.
+    Not after a renewal, since the session lives: if its new generation was overwritten in the
+    storage, that is repaired on arrival.
     """
     state = core.status_of(connection).state
     if state is not State.REPLACED:

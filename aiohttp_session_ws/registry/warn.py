@@ -1,5 +1,5 @@
 """
-Warnings of what would leave sockets open that no error can tell of, each logged once.
+Warnings of misuse that could leave sockets open but raises no error, each logged once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 class Warnings:
     """
-    Remembers what an application was warned about.
+    Logs each kind of warning once.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Warnings:
 
     def once(self, what: str, message: str, *args: object) -> None:
         """
-        Log a warning, the first time only.
+        Log a warning the first time it is called for *what*.
         """
         if what not in self._warned:
             self._warned.add(what)
@@ -29,7 +29,7 @@ class Warnings:
 
     def loaded_early(self) -> None:
         """
-        Warn that a session is loaded before our middleware sees the request.
+        Warn that a session is loaded before our middleware is called.
         """
         self.once(
             "loaded early",
@@ -39,7 +39,7 @@ class Warnings:
 
     def foreign_websocket(self, request: web.Request) -> None:
         """
-        Warn of a websocket that its session's end doesn't close.
+        Warn of a websocket that is not closed when its session ends.
         """
         self.once(
             "foreign websocket",
@@ -51,7 +51,7 @@ class Warnings:
 
     def missing_middleware(self) -> None:
         """
-        Warn that a request isn't settled before its session is saved.
+        Warn that a session may be saved before its request is settled.
         """
         self.once(
             "middleware",
@@ -61,7 +61,7 @@ class Warnings:
 
     def no_id(self) -> None:
         """
-        Warn of handshakes that are refused, since the application gives their session no id.
+        Warn of refused handshakes whose session is given no id by the application.
         """
         self.once(
             "no id",
