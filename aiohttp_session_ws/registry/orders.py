@@ -167,12 +167,12 @@ class Orders:
         by: str | None = None,
     ) -> CloseReport:
         """
-        End the session of an id: its sockets are closed, and no copy of its cookie opens another.
+        End the session of an id: no socket of it survives, and no copy of its cookie opens one.
 
-        A lineage that begins later under the same id is not affected, so an id that the
-        application derives, such as a user's id, isn't locked. The session's data in its storage
-        is left alone; an HTTP request with that session is given an empty one. Waits until the
-        sockets of this process are closed.
+        All sessions that share the id end. A lineage that begins later under it is not affected,
+        so an id that the application derives, such as a user's id, isn't locked. The session's
+        data in its storage is left alone; an HTTP request with that session is given an empty
+        one. Waits until the sockets of this process are closed.
 
         Args:
             session_ws_id: The id; or its handle, which is known while the session has an open
@@ -197,7 +197,7 @@ class Orders:
 
     def _ends_of_known(self, subject: Subject, before: float) -> Iterable[Change]:
         """
-        Return the ends of the lineages that are known to have an id, if *subject* is one.
+        Return the ends of the lineages that are known to have an id; none for other subjects.
         """
         if subject.kind != "id":
             return ()

@@ -39,16 +39,16 @@ __all__: list[str] = []
 REPORT: Final = 120.0  # seconds between two full reports
 RETRY: Final = 1.0  # seconds until a failed report is retried
 PART: Final = 200  # subjects in one report
-MOST: Final = 100_000  # subjects without sockets to report later, while Redis is unavailable
+MOST: Final = 100_000  # subjects without sockets are kept up to this, while Redis is unavailable
 PROOF: Final = 0.5  # seconds in which a living node answers
 
-#: The numbers that Redis has of a subject, if they aren't known: none is ever -1.
+#: Stands for the numbers that Redis has of a subject while they are unknown; none is ever -1.
 UNSURE: Final = frozenset({-1})
 
 
 class Node(Protocol):
     """
-    The parts of a registry that places need.
+    The parts of a registry that :class:`Places` needs.
     """
 
     cluster: Cluster
@@ -89,7 +89,7 @@ class Places:
         self._changed: dict[Subject, bool] = {}  # to report; whether to close the excess
         self._waiting: set[TrackedConnection] = set()  # handshakes that have no place yet
         self._evictions = Evictions(core)
-        self._busy: dict[Subject, asyncio.Future[None]] = {}  # a handshake takes a place
+        self._busy: dict[Subject, asyncio.Future[None]] = {}  # where a handshake takes a place
         self._reporting = False
         core.connections.watch(self._note)
         core.questions.add("evict", self._evictions.answer)
@@ -130,8 +130,8 @@ class Places:
 
         Raises:
             HandshakeRefused: If a limit is reached and no socket has to make room.
-            aiohttp.web.HTTPServiceUnavailable: If that isn't certain, since a node that holds
-                places doesn't answer.
+            aiohttp.web.HTTPServiceUnavailable: If it isn't known whether a limit is reached, since
+                a node that holds places doesn't answer.
         """
         self._waiting.add(connection)
         done = asyncio.get_running_loop().create_future()
@@ -283,8 +283,8 @@ class Places:
         """
         Return whether a connection has a place.
 
-        With ``on_limit="evict_oldest"`` a closing socket has none, since the handshake that it
-        makes room for waits for it; with ``"refuse"`` it has one until it is gone.
+        With ``on_limit="evict_oldest"`` a closing socket has none, since the handshake that
+        replaces it waits until it is gone; with ``"refuse"`` it has one until it is gone.
         """
         if connection in self._waiting:
             return False

@@ -1,11 +1,11 @@
 """
 Presence: detects the first and the last socket of each identity over all nodes.
 
-Each node keeps which nodes have a socket of which identity. It scans its own sockets once a second
-and publishes the changes with a sequence number; a node that has missed a number, or is new,
-requests the full list. An identity without a socket counts as present for some more seconds, since
-pages are reloaded. The identities of a node that is no longer alive are removed; not while Redis
-is unavailable, nor right after that, since some nodes reconnect before others.
+Each node tracks which nodes have sockets of which identities. It scans its own sockets once a
+second and publishes the changes with a sequence number; a node that has missed a number, or is
+new, requests the full list. An identity without a socket counts as present for some more seconds,
+since pages are reloaded. The identities of a node that is no longer alive are removed; not while
+Redis is unavailable, nor right after that, since some nodes reconnect before others.
 
 Runs only if ``on_first`` or ``on_last`` has a receiver when the application starts.
 """
@@ -38,7 +38,7 @@ HERE: Final = ""  # stands for this node among the nodes of an identity
 
 class Node(Protocol):
     """
-    The parts of a registry that presence needs.
+    The parts of a registry that :class:`Presence` needs.
     """
 
     cluster: Cluster

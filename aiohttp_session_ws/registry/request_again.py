@@ -67,7 +67,7 @@ def _clone(request: web.Request, **changes: Any) -> web.Request:
 
 def what_it_asks(connection: TrackedConnection) -> Hashable:
     """
-    Return a key that is equal for requests of a session that ``authorize`` can't tell apart.
+    Return a key for a connection's request; ``authorize`` is called once per key and session.
     """
     request = connection.request
     assert request is not None

@@ -48,13 +48,13 @@ CHECKS: Final = 32  # concurrent checks
 CHECK_LIMIT: Final = 10.0  # seconds to load and identify a session, and for a call of authorize
 SOONEST: Final = 1.0  # minimum seconds between two checks of a session; doubled by each failure
 LONGEST: Final = 60.0  # maximum seconds between two tries while the storage fails
-DRIFT: Final = 1.0  # seconds that the wall clock may drift from the event loop's in one tick
+DRIFT: Final = 1.0  # seconds of drift between the wall clock and the event loop's to react to
 SPREAD: Final = 1000  # checks per second when all become due at once
 
 
 class Node(Sessions, Protocol):
     """
-    The parts of a registry that the check needs, besides its judgements.
+    The parts of a registry that the check needs, besides judging sessions.
     """
 
     authorize: Authorize | None
@@ -139,7 +139,7 @@ class Revalidator:
 
     def _expiry(self, connection: TrackedConnection, session: Session) -> float:
         """
-        Return when to check a connection because its session expires, by the event loop's clock.
+        Return when to check a connection for the expiry of its session, by the event loop's clock.
         """
         connection.session_ends = ends = expires_at(session)
         if was_touched(connection, session):
@@ -150,7 +150,7 @@ class Revalidator:
 
     def hold_until(self, connection: TrackedConnection, until: float) -> None:
         """
-        Set until when the session of a connection belongs to its identity, by the wall clock.
+        Set the time until which a connection's session belongs to its identity (wall clock).
         """
         connection.until = until
         self._check_at(connection, connection.check_at)
@@ -267,7 +267,7 @@ class Revalidator:
 
     async def _check_all(self, connections: Sequence[TrackedConnection]) -> Close | None:
         """
-        Check one session; return the close for all of its sockets, ``None`` unless all are closed.
+        Check one session; return the ``Close`` of its sockets if all are closed with the same.
         """
         last = max(connections, key=lambda connection: connection.opened_at or 0.0)
         try:
@@ -387,7 +387,7 @@ class Revalidator:
         self, connection: TrackedConnection, found: SessionState
     ) -> Close | None:
         """
-        Return the close for a socket that is no longer valid by its session, else ``None``.
+        Return the ``Close`` for a socket that its session makes invalid, else ``None``.
         """
         close = self._core.close_for(self._core.status_of(connection))
         if close is not None:
@@ -474,7 +474,7 @@ def _close_by_answer(
     answer: object, connection: TrackedConnection, found: SessionState
 ) -> Close | None:
     """
-    Return the close for a socket that ``authorize`` has not accepted, else ``None``.
+    Return the ``Close`` for a socket that ``authorize`` has not accepted, else ``None``.
     """
     if answer and not isinstance(answer, Close):
         return None

@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
         previous: Its identity and labels on arrival.
         renewed: It continues under another id.
         removed: Its id was removed, and without ``identify`` it isn't known if that is a log-out.
-        relabelled: It continues with other labels.
+        relabelled: Its labels have changed.
     """
 
     anew: bool
@@ -123,7 +123,7 @@ async def compare(
 
 async def _unchanged(core: Core, request: web.Request, context: RequestContext) -> Outcome:
     """
-    Return the outcome of an unchanged session, with its owner if an end may concern that.
+    Return the outcome of an unchanged session, with its owner if an end may concern its owner.
     """
     lineage = context.lineage
     if not core.identifier.asks or lineage is None:
@@ -433,7 +433,8 @@ class Settlement:
 
         That end concerned other sessions with the id, while this one had another id; since it
         began earlier, it would count as ended too. The labels or the id that the session loses
-        are looked up as well, since another node may have ended it by one of these.
+        are looked up as well: another node may have ended it by these, which it then wouldn't
+        carry any more.
         """
         core, came = self._core, self._context.session_ws_id
         left = [*outcome.previous.labels] if outcome.relabelled else []

@@ -42,7 +42,7 @@ TOO_FAST = Close(POLICY_VIOLATION.code, "too many messages")
 
 class Node(Sessions, Protocol):
     """
-    The parts of a registry that this module needs, besides its judgements.
+    The parts of a registry that this module needs, besides judging sessions.
     """
 
     cluster: Cluster
@@ -101,7 +101,7 @@ class Traffic:
         """
         token = connection.lineage.token
         if self._messages is not None and not self._messages.allows(token):
-            # In an empty context: a handler that gives an order itself is not cancelled.
+            # In an empty context, or the handler would count as the caller and not be cancelled.
             close = self._core.connections.close_soon
             contextvars.Context().run(close, [connection], TOO_FAST)
             return False
