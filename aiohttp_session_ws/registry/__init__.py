@@ -1,6 +1,6 @@
 """
-The object that an application holds, and its parts. Internal but for ``SessionWSRegistry``.
+The registry that an application holds, and its parts. Internal except ``SessionWSRegistry``.
 
-``core.py`` comes first: its head tells the theory of operation, where each thing is decided, and
-what may not be awaited where.
+Start with the head of ``core.py``: the theory of operation, which module decides what, and what
+may not be awaited where.
 """

@@ -1,5 +1,5 @@
 """
-What has been ordered, for operators: counted, logged, and sent to the receivers of ``on_order``.
+Announcement of orders to operators: they are counted, logged, and sent as ``on_order``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .order import Order
 
 __all__: list[str] = []
 
-TWICE: Final = 60.0  # seconds within which the same order may be published once more
-MANY: Final = 10_000  # orders that are remembered for that
+TWICE: Final = 60.0  # seconds within which an order may be published, but not announced, again
+MANY: Final = 10_000  # orders remembered for that
 
 _DONE: Final[dict[OrderKind, str]] = {
     "end": "was ended",
@@ -35,9 +35,10 @@ class About(NamedTuple):
 
     Attributes:
         kind: What was ordered.
-        subject_kind: What sort of subject it is.
+        subject_kind: What kind of subject it is.
         subject: The subject.
-        change: What has ended or was renewed, and when; ``None`` if the order only closes.
+        change: The subject or lineage that has ended or was renewed, and when; ``None`` if the
+            order only closes.
     """
 
     kind: OrderKind
@@ -48,16 +49,16 @@ class About(NamedTuple):
 
 class Announcer:
     """
-    Tells of each order, once on every node.
+    Counts, logs and signals each order, once on every node.
 
     Args:
         tasks: Where receivers run.
         signal: The signal.
-        node: What this node is called.
+        node: The name of this node.
 
     Attributes:
         orders_given: How many orders this node has given.
-        orders_heard: How many orders of others it has carried out.
+        orders_heard: How many orders of other nodes it has carried out.
     """
 
     def __init__(self, tasks: BackgroundTasks, signal: Signal[OrderDetails], node: str) -> None:
@@ -70,7 +71,7 @@ class Announcer:
     @property
     def announces(self) -> bool:
         """
-        Whether anybody wants to know of each order.
+        Whether orders are logged or the signal has receivers.
         """
         return bool(self._signal) or log.isEnabledFor(logging.INFO)
 
@@ -85,7 +86,7 @@ class Announcer:
 
     def heard(self, order: Order, effect: Effect, node: str) -> None:
         """
-        Announce an order of another node; its name is empty if that isn't known any more.
+        Announce an order of another node; *node* is empty if its name is no longer known.
         """
         if not _is_mark(order):
             self.orders_heard += 1
@@ -94,7 +95,7 @@ class Announcer:
 
     def found(self, change: Change) -> None:
         """
-        Announce what was missed when it was ordered.
+        Announce a record that this node missed when it was published.
         """
         order = Order((change,))
         if self.announces and not _is_mark(order):
@@ -146,7 +147,7 @@ def _log(details: OrderDetails) -> None:
 
 def _is_mark(order: Order) -> bool:
     """
-    Tell whether an order only says that a request has come with a session's newest generation.
+    Return whether an order only marks the newest generation of a session as seen.
     """
     changes = order.changes
     if len(changes) != 1 or type(changes[0]) is not LineageRenewed:
@@ -156,7 +157,7 @@ def _is_mark(order: Order) -> bool:
 
 def _about(order: Order) -> About | None:
     """
-    Tell what an order is about: of several subjects, the one that most depends on.
+    Return what an order is about: of several subjects, the one with the widest effect.
     """
     for change in order.changes:
         if isinstance(change, SubjectEnded):

@@ -1,8 +1,8 @@
 """
 Arrival: every request is judged before any handler sees its session.
 
-There is a short way, for the request of a living session: a few look-ups, and no await. Over
-300 lines long: what it skips has to be beside it.
+Requests of sessions that no record concerns take a fast path: a few dict look-ups after the
+session is loaded, and no await. Over 300 lines long: the fast path stands beside what it skips.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ def begin_request(core: Core, request: web.Request) -> RequestContext:
     """
     Return the context of a request that arrives now.
     """
-    # With the loop it needn't be looked for, which takes a system call on Python 3.11.
+    # The loop is given, since asyncio would need a system call to find it on Python 3.11.
     return RequestContext(request, asyncio.current_task(core.loop), core.clock.begin_time())
 
 
 def loading_at_once(core: Core, request: web.Request) -> Awaitable[Session] | None:
     """
-    Return what loads the session of a request, if that may go the short way.
+    Return an awaitable that loads the session of a request, if that may take the fast path.
     """
-    if len(request) > 1 and loaded_session(request) is not None:  # most have a storage only
+    if len(request) > 1 and loaded_session(request) is not None:  # most hold a storage only
         core.warn.loaded_early()
         return None
     storage = storage_in(request)
-    if storage not in core.storages:  # the first session of each goes the long way
+    if storage not in core.storages:  # the first session of each takes the full path
         return None
     return storage.load_session(request)
 
@@ -68,8 +68,8 @@ def arrive_at_once(
     core: Core, request: web.Request, context: RequestContext, session: Session
 ) -> bool:
     """
-    Judge a request whose session its storage has just loaded, if that carries all it needs, and
-    is of no interest to any record; tell whether that is so.
+    Judge a request by the fast path: its session, just loaded, has an id and a lineage, and no
+    record concerns it. Return whether that was so; else nothing is judged.
     """
     if not keep_session(request, session):
         return False
@@ -99,7 +99,7 @@ def arrive_at_once(
 
 def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
     """
-    Tell whether no record but that of its own newest generation may concern a session.
+    Return whether no record can concern a session, except that of its own, newest generation.
     """
     records = core.records
     if records.knows(lineage.token):
@@ -123,12 +123,12 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
 
 class Arrival:
     """
-    One request that is being judged.
+    The judging of one request.
 
     Args:
         core: The registry's parts.
         request: The request.
-        context: What is to be known of it; a new one if it arrives now.
+        context: The context to fill; by default a new one, of a request that arrives now.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Arrival:
 
     async def judge(self) -> RequestContext:
         """
-        Load the session, see to it that it has an id and a lineage, and judge it.
+        Load the session, give it an id and a lineage if it has none, and judge it.
 
         Raises:
             NotSetUp: If aiohttp_session's middleware is missing or comes later.
@@ -151,16 +151,16 @@ class Arrival:
         try:
             return await self._judge()
         except BaseException:
-            self._context.finish()  # should the same request be handled once more, it is judged
+            self._context.finish()  # so that the request is judged if it is handled again
             raise
 
     async def give_id(self) -> None:
         """
-        Give an id to a session that the application's ``ensure_id`` gave none: a socket needs one.
+        Give the session an id, for a socket, where the application's ``ensure_id`` gave it none.
         """
         context = self._context
         self._give = self._core.ids.new_id
-        context.stage = ARRIVING  # an id that was missing doesn't renew anything
+        context.stage = ARRIVING  # giving a missing id is no renewal
         try:
             if context.session is None:
                 await self._meet_id()
@@ -207,7 +207,7 @@ class Arrival:
 
     async def _meet_id(self) -> None:
         """
-        Meet an id that is kept outside of any session: it stands for its own lineage.
+        Read an id that is kept outside of any session, or give one; it is its own lineage.
         """
         context = self._context
         context.session_ws_id = await self._current_id()
@@ -219,13 +219,13 @@ class Arrival:
 
     async def _meet(self, session: Session) -> None:
         """
-        See to it that a session has an id and a lineage.
+        Give a session an id and a lineage if it has none.
         """
         context, keys = self._context, self._core.keys
         lineage = keys.read_lineage(session)
         context.session_ws_id = await self._current_id()
         if lineage is None:
-            # Before anything is written, which would change what it is made of.
+            # Before the id is written, which would change what the lineage is derived from.
             lineage = self._first_lineage(session, context.session_ws_id)
         written = keys.lineage in session
         if context.session_ws_id is None:
@@ -242,7 +242,7 @@ class Arrival:
 
     async def _current_id(self) -> Hashable | None:
         """
-        Return the id that the request has now; one that can't be used is none.
+        Return the current id of the request; an unusable one in a cookie counts as none.
         """
         core = self._core
         if not core.overrides.ids and self._context.session is not None:
@@ -260,14 +260,14 @@ class Arrival:
 
     def _first_lineage(self, session: Session, session_ws_id: Hashable | None) -> Lineage:
         """
-        Return the lineage of a session that carries none.
+        Return a lineage for a session that carries none.
         """
         core = self._core
         if not session.empty:
             created = created_at(session)
             if session_ws_id is not None and core.overrides.random_ids:
                 return Lineage(str(session_ws_id), 0, created)
-            # The same for parallel requests and every replay, with nothing to remember.
+            # A digest is the same for parallel requests and every replay, without being stored.
             token = digest_of_cookie(self._request, session, "lineage")
             if token is not None:
                 return Lineage(token, 0, created)
@@ -275,7 +275,7 @@ class Arrival:
 
     async def _status(self, lineage: Lineage) -> Status:
         """
-        Judge the session by what is known; ask for what is not known as seldom as possible.
+        Judge the session by the records here; query the cluster and ``identify`` only if needed.
         """
         core, context = self._core, self._context
         owner = NOBODY
@@ -299,7 +299,10 @@ class Arrival:
 
     async def _act_on(self, session: Session) -> None:
         """
-        Take a session that is over away from the request, or repair the trace of a lost race.
+        Replace a session that is over by an empty one, or repair one that lost a race.
+
+        A session kept on the server can have an older generation only because a parallel request
+        saved it over the renewal; it is given the newest one.
         """
         core, context, lineage = self._core, self._context, self._context.lineage
         state, age, _ = context.status
@@ -324,8 +327,8 @@ class Arrival:
         Give the request a new, empty session.
 
         Args:
-            mint: Whether to give it an id; not while another response may be on its way with
-                the right cookie.
+            mint: Whether to give it an id: not while another response, with the right cookie,
+                may be on its way.
         """
         core, context = self._core, self._context
         context.session = await begin_session(self._request)
@@ -338,7 +341,7 @@ class Arrival:
 
     def _mark_seen(self, lineage: Lineage) -> None:
         """
-        Note that a request has come with the newest generation.
+        Record that a request has come with the newest generation.
         """
         core, generation = self._core, lineage.generation
         if not 0 < generation < LAST_GENERATION:

@@ -1,5 +1,5 @@
 """
-Sockets that an application registers by hand, and the sessions that they belong to.
+Objects that an application registers by hand, and the sessions that they belong to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 def is_unconcerned(core: Core, session_ws_id: str) -> bool:
     """
-    Tell whether nothing is known that may concern what is registered under an id, so that it
+    Return whether no record can concern an object that is registered under an id, so that it
     needn't be judged.
     """
     if not core.overrides.random_ids or core.records.names(session_ws_id):
@@ -29,9 +29,9 @@ def is_unconcerned(core: Core, session_ws_id: str) -> bool:
 
 def add_by_hand(core: Core, session_ws_id: Hashable, ws: Any, identity: Hashable | None) -> bool:
     """
-    File something that was registered by hand; tell whether its session lives.
+    Add an object that is registered by hand; return whether its session is alive.
 
-    What is there already, also a socket that is served, may be somebody's from now on.
+    One that is in the index already, also a served socket, is filed under *identity* as well.
     """
     known = core.connections.open.get(session_ws_id, ws)
     if known is not None and identity in (None, known.identity):
@@ -50,7 +50,7 @@ def add_by_hand(core: Core, session_ws_id: Hashable, ws: Any, identity: Hashable
 
 def remove_by_hand(core: Core, session_ws_id: Hashable, ws: Any) -> None:
     """
-    Take out what was registered by hand, though its session may have another id by now.
+    Remove an object registered by hand, even if its session has another id by now.
     """
     connections = core.connections
     if connections.remove_by_hand(session_ws_id, ws):
@@ -63,7 +63,7 @@ def remove_by_hand(core: Core, session_ws_id: Hashable, ws: Any) -> None:
 
 def _lineage_of(core: Core, session_ws_id: Hashable) -> Lineage:
     """
-    Return the lineage that an id belongs to, as far as can be found out.
+    Return the lineage that an id belongs to, as far as it is known.
     """
     context = current_request()
     if context is not None and context.session_ws_id == session_ws_id and context.lineage:
@@ -71,5 +71,5 @@ def _lineage_of(core: Core, session_ws_id: Hashable) -> Lineage:
     note = core.records.note_of(session_ws_id)
     if note is not None:
         return Lineage(note.token, LAST_GENERATION, note.began)
-    # An id that was derived may have been ended, and live again.
+    # A derived id may be in use again after it was ended.
     return NO_LINEAGE if core.overrides.random_ids else Lineage("", 0, core.clock.now())

@@ -4,44 +4,46 @@ The parts of a registry, wired together.
 Theory of operation
 ===================
 
-*State decides, messages hurry, revalidation is the net.*
+*State decides, messages hurry, revalidation is the net*: records decide which sockets may live,
+published orders make all nodes act at once, and a periodic check catches what both have missed.
 
 Every session carries its id and a *lineage*: a random token, a generation and the time it began.
-What ended or was renewed is a *record* (``sessions/records.py``), and one function answers whether
-a session is over (``sessions/status.py``). Everybody asks it: the middleware when a request
-arrives, the handshake, the settling of a request, the periodic check, and a node that learns what
-it has missed.
+The end or renewal of a session is a *record* (``sessions/records.py``), and one function judges by
+the records whether a session is alive, replaced or ended (``sessions/status.py``). It is called
+for a request on arrival, for a handshake, when a request is settled, by the periodic check, and
+when a node receives records that it had missed.
 
-*A request* is judged on arrival, before a handler sees its session (``arrival.py``). One whose
-session has ended is given an empty one. When the handler is done it is settled exactly once, and
-before the response leaves (``settle.py``): what became of id, lineage and identity is compared
-with what came, records are made, and what would bring an ended session back isn't saved.
+*A request* is judged on arrival, before a handler sees its session (``arrival.py``). If that has
+ended, the request is given a new, empty one. When the handler is done, the request is settled,
+exactly once and before the response is sent (``settle.py``): id, lineage and identity are compared
+with those on arrival, changes are recorded, and what would revive an ended session isn't saved.
 
-*An order* (``order.py``) is records, and subjects whose sockets are to reconnect. There is one
-way in which it takes effect, whoever gave it, on any node: :meth:`.Effects.apply` merges the
-records, then judges every connection that they may concern. Handshakes are rejected at once.
-Open sockets are closed by :meth:`.Effects.carry_out`; for an order that a request gives about its
-own session that comes when the response has been sent (``deferred.py``).
+*An order* (``order.py``) consists of records, and of subjects (ids, identities, labels) whose
+sockets are to reconnect. It takes effect in the same way on every node, whoever gave it:
+:meth:`.Effects.apply` merges the records, then judges every connection that they may concern.
+Handshakes are rejected at once. Open sockets are closed by :meth:`.Effects.carry_out`; for an
+order of a request about its own session, after the response has been sent (``deferred.py``).
 
-*A log-out* (``request_orders.py``) is recorded before anything is awaited. One that a handler
-carries out without a word to us is found when its request is settled. Orders that come from
-elsewhere, as an administrator's, are in ``orders.py``.
+*A log-out* by one of our helpers (``request_orders.py``) is recorded before anything is awaited. A
+log-out without one, as by emptying the session, is detected when its request is settled. All other
+orders, such as an administrator's, are in ``orders.py``.
 
-*A handshake* (``web/handshake.py``) decides who may open, step by step. It is filed in the index
-before its last judgement, with no await in between. So each order finds it there, or is found by
-it. ``sessions/close_orders.py`` is for those that are still loading their session when they are
-told to reconnect.
+*A handshake* (``web/handshake.py``) goes through fixed steps that decide whether it may open. It
+is judged and added to the index with no await in between: the judgement sees the orders given
+before, and later orders find the handshake in the index. ``sessions/close_orders.py`` remembers
+orders to reconnect for handshakes that are still loading their session, which no index holds.
 
-*Closing* (``connections/closing.py``) never waits for a peer without a bound: all close frames are
-written first, then everything is waited for under one deadline, then what is left is cut.
+*Closing* (``connections/closing.py``) takes a bounded time, whatever the peers do: all close
+frames are written first, then one deadline applies to all peers, then the rest is aborted.
 
 *Other nodes* are behind :class:`~.cluster.Cluster`. An order is recorded there before it is
-published; a handshake asks it once; what it finds comes in by :meth:`.Effects.learn`. In Redis' an
-order goes out through ``redis/outbound.py`` and comes in through ``redis/inbound.py``.
+published. A handshake reads the records of its session there, unless its request has on arrival;
+a node that was disconnected applies what it has missed by :meth:`.Effects.learn`. With Redis,
+orders are sent by ``redis/outbound.py`` and received by ``redis/inbound.py``.
 
-*Ends are stored* in memory by ``sessions/records.py``, on disk by ``sessions/journal.py``, and
-for all processes by the cluster. Another storage for one process would stand in the journal's
-place; one that processes share would be a ``Cluster``.
+*Records are stored* in memory by ``sessions/records.py``, on disk by ``sessions/journal.py``, and
+for all processes by the cluster. Another storage for one process would replace the journal; one
+that processes share would be a ``Cluster``.
 
 What may not be awaited where
 -----------------------------
@@ -49,8 +51,8 @@ What may not be awaited where
 - nothing between the last judgement of a handshake and its entry into the index, nor between the
   judgement of an identity and the entry under it;
 - no other node before the sockets of this one are closed;
-- nothing of the application's or the storage's in the request's own task once its handler is done:
-  a client that vanishes would cancel it, and the log-out with it. Such things run in
+- no code of the application or its storage in the request's own task once its handler is done: if
+  the client disconnects, that task may be cancelled, and the log-out with it. Such code runs in
   ``tasks``, which live as long as the application.
 
 Over 300 lines long: the theory, and one attribute for each part.
@@ -109,7 +111,7 @@ __all__: list[str] = []
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
 STORAGES: Final = 16  # storages that are known: a site has one or two
 
-_running_loop: Final = asyncio.get_running_loop  # it is asked for with each call
+_running_loop: Final = asyncio.get_running_loop  # bound once: every public call uses it
 
 
 class Core:
@@ -117,31 +119,30 @@ class Core:
     The parts of a registry.
 
     Attributes:
-        ids: Where session ws ids live.
-        hooks: What the application may have overridden.
-        overrides: What it has.
+        ids: Reads and writes the session ws id of a request.
+        hooks: The other methods that the application may override.
+        overrides: Which methods it has overridden.
         keys: Our keys in a session.
         records: What has ended or was renewed.
-        close_orders: What a handshake may have missed.
+        close_orders: Recent close orders, which a handshake may have missed.
         connections: The sockets of this process.
         cluster: The other nodes.
         clock: The one clock by which lineages begin and end.
-        identifier: Whom a request belongs to.
-        announcer: Tells of orders.
-        effects: Lets orders take effect on this node.
-        questions: What other nodes may ask this one.
-        revalidator: Whether the sessions of open sockets live.
+        identifier: Finds the identity and the labels of a request.
+        announcer: Logs orders and sends ``on_order``.
+        effects: Applies orders on this node.
+        questions: The questions of other nodes that this one answers.
+        revalidator: Checks the sessions of open sockets from time to time.
         tasks: Tasks that no request can cancel.
-        asks: Whether handshakes have to wait, if only for others to make room.
+        asks: Whether a handshake may have to wait for ``identify``, other nodes or a free place.
         warn: Warns of misuse, once.
-        presence: Who is there.
-        places: Who has how many sockets on all nodes; ``None`` if no limit is about that.
-        traffic: What clients send.
-        ttl: For how many seconds an end is kept after it was last met: the most that this node
-            or another needs.
-        own_ttl: For how many seconds this node needs that, by the storages that it has seen; 0 if
-            it has seen none.
-        drainer: Sends clients to other servers before this one stops.
+        presence: Tracks which identities have sockets, for ``on_first`` and ``on_last``.
+        places: Counts sockets for limits over all nodes; ``None`` if there is no such limit.
+        traffic: Limits what clients send, and keeps their sessions alive by it.
+        ttl: Seconds to keep an end after its last hit: the most that this node or another needs.
+        own_ttl: Seconds that this node needs it, by the storages that it has seen; 0 if it has
+            seen none.
+        drainer: Closes the sockets little by little before this process stops.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Core:
 
     def _begin(self) -> None:
         """
-        Make the parts that look at others, and what is set as long as an application runs.
+        Make the parts that use other parts, and initialize what is set while an application runs.
         """
         limits = self.limits
         self.asks = (
@@ -203,19 +204,19 @@ class Core:
         self.places: Places | None = places_for(self, self.limits)
         self.adopt: Adopt | None = None  # given by setup()
         self.known_apps: set[int] = set()  # applications in which this registry is the only one
-        self.first_socket = True  # none was opened yet
+        self.first_socket = True  # none has been opened yet
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, while it runs
-        # The last that sessions have come from: an application may make one for each request.
+        # The latest that sessions were loaded from: an application may make one per request.
         self.storages: list[AbstractStorage] = []
         self.own_ttl = self._others_ttl = 0.0
-        self._started = 0.0  # by the one clock, as far as it was known
+        self._started = 0.0  # by the one clock, which may not be known yet
         self._set_ttl()
 
     # Time
 
     def saw_storage(self, storage: AbstractStorage) -> None:
         """
-        Note for how long a storage keeps sessions.
+        Take into account for how long a storage keeps sessions.
         """
         if storage in self.storages:
             return
@@ -226,7 +227,7 @@ class Core:
 
     def keep_ends(self, ttl: float) -> None:
         """
-        Keep ends for *ttl* seconds at least, as another node needs.
+        Keep ends for at least *ttl* seconds, since another node needs them so long.
         """
         if ttl > self._others_ttl:
             self._others_ttl = ttl
@@ -244,7 +245,7 @@ class Core:
         owner: Owner = NOBODY,
     ) -> Status:
         """
-        Judge a session by what is known on this node.
+        Judge a session by the records of this node.
         """
         if not self.records.may_concern(lineage.token):
             return ALIVE  # as the rest would find, but quicker
@@ -255,7 +256,8 @@ class Core:
         """
         Judge the session of a connection.
 
-        One that was registered by hand has no lineage that we know; any end concerns it.
+        A connection registered by hand may have no known lineage: then any end of its id or
+        identity concerns it.
         """
         if connection.proven is not None:
             identity, since = connection.proven
@@ -267,7 +269,7 @@ class Core:
 
     def close_for(self, found: Status) -> Close | None:
         """
-        Return what a socket of a session is told that was judged so; ``None`` if it may live.
+        Return the close for sockets of a session with status *found*; ``None`` if it is alive.
         """
         if found.state is State.ALIVE:
             return None
@@ -282,10 +284,10 @@ class Core:
         self, by: object, wait: object, except_: Connection | None = None
     ) -> None:
         """
-        Expect what comes with an order to be right, before anything of it takes effect.
+        Validate the other arguments of an order, before any of it takes effect.
 
         Raises:
-            TypeError: If who gives it is no text, *wait* no number, or *except_* no connection.
+            TypeError: If *by* is not a str, *wait* not a number, or *except_* not a connection.
         """
         if by is not None:
             _ = expect(by, str, "by")
@@ -302,18 +304,18 @@ class Core:
         first: Sequence[TrackedConnection] = (),
     ) -> CloseReport:
         """
-        Let an order take effect here and everywhere, and wait until its sockets are gone.
+        Apply an order on this node and all others, and wait until its sockets are gone.
 
         Args:
             order: The order.
-            wait: Seconds to wait for what other nodes report.
-            except_: A connection of this node that it leaves alone.
-            first: Connections whose close frames are written already.
+            wait: Seconds to wait for the reports of other nodes.
+            except_: A connection of this node that stays open.
+            first: Connections whose close frames have been written already.
         """
         spared = None if except_ is None else self.connections.tracked(except_)
         try:
             try:
-                # First, for others have farther to go; nothing comes in between.
+                # Published first, since it takes longer; nothing is awaited in between.
                 pending = self.cluster.publish(order, wait=wait)
             finally:
                 effect = self.effects.apply(order)
@@ -327,7 +329,7 @@ class Core:
             self.announcer.given(order, effect)
             report = await pending.report(NOTHING_CLOSED)
         else:
-            closing = self.effects.carry_out(effect)  # the frames are written; now there is time
+            closing = self.effects.carry_out(effect)  # writes the frames; the rest is less urgent
             self.announcer.given(order, effect)
             report = await pending.report(await closing)
         if self.journal is not None and order.changes and not await self.effects.committed():
@@ -336,7 +338,7 @@ class Core:
 
     def note_own_end(self, end: SubjectEnded) -> None:
         """
-        Let what a request begins begin after what its own handler has ended.
+        Remember an end given by a handler: a lineage that its request begins must be later.
         """
         context = current_request()
         if context is not None and context.stage is HANDLING and context.connection is None:
@@ -344,7 +346,7 @@ class Core:
 
     def give_soon(self, order: Order) -> None:
         """
-        Let an order take effect here and everywhere, and wait for nothing.
+        Apply an order on this node and all others, without waiting.
         """
         effect = self.effects.apply(order)
         self.announcer.given(order, effect)
@@ -353,14 +355,14 @@ class Core:
 
     def usable_id(self, session_ws_id: Hashable) -> Hashable:
         """
-        Return *session_ws_id* if it can be one.
+        Return *session_ws_id* if it can be used as an id.
 
         Raises:
-            InvalidSessionWSId: If it is ``None``, can't be hashed, is what has an id, or other
-                nodes couldn't be told.
+            InvalidSessionWSId: If it is ``None``, unhashable, an object that has an id (such as
+                a request), or can't be sent to other nodes.
         """
         if type(session_ws_id) is str:
-            return session_ws_id  # as most, and anybody can be told of one
+            return session_ws_id  # the usual case, which any node can be sent
         if session_ws_id is None:
             raise InvalidSessionWSId("a session ws id can't be None: return a str or an int")
         msg = "a session ws id must be hashable: return a str, an int or a tuple of such"
@@ -389,7 +391,7 @@ class Core:
         """
         Return the records of the end of a lineage that has an id.
 
-        By the second one, what is registered by hand under that id later is refused.
+        The second one makes a later registration by hand under that id fail.
         """
         end = LineageEnded(lineage.token, at, carries, self.ttl, minor)
         if minor or session_ws_id is None or not self.overrides.random_ids:
@@ -420,7 +422,7 @@ class Core:
 
     def recount(self) -> None:
         """
-        Report all places once more, if there are limits over all nodes.
+        Report all places again, if there are limits over all nodes.
         """
         if self.places is not None:
             self.places.recount()
@@ -436,7 +438,7 @@ class Core:
             spared = self.connections.tracked(except_)
             found = [connection for connection in found if connection is not spared]
         sockets, missed = self.connections.push(found, data)
-        # A caller that pushes in a loop would keep the queues from being sent.
+        # Without this, a caller that pushes in a loop would keep the queues from being sent.
         await asyncio.sleep(0)
         return Delivery(sockets, complete=not missed)
 
@@ -502,7 +504,7 @@ class Core:
 
     def _read_late(self, changes: Sequence[Change]) -> None:
         """
-        Go on from what the journal holds, which could not be read at the start.
+        Apply what the journal holds, if that could not be read at the start.
         """
         assert self.journal is not None
         self.clock.start_after(self.journal.last_time)
@@ -515,14 +517,14 @@ class Core:
 
     def _last_start(self, journal: Journal) -> float:
         """
-        Return when this process has started, after all that earlier ones have begun.
+        Return when this process started: no earlier than any time used by a previous one.
         """
         started = max(self.clock.resolve(self._started), journal.last_time)
         return min(self.clock.order_time(), started)
 
     def _write_again(self) -> None:
         """
-        Let the journal have all that is known: it begins a new file.
+        Write all records into the journal, which has begun a new file.
         """
         _ = self.tasks.spawn(self.effects.write_again(), "write what has ended again")
 
@@ -545,7 +547,7 @@ class Core:
 
     async def stop(self) -> None:
         """
-        Let go of tasks, other nodes and the journal, once no handler runs any more.
+        Stop the tasks, the cluster and the journal, once no handler runs any more.
         """
         self.revalidator.stop()
         self.handshakes.stop()
@@ -559,7 +561,7 @@ class Core:
 
 def _without(connection: TrackedConnection, effect: Effect) -> Effect:
     """
-    Return what is left to do of an order if one connection is left alone.
+    Return *effect* without one connection, which stays open.
     """
     if effect.rest is not None:
         effect.rest.leave(connection)
