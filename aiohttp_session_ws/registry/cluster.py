@@ -1,12 +1,12 @@
 """
-What a registry needs from a cluster of processes, and a cluster of it.
+The protocol between a registry and a cluster of processes, in both directions.
 
-Internal in 2.0. Before somebody writes one for NATS or PostgreSQL three things must hold: records
-merge as :mod:`..sessions.records` says, in the place where they are kept; an order is recorded
-before it is published, and what was published while a node couldn't hear is found by it later; and
-a question about a session is answered from the records, not from what this process remembers.
+Internal in 2.0. An implementation for NATS or PostgreSQL would have to guarantee three things: the
+shared store merges records as :mod:`..sessions.records` does; an order is recorded before it is
+published, and a node that was disconnected finds later what was published meanwhile; and a query
+about a session is answered from the shared records, not from the memory of this process.
 
-Over 300 lines long: nearly all of it tells what a method has to do.
+Over 300 lines long: nearly all of it specifies what each method has to do.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Place(NamedTuple):
     A socket that counts for a limit over all nodes.
 
     Attributes:
-        node: The instance of its node.
-        number: Its number there.
+        node: The instance name of its node.
+        number: Its number on that node.
     """
 
     node: str
@@ -46,11 +46,12 @@ class Place(NamedTuple):
 
 class Taken(NamedTuple):
     """
-    What became of a handshake that asked for its place.
+    The answer to a handshake that requests a place.
 
     Attributes:
-        granted: Whether it has one.
-        others: By subject those that have to make room, or that are in the way.
+        granted: Whether it was given one.
+        others: By subject, the sockets that have to make room for it; if it was given no place,
+            those that hold the places.
     """
 
     granted: bool
@@ -64,7 +65,7 @@ class Held(NamedTuple):
     Attributes:
         subject: An id or an identity.
         limit: How many it may have on all nodes.
-        ages: For how many seconds which has been there, by number.
+        ages: The ages of its sockets in seconds, by their numbers.
     """
 
     subject: Subject
@@ -74,19 +75,19 @@ class Held(NamedTuple):
 
 class LocalNode(Protocol):
     """
-    What a cluster needs of this node.
+    What a cluster needs from this node.
 
     Attributes:
-        announcer: Tells of the orders of others.
+        announcer: Announces the orders of other nodes.
         connections: Its sockets.
-        effects: How orders take effect here.
-        own_ttl: For how many seconds it needs ends, by the storages that it has seen; 0 if it has
-            seen none.
-        questions: What others may ask it.
+        effects: Applies orders here.
+        own_ttl: Seconds that it needs ends to be kept, by the storages that it has seen; 0 if it
+            has seen none.
+        questions: The questions of other nodes that it answers.
         records: What has ended or was renewed.
-        relays: Takes the messages that others relay.
-        tasks: Where what is heard is worked on.
-        ttl: For how many seconds it keeps ends.
+        relays: Receives the messages that other nodes relay.
+        tasks: Where received messages are processed.
+        ttl: Seconds that it keeps ends.
     """
 
     announcer: Announcer
@@ -111,40 +112,40 @@ class LocalNode(Protocol):
 
     def keep_ends(self, ttl: float) -> None:
         """
-        Keep ends for *ttl* seconds at least, as another node needs.
+        Keep ends for at least *ttl* seconds, since another node needs them so long.
         """
 
     def recount(self) -> None:
         """
-        Report all places once more: what was reported may be lost, or another node's request.
+        Report all places again: a report, or another node's request to evict, may be lost.
         """
 
 
 class PendingReport(Protocol):
     """
-    An order that is on its way to other nodes.
+    An order that is being published, and the reports of other nodes about it.
     """
 
     async def report(self, own: CloseReport) -> CloseReport:
         """
-        Wait for what the others report, and add it to what this node has done.
+        Wait for the reports of other nodes, and add them to *own*, that of this node.
         """
 
     async def published(self, timeout: float) -> None:
         """
-        Wait until the others have been sent it, for *timeout* seconds at most.
+        Wait until the order has been published, for *timeout* seconds at most.
         """
 
 
 class Cluster(Protocol):
     """
-    The other nodes, and what they have recorded.
+    The other nodes, and the records that all nodes share.
 
     Attributes:
-        remote: Whether there are other nodes at all.
-        name: What this node is called.
-        instance: What it is called among the others: its name, and something random.
-        serves: Whether this node holds sockets: an application, and not a script.
+        remote: Whether there may be other nodes.
+        name: The name of this node.
+        instance: Its unique name among all nodes: its name and a random part.
+        serves: Whether this node holds sockets: it is an application, not a script.
     """
 
     remote: bool
@@ -161,67 +162,68 @@ class Cluster(Protocol):
     @property
     def deaf(self) -> bool:
         """
-        Whether orders may be missed now, so that a handshake has to ask right before it opens.
+        Whether this node may be missing orders: a handshake then queries right before it opens.
         """
 
     def check_subject(self, value: Hashable) -> None:
         """
-        Expect an id, an identity or a label's value to be one that other nodes can be told of.
+        Check that an id, an identity or the value of a label can be sent to other nodes.
 
         Raises:
-            TypeError: If it isn't.
+            TypeError: If it can't.
         """
 
     def record(self, order: Order) -> None:
         """
-        Record an order now, and tell nobody: the response that goes with it is on its way.
+        Record an order now, for handshakes on all nodes; a response that belongs to it is still
+        to be sent, so open sockets are left until :meth:`publish`.
         """
 
     def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
         """
-        Record an order, once more if :meth:`record` has, and tell the other nodes.
+        Record an order, again if :meth:`record` has, and publish it to the other nodes.
 
         Args:
             order: The order.
-            wait: Seconds to wait for what they report.
+            wait: Seconds to wait for their reports.
         """
 
     def check_due(self, token: str) -> bool:
         """
-        Tell whether it is time to ask what is recorded of a lineage.
+        Return whether it is time to query the records of a lineage.
         """
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
-        Learn what is recorded of the session of an HTTP request; tell whether that is known.
+        Fetch and apply the records of an HTTP request's session; return whether they are known.
 
-        Bounded, and never raises.
+        Bounded in time, and never raises.
         """
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
         """
-        Learn what is recorded of a handshake.
+        Fetch and apply the records of a handshake.
 
         Raises:
-            aiohttp.web.HTTPServiceUnavailable: If that can't be found out.
+            aiohttp.web.HTTPServiceUnavailable: If they can't be fetched.
         """
 
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
     ) -> bool:
         """
-        Record and publish an order if its own session is alive by all that is recorded.
+        Record and publish an order if, by all shared records, its own session is alive.
 
         Args:
-            order: The end of an identity and of the lineage that ends the others.
+            order: The end of an identity, and of the lineage whose request ends the others.
             lineage: That lineage.
             subjects: Its id, and its identity and labels.
-            since: Up to when an end of the identity would concern the session that goes on.
+            since: The session counts as ended if the identity was ended at or after this time.
         """
 
     async def start(self, node: LocalNode) -> None:
         """
-        Come to know the other nodes, before the first request.
+        Join the other nodes, before the first request.
         """
 
     async def stop(self) -> None:
@@ -231,7 +233,7 @@ class Cluster(Protocol):
 
     def write_again(self) -> None:
         """
-        Let the others have what this node knows, and they don't: its journal was read late.
+        Record for all nodes what only this one may know, since its journal was read late.
         """
 
     async def connections(self, subject: Subject | None, here: Snapshot) -> Snapshot:
@@ -252,9 +254,9 @@ class Cluster(Protocol):
 
         Args:
             subject: Whose sockets; all if it is ``None``.
-            data: What.
-            here: What became of it on this node.
-            wait: Seconds to wait for what the others answer; without it they aren't asked.
+            data: The message.
+            here: The result on this node.
+            wait: Seconds to wait for the answers of the others; with 0 they send none.
         """
 
     async def relay(self, name: str, data: bytes) -> Delivery:
@@ -264,45 +266,45 @@ class Cluster(Protocol):
 
     def figures(self) -> Figures:
         """
-        Return what was counted; called from any thread.
+        Return the counters; may be called from any thread.
         """
 
     async def ask(
         self, name: str, body: dict[str, Any], wait: float, of: Collection[str] | None = None
     ) -> Answers:
         """
-        Ask all other nodes something that their registries answer, or those in *of*.
+        Send a question that registries answer to all other nodes, or to those in *of*.
 
-        With 0 seconds to *wait* they are only told.
+        With a *wait* of 0 seconds no answer is expected.
         """
 
     async def take_place(
         self, number: int, limits: Mapping[Subject, int], *, evict: bool
     ) -> Taken | None:
         """
-        Give a handshake of this node its place under each of some subjects, or under none.
+        Take a place for a handshake of this node under each of some subjects, or under none.
 
         Args:
             number: Its number on this node.
-            limits: How many each subject may have.
-            evict: Whether the oldest make room; else it is refused if there is none.
+            limits: How many places each subject has.
+            evict: Whether the oldest make room; else the handshake is refused if all are taken.
 
         Returns:
-            What became of it; ``None`` if that can't be found out.
+            The result; ``None`` if it can't be determined.
         """
 
     async def report_places(
         self, held: Sequence[Held], *, evict: bool
     ) -> dict[Subject, list[Place]] | None:
         """
-        Tell which places this node has under some subjects, and no others.
+        Report the places that this node has under some subjects; it has no others there.
 
         Returns:
-            By subject the places on all nodes that are too many: the oldest if these make room,
-            else the newest; ``None`` if it couldn't be told.
+            By subject, the places over its limit, of all nodes: the oldest if these make room,
+            else the newest; ``None`` if the report failed.
         """
 
     async def living(self) -> frozenset[str] | None:
         """
-        Return the instances of the other nodes that live; ``None`` if that can't be found out.
+        Return the instances of the other nodes that are alive; ``None`` if that isn't known.
         """

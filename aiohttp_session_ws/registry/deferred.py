@@ -1,5 +1,5 @@
 """
-Orders that a request gives about its own session: their sockets close when it is answered.
+Orders of a request about its own session: settled before its response, carried out after it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .settle import Settlement
 __all__: list[str] = []
 
 PUBLISHED: Final = 0.25  # seconds that a response waits until a refresh is published
-POLL: Final = 0.01  # seconds between two looks at a transport's buffer; it has no event for us
+POLL: Final = 0.01  # seconds between two checks of a transport's buffer, which has no event
 
 
 async def context_for(core: Core, request: web.Request) -> RequestContext:
     """
-    Return the context of *request*, which is judged now if the middleware hasn't.
+    Return the context of *request*, which is judged now if the middleware hasn't done so.
 
-    Its handler may have replaced or emptied the session by then: what it came with is loaded
-    again.
+    Its handler may have replaced or emptied the session by then: the session that the request
+    came with is loaded again.
     """
     context = context_of(request)
     if context is not None:
@@ -71,7 +71,7 @@ async def settle(
     response: web.StreamResponse | None,
 ) -> None:
     """
-    Settle *request* before its response leaves, though its client may be gone.
+    Settle *request* before its response is sent, even if its client has disconnected.
 
     Raises:
         IdentifyFailed: If ``identify`` failed. Nothing of the session is saved.
@@ -87,11 +87,11 @@ async def _settle(
 ) -> None:
     saved = will_be_saved(response)
     if context.orders.ending is not None:
-        # It asks whose session it was that came, which must not be taken for that of the handler.
+        # For ``identify`` it puts the session that came in place of the handler's for a while.
         await asyncio.wait({context.orders.ending})
     try:
         await Settlement(core, request, context, response, saved=saved).settle()
-    finally:  # what has ended has ended, also if the rest failed
+    finally:  # what was recorded is carried out, even if the rest failed
         order = order_of(context)
         if order is not None:
             if order.refresh is None:
@@ -104,7 +104,7 @@ async def _settle(
 
 async def _refresh(core: Core, order: Order) -> None:
     """
-    Tell other nodes which sockets go on, before the page can come there with its new cookie.
+    Publish which sockets stay open, before a page can reach another node with the new cookie.
     """
     core.announcer.given(order, NO_EFFECT)
     await core.cluster.publish(order).published(PUBLISHED)
@@ -119,7 +119,7 @@ async def settle_when_sent(
     saved: bool,
 ) -> None:
     """
-    Settle a request without the middleware: aiohttp_session has saved by then.
+    Settle a request without the middleware once aiohttp_session has saved its session.
     """
     await response_sent(context, request.transport, core.timeouts.response)
     if context.stage is not Stage.HANDLING:
@@ -135,7 +135,7 @@ async def settle_when_sent(
 
 def order_of(context: RequestContext) -> Order | None:
     """
-    Return what is to be told and closed when the response of a request has been sent.
+    Return the order to publish and carry out when the response has been sent, if any.
     """
     orders = context.orders
     if not orders.changes and not orders.close_requested:
@@ -148,10 +148,9 @@ def order_of(context: RequestContext) -> Order | None:
 
 def close_later(core: Core, request: web.Request, context: RequestContext) -> None:
     """
-    Close the sockets of what a request has ordered when its response has been sent.
+    Carry out the orders of a request when its response has been sent.
 
-    That is ``timeouts.response`` seconds after the first order at the latest, whatever becomes of
-    the handler.
+    At the latest ``timeouts.response`` seconds after the first order, whatever its handler does.
     """
     orders = context.ordering()
     orders.ordered = time.monotonic()
@@ -166,7 +165,7 @@ async def _close_when_sent(core: Core, request: web.Request, context: RequestCon
     try:
         await response_sent(context, request.transport, core.timeouts.response)
     finally:
-        orders.awaits_response = False  # what is ordered from now on isn't part of this
+        orders.awaits_response = False  # later orders need another task
     order = order_of(context)
     if order is not None:
         await _close(core, context, order, before=orders.ordered)
@@ -195,17 +194,17 @@ async def response_sent(
     Wait until the response of a request has left the server.
 
     That is: the task of the request has ended and the transport's buffer is empty. aiohttp may be
-    closing the transport by then, which keeps what is left to be sent.
+    closing the transport by then, which still sends what is left in the buffer.
 
     Args:
-        context: The request.
+        context: The context of the request.
         transport: Its transport.
-        timeout: Seconds after which the response is not waited for any more.
+        timeout: Seconds to wait at most.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     if context.task is not None:
-        # Done, failed or cancelled is all the same, and nothing is raised here.
+        # Whether it returned, failed or was cancelled doesn't matter, and isn't raised here.
         await asyncio.wait({context.task}, timeout=timeout)
     while transport is not None and transport.get_write_buffer_size() and loop.time() < deadline:
         await asyncio.sleep(POLL)

@@ -1,10 +1,10 @@
 """
-How an order takes effect on this node: in one way, whoever gave it.
+Applies orders on this node, in one way, whichever node gave them.
 
-Its records are merged, handshakes that it concerns are rejected, and open sockets are found and
-closed. Orders of this node come from :mod:`.core`, those of others from the cluster.
+The records of an order are merged, handshakes that it concerns are rejected, and open sockets are
+found and closed. Orders of this node come from :mod:`.core`, those of others from the cluster.
 
-Over 300 lines long: these are the steps of one way.
+Over 300 lines long: these are the steps of one procedure.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from .revalidation import Revalidator
 __all__: list[str] = []
 
 FEW: Final = 100  # connections that are judged before the first of them is closed
-REFRESHED: Final = 1.0  # seconds in which a node hears that sockets go on after a renewal
+REFRESHED: Final = 1.0  # seconds to wait for the order that keeps sockets open after a renewal
 COMMIT: Final = 0.25  # seconds that a response waits for the journal
-PART: Final = 1000  # records of a journal that are learnt in a row, which takes some ms
-AT_ONCE: Final = 10  # parts that wait to be written again: the writer takes so many at once
+PART: Final = 1000  # records of a journal that are applied in a row, which takes some ms
+AT_ONCE: Final = 10  # parts in flight to the journal: its writer takes so many at once
 
 
 class Node(Sessions, Protocol):
     """
-    What is needed of a registry, besides its judgements.
+    What :class:`Effects` needs from a registry, besides its judgements.
     """
 
     announcer: Announcer
@@ -68,7 +68,7 @@ class Node(Sessions, Protocol):
 
 class Effects:
     """
-    Lets orders take effect.
+    Applies orders.
 
     Args:
         core: The parts of the registry.
@@ -78,11 +78,11 @@ class Effects:
         self._core = core
         self._connections = core.connections
         self._records = core.records
-        self._commit: asyncio.Future[bool] | None = None  # the journal's latest
+        self._commit: asyncio.Future[bool] | None = None  # of the journal's latest write
 
     def merge(self, changes: Iterable[Change]) -> list[Change]:
         """
-        Merge records, and return those that were news.
+        Merge records, and return those that changed what is known.
         """
         news = list(filter(self._records.merge, changes))
         self._journal(news)
@@ -90,12 +90,12 @@ class Effects:
 
     def merge_stored(self, stored: Iterable[Change], until: float) -> list[Change]:
         """
-        Merge what the journal holds, and return what was news.
+        Merge the records of the journal, and return those that changed what is known.
 
         Args:
-            stored: What it holds.
-            until: When this process has started: what an earlier one ordered before the clock was
-                known it may have ordered at any time until then.
+            stored: The records.
+            until: When this process started. It becomes the time of what an earlier process
+                ordered before it knew the clock: that may have been at any time until then.
         """
         changes = list(stored)
         moved: list[Change] = []
@@ -108,7 +108,7 @@ class Effects:
 
     def resolve(self) -> None:
         """
-        Give what was ordered before the clock was known its time.
+        Give the records made before the clock was known their time.
         """
         self._journal(self._records.resolve(self._core.clock.resolve))
 
@@ -118,10 +118,10 @@ class Effects:
 
     async def committed(self) -> bool:
         """
-        Wait until the journal has what was merged so far, :data:`COMMIT` seconds at most.
+        Wait until the journal has stored what was merged, for :data:`COMMIT` seconds at most.
 
         Returns:
-            Whether it has; true without a journal.
+            Whether it has stored that; true without a journal.
         """
         commit = self._commit
         if commit is None:
@@ -133,12 +133,12 @@ class Effects:
 
     def apply(self, order: Order, *, before: float | None = None) -> Effect:
         """
-        Let an order take effect: merge its records, reject handshakes, find open sockets.
+        Apply an order: merge its records, reject handshakes, find open sockets to close.
 
         Args:
             order: The order.
-            before: When it was given, by the event loop's clock, if that was not right now:
-                who began a handshake later isn't told to reconnect.
+            before: When it was given, by the event loop's clock, if that was not right now: a
+                handshake that began later isn't told to reconnect.
         """
         if order.changes:
             self.merge(order.changes)
@@ -152,11 +152,11 @@ class Effects:
 
     def _refresh(self, refresh: Refresh) -> None:
         """
-        Let the open sockets of a lineage go on under its next generation.
+        Keep the sockets of a lineage open under its new id and next generation.
         """
         lineage, session_ws_id, until, was = refresh
         for connection in self._connections.of_lineage(lineage.token):
-            # Of two renewals that overlap, the later one has the generation of the other.
+            # The later of two overlapping renewals has the same generation and another id.
             older = connection.lineage.generation < lineage.generation or (
                 connection.lineage.generation == lineage.generation
                 and connection.session_ws_id != session_ws_id
@@ -169,22 +169,22 @@ class Effects:
                 if self._core.signals.on_refresh:
                     sending = self._core.signals.on_refresh.send(connection)
                     _ = self._core.tasks.spawn(sending, "tell of a refresh")
-        if self._core.overrides.random_ids:  # else others may share the id
+        if self._core.overrides.random_ids:  # else other sessions may share the id
             for connection in self._connections.open.of(was):
                 if connection.request is None and connection.state is OPEN:
                     self._connections.refile(connection, session_ws_id, lineage)
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
-        Judge every connection that an order may concern; of many sockets say which are to be.
+        Judge every connection that an order may concern; many open sockets are left to be judged.
 
         Args:
             order: An order whose records are merged.
-            before: Leave alone what is only told to reconnect, and began its handshake later.
+            before: Connections whose handshake began later aren't told to reconnect.
         """
         found = self._concerned(order, before)
         if not found:
-            return NO_EFFECT  # as most
+            return NO_EFFECT  # the usual case
         if len(found) == 1 and order.close is not None:
             ((connection, told),) = found.items()
             if connection.state is not OPENING and is_certain(order.changes, connection, told):
@@ -208,7 +208,7 @@ class Effects:
 
     def _concerned(self, order: Order, before: float | None) -> dict[TrackedConnection, bool]:
         """
-        Find the connections that an order may be about, each once; and whether it is told to
+        Find the connections that an order may concern, each once, and whether each is told to
         reconnect in any case.
         """
         found: dict[TrackedConnection, bool] = {}
@@ -230,18 +230,18 @@ class Effects:
         connections = self._connections.of_subject(change.subject)
         if change.subject.kind == "id":
             note = self._records.note_of(change.subject.value)
-            if note is not None:  # its lineage may have ended with it
+            if note is not None:  # the lineage may have ended with its id
                 connections += self._connections.of_lineage(note.token)
         return connections
 
     def _file_by_hand(self, note: IdNote) -> None:
         """
-        File what was registered by hand under an id with the lineage that the id belongs to.
+        File objects registered by hand under an id by the lineage of the id, too.
 
-        It goes on under that id where the session was given another one and this node missed it.
+        They stay under that id if the session was given another one and this node missed it.
         """
         if not self._core.overrides.random_ids:
-            return  # others may share the id
+            return  # other sessions may share the id
         lineage = Lineage(note.token, LAST_GENERATION, note.began)
         for connection in self._connections.open.of(note.session_ws_id):
             if connection.request is None and not connection.lineage.token:
@@ -253,12 +253,12 @@ class Effects:
         """
         Return those of some ids, identities or labels whose orders must be carried out one by one.
 
-        Those that something here belongs to or may belong to; and all, if each is announced to
-        somebody, or written to a journal.
+        These are the ones that a connection or an id's note here may belong to; and all of them,
+        if orders are announced, or ends are written to a journal.
 
         Args:
-            kind: What they are.
-            values: Which.
+            kind: Whether they are ids, identities or labels.
+            values: The ids, identities or labels.
             ends: Whether they end; else their sockets are to reconnect.
         """
         if self._core.announcer.announces or (ends and self._core.journal is not None):
@@ -272,25 +272,25 @@ class Effects:
         self, kind: Kind, values: Sequence[Hashable], times: Sequence[float], ttl: float
     ) -> None:
         """
-        Note ends, ordered by another node, of what this node holds nothing of.
+        Add ends, ordered by another node, that concern nothing on this node.
 
         Args:
-            kind: What ended: ids, identities or labels.
-            values: Which.
-            times: When each has ended, by the one clock.
-            ttl: Seconds to keep that after it was last met.
+            kind: Whether ids, identities or labels ended.
+            values: The ids, identities or labels.
+            times: When each ended, by the one clock.
+            ttl: Seconds to keep each end after its last hit.
         """
         self._records.end_subjects(kind, values, times, ttl)
         self._core.announcer.orders_heard += len(values)
 
     def note_closes(self, kind: Kind, values: Sequence[Hashable], times: Sequence[float]) -> None:
         """
-        Note close orders of another node to what this node holds nothing of.
+        Add close orders of another node that concern nothing on this node.
 
         Args:
-            kind: Who is to reconnect: ids, identities or labels.
-            values: Which.
-            times: When each was ordered, by the event loop's clock.
+            kind: Whether ids, identities or labels are to reconnect.
+            values: The ids, identities or labels.
+            times: When each order was given, by the event loop's clock.
         """
         self._core.close_orders.add_many(kind, values, times)
         self._core.announcer.orders_heard += len(values)
@@ -299,7 +299,7 @@ class Effects:
         """
         Close the sockets of an order; their close frames are written before this returns.
 
-        Of many the first ones are, and the rest in slices, before anybody's answer is looked at.
+        If there are many, only the first are, and the rest in slices; answers are handled later.
         """
         sockets, waits = 0, []
         for close, found in effect.closing:
@@ -339,7 +339,7 @@ class Effects:
 
     def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
         """
-        Close sockets of an older generation in a moment, unless word comes that they go on.
+        Close sockets of an older generation in a moment, unless an order to keep them arrives.
         """
         if replaced:
             loop, context = asyncio.get_running_loop(), contextvars.Context()
@@ -355,17 +355,17 @@ class Effects:
 
     def learn(self, changes: Sequence[Change]) -> None:
         """
-        Let records take effect that were found; close what they end in the background.
+        Apply records that this node had missed; close what they end in the background.
         """
         self._take_effect(self.merge(changes))
 
     async def learn_stored(self, changes: Sequence[Change], until: float) -> None:
         """
-        Let records take effect that the journal holds already; of many, a part at a time.
+        Apply records that the journal already holds, a part at a time.
 
         Args:
-            changes: What it holds.
-            until: When this process has started.
+            changes: The records.
+            until: When this process started.
         """
         for start in range(0, len(changes), PART):
             part = changes[start : start + PART]
@@ -374,8 +374,8 @@ class Effects:
 
     async def write_again(self) -> None:
         """
-        Write all records into the journal; of many, a few parts at a time, or what ends
-        meanwhile would find no room there.
+        Write all records into the journal, a few parts at a time, so that its queue has room for
+        what ends meanwhile.
         """
         journal = self._core.journal
         assert journal is not None
@@ -389,7 +389,7 @@ class Effects:
                     await asyncio.sleep(0)
                 else:
                     await waiting.popleft()
-        except asyncio.CancelledError:  # the process stops, and waits for what the journal has
+        except asyncio.CancelledError:  # the process stops, and waits for what is appended
             for part in parts:
                 _ = journal.append(part)
             raise

@@ -20,14 +20,14 @@ from .questions import Body
 
 __all__: list[str] = []
 
-RETRY: Final = 1.0  # seconds until a node that didn't answer is asked once more
-TRIES: Final = 15  # times that it is
-MARGIN: Final = 0.5  # seconds, beyond those of its close, to hear that a socket is gone
+RETRY: Final = 1.0  # seconds until a node that didn't answer is asked again
+TRIES: Final = 15  # times that it is asked again
+MARGIN: Final = 0.5  # seconds, besides the close timeout, for the answer that a socket is gone
 
 
 class Node(Protocol):
     """
-    What is needed of a registry.
+    What :class:`Evictions` needs from a registry.
     """
 
     cluster: Cluster
@@ -37,13 +37,14 @@ class Node(Protocol):
 
 class Evictions:
     """
-    Closes who makes room, and asks other nodes to.
+    Closes sockets that have to make room, and asks other nodes to do so.
 
     Args:
         core: The registry's parts.
 
     Attributes:
-        pending: Handshakes that wait for their places, and what is done when they wait no longer.
+        pending: Handshakes that wait for their places, each with a future that is done when it no
+            longer waits.
     """
 
     def __init__(self, core: Node) -> None:
@@ -54,7 +55,7 @@ class Evictions:
         self, others: Mapping[Subject, Sequence[Place]], *, by_hand: bool = True
     ) -> None:
         """
-        Close who makes room, here and elsewhere, and wait until they are gone.
+        Close the sockets that make room, here and on other nodes, and wait until they are gone.
         """
         here, own = self._core.cluster.instance, set[asyncio.Future[object]]()
         nodes: set[str] = set()
@@ -81,7 +82,7 @@ class Evictions:
 
     async def _ask_again(self, body: Body, nodes: Collection[str]) -> None:
         """
-        Ask until all have answered, or who hasn't must be dead, or finds it when it hears again.
+        Ask until all have answered; a node that never does is dead, or reports its places anew.
         """
         for _ in range(TRIES):
             await asyncio.sleep(RETRY)
@@ -90,7 +91,7 @@ class Evictions:
 
     async def answer(self, body: Body) -> Body:
         """
-        Close who makes room for a socket of another node; answer when they are gone.
+        Close the sockets that make room for one of another node; answer when they are gone.
         """
         leaving = set[asyncio.Future[object]]()
         for kind, value, places in body["places"]:
@@ -109,7 +110,7 @@ class Evictions:
             if connection.admitted not in numbers or not (by_hand or connection.request):
                 continue
             connections.evict(connection, TOO_MANY_CONNECTIONS)
-            if connection in self.pending:  # and so is who makes room for it
+            if connection in self.pending:  # done when those that make room for it are gone, too
                 leaving.add(self.pending[connection])
             elif connection.state not in (OPENING, CLOSED):
                 close = connection.close_order or TOO_MANY_CONNECTIONS

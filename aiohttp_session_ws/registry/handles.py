@@ -1,9 +1,9 @@
 """
-Names of sessions that may be shown to a page: hashes of their ids, keyed.
+Handles: names of sessions that may be shown to a page, made as keyed hashes of their ids.
 
-A session ws id is no secret of the storage, but nothing for a page either. A handle says nothing
-to anybody but the processes that have the key. There is no table of them: one is looked for among
-the ids of open sockets.
+A session ws id is no secret of the storage, but should not be shown to a page either. A handle
+means something only to processes that have the key. No table of handles is kept: one is resolved
+by hashing the ids of open sockets.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Handles:
         Return a name of a session that may be shown to a page, the same on all nodes.
 
         ``end_session()`` takes it in place of the id, as long as the session has an open socket.
-        It proves nothing: look whose session it is before you end one for somebody.
+        It proves nothing: check whose session it is before you end one for a user.
 
         Args:
-            session_ws_id: Its id.
+            session_ws_id: The id of the session.
 
         Raises:
             NotSetUp: If the registry has no ``handle_key``.
@@ -58,7 +58,7 @@ def handle_of(core: Core, session_ws_id: Hashable) -> Handle:
             "handles need a secret that all processes share: pass"
             " SessionWSRegistry(handle_key=...)"
         )
-    # An id that no other process is told of may be anything.
+    # An id that is sent to no other process may be of any type.
     text = encode(session_ws_id) if core.cluster.remote else repr(session_ws_id)
     key = hashlib.sha256(core.handle_key).digest()
     found = hashlib.blake2b(text.encode(), key=key, digest_size=16, person=PURPOSE)
@@ -88,13 +88,13 @@ async def resolve_here(core: Core, handle: Handle) -> Hashable | None:
         for session_ws_id in ids[start : start + PART]:
             if handle_of(core, session_ws_id) == handle:
                 return session_ws_id
-        await asyncio.sleep(0)  # the next part may take as long
+        await asyncio.sleep(0)  # other tasks run before the next part
     return None
 
 
 def add_resolving(core: Core) -> None:
     """
-    Let a registry answer which id has a handle.
+    Let a registry resolve handles for other nodes.
     """
 
     async def respond(body: Body) -> Body:
