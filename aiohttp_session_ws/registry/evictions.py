@@ -1,5 +1,5 @@
 """
-Sockets that make room for a newer one, on this node or on another.
+Evicts sockets, on this node or on another, to make room for newer ones.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What an application may override of a registry, and what it has overridden.
+The methods of a registry that an application may override, and which it has overridden.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 class Ids(Protocol):
     """
-    Where the ids of sessions live. An application may override each of these, sync or async.
+    Methods for session ws ids. An application may override each of them, sync or async.
     """
 
     def get_id(self, request: web.Request) -> Awaitable[Hashable | None] | Hashable | None:
@@ -27,7 +27,7 @@ class Ids(Protocol):
 
     def set_id(self, request: web.Request, session_ws_id: Hashable) -> Any:
         """
-        Give the session of *request* this id.
+        Set the id of the session of *request*.
         """
 
     def new_id(self, request: web.Request) -> Any:
@@ -37,7 +37,7 @@ class Ids(Protocol):
 
     def delete_id(self, request: web.Request) -> Any:
         """
-        Take the id out of the session of *request*.
+        Remove the id from the session of *request*.
         """
 
     def ensure_id(self, request: web.Request) -> Any:
@@ -53,7 +53,7 @@ class Ids(Protocol):
 
 class Hooks(Protocol):
     """
-    What else an application may override, as in 1.1.1, sync or async.
+    The other methods that an application may override, as in 1.1.1, sync or async.
     """
 
     def register(self, session_ws_id: Hashable, ws: Any) -> Any:
@@ -85,15 +85,15 @@ Adopt: TypeAlias = Callable[
 
 class Overrides(NamedTuple):
     """
-    What an application has overridden, so that the rest needn't be called.
+    Which methods an application has overridden, so that the others needn't be called.
 
     Attributes:
-        ids: Where ids live: they may be derived, or kept elsewhere.
+        ids: Whether a method that stores ids is: they may be derived, or kept elsewhere.
         random_ids: Whether ids are ours: random, and one per session.
-        register: ``register``.
-        unregister: ``unregister``.
-        close_all: ``close_all``.
-        close_all_session: ``close_all_session``.
+        register: Whether ``register`` is.
+        unregister: Whether ``unregister`` is.
+        close_all: Whether ``close_all`` is.
+        close_all_session: Whether ``close_all_session`` is.
     """
 
     ids: bool

@@ -1,5 +1,5 @@
 """
-Whom a request belongs to: calls the application's ``identify``.
+Finds whom a request belongs to: calls the application's ``identify`` and ``labels``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..typing import Identified, Identify, Labels
 
 __all__: list[str] = []
 
-REMEMBERED: Final = 100_000  # lineages whose owner is known
+REMEMBERED: Final = 100_000  # lineages whose owner is cached
 REMEMBERED_FOR: Final = 3600.0  # seconds
 MOST_LABELS: Final = 8
 
@@ -33,9 +33,9 @@ class Owner(NamedTuple):
     Whom a session belongs to, and its labels.
 
     Attributes:
-        identity: Whom; ``None`` if it is anonymous.
+        identity: The identity; ``None`` if the session is anonymous.
         labels: Further names that it can be ended by.
-        until: When this is no longer so, in seconds since the epoch.
+        until: When it stops belonging to the identity, in seconds since the epoch.
     """
 
     identity: Hashable | None = None
@@ -57,16 +57,16 @@ NOBODY: Final = Owner()
 
 def expect_usable(value: object, unhashable: str, check: Callable[[Hashable], None]) -> None:
     """
-    Expect what should be an id or an identity to be one that sockets can be found by.
+    Check that a value can be used as an id or an identity, by which sockets are found.
 
     Args:
-        value: What should be one.
-        unhashable: What to say of what can't be hashed.
-        check: Raises ``TypeError`` for what other nodes can't be told of.
+        value: The value.
+        unhashable: The error message for a value that can't be hashed.
+        check: Raises ``TypeError`` for a value that can't be sent to other nodes.
 
     Raises:
-        TypeError: If it can't be one, or is what has one: a coroutine that wasn't awaited, a
-            request, a socket, or the like.
+        TypeError: If it can't be used, or is an object that has an id or an identity: a coroutine
+            that wasn't awaited, a request, a socket, or the like.
     """
     kind = type(value).__name__
     if isinstance(value, Awaitable):
@@ -94,16 +94,16 @@ _HAVE_ONE: Final = (
 
 class Identifier:
     """
-    The application's ``identify`` and ``labels``, and what they said of lineages lately.
+    The application's ``identify`` and ``labels``, with a cache of what they returned.
 
     Args:
-        identify: The callable; ``None`` if sessions belong to nobody we know.
+        identify: The callable; ``None`` if sessions have no known identity.
         labels: The callable for labels; ``None`` if there are none.
-        check: Raises ``TypeError`` for what can't be an identity on all nodes.
+        check: Raises ``TypeError`` for a value that can't be sent to other nodes.
 
     Attributes:
         identify: The callable.
-        asks: Whether there is anything to ask about a request.
+        asks: Whether there is a callable to be called for a request.
         optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
@@ -134,13 +134,13 @@ class Identifier:
 
     def usable(self, identity: Hashable) -> Hashable:
         """
-        Return *identity* if it is one.
+        Return *identity* if it can be used as one.
 
         Raises:
-            InvalidIdentity: If it is ``None``, can't be hashed, or other nodes couldn't be told.
+            InvalidIdentity: If it is ``None``, unhashable, or can't be sent to other nodes.
         """
         if type(identity) is str:
-            return identity  # as most, and anybody can be told of one
+            return identity  # the usual case, which any node can be sent
         if identity is None:
             raise InvalidIdentity("None is no identity: it stands for an anonymous session")
         msg = "an identity must be hashable: let identify return a str, an int or a tuple"
@@ -167,7 +167,7 @@ class Identifier:
 
         Raises:
             NotSetUp: If there is no ``labels``.
-            InvalidIdentity: If its name is no text, or its value ``None`` or not hashable.
+            InvalidIdentity: If its name isn't a str, or its value is ``None`` or unhashable.
         """
         self.expect_labels()
         if not isinstance(name, str):
@@ -176,19 +176,19 @@ class Identifier:
 
     async def of(self, request: web.Request) -> Owner:
         """
-        Return whom *request* belongs to as its session is now.
+        Return whom *request* belongs to, by its session as it is now.
 
         Raises:
             IdentifyFailed: If ``identify`` or ``labels`` raised anything but 401 or 403.
             InvalidIdentity: If one of them returned something that can't be used. Both are
-                logged, once a minute and kind.
+                logged, at most once a minute per kind.
         """
         try:
             return await self._ask_both(request)
         except (IdentifyFailed, InvalidIdentity) as exc:
             cause = exc.__cause__ or exc
             if self._logged.allows(type(cause).__name__):
-                # Without its text and its traceback, which may tell what a session holds.
+                # Without its text and its traceback, which may show what a session holds.
                 log.error("%s; requests that need it get 503 (%s)", exc, describe_error(cause))
             raise
 
@@ -229,7 +229,7 @@ class Identifier:
 
     async def of_lineage(self, request: web.Request, token: str) -> Owner:
         """
-        Return whom *request* belongs to; ``identify`` is asked once per lineage.
+        Return whom *request* belongs to; cached, so ``identify`` is called once per lineage.
         """
         key = self._key(request, token)
         known = self._known.get(key)
@@ -240,16 +240,16 @@ class Identifier:
 
     def remember(self, request: web.Request, token: str, owner: Owner) -> None:
         """
-        Note whom the lineage of *request* belongs to.
+        Cache whom the lineage of *request* belongs to, unless it is anonymous.
         """
         somebody = owner.identity is not None or owner.labels
-        if self.asks and somebody:  # a stale cookie makes a lineage each time
+        if self.asks and somebody:  # else each request with a stale cookie would add one
             self._known.put(self._key(request, token), owner)
 
     def _key(self, request: web.Request, token: str) -> Hashable:
         """
-        Return what an owner is remembered by: a lineage has one identity, but its labels may
-        change with whatever its session holds.
+        Return the key of an owner in the cache: a lineage has one identity, but its labels may
+        change with the content of its session.
         """
         if self.labels is None:
             return token
@@ -272,7 +272,7 @@ def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, 
 
 async def _ask(name: str, ask: Callable[[web.Request], Any], request: web.Request) -> Any:
     """
-    Ask the application about *request*; 401 and 403 mean that it is anonymous.
+    Call the application for *request*; 401 and 403 mean that it is anonymous.
     """
     try:
         return await maybe_await(ask(request))

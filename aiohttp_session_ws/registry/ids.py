@@ -1,5 +1,5 @@
 """
-The facet of a registry that knows where session ws ids live: in the session, unless overridden.
+The facet of a registry that keeps session ws ids: in the session, unless overridden.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ids:
     @property
     def id_factory(self) -> IdFactory:
         """
-        What makes new ids.
+        The callable that makes new ids.
         """
         return self._core.id_factory
 
@@ -90,7 +90,7 @@ class Ids:
         Give the session of *request* a new id.
 
         If the response saves it, the session is renewed: its sockets are closed with 4403 when
-        the response has been sent, and the older cookie opens none.
+        the response has been sent, and no socket opens with the older cookie.
 
         Raises:
             SessionEnded: If the session had ended when the request arrived.
@@ -99,7 +99,7 @@ class Ids:
         if context.stage is HANDLING:
             _expect_living(context)
         elif context.stage is ARRIVING and self._core.overrides.random_ids:
-            # The same for parallel requests of a session that has none yet.
+            # A digest is the same for parallel requests of a session without an id.
             digest = await _digest(request)
             if digest is not None:
                 await maybe_await(self.set_id(request, digest))
@@ -111,11 +111,11 @@ class Ids:
 
     async def delete_id(self, request: web.Request) -> Any:
         """
-        Take the id out of the session of *request*, if it has one.
+        Remove the id from the session of *request*, if it has one.
 
-        With ``identify`` this renews the session, if the response saves it. Without, nothing
-        tells whether somebody has logged out: it ends the session, and what is left in it begins
-        another one. Either way its sockets are closed with 4403 when the response has been sent.
+        With ``identify`` this renews the session, if the response saves it. Without, a log-out
+        can't be told from a renewal: it ends the session, and what is left in it begins another
+        one. Either way its sockets are closed with 4403 when the response has been sent.
         """
         _ = await context_for(self._core, request)  # before it is changed
         (await aiohttp_session.get_session(request)).pop(self._core.keys.id, None)
@@ -131,7 +131,7 @@ class Ids:
         renewed = orders.renewed
         await maybe_await(self.new_id(request))
         context = context_of(request)
-        if context is not None:  # an id that was missing doesn't renew anything
+        if context is not None:  # giving a missing id is no renewal
             context.orders = orders
             if orders is not NO_ORDERS:
                 orders.renewed = renewed

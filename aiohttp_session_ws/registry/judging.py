@@ -1,5 +1,5 @@
 """
-Judges the connections that an order may concern: a few at once, many while they are closed.
+Decides which connections an order closes: of a few at once, of many while they are closed.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__: list[str] = []
 
 class Sessions(Protocol):
     """
-    What is needed of a registry.
+    What :class:`Judge` needs from a registry.
     """
 
     def status_of(self, connection: TrackedConnection) -> Status:
         """
-        Judge the session of a connection by what is known.
+        Judge the session of a connection by the records of this node.
         """
 
     def close_for(self, found: Status) -> Close | None:
         """
-        Return what a socket of a session is told that was judged so.
+        Return the close for sockets of a session with status *found*; ``None`` if it is alive.
         """
 
 
 class Judge:
     """
-    Tells with what an order closes a connection.
+    Decides whether an order closes a connection, and with what.
 
     Args:
         order: The order; its records are merged.
         core: The registry's parts.
 
     Attributes:
-        replaced: Open sockets of an older generation, which it hasn't closed: they may go on.
+        replaced: Open sockets of an older generation that the order leaves: they may be kept.
     """
 
     def __init__(self, order: Order, core: Sessions) -> None:
@@ -53,10 +53,10 @@ class Judge:
 
     def close_of(self, connection: TrackedConnection, told: bool) -> Close | None:
         """
-        Return what a connection is told; ``None`` if it may live.
+        Return the close for a connection; ``None`` if it stays open.
 
         Args:
-            connection: Which one.
+            connection: The connection.
             told: Whether it is told to reconnect in any case.
         """
         close, may_go_on = self._look(connection, told)
@@ -66,14 +66,14 @@ class Judge:
 
     def closes(self, connection: TrackedConnection, told: bool) -> bool:
         """
-        Tell whether :meth:`close_of` would return something.
+        Return whether :meth:`close_of` would return a close.
         """
         return self._look(connection, told)[0] is not None
 
     def _look(self, connection: TrackedConnection, told: bool) -> tuple[Close | None, bool]:
         """
-        Return with what a connection is closed, if it is; else whether it may go on, though its
-        session was replaced.
+        Return the close for a connection, or ``None``; and whether it is left open for now
+        although its session was replaced.
         """
         c, order = connection, self._order
         key: tuple[object, ...] = c.lineage, c.session_ws_id, c.identity
@@ -90,9 +90,9 @@ class Judge:
 
     def _told(self, connection: TrackedConnection) -> Close:
         """
-        Return what a connection is told that shares an id with the lineage of an order.
+        Return the close for a connection that shares an id with the lineage of the order.
         """
-        if not connection.lineage.token:  # registered by hand, so it may be that lineage's own
+        if not connection.lineage.token:  # registered by hand: it may be of that very lineage
             for change in self._order.changes:
                 if isinstance(change, LineageEnded):
                     return RECONNECT if change.carries else SESSION_ENDED
@@ -101,11 +101,11 @@ class Judge:
 
 def is_certain(changes: Sequence[Change], connection: TrackedConnection, told: bool) -> bool:
     """
-    Tell whether an order closes a connection whatever else is known, so that it needn't be judged.
+    Return whether an order closes a connection in any case, so that it needn't be judged.
 
     Args:
         changes: The records of the order; they are merged.
-        connection: One that it may concern.
+        connection: A connection that it may concern.
         told: Whether the order tells it to reconnect in any case.
     """
     if told:
@@ -121,8 +121,8 @@ class Unjudged:
     """
     The sockets that an order may concern, if they are so many that to judge them takes a while.
 
-    What is there when the order is given counts, whenever its turn comes: who leaves meanwhile
-    too. It is judged by what is known then, since nothing that has ended comes back.
+    Only sockets that exist when the order is given are judged and counted, also those that leave
+    before their turn. They are judged by the records at their turn, since no end is taken back.
 
     Args:
         found: The sockets, and whether they are told to reconnect in any case.
@@ -130,7 +130,7 @@ class Unjudged:
 
     Attributes:
         sockets: How many are closed, so far.
-        replaced: Open sockets of an older generation that nobody has ordered to be closed, so far.
+        replaced: Open sockets of an older generation that the order leaves, so far.
     """
 
     def __init__(self, found: dict[TrackedConnection, bool], judge: Judge) -> None:
@@ -146,20 +146,20 @@ class Unjudged:
 
     def leave(self, connection: TrackedConnection) -> None:
         """
-        Leave a connection alone.
+        Keep a connection open.
         """
         _ = self._found.pop(connection, None)
 
     def closes(self, connection: TrackedConnection) -> bool:
         """
-        Tell whether a connection is going to be closed when its turn comes.
+        Return whether a connection will be closed when its turn comes.
         """
         told = self._found.get(connection)
         return told is not None and self._judge.closes(connection, told)
 
     def when_judged(self, act: Callable[[], None]) -> None:
         """
-        Have *act* called when all are judged, which may be so already.
+        Call *act* when all have been judged; at once if they have.
         """
         if self._found:
             self._when_judged.append(act)
@@ -168,7 +168,7 @@ class Unjudged:
 
     def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
         """
-        Judge them once, one after the other, and yield what is to be closed, and with what.
+        Judge the sockets in turn, once; yield each that is to be closed with its close, else None.
         """
         for connection, told in self._found.items():
             close = self._judge.close_of(connection, told)
@@ -186,13 +186,13 @@ class Unjudged:
 
 class Effect(NamedTuple):
     """
-    What is left to do of an order on this node.
+    What remains to be done on this node for an order.
 
     Attributes:
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
-        replaced: Open sockets of an older generation that nobody has ordered to be closed yet.
-        rest: Open sockets that are judged while they are closed, if there are many.
+        replaced: Open sockets of an older generation that the order leaves for now.
+        rest: If there are many open sockets: those to judge while they are closed.
     """
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
@@ -209,4 +209,4 @@ class Effect(NamedTuple):
 
 
 NO_EFFECT: Final = Effect()
-NOTHING_CLOSED: Final = CloseReport()  # what most orders come to on most nodes
+NOTHING_CLOSED: Final = CloseReport()  # the report of most orders on most nodes
