@@ -55,7 +55,7 @@ def loading_at_once(core: Core, request: web.Request) -> Awaitable[Session] | No
     """
     Return an awaitable that loads the session of a request, if that may take the fast path.
     """
-    if len(request) > 1 and loaded_session(request) is not None:  # most hold a storage only
+    if len(request) > 1 and loaded_session(request) is not None:  # most hold only a storage
         core.warn.loaded_early()
         return None
     storage = storage_in(request)

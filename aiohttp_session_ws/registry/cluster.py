@@ -112,7 +112,7 @@ class LocalNode(Protocol):
 
     def keep_ends(self, ttl: float) -> None:
         """
-        Keep ends for at least *ttl* seconds, since another node needs them so long.
+        Keep ends for at least *ttl* seconds, since another node needs that.
         """
 
     def recount(self) -> None:

@@ -13,10 +13,11 @@ the records whether a session is alive, replaced or ended (``sessions/status.py`
 for a request on arrival, for a handshake, when a request is settled, by the periodic check, and
 when a node receives records that it had missed.
 
-*A request* is judged on arrival, before a handler sees its session (``arrival.py``). If that has
-ended, the request is given a new, empty one. When the handler is done, the request is settled,
-exactly once and before the response is sent (``settle.py``): id, lineage and identity are compared
-with those on arrival, changes are recorded, and what would revive an ended session isn't saved.
+*A request* is judged on arrival, before a handler sees its session (``arrival.py``). If the
+session has ended, the request is given a new, empty one. When the handler is done, the request is
+settled, exactly once and before the response is sent (``settle.py``): id, lineage and identity are
+compared with those on arrival, changes are recorded, and what would revive an ended session isn't
+saved.
 
 *An order* (``order.py``) consists of records, and of subjects (ids, identities, labels) whose
 sockets are to reconnect. It takes effect in the same way on every node, whoever gave it:
@@ -109,7 +110,7 @@ from .warn import Warnings
 __all__: list[str] = []
 
 SHUTDOWN_CLOSE: Final = 0.5  # seconds: aiohttp no longer reads what clients answer
-STORAGES: Final = 16  # storages that are known: a site has one or two
+STORAGES: Final = 16  # storages that are remembered: a site has one or two
 
 _running_loop: Final = asyncio.get_running_loop  # bound once: every public call uses it
 
@@ -227,7 +228,7 @@ class Core:
 
     def keep_ends(self, ttl: float) -> None:
         """
-        Keep ends for at least *ttl* seconds, since another node needs them so long.
+        Keep ends for at least *ttl* seconds, since another node needs that.
         """
         if ttl > self._others_ttl:
             self._others_ttl = ttl
@@ -248,7 +249,7 @@ class Core:
         Judge a session by the records of this node.
         """
         if not self.records.may_concern(lineage.token):
-            return ALIVE  # as the rest would find, but quicker
+            return ALIVE  # a shortcut: the rest would return the same
         subjects = subjects_of(session_ws_id, owner)
         return status(self.records, lineage, subjects, self.clock, self.expiry.renewal_grace)
 
@@ -284,7 +285,7 @@ class Core:
         self, by: object, wait: object, except_: Connection | None = None
     ) -> None:
         """
-        Validate the other arguments of an order, before any of it takes effect.
+        Validate the optional arguments of an order, before any of it takes effect.
 
         Raises:
             TypeError: If *by* is not a str, *wait* not a number, or *except_* not a connection.
@@ -338,7 +339,7 @@ class Core:
 
     def note_own_end(self, end: SubjectEnded) -> None:
         """
-        Remember an end given by a handler: a lineage that its request begins must be later.
+        Remember an end ordered by a handler: a lineage that its request begins must begin later.
         """
         context = current_request()
         if context is not None and context.stage is HANDLING and context.connection is None:

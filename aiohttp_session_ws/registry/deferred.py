@@ -87,7 +87,7 @@ async def _settle(
 ) -> None:
     saved = will_be_saved(response)
     if context.orders.ending is not None:
-        # For ``identify`` it puts the session that came in place of the handler's for a while.
+        # For ``identify``, that task puts the session as it came on the request for a while.
         await asyncio.wait({context.orders.ending})
     try:
         await Settlement(core, request, context, response, saved=saved).settle()

@@ -176,7 +176,7 @@ class Effects:
 
     def effect_of(self, order: Order, *, before: float | None = None) -> Effect:
         """
-        Judge every connection that an order may concern; many open sockets are left to be judged.
+        Judge every connection that an order may concern; many open ones only while closing them.
 
         Args:
             order: An order whose records are merged.
@@ -253,8 +253,8 @@ class Effects:
         """
         Return those of some ids, identities or labels whose orders must be carried out one by one.
 
-        These are the ones that a connection or an id's note here may belong to; and all of them,
-        if orders are announced, or ends are written to a journal.
+        Those that a connection here has, and ended ids whose lineage is known; but all of them if
+        orders are announced, or ends are written to a journal.
 
         Args:
             kind: Whether they are ids, identities or labels.
@@ -299,7 +299,7 @@ class Effects:
         """
         Close the sockets of an order; their close frames are written before this returns.
 
-        If there are many, only the first are, and the rest in slices; answers are handled later.
+        Of many, only the first are; the rest follow in slices, before any answer is processed.
         """
         sockets, waits = 0, []
         for close, found in effect.closing:

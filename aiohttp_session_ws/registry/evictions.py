@@ -82,7 +82,7 @@ class Evictions:
 
     async def _ask_again(self, body: Body, nodes: Collection[str]) -> None:
         """
-        Ask until all have answered; a node that never does is dead, or reports its places anew.
+        Ask again until all have answered; a node that doesn't is dead, or recounts on reconnect.
         """
         for _ in range(TRIES):
             await asyncio.sleep(RETRY)

@@ -88,12 +88,12 @@ class Overrides(NamedTuple):
     Which methods an application has overridden, so that the others needn't be called.
 
     Attributes:
-        ids: Whether a method that stores ids is: they may be derived, or kept elsewhere.
+        ids: Whether ids are kept by the application: derived, or stored elsewhere.
         random_ids: Whether ids are ours: random, and one per session.
-        register: Whether ``register`` is.
-        unregister: Whether ``unregister`` is.
-        close_all: Whether ``close_all`` is.
-        close_all_session: Whether ``close_all_session`` is.
+        register: Whether ``register`` is overridden.
+        unregister: Whether ``unregister`` is overridden.
+        close_all: Whether ``close_all`` is overridden.
+        close_all_session: Whether ``close_all_session`` is overridden.
     """
 
     ids: bool

@@ -240,7 +240,7 @@ class Identifier:
 
     def remember(self, request: web.Request, token: str, owner: Owner) -> None:
         """
-        Cache whom the lineage of *request* belongs to, unless it is anonymous.
+        Cache the owner of the lineage of *request*, if it has an identity or labels.
         """
         somebody = owner.identity is not None or owner.labels
         if self.asks and somebody:  # else each request with a stale cookie would add one

@@ -42,7 +42,7 @@ class Judge:
         core: The registry's parts.
 
     Attributes:
-        replaced: Open sockets of an older generation that the order leaves: they may be kept.
+        replaced: Open sockets of an older generation, left open: a refresh order may keep them.
     """
 
     def __init__(self, order: Order, core: Sessions) -> None:
@@ -130,7 +130,7 @@ class Unjudged:
 
     Attributes:
         sockets: How many are closed, so far.
-        replaced: Open sockets of an older generation that the order leaves, so far.
+        replaced: Open sockets of an older generation that are left open, so far.
     """
 
     def __init__(self, found: dict[TrackedConnection, bool], judge: Judge) -> None:
@@ -191,7 +191,7 @@ class Effect(NamedTuple):
     Attributes:
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
-        replaced: Open sockets of an older generation that the order leaves for now.
+        replaced: Open sockets of an older generation that are left open for now.
         rest: If there are many open sockets: those to judge while they are closed.
     """
 
