@@ -1,7 +1,7 @@
 """
-Calls over session sockets: typed procedures, both directions, streams and topics.
+RPC and topics over session sockets: typed procedures in both directions, streams, events.
 
-It speaks WAMP and wsrpc, and needs the extra ``rpc``, which brings msgspec.
+The protocols are WAMP and wsrpc. Needs the extra ``rpc``, which installs msgspec.
 """
 
 from pathlib import Path
@@ -55,5 +55,5 @@ __all__ = [
     "session_identity",
 ]
 
-#: Where the browser's side is, ``session-ws.js``.
+#: Directory of the browser client, ``session-ws.js``.
 STATIC_DIR: Final = Path(__file__).parent.parent / "static"

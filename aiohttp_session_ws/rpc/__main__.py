@@ -1,5 +1,5 @@
 """
-``python -m aiohttp_session_ws.rpc schema|typescript module:application``.
+Command line: ``python -m aiohttp_session_ws.rpc schema|typescript module:application``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from .typescript import typescript_of
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Write what an application serves to the standard output.
+    Write the JSON Schema or the TypeScript types of an application to the standard output.
 
     Returns:
-        0, or 2 if there is no such application.
+        0.
+
+    Raises:
+        SystemExit: With status 2 if there is no such application.
     """
     parser = argparse.ArgumentParser(
         prog="python -m aiohttp_session_ws.rpc", description="Tell what an application serves."

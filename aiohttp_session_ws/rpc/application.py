@@ -1,5 +1,5 @@
 """
-``Application``: realms, the handler that serves them, and publishing to all who have subscribed.
+``Application``: its realms, the request handler that serves them, and publishing to topics.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ class Application:
         calls.default.add_rpc_routes(shop)
         app.router.add_get("/rpc", calls.handler)
 
-    It may stand at several addresses, and several may use one registry.
+    It may serve several routes, and several applications may share one registry.
 
     Args:
-        allow_default_realm: Whether sessions may ask for a realm that isn't configured.
-        dialects: What is spoken: ``"wamp"``, ``"wsrpc"``, or both.
-        limits: Those of each connection.
-        authorize: Called with the request before the upgrade, sync or async; what is false
-            is answered 403.
+        allow_default_realm: Whether sessions may join a realm that isn't configured.
+        dialects: The protocols to serve: ``"wamp"``, ``"wsrpc"``, or both.
+        limits: The limits of each connection.
+        authorize: Called with the request before the upgrade, sync or async; a false
+            result is answered with 403.
         options: Passed on to :class:`aiohttp.web.WebSocketResponse`.
-        name: Tells processes apart which application an event is for, where several with the
-            same topics use one registry. By default it is made of the names of all topics:
-            processes that have others, as while a new version is rolled out, don't hear each
-            other's events then.
+        name: Identifies the application in events relayed between processes; needed where
+            several with the same topics share a registry. The default is derived from the names
+            of all topics, so processes whose topics differ, as during a rolling update, don't
+            receive each other's events.
 
     Attributes:
-        on_call_start: Signal; the handler of a call runs next.
-        on_call_success: Signal; it has succeeded, and is answered next.
-        on_call_fail: Signal; it has failed, was cancelled, or was refused before it started.
-        on_event: Signal; a client that speaks wsrpc has sent an event.
+        on_call_start: Signal; sent before the handler of a call runs.
+        on_call_success: Signal; sent when a call has succeeded, before it is answered.
+        on_call_fail: Signal; sent when a call failed, was cancelled, or was refused unstarted.
+        on_event: Signal; sent when a wsrpc client has sent an event.
 
     Raises:
-        TypeError: If an option is of a wrong type, or aiohttp has none of its name.
-        ValueError: If *dialects* are others.
+        TypeError: If an option is of a wrong type, or aiohttp doesn't know one of *options*.
+        ValueError: If *dialects* is empty or has other names.
     """
 
-    is_session_ws_endpoint: Final = True  # setup() attaches those at the start
+    is_session_ws_endpoint: Final = True  # setup() calls attach() at startup
 
     def __init__(
         self,
@@ -100,13 +100,13 @@ class Application:
         self._host = Host(self, option(limits, CallLimits, "limits"), default)
         self._dialects = frozenset(dialects)
         self._authorize = expect_callable(authorize, "authorize")
-        largest = self._host.limits.message + 1  # aiohttp refuses one that is as large
+        largest = self._host.limits.message + 1  # aiohttp rejects a message of exactly this size
         self._options = WebSocketOptions(compress=False, max_msg_size=largest)
         self._options |= options or WebSocketOptions()
         expect_options(self._options)
         self._name = name
         self._warned = False
-        # With what our events are relayed by. An application may outlive many, as in tests.
+        # With the relay name. Weak: an Application may outlive many registries, as in tests.
         self._registries: list[tuple[weakref.ref[SessionWSRegistry], str]] = []
         self.on_call_start = self._host.on_start
         self.on_call_success = self._host.on_success
@@ -116,10 +116,10 @@ class Application:
     @property
     def default(self) -> Realm:
         """
-        The realm of all sessions whose own isn't configured, and of those that speak wsrpc.
+        The realm of wsrpc sessions, and of sessions that ask for one that isn't configured.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If the application has no default realm.
         """
         if self._host.default_realm is None:
             raise RuntimeError("there is no default realm: Application(allow_default_realm=False)")
@@ -128,7 +128,7 @@ class Application:
     @property
     def sessions(self) -> frozenset[Session]:
         """
-        The sessions of this process, as they are now.
+        A snapshot of the sessions of this process.
         """
         return frozenset(self._host.sessions)
 
@@ -137,8 +137,8 @@ class Application:
         Serve a realm.
 
         Raises:
-            TypeError: If it is none.
-            ValueError: If there is one of its URI.
+            TypeError: If *realm* is not a :class:`Realm`.
+            ValueError: If another realm has its URI.
         """
         if not isinstance(realm, Realm):
             raise TypeError(f"add_realm() takes a Realm, not {realm!r}")
@@ -147,43 +147,43 @@ class Application:
 
     def set_default_arg(self, name: str, value: Any) -> None:
         """
-        Give every function of all realms that takes *name* this argument; no peer can give it
-        then. A realm's own comes first.
+        Inject *value* into every function, of any realm, that has a parameter *name*; peers
+        can't pass it then. A realm's own default argument takes precedence.
         """
         self._host.set_default_arg(name, value)
 
     def add_session_state_handler(self, handler: F) -> F:
         """
-        Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms, and
-        around the realm's own.
+        Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms. It
+        runs around the realm's own handlers.
         """
         self._host.state_handlers.append(two_halves(handler))
         return handler
 
     async def handler(self, request: web.Request) -> web.StreamResponse:
         """
-        Serve a connection; for ``add_get()``, or ``add_route("*", …)``.
+        Serve a connection; pass it to ``add_get()`` or ``add_route("*", …)``.
 
         Raises:
             NotSetUp: If :func:`~aiohttp_session_ws.setup` was not called.
-            aiohttp.web.HTTPForbidden: If ``authorize`` says so.
-            aiohttp.web.HTTPBadRequest: If the request is no handshake, or none of the
-                dialects that it offers is spoken here.
+            aiohttp.web.HTTPForbidden: If ``authorize`` returns a false value.
+            aiohttp.web.HTTPBadRequest: If the request is no handshake, or no subprotocol
+                that it offers is supported.
         """
         self.attach(registry_from(request))
         return await converse(request, self._talk, self._options, text=False)
 
     def attach(self, registry: SessionWSRegistry) -> None:
         """
-        Hear through *registry* what other processes publish, and publish to them.
+        Receive through *registry* what other processes publish, and publish to them.
 
-        That is done when a web application starts whose route is :meth:`handler`. Where
-        something else wraps it, its first connection does it: a process that may publish
-        before calls this.
+        Called at the start of a web application that has :meth:`handler` as a route. If the
+        handler is wrapped, its first connection calls this: a process that may publish earlier
+        has to call it itself.
 
         Raises:
-            TypeError: If a function takes an argument that nobody gives, or of a type that no
-                peer can send; it names the function and the remedy.
+            TypeError: If a parameter of a function has no source, or a type that no peer can
+                send; the message names the function and the remedy.
         """
         known = self._known_registries()
         if all(registry is not one for one, _ in known):
@@ -204,20 +204,20 @@ class Application:
         session: Session | int | None = None,
     ) -> Delivery:
         """
-        Send an event to all who have subscribed to a topic, in all processes.
+        Send an event to all subscribers of a topic, in all processes.
 
-        It never waits for a slow peer: events go through the queue of each connection, whose
-        :class:`~aiohttp_session_ws.PushQueue` says what becomes of one that doesn't keep up.
+        Slow peers don't delay it: events go through the push queue of each connection, limited
+        by :class:`~aiohttp_session_ws.PushQueue`, which also says when a slow peer is closed.
 
         Args:
-            topic: Its name in full.
-            args: What it says. A bare text is one argument.
-            kwargs: What it says, by name.
-            identity: Only for the sessions of this identity.
-            session: Only for this session, or the one with this id.
+            topic: The full name of the topic.
+            args: Positional arguments of the event. A bare string is one argument.
+            kwargs: Named arguments of the event.
+            identity: Send it only to the sessions of this identity.
+            session: Send it only to this session, or to the one with this id.
 
         Returns:
-            How many took it, and whether none missed it.
+            How many sockets took it, and whether none missed it.
 
         Raises:
             ValueError: If it is too large for a message between processes (64 KiB). Nothing
@@ -240,7 +240,7 @@ class Application:
             return Delivery(nodes=0, complete=False)
         wanted = chooser(whose, number)
         sockets, nodes, complete = 0, 1, True
-        # Those that have stopped are of an application that ran before this one.
+        # A registry that has stopped belongs to a web application that ran before this one.
         running = [one for one in registries if ground.is_running(one[0])]
         for registry, name in running or registries:
             own = self._host.topics.publish(registry, topic, args, kwargs, wanted)
@@ -252,7 +252,7 @@ class Application:
 
     def schema(self) -> dict[str, Any]:
         """
-        Return what may be called and subscribed to, with its types as JSON Schema.
+        Return the procedures and topics that are served, with their types as JSON Schema.
         """
         return schema_of({r.uri: r for r in self._realms()}, self._host.default_args)
 
@@ -266,7 +266,7 @@ class Application:
 
     def _relay_name(self) -> str:
         """
-        The same for this application in all processes, and for no other.
+        Return the name that events are relayed by: from *name*, or a digest of all topic names.
         """
         if self._name:
             return f"rpc:{self._name}"
@@ -280,7 +280,7 @@ class Application:
 
     async def _talk(self, ws: WebSocket) -> None:
         """
-        Serve a socket in the dialect that its client wants.
+        Serve a socket in the dialect that its client asks for.
         """
         registry = registry_from(ws.request)
         offered = ws.subprotocols

@@ -1,5 +1,5 @@
 """
-Authentication: who a session belongs to, by what its realm trusts.
+Authentication of sessions: transport authenticators, tickets, WAMP-CRA, or a custom handler.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Authentication", "CRASecret", "session_identity"]
 
 Authenticator: TypeAlias = Callable[[Session], Any]
 TicketAuthenticator: TypeAlias = Callable[[Session, str], Any]
-#: Challenges the peer by a method, with what belongs to it; returns its signature.
+#: Sends a CHALLENGE with a method and its details to the peer; returns its signature.
 Challenge: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[str]]
 
 _FAILED: Final = "Authentication failed."
@@ -41,16 +41,16 @@ _FAILED: Final = "Authentication failed."
 @dataclass(frozen=True, slots=True)
 class CRASecret:
     """
-    What a peer has to know for ``wampcra``.
+    The secret that a peer has to know for WAMP-CRA (``wampcra``).
 
     Args:
-        secret: The password; with *salt*, also what PBKDF2 (SHA-256) made of it, in Base64, so
-            that nobody need keep the password.
-        role: The peer's, if it knows that.
-        provider: Who says so.
-        salt: What PBKDF2 was salted with; ``None`` if the secret is used as it is.
-        iterations: How often PBKDF2 went round.
-        keylen: How many bytes PBKDF2 made.
+        secret: The password; with *salt*, alternatively the key that PBKDF2 (SHA-256) derived
+            from it, in Base64, so that the password need not be stored.
+        role: Role of a peer that knows the secret.
+        provider: Name of the authentication provider.
+        salt: Salt of PBKDF2; ``None`` if the secret is used as it is.
+        iterations: Number of iterations of PBKDF2.
+        keylen: Length of the derived key in bytes.
     """
 
     secret: str | bytes = field(repr=False)
@@ -63,20 +63,20 @@ class CRASecret:
 
 async def session_identity(session: Session) -> Any:
     """
-    Return the identity of the socket's own session: a transport authenticator.
+    Return the identity of the socket's :mod:`aiohttp_session` session; a transport authenticator.
     """
     return session.connection.identity
 
 
 class Authentication:
     """
-    How the sessions of a realm say who they are.
+    The authentication methods of one realm.
 
     Attributes:
-        transport: Asked in order, before the peer is.
+        transport: Authenticators that are called in order, before the peer is challenged.
         ticket: Checks a ticket.
-        cra: Returns the secret of a peer, and its identity.
-        handler: Does it all.
+        cra: Two functions: the first returns the secret of a peer, the second its identity.
+        handler: Does the whole authentication, in place of the others.
     """
 
     def __init__(self) -> None:
@@ -84,20 +84,20 @@ class Authentication:
         self.ticket: TicketAuthenticator | None = None
         self.cra: tuple[Authenticator, Authenticator] | None = None
         self.handler: Callable[[Session], Any] | None = None
-        # What an unknown peer is challenged with looks like what a known one is.
+        # An unknown peer is challenged like a known one, so that the challenge doesn't tell which.
         self._shape = CRASecret(b"")
         self._key = secrets.token_bytes(32)
 
     async def identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:
         """
-        Find out who a session belongs to.
+        Authenticate a session.
 
         Args:
-            session: Whose ``auth_…`` attributes tell how, afterwards.
-            challenge: Challenges the peer, by a method that it can.
+            session: The session; its ``auth_…`` attributes say afterwards how it was done.
+            challenge: Challenges the peer by a method that it supports.
 
         Returns:
-            The identity, ``None`` for nobody, and whether the peer itself has proven it.
+            The identity, ``None`` if anonymous, and whether the peer itself has proven it.
 
         Raises:
             RPCError: If the session may not join.
@@ -162,7 +162,7 @@ class Authentication:
 
     def _stranger(self, session: Session) -> CRASecret:
         """
-        Return a secret that nobody knows, of the form that the others have.
+        Return a random secret for an unknown peer, of the same form as those of known peers.
         """
         salt = self._shape.salt
         if salt is not None:
@@ -173,7 +173,7 @@ class Authentication:
 
 def _is_nobody(identity: Any) -> bool:
     """
-    Tell whether an authenticator knows nobody, which one that only compares says by ``False``.
+    Return whether an authenticator found no identity; one that only compares returns ``False``.
     """
     return identity is None or identity is False
 
@@ -194,7 +194,7 @@ def _challenge_text(session: Session, secret: CRASecret) -> str:
 
 def _is_signed(secret: CRASecret, text: str, signature: str) -> bool:
     """
-    Tell whether a text was signed with a secret; it takes as long if it wasn't.
+    Return whether a text was signed with a secret; the time it takes doesn't depend on that.
     """
     key = secret.secret.encode() if isinstance(secret.secret, str) else secret.secret
     keys = [key]

@@ -1,5 +1,5 @@
 """
-One call of a peer's, and what signals tell of it.
+One call from a peer: its state, and its details as signals report them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["Call", "CallDetails", "EventDetails"]
 @dataclass(frozen=True, slots=True)
 class CallDetails:
     """
-    A call, as the signals tell of it.
+    A call, as the signals report it.
 
     Attributes:
-        session: Whose call.
+        session: The session of the caller.
         method: The name that was called.
-        serial: The number that the peer has given it.
-        args: Positional arguments, as they came.
-        kwargs: Named arguments, as they came.
+        serial: The request number that the peer gave it.
+        args: Positional arguments, as received.
+        kwargs: Named arguments, as received.
         result: What the handler returned; ``None`` until it has.
         error: What it failed with; ``None`` unless it has.
-        seconds: How long it took; 0 at the start.
+        seconds: How long it took; 0 at the start, or if it never started.
     """
 
     session: Session
@@ -46,11 +46,11 @@ class CallDetails:
 @dataclass(frozen=True, slots=True)
 class EventDetails:
     """
-    What a client has said that needs no answer: an event of wsrpc's.
+    An event from a wsrpc client; it is not answered.
 
     Attributes:
-        session: Whose event.
-        data: The object.
+        session: The session of the client.
+        data: The object that was sent.
     """
 
     session: Session
@@ -59,7 +59,7 @@ class EventDetails:
 
 class Dialect(Protocol):
     """
-    What a call becomes on the wire. Each may raise what msgspec says of a value.
+    Encodes the answers to calls; raises msgspec's errors for values that can't be encoded.
     """
 
     def result(self, number: int, value: Any, *, progress: bool = False) -> bytes: ...
@@ -69,24 +69,24 @@ class Dialect(Protocol):
 
 class Call(msgspec.Struct, eq=False):
     """
-    One call of a peer's.
+    The state of one call from a peer.
 
     Attributes:
-        number: The peer's for it.
-        name: What is called.
+        number: The request number that the peer gave it.
+        name: The name that is called.
         args: Positional arguments.
         kwargs: Named arguments.
         size: How many bytes its frame had.
-        progress: Whether the peer wants the parts of a stream.
-        task: What runs it, from its first step on.
-        waits: Whether it is not its turn yet.
+        progress: Whether the peer asked for progressive results.
+        task: The task that runs it; ``None`` until its first step.
+        waits: Whether it is still queued.
         answering: Whether its result is known, so that it can't be cancelled any more.
-        sending: Whether its own task waits until the peer has room for the answer.
-        answered: Whether an answer is on its way, or nobody wants one.
+        sending: Whether its own task is sending the answer, which may wait for a slow peer.
+        answered: Whether an answer has been or is being sent, or none is wanted.
         given_up: Whether it was cancelled.
         expired: Whether its deadline has passed.
-        deadline: When that is.
-        started: When it began, by the performance counter.
+        deadline: The timer of its deadline, if it has one.
+        started: When it started, by :func:`time.perf_counter`; 0 if no signal needs it.
     """
 
     number: int
@@ -107,15 +107,15 @@ class Call(msgspec.Struct, eq=False):
 
     def request(self, session: Session) -> RPCRequest:
         """
-        Return it as handlers are given it.
+        Return the call as it is passed to handlers.
         """
         return RPCRequest(self.name, tuple(self.args), self.kwargs, session)
 
     def interrupt(self) -> None:
         """
-        Cancel its task, once: what it does at its end, such as a rollback, isn't cut short.
+        Cancel its task, once, so that its cleanup, such as a rollback, isn't interrupted.
 
-        One that has not taken its first step finds that out by itself.
+        A task that has not taken its first step checks ``given_up`` itself.
         """
         first, self.given_up = not self.given_up, True
         cuts_nothing = self.sending or (first and not self.answering)

@@ -1,9 +1,9 @@
 """
-The calls of one session that are running, or wait to be run.
+The running and queued calls of one session.
 
-Each call has a task of its own and is answered exactly once, by that task, or at once by
-whoever cancels it. It counts against the limits until its answer is with the transport and
-its task has ended.
+Each call has a task of its own and is answered exactly once: by that task, or immediately
+when it is cancelled. It counts against the limits until its answer has been passed to the
+transport and its task has ended.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Calls:
     The calls of one session.
 
     Args:
-        performer: Runs them.
-        sender: Where their answers go.
-        limits: How many there may be.
+        performer: Runs the calls.
+        sender: Sends their answers.
+        limits: How many may run, and how many may wait.
     """
 
     performer: Performer
     sender: Sender
     limits: CallLimits
     _taken: set[Call] = field(default_factory=set)
-    _running: int = 0  # of these; the others wait
-    _door: asyncio.Lock = field(default_factory=asyncio.Lock)  # where they wait, in order
-    _ended: asyncio.Future[None] | None = None  # what the first of them waits for
+    _running: int = 0  # how many of these run; the others wait
+    _door: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the next call to start
+    _ended: asyncio.Future[None] | None = None  # awaited by the holder of _door
 
     def __contains__(self, number: int) -> bool:
         return number in self.performer.unanswered
@@ -56,27 +56,27 @@ class Calls:
         Run a call as soon as there is room for it, or refuse it.
 
         Args:
-            call: A new one, whose number isn't in use.
-            timeout: Seconds that the peer gives it.
+            call: A new call, whose number isn't in use.
+            timeout: Seconds that the peer allows for it.
         """
         self.performer.unanswered[call.number] = call
         if timeout:
             self.performer.set_deadline(call, timeout)
         if len(self._taken) >= self.limits.calls:
-            await asyncio.sleep(0)  # many calls may have come at once, and not had their turn
+            await asyncio.sleep(0)  # calls that arrived together may not have run yet
             if not (call.answered or self._may_wait(call)):
                 await self.performer.refuse_new(call, RPCError(UNAVAILABLE, "too many calls"))
                 return
         self._taken.add(call)
-        # Its first step puts the task into the call; until then the loop keeps it.
+        # Its first step stores the task in the call; until then the event loop references it.
         _ = _start(self._run(call), loop=asyncio.get_running_loop())
 
     def cancel(self, number: int, mode: object) -> None:
         """
-        Give up a call; nothing happens if it is answered, or unknown.
+        Cancel a call; does nothing if its result is known already, or if there is none.
 
         Args:
-            number: Of the call.
+            number: The number of the call.
             mode: ``kill``, ``skip``, or anything else for ``killnowait``.
         """
         call = self.performer.unanswered.get(number)
@@ -90,7 +90,7 @@ class Calls:
 
     def interrupt(self) -> None:
         """
-        Cancel all calls but the one that asks for this; they are not answered any more.
+        Cancel all calls but the one whose task calls this; none is answered any more.
         """
         own = asyncio.current_task()
         for call in {*self._taken, *self.performer.unanswered.values()}:
@@ -104,10 +104,10 @@ class Calls:
         End all calls.
 
         Args:
-            grace: Seconds to wait for them; then what they do at their end is cancelled too.
+            grace: Seconds to wait for them; after that their cleanup is cancelled too.
         """
         self.interrupt()
-        await asyncio.sleep(0)  # a task that has just been made takes its first step
+        await asyncio.sleep(0)  # a task that was just created takes its first step
         names = {call.task: call.name for call in self._taken if call.task is not None}
         if names:
             _, late = await asyncio.wait(names, timeout=grace)
@@ -133,7 +133,7 @@ class Calls:
         try:
             await self.performer.perform(call, None if may_begin else self._wait)
         except SessionGone:
-            pass  # nobody is there to hear the answer
+            pass  # the peer is gone: there is no one to answer
         finally:
             self._taken.discard(call)
             if call.deadline is not None:
@@ -145,7 +145,7 @@ class Calls:
 
     async def _wait(self, call: Call) -> None:
         """
-        Wait until a call may begin; where there is little room, one begins after another.
+        Wait until a call may start; queued calls start one at a time, in the order of arrival.
         """
         async with self._door:
             while self._running >= self.limits.calls:

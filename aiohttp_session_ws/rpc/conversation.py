@@ -1,6 +1,6 @@
 """
-What the conversations of both dialects have in common: how a session begins and ends, and what its
-client is asked.
+Base of the conversations in both dialects: beginning and end of a session, and pending requests
+to its client.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .session import Session, enter
 
 __all__ = ["Asking", "Conversation"]
 
-_TURN: Final = 32  # messages after which others have their turn
+_TURN: Final = 32  # messages after which control returns to the event loop
 
 
 class Asking:
     """
-    What a client has been asked and has not answered.
+    Pending requests to a client, by number.
 
     Args:
         first: The number of the first request.
-        step: From one number to the next.
+        step: The increment from one number to the next.
     """
 
     __slots__ = ("_numbers", "_pending")
@@ -55,16 +55,16 @@ class Asking:
         timeout: float | None,
     ) -> Any:
         """
-        Ask the client, and wait for its answer.
+        Send a request to the client and wait for its answer.
 
         Args:
-            send: Sends the request of that number.
-            interrupt: Tells the client that nobody waits for its answer any more.
+            send: Sends the request with the given number.
+            interrupt: Notifies the client that the answer to a number is no longer awaited.
             timeout: Seconds to wait.
 
         Raises:
-            TimeoutError: If they are over.
-            RemoteError: If that is the answer.
+            TimeoutError: If there is no answer in time.
+            RemoteError: If the answer is an error.
             SessionGone: If the session ends.
         """
         number = next(self._numbers)
@@ -82,7 +82,7 @@ class Asking:
 
     def answer(self, number: int, result: Any = None, error: BaseException | None = None) -> None:
         """
-        Hand an answer to whoever waits for it; late and unknown ones are dropped.
+        Complete the pending request that an answer is for; late and unknown answers are dropped.
         """
         answer = self._pending.get(number)
         if answer is None or answer.done():
@@ -91,11 +91,11 @@ class Asking:
             answer.set_result(result)
         else:
             answer.set_exception(error)
-            answer.exception()  # whoever has asked may have been cancelled in this very turn
+            answer.exception()  # retrieved: the caller may have been cancelled just now
 
     def stop(self) -> None:
         """
-        Tell all who wait that the session is over.
+        Fail all pending requests with :class:`SessionGone`.
         """
         for number in self._pending:
             self.answer(number, error=SessionGone("the session is over"))
@@ -104,17 +104,17 @@ class Asking:
 
 class Conversation:
     """
-    One connection, which may have one session after another.
+    One connection, which may serve several sessions, one after another.
 
     Args:
         host: The application.
-        registry: Whose socket it is.
+        registry: The registry of the socket.
         ws: The socket, open.
         binary: Whether its frames are binary ones.
 
     Attributes:
-        connection: The socket, as the registry knows it.
-        numbers: The first number of a request of ours, and the step to the next.
+        connection: The registry's entry for the socket.
+        numbers: The number of our first request, and the increment to the next.
     """
 
     numbers = (1, 1)
@@ -131,18 +131,18 @@ class Conversation:
         self._registry = registry
         self._ws = ws
         self._sender = Sender(ws, binary, host.limits)
-        self._session: Session | None = None  # with it come _asking and _calls
-        self._entered: list[Step] = []  # state handlers
+        self._session: Session | None = None  # set together with _asking and _calls
+        self._entered: list[Step] = []  # second halves of state handlers
         self._proven = False
-        self._taken = 0  # messages
+        self._taken = 0  # messages received
         self.connection: Connection = ws.connection
 
     async def _begin(self, session: Session, realm: Realm, dialect: Dialect) -> None:
         """
-        Let a session begin, if its realm lets it.
+        Begin a session: authenticate it, and run the first halves of its state handlers.
 
         Raises:
-            RPCError: If not.
+            RPCError: If it is refused, or a state handler fails.
         """
         host, sender, since = self._host, self._sender, self._registry.now()
         scope = host.scope(realm)
@@ -169,13 +169,13 @@ class Conversation:
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
         """
-        Challenge the peer by a method that it can, and return its answer.
+        Challenge the peer by a method that it supports, and return its answer.
         """
         raise NotImplementedError
 
     async def _prove(self, identity: Any, since: Any) -> None:
         """
-        Let log-outs of an identity find this connection.
+        File the connection under an identity, so that a log-out of the identity closes it.
         """
         if identity is None:
             return
@@ -183,13 +183,13 @@ class Conversation:
             await self._registry.prove(self.connection, identity, since=since)
             self._proven = True
         except NotSetUp:
-            pass  # without identify, nobody can be logged out by it
+            pass  # without identify, the registry can't end identities
         except (InvalidIdentity, TypeError) as exc:
             log.warning("no log-out will find the identity of a session: %s", exc)
 
     def _interrupt_all(self, session: Session) -> None:
         """
-        Cancel what a session is doing, at once; the rest follows when its client has answered.
+        Mark a session closed, cancel its calls, fail its requests; :meth:`_leave` does the rest.
         """
         session.closed = True
         self._calls.interrupt()
@@ -197,7 +197,7 @@ class Conversation:
 
     async def _leave(self) -> None:
         """
-        End the session, if there is one: what it runs, what it has, and its state handlers.
+        End the session, if there is one: its calls, its objects and its state handlers.
         """
         session, self._session = self._session, None
         if session is None:
@@ -205,8 +205,8 @@ class Conversation:
         self._host.sessions.discard(session)
         self._interrupt_all(session)
         grace = ground.timeouts(self._registry).handler_grace
-        # In a task of its own: the server cancels handlers that linger, and would cut short the
-        # second half that happens to run. Each has its time, so this is over soon.
+        # In a task of its own: the server cancels handlers that don't return in time, which would
+        # interrupt a second half. The steps have a time limit, so this is over soon.
         ending = run_all(self._endings(grace), grace)
         task = asyncio.create_task(ending, name="end of a session")
         enter(None)  # for the next session's authenticators
@@ -214,7 +214,7 @@ class Conversation:
 
     def _endings(self, grace: float) -> Iterator[Step]:
         """
-        Return what is to be done at the end of a session, in this order.
+        Return the steps that end a session, in this order.
         """
         entered, self._entered = self._entered, []
         yield partial(self._calls.stop, grace / 2)
@@ -227,13 +227,13 @@ class Conversation:
 
     def _own_endings(self) -> Iterator[Step]:
         """
-        Return what is to be done in this dialect.
+        Return those of the steps that depend on the dialect.
         """
         raise NotImplementedError
 
     async def _turn(self) -> None:
         """
-        Let others have their turn, of however many messages a frame or a packet is.
+        Return control to the event loop now and then: a frame or a packet may hold many messages.
         """
         self._taken += 1
         if not self._taken % _TURN:

@@ -1,14 +1,14 @@
 """
-What a call comes to: results, progress, and errors, of both sides.
+Results, progress reports and errors of calls, in both directions.
 
-What goes wrong is one tree::
+All exceptions are in one tree::
 
     SessionWSError
-     +-- RPCError        a handler raises it: its caller is told exactly this
-     +-- RemoteError     a client's answer to a call of ours
-     +-- SessionGone     the session ended before the client had answered
-     +-- NotRegistered   the client has no such procedure to call (RuntimeError)
-     +-- ProtocolViolation   a peer's frame is none of its dialect
+     +-- RPCError        raised by a handler, and sent to the caller as it is
+     +-- RemoteError     a client's error answer to our call
+     +-- SessionGone     the session or its socket ended before the answer
+     +-- NotRegistered   the client has not registered the procedure (RuntimeError)
+     +-- ProtocolViolation   a peer's frame is not valid in its dialect
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ UNAVAILABLE: Final = "wamp.error.unavailable"
 
 def _arguments(args: object) -> tuple[Any, ...]:
     """
-    Take a bare text for the one argument that it was meant to be.
+    Return arguments as a tuple; a bare string, or a value that isn't iterable, is one argument.
     """
     if isinstance(args, str | bytes | bytearray | memoryview) or not isinstance(args, Iterable):
         return (args,)
@@ -62,7 +62,7 @@ def _arguments(args: object) -> tuple[Any, ...]:
 @dataclass(frozen=True, slots=True)
 class Payload:
     """
-    Positional and named values; a bare text is one argument.
+    Positional and named values; a bare string is one argument.
     """
 
     args: Iterable[Any] = ()
@@ -77,7 +77,7 @@ class RPCResult(Payload):
     The result of a call: what a handler returns, or yields last.
 
     Args:
-        args: Positional results. A bare text is one argument.
+        args: Positional results. A bare string is one argument.
         kwargs: Named results.
     """
 
@@ -86,10 +86,10 @@ class RPCResult(Payload):
 
 class RPCProgressReport(Payload):
     """
-    A part of a result: what a stream yields; sent only to a caller that asked for progress.
+    A progressive result, which a stream yields; sent only to a caller that asked for progress.
 
     Args:
-        args: Positional results. A bare text is one argument.
+        args: Positional results. A bare string is one argument.
         kwargs: Named results.
     """
 
@@ -99,12 +99,12 @@ class RPCProgressReport(Payload):
 @dataclass(frozen=True, slots=True)
 class RPCErrorResult:
     """
-    A failure that a handler returns or yields; the caller is told exactly this.
+    An error that a handler returns or yields; sent to the caller as it is.
 
     Args:
-        uri: What went wrong.
-        args: More about it. A bare text is one argument.
-        kwargs: More about it, by name.
+        uri: URI of the error.
+        args: Positional details. A bare string is one argument.
+        kwargs: Named details.
     """
 
     uri: str = RUNTIME_ERROR
@@ -117,12 +117,12 @@ class RPCErrorResult:
 
 class RPCError(SessionWSError):
     """
-    A failure that a handler raises; the caller is told exactly this.
+    An error that a handler raises; sent to the caller as it is.
 
     Args:
-        uri: What went wrong, such as ``"shop.error.sold_out"``.
-        *args: More about it.
-        **kwargs: More about it, by name.
+        uri: URI of the error, such as ``"shop.error.sold_out"``.
+        *args: Positional details.
+        **kwargs: Named details.
     """
 
     def __init__(self, uri: str, /, *args: Any, **kwargs: Any) -> None:
@@ -136,12 +136,12 @@ class RPCError(SessionWSError):
 
 class RemoteError(SessionWSError):
     """
-    A client's answer to a call of ours: it failed there.
+    A client's error answer to our call.
 
     Attributes:
-        uri: What went wrong, in the client's words.
-        args: More about it.
-        kwargs: More about it, by name.
+        uri: URI of the error, as the client sent it.
+        args: Positional details.
+        kwargs: Named details.
     """
 
     def __init__(
@@ -157,19 +157,19 @@ class RemoteError(SessionWSError):
 
 class SessionGone(SessionWSError):
     """
-    The session ended before its client had answered.
+    The session or its socket ended before a message was sent or answered.
     """
 
 
 class NotRegistered(SessionWSError, RuntimeError):
     """
-    The client has not registered the procedure that it is asked for.
+    The client has not registered the procedure that is to be called.
     """
 
 
 class ProtocolViolation(SessionWSError):
     """
-    A peer's frame is none of its dialect, or comes at the wrong moment.
+    A peer's frame is not valid in its dialect, or not in the current state.
 
-    Its text may be told to the peer: it is ours, and quotes nothing.
+    The text may be sent to the peer: it is fixed, and never quotes the frame.
     """

@@ -1,5 +1,5 @@
 """
-What calls need of a registry beyond its public methods, in one place.
+Everything that calls need of a registry beyond its public methods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["count_message", "is_running", "on_relay", "push", "timeouts"]
 
 class _Receivers(list[RelayHandler]):
     """
-    The one handler of a name that several want to hear.
+    A relay handler that passes each message to several receivers.
     """
 
     async def __call__(self, data: bytes) -> None:
@@ -40,7 +40,7 @@ def push(
 
 def count_message(connection: Connection) -> bool:
     """
-    Count one more message of a frame, as the frame was counted; tell whether it may be taken.
+    Count a further message of a frame, like the frame itself; return whether it may be processed.
     """
     ws = connection.ws
     return not isinstance(ws, MeteredWebSocket) or ws.on_message()
@@ -48,21 +48,21 @@ def count_message(connection: Connection) -> bool:
 
 def is_running(registry: SessionWSRegistry) -> bool:
     """
-    Tell whether a web application runs with a registry.
+    Return whether a web application is running with a registry.
     """
     return core_of(registry).loop is not None
 
 
 def timeouts(registry: SessionWSRegistry) -> Timeouts:
     """
-    Return how long peers and handlers are waited for.
+    Return the timeouts of a registry, for peers and handlers.
     """
     return core_of(registry).timeouts
 
 
 def on_relay(registry: SessionWSRegistry, name: str, receiver: RelayHandler) -> None:
     """
-    Let *receiver* have what other processes relay by *name*; several may have one name.
+    Pass what other processes relay by *name* to *receiver*; a name may have several receivers.
     """
     receivers = core_of(registry).relays.handler(name)
     if isinstance(receivers, _Receivers):

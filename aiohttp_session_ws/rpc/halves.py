@@ -1,9 +1,9 @@
 """
-State handlers and topics, async generators with two halves; and what ends a session, whatever
-happens.
+Running async generators in two halves (state handlers, topics), and running the steps that end
+a session.
 
-The first half is awaited by whoever begins a session or a subscription, the second by whoever
-ends it, however it ends.
+The first half, before the ``yield``, is awaited at the beginning of a session or subscription,
+the second at its end, however it ends.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["Step"]
 Step: TypeAlias = Callable[[], Awaitable[object]]
 T = TypeVar("T")
 
-_OVER: Final = object()  # what a generator that has ended is taken to return
-_LEAST: Final = 0.05  # seconds that each step has, also when others have used up the time
+_OVER: Final = object()  # returned by anext() for a generator that has ended
+_LEAST: Final = 0.05  # seconds for each step, even if others have used up the time
 
 
 async def first_half(name: str, generator: AsyncGenerator[Any, None]) -> Step:
     """
-    Run what stands before the ``yield``; return the step that runs what stands behind it.
+    Run the half before the ``yield``; return the step that runs the half after it.
     """
     if await anext(generator, _OVER) is _OVER:
         raise RuntimeError(f"{name}() has not yielded: it needs one 'yield' between its halves")
@@ -44,11 +44,11 @@ async def _second_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
 
 async def run_all(steps: Iterable[Step], grace: float) -> None:
     """
-    Run each step, whatever became of those before it.
+    Run each step in order, even if one before it failed.
 
     Args:
         steps: What to run.
-        grace: Seconds for all of them, after which each is cancelled.
+        grace: Seconds for all of them; then the running step is cancelled, and others have 0.05 s.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + grace
@@ -64,10 +64,10 @@ async def run_all(steps: Iterable[Step], grace: float) -> None:
 
 async def outlast(future: asyncio.Future[T]) -> T:
     """
-    Wait until something is done, also while this task is being cancelled.
+    Wait until a future is done, even if this task is cancelled meanwhile.
 
     Raises:
-        asyncio.CancelledError: At the end, if the task was cancelled.
+        asyncio.CancelledError: Once it is done, if the task was cancelled.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -78,5 +78,5 @@ async def outlast(future: asyncio.Future[T]) -> T:
     if cancelled is None:
         return future.result()
     if not future.cancelled():
-        future.exception()  # which nobody will ask for
+        future.exception()  # retrieved, or asyncio would log it
     raise cancelled

@@ -1,6 +1,6 @@
 """
-What the conversations of one application share: its realms and what is served in them, its
-sessions, topics and signals.
+State shared by the conversations of one application: realms and their routes, sessions, topics
+and signals.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _NO_PARTS: Final[Mapping[str, str]] = {}
 
 class Scope:
     """
-    What is served in one realm of an application, with the default arguments of a moment.
+    One realm of an application, with a snapshot of the default arguments.
 
     Args:
-        realm: Whose tables, guard and errors.
+        realm: The realm, with its tables, guard and errors.
         defaults: The default arguments of the application.
 
     Attributes:
         realm: The realm.
-        version: How often its default arguments had changed.
+        version: The version of the realm's default arguments in the snapshot.
     """
 
     def __init__(self, realm: Realm, defaults: Mapping[str, Any]) -> None:
@@ -54,10 +54,10 @@ class Scope:
 
     def check(self, state_handlers: Sequence[Signature]) -> None:
         """
-        Check that every parameter is filled by somebody.
+        Check that every parameter has a source, and a type that peers can send.
 
         Raises:
-            TypeError: If one isn't; it names the function and the remedy.
+            TypeError: If one hasn't; the message names the function and the remedy.
         """
         for procedure in self.realm.served.procedures:
             procedure.signature.check(self._defaults)
@@ -70,7 +70,7 @@ class Scope:
 
     def find(self, name: str) -> tuple[Procedure, Mapping[str, str]]:
         """
-        Return the procedure that a name means, and what the parts of its pattern are.
+        Return the procedure for a name, and the values of the parts of its pattern.
 
         Raises:
             RPCError: ``no_such_procedure``.
@@ -83,7 +83,7 @@ class Scope:
 
     def find_topic(self, name: str) -> tuple[Topic, Mapping[str, str]]:
         """
-        Return the topic that a name means, and what the parts of its pattern are.
+        Return the topic for a name, and the values of the parts of its pattern.
 
         Raises:
             RPCError: ``invalid_uri``.
@@ -95,7 +95,7 @@ class Scope:
 
     def binder(self, signature: Signature) -> Binder:
         """
-        Return what binds the arguments of a function.
+        Return the binder of a function's arguments, made at the first call.
         """
         binder = self._binders.get(signature)
         if binder is None:
@@ -106,14 +106,14 @@ class Scope:
         self, signature: Signature, session: Session, parts: Mapping[str, str] = _NO_PARTS
     ) -> Any:
         """
-        Call a function that no peer gives arguments, but by the parts of a name.
+        Call a function to which peers pass no arguments except the parts of a name.
         """
         values, named = self.binder(signature).bind(session, _NOTHING, parts)
         return signature.function(*values, **named)
 
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:
         """
-        Ask the guard.
+        Check an action with the guard of the realm.
 
         Raises:
             RPCError: ``not_authorized``.
@@ -124,19 +124,19 @@ class Scope:
 
     def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
         """
-        Return what the peer is told of a failure; log what it isn't.
+        Return the error to send to the peer for a failure; log an unexpected failure.
 
         Args:
-            failure: What was raised.
-            what: What has failed, for the log.
-            gone: Whether the peer is, which is no failure then.
+            failure: The exception that was raised.
+            what: Name of what has failed, for the log.
+            gone: Whether the peer is gone; failures caused by that are not logged.
         """
         if isinstance(failure, RPCError):
             return failure
         for kind in type(failure).__mro__:
             if kind in self.realm.errors:
                 return RPCError(self.realm.errors[kind])
-        if isinstance(failure, NotRegistered):  # any client can do that, as often as it likes
+        if isinstance(failure, NotRegistered):  # not logged: any client can cause it at will
             return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
         if not (gone and _is_gone(failure)):
             log.error("a call failed: %s", in_a_line(what), exc_info=failure)
@@ -148,17 +148,17 @@ class Host:
     The state of one application.
 
     Attributes:
-        limits: Those of each connection.
-        on_start: Who wants to know of calls that start.
-        on_success: Of those that succeed.
-        on_fail: Of those that don't.
-        on_event: Of events of wsrpc's.
-        sessions: Who has joined.
-        topics: Who has subscribed to what.
-        realms: By URI.
-        default_realm: Takes everybody else, if there is one.
-        default_args: For the functions of all realms.
-        state_handlers: For the sessions of all realms.
+        limits: The limits of each connection.
+        on_start: Signal for calls that start.
+        on_success: Signal for calls that succeed.
+        on_fail: Signal for calls that fail.
+        on_event: Signal for events from wsrpc clients.
+        sessions: The sessions that have passed authentication.
+        topics: The subscriptions, by topic.
+        realms: The configured realms, by URI.
+        default_realm: The realm for all other URIs, if there is one.
+        default_args: Default arguments of the functions of all realms.
+        state_handlers: State handlers for the sessions of all realms.
     """
 
     def __init__(self, owner: object, limits: CallLimits, default_realm: Realm | None) -> None:
@@ -177,7 +177,7 @@ class Host:
 
     def realm(self, uri: str) -> Realm:
         """
-        Return the realm that takes those who ask for *uri*.
+        Return the realm for sessions that ask for *uri*.
 
         Raises:
             RPCError: ``no_such_realm``.
@@ -189,10 +189,10 @@ class Host:
 
     def scope(self, realm: Realm) -> Scope:
         """
-        Return what is served in a realm.
+        Return the scope of a realm, made again once default arguments have changed.
 
         Raises:
-            TypeError: If a function takes what nobody gives.
+            TypeError: If a parameter of a function has no source, or a type no peer can send.
         """
         scope = self._scopes.get(realm)
         if scope is None or scope.version != realm.version:
@@ -203,13 +203,13 @@ class Host:
 
     def state_handlers_of(self, realm: Realm) -> list[Signature]:
         """
-        Return the session state handlers for a realm, from outside to inside.
+        Return the session state handlers for a realm, the outermost first.
         """
         return [*self.state_handlers, *realm.state_handlers]
 
     def set_default_arg(self, name: str, value: Any) -> None:
         """
-        Take a default argument for all realms.
+        Set a default argument for all realms.
         """
         self.default_args[name] = value
         self._scopes.clear()
@@ -217,7 +217,7 @@ class Host:
 
 def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
     """
-    Encode an error; one that can't be is a runtime error.
+    Encode an error; one that can't be encoded is replaced by a runtime error.
     """
     try:
         return encode(error)
@@ -228,7 +228,7 @@ def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
 
 def in_a_line(name: str) -> str:
     """
-    Return what a peer has named as it may stand in a log: short, and no line of its own.
+    Return a name from a peer in a form that is safe to log: shortened, and on one line.
     """
     short = name if len(name) <= _NAMED else f"{name[:_NAMED]}…"
     return short if short.isprintable() else ascii(short)

@@ -1,6 +1,6 @@
 """
-Requests of one session that are done one after another, in a task of their own: REGISTER and
-SUBSCRIBE, their opposites, and what has come of them.
+Sequential processing of a session's REGISTER, UNREGISTER, SUBSCRIBE and UNSUBSCRIBE requests, in
+a task of their own, and the registrations and subscriptions that result.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from .wamp import Codec
 
 __all__ = ["InOrder"]
 
-_RETRY: Final = 0.05  # seconds until a full queue is tried again
+_RETRY: Final = 0.05  # seconds until a push to a full queue is retried
 
 
 @dataclass(slots=True, eq=False)
 class InOrder:
     """
-    What one session's client has registered for us to call, and what it has subscribed to.
+    The procedures that one session's client has registered, and its subscriptions.
 
-    A topic may call its client, so reading can't wait for these requests.
+    Requests have a task of their own because a topic may call its client: while it waits for the
+    answer, the reader must go on.
 
     Args:
-        session: Whose they are.
-        scope: What it may do.
-        sender: The way out.
-        codec: How answers are encoded.
-        topics: Those of the application.
-        registry: Whose socket the session has.
+        session: The session of the client.
+        scope: The scope of its realm.
+        sender: Sends the answers.
+        codec: Encodes the answers.
+        topics: The topics of the application.
+        registry: The registry of the session's socket.
 
     Attributes:
-        requests: The numbers of those that aren't answered yet.
+        requests: The numbers of the requests that aren't answered yet.
     """
 
     session: Session
@@ -59,11 +60,11 @@ class InOrder:
     _subscribed: dict[int, Subscription] = field(default_factory=dict)
     _queue: deque[tuple[Any, int]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
-    _ending: asyncio.Task[None] | None = None  # of a subscription
+    _ending: asyncio.Task[None] | None = None  # ends a subscription
 
     def take(self, message: Any, size: int) -> None:
         """
-        Do what a message asks for when what came before is done.
+        Queue a request, or refuse it if too many wait.
 
         Args:
             message: The request.
@@ -80,10 +81,10 @@ class InOrder:
 
     def registration(self, name: str) -> int:
         """
-        Return the number of a registration.
+        Return the id under which the client has registered a procedure.
 
         Raises:
-            NotRegistered: If there is none.
+            NotRegistered: If it has not registered it.
         """
         if name not in self._registered:
             raise NotRegistered(
@@ -93,7 +94,7 @@ class InOrder:
 
     async def send_event(self, topic: str, args: Sequence[Any], kwargs: wamp.Named) -> bool:
         """
-        Send an event to this session alone; tell whether it has subscribed.
+        Send an event to this session alone; return whether it has subscribed and had room.
         """
         subscription = self._subscription(topic)
         if subscription is None:
@@ -106,11 +107,11 @@ class InOrder:
 
     def endings(self) -> Iterator[Step]:
         """
-        Return what ends the work and all subscriptions, the last one first.
+        Return the steps that stop processing and end all subscriptions, the newest first.
         """
         yield self._stop
         ending = self._ending
-        if ending is not None and not ending.done():  # by an UNSUBSCRIBE that was cut short
+        if ending is not None and not ending.done():  # begun by an UNSUBSCRIBE that was cancelled
             yield lambda: ending
         ended = list(reversed(self._subscribed.values()))
         self._subscribed.clear()
@@ -119,7 +120,7 @@ class InOrder:
 
     async def _stop(self) -> None:
         """
-        Give up what isn't done, and forget what is registered.
+        Cancel the queued requests and the running one, and discard all registrations.
         """
         self._queue.clear()
         self._registered.clear()
@@ -140,7 +141,7 @@ class InOrder:
                     await _HANDLERS[type(message)](self, message)
                 except SessionGone:
                     raise
-                except (Exception, asyncio.CancelledError) as exc:  # it is explained
+                except (Exception, asyncio.CancelledError) as exc:  # it is sent as an ERROR
                     if is_cancelled():
                         raise
                     gone = self.session.closed or self.sender.is_closed
@@ -194,7 +195,7 @@ class InOrder:
         await asyncio.shield(self._ending)
         data = self.codec.encode(wamp.unsubscribed(message.request))
         self.requests.discard(message.request)
-        # Behind the events that are in the queue of its connection, which wait for a slow peer.
+        # Sent through the connection's push queue, so that it follows the events waiting there.
         frame = data if self.codec.binary else data.decode()
         while not ground.push(self.registry, [self.session.connection], frame).sockets:
             if self.sender.is_closed:
@@ -206,7 +207,7 @@ class InOrder:
 
     async def _begin(self, name: str) -> Subscription:
         """
-        Run the first half of a topic, for one who counts as a subscriber already.
+        Add a subscription, then run the first half of its topic; events in between are held.
         """
         session, limits = self.session, self.sender.limits
         names = [one.topic for one in self._subscribed.values()]
@@ -220,7 +221,7 @@ class InOrder:
         try:
             subscription.ending = await first_half(topic.signature.name, generator)
             if subscription.id not in self._subscribed:
-                raise SessionGone("the session is over")  # and its cancellation was swallowed
+                raise SessionGone("the session is over")  # the topic swallowed its cancellation
         except BaseException:
             await self._end(self._subscribed.pop(subscription.id, subscription))
             raise
@@ -234,7 +235,7 @@ class InOrder:
 
 def _has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
     """
-    Tell whether one more name may be kept, of so many, which have so many characters together.
+    Return whether one more name fits: at most *most* names, of *size* characters together.
     """
     return len(names) < most and len(name) + sum(map(len, names)) <= size
 

@@ -1,5 +1,5 @@
 """
-What one connection may ask for, and for how long it is waited for.
+Limits and timeouts of one connection.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ __all__ = ["CallLimits"]
 @dataclass(frozen=True, slots=True)
 class CallLimits:
     """
-    The limits of one connection that calls.
+    The limits of one RPC connection.
 
     Args:
-        calls: How many calls may run at once, streams included. One counts until its answer
-            is with the transport.
-        waiting: How many more may wait for one of these to end; any beyond are answered
+        calls: How many calls may run at once, streams included. A call counts until its answer
+            has been passed to the transport.
+        waiting: How many further calls may be queued; any beyond are answered with
             ``wamp.error.unavailable``.
-        waiting_bytes: How many bytes of frames they may have together. Both count once more
-            for what is done in order: SUBSCRIBE, REGISTER and their opposites.
-        outgoing: How many bytes may wait to be sent; while it is more, no call is begun.
-        patience: Seconds after which a peer is closed with 1013 that takes nothing.
+        waiting_bytes: How many bytes the frames of queued calls may have in total. SUBSCRIBE,
+            REGISTER and their opposites have a queue of their own, with the same two limits.
+        outgoing: How many bytes may wait to be sent; above this, no call is started.
+        patience: Seconds after which a peer that reads nothing is closed with 1013.
         message: How many bytes a message may have; a larger one closes with 1009.
-        subscriptions: How many topics a session may have subscribed; their names have no more
-            characters together than a message has bytes.
-        registrations: How many procedures of its own it may have registered, with names that
-            are no longer.
+        subscriptions: How many topics a session may subscribe to; the names may have as many
+            characters in total as *message* has bytes.
+        registrations: How many procedures its client may register; the same limit holds for
+            their names.
         join: Seconds for HELLO and authentication together.
-        ping: Seconds between two pings in wsrpc.
-        silence: Seconds after which a peer is closed that doesn't answer one that was sent.
+        ping: Seconds from the answer to a ping until the next ping, in wsrpc.
+        silence: Seconds after which a peer that doesn't answer a ping is closed.
 
     Raises:
-        TypeError: If one is no number.
-        ValueError: If one is less than zero, or zero where nothing could be done then.
+        TypeError: If one is not a number.
+        ValueError: If one is negative, or zero where zero would allow nothing.
     """
 
     calls: int = 100

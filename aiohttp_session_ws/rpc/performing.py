@@ -1,5 +1,5 @@
 """
-Running one call: from its name to its answer.
+Running one call: finding the handler, binding its arguments, and sending the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .table import RouteClass
 
 __all__ = ["Performer"]
 
-_TURN: Final = 32  # parts of a stream after which others have their turn
+_TURN: Final = 32  # parts of a stream after which control returns to the event loop
 
 
 @dataclass(slots=True, eq=False)
@@ -35,12 +35,12 @@ class Performer:
     Runs the calls of one session.
 
     Args:
-        session: Whose.
-        scope: What may be called.
-        host: The application, whose signals tell of them.
-        sender: The way out.
-        dialect: What goes out.
-        unanswered: The calls that wait for an answer, by number.
+        session: The session.
+        scope: The scope of its realm.
+        host: The application, whose signals report the calls.
+        sender: Sends the answers.
+        dialect: Encodes the answers.
+        unanswered: The calls that have not been answered, by number.
     """
 
     session: Session
@@ -53,14 +53,14 @@ class Performer:
 
     async def perform(self, call: Call, wait: Callable[[Call], Awaitable[None]] | None) -> None:
         """
-        Run a call to its end, and answer it unless somebody has.
+        Run a call to its end, and answer it unless it has been answered already.
 
         Args:
-            call: A new one.
-            wait: Waits until it may begin, if it can't at once.
+            call: A new call.
+            wait: Waits until the call may start; ``None`` if it may start at once.
 
         Raises:
-            SessionGone: If nobody is there to hear the answer.
+            SessionGone: If the socket is closed before the answer is sent.
         """
         value: Any = None
         failure: BaseException | None = None
@@ -74,7 +74,7 @@ class Performer:
             if isinstance(value, RPCErrorResult):
                 raise RPCError(value.uri, *value.args, **(value.kwargs or {}))
             data = self.dialect.result(call.number, value)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is explained below
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is answered below
             failure = exc
         call.answering = True
         error = None if failure is None else self._explain(call, failure)
@@ -96,7 +96,7 @@ class Performer:
 
     def refuse(self, call: Call, error: RPCError) -> None:
         """
-        Answer a call at once, whatever runs it does.
+        Answer a call with an error at once, whatever its task is doing.
         """
         call.answered = True
         self.unanswered.pop(call.number, None)
@@ -111,12 +111,12 @@ class Performer:
             call.deadline.cancel()
         if self.host.on_fail:
             telling = self.host.on_fail.send(self._details(call, error=error))
-            # In a context of its own, as calls that start have, and not in that of the reader.
+            # In a context of its own, like calls that start, not in the context of the reader.
             await asyncio.create_task(telling, name="call that is refused")
 
     def set_deadline(self, call: Call, timeout: float) -> None:
         """
-        End a call after so many seconds, unless it has an earlier deadline.
+        End a call after *timeout* seconds, unless it has an earlier deadline.
         """
         loop = asyncio.get_running_loop()
         when = loop.time() + timeout
@@ -130,7 +130,7 @@ class Performer:
         if call.answering or (call.answered and call.given_up):
             return
         call.expired = True
-        if not call.answered:  # as it is when its caller has skipped it
+        if not call.answered:  # a call cancelled with mode skip has been answered
             self.refuse(call, RPCError(errors.TIMEOUT))
         call.interrupt()
 
@@ -139,7 +139,7 @@ class Performer:
 
     async def close_objects(self) -> None:
         """
-        Let the session's objects of route classes go.
+        Close and discard the session's objects of route classes.
         """
         objects, self._objects = self._objects, {}
         for owner, one in reversed(objects.items()):
@@ -168,7 +168,7 @@ class Performer:
 
     def _prepare(self, call: Call) -> Callable[[], Any]:
         """
-        Find the handler and bind its arguments; return what runs it.
+        Find the handler and bind its arguments; return a function that runs it.
         """
         handler, session = self.scope.realm.rpc_handler, self.session
         if handler is not None:
@@ -211,7 +211,7 @@ class Performer:
 
     def _explain(self, call: Call, failure: BaseException) -> RPCError:
         """
-        Return what the peer is told of a failure.
+        Return the error to send to the peer for a failure.
         """
         if isinstance(failure, asyncio.CancelledError) and call.given_up:
             return RPCError(errors.TIMEOUT if call.expired else errors.CANCELED)
@@ -229,13 +229,13 @@ class Performer:
 
 async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
-    Run a function in a thread, and stay until it is done: it can't be cancelled.
+    Run a function in a thread and wait until it returns, even if cancelled: a thread can't be.
     """
 
     def run() -> Any:
         try:
             return function(*args, **kwargs)
-        except StopIteration as exc:  # no future takes it, so the call would never end
+        except StopIteration as exc:  # a future rejects it, so the call would never end
             raise RuntimeError("StopIteration in a thread") from exc
 
     return await outlast(asyncio.create_task(asyncio.to_thread(run)))

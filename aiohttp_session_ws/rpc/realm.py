@@ -1,5 +1,5 @@
 """
-``Realm``: who may join, and what they may call.
+``Realm``: the authentication of its sessions, and the routes that are served to them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ T = TypeVar("T", bound=TicketAuthenticator)
 
 class Realm:
     """
-    What sessions of one kind have in common.
+    Authentication, routes and handlers for the sessions that join under one URI.
 
-    Without any authenticator everybody joins, as nobody.
+    Without any authenticator, every client may join, anonymously.
 
     Args:
         uri: The name that clients ask for.
 
     Attributes:
         uri: That name.
-        errors: The URI of each exception that callers are told of; it holds for subclasses
-            too. The exception's text stays here.
+        errors: Maps exception classes to the error URI that is sent to the caller; also applies
+            to subclasses. The exception's text is not sent.
         guard: Called with the session, one of ``"call"``, ``"subscribe"`` and ``"register"``,
-            and the name, before arguments are read; sync or async. What is false is answered
-            ``wamp.error.not_authorized``.
+            and the name, before arguments are converted; sync or async. A false result is
+            answered with ``wamp.error.not_authorized``.
     """
 
     def __init__(self, uri: str) -> None:
@@ -57,10 +57,10 @@ class Realm:
 
     def add_rpc_routes(self, routes: Routes) -> None:
         """
-        Serve what *routes* declare, now and later.
+        Serve all entries of *routes*, including those added later.
 
         Raises:
-            ValueError: If something else has one of their names.
+            ValueError: If one of their names is taken.
         """
         routes.serve(self.served)
 
@@ -68,37 +68,38 @@ class Realm:
 
     def set_default_arg(self, name: str, value: Any) -> None:
         """
-        Give every function that takes *name* this argument; no peer can give it then.
+        Inject *value* into every function that has a parameter *name*; peers can't pass it then.
         """
         self.default_args[name] = value
         self.version += 1
 
     def add_session_state_handler(self, handler: F) -> F:
         """
-        Run an async generator function with every session: its first half once the session
-        is authenticated, its second half however the session ends. May be a decorator.
+        Run an async generator function for every session: the half before its ``yield`` once
+        the session is authenticated, the half after it when the session ends, however it ends.
+        Usable as a decorator.
 
-        The first half can't wait for an answer of the client: nothing more is read before the
-        client has joined.
+        The first half can't wait for an answer from the client: nothing is read until the client
+        has joined.
 
         Raises:
-            TypeError: If it is no such function.
+            TypeError: If *handler* is not an async generator function.
         """
         self.state_handlers.append(two_halves(handler))
         return handler
 
     def add_transport_authenticator(self, authenticator: A) -> A:
         """
-        Ask a function, sync or async, that is given the session and returns an identity, or
-        ``None`` or ``False`` to have the next one asked. :func:`session_identity` is one.
+        Add an authenticator, sync or async: it is called with the session and returns an
+        identity, or ``None`` or ``False`` to try the next one. :func:`session_identity` is one.
         """
         self.authentication.transport.append(authenticator)
         return authenticator
 
     def set_ticket_authenticator(self, authenticator: T) -> T:
         """
-        Let a function, sync or async, check tickets: it is given the session and the ticket,
-        and returns an identity, or ``None`` or ``False`` to refuse.
+        Set the function, sync or async, that checks tickets: it is called with the session and
+        the ticket, and returns an identity, or ``None`` or ``False`` to refuse.
 
         Raises:
             ValueError: If there is an authentication handler.
@@ -109,12 +110,12 @@ class Realm:
 
     def set_cra_handlers(self, secret: Authenticator, identity: Authenticator) -> None:
         """
-        Let peers prove that they know a secret.
+        Enable WAMP-CRA (challenge-response authentication): peers prove that they know a secret.
 
         Args:
-            secret: Given the session, returns its :class:`CRASecret`, or ``None`` for an
+            secret: Called with the session; returns its :class:`CRASecret`, or ``None`` for an
                 unknown peer, which is challenged like any other. Sync or async.
-            identity: Given the session once that is proven, returns its identity.
+            identity: Called with the session after the proof; returns its identity. Sync or async.
 
         Raises:
             ValueError: If there is an authentication handler.
@@ -124,8 +125,9 @@ class Realm:
 
     def set_authentication_handler(self, handler: F) -> F:
         """
-        Let a function, sync or async, do all of it: it is given the session, and calls its
-        ``mark_authenticated()`` or ``abort()``. A peer is refused if it does neither.
+        Set a function, sync or async, that does the whole authentication: it is called with the
+        session, and calls its ``mark_authenticated()`` or ``abort()``. Without either call, the
+        peer is refused.
 
         Raises:
             ValueError: If there is a ticket authenticator, or CRA.
@@ -136,8 +138,8 @@ class Realm:
 
     def set_rpc_handler(self, handler: F) -> F:
         """
-        Let a function take all calls in place of the routes: it is given the
-        :class:`RPCRequest`, and is a coroutine or an async generator function.
+        Set a coroutine function or an async generator function that handles all calls in place
+        of the routes; it is called with the :class:`RPCRequest`.
         """
         self.rpc_handler = handler
         return handler
