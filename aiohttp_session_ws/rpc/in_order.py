@@ -207,7 +207,7 @@ class InOrder:
 
     async def _begin(self, name: str) -> Subscription:
         """
-        Add a subscription, then run the first half of its topic; events in between are held.
+        Add a subscription, whose events are held for now, and run the first half of its topic.
         """
         session, limits = self.session, self.sender.limits
         names = [one.topic for one in self._subscribed.values()]

@@ -1,7 +1,7 @@
 """
-``Routes``: procedures, streams, topics and route classes, in tables.
+``Routes``: declarations of procedures, streams, topics and route classes.
 
-Whatever a peer calls is looked up in a table that was filled at registration.
+Each name that a peer calls is looked up in tables that are filled at registration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ C = TypeVar("C", bound=type[Any])
 
 def expose(method: F) -> F:
     """
-    Let peers call a method of a route class; no other is ever called by them.
+    Allow peers to call a method of a route class; they can't call any other.
     """
     setattr(method, "rpc_exposed", True)  # noqa: B010  # a function has no such attribute
     return method
@@ -36,32 +36,32 @@ class Routes:
         async def add(id: int, item: Item, *, session: rpc.Session) -> Order: ...
 
     Args:
-        prefix: Put before each name.
-        timeout: Seconds that a call may take, where the route has none of its own.
+        prefix: Prepended to each name.
+        timeout: Seconds that a call may take, unless the route has a timeout of its own.
     """
 
     def __init__(self, prefix: str = "", *, timeout: float | None = None) -> None:
         self.prefix = prefix
         self.timeout = timeout
         self._entries: list[Procedure | Topic | RouteClass] = []
-        self._served = [Served()]  # our own, which finds what is there twice, and the realms'
+        self._served = [Served()]  # our own, which detects duplicates, and the realms'
 
     def route(
         self, name: str | None = None, *, timeout: float | None = None, threaded: bool = False
     ) -> Callable[[F], F]:
         """
-        Let peers call a function: a coroutine function, a plain one, or an async generator
-        function, whose every ``yield`` is progress.
+        Register a procedure: a coroutine function, a plain one, or an async generator function,
+        of which each ``yield`` is a progressive result.
 
         Args:
-            name: Behind the prefix; the function's own by default. Words in braces, between
-                dots, are arguments.
-            timeout: Seconds that a call may take.
+            name: The name after the prefix; by default that of the function. Words in braces,
+                between dots, are arguments.
+            timeout: Seconds that a call may take; by default those of the :class:`Routes`.
             threaded: Whether a plain function runs in a thread.
 
         Raises:
             TypeError: If the function can't be served.
-            ValueError: If the name is taken, or none.
+            ValueError: If the name is taken or not valid.
         """
         _expect_name(name, "route()")
 
@@ -81,8 +81,8 @@ class Routes:
 
     def topic(self, name: str) -> Callable[[F], F]:
         """
-        Let peers subscribe to a topic. The first half of the function runs before they are
-        subscribed, and may refuse them by raising :class:`RPCError`; the second half runs when
+        Register a topic. The half of the function before its ``yield`` runs before a peer is
+        subscribed, and may refuse it by raising :class:`RPCError`; the half after it runs when
         the subscription ends, however it ends.
 
         Args:
@@ -90,7 +90,7 @@ class Routes:
 
         Raises:
             TypeError: If the function isn't an async generator function.
-            ValueError: If the name is taken, or none.
+            ValueError: If the name is taken or not valid.
         """
         _expect_name(name, 'topic("name")')
 
@@ -102,12 +102,12 @@ class Routes:
 
     def route_class(self, name: str) -> Callable[[C], C]:
         """
-        Let peers call the methods of a class that :func:`expose` marks. Each session has one
-        object, made at its first call; ``init()`` is called by the class's own name, and
-        ``aclose()`` when the session ends.
+        Register a class, of which peers can call the methods marked by :func:`expose`. Each
+        session has one instance, created at its first call. The name of the class itself calls
+        ``init()``; ``aclose()`` is called when the session ends.
 
         Args:
-            name: The name of the class, behind the prefix.
+            name: The name of the class, after the prefix.
 
         Raises:
             TypeError: If a method can't be served.
@@ -133,7 +133,7 @@ class Routes:
 
     def serve(self, served: Served) -> None:
         """
-        Let *served* have what is declared here, now and later.
+        Add all entries to *served*, including those declared later.
         """
         for entry in self._entries:
             served.add(entry)
@@ -147,7 +147,7 @@ class Routes:
 
 def _expect_name(name: object, decorator: str) -> None:
     """
-    Refuse what is decorated by something that has to be called first.
+    Reject a function or class in place of a name: the decorator was used without parentheses.
     """
     if callable(name):
         raise TypeError(f"a decorator is called first: @routes.{decorator}, with parentheses")

@@ -1,5 +1,5 @@
 """
-What an application serves, as JSON Schema: for documents, and for types of other languages.
+JSON Schema of what an application serves, for documentation and for types of other languages.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .table import Entry, Procedure
 __all__ = ["schema_of"]
 
 _REFERENCE: Final = "#/$defs/{name}"
-#: Gives the place where the schema of a type will be.
+#: Returns the dict that will hold the schema of a type.
 SchemaOf: TypeAlias = Callable[[Any], Any]
 
-#: Where an argument is that can't just be given by position or by name.
+#: ``in`` for arguments that are variadic, or passed by name only.
 _PLACES: Final[Mapping[Any, str]] = {
     inspect.Parameter.VAR_POSITIONAL: "rest",
     inspect.Parameter.VAR_KEYWORD: "named rest",
@@ -32,10 +32,10 @@ _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the procedures and topics of realms, and the definitions that their types use.
+    Return the procedures and topics of realms, with the definitions that their types refer to.
 
     Raises:
-        TypeError: If a type has no schema; it names the function and the remedy.
+        TypeError: If a type has no schema; the message names the function and the remedy.
     """
     types: list[Any] = []
     places: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def _procedure(
 
 def _described(entry: Entry, defaults: Mapping[str, Any], schema: SchemaOf) -> dict[str, Any]:
     """
-    Return what an entry is for, and what a peer may give, in order.
+    Return the description of an entry, and the arguments that a peer may pass, in order.
     """
     text = inspect.getdoc(entry.signature.function)
     found: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def _described(entry: Entry, defaults: Mapping[str, Any], schema: SchemaOf) -> d
 
 def _part_of(annotation: Any) -> Any:
     """
-    Return what a stream yields.
+    Return the type that a stream yields, from its return annotation.
     """
     if typing.get_origin(annotation) in _STREAMS:
         return typing.get_args(annotation)[0]
@@ -106,7 +106,7 @@ def _part_of(annotation: Any) -> Any:
 
 def _readable(kind: Any) -> Any:
     """
-    Return a type that has a schema: a result of ours says nothing about its types.
+    Return *kind*, or ``Any`` if it has no schema, as :class:`RPCResult`, or is not annotated.
     """
     try:
         msgspec.json.schema_components([kind])

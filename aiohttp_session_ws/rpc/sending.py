@@ -1,5 +1,5 @@
 """
-Sending to one peer: in order, no faster than it reads, and for no longer than it is patient for.
+Ordered sending to one peer, with back-pressure and a deadline for peers that don't read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .limits import CallLimits
 __all__ = ["Sender"]
 
 _AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
-_TOGETHER: Final = 1024  # bytes of an answer that may be written with others
-_MANY: Final = 64  # answers that are written without waiting for more
-_POLL: Final = 0.05  # seconds between two looks at a transport; it has no event for us
+_TOGETHER: Final = 1024  # bytes; a larger answer is not batched
+_MANY: Final = 64  # answers after which a batch is written at once
+_POLL: Final = 0.05  # seconds between two checks of a transport, which has no event for us
 
 
 @dataclass(slots=True, eq=False)
 class Sender:
     """
-    The one way out to a peer.
+    Sends frames to one peer.
 
-    What the transport has room for is written at once. Everything else waits in a queue, and
-    there is a task only as long as it isn't empty.
+    A frame of up to 32 KiB is written at once if the transport's buffer is empty. Everything
+    else is queued; there is a task only while something waits.
 
     Args:
         ws: The socket.
@@ -43,7 +43,7 @@ class Sender:
         limits: How much may wait, and for how long.
 
     Attributes:
-        queued: How many bytes wait here.
+        queued: How many bytes are in the queue.
     """
 
     ws: WebSocket
@@ -58,9 +58,9 @@ class Sender:
     _queue: deque[tuple[bytes, asyncio.Future[None] | None]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
     _closing: asyncio.Task[None] | None = None
-    _patience: asyncio.TimerHandle = field(init=False)  # runs while the task does
-    _sent: int = 0  # how many had to wait
-    _together: list[bytes] | None = None  # answers that are written next
+    _patience: asyncio.TimerHandle = field(init=False)  # runs while _task does
+    _sent: int = 0  # queued frames that were sent
+    _together: list[bytes] | None = None  # the batch that is written next
 
     def __post_init__(self) -> None:
         transport = self.ws.request.transport
@@ -68,14 +68,14 @@ class Sender:
             raise SessionGone("the client has hung up")
         self._out = transport
         self._response = self.ws.connection.ws
-        # aiohttp's writer compresses, where that was agreed on.
+        # With compression, every frame goes through aiohttp's writer, which compresses.
         self._at_once = -1 if self._response.compress else _AT_ONCE
         self._opcode = WSMsgType.BINARY if self.binary else WSMsgType.TEXT
 
     @property
     def is_full(self) -> bool:
         """
-        Whether more than allowed waits to be sent, here or in the transport.
+        Whether more bytes than allowed wait to be sent, here and in the transport.
         """
         return self.queued + self._out.get_write_buffer_size() > self.limits.outgoing
 
@@ -84,15 +84,15 @@ class Sender:
         """
         Whether nothing can be sent any more.
         """
-        return self.ws.closed or self._out.is_closing()  # which the reader may not have seen
+        return self.ws.closed or self._out.is_closing()  # which the reader may not have noticed
 
     def write_soon(self, data: bytes) -> bool:
         """
-        Send an answer now, or with others of this turn of the loop; tell whether nothing is in
-        the way.
+        Write an answer now, or with others of this iteration of the loop; return false if it has
+        to be sent by :meth:`send`.
 
-        To write takes longer than most calls do, and those that come together are answered
-        together. Whatever must not be overtaken by an event goes by :meth:`write`.
+        A write takes longer than most calls, so answers of one iteration are written together.
+        A frame that no event may overtake must be sent by :meth:`write`.
 
         Raises:
             SessionGone: If the socket is closed.
@@ -118,10 +118,9 @@ class Sender:
 
     def write(self, data: bytes) -> bool:
         """
-        Send a frame now, if nothing is in the way; tell whether it was sent.
+        Write a frame now, unless it has to be queued; return whether it was written.
 
-        It goes to the transport as a push does, without aiohttp's writer, which would look for
-        the same things once more.
+        Like a push, it bypasses aiohttp's writer, which would repeat the same checks.
 
         Raises:
             SessionGone: If the socket is closed.
@@ -130,7 +129,7 @@ class Sender:
             raise SessionGone("the socket is closed")
         if self._together:
             self._write_together()
-            self._together = []  # and what comes in this turn is written in the next
+            self._together = []  # later answers of this iteration: the next writes them
         transport = self._out
         if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
             return False
@@ -139,7 +138,7 @@ class Sender:
 
     async def send(self, data: bytes) -> None:
         """
-        Send a frame, and wait until the transport has it and has room again.
+        Send a frame; if it is queued, wait until the transport has it and has room again.
 
         Raises:
             SessionGone: If the socket is closed.
@@ -151,13 +150,13 @@ class Sender:
 
     def post(self, data: bytes, then: Callable[[], object] | None = None) -> None:
         """
-        Send a frame, behind what waits; don't wait for it.
+        Send a frame after those that are queued, without waiting for it.
 
         Args:
             data: The frame.
-            then: Called when the transport has it.
+            then: Called when the transport has the frame.
         """
-        with contextlib.suppress(SessionGone):  # whoever it is for is gone as well
+        with contextlib.suppress(SessionGone):  # the peer is gone
             if not self.write(data):
                 sent = None if then is None else self._loop.create_future()
                 if sent is not None and then is not None:
@@ -168,8 +167,8 @@ class Sender:
 
     async def room(self) -> None:
         """
-        Wait until no more waits to be sent than is allowed, or the socket is closed; the peer
-        has not much time.
+        Wait until the bytes that wait to be sent are within the limit, or the socket is closed,
+        as it is when the peer reads nothing for ``CallLimits.patience``.
         """
         while self.is_full and not self.is_closed:
             await asyncio.wait({self._working()}, timeout=_POLL)
@@ -188,14 +187,14 @@ class Sender:
 
     def _working(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
-            # In no call's context, or it would be kept as long as the peer is slow.
+            # In an empty context: a slow peer would keep the context of a call alive.
             self._task = asyncio.create_task(
                 self._work(), name="send", context=contextvars.Context()
             )
         return self._task
 
     async def _work(self) -> None:
-        # When the first frame is on its way: the transport hasn't got it yet.
+        # Delayed, because the first frame has not reached the transport yet.
         self._patience = self._loop.call_later(_POLL, self._look_later)
         try:
             while (self._queue or self.is_full) and not self.is_closed:
@@ -206,11 +205,11 @@ class Sender:
         except WebSocketDisconnect:
             pass
         finally:
-            self._drop()  # what is left is nobody's
+            self._drop()  # fails the senders that still wait
             self._patience.cancel()
 
     async def _send_first(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
-        if sent is None or not sent.done():  # or its sender was cancelled meanwhile
+        if sent is None or not sent.done():  # else its sender was cancelled meanwhile
             await (self.ws.send if self.binary else self.ws.send_text)(data)
         self._sent += 1
         self._queue.popleft()
@@ -226,8 +225,8 @@ class Sender:
 
     def _look(self, sent: int, size: int) -> None:
         """
-        Close a peer that has taken nothing since the last look; if more waits than did then, that
-        isn't known.
+        Close the socket if the peer has read nothing since the last check. A buffer that has
+        grown doesn't show whether it has, so the check is repeated.
         """
         if self._sent == sent and self._out.get_write_buffer_size() == size:
             self.close(SLOW_CONSUMER)

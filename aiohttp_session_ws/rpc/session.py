@@ -1,5 +1,5 @@
 """
-``Session``: one peer from its HELLO to its GOODBYE; in wsrpc, the connection.
+``Session``: one peer from HELLO to GOODBYE in WAMP, for the whole connection in wsrpc.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def current_session() -> Session:
     """
     Return the session whose call, topic or state handler is running.
 
-    For code further down: log records, database code.
+    For code that handlers call indirectly, such as logging and database code.
 
     Raises:
-        LookupError: If there is none, as outside of a call.
+        LookupError: If there is no current session, as outside of a call.
     """
     session = _CURRENT.get()
     if session is None:
@@ -46,14 +46,14 @@ def enter(session: Session | None) -> None:
 
 def new_id() -> int:
     """
-    Return a number of WAMP's global scope: a random one of 1..2^53.
+    Return a random id of WAMP's global scope, 1..2^53.
     """
     return secrets.randbelow(2**53) + 1
 
 
 class Peer(Protocol):
     """
-    What a session needs of the conversation with its client.
+    The methods of a conversation that a session uses.
     """
 
     connection: Connection
@@ -62,7 +62,7 @@ class Peer(Protocol):
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
     ) -> Any:
         """
-        Call a procedure of the client's.
+        Call a procedure of the client.
         """
 
     async def send_event(
@@ -74,7 +74,7 @@ class Peer(Protocol):
 
     async def emit(self, data: Any) -> None:
         """
-        Send something that is no answer.
+        Send an event without a topic.
         """
 
     async def leave(self, uri: str, message: str) -> None:
@@ -86,24 +86,24 @@ class Peer(Protocol):
 @dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Session:
     """
-    One peer. Item access is for data of the application, gone with the session::
+    One peer. Items hold data of the application, as long as the session lasts::
 
         session["name"] = "Ann"
 
     Attributes:
-        id: Its number.
+        id: The session id.
         realm: The realm that was asked for; empty in wsrpc, which has none.
-        identity: Who the peer is, as the realm's authentication says; ``None`` for nobody.
-        auth_id: Who the peer says it is.
-        auth_methods: How it can prove that.
-        auth_method: How it did.
-        auth_role: What it may do, as the secret's owner says.
-        auth_provider: Who says so.
-        auth_extra: What else the peer says.
+        identity: The identity from the realm's authentication; ``None`` if anonymous.
+        auth_id: The identity that the peer claims (``authid``).
+        auth_methods: The authentication methods that the peer offers.
+        auth_method: The method that was used.
+        auth_role: The role of the peer, as from its :class:`CRASecret`.
+        auth_provider: The name of the authentication provider.
+        auth_extra: Further details that the peer sent with HELLO (``authextra``).
         request: The request that was upgraded.
-        closed: Whether it is over.
-        verdict: What an authentication handler has said: whether the peer may join, as whom
-            or why not, and a message.
+        closed: Whether the session is over.
+        verdict: The decision of an authentication handler: whether the peer may join, its
+            identity or the error URI, and a message.
     """
 
     _peer: Peer
@@ -127,7 +127,7 @@ class Session:
     @property
     def connection(self) -> Connection:
         """
-        The socket, as the registry knows it.
+        The registry's entry for the socket.
         """
         return self._peer.connection
 
@@ -145,7 +145,7 @@ class Session:
 
     def get(self, key: str, default: Any = None) -> Any:
         """
-        Return what the application keeps under *key*.
+        Return the item stored under *key*, or *default*.
         """
         return self._data.get(key, default)
 
@@ -153,26 +153,27 @@ class Session:
         self, name: str, /, *args: Any, timeout: float | None = 30.0, **kwargs: Any
     ) -> Any:
         """
-        Call a procedure of the client's and return its result.
+        Call a procedure of the client and return its result.
 
-        In WAMP the client must have registered it, in this session. A timeout or a
-        cancellation is told to the client, in WAMP by INTERRUPT.
+        In WAMP the client must have registered it, in this session, and is notified of a timeout
+        or a cancellation by INTERRUPT; wsrpc has no such message.
 
         Args:
-            name: Of the procedure.
-            *args: Its arguments.
+            name: The name of the procedure.
+            *args: Its positional arguments.
             timeout: Seconds to wait; ``None`` waits as long as the session lasts.
             **kwargs: Its named arguments.
 
         Returns:
-            The result: ``None``, the one argument of a YIELD, a list if it has several, or
-            a dict if it has named ones only.
+            The result: ``None``, the one argument of a YIELD, a list of several, a dict of
+            named ones, or an :class:`RPCResult` of both.
 
         Raises:
-            RemoteError: If the client says that it failed.
-            TimeoutError: If it didn't answer in time.
+            RemoteError: If the client answers with an error.
+            TimeoutError: If it doesn't answer in time.
             SessionGone: At once, when the session ends.
-            NotRegistered: If the client has registered no such procedure.
+            NotRegistered: If the client has not registered the procedure.
+            TypeError: In wsrpc, for positional and named arguments together.
         """
         self._expect_open()
         return await self._peer.call(name, args, kwargs, timeout)
@@ -184,15 +185,16 @@ class Session:
         Send an event to this session alone; wait until the peer has room for it.
 
         Args:
-            topic: Its name in full.
-            args: What it says. A bare text is one argument.
-            kwargs: What it says, by name.
+            topic: The full name of the topic.
+            args: Positional arguments of the event. A bare string is one argument.
+            kwargs: Named arguments of the event.
 
         Returns:
-            Whether the client has subscribed.
+            Whether the client has subscribed; false too if it misses the event because too many
+            wait for its SUBSCRIBED.
 
         Raises:
-            TypeError: In wsrpc, which has no topics: take :meth:`emit`.
+            TypeError: In wsrpc, which has no topics: use :meth:`emit`.
             SessionGone: If the session is over.
         """
         self._expect_open()
@@ -200,10 +202,10 @@ class Session:
 
     async def emit(self, data: Any) -> None:
         """
-        Send an event of wsrpc's, any object.
+        Send a wsrpc event, any object.
 
         Raises:
-            TypeError: In WAMP, whose events have a topic: take :meth:`send_event`.
+            TypeError: In WAMP, whose events have a topic: use :meth:`send_event`.
             SessionGone: If the session is over.
         """
         self._expect_open()
@@ -213,21 +215,21 @@ class Session:
         """
         End the session: in WAMP by GOODBYE, in wsrpc by closing the socket.
 
-        What it is doing is cancelled, but for the call that asks for this.
+        Its calls are cancelled, except the one that calls this.
 
         Args:
-            uri: Why.
-            message: For the developer at the other end.
+            uri: The reason, as a URI.
+            message: A text for the developer of the client.
         """
         if not self.closed:
             await self._peer.leave(uri, message)
 
     async def mark_authenticated(self, identity: Any) -> None:
         """
-        Let the peer join, as *identity*; for the handler of ``set_authentication_handler``.
+        Accept the peer as *identity*; for the handler of ``set_authentication_handler``.
 
         Raises:
-            RuntimeError: If it has been decided already.
+            RuntimeError: If the peer has been accepted or refused already.
         """
         self._decide(True, identity, "")
 
@@ -236,13 +238,13 @@ class Session:
         Refuse the peer; for the handler of ``set_authentication_handler``.
 
         Raises:
-            RuntimeError: If it has been decided already.
+            RuntimeError: If the peer has been accepted or refused already.
         """
         self._decide(False, uri, message)
 
     def _expect_open(self) -> None:
         """
-        Refuse what is meant for a client that has left: its connection may have the next session.
+        Raise if the session is over: its connection may serve the next session already.
         """
         if self.closed:
             raise SessionGone("the session is over")
@@ -259,13 +261,13 @@ class Session:
 @dataclass(frozen=True, slots=True)
 class RPCRequest:
     """
-    A call as it came: what ``Realm.set_rpc_handler`` is for.
+    A call as received, for the handler of ``Realm.set_rpc_handler``.
 
     Attributes:
         uri: The name that was called.
         args: Positional arguments.
         kwargs: Named arguments.
-        session: Whose call.
+        session: The session of the caller.
     """
 
     uri: str

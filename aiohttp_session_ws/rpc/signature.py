@@ -1,8 +1,8 @@
 """
-Signatures: what a function takes, read once, at registration; and how it is called with what a
-peer sends.
+Signatures of functions, read once, at registration, and the binding of a call's arguments to
+them.
 
-What a peer gives is converted by msgspec; what is injected can't be given by a peer.
+Arguments from a peer are converted by msgspec; injected arguments can't be passed by a peer.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Arguments: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 _BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _NAMES: Final = frozenset({"session", "request"})
 _ANNOTATIONS: Final = (Session, web.Request, RPCRequest)
-_FRAMES: Final = 8  # from here to whoever declares a route, and a bit
+_FRAMES: Final = 8  # searched from here to the code that declares a route, with some to spare
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Signature:
     """
-    What a function takes, and whether it is a stream.
+    The parameters of a function, and whether it is a stream.
 
     Args:
-        function: The function, or a class whose instances are made for sessions.
-        method: Whether its first parameter is the object.
+        function: The function, or a class that is instantiated for sessions.
+        method: Whether its first parameter is ``self``.
         parts: Names of the parts of its pattern.
 
     Raises:
-        TypeError: If it can't be served; it names the function and the remedy.
+        TypeError: If it can't be served; the message names the function and the remedy.
 
     Attributes:
         function: The function.
         streams: Whether it is an async generator function.
-        name: How an error calls it.
-        parameters: What it takes, without the object; anything is fit where nothing is said.
-        returns: The annotation of what it returns or yields.
+        name: Its name in error messages.
+        parameters: Its parameters, without ``self``; those not annotated are ``Any``.
+        returns: Its return annotation.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Signature:
 
     def expect_halves(self, what: str) -> None:
         """
-        Expect what has to do with the beginning and the end of something.
+        Expect an async generator function, whose halves run at the beginning and at the end.
 
         Raises:
-            TypeError: If it has no two halves.
+            TypeError: If it isn't one.
         """
         if not self.streams:
             raise self.unfit(f"is {what}, an async function with one 'yield' between its halves")
@@ -104,14 +104,14 @@ class Signature:
 
     def check(self, defaults: Mapping[str, Any], *, injected_only: bool = False) -> None:
         """
-        Check what can only be checked once the default arguments are known.
+        Check the parameters that are not injected, once the default arguments are known.
 
         Args:
             defaults: The default arguments of realm and application.
-            injected_only: Whether no peer gives arguments but by the pattern.
+            injected_only: Whether peers pass no arguments except the parts of the pattern.
 
         Raises:
-            TypeError: If a parameter can be filled by nobody.
+            TypeError: If a parameter has no source, or a type that no peer can send.
         """
         for p in self.parameters:
             if is_injected(p, defaults):
@@ -156,7 +156,7 @@ class Binder:
 
     def _shortcuts(self, injected: Sequence[inspect.Parameter]) -> dict[int, Any]:
         """
-        Return, for each number of arguments that binds by position alone, their types.
+        Return the types of the arguments, for each number of them that can be bound by position.
         """
         given = list(self._given.parameters.values())
         first = [p for p in given if p.kind <= p.POSITIONAL_OR_KEYWORD]
@@ -176,9 +176,9 @@ class Binder:
         Return the arguments of a call.
 
         Args:
-            session: Whose call.
-            call: What came with it.
-            parts: The parts of its name, by the pattern.
+            session: The session of the caller.
+            call: The call, with the arguments from the peer.
+            parts: The values of the parts of the pattern.
 
         Raises:
             RPCError: ``invalid_argument``, with the argument's name and what is wrong.
@@ -188,7 +188,7 @@ class Binder:
             try:
                 values = msgspec.convert(args, types, strict=False)
             except msgspec.ValidationError:
-                pass  # by whose fault is found out below
+                pass  # the argument at fault is found below
             else:
                 injected = self._inject(session, call) if self._injected else self._constants
                 return values, injected
@@ -224,7 +224,7 @@ class Binder:
 
 def _read(function: Callable[..., Any]) -> inspect.Signature:
     """
-    Read a signature whose annotations may name what is local to whoever declares it.
+    Return a signature whose annotations may use local names of the code that declares it.
     """
     try:
         return inspect.signature(function, eval_str=True)
@@ -240,7 +240,7 @@ def _read(function: Callable[..., Any]) -> inspect.Signature:
 
 def is_required(parameter: inspect.Parameter) -> bool:
     """
-    Tell whether an argument must be given.
+    Return whether an argument must be passed.
     """
     rest = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     return parameter.default is parameter.empty and not rest
@@ -248,7 +248,7 @@ def is_required(parameter: inspect.Parameter) -> bool:
 
 def is_injected(parameter: inspect.Parameter, defaults: Mapping[str, Any]) -> bool:
     """
-    Tell whether a peer can't give an argument.
+    Return whether an argument is injected, so that a peer can't pass it.
     """
     return (
         parameter.name in _NAMES

@@ -1,5 +1,5 @@
 """
-What peers may name, in tables that are filled at registration.
+Tables of procedures and topics by name, filled at registration.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _NO_PARTS: Final[Mapping[str, str]] = {}
 
 class Entry:
     """
-    Something that peers may name.
+    A procedure or topic, which peers refer to by name.
 
     Attributes:
-        name: Its name or pattern, in full.
-        signature: What it takes.
-        parts: The names in the pattern.
+        name: Its full name or pattern.
+        signature: The signature of its function.
+        parts: The names of the parts of the pattern.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
         self.name = name
-        #: The name's words; ``None`` where anything fits.
+        #: The words of the name; ``None`` matches any word.
         self.words = tuple(None if _PART.fullmatch(word) else word for word in name.split("."))
         for word in self.words:
             if word is not None and (not word or "{" in word or "}" in word):
@@ -44,12 +44,12 @@ class Entry:
 
 class Procedure(Entry):
     """
-    What peers may call.
+    A procedure that peers may call.
 
     Attributes:
-        timeout: Seconds that a call may take; ``None`` for any time.
+        timeout: Seconds that a call may take; ``None`` for no limit.
         threaded: Whether it runs in a thread.
-        owner: The route class, if it is a method.
+        owner: The route class, if the procedure is a method.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Procedure(Entry):
 
 class Topic(Entry):
     """
-    What peers may subscribe to.
+    A topic that peers may subscribe to.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -81,11 +81,11 @@ class Topic(Entry):
 
 class RouteClass:
     """
-    A class with one object for each session that calls it.
+    A class with one instance for each session that calls it.
 
     Attributes:
-        name: The name of its ``init()``; the others are behind a dot.
-        signature: Of its constructor.
+        name: The name of its ``init()``; other methods follow it, after a dot.
+        signature: The signature of its constructor.
         closes: Whether it has an ``aclose()``.
     """
 
@@ -100,7 +100,7 @@ def two_halves(handler: Callable[..., Any]) -> Signature:
     Return the signature of a session state handler.
 
     Raises:
-        TypeError: If it has no two halves.
+        TypeError: If *handler* is not an async generator function.
     """
     signature = Signature(handler)
     signature.expect_halves("a session state handler")
@@ -109,13 +109,13 @@ def two_halves(handler: Callable[..., Any]) -> Signature:
 
 class Table(Generic[E]):
     """
-    Entries by name; an exact name wins over a pattern.
+    Entries by name; an exact name takes precedence over a pattern.
     """
 
     def __init__(self) -> None:
         self._entries: list[E] = []
         self._exact: dict[str, E] = {}
-        # By which words are fixed, and what these are: no two entries fit one name.
+        # By number of words, places of the fixed words, and these: at most one matches a name.
         self._patterns: dict[int, dict[tuple[int, ...], dict[tuple[str, ...], E]]] = {}
 
     def __iter__(self) -> Iterator[E]:
@@ -126,7 +126,7 @@ class Table(Generic[E]):
         Add an entry.
 
         Raises:
-            ValueError: If another has its name, or a pattern that meets its own.
+            ValueError: If its name is taken, or its pattern overlaps that of another entry.
         """
         if not entry.parts:
             self._expect_free(entry, self._exact.get(entry.name))
@@ -142,7 +142,7 @@ class Table(Generic[E]):
 
     def find(self, name: str) -> tuple[E, Mapping[str, str]] | None:
         """
-        Return the entry that *name* means, and what the parts of its pattern are.
+        Return the entry for *name*, and the values of its pattern's parts; ``None`` if unknown.
         """
         entry = self._exact.get(name)
         if entry is not None:
@@ -168,7 +168,7 @@ class Table(Generic[E]):
 
 def _meet(one: Entry, other: Entry) -> bool:
     """
-    Tell whether a name may fit both patterns.
+    Return whether a name could match both patterns.
     """
     return len(one.words) == len(other.words) and all(
         a is None or b is None or a == b for a, b in zip(one.words, other.words, strict=True)
@@ -178,7 +178,7 @@ def _meet(one: Entry, other: Entry) -> bool:
 @dataclass(frozen=True)
 class Served:
     """
-    What a realm or a set of routes has: procedures, topics, and the names of route classes.
+    The entries of a realm or of :class:`Routes`: procedures, topics and route classes, by name.
     """
 
     procedures: Table[Procedure] = field(default_factory=Table)
@@ -187,7 +187,7 @@ class Served:
 
     def add(self, entry: Procedure | Topic | RouteClass) -> None:
         """
-        Add what was declared.
+        Add an entry to its table.
         """
         if isinstance(entry, Procedure):
             self.procedures.add(entry)

@@ -1,5 +1,5 @@
 """
-Who has subscribed to which topic, in one application.
+The subscriptions of one application by topic, and publishing to them in this process.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .wamp import Codec
 
 __all__ = ["Subscription", "Topics"]
 
-_HELD: Final = 256  # events that wait for SUBSCRIBED; more are missed
-_HELD_BYTES: Final = 1_048_576  # of these together; one alone may be larger
+_HELD: Final = 256  # events that may wait for SUBSCRIBED; further ones are missed
+_HELD_BYTES: Final = 1_048_576  # of these in total; the last one may exceed it
 
 
 @dataclass(slots=True, eq=False)
 class Subscription:
     """
-    One session's interest in a topic.
+    One session's subscription to a topic.
 
     Attributes:
-        topic: Its name.
-        session: Whose it is.
-        registry: Which has its connection.
-        codec: How the session is told.
-        id: Its number, which all of its topic have.
-        held: What is to be sent once it knows that it has subscribed; then ``None``.
-        ending: What is left of the topic's function.
+        topic: The name of the topic.
+        session: The session of the subscriber.
+        registry: The registry of its connection.
+        codec: Encodes its events.
+        id: The subscription id, the same for all subscribers of a topic.
+        held: Events to be sent after SUBSCRIBED; ``None`` once they have been sent.
+        ending: Runs the second half of the topic's function.
     """
 
     topic: str
@@ -49,7 +49,7 @@ class Subscription:
 @dataclass(slots=True, eq=False)
 class Subscribers:
     """
-    Who has subscribed to one topic.
+    The subscriptions to one topic.
     """
 
     id: int = field(default_factory=new_id)
@@ -58,7 +58,7 @@ class Subscribers:
 
 class Topics:
     """
-    The topics of an application that anybody has subscribed to.
+    The topics of an application that have subscribers.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Topics:
 
     def add(self, subscription: Subscription) -> None:
         """
-        Add a subscription, and give it its number.
+        Add a subscription, and set its id.
         """
         subscribers = self._by_name[subscription.topic]
         subscribers.members.add(subscription)
@@ -74,7 +74,7 @@ class Topics:
 
     def discard(self, subscription: Subscription) -> None:
         """
-        Take a subscription out.
+        Remove a subscription.
         """
         subscribers = self._by_name.get(subscription.topic)
         if subscribers is not None:
@@ -91,14 +91,14 @@ class Topics:
         wanted: Callable[[Session], bool] | None,
     ) -> Delivery:
         """
-        Push an event to the subscribers of this process, encoded once per dialect.
+        Push an event to the subscribers of this process, encoded once per codec.
 
         Args:
-            registry: Which has their sockets; those of others are passed over.
-            topic: Its name.
-            args: What it says.
-            kwargs: What it says, by name.
-            wanted: Tells which sessions get it; all if ``None``.
+            registry: The registry of their sockets; those of other registries are skipped.
+            topic: The name of the topic.
+            args: Positional arguments of the event.
+            kwargs: Named arguments of the event.
+            wanted: Returns whether a session gets the event; ``None`` for all.
         """
         subscribers = self._by_name.get(topic)
         if subscribers is None:
@@ -120,7 +120,7 @@ class Topics:
 
 def hold(held: list[bytes], data: bytes) -> bool:
     """
-    Keep an event for one that doesn't know yet that it has subscribed, if there is room.
+    Hold an event until SUBSCRIBED has been sent; return whether there was room for it.
     """
     if len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
         return False
@@ -130,7 +130,7 @@ def hold(held: list[bytes], data: bytes) -> bool:
 
 def chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:
     """
-    Return what tells which sessions get an event; ``None`` if all do.
+    Return a function that says whether a session gets an event; ``None`` if all do.
     """
     if not whose and number is None:
         return None
@@ -141,6 +141,6 @@ def chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], boo
 
 def as_key(value: Any) -> Any:
     """
-    Return an identity as it was before it went through a message: tuples come as lists.
+    Restore an identity from a relayed message, in which tuples have become lists.
     """
     return tuple(map(as_key, value)) if isinstance(value, list) else value

@@ -1,5 +1,5 @@
 """
-What an application serves, as types for its browser client: the text of ``session-ws.d.ts``.
+TypeScript types of what an application serves, for its browser client: ``session-ws.d.ts``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SIMPLE: Final = {
 }
 _MARK: Final = "// What is served\n"
 _FILE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
-#: The types that are the same for all; what is served takes the place of what comes behind.
+#: The part that is the same for all applications; what follows it is generated.
 _BASE: Final = "".join(_FILE.read_text().partition(_MARK)[:2])
-#: What these are made of, and what they declare.
+#: The names that this part uses or declares, which are not available for definitions.
 _TAKEN: Final = frozenset({
     "AbortSignal", "Array", "ArrayBufferLike", "ArrayBufferView", "AsyncGenerator", "Blob",
     "Called", "Error", "EventTarget", "Exclude", "Name", "Omit", "Procedures", "Promise", "Record",
     "Topic", "URL", "Uint8Array",
     *re.findall(r"\b(?:class|interface|type|function|const) (\w+)", _BASE),
 })  # fmt: skip
-#: What Python lets be the name of an argument, and TypeScript no name in a list.
+#: Names that are valid for an argument in Python, but not for a tuple element in TypeScript.
 _RESERVED: Final = frozenset({
     "case", "catch", "const", "debugger", "default", "delete", "do", "enum", "export", "extends",
     "false", "function", "instanceof", "new", "null", "super", "switch", "this", "throw", "true",
@@ -42,7 +42,7 @@ _RESERVED: Final = frozenset({
 
 def typescript_of(schema: Mapping[str, Any]) -> str:
     """
-    Return the declarations for what :meth:`Application.schema` returns.
+    Return the declarations for a schema from :meth:`Application.schema`.
     """
     lines = [_BASE]
     for name, definition in sorted(schema["$defs"].items()):
@@ -56,7 +56,7 @@ def typescript_of(schema: Mapping[str, Any]) -> str:
     lines.append("export interface Procedures {")
     for name, procedure in sorted(procedures.items()):
         lines += _procedure(name, procedure)
-    # An exact name comes first, and of two patterns that of more words: ${string} has dots too.
+    # Exact names first, then patterns with more words first: ${string} also matches dots.
     patterns = [name for name in procedures if "{" in name]
     patterns.sort(key=lambda name: (name.count("."), name), reverse=True)
     names = [f"Exclude<keyof Procedures, {' | '.join(map(json.dumps, patterns)) or 'never'}>"]
@@ -101,7 +101,7 @@ def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
     fields = []
     for argument in arguments:
         if argument.get("in") == "named rest":
-            fields.append("[name: string]: any")  # of one type, all fields would have to be of it
+            fields.append("[name: string]: any")  # any: a type would have to fit all fields
         elif argument.get("in") != "rest":
             name, required = _key(argument["name"]), argument["required"]
             fields.append(_field(name, argument["schema"], required=required))
@@ -110,7 +110,7 @@ def _named(arguments: Iterable[Mapping[str, Any]]) -> str:
 
 def _type(schema: Mapping[str, Any]) -> str:
     """
-    Return the type of what a JSON Schema of msgspec's describes.
+    Return the TypeScript type for a JSON Schema made by msgspec.
     """
     if "$ref" in schema:
         return _identifier(schema["$ref"].rpartition("/")[2])
@@ -157,14 +157,14 @@ def _key(name: str) -> str:
 
 def _key_type(name: str) -> str:
     """
-    Return the type of the names that fit a pattern.
+    Return the type of the names that match a pattern.
     """
     return f"`{_PART.sub('${string}', name)}`" if "{" in name else json.dumps(name)
 
 
 def _identifier(name: str) -> str:
     """
-    Return what a definition is called here; one that has a name of ours gets an underscore.
+    Return the identifier for a definition; one whose name is taken gets an underscore.
     """
     own = f"{name}_" if name in _TAKEN else name
     return re.sub(r"\W", "_", own)

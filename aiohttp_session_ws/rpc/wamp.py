@@ -1,7 +1,7 @@
 """
-WAMP on the wire: text or bytes in, frozen messages out, and the way back. No I/O.
+Encoding of WAMP: text or bytes to frozen messages, and messages to bytes. No I/O.
 
-One :class:`Codec` for each subprotocol, and a :class:`WampDialect` of it for each session.
+There is one :class:`Codec` per subprotocol, and one :class:`WampDialect` per session.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _ATOMS: Final = frozenset({int, float, bool, type(None), str})
 
 class Codec:
     """
-    One encoding of the messages.
+    The encoding of messages in one subprotocol.
 
     Args:
-        name: The subprotocol.
+        name: The name of the subprotocol.
 
     Attributes:
         binary: Whether its frames are binary ones.
-        batched: Whether a frame has several messages.
+        batched: Whether a frame may hold several messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,20 +47,20 @@ class Codec:
 
     def decode(self, frame: str | bytes) -> Iterator[tuple[Message, int]]:
         """
-        Return the messages of a frame and their sizes, which are decoded one by one.
+        Yield the messages of a frame, with their sizes, decoded one at a time.
 
         Raises:
-            ProtocolViolation: In the iteration, if it isn't one of this dialect.
+            ProtocolViolation: During iteration, if the frame isn't valid in this dialect.
         """
         for piece in _pieces(frame) if self.batched else (frame,):
             yield self.decode_one(piece), len(piece)
 
     def decode_one(self, data: str | bytes) -> Message:
         """
-        Return the message of a frame that is no batch, or of a piece of one that is.
+        Decode one message: a frame without batching, or a piece of a batch.
 
         Raises:
-            ProtocolViolation: If it isn't one of this dialect.
+            ProtocolViolation: If it isn't valid in this dialect.
         """
         if isinstance(data, str) is self.binary:
             raise ProtocolViolation("a text frame and a binary one are not the same dialect")
@@ -78,7 +78,7 @@ class Codec:
         Return the bytes of a message; those of a text frame are UTF-8.
 
         Raises:
-            Exception: Whatever msgspec says of a value that it can't encode.
+            Exception: Whatever msgspec raises for a value that it can't encode.
         """
         if not self.binary:
             for i in range(3, len(frame)):
@@ -94,7 +94,7 @@ class Codec:
 
 def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
     """
-    Cut a batch into its messages.
+    Split a batch into its messages.
     """
     if not frame:
         raise ProtocolViolation("a batch of no messages")
@@ -114,7 +114,7 @@ def _pieces(frame: str | bytes) -> Iterator[str | bytes]:
 
 def _mark_bytes(value: Any) -> Any:
     """
-    Write bytes as WAMP does in JSON: Base64 behind a NUL.
+    Convert bytes, at any depth, to WAMP's form in JSON: Base64 after a NUL.
     """
     kind = type(value)
     if kind in _ATOMS:
@@ -130,7 +130,7 @@ def _mark_bytes(value: Any) -> Any:
 
 def _restore(values: Any) -> None:
     """
-    Read bytes as WAMP writes them in JSON.
+    Convert WAMP's form of bytes in JSON, at any depth, back to bytes, in place.
     """
     if isinstance(values, list | dict):
         for key, value in enumerate(values) if isinstance(values, list) else values.items():
@@ -140,7 +140,7 @@ def _restore(values: Any) -> None:
                 _restore(value)
 
 
-#: What is spoken, in the order of the table in the documents; the client's first offer counts.
+#: By subprotocol, ordered as in the documentation; the client's first known offer is chosen.
 CODECS: Final[Mapping[str, Codec]] = {
     name: Codec(name)
     for encoding in ("json", "msgpack")
@@ -150,13 +150,13 @@ CODECS: Final[Mapping[str, Codec]] = {
 
 class WampDialect:
     """
-    ``None`` is no argument, a list or tuple are arguments, a mapping is arguments by name, and
-    everything else is one argument.
+    Encodes answers: ``None`` as no argument, a list or tuple as positional arguments, a mapping
+    as named arguments, and everything else as one argument.
 
     Args:
-        codec: How frames are encoded.
-        whole: Whether everything is one argument, so that a client can tell a list of one from
-            what is in it. A client asks for it in its HELLO, by ``_whole_values``.
+        codec: Encodes the frames.
+        whole: Whether each value is one argument, so that a client can distinguish a list of one
+            item from the item. A client requests this in HELLO, by ``_whole_values``.
     """
 
     def __init__(self, codec: Codec, *, whole: bool = False) -> None:
@@ -165,7 +165,7 @@ class WampDialect:
 
     def result(self, number: int, value: Any, *, progress: bool = False) -> bytes:
         """
-        Encode a result, or a part of it.
+        Encode a result, or a progressive one.
         """
         return self._codec.encode(
             messages.result(number, *self._payload(value), progress=progress)
@@ -173,14 +173,14 @@ class WampDialect:
 
     def error(self, number: int, error: RPCError) -> bytes:
         """
-        Encode an error.
+        Encode an error answer to a call.
         """
         return self._codec.encode(messages.error(48, number, error))
 
 
 def payload(value: Any) -> Parts:
     """
-    Return the arguments that a value is.
+    Convert a value to positional and named arguments.
     """
     kind = type(value)
     if kind is int or kind is str:
@@ -198,14 +198,14 @@ def payload(value: Any) -> Parts:
 
 def whole_payload(value: Any) -> Parts:
     """
-    Return the arguments that a value is for a client that wants it as it is.
+    Convert a value to one argument, for a client that requests whole values.
     """
     return payload(value) if isinstance(value, Payload) else ((value,), None)
 
 
 def value_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """
-    Return what a client's answer is here.
+    Convert the arguments of a client's answer to one value.
     """
     if kwargs:
         return RPCResult(args, kwargs) if args else kwargs

@@ -1,11 +1,11 @@
 """
-The conversation with a client that speaks WAMP.
+The WAMP state machine of one connection.
 
-It goes from HELLO to GOODBYE, and may begin again on the same connection. Reading never stops
-for a call that runs: each has its own task, and what must be done in order has one.
+A session lasts from HELLO to GOODBYE; another one may follow on the same connection. Running
+calls don't block reading: each has its own task, and requests done in order share one.
 
-All that depends on where a connection stands (joining, joined, told GOODBYE) is here, and makes
-it over 300 lines long.
+The module has over 300 lines, because it holds everything that depends on the state of the
+connection (joining, joined, GOODBYE sent).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["WampConversation"]
 
 _FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
 _ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
-_QUIET: Final = frozenset({1000, 1002})  # closes that have nothing to do with the session
+_QUIET: Final = frozenset({1000, 1002})  # close codes that are sent without a GOODBYE
 
 
 class WampConversation(Conversation):
     """
-    One connection that speaks WAMP.
+    One WAMP connection.
 
     Args:
         host: The application.
-        registry: Whose socket it is.
+        registry: The registry of the socket.
         ws: The socket, open.
-        codec: How its frames are encoded.
+        codec: Encodes and decodes its frames.
     """
 
     __slots__ = (
@@ -56,16 +56,16 @@ class WampConversation(Conversation):
     ) -> None:
         super().__init__(host, registry, ws, binary=codec.binary)
         self._codec = codec
-        self._closing = False  # by an ABORT or a GOODBYE of ours
-        self._welcome = False  # whether WELCOME has been said
-        self._refusal: RPCError | None = None  # by a close before that
-        self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # of a batch
+        self._closing = False  # whether we have sent ABORT or GOODBYE
+        self._welcome = False  # whether WELCOME has been sent
+        self._refusal: RPCError | None = None  # set by a close before WELCOME
+        self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # rest of a batch
         self._in_order: InOrder | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
         """
-        Talk until the socket is closed.
+        Serve sessions until the socket is closed.
         """
         try:
             goodbye = True
@@ -82,13 +82,13 @@ class WampConversation(Conversation):
         except RPCError as exc:
             await self._abort(exc.uri, str(exc.args[0]) if exc.args else "", NORMAL)
         except (SessionEnded, SessionGone):
-            pass  # and the socket is closed
+            pass  # the socket is closed
         finally:
             await self._leave()
 
     async def _join(self) -> None:
         """
-        Go from HELLO to WELCOME.
+        Receive HELLO, authenticate the session, and send WELCOME.
         """
         try:
             async with asyncio.timeout(self._host.limits.join):
@@ -131,7 +131,7 @@ class WampConversation(Conversation):
             for message in self._messages:
                 if ground.count_message(self.connection):
                     return message
-                self._messages = iter(())  # the socket was closed, and says so
+                self._messages = iter(())  # the socket was closed: receive() raises
             frame = await self._ws.receive()
             if not self._codec.batched:
                 return self._codec.decode_one(frame), len(frame)
@@ -140,14 +140,14 @@ class WampConversation(Conversation):
 
     async def _listen(self) -> bool:
         """
-        Take what the client says until it leaves; tell whether it may come again.
+        Process messages until the client leaves; return whether it may join again.
         """
         while True:
             await self._turn()
             try:
                 message, size = await self._next()
             except ProtocolViolation:
-                if self._closing:  # everything but the client's GOODBYE is ignored
+                if self._closing:  # only GOODBYE and ABORT count now
                     continue
                 raise
             match message:
@@ -183,7 +183,7 @@ class WampConversation(Conversation):
 
     def _expect_new(self, request: int) -> None:
         """
-        Refuse the number of a request that isn't answered yet.
+        Raise if a request has the number of one that isn't answered yet.
         """
         in_order = self._in_order is not None and request in self._in_order.requests
         if in_order or request in self._calls:
@@ -191,7 +191,7 @@ class WampConversation(Conversation):
 
     def _work(self) -> InOrder:
         """
-        Return what does requests in order; most sessions need it late or never.
+        Return the queue of requests in order, made at first use: most sessions need none.
         """
         if self._in_order is None:
             self._in_order = InOrder(
@@ -219,7 +219,7 @@ class WampConversation(Conversation):
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
     ) -> Any:
         """
-        Call what the client has registered.
+        Call a procedure that the client has registered.
         """
         self._expect_session()
         registration = self._work().registration(name)
@@ -246,13 +246,13 @@ class WampConversation(Conversation):
 
     async def emit(self, data: Any) -> None:
         """
-        Refuse: events have a topic.
+        Raise :exc:`TypeError`: in WAMP, events have a topic.
         """
         raise TypeError("events have a topic in WAMP: await session.send_event(topic, args)")
 
     async def leave(self, uri: str, message: str) -> None:
         """
-        Say GOODBYE, and wait for the client's no longer than for anything else.
+        Send GOODBYE; close the socket if the client's isn't received within ``Timeouts.close``.
         """
         if self._session is None or self._closing:
             return
@@ -282,7 +282,7 @@ class WampConversation(Conversation):
 
     async def _abort(self, reason: str, message: str, close: Close) -> None:
         """
-        End the connection, saying why.
+        Send ABORT with a reason, and close the socket.
         """
         self._closing = True
         with contextlib.suppress(SessionGone):
@@ -298,7 +298,7 @@ class WampConversation(Conversation):
 
 def _welcome_details(session: Session) -> dict[str, Any]:
     """
-    Return what a client is told when it has joined, but for what is unknown.
+    Return the details of WELCOME, without those that are unknown.
     """
     details: dict[str, Any] = {
         "roles": _ROLES,

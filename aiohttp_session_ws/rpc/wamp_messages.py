@@ -1,5 +1,5 @@
 """
-WAMP's messages: a class for each that a client may send, which msgspec checks; and for each that
+WAMP messages: a class for each that a client may send, validated by msgspec; and for each that
 we send, a function of its name that returns the list. Over 300 lines long: there are 26 of them.
 """
 
@@ -24,19 +24,19 @@ Named: TypeAlias = Mapping[str, Any] | None
 
 class HelloDetails(msgspec.Struct, frozen=True):
     """
-    What a client says of itself.
+    The details of HELLO.
     """
 
     authid: str | None = None
     authmethods: list[str] | None = None
     authextra: Kwargs | None = None
-    #: Whether each value is to come as it is, as one argument; our own client asks for it.
+    #: Whether each value is sent as one argument; our own client requests this.
     whole_values: bool | None = msgspec.field(default=None, name="_whole_values")
 
 
 class CallOptions(msgspec.Struct, frozen=True):
     """
-    How a client wants to be answered.
+    The options of CALL.
     """
 
     receive_progress: bool | None = None
@@ -45,7 +45,7 @@ class CallOptions(msgspec.Struct, frozen=True):
 
 class PublishOptions(msgspec.Struct, frozen=True):
     """
-    Whether a client wants to know what became of its event.
+    The options of PUBLISH: whether the client requests an answer.
     """
 
     acknowledge: bool | None = None
@@ -53,7 +53,7 @@ class PublishOptions(msgspec.Struct, frozen=True):
 
 class YieldOptions(msgspec.Struct, frozen=True):
     """
-    Whether a client's answer is a part of one.
+    The options of YIELD: whether it is a progressive result.
     """
 
     progress: bool | None = None
@@ -61,13 +61,13 @@ class YieldOptions(msgspec.Struct, frozen=True):
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     """
-    A list whose first element tells what it is.
+    A list whose first element is the message type.
     """
 
 
 class Hello(_Message, frozen=True, tag=1):
     """
-    A client wants to join a realm.
+    HELLO: the client asks to join a realm.
     """
 
     realm: str
@@ -76,7 +76,7 @@ class Hello(_Message, frozen=True, tag=1):
 
 class Abort(_Message, frozen=True, tag=3):
     """
-    A client doesn't want to join any more.
+    ABORT: the client gives up joining.
     """
 
     details: Kwargs
@@ -85,7 +85,7 @@ class Abort(_Message, frozen=True, tag=3):
 
 class Authenticate(_Message, frozen=True, tag=5):
     """
-    The answer to a challenge.
+    AUTHENTICATE: the answer to a challenge.
     """
 
     signature: str
@@ -94,7 +94,7 @@ class Authenticate(_Message, frozen=True, tag=5):
 
 class Goodbye(_Message, frozen=True, tag=6):
     """
-    A client leaves, or answers that it was told to.
+    GOODBYE: the client leaves, or answers our GOODBYE.
     """
 
     details: Kwargs
@@ -103,7 +103,7 @@ class Goodbye(_Message, frozen=True, tag=6):
 
 class Error(_Message, frozen=True, tag=8):
     """
-    A client could not do what we asked.
+    ERROR: a call of a client's procedure failed.
     """
 
     kind: int
@@ -116,7 +116,7 @@ class Error(_Message, frozen=True, tag=8):
 
 class Publish(_Message, frozen=True, tag=16):
     """
-    A client's event, which nobody will get.
+    PUBLISH: an event from the client, which is not delivered.
     """
 
     request: Id
@@ -126,7 +126,7 @@ class Publish(_Message, frozen=True, tag=16):
 
 class Subscribe(_Message, frozen=True, tag=32):
     """
-    A client wants a topic's events.
+    SUBSCRIBE: the client subscribes to a topic.
     """
 
     request: Id
@@ -136,7 +136,7 @@ class Subscribe(_Message, frozen=True, tag=32):
 
 class Unsubscribe(_Message, frozen=True, tag=34):
     """
-    A client wants no more of them.
+    UNSUBSCRIBE: the client ends a subscription.
     """
 
     request: Id
@@ -145,7 +145,7 @@ class Unsubscribe(_Message, frozen=True, tag=34):
 
 class Call(_Message, frozen=True, tag=48):
     """
-    A client calls a procedure.
+    CALL: the client calls a procedure.
     """
 
     request: Id
@@ -157,7 +157,7 @@ class Call(_Message, frozen=True, tag=48):
 
 class Cancel(_Message, frozen=True, tag=49):
     """
-    A client gives up a call.
+    CANCEL: the client cancels a call.
     """
 
     request: Id
@@ -166,7 +166,7 @@ class Cancel(_Message, frozen=True, tag=49):
 
 class Register(_Message, frozen=True, tag=64):
     """
-    A client offers a procedure.
+    REGISTER: the client registers a procedure of its own.
     """
 
     request: Id
@@ -176,7 +176,7 @@ class Register(_Message, frozen=True, tag=64):
 
 class Unregister(_Message, frozen=True, tag=66):
     """
-    A client takes its offer back.
+    UNREGISTER: the client withdraws a procedure.
     """
 
     request: Id
@@ -185,7 +185,7 @@ class Unregister(_Message, frozen=True, tag=66):
 
 class Yield(_Message, frozen=True, tag=70):
     """
-    A client's answer to a call of ours.
+    YIELD: the result of a call of a client's procedure.
     """
 
     request: Id
@@ -203,42 +203,42 @@ Message: TypeAlias = (
 
 def welcome(session: int, details: Mapping[str, Any]) -> Frame:
     """
-    Say that a client has joined.
+    WELCOME: the client has joined.
     """
     return [2, session, details]
 
 
 def abort(reason: str, message: str = "") -> Frame:
     """
-    Say that it has not, or that it broke the rules.
+    ABORT: the client was refused, or violated the protocol.
     """
     return [3, {"message": message} if message else {}, reason]
 
 
 def challenge(method: str, extra: Mapping[str, Any]) -> Frame:
     """
-    Ask a client to prove who it is.
+    CHALLENGE: the client has to authenticate.
     """
     return [4, method, extra]
 
 
 def goodbye(reason: str, message: str = "") -> Frame:
     """
-    Say that the session is over.
+    GOODBYE: the session is over.
     """
     return [6, {"message": message} if message else {}, reason]
 
 
 def error(kind: int, request: int, failure: RPCError) -> Frame:
     """
-    Answer that a request of the *kind* failed.
+    ERROR: a request of the message type *kind* failed.
     """
     return _payload([8, kind, request, {}, failure.uri], failure.args, failure.kwargs)
 
 
 def refused(message: Asked, failure: RPCError) -> Frame:
     """
-    Answer that the request of a message failed.
+    ERROR: the request of a message failed.
     """
     kind: Any = message.__struct_config__.tag
     return error(kind, message.request, failure)
@@ -246,21 +246,21 @@ def refused(message: Asked, failure: RPCError) -> Frame:
 
 def subscribed(request: int, subscription: int) -> Frame:
     """
-    Answer that events will come.
+    SUBSCRIBED: the client is subscribed to a topic.
     """
     return [33, request, subscription]
 
 
 def unsubscribed(request: int) -> Frame:
     """
-    Answer that no more will.
+    UNSUBSCRIBED: the subscription is ended.
     """
     return [35, request]
 
 
 def event(subscription: int, publication: int, args: Sequence[Any], kwargs: Named) -> Frame:
     """
-    Tell a subscriber of an event.
+    EVENT: an event for a subscriber.
     """
     return _payload([36, subscription, publication, {}], args, kwargs)
 
@@ -269,35 +269,35 @@ def result(
     request: int, args: Sequence[Any] = (), kwargs: Named = None, *, progress: bool = False
 ) -> Frame:
     """
-    Answer a call, or a part of it.
+    RESULT: the result of a call, or a progressive one.
     """
     return _payload([50, request, {"progress": True} if progress else {}], args, kwargs)
 
 
 def registered(request: int, registration: int) -> Frame:
     """
-    Answer that a procedure of the client's is known.
+    REGISTERED: the client's procedure is registered.
     """
     return [65, request, registration]
 
 
 def unregistered(request: int) -> Frame:
     """
-    Answer that it is forgotten.
+    UNREGISTERED: the client's procedure is removed.
     """
     return [67, request]
 
 
 def invocation(request: int, registration: int, args: Sequence[Any], kwargs: Named) -> Frame:
     """
-    Call a procedure of the client's.
+    INVOCATION: call a procedure of the client.
     """
     return _payload([68, request, registration, {}], args, kwargs)
 
 
 def interrupt(request: int) -> Frame:
     """
-    Give that up.
+    INTERRUPT: cancel an invocation.
     """
     return [69, request, {"mode": "killnowait"}]
 

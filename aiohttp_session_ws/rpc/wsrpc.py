@@ -1,7 +1,7 @@
 """
-wsrpc's frames: text in, frozen messages out, and the way back. No I/O.
+Encoding of wsrpc: text to frozen messages, and messages to bytes. No I/O.
 
-The module is a :class:`~aiohttp_session_ws.rpc.call.Dialect`.
+The module implements :class:`~aiohttp_session_ws.rpc.call.Dialect`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import Payload, ProtocolViolation, RemoteError, RPCError
 
 __all__ = ["Event", "Message", "Reply", "Request", "decode", "encode", "error", "result"]
 
-#: What its clients call our errors; any other URI is the type as it is.
+#: The error types for our error URIs; any other URI is itself the type.
 TYPES: Final[Mapping[str, str]] = {
     errors.NO_SUCH_PROCEDURE: "NotImplementedError",
     errors.INVALID_ARGUMENT: "TypeError",
@@ -38,7 +38,7 @@ class _Frame(msgspec.Struct):
 
 class Request(msgspec.Struct, frozen=True):
     """
-    A call of the client's.
+    A call from the client.
     """
 
     id: int
@@ -49,7 +49,7 @@ class Request(msgspec.Struct, frozen=True):
 
 class Reply(msgspec.Struct, frozen=True):
     """
-    The client's answer to a call of ours; *error* is ``None`` if it succeeded.
+    The client's answer to our call; *error* is ``None`` if it succeeded.
     """
 
     id: int
@@ -59,7 +59,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 class Event(msgspec.Struct, frozen=True):
     """
-    An object that is no call and no answer.
+    An event: an object without an id.
     """
 
     data: Mapping[str, Any]
@@ -77,7 +77,7 @@ def decode(frame: str | bytes) -> Message:
     Return the message of a frame.
 
     Raises:
-        ProtocolViolation: If it is garbage.
+        ProtocolViolation: If it isn't valid in this dialect.
     """
     if not isinstance(frame, str):
         raise ProtocolViolation("a binary frame")
@@ -103,14 +103,14 @@ def decode(frame: str | bytes) -> Message:
 
 def result(number: int, value: Any, *, progress: bool = False) -> bytes:
     """
-    Answer a call with a value as it is; of parts there are none on this wire.
+    Encode the result of a call; wsrpc has no progressive results, so *progress* is ignored.
     """
     return encode({"id": number, "result": _plain(value)})
 
 
 def _plain(value: Any) -> Any:
     """
-    Return what a value is: of a result with several parts, whatever holds them.
+    Return a value, or for a :class:`Payload` one that holds its arguments.
     """
     if not isinstance(value, Payload):
         return value
@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 
 def error(number: int, error: RPCError) -> bytes:
     """
-    Answer that it failed.
+    Encode an error answer to a call.
     """
     unsaid = "internal error" if error.uri == errors.RUNTIME_ERROR else ""
     message = error.args[0] if error.args else unsaid
@@ -134,14 +134,14 @@ def error(number: int, error: RPCError) -> bytes:
 
 def request(number: int, method: str, params: Any) -> bytes:
     """
-    Call a procedure of the client's.
+    Encode a call of a procedure of the client.
     """
     return encode({"id": number, "method": method, "params": params})
 
 
 def fault(error: Any) -> RemoteError | None:
     """
-    Return what a client's error is, which may have any form; ``None`` is none.
+    Convert a client's error, which may have any form, to an exception; ``None`` means none.
     """
     if error is None:
         return None

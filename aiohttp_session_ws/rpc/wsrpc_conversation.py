@@ -1,5 +1,5 @@
 """
-The conversation with a client that speaks wsrpc: one session, as long as the connection.
+The wsrpc protocol of one connection, with one session that lasts as long as the connection.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
 
-_PING: Final = 2  # the number of all our pings: there is never more than one on its way
+_PING: Final = 2  # the number of all our pings: at most one is unanswered
 
 
 class WsrpcConversation(Conversation):
     """
-    One connection that speaks wsrpc.
+    One wsrpc connection.
 
     Args:
         host: The application.
-        registry: Whose socket it is.
+        registry: The registry of the socket.
         ws: The socket, open.
     """
 
@@ -49,7 +49,7 @@ class WsrpcConversation(Conversation):
 
     async def run(self) -> None:
         """
-        Talk until the socket is closed.
+        Serve the session until the socket is closed.
         """
         try:
             await self._join()
@@ -62,7 +62,7 @@ class WsrpcConversation(Conversation):
         except RPCError as exc:
             await self._ws.close(POLICY_VIOLATION, exc.uri[:120])
         except (SessionEnded, SessionGone):
-            pass  # and the socket is closed
+            pass  # the socket is closed
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -80,7 +80,7 @@ class WsrpcConversation(Conversation):
     async def _on_frame(self, frame: str | bytes) -> None:
         session = self._session
         if session is None or session.closed:
-            return  # the socket is closed next, but this had come by then
+            return  # the frame came before the socket was closed
         try:
             message = wsrpc.decode(frame)
         except ProtocolViolation as exc:
@@ -95,7 +95,7 @@ class WsrpcConversation(Conversation):
 
     def _on_event(self, details: EventDetails) -> None:
         """
-        Hand an event to its receivers, or drop it while too many are being received.
+        Pass an event to its receivers, in a task; drop it if there are too many such tasks.
         """
         if len(self._events) >= self._host.limits.calls:
             log.debug("an event was dropped: too many at once")
@@ -119,15 +119,15 @@ class WsrpcConversation(Conversation):
         else:
             self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
 
-    # Whether the peer is there
+    # Keep-alive
 
     def _ping(self) -> None:
         """
-        Ask the peer for a sign of life; not again before it has answered.
+        Send a ping; the next one is sent after its answer.
         """
         loop = asyncio.get_running_loop()
         ping = wsrpc.request(_PING, "ping", {"seq": loop.time()})
-        # A slow peer first takes what was sent before; one that takes nothing is closed anyway.
+        # The time for the answer starts once the ping is sent; the sender limits the time before.
         self._sender.post(ping, self._expect_pong)
 
     def _expect_pong(self) -> None:
@@ -149,7 +149,7 @@ class WsrpcConversation(Conversation):
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
     ) -> Any:
         """
-        Call a route of the client's.
+        Call a procedure of the client.
         """
         if args and kwargs:
             raise TypeError("wsrpc takes arguments by position or by name, not both")
@@ -165,13 +165,13 @@ class WsrpcConversation(Conversation):
         self, topic: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> bool:
         """
-        Refuse: wsrpc has no topics.
+        Raise :exc:`TypeError`: wsrpc has no topics.
         """
         raise TypeError("there are no topics in wsrpc: await session.emit(data)")
 
     async def emit(self, data: Any) -> None:
         """
-        Send an object that is no call and no answer.
+        Send an object as an event.
         """
         self._expect_session()
         await self._sender.send(wsrpc.encode(data))
