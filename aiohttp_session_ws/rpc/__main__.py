@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Write the JSON Schema or the TypeScript types of an application to the standard output.
 
     Returns:
-        0.
+        The exit status, 0.
 
     Raises:
         SystemExit: With status 2 if there is no such application.

@@ -167,8 +167,8 @@ class Application:
         Raises:
             NotSetUp: If :func:`~aiohttp_session_ws.setup` was not called.
             aiohttp.web.HTTPForbidden: If ``authorize`` returns a false value.
-            aiohttp.web.HTTPBadRequest: If the request is no handshake, or no subprotocol
-                that it offers is supported.
+            aiohttp.web.HTTPBadRequest: If the request is no handshake, or asks for no
+                dialect that is supported.
         """
         self.attach(registry_from(request))
         return await converse(request, self._talk, self._options, text=False)
@@ -266,7 +266,7 @@ class Application:
 
     def _relay_name(self) -> str:
         """
-        Return the name that events are relayed by: from *name*, or a digest of all topic names.
+        Return the name that events are relayed by: from *name*, or a digest of all topics.
         """
         if self._name:
             return f"rpc:{self._name}"

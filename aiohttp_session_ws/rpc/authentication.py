@@ -84,7 +84,7 @@ class Authentication:
         self.ticket: TicketAuthenticator | None = None
         self.cra: tuple[Authenticator, Authenticator] | None = None
         self.handler: Callable[[Session], Any] | None = None
-        # An unknown peer is challenged like a known one, so that the challenge doesn't tell which.
+        # An unknown peer is challenged like a known one, so that it isn't revealed which exist.
         self._shape = CRASecret(b"")
         self._key = secrets.token_bytes(32)
 

@@ -86,7 +86,7 @@ class Call(msgspec.Struct, eq=False):
         given_up: Whether it was cancelled.
         expired: Whether its deadline has passed.
         deadline: The timer of its deadline, if it has one.
-        started: When it started, by :func:`time.perf_counter`; 0 if no signal needs it.
+        started: When it started, by :func:`time.perf_counter`; 0 if no signal has a receiver.
     """
 
     number: int

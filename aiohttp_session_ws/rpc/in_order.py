@@ -35,7 +35,7 @@ class InOrder:
     The procedures that one session's client has registered, and its subscriptions.
 
     Requests have a task of their own because a topic may call its client: while it waits for the
-    answer, the reader must go on.
+    answer, the reader has to continue.
 
     Args:
         session: The session of the client.

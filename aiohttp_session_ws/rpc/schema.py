@@ -106,7 +106,7 @@ def _part_of(annotation: Any) -> Any:
 
 def _readable(kind: Any) -> Any:
     """
-    Return *kind*, or ``Any`` if it has no schema, as :class:`RPCResult`, or is not annotated.
+    Return *kind*; ``Any`` for a missing annotation, and for a type without a schema (RPCResult).
     """
     try:
         msgspec.json.schema_components([kind])

@@ -86,7 +86,7 @@ class Peer(Protocol):
 @dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class Session:
     """
-    One peer. Items hold data of the application, as long as the session lasts::
+    One peer. Items hold data of the application, for as long as the session lasts::
 
         session["name"] = "Ann"
 
