@@ -1,3 +1,3 @@
 """
-The connections to Redis: everything that waits for it. Internal.
+The connections to Redis: all network I/O with it. Internal.
 """

@@ -1,5 +1,5 @@
 """
-Commands to Redis that may be sent twice, and the one answer to "is Redis there?".
+The connection for commands: resends them after a reconnect, and detects when Redis is away.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .watchdog import Watchdog
 __all__: list[str] = []
 
 CHUNK: Final = 1000  # keys in one MGET
-AT_ONCE: Final = 2  # MGETs on their way
+AT_ONCE: Final = 2  # MGETs in flight
 
 
 class _Command:
     """
-    A command that waits for its answer, whatever becomes of the connection meanwhile.
+    A pending command; unless *repeat* is false it survives the loss of its connection.
     """
 
     __slots__ = ("answer", "args", "repeat", "script", "since")
@@ -41,7 +41,7 @@ class _Command:
 
     def send(self, line: Line) -> asyncio.Future[Any]:
         """
-        Send it.
+        Send the command over *line*.
         """
         if self.script is None:
             return line.call(*self.args)
@@ -52,17 +52,18 @@ class Commands:
     """
     The connection for commands.
 
-    Redis is away when no command was answered for a second: an error is an answer, and so is
-    one that took long. Then every command fails at once, but the probe that finds it back.
+    Redis counts as away when commands are pending and no reply has arrived for a second; errors
+    and late replies count as replies. Then every command fails at once, except for probes, which
+    detect that Redis is back.
 
     Args:
-        make: Makes a client.
-        prefix: What all keys begin with.
-        changed: Called when Redis has gone away, and when it is back.
+        make: Creates a client.
+        prefix: The prefix of all keys, without braces.
+        changed: Called when :attr:`available` has changed.
 
     Attributes:
-        available: Whether Redis answers.
-        why: Why not, for messages; while it answers, why a connection broke last.
+        available: Whether Redis replies.
+        why: Why it doesn't, for messages; while it does, why the last connection broke.
     """
 
     def __init__(self, make: MakeClient, prefix: str, changed: Callable[[], None]) -> None:
@@ -80,30 +81,30 @@ class Commands:
         self, script: Script, *args: Argument, probe: bool = False, repeat: bool = True
     ) -> asyncio.Future[Any]:
         """
-        Run a script; the future has its result.
+        Run a script; return the future of its result.
 
         Args:
             script: The script.
             *args: The number of keys, the keys, and the other arguments.
-            probe: Whether to try it also while Redis is away.
-            repeat: Whether to send it again if the connection breaks before the answer.
+            probe: Whether to send it also while Redis is away.
+            repeat: Whether to send it again if the connection breaks before the reply.
         """
         return self._start(script, args, probe=probe, repeat=repeat)
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
         """
-        Send a command; the future has its answer.
+        Send a command; return the future of its reply.
         """
         return self._start(None, args)
 
     def read(self, keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
         """
-        Read the records of some keys, as many as :data:`CHUNK` at most.
+        Read the records stored under some keys, at most :data:`CHUNK` of them.
 
-        What is asked for while two answers are on their way is asked for in one command.
+        Reads that are requested while :data:`AT_ONCE` MGETs are in flight are batched.
 
         Args:
-            keys: Without the prefix.
+            keys: The keys, without the prefix.
         """
         result: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
         if not self.available:
@@ -115,7 +116,7 @@ class Commands:
 
     def stop(self) -> None:
         """
-        Let nobody wait any more.
+        Fail all pending commands and reads.
         """
         self._fail_all("it is being left")
         self._watchdog.stop()
@@ -149,10 +150,10 @@ class Commands:
         if isinstance(exc, RedisUnavailable):
             if not command.repeat:
                 self._finish(command, exc)
-            return  # it is sent again with the next connection
+            return  # it is sent again over the next connection
         self._watchdog.answered()
         if exc is not None and is_elsewhere(exc):
-            self.link.drop(reason(exc))  # and what waits is sent to who is in charge
+            self.link.drop(reason(exc))  # reconnect, and resend to the server in charge
             return
         self._finish(command, exc, None if exc else answer.result())
         if not self.available:
@@ -166,7 +167,7 @@ class Commands:
         elif not command.answer.done():
             command.answer.set_result(result)
 
-    # Whether Redis is there
+    # Availability
 
     def _connected(self, line: Line) -> None:
         for command in tuple(self._pending):
@@ -177,16 +178,16 @@ class Commands:
     def _disconnected(self, why: str) -> None:
         self.why = why
         if not self.available:
-            self._fail_all(why)  # nobody needs a second to find that out once more
+            self._fail_all(why)  # known to be away: no need to wait a second again
         elif not self._pending:
-            _ = self.call("PING")  # or nobody would find out before the next heartbeat
+            _ = self.call("PING")  # else an outage would show only at the next heartbeat
 
     def _oldest(self) -> float | None:
         return next(iter(self._pending)).since if self._pending else None
 
     def _late(self) -> None:
         """
-        Take Redis to be away: nothing was answered within the limit.
+        Declare Redis away: no reply has arrived within the limit.
         """
         broken = self.why if self.link.line is None else ""
         why = broken or f"no answer within {LIMIT:g} s"
@@ -204,7 +205,7 @@ class Commands:
         for _, result in reads:
             fail(result, _away(why))
 
-    # Looking up
+    # Reads
 
     def _flush_reads(self) -> None:
         while self._reads and self._reading < AT_ONCE:

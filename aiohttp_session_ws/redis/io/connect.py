@@ -1,5 +1,5 @@
 """
-Clients of Redis: how they are made, and what their errors say.
+Helpers for redis-py clients: creation, reconnecting, closing, and classification of errors.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ MakeClient: TypeAlias = Callable[[], Client]
 
 TROUBLE: Final = (RedisError, OSError, TimeoutError)
 
-LIMIT: Final = 1.0  # seconds without any answer until Redis is taken to be away
-LONGEST: Final = 0.5  # seconds between two tries to connect
-CONNECT: Final = 3.0  # seconds to connect, which takes some answers; of a cluster a few more
+LIMIT: Final = 1.0  # seconds without any reply after which Redis counts as away
+LONGEST: Final = 0.5  # seconds between two attempts to connect, at most
+CONNECT: Final = 3.0  # seconds to connect: several round trips, to a cluster a few more
 
-#: How Redis says that it does nothing now.
+#: Code words of a server that executes nothing for now.
 WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")
-#: How Redis says that it takes no writes now; it is there all the same.
+#: Code words of a server that refuses writes for now, but is not away.
 REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
-#: What Redis says without a code word, as far as it quotes no argument. Redis 6 begins with where
-#: in a script that was.
+#: Errors without a code word whose text quotes no argument. Redis 6 puts the place in the script
+#: first.
 PLAIN: Final = re.compile(
     r"(?:error running script \(call to \w+\): (?:@user_script: ?\d+: )*)?"
     r"(unknown command ['`]\w+['`]|unknown redis command called from (?:lua )?script"
@@ -59,11 +59,11 @@ PLAIN: Final = re.compile(
 
 def client_maker(redis: str | MakeClient) -> MakeClient:
     """
-    Return what makes a client with short timeouts and without retries.
+    Return a function that creates clients: from a URL, with short timeouts and without retries.
 
     Raises:
         ValueError: If *redis* is not a URL that redis-py understands.
-        TypeError: If it is something else.
+        TypeError: If *redis* is neither a str nor a callable.
     """
     if callable(redis):
         return lambda: _impatient(_usable(redis()))
@@ -98,10 +98,10 @@ def _client_at(url: str) -> Client:
 
 def _understands(url: str) -> bool:
     """
-    Tell whether redis-py understands a URL. Its own errors may quote the password.
+    Return whether redis-py accepts a URL. Its errors may quote the password, so they are caught.
     """
     try:
-        _ = _usable(_client_at(url)).connection_pool.make_connection()  # it knows its options
+        _ = _usable(_client_at(url)).connection_pool.make_connection()  # checks the options
     except (ValueError, TypeError, AttributeError, NotSetUp):
         return False
     return True
@@ -109,7 +109,7 @@ def _understands(url: str) -> bool:
 
 def channel_of(client: Client, prefix: str, name: str) -> str:
     """
-    Return a channel of a database: Redis has the same for all of them.
+    Return the full channel name; it includes the database, since all of them share channels.
     """
     db = (
         0
@@ -121,7 +121,7 @@ def channel_of(client: Client, prefix: str, name: str) -> str:
 
 def _impatient(client: Client) -> Client:
     """
-    Let a client try each Sentinel once: there are others, and all have :data:`CONNECT` together.
+    Make a client try each Sentinel only once: there are others, and they share :data:`CONNECT`.
     """
     for sentinel in _sentinels_of(client):
         sentinel.set_retry(_once())
@@ -134,7 +134,7 @@ def _once() -> Retry:
 
 def _sentinels_of(client: Client) -> Sequence[Redis]:
     """
-    Return the clients of the Sentinels that a client asks.
+    Return the clients by which *client* queries its Sentinels, if it has any.
     """
     manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     return getattr(manager, "sentinels", ())
@@ -142,10 +142,10 @@ def _sentinels_of(client: Client) -> Sequence[Redis]:
 
 def _usable(client: Any) -> Any:
     """
-    Return *client* if it is one that speaks in bytes.
+    Return *client* if it is a client of redis.asyncio that returns bytes.
 
     Raises:
-        NotSetUp: If not.
+        NotSetUp: If it isn't.
     """
     if not isinstance(client, Redis | RedisCluster):
         if isinstance(client, Coroutine):
@@ -164,7 +164,7 @@ def _usable(client: Any) -> Any:
 
 def reason(exc: BaseException) -> str:
     """
-    Return what may be logged of an error of Redis: its code word or meaning, and no argument.
+    Return what may be logged of an error: its code word or meaning, but no argument of a command.
     """
     if isinstance(exc, RedisUnavailable):
         return str(exc)
@@ -179,9 +179,9 @@ def reason(exc: BaseException) -> str:
 
 def code_word(exc: BaseException) -> str:
     """
-    Return the word that an error of Redis begins with, "" if there is none.
+    Return the code word of an error of Redis, "" if there is none.
 
-    Redis 6.2 puts it behind the place in the script.
+    It needn't come first: Redis 6.2 puts the place in the script before it.
     """
     for word in str(exc).replace("-", " ").replace(":", " ").split():
         if len(word) > 2 and word.isalpha() and word.isupper() and word != "ERR":
@@ -191,19 +191,19 @@ def code_word(exc: BaseException) -> str:
 
 def refusal(exc: BaseException) -> str:
     """
-    Return the code word of an error if it says that Redis takes no writes now, else "".
+    Return the code word of an error if Redis refuses writes for now, else "".
     """
     if not isinstance(exc, ResponseError):
         return ""
     words = str(exc).replace("-", " ").split()
     word = next((word for word in REFUSALS if word in words), "") or _by_class(exc)
     if word == "NOPERM" and "script" not in words:
-        return ""  # who may not run scripts has published nothing
+        return ""  # scripts aren't permitted at all: nothing was published
     return word
 
 
 def _by_class(exc: BaseException) -> str:
-    # redis-py drops the word of those it has classes for.
+    # redis-py drops the code word of errors that it has classes for.
     return {
         "OutOfMemoryError": "OOM",
         "ReadOnlyError": "READONLY",
@@ -215,20 +215,20 @@ async def keep_trying(
     serve: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[str], None], steady: float
 ) -> None:
     """
-    Serve a connection, and another one after every trouble, until cancelled.
+    Run *serve* again and again, with a back-off, until cancelled.
 
     Args:
-        serve: Connects, and raises when there is trouble.
-        failed: Called with the reason.
-        steady: Seconds after which one that has worked so long counts as good: the next is made
-            at once.
+        serve: Connects and serves the connection; raises when that fails.
+        failed: Called with the reason of each failure.
+        steady: Seconds of service after which a connection counts as good, which resets the
+            back-off.
     """
     loop, tries = asyncio.get_running_loop(), 0
     while True:
         began = loop.time()
         try:
             await serve()
-        except Exception as exc:  # noqa: BLE001  redis-py has others than its own
+        except Exception as exc:  # noqa: BLE001  redis-py raises other errors than its own
             failed(reason(exc))
         if loop.time() - began > steady:
             tries = 0
@@ -238,7 +238,7 @@ async def keep_trying(
 
 async def close_client(client: Client) -> None:
     """
-    Let go of all connections of a client, within :data:`LIMIT`.
+    Close all connections of a client, within :data:`LIMIT`.
     """
     with contextlib.suppress(*TROUBLE):
         async with asyncio.timeout(LIMIT):
@@ -249,7 +249,7 @@ async def close_client(client: Client) -> None:
 
 async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
     """
-    Cancel tasks until they end, for :data:`LIMIT` at most.
+    Cancel tasks repeatedly until they end, for :data:`LIMIT` at most.
     """
     for _ in range(10):
         pending = {task for task in tasks if not task.done()}
@@ -262,7 +262,7 @@ async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
 
 def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
     """
-    Let a future fail unless it is done; nobody need wait for it.
+    Fail a future unless it is done, without a warning if it is never awaited.
     """
     if not future.done():
         future.set_exception(exc)
@@ -271,7 +271,7 @@ def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
 
 def is_unknown_script(exc: BaseException) -> bool:
     """
-    Tell whether Redis doesn't know a script's digest, or lets nobody use digests.
+    Return whether Redis doesn't know a script's digest, or doesn't permit EVALSHA.
     """
     unknown = isinstance(exc, ResponseError) and str(exc).startswith("unknown command")
     return unknown or isinstance(exc, NoScriptError | NoPermissionError)
@@ -279,14 +279,14 @@ def is_unknown_script(exc: BaseException) -> bool:
 
 def is_for_later(exc: BaseException) -> bool:
     """
-    Tell whether Redis does nothing now, whatever it is asked: it loads, or runs a slow script.
+    Return whether Redis executes nothing for now, as while it loads or runs a slow script.
     """
-    loads = isinstance(exc, BusyLoadingError)  # redis-py drops the word
+    loads = isinstance(exc, BusyLoadingError)  # redis-py drops the code word
     return loads or (isinstance(exc, ResponseError) and code_word(exc) in WAIT)
 
 
 def is_elsewhere(exc: BaseException) -> bool:
     """
-    Tell whether the server isn't the one in charge: a node of a cluster that has moved.
+    Return whether another server is to be used: the slot has moved, or this one can't serve it.
     """
     return isinstance(exc, AskError | MovedError | ClusterDownError | MasterDownError)

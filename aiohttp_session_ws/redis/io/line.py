@@ -1,5 +1,5 @@
 """
-One connection that takes many commands at once, and is made anew after every trouble.
+A pipelined connection to Redis, and a wrapper that reconnects it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__: list[str] = []
 
 class Line:
     """
-    One connection, whose commands are written at once and answered in their order.
+    A pipelined connection: commands are written at once, and replies arrive in the same order.
 
-    redis-py's clients would need a task and a place in a pool for each command.
+    redis-py's clients would need a task and a pooled connection for each pending command.
 
     Args:
-        client: Who makes the connection; it is closed with it.
-        prefix: What all keys begin with; in a cluster it decides which node is asked.
+        client: Creates the connection, and is closed together with it.
+        prefix: The prefix of all keys; in a Redis Cluster it decides on the node to connect to.
     """
 
     def __init__(self, client: Client, prefix: str) -> None:
@@ -49,7 +49,7 @@ class Line:
         self._prefix = prefix
         self._wire: Wire | None = None
         self._closed = False
-        # Who waits for which answer, and if it is that of a script, which and with what.
+        # The futures of pending commands; for a script, with the script and its arguments.
         self._waiting: deque[tuple[asyncio.Future[Any], Script | None, Sequence[Argument]]]
         self._waiting = deque()
 
@@ -58,7 +58,7 @@ class Line:
         Connect.
         """
         connection = await connect(self._client, self._prefix)
-        if self._closed:  # redis-py has swallowed that it was given up
+        if self._closed:  # redis-py has swallowed the cancellation
             await connection.disconnect(nowait=True)
             raise RedisUnavailable("Redis was connected to too late")
         self._wire = Wire(connection, self._take)
@@ -66,20 +66,20 @@ class Line:
 
     def channel(self, name: str) -> str:
         """
-        Return the channel of ours that is called *name*.
+        Return the full name of a channel.
         """
         return channel_of(self._client, self._prefix, name)
 
     def call(self, *args: Argument) -> asyncio.Future[Any]:
         """
-        Send a command; the future has its answer, or the error that came instead.
+        Send a command; return the future of its reply or error.
         """
         return self._ask(args)
 
     def run(self, script: Script, *args: Argument) -> asyncio.Future[Any]:
         """
-        Run a script: by its digest, or by its text if Redis doesn't know that, or lets nobody use
-        digests.
+        Run a script by its digest, or by its text if Redis doesn't know the digest or doesn't
+        permit EVALSHA.
         """
         return self._ask(("EVALSHA", script.digest, *args), script, args)
 
@@ -90,17 +90,17 @@ class Line:
         args: Sequence[Argument] = (),
     ) -> asyncio.Future[Any]:
         assert self._wire is not None, "not connected"
-        self._wire.send(*command)  # if that breaks, whoever reads learns of it
+        self._wire.send(*command)  # on a broken connection the future fails later
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append((answer, script, args))
         return answer
 
     def _take(self, reply: Any) -> None:
         """
-        Hand out an answer.
+        Resolve the oldest pending future with a reply.
         """
         if isinstance(reply, hiredis.PushNotification):
-            return  # nobody has asked for it
+            return  # not a reply to a command
         future, script, args = self._waiting.popleft()
         if future.done():
             return
@@ -116,14 +116,14 @@ class Line:
     @property
     def ended(self) -> asyncio.Future[None]:
         """
-        Done when there is trouble; the exception tells which.
+        Done when the connection has ended; the exception says why.
         """
         assert self._wire is not None, "not connected"
         return self._wire.ended
 
     def fail(self) -> None:
         """
-        Let nobody wait for an answer any more.
+        Fail all pending commands.
         """
         while self._waiting:
             future, _, _ = self._waiting.popleft()
@@ -131,7 +131,7 @@ class Line:
 
     async def close(self) -> None:
         """
-        Let go of the connection and of the client.
+        Close the connection and the client.
         """
         self._closed = True
         self.fail()
@@ -143,16 +143,16 @@ class Line:
 
 class Link:
     """
-    A line that is made anew after every trouble.
+    Keeps a :class:`Line` connected: replaces it whenever it fails.
 
     Args:
-        make: Makes a client.
-        prefix: What all keys begin with.
-        up: Called when it is connected.
-        down: Called when it isn't any more, or couldn't be, with the reason.
+        make: Creates a client.
+        prefix: The prefix of all keys.
+        up: Called with each new line when it is connected.
+        down: Called with the reason when a line has failed or could not be connected.
 
     Attributes:
-        line: The line while it is connected.
+        line: The line while it is connected, else ``None``.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Link:
 
     async def run(self) -> None:
         """
-        Keep it connected until cancelled.
+        Keep a line connected until cancelled.
         """
         try:
             await keep_trying(self._serve, self._down, LIMIT)
@@ -183,11 +183,10 @@ class Link:
 
     async def _serve(self) -> None:
         """
-        Connect and hand out answers until there is trouble, and raise it.
+        Connect a line and wait until it fails; raise the error.
         """
         line = Line(self._make(), self._prefix)
-        # In a task of its own, for redis-py now and then swallows a cancellation, and the end of a
-        # timeout with it.
+        # In a task of its own: redis-py sometimes swallows a cancellation, and with it a timeout.
         connecting = asyncio.create_task(line.connect())
         connecting.add_done_callback(_hear)
         try:
@@ -205,14 +204,14 @@ class Link:
             raise TimeoutError(self._dropped.result())
         finally:
             self.line = None
-            # It may take a second, and the next one needn't wait for it.
+            # Closing may take a second; the next attempt needn't wait for it.
             task = asyncio.create_task(_end(line, connecting))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
     def drop(self, why: str) -> None:
         """
-        Give up the line, which doesn't answer or leads to the wrong server.
+        Replace a line that doesn't reply or leads to the wrong server.
         """
         line, self.line = self.line, None
         if line is not None and self._dropped is not None and not self._dropped.done():
@@ -221,13 +220,13 @@ class Link:
 
 
 async def _end(line: Line, connecting: asyncio.Task[None]) -> None:
-    await end_tasks({connecting})  # it might still be connected otherwise
+    await end_tasks({connecting})  # else it might still connect
     await line.close()
 
 
 def _hear(task: asyncio.Task[None]) -> None:
     """
-    Take note of how a task ended that nobody may wait for any more: the reason has been told.
+    Retrieve the error of a task that is perhaps not awaited any more: the failure was reported.
     """
     if not task.cancelled():
         _ = task.exception()

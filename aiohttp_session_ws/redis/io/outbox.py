@@ -1,10 +1,10 @@
 """
-The outbox of a node: orders that wait until Redis has recorded them.
+The outbox of a node: a queue of orders that Redis has not recorded yet.
 
-An order is sent at once or waits; it is answered, refused, too late or lost with the connection,
-and comes again.
+An order is sent at once or queued. Then it is recorded, or it is refused, times out or is lost
+with the connection, and is retried.
 
-Over 300 lines long: these are the states of one machine.
+Over 300 lines long: these are the states of one state machine.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .watchdog import Watchdog
 
 __all__: list[str] = []
 
-ORDERS: Final = "orders"  # the channel
+ORDERS: Final = "orders"  # the channel of orders
 DEPTH: Final = 1_000_000  # orders
-BATCH: Final = 500  # records in one script
-AT_ONCE: Final = 2  # batches on their way
-FULL_AT_ONCE: Final = 8  # the same of full ones: in a burst, Redis records while this node gives
-SOON: Final = 0.1  # seconds until what was set aside is tried again, doubled each time
-LONGEST: Final = 1.0  # the most of these
+BATCH: Final = 500  # records in one run of the script
+AT_ONCE: Final = 2  # batches in flight
+FULL_AT_ONCE: Final = 8  # full batches in flight: in a burst, Redis records while orders come in
+SOON: Final = 0.1  # seconds until orders that were set aside are retried, doubled each time
+LONGEST: Final = 1.0  # the maximum of this delay, in seconds
 
 
 class Batch(NamedTuple):
@@ -48,8 +48,8 @@ class Batch(NamedTuple):
 
     Attributes:
         entries: The entries.
-        args: What the script gets.
-        sent: When, by the event loop's clock.
+        args: The arguments of the script.
+        sent: When they were sent, by the event loop's clock.
         again: Whether they had been set aside.
     """
 
@@ -61,25 +61,25 @@ class Batch(NamedTuple):
 
 class Outbox:
     """
-    Writes orders to Redis until it has recorded them; to write one twice does no harm.
+    Writes orders to Redis and retries until it has recorded them; writing one twice is harmless.
 
-    An order is written in the turn in which it is given, if nothing waits. No order waits for
-    another's: a batch that takes too long is halved until the order is found that does, and
-    that is set aside. So is what Redis refuses to write, after it was published all the same.
+    If nothing else is pending, an order is written in the same turn of the event loop. Orders are
+    independent: a batch that fails or times out is halved until the order at fault is found, which
+    is set aside. So are orders that Redis refuses to record, though it publishes them.
 
     Args:
-        make: Makes a client.
-        prefix: What all keys begin with.
-        encoder: Makes of entries what the script gets.
-        known: Called with the records by which Redis knew more, as JSON.
-        published: Called with each message that was published.
-        wait: Returns for how many seconds an order that is given now waits for others.
-        up: Called when there is a connection.
-        down: Called when there is none any more, or it couldn't be made, with the reason.
+        make: Creates a client.
+        prefix: The prefix of all keys.
+        encoder: Encodes entries as arguments of the script.
+        known: Called with the merged records, as JSON, where Redis knew more than the order.
+        published: Called with each message that was recorded and published.
+        wait: Returns for how many seconds an order that is given now is delayed, to be batched.
+        up: Called when connected.
+        down: Called with the reason when the connection was lost or could not be made.
 
     Attributes:
-        channel: Where orders are published; it is known once there is a connection.
-        refused: The word by which Redis refuses to write, "" if it doesn't.
+        channel: The channel of orders; "" before the first connection.
+        refused: The code word with which Redis refuses writes, "" if it doesn't.
     """
 
     def __init__(
@@ -100,37 +100,37 @@ class Outbox:
         self._wait = wait
         self._up = up
         self._down = down
-        self._tick: asyncio.TimerHandle | None = None  # what waits is sent then
+        self._tick: asyncio.TimerHandle | None = None  # of the next flush
         self._queue: deque[AnyEntry] = deque()
         self._aside: deque[AnyEntry] = deque()
         self._in_flight: deque[Batch] = deque()
         self._size = BATCH
         self._delay = SOON
         self._lost = 0
-        self._missed_at = 0.0  # when somebody had perhaps missed what was published
+        self._missed_at = 0.0  # when another node may have missed messages
         self._watchdog = Watchdog(self._oldest, self._late)
         self._retry: asyncio.TimerHandle | None = None
-        self._looked_again = False  # for a primary, since Redis last took something
+        self._looked_again = False  # looked again for a primary since the last successful write
         self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._idle = asyncio.Event()  # nothing waits but what can't be written
+        self._idle = asyncio.Event()  # nothing is pending but orders that can't be written
         self._idle.set()
         self.channel = ""
         self.refused = ""
 
     def __len__(self) -> int:
-        # A copy: stats() may ask in another thread.
+        # A copy: stats() may be called in another thread.
         flying = sum(len(batch.entries) for batch in tuple(self._in_flight))
         return len(self._queue) + len(self._aside) + flying
 
     def put(self, entry: AnyEntry) -> None:
         """
-        Write *entry*, now or as soon as that can be done.
+        Write *entry*, now or as soon as possible.
         """
         line = self.link.line
         waiting = self._queue or self._in_flight or self._aside or self._wait()
-        if not waiting and line is not None and self._send(line, [entry]):  # as most
+        if not waiting and line is not None and self._send(line, [entry]):  # the usual case
             self._empty.clear()
             self._idle.clear()
             return
@@ -157,7 +157,7 @@ class Outbox:
 
     def flush(self) -> None:
         """
-        Send what waits, as far as it can be sent now.
+        Send as many queued entries as may be sent now.
         """
         if self._tick is not None:
             self._tick.cancel()
@@ -172,32 +172,32 @@ class Outbox:
     @property
     def _most(self) -> int:
         """
-        How many batches may be on their way.
+        How many batches may be in flight.
         """
         full = self._size == BATCH and len(self._queue) >= BATCH
         return FULL_AT_ONCE if full else AT_ONCE
 
     def publish_again(self) -> None:
         """
-        Publish now what Redis refuses to record: somebody may have missed it.
+        Publish again now what Redis refuses to record: another node may have missed it.
         """
         self._missed_at = asyncio.get_running_loop().time()
         for entry in self._left():
             entry.published = False
         aside, self._aside = self._aside, deque()
-        for entry in aside:  # tried again as ever, some hundred go in a second
+        for entry in aside:  # the usual retry sends some hundred a second
             (self._aside if entry.alone else self._queue).append(entry)
         self.flush()
 
     async def wait_idle(self) -> None:
         """
-        Wait until nothing waits, but for orders that were set aside since they can't be written.
+        Wait until nothing is pending except orders that fail even when they are sent alone.
         """
         await self._idle.wait()
 
     async def drain(self, timeout: float) -> list[AnyEntry]:
         """
-        Wait until all is written, for *timeout* seconds at most; return what is left.
+        Wait until all is written, for *timeout* seconds at most; return the entries left.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -212,7 +212,7 @@ class Outbox:
 
     def stop(self) -> None:
         """
-        Stop trying.
+        Cancel all timers: nothing is retried any more.
         """
         self._watchdog.stop()
         for timer in (self._retry, self._tick):
@@ -223,7 +223,7 @@ class Outbox:
 
     def _take(self, queue: deque[AnyEntry], most: int) -> list[AnyEntry]:
         """
-        Take entries with *most* records together, but one at least, from a queue.
+        Take entries with at most *most* records in total from a queue, but at least one entry.
         """
         first = queue.popleft()
         entries, size = [first], first.size
@@ -237,7 +237,7 @@ class Outbox:
 
     def _send(self, line: Line, entries: list[AnyEntry], *, again: bool = False) -> bool:
         """
-        Send *entries*, which may have been set aside; tell whether the time is known they need.
+        Send *entries* (*again*: they were set aside); return false if the time isn't known yet.
         """
         args = self._encoder.arguments(entries, self.channel)
         if args is None:
@@ -249,14 +249,14 @@ class Outbox:
         self._watchdog.start()
         return True
 
-    # What came of it
+    # Replies
 
     def _answered(self, batch: Batch, answer: asyncio.Future[Any]) -> None:
         if batch not in self._in_flight:
-            return  # it was given up
+            return  # it was given up, and put back
         exc = answer.exception()
         if isinstance(exc, RedisUnavailable):
-            return  # what was on its way is put back when that is noticed
+            return  # disconnected() puts the batch back
         self._in_flight.remove(batch)
         self._watchdog.answered()
         if exc is None:
@@ -271,13 +271,13 @@ class Outbox:
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
-        if self._tick is None:  # or what waits is sent then
+        if self._tick is None:  # else that timer flushes
             self.flush()
         self._note_rest()
 
     def _note_rest(self) -> None:
         """
-        Tell those who wait if nothing is left, or nothing that they wait for.
+        Wake up :meth:`drain` and :meth:`wait_idle` if nothing is left that they wait for.
         """
         if not len(self):
             self._empty.set()
@@ -288,7 +288,7 @@ class Outbox:
     def _recorded(self, batch: Batch, known: list[bytes]) -> None:
         self._size = min(BATCH, 2 * self._size)
         if batch.again and self._aside:
-            self._retry_now()  # the others had perhaps the same trouble, which is over
+            self._retry_now()  # the others may have had the same problem, which is over
         elif self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
@@ -301,7 +301,7 @@ class Outbox:
 
     def _refuse(self, batch: Batch, word: str) -> None:
         """
-        Keep what was published, and couldn't be recorded, to try again.
+        Set aside a batch that Redis refused to record, and retry it later.
         """
         self.refused = word
         if self._logged.allows(word):
@@ -311,9 +311,9 @@ class Outbox:
                 word,
                 len(self) + len(batch.entries),
             )
-        # Who listens to another primary hasn't heard it, if there is one.
+        # If there is another primary, its subscribers have not received the message.
         published, self._looked_again = word != "READONLY" or self._looked_again, True
-        # Nor has who began to listen while it was on its way.
+        # Nor has a node that subscribed while the batch was in flight.
         published = published and is_published(batch.args) and batch.sent >= self._missed_at
         for entry in batch.entries:
             entry.published = entry.published or published
@@ -324,7 +324,7 @@ class Outbox:
 
     def _set_aside(self, batch: Batch, why: str) -> None:
         """
-        Put a batch back that failed: in halves, or the one order that fails behind the others.
+        Put back a batch that failed: several orders in halves, a single one behind all others.
         """
         if len(batch.entries) > 1:
             self._size = max(1, sum(entry.size for entry in batch.entries) // 2)
@@ -363,7 +363,7 @@ class Outbox:
 
     def connected(self, line: Line) -> None:
         """
-        Send what waits, over a connection that stands.
+        Send pending orders over a new connection.
         """
         self.channel = line.channel(ORDERS)
         self._put_back()
@@ -372,7 +372,7 @@ class Outbox:
 
     def disconnected(self, why: str) -> None:
         """
-        Put back what was on its way.
+        Put the batches in flight back into the queue.
         """
         self._put_back()
         self._down(why)
@@ -386,7 +386,7 @@ class Outbox:
 
     def _late(self) -> None:
         """
-        Give up a batch that wasn't answered in time.
+        Give up the oldest batch, which got no reply in time, and reconnect.
         """
         first = self._in_flight.popleft()
         self._put_back()

@@ -1,8 +1,8 @@
 """
-The Lua scripts for limits over all nodes: which node has how many sockets of whom.
+The Lua scripts for limits over all nodes: a register of the sockets of each subject.
 
-The places of a subject are a sorted set: ``<instance>#<number>`` by when each was taken. Whoever
-reads it removes those of nodes that give no sign of life.
+Each socket of a subject has a place in its sorted set: the member ``<instance>#<number>``, scored
+by when it was taken. A script that reads the set removes the places of nodes without heartbeats.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .scripts import CLOCK, LIVING, Script, make_script
 
 __all__: list[str] = []
 
-KEPT: Final = 600.0  # seconds that places are kept after somebody has reported one
+KEPT: Final = 600.0  # seconds that the places of a subject are kept after the last report
 
-# KEYS: what all keys begin with, then those of the subjects. ARGV: the node; whether the oldest
-# make room.
+# KEYS: the prefix of all keys, then the keys of the subjects. ARGV: the node; whether the oldest
+# sockets are evicted.
 _PLACES: Final = (
     f"local prefix = KEYS[1]\n{CLOCK}"
     + """
@@ -54,10 +54,10 @@ end
 """.replace("LIVING", f"{LIVING:g}").replace("KEPT", f"{KEPT * 1000:.0f}")
 )
 
-# ARGV: then the number of the new one, and the limit of each subject.
-# Returns whether it has its places, then for each subject who has to make room, or is in the way.
-# Who has to make room keeps its place until its node reports that it has gone: the answer may be
-# lost, and then the next one finds it here.
+# Further ARGV: the number of the new socket, and the limit of each subject.
+# Returns whether that has its places, then for each subject the places to evict, or if it was
+# refused those in the way. An evicted socket keeps its place until its node reports that it is
+# gone: the reply may be lost, and then the next run finds it here.
 TAKE: Final[Script] = make_script(
     _PLACES,
     """
@@ -90,9 +90,9 @@ return answer
 """,
 )
 
-# ARGV: then for each subject its limit, how many places the node has, and of each the number and
-# since when it is there.
-# Returns for each subject the places of all nodes that are too many.
+# Further ARGV: for each subject its limit, how many places the node has, and of each the number
+# and since when it exists.
+# Returns for each subject the places, of any node, that exceed the limit.
 REPORT: Final[Script] = make_script(
     _PLACES,
     """

@@ -1,5 +1,5 @@
 """
-Messages that are of use now or never: questions, answers and pushes.
+At-most-once publishing of messages that are useless when late: requests, answers and pushes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from .line import Link
 
 __all__: list[str] = []
 
-LARGEST: Final = 16 << 20  # bytes that may be on their way
+LARGEST: Final = 16 << 20  # bytes that may be in flight
 
 
 class Publisher:
     """
-    Publishes messages in their order, each at most once.
+    Publishes messages in order, each at most once.
 
     Args:
         link: The connection; it may be shared.
@@ -29,11 +29,11 @@ class Publisher:
 
     def put(self, channel: str, message: bytes) -> asyncio.Future[Any] | None:
         """
-        Publish *message*; the future tells to how many, and ``None`` that it can't be done now.
+        Publish *message*; return the future of the reply, ``None`` if it can't be sent now.
 
         Args:
-            channel: Without the prefix.
-            message: What.
+            channel: The name of the channel, without the prefix.
+            message: The message.
         """
         line = self._link.line
         if line is None or self._size + len(message) > LARGEST:
@@ -45,7 +45,7 @@ class Publisher:
             self._size -= size
             timer.cancel()
             if not answer.cancelled():
-                _ = answer.exception()  # the connection broke, and whoever waits waits in vain
+                _ = answer.exception()  # not logged: whoever expects an answer times out
 
         answer = line.call("PUBLISH", line.channel(channel), message)
         timer = asyncio.get_running_loop().call_later(

@@ -1,8 +1,8 @@
 """
-The Lua scripts: records are merged in Redis as :mod:`...sessions.records` merges them in memory.
+The Lua scripts: they merge records in Redis as :mod:`...sessions.records` does in memory.
 
-All keys of a registry have one hash tag, so that they are in one slot of a Redis Cluster: a script
-may use keys that it finds out itself.
+All keys of a registry share a hash tag, and so a slot of a Redis Cluster: a script may use keys
+that it determines itself.
 
 More than 300 lines, most of them Lua that is sent to Redis in one piece.
 """
@@ -16,10 +16,10 @@ from ..messages import LONGEST
 
 __all__: list[str] = []
 
-LIVING: Final = 15.0  # seconds that a heartbeat counts
-UNTOLD: Final = 4.0  # seconds that time may have gone on since the last heartbeat that was stored
+LIVING: Final = 15.0  # seconds after its last heartbeat that a node counts as alive
+UNTOLD: Final = 4.0  # seconds by which time may have advanced since the last recorded heartbeat
 KEPT: Final = 600.0  # seconds that a record can be found by its number
-MOST: Final = 1_000_000  # records that can be found so
+MOST: Final = 1_000_000  # records that can be found by their number
 
 
 class Script(NamedTuple):
@@ -28,7 +28,7 @@ class Script(NamedTuple):
 
     Attributes:
         text: The script.
-        digest: Under which Redis knows it.
+        digest: Its SHA-1, by which Redis knows it.
     """
 
     text: str
@@ -40,9 +40,9 @@ def make_script(*parts: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-# The clock of all nodes: that of Redis, and as many seconds as that was set back by, so that it
-# never runs back. Nodes notice and tell by how much (HEARTBEAT). The key holds these seconds, and
-# the last time that a heartbeat got. Prepend a line that sets "prefix".
+# The clock of all nodes: Redis' own plus the seconds by which that was set back, so that it never
+# runs backwards. Nodes detect by how much and report it (HEARTBEAT). The key holds these seconds,
+# and the last time that was returned to a heartbeat. Prepend a line that sets "prefix".
 CLOCK: Final = """
 local function clock()
     local t = redis.call('TIME')
@@ -52,15 +52,15 @@ local function clock()
 end
 """
 
-# KEYS: what all keys begin with, the tag in braces; from the second on the keys of the records.
-# ARGV: the channel, the message, whether it is published if writing is refused, what the numbers
-# of close orders begin with, how many rows of orders the message has, of each where it begins and
-# ends in it, then the TTL and the text of each record. What a row orders is recorded from the
-# message itself. If that is one order and nothing else, there follow for ONE its key without the
-# tag, its text and its TTL, and for an end the key of the note that an id of this name would have.
+# KEYS: the prefix of all keys, the hash tag in braces; then the keys of the records.
+# ARGV: the channel; the message; "1" if it is published though writes are refused; the prefix of
+# the numbers of close orders; how many rows of orders the message has; the positions of the first
+# and the last byte of each row; then the TTL and the text of each record. The records of a row are
+# made from the message itself. If that is a single order, there follow for _ONE its key without
+# the tag, its text, its TTL, and for an end the key of the note of an id with this name, if any.
 #
-# A write that is refused raises nothing: it is returned, and the message published without
-# numbers. What was written before it stays, and is written again with the rest.
+# A refused write raises nothing: its error is returned, and the message published without numbers.
+# Records that were written before it stay, and are written again with the rest.
 _WRITE: Final = (
     """
 local prefix = KEYS[1]
@@ -335,9 +335,9 @@ end
     .replace("LONGEST", str(LONGEST))
 )
 
-# One order, as most messages have, without the functions above, which are made anew at each run.
-# Where there is something to merge with, or anything is out of the ordinary, they do it all: to
-# write twice what was written does no harm, and a number that was taken is used.
+# A short cut for messages with one order, as most are, without the functions above: each run of
+# the script would create them anew. If there is something to merge with, or anything is unusual,
+# they do it all: writing twice is harmless, and a number that was taken is used.
 _ONE: Final = """
 local taken -- a number that belongs to the only record
 if ARGV[8] and ARGV[5] == '1' and not KEYS[2] then
@@ -377,13 +377,12 @@ end
 
 WRITE: Final = make_script(_ONE, _WRITE, "return write()\n")
 
-# ARGV from the back: how many keys, which are the last of KEYS, hold the lineage of the session
-# that goes on and its ends; since when an end of its identity concerns it, the seconds of the
-# grace, its beginning, its generation, and until when this may be done. What is before is what
-# WRITE gets.
+# ARGV from the back: how many keys, the last of KEYS, hold the lineage of the session that
+# continues and its ends; from when on an end of its identity concerns it; the grace in seconds;
+# its beginning; its generation; the deadline. The rest are the arguments of WRITE.
 #
-# It does not trust what this node remembers: the session must be alive by all that is recorded.
-# And nobody waits any more for what comes late.
+# The session must be alive by the records in Redis, since those of this node may be incomplete.
+# After the deadline nothing is done: the caller has given up.
 END_OTHERS: Final = make_script(
     "local taken\n",
     _WRITE,
@@ -420,14 +419,13 @@ return 1
 """,
 )
 
-# KEYS: the prefix. ARGV: the node, whether it holds sockets, an epoch for a Redis without one, by
-# how many seconds at least the clock of all nodes is ahead of Redis' own, or "" if the node
-# doesn't know the time yet, and for how many seconds it needs the ends of sessions, 0 if it
-# doesn't know.
-# Returns the time, the last number, the epoch, which server it is, which version the list of
-# members has, why writing is refused, by how much the time is ahead of Redis' own, for how many
-# seconds ends are needed (the most that a node has said, for as long as its sessions last), how
-# many keys the server has evicted, and whether the node wasn't in that list.
+# KEYS: the prefix. ARGV: the node; whether it holds sockets; an epoch for a Redis without one; the
+# seconds by which the clock of all nodes is at least ahead of Redis' own, "" if the node doesn't
+# know the time yet; for how many seconds it needs the ends of sessions, 0 if unknown.
+# Returns the time; the last number; the epoch; the identity of the server; the version of the list
+# of members; why writes are refused; by how much the time is ahead of Redis' own; for how many
+# seconds ends are needed (the longest time that a node has reported, remembered for as long); how
+# many keys the server has evicted; whether the node was missing from the list.
 HEARTBEAT: Final = make_script(
     "local prefix = KEYS[1]\n",
     CLOCK,
@@ -505,7 +503,7 @@ return {stamp, last, call('GET', prefix .. 'epoch') or '', server,
 """.replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
 )
 
-# KEYS: the prefix. ARGV: the nodes.
+# KEYS: the prefix. ARGV: the nodes that stop.
 LEAVE: Final = make_script(
     """
 redis.call('ZREM', KEYS[1] .. 'nodes', unpack(ARGV))
@@ -514,9 +512,9 @@ redis.call('INCR', KEYS[1] .. 'members')
 )
 
 # KEYS: the prefix. ARGV: the first and the last number, and how many records to stop at.
-# Returns up to which number it got, up to which nothing can be found any more, and keys and
-# records in turn. Under a number the keys of some hundred records are found, of which it is the
-# last. Of a server that evicts keys nobody knows whether it has all that it had.
+# Returns the number that was reached, the number up to which records may be missing, and keys and
+# records alternately. The keys of some hundred records are filed together, under the last of their
+# numbers. If the server has evicted keys, records may be missing up to the last number.
 FIND: Final = make_script(
     """
 local prefix = KEYS[1]

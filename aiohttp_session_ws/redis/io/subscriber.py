@@ -31,21 +31,21 @@ __all__: list[str] = []
 Handle: TypeAlias = Callable[[bytes], Awaitable[None] | None]
 Handlers: TypeAlias = Mapping[str, Handle]
 
-IDLE: Final = 1.0  # seconds of silence before a PING, and again for its answer
+IDLE: Final = 1.0  # seconds of silence before a PING, and as long for its reply
 
 
 class Subscriber:
     """
-    A subscription of its own connection, made anew after every trouble.
+    A subscription on a connection of its own, which is replaced whenever it fails.
 
     Args:
-        make: Makes a client.
-        prefix: What all channels begin with.
-        handlers: By channel, what is called with each message, and awaited if it returns
-            an awaitable.
-        subscribed: Called whenever a subscription was confirmed: what was published
-            before has perhaps not been heard.
-        lost: Called with the reason when nothing can be heard any more.
+        make: Creates a client.
+        prefix: The prefix of all channels.
+        handlers: By channel, the function that is called with each message; if it returns
+            an awaitable, that is awaited.
+        subscribed: Called whenever a subscription was confirmed: messages published before
+            may have been missed.
+        lost: Called with the reason when the connection was lost or could not be made.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Subscriber:
 
     async def run(self) -> None:
         """
-        Listen until cancelled.
+        Receive messages until cancelled.
         """
         await keep_trying(self._listen, self._lost, 10 * LIMIT)
 
     def drop(self, why: str) -> None:
         """
-        Give up a connection that may lead to the wrong server.
+        Replace a connection that may lead to the wrong server.
         """
         if self._wire is not None:
             self._wire.end(RedisConnectionError(why))
@@ -80,7 +80,7 @@ class Subscriber:
     def _wait_for(self, waiting: Awaitable[None]) -> Awaitable[None]:
         task = asyncio.ensure_future(waiting)
         task.add_done_callback(self._note_done)
-        return asyncio.shield(task)  # what was heard isn't told again if the wire breaks meanwhile
+        return asyncio.shield(task)  # finish it though the wire breaks: it isn't sent again
 
     def _note_done(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and isinstance(exc := task.exception(), Exception):
@@ -93,7 +93,7 @@ class Subscriber:
 
     async def _listen(self) -> None:
         """
-        Listen until there is trouble, and raise it.
+        Connect and receive messages until the connection fails; raise the error.
         """
         client = self._make()
         wire: Wire | None = None
@@ -120,19 +120,19 @@ class Subscriber:
             if kind == b"message":
                 try:
                     waiting = handlers[reply[1]](reply[2])
-                except Exception as exc:  # noqa: BLE001  it must not make us deaf for others
+                except Exception as exc:  # noqa: BLE001  other messages must still be received
                     self._note_failed(exc)
                     return None
                 return None if waiting is None else self._wait_for(waiting)
             if kind == b"subscribe":
                 self._subscribed()
-        elif isinstance(reply, Exception) and not refusal(reply):  # as a full disk does a PING
-            raise reply  # it may not be subscribed to
+        elif isinstance(reply, Exception) and not refusal(reply):  # a full disk refuses PING, too
+            raise reply  # as without permission to subscribe
         return None
 
     async def _watch(self, wire: Wire) -> None:
         """
-        Expect something to be heard now and then, until the wire breaks.
+        Ping Redis after a silence; raise when it doesn't reply or the wire ends.
         """
         loop = asyncio.get_running_loop()
         pinged = -math.inf
@@ -143,7 +143,7 @@ class Subscriber:
                     raise TimeoutError("Redis doesn't answer")
                 wire.send("PING")
                 pinged, silent = loop.time(), 0.0
-            # Not less than the clock can tell apart: it would be looked at again and again.
+            # No less than the resolution of the clock, or this would be a busy loop.
             _ = await asyncio.wait({wire.ended}, timeout=max(IDLE - silent, 0.01))
             if wire.ended.done():
                 wire.ended.result()

@@ -1,5 +1,5 @@
 """
-The deadline for an answer of Redis: it answers one question after another.
+The deadline for replies of Redis, which replies to one command after another.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from .connect import LIMIT
 
 __all__: list[str] = []
 
-STALL: Final = 0.1  # seconds that a timer is late if this process itself stood still
+STALL: Final = 0.1  # seconds that a timer is late when this process itself was stalled
 
 
 class Watchdog:
     """
-    Tells when the oldest question has had its turn for :data:`LIMIT`, and no answer.
+    Detects that commands are pending, and no reply has arrived for :data:`LIMIT`.
 
     Args:
-        oldest: Returns when the oldest question that waits was asked, by the event loop's clock;
-            ``None`` if none does.
-        late: Called when it isn't answered in time.
+        oldest: Returns when the oldest pending command was issued, by the event loop's clock;
+            ``None`` if none is pending.
+        late: Called when that has got no reply in time.
     """
 
     def __init__(self, oldest: Callable[[], float | None], late: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class Watchdog:
 
     def start(self) -> None:
         """
-        Note that something was asked.
+        Start the timer unless it runs: a command was issued.
         """
         if self._timer is None:
             loop = asyncio.get_running_loop()
@@ -41,13 +41,13 @@ class Watchdog:
 
     def answered(self) -> None:
         """
-        Note that something was answered: the next question has its turn only now.
+        Record that a reply has arrived: the time of the next command starts only now.
         """
         self._answered_at = asyncio.get_running_loop().time()
 
     def stop(self) -> None:
         """
-        Watch no more.
+        Stop the timer.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -60,7 +60,7 @@ class Watchdog:
             return
         late = max(oldest, self._answered_at) + LIMIT
         if now - due > STALL:
-            late = max(late, now + STALL)  # the answer is perhaps there, and not read yet
+            late = max(late, now + STALL)  # the reply may be there, but not read yet
         if now < late:
             self._timer = loop.call_at(late, self._check, late)
         else:

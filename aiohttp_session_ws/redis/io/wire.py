@@ -1,10 +1,10 @@
 """
-The transport of a connection that redis-py has made, without redis-py in between.
+Reading and writing on a connection that redis-py has made, directly on its transport.
 
-redis-py knows how to connect: TLS, passwords, Sentinels, clusters. Its way of a message from the
-socket to its reader (a stream, a task, a timer and five coroutines for each) is most of what an
-order would take from node to node, and takes some care to use: where the system finds a connection
-dead, redis-py takes that for silence. So what it has connected goes on here.
+redis-py knows how to connect: TLS, passwords, Sentinels, clusters. But its path from the socket to
+the reader (a stream, a task, a timer and five coroutines for each message) would be most of the
+time that an order takes from node to node, and it has a pitfall: when the operating system finds a
+connection dead, redis-py takes that for silence. So once connected, this module takes over.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from .connect import Client
 
 __all__: list[str] = []
 
-#: What is called with each reply; if it returns an awaitable, the next one comes after that.
+#: Called with each reply; if it returns an awaitable, the next reply follows when that is done.
 Take: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
-TURN: Final = 0.001  # seconds of replies before others have their turn
-_monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
-NOTHING: Final = object()  # there is no complete reply yet
+TURN: Final = 0.001  # seconds of handling replies before other tasks have their turn
+_monotonic: Final = time.monotonic  # the event loop's clock, but faster to call
+NOTHING: Final = object()  # stands for: no reply is complete yet
 
 
 async def connect(client: Client, prefix: str) -> Connection:
     """
-    Make a connection of *client*: to the node that has our keys if it is one of a cluster.
+    Make a connection of *client*; in a Redis Cluster, to the node that holds our keys.
 
     Args:
-        client: Who makes it.
-        prefix: What all keys begin with.
+        client: Creates the connection.
+        prefix: The prefix of all keys.
     """
     if isinstance(client, RedisCluster):
         _ = await client.initialize()
@@ -60,7 +60,7 @@ async def connect(client: Client, prefix: str) -> Connection:
 
 def transport_of(connection: Connection) -> asyncio.Transport:
     """
-    Return the transport of a connection: the one private name of redis-py that is used.
+    Return the transport of a connection, by the only private name of redis-py that is used.
     """
     writer = connection._writer
     if writer is None:
@@ -70,16 +70,16 @@ def transport_of(connection: Connection) -> asyncio.Transport:
 
 class Wire(asyncio.Protocol):
     """
-    Writes commands and reads replies, in the turn in which they are given or come.
+    Writes commands and handles replies at once, in the same turn of the event loop.
 
     Args:
-        connection: One that is connected, and of which nobody reads.
-        take: Called with each reply; an error of Redis is one.
+        connection: A connection that is established, and that nothing else reads from.
+        take: Called with each reply, errors of Redis included.
 
     Attributes:
-        ended: Done when it has broken; the exception tells why.
-        heard_at: When something came, by the event loop's clock.
-        paused: Whether replies wait for others to have their turn.
+        ended: Done when the connection has ended; the exception says why.
+        heard_at: When data was last received, by the event loop's clock.
+        paused: Whether replies are held back, until *take* is done or other tasks have run.
     """
 
     def __init__(self, connection: Connection, take: Take) -> None:
@@ -100,14 +100,14 @@ class Wire(asyncio.Protocol):
 
     def send(self, *args: Argument) -> None:
         """
-        Send a command; if the wire is broken nothing comes of it.
+        Send a command; do nothing if the connection has ended.
         """
-        if not self._transport.is_closing():  # as it is, too, once the wire has ended
-            self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # of any length
+        if not self._transport.is_closing():  # also once the wire has ended
+            self._transport.write(hiredis.pack_command(args))  # type: ignore[arg-type]  # any len
 
     def data_received(self, data: bytes) -> None:
         """
-        Hand out the replies that are complete.
+        Handle the replies that are complete.
         """
         self.heard_at = now = _monotonic()
         self._reader.feed(data)
@@ -132,7 +132,7 @@ class Wire(asyncio.Protocol):
                     self._pause()
                     _ = self._loop.call_soon(self._go_on)
                     return
-        except Exception as exc:  # noqa: BLE001  what can't be read ends it, and is told
+        except Exception as exc:  # noqa: BLE001  it ends the wire, and is reported
             self.end(exc)
 
     def _is_trouble(self, error: Exception) -> bool:
@@ -150,7 +150,7 @@ class Wire(asyncio.Protocol):
     def _go_on(self, task: asyncio.Future[None] | None = None) -> None:
         self._task = None
         if task is not None and not task.cancelled():
-            _ = task.exception()  # whoever takes replies sees to it
+            _ = task.exception()  # handled by whoever takes replies
         if self.ended.done():
             return
         self.paused = False
@@ -160,19 +160,19 @@ class Wire(asyncio.Protocol):
 
     def end(self, why: Exception) -> None:
         """
-        Break it off, once.
+        End the connection because of *why*, unless it has ended.
         """
         if self.ended.done():
             return
         self.ended.set_exception(why)
-        _ = self.ended.exception()  # nobody need wait for it
+        _ = self.ended.exception()  # no warning if it is never awaited
         if self._task is not None:
             _ = self._task.cancel()
         self._transport.abort()
 
     async def close(self) -> None:
         """
-        Let go of it, and of redis-py's connection.
+        End the connection, and close redis-py's.
         """
         task = self._task
         self.end(RedisConnectionError("it was closed"))
@@ -182,19 +182,19 @@ class Wire(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """
-        Tell redis-py, which may wait to close.
+        Forward it to redis-py, which may be waiting to close.
         """
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """
-        Tell redis-py, which may wait to close.
+        Forward it to redis-py, which may be waiting to close.
         """
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """
-        Tell redis-py, and whoever waits.
+        Forward it to redis-py, and end the wire.
         """
         self._inner.connection_lost(exc)
         self.end(exc or RedisConnectionError("Redis closed the connection"))
@@ -202,7 +202,7 @@ class Wire(asyncio.Protocol):
 
 def _error(text: str) -> Exception:
     """
-    Return the exception that redis-py has for an error of Redis.
+    Return redis-py's exception for the text of an error of Redis.
     """
     error: Exception = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]  # theirs
     return error
