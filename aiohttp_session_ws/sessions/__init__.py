@@ -1,3 +1,3 @@
 """
-What is known of sessions: who may still open a socket. Internal.
+The state of sessions: which are alive, and so may open sockets. Internal.
 """

@@ -1,5 +1,5 @@
 """
-The one clock by which lineages begin and end.
+The one clock: it issues the timestamps at which lineages begin and end.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from typing import Final
 
 __all__: list[str] = []
 
-TICK: Final = 1e-6  # seconds; nothing begins at the tick of an end
-#: Seconds for which a time is promised to be given out: a journal holds the end of them, and the
-#: next process begins there.
+TICK: Final = 1e-6  # seconds by which a beginning and an end differ at least
+#: Seconds of timestamps that are reserved in advance: a journal holds the end of that range, and
+#: the next process starts there.
 PROMISED: Final = 5.0
 
-#: Times of orders that were given before the clock was known: later than all that is known, so
-#: that they concern everything there is. They get their time by :meth:`Clock.resolve`.
+#: Timestamps from here on are pending: those of orders that were given before the clock was known.
+#: They are later than all others, so that such an order concerns every lineage, until
+#: :meth:`Clock.resolve` replaces them.
 PENDING: Final = 1e11
 
 
 class Clock:
     """
-    The wall clock, which never runs back while the process lives.
+    The wall clock, but it never runs backwards during the life of the process.
 
     Args:
-        wall: Seconds since the epoch.
-        monotonic: Seconds that never go back.
+        wall: Returns seconds since the epoch.
+        monotonic: Returns seconds of a monotonic clock.
 
     Attributes:
-        known: Whether the time can be compared with what other processes say.
+        known: Whether its time can be compared with that of other processes.
     """
 
     known = True
@@ -50,10 +51,10 @@ class Clock:
 
     def now(self) -> float:
         """
-        Return the time, for ages: two calls may return the same.
+        Return the time, to compute ages; two calls may return the same.
         """
         monotonic = self.monotonic()
-        # It follows a wall clock that is set forward, and goes on from one that is set back.
+        # It follows a wall clock that is set forward, but not one that is set back.
         self._offset = max(self._offset, self.wall() - monotonic)
         return max(self._last, monotonic + self._offset)
 
@@ -65,7 +66,7 @@ class Clock:
 
     def begin_time(self) -> float:
         """
-        Return the time for a lineage that begins now: after all that has ended so far.
+        Return the timestamp of a lineage that begins now: later than all ends so far.
         """
         monotonic = self.monotonic()
         offset = self.wall() - monotonic
@@ -80,39 +81,39 @@ class Clock:
 
     def end_time(self) -> float:
         """
-        Return the time for an end that is ordered now: after all that has begun so far.
+        Return the timestamp of an end that is ordered now: later than all beginnings so far.
         """
         return self.begin_time()
 
     def order_time(self) -> float:
         """
-        Return the time for an order that ends nothing but one lineage, or only closes.
+        Return the timestamp of an order that ends only one lineage, or only closes sockets.
         """
         return self.begin_time()
 
     def resolve(self, at: float) -> float:
         """
-        Return the time of *at*, which may have been taken before the clock was known.
+        Return the real time of *at*, which may have been taken before the clock was known.
         """
         return at
 
     def start_after(self, last: float) -> None:
         """
-        Go on from *last*, which an earlier process has seen.
+        Continue from *last*, the latest time of an earlier process.
         """
         self._offset = max(self._offset, last - self.monotonic())
         self._last = max(self._last, last)
 
     def promise_by(self, promise: Callable[[], object]) -> None:
         """
-        Have *promise* called when times are given out that :meth:`promised` didn't cover lately.
+        Call *promise* when a timestamp is issued, but once in :data:`PROMISED` / 2 seconds only.
 
-        It has to store what :meth:`promised` returns soon, without being waited for.
+        It has to store what :meth:`promised` returns soon; it isn't awaited.
         """
         self._promise, self._promise_due = promise, 0.0
 
     def promised(self) -> float:
         """
-        Return the time from which another process may go on, should this one be killed.
+        Return the time from which the next process may continue if this one is killed.
         """
         return self.now() + PROMISED

@@ -1,5 +1,5 @@
 """
-Close orders that a handshake may have missed while its session was loaded.
+Recent close orders, which a handshake may have missed while its session was loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .._lineage import Kind, Subject
 
 __all__: list[str] = []
 
-#: The longest handshake that is believed, in seconds: close orders are kept so long.
+#: Seconds that close orders are kept: a handshake that takes longer may have missed any.
 HANDSHAKE_LIMIT: Final = 60.0
 
 _Times: TypeAlias = dict[Kind, dict[Hashable, float]]
@@ -20,36 +20,36 @@ _Times: TypeAlias = dict[Kind, dict[Hashable, float]]
 
 class CloseOrders:
     """
-    When the sockets of each subject were last ordered to close, by the event loop's clock.
+    The time of the last close order for each subject, by the event loop's clock.
 
     A handshake that is in the index is rejected directly. This is for one that is still
     loading its session, so that its id is not known yet.
 
-    Orders are kept in two lots, of which the older goes as a whole once it is too old to matter:
-    so thousands can be noted at once.
+    Orders are kept in two lots, the older of which is dropped as a whole once it is obsolete:
+    that makes it cheap to add thousands at once.
 
     Attributes:
-        latest: When the latest of all was given.
+        latest: When the latest order was given.
     """
 
     def __init__(self) -> None:
         self._newer, self._older = _nothing(), _nothing()
-        self._begun = -math.inf  # when the newer lot was
+        self._begun = -math.inf  # when the newer lot was begun
         self._all = self.latest = -math.inf
 
     def add(self, subject: Subject, now: float) -> None:
         """
-        Note an order about *subject* that is given at *now*.
+        Record a close order for *subject* that is given at *now*.
         """
         self._begin_lot(now)
         kind, value = subject
         times = self._newer[kind]
-        if times.get(value, now) <= now:  # one of another node may come late
+        if times.get(value, now) <= now:  # an order of another node may arrive late
             times[value] = now
 
     def add_many(self, kind: Kind, values: Iterable[Hashable], times: Iterable[float]) -> None:
         """
-        Note orders about many ids, identities or labels, and when each was given.
+        Record close orders for many ids, identities or labels, and when each was given.
         """
         found = dict(zip(values, times, strict=True))
         self._begin_lot(max(found.values(), default=-math.inf))
@@ -67,14 +67,14 @@ class CloseOrders:
 
     def add_all(self, now: float) -> None:
         """
-        Note an order about all sockets.
+        Record a close order for all sockets.
         """
         self.latest = max(self.latest, now)
         self._all = now
 
     def missed(self, subject: Subject, started: float, now: float) -> bool:
         """
-        Tell whether a handshake that began at *started* may have missed an order.
+        Return whether a handshake that began at *started* may have missed an order for *subject*.
         """
         if now - started >= HANDSHAKE_LIMIT or self._all >= started:
             return True

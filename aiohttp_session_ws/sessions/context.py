@@ -1,5 +1,5 @@
 """
-One HTTP request on its way through the application: what it came with, and what was ordered.
+The context of an HTTP request: the session it arrived with, and the orders of its handler.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__: list[str] = []
 
 class Stage(enum.Enum):
     """
-    How far a request is.
+    The stage of a request.
 
-    ``ARRIVING`` until it was judged, ``HANDLING`` while its handler runs, ``SETTLED`` once it
-    was decided what became of its session, ``DONE`` when nobody may take it for the current
-    one any more.
+    ``ARRIVING`` until the status of its session is known, ``HANDLING`` while its handler runs,
+    ``SETTLED`` from when the handler's changes of the session are processed, ``DONE`` when it is
+    no longer the current request of any task.
     """
 
     ARRIVING = "arriving"
@@ -39,7 +39,7 @@ class Stage(enum.Enum):
     DONE = "done"
 
 
-# An enum's members are looked up slowly, and these are asked for with each request.
+# Looking up an enum's members is slow, and these are used with each request.
 ARRIVING: Final = Stage.ARRIVING
 HANDLING: Final = Stage.HANDLING
 DONE: Final = Stage.DONE
@@ -48,22 +48,22 @@ DONE: Final = Stage.DONE
 @dataclass(slots=True, eq=False)
 class RequestOrders:
     """
-    What a handler has ordered about the session of its request.
+    The orders that a handler has given about the session of its request.
 
     Attributes:
         close_requested: Whether it has asked to close the sockets of the id.
         renewed: Whether it has asked for a new id.
         other_id: Whether it has asked for another id, or none, where the application keeps ids.
-        keeps_sockets: Whether open sockets go on under that.
+        keeps_sockets: Whether sockets stay open under the new id.
         ended: When it has ended the lineage, by the one clock.
         begins: Whether its response begins a lineage after ``end_other_sessions_ws``.
-        own_ends: What it has ended, and the time of each.
-        changes: The records of it, to be told when the response has been sent.
+        own_ends: The subjects that it has ended, and when, by the one clock.
+        changes: The records of its orders, published when the response has been sent.
         deferred: Whether the request is settled without the middleware.
-        refresh: Which open sockets go on under another id.
-        ordered: When the last of it was ordered, by the event loop's clock.
-        awaits_response: Whether something waits for the response, to close the sockets.
-        ending: What ends the session and begins another, though the handler may have given it up.
+        refresh: Which sockets stay open under another id.
+        ordered: When the last order was given, by the event loop's clock.
+        awaits_response: Whether a task waits for the response to be sent, to close the sockets.
+        ending: The task that replaces the session; it survives a cancellation of the handler.
     """
 
     close_requested: bool = False
@@ -75,49 +75,49 @@ class RequestOrders:
     own_ends: dict[Subject, float] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     deferred: bool = False
-    refresh: Any = None  # an order.Refresh, which is a floor above
+    refresh: Any = None  # an order.Refresh, defined a layer above
     ordered: float = 0.0
     awaits_response: bool = False
     ending: asyncio.Task[None] | None = None
 
 
-NO_ORDERS: Final = RequestOrders()  # of most requests
+NO_ORDERS: Final = RequestOrders()  # shared by most requests
 
 
 class RequestContext:
     """
-    What is known of a request.
+    The state of a request.
 
     Args:
         request: The request.
         task: The task that handles it.
-        arrived: When it arrived, by the one clock: a lineage that it begins began then.
+        arrived: When it arrived, by the one clock: the beginning of a lineage that it begins.
 
     Attributes:
         request: The request; ``None`` once its websocket is gone.
         task: The task that runs its handler, until its response has been written.
-        started: When it began, by the event loop's clock.
+        started: When it arrived, by the event loop's clock.
         arrived: When it arrived, by the one clock.
-        stage: How far it is.
+        stage: Its stage.
         behind_middleware: Whether the middleware settles it.
-        after_middleware: Whether the middleware has settled it, and it is judged once more.
-        lineage: The lineage it came with or was given on arrival, however that was judged.
+        after_middleware: Whether this is another context, since the middleware has settled it.
+        lineage: The lineage it came with or was given on arrival, whatever its status.
         session_ws_id: The id it came with or was given on arrival.
-        status: How it was judged on arrival.
-        epoch: That of the records then, if it was alive by them.
-        newest: The newest generation of its lineage then.
-        session: The session it was given to handle.
-        content: What that held on arrival, if ``identify`` may have to be asked about it.
-        loaded: What that held before it was given an id; a handshake that saves it looks again.
-        held_data: Whether that was anything of the application's.
-        carried: Whether it carried a lineage when it was given to the handler.
+        status: The status of its session on arrival.
+        epoch: The epoch of the records by which it is alive, whatever its identity; else -1.
+        newest: The newest generation of its lineage on arrival.
+        session: The session that its handler gets.
+        content: What the session held on arrival, if ``identify`` may have to be called with it.
+        loaded: What it held before it was given an id: a handshake compares that before it saves.
+        held_data: Whether it held data of the application on arrival.
+        carried: Whether it carried a lineage when the handler got it.
         given: Whether it was given an id or a lineage on arrival.
         id_given: Whether it was given an id on arrival, which no client knows yet.
-        fresh: Whether it was given an empty session, since its own had ended.
-        checked: Whether other nodes' records of its session were read on arrival.
-        connection: The websocket that the request became.
+        fresh: Whether it is a new, empty one, since the client's had ended or was replaced.
+        checked: Whether the cluster's records of the session were read on arrival.
+        connection: The websocket or stream that the request became.
         handshake_failed: Whether it asked for a websocket and was refused.
-        orders: What its handler has ordered.
+        orders: The orders of its handler.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class RequestContext:
     ) -> None:
         self.request: web.Request | None = request
         self.task = task
-        self.started = time.monotonic()  # as the event loop's clock, but quicker
+        self.started = time.monotonic()  # the event loop's clock, but faster to call
         self.arrived = arrived
         self.stage = ARRIVING
         self.behind_middleware = self.after_middleware = False
@@ -172,7 +172,7 @@ class RequestContext:
 
     def ordering(self) -> RequestOrders:
         """
-        Return what the handler has ordered, to add to it.
+        Return the orders of the handler, for the caller to add to them.
         """
         if self.orders is NO_ORDERS:
             self.orders = RequestOrders()
@@ -180,7 +180,7 @@ class RequestContext:
 
     def is_untouched(self, request: web.Request) -> bool:
         """
-        Tell whether there is nothing to settle: no order, and no session that will be saved.
+        Return whether there is nothing to settle: no order, and no session that will be saved.
         """
         session = loaded_session(request)
         if session is not self.session or self.orders is not NO_ORDERS:
@@ -189,15 +189,15 @@ class RequestContext:
 
     def finish(self) -> None:
         """
-        Keep tasks that have a copy of this context from taking it for the current one.
+        Mark the request as done, also for tasks that have inherited it as the current one.
         """
         self.stage = DONE
         _CURRENT.set(None)
 
     def leave(self) -> None:
         """
-        Finish with its websocket, before its handler has returned; then the middleware, if there
-        is one, does the rest.
+        Mark the request as done when its websocket ends, before its handler has returned; a
+        middleware calls :meth:`finish` after that.
         """
         self.stage = DONE
         if not self.behind_middleware:
@@ -205,7 +205,7 @@ class RequestContext:
 
     def release(self) -> None:
         """
-        Let go of a websocket that is gone.
+        Drop the references to a websocket that is gone.
 
         The event loop keeps the context that a heartbeat was started in, and with it this
         object, for longer than the heartbeat.
@@ -214,21 +214,21 @@ class RequestContext:
             self.connection = self.request = self.session = self.task = self.content = None
 
 
-# Not a key of the request: a websocket keeps its request, so that would make a circle, and
-# a context costs a request less than its table of keys.
+# Not a key of the request: a websocket refers to its request, so that would be a reference
+# cycle, and a context variable costs less than the request's dictionary of keys.
 _CURRENT: Final[ContextVar[RequestContext | None]] = ContextVar("current_request", default=None)
 
 
 def current_request() -> RequestContext | None:
     """
-    Return the request that the current task handles.
+    Return the context of the request that the current task handles.
     """
     return _CURRENT.get()
 
 
 def set_current(context: RequestContext) -> None:
     """
-    Make *context* the one of the request that the current task handles.
+    Set the context of the request that the current task handles.
     """
     _CURRENT.set(context)
 
@@ -237,8 +237,8 @@ def context_of(request: web.Request) -> RequestContext | None:
     """
     Return the context of *request* if it is the one being handled.
 
-    A handler may call a helper with somebody else's request, and a task may outlive the
-    request that it was started by.
+    A handler may call a helper with another request, and a task may outlive the request that
+    it was started by.
     """
     context = _CURRENT.get()
     if context is None or context.request is not request or context.stage is DONE:
@@ -248,19 +248,19 @@ def context_of(request: web.Request) -> RequestContext | None:
 
 def was_behind_middleware(request: web.Request) -> bool:
     """
-    Tell whether the middleware has handled *request*, though it isn't the current one any more.
+    Return whether the middleware has handled *request*, even if it isn't the current one any more.
 
-    So it is for a handler whose websocket has ended, and for a task that outlives its request.
+    That is so in a handler whose websocket has ended, and in a task that outlives its request.
     """
     context = _CURRENT.get()
     if context is None or not context.behind_middleware:
         return False
-    return context.request is request or context.request is None  # a websocket's, and let go of
+    return context.request is request or context.request is None  # released with its websocket
 
 
 def current_connection() -> TrackedConnection | None:
     """
-    Return the websocket whose handler the current task, or its parent, runs.
+    Return the connection whose handler the current task, or the task that started it, runs.
     """
     context = _CURRENT.get()
     return None if context is None or context.stage is DONE else context.connection

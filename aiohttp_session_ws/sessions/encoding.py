@@ -1,5 +1,5 @@
 """
-Ids, identities and labels as JSON: how they travel to other processes and to the disk.
+Ids, identities and labels as JSON, for other processes and for the journal.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__: list[str] = []
 
 def encode(subject: Hashable) -> str:
     """
-    Return *subject* as JSON, in ASCII: the same text for what is equal in Python.
+    Return *subject* as JSON in ASCII: the same text for values that are equal in Python.
 
     Raises:
-        TypeError: If it is anything else than a str, an int, or a tuple of such; it names the
+        TypeError: If it is not a str, an int, or a tuple of these; the message names the
             type.
     """
     if type(subject) is str:  # most are
@@ -27,7 +27,7 @@ def encode(subject: Hashable) -> str:
 
 def decode(text: str | bytes) -> Hashable:
     """
-    Return what :func:`encode` was given, with tuples as tuples.
+    Return the value that :func:`encode` was given; arrays become tuples again.
 
     Raises:
         ValueError: If *text* isn't JSON of that kind.
@@ -37,15 +37,15 @@ def decode(text: str | bytes) -> Hashable:
 
 def as_tuple(value: Any) -> Any:
     """
-    Return *value* as it was before it was JSON, which makes a list of a tuple.
+    Return *value* with its lists as tuples, which JSON had turned into lists.
     """
     return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def _plain(subject: object) -> object:
     """
-    Return what JSON writes for *subject*. Subclasses lose their class: an enum's member is
-    equal to its value, and True to 1.
+    Return *subject* as str, int or list. Instances of subclasses are converted, too: an enum's
+    member is equal to its value, and True to 1.
     """
     if isinstance(subject, str):
         return str.__str__(subject)
@@ -61,10 +61,10 @@ def _plain(subject: object) -> object:
 
 def subject_of(value: object) -> Hashable:
     """
-    Return an id, an identity or a label as it was before it was JSON.
+    Return the id, identity or label that was read from JSON as *value*.
 
     Raises:
-        ValueError: If it can't be one.
+        ValueError: If *value* can't be one.
     """
     if isinstance(value, str | int):
         return value

@@ -1,8 +1,8 @@
 """
 The journal: the records on disk, so that an end outlives the process.
 
-The event loop hands changes over and goes on. A thread writes them and the future of whoever
-waits is resolved, in the loop, once they are on disk.
+The event loop passes changes to a thread without blocking. The thread writes them, and their
+future is resolved in the event loop once they are on disk.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SLOW: Final = 5.0  # seconds after which a disk that doesn't answer counts as fa
 
 class Waiting(NamedTuple):
     """
-    What was handed over and is not on disk yet.
+    Changes that were passed to the thread and are not on disk yet.
 
     Attributes:
-        rows: How many rows.
-        since: When, by the monotonic clock.
-        future: Of whoever waits.
+        rows: How many rows they have.
+        since: When they were passed, by the monotonic clock.
+        future: The future to resolve.
     """
 
     rows: int
@@ -82,7 +82,7 @@ class Journal:
     @property
     def failing(self) -> bool:
         """
-        Whether the disk refuses to be written, or has not answered for 5 s.
+        Whether the disk fails, or has not answered for 5 s.
         """
         hangs = bool(self._waiting) and time.monotonic() - self._waiting[0].since > SLOW
         return self._writer.failed or hangs
@@ -105,23 +105,23 @@ class Journal:
         """
         Open the file and return what it holds.
 
-        A damaged file is renamed and a new one begun, with an error in the log. A disk that
-        fails is an error in the log too; then nothing is returned, and it is tried again: *learn*
-        is given what it holds as soon as that can be read.
+        A damaged file is renamed and a new one begun, with an error in the log. A failing disk
+        is an error in the log, too; then the result is empty, reading is retried, and *learn* is
+        called with the records as soon as they can be read.
 
         Args:
             clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
-            knows: Tells whether memory still has a record, since it was met after it was
+            knows: Returns whether memory still has a record, since it was used after it was
                 written: then it isn't deleted. The thread calls it.
-            promised: Returns the time from which the next process may go on: it is written with
-                each commit, instead of that of the clock. The thread calls it.
-            learn: Called in the event loop with what could not be read at once;
+            promised: Returns the time from which the next process may continue; it is written
+                with each commit, instead of that of the clock. The thread calls it.
+            learn: Called in the event loop with the records that could not be read at once;
                 :attr:`last_time` is set by then.
-            begun: Called in the event loop when another file is begun, since that in use was
-                damaged or deleted: all that is known is to be written again.
+            begun: Called in the event loop when a new file is begun, since the one in use was
+                damaged or deleted: then all records are to be written again.
 
         Raises:
-            JournalError: If another process has the file, or it can't be opened or isn't ours.
+            JournalError: If another process has the file, it can't be opened, or isn't a journal.
         """
         if clock is not None:
             self._file.clock = self._file.promised = clock
@@ -141,7 +141,7 @@ class Journal:
         )
         try:
             changes, self.last_time = await loaded
-        except asyncio.CancelledError:  # of whoever starts us
+        except asyncio.CancelledError:  # the caller of start()
             self._writer.put(None)
             raise
         self._finished = finished
@@ -154,15 +154,15 @@ class Journal:
 
     def append(self, changes: Iterable[Change]) -> asyncio.Future[bool]:
         """
-        Have *changes* and the time written, without waiting for it. To write a change again
-        restarts its time.
+        Queue *changes* and the time to be written. To write a change again restarts its TTL.
 
         Returns:
-            A future: true once they are on disk, so that neither ``kill -9`` nor a power cut
-            takes them back. False if the disk fails; they are written when it works again.
+            A future: true once they are on disk and survive ``kill -9`` and a power cut. False
+            if the disk fails (they are written when it works again), or if they are not taken,
+            since the journal is stopped or too much is waiting.
 
         Raises:
-            TypeError: If an id, identity or label can't be stored; it names the type.
+            TypeError: If an id, identity or label can't be stored; the message names the type.
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[bool] = self._loop.create_future()
@@ -179,17 +179,17 @@ class Journal:
 
     def keep_time(self) -> None:
         """
-        Have the time written soon; it may be called from any thread.
+        Queue the time to be written; may be called from any thread.
         """
         self._in_loop(self._keep_time)
 
     def _keep_time(self) -> None:
         if self._finished is not None:
-            _ = self.append(())  # nobody waits for it
+            _ = self.append(())  # not awaited
 
     def _answer(self, count: int, written: bool) -> None:
         """
-        Tell those who have waited longest: the thread takes them one after another.
+        Resolve the *count* oldest futures: the thread writes in the order of the calls.
         """
         for _ in range(count):
             waiting = self._waiting.popleft()
@@ -218,13 +218,13 @@ class Journal:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop is closed; nobody waits any more
+        except RuntimeError:  # the loop is closed; nothing is awaited any more
             return
 
 
 def _resolve(future: asyncio.Future[Any], result: object) -> None:
     """
-    Give *result*, or raise it, unless whoever waited has lost patience.
+    Resolve a future with *result*, or fail it with an exception, unless it was cancelled.
     """
     if future.done():
         return

@@ -1,7 +1,7 @@
 """
 The SQLite file of the journal: opened, read, written and kept small, by one thread.
 
-Over 300 lines long: all that is asked of the file, in one class.
+Over 300 lines long: all operations on the file are in one class.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .records import MINOR_TTL, Change
 
 __all__: list[str] = []
 
-SLICE: Final = 2_000  # rows, or pages, given back in one transaction: an end may be waiting
-SPARE: Final = 256  # free pages, of 4 KiB, that are not worth giving back
-SOON: Final = 120.0  # seconds before its time is over in which a record is kept that was met
-LOCK_WAIT: Final = 1.0  # seconds for a predecessor that is about to exit
+SLICE: Final = 2_000  # rows deleted, or pages freed, in one transaction: an end may be waiting
+SPARE: Final = 256  # free pages, of 4 KiB, that are not worth freeing
+SOON: Final = 120.0  # seconds before its expiry from which on a record that was used is extended
+LOCK_WAIT: Final = 1.0  # seconds to wait for an earlier process that is about to exit
 
 DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 NO_ACCESS: Final = frozenset(
@@ -37,19 +37,19 @@ NO_ACCESS: Final = frozenset(
 
 class JournalFile:
     """
-    The file. Each method may raise :class:`sqlite3.Error` when the disk fails.
+    The file of the journal. Each method may raise :class:`sqlite3.Error` when the disk fails.
 
     Args:
-        path: Where it is.
-        clock: Seconds since the epoch, by the clock of the records.
-        pools: The limits.
+        path: Its path.
+        clock: Returns seconds since the epoch, by the clock of the records.
+        pools: The limits of the kinds of records.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         clock: The clock.
-        promised: The time that is written: the next process goes on from there.
-        knows: Tells whether memory has a record still, since it was met; called by the thread.
-        begun: Called by the thread when another file is begun in the place of one in use.
+        promised: Returns the time to write, from which the next process continues.
+        knows: Returns whether memory still has a record, since it was used; called by the thread.
+        begun: Called by the thread when a new file takes the place of one in use.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class JournalFile:
         self.knows: Callable[[Change], bool] = lambda change: False
         self.begun: Callable[[], None] = lambda: None
         self._pools = pools
-        self._sizes: dict[str, int] = {}  # at most so many: a row written twice counts twice
+        self._sizes: dict[str, int] = {}  # upper bounds: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
-        self._opened: tuple[int, ...] = ()  # the inodes of the file and its log
+        self._opened: tuple[int, ...] = ()  # the inodes of the file and its WAL
 
     def open(self) -> sqlite3.Connection:
         """
-        Open the file, or make it, unless it is open; until :meth:`close` it is ours alone.
+        Open or create the file, unless it is open; until :meth:`close` no other process can.
 
-        A damaged file is renamed, with an error in the log, and a new one begun. The same happens
-        if the file or its log was moved or deleted, as by a job that tidies up.
+        A damaged file is renamed and a new one begun, with an error in the log. A new one is begun
+        as well if the file or its WAL was moved or deleted, as by a cleanup job.
 
         Raises:
-            JournalError: If another process has it open, it can't be opened, or isn't ours.
+            JournalError: If another process has it open, it can't be opened, or isn't a journal.
         """
         if self._was_taken_away():
             log.error(
@@ -98,20 +98,20 @@ class JournalFile:
 
     def _was_taken_away(self) -> bool:
         """
-        Tell whether another file, or none, is where the one is that was opened.
+        Return whether the file that was opened, or its WAL, was replaced or removed.
 
-        A connection would go on to write to what nobody finds any more.
+        A connection would continue to write to a file that no longer has a name.
         """
         inodes = self._inodes() if self._opened else None
         if inodes is None:
             return False
-        # While it is closed, since the disk has failed, its log may be gone by right.
+        # While it is closed, since the disk has failed, its WAL may be missing rightly.
         return inodes != self._opened if self._connection else inodes[0] != self._opened[0]
 
     def _inodes(self) -> tuple[int, ...] | None:
         """
-        Return which file and which log there are now, 0 for none; ``None`` if the disk doesn't
-        say.
+        Return the inodes of the file and its WAL, 0 for a missing one; ``None`` if the disk
+        fails.
         """
         found = []
         for path in (self.path, f"{self.path}-wal"):
@@ -125,7 +125,7 @@ class JournalFile:
 
     def _explain(self, exc: sqlite3.Error) -> Exception:
         """
-        Return what is raised when the file can't be opened.
+        Return the exception to raise when the file can't be opened.
         """
         code = primary_code(exc)
         if code == sqlite3.SQLITE_BUSY:
@@ -141,7 +141,7 @@ class JournalFile:
         return exc  # the disk fails
 
     def _connect(self) -> sqlite3.Connection:
-        with suppress(OSError):  # it names users: for our own account alone
+        with suppress(OSError):  # it names users: readable by our account only
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(self.path, timeout=LOCK_WAIT, isolation_level=None)
         try:
@@ -179,7 +179,7 @@ class JournalFile:
 
     def _is_new(self, connection: sqlite3.Connection) -> bool:
         """
-        Tell whether the file is empty; raise if it is neither that nor a journal.
+        Return whether the file is empty; raise if it is neither empty nor a journal.
         """
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -194,12 +194,12 @@ class JournalFile:
 
     def set_aside(self, exc: sqlite3.Error) -> None:
         """
-        Rename a damaged file, and say so in the log.
+        Rename a damaged file, and log that.
         """
         self.close()
         self._opened = ()
         aside = f"{self.path}.damaged-{time.time_ns()}"
-        # The log of its last transactions goes along: it would damage the new file.
+        # Its WAL is renamed, too: it would damage the new file.
         for suffix in ("-wal", ""):
             with suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
@@ -214,11 +214,11 @@ class JournalFile:
 
     def load(self) -> tuple[list[Change], float]:
         """
-        Return the records, of each kind the first to expire first, and the last time of the clock.
+        Return the records, each kind ordered by expiry, and the last time of the clock.
 
-        What has expired is deleted by :meth:`tidy` alone, which asks memory. Here only the wall
-        clock would tell, and one that is or was wrong for a moment must not make all ends
-        forgotten.
+        Expired ones are included: only :meth:`tidy` deletes them, since it checks memory. Here
+        they could be told by the wall clock only, and one that is or was wrong for a moment must
+        not delete all ends.
         """
         execute = self.open().execute
         row = execute("SELECT last_time FROM clock").fetchone()
@@ -254,9 +254,9 @@ class JournalFile:
 
     def tidy(self) -> bool:
         """
-        Delete a slice of what has expired or is too much, or give free pages back.
+        Delete a slice of the records that have expired or exceed a limit, or free pages.
 
-        What has expired here but was met since is kept for its time once more.
+        A record that has expired here but was used since is kept for another TTL.
 
         Returns:
             Whether there is more to do.
@@ -294,7 +294,7 @@ class JournalFile:
             size = self._sizes[name] = connection.execute(count).fetchone()[0]
             if size <= limit:
                 return False
-            # A hundredth more than is too much, or each new row would be counted for.
+            # A hundredth of the limit more, or each new row would require a count.
             first = f"SELECT key FROM {table} WHERE {where} ORDER BY expires LIMIT ?"
             delete = f"DELETE FROM {table} WHERE key IN ({first})"
             excess = min(size - limit + limit // 100, SLICE)
@@ -303,7 +303,7 @@ class JournalFile:
 
     def _shrink(self) -> bool:
         """
-        Give free pages back to the file system, a slice of them, while a quarter is free.
+        Return a slice of the free pages to the file system if at least a quarter is free.
         """
         execute = self.open().execute
         (free,) = execute("PRAGMA freelist_count").fetchone()
@@ -315,7 +315,7 @@ class JournalFile:
 
     def finish(self) -> None:
         """
-        Write the time as it is, since none is given out any more; close the file.
+        Write the real time instead of the promised one, since no more is issued; close the file.
         """
         if self._connection is not None:
             update = "UPDATE clock SET last_time = min(last_time, ?)"
@@ -325,7 +325,7 @@ class JournalFile:
 
     def close(self) -> None:
         """
-        Close the file, if it is open; others may have it then.
+        Close the file, if it is open; then other processes may open it.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -333,17 +333,17 @@ class JournalFile:
 
     def abandon(self) -> None:
         """
-        Never close the connection, in a process that was forked: it is its parent's.
+        Leak the connection in a process that was forked: it belongs to the parent.
 
-        SQLite would write what the log was at the fork into the file and delete the log, without
-        asking for the lock, since it takes it for its own.
+        Closing it, SQLite would write the WAL into the file as it was at the fork and delete it,
+        without checking the lock, which it believes to hold.
         """
         connection, self._connection = self._connection, None
-        if connection is not None:  # nor does the interpreter's end close it
+        if connection is not None:  # not even the interpreter's exit closes it
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
-_CONNECTED: Final[WeakSet[JournalFile]] = WeakSet()  # and perhaps closed since
+_CONNECTED: Final[WeakSet[JournalFile]] = WeakSet()  # some may be closed since
 
 
 def _abandon_all() -> None:
@@ -358,27 +358,27 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """
-    Commit what the block does, or undo it if the block, or the commit, fails.
+    Commit what the block does, or roll it back if the block or the commit fails.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # SQLite has rolled some errors back by itself
+        if connection.in_transaction:  # after some errors SQLite has rolled back by itself
             connection.execute("ROLLBACK")
         raise
 
 
 def primary_code(exc: sqlite3.Error) -> int:
     """
-    Return the kind of an error, without the extended code that says what was being done.
+    Return the primary result code of an error, without the extended part.
     """
     return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def is_damage(exc: BaseException) -> bool:
     """
-    Tell whether the file itself is broken, rather than the disk full or away.
+    Return whether the file itself is damaged, rather than the disk full or away.
     """
     return isinstance(exc, sqlite3.Error) and primary_code(exc) in DAMAGE

@@ -2,8 +2,8 @@
 The rows of the journal: its tables, how a change becomes a row, and how SQL merges rows.
 
 There is one row for each record. Rows are merged as :class:`~.records.Records` merges changes in
-memory, so the order in which they are written doesn't matter; but for a time that was not known
-yet when the first was written, which gives way to what is written next.
+memory, so the order in which they are written doesn't matter, except for pending timestamps (taken
+before the clock was known): the next one that is written replaces them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .records import (
 
 __all__: list[str] = []
 
-APPLICATION_ID: Final = 0x61735753  # "asWS", so that nobody else's database is taken for ours
+APPLICATION_ID: Final = 0x61735753  # "asWS", which tells a journal from other databases
 VERSION: Final = 1
-LOGIN: Final = 2  # the bit of a log-in among the causes
+LOGIN: Final = 2  # the bit of a log-in in the column "causes"
 
 SCHEMA: Final = f"""
 BEGIN;
@@ -59,7 +59,7 @@ COMMIT;
 
 def _later(column: str, known: str = "") -> str:
     """
-    Return, as SQL, the later one of a time in the table and one that is merged.
+    Return SQL for the merged time of a column: the later one, or the new one if either is pending.
     """
     latest = f"max({known or column}, excluded.{column})"
     pending = f"max({column}, excluded.{column}) >= {PENDING}"
@@ -67,8 +67,8 @@ def _later(column: str, known: str = "") -> str:
 
 
 _KEPT = "ttl = max(ttl, excluded.ttl), expires = max(expires, excluded.expires)"
-#: How a row is merged into each table. Ended beats all; else the greater generation, and what
-#: two of the same say adds up; the later end; and of two lineages the one that began first.
+#: How a row is merged into each table. An end beats renewals; the greater generation wins, and
+#: two of the same are combined; the later end wins; and of two lineages the one that began first.
 MERGE: Final[dict[str, str]] = {
     "ended": f"""
         INSERT INTO ended VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
@@ -96,12 +96,12 @@ MERGE: Final[dict[str, str]] = {
 
 class Pool(NamedTuple):
     """
-    Rows that share a limit, so that no other kind of record pushes them out.
+    Rows that share a limit, so that other kinds of records don't evict them.
 
     Attributes:
-        table: Where they are.
-        where: Which rows of the table they are, as SQL.
-        limit: The largest number of them.
+        table: Their table.
+        where: Which rows of the table they are, as an SQL condition.
+        limit: Their maximum number.
     """
 
     table: str
@@ -120,11 +120,11 @@ POOLS: Final[dict[str, Pool]] = {
 
 class Row(NamedTuple):
     """
-    A change as it is written.
+    A change as a row to write.
 
     Attributes:
-        pool: Which limit it counts for.
-        values: Of the table's columns, the key first.
+        pool: The pool that it counts for.
+        values: The values of the table's columns, the key first.
     """
 
     pool: str
@@ -133,10 +133,10 @@ class Row(NamedTuple):
 
 def as_row(change: Change, now: float) -> Row:
     """
-    Return *change* as a row that expires when its time is over.
+    Return *change* as a row whose TTL starts at *now*.
 
     Raises:
-        TypeError: If its id, identity or label can't be stored; it names the type.
+        TypeError: If its id, identity or label can't be stored; the message names the type.
     """
     match change:
         case LineageEnded(token, at, carries, ttl, minor):
@@ -154,14 +154,14 @@ def as_row(change: Change, now: float) -> Row:
 
 def read_ended(key: str, at: float, carries: int, minor: int, ttl: float) -> Change:
     """
-    Return what a row of ``ended`` says.
+    Return the change in a row of ``ended``.
     """
     return LineageEnded(str(decode(key)), at, bool(carries), ttl, bool(minor))
 
 
 def read_subject(key: str, before: float, ttl: float) -> Change:
     """
-    Return what a row of ``subjects`` says.
+    Return the change in a row of ``subjects``.
     """
     kind, value = cast("tuple[Any, Hashable]", decode(key))
     return SubjectEnded(Subject(kind, value), before, ttl)
@@ -171,7 +171,7 @@ def read_renewed(
     key: str, generation: int, given_to: int, at: float, causes: int, seen: int, ttl: float
 ) -> Change:
     """
-    Return what a row of ``renewed`` says.
+    Return the change in a row of ``renewed``.
     """
     login = bool(causes & LOGIN)
     return LineageRenewed(str(decode(key)), generation, given_to, at, login, bool(seen), ttl)
@@ -179,7 +179,7 @@ def read_renewed(
 
 def read_note(key: str, token: str, began: float, ttl: float) -> Change:
     """
-    Return what a row of ``notes`` says.
+    Return the change in a row of ``notes``.
     """
     return IdNote(decode(key), str(decode(token)), began, ttl)
 

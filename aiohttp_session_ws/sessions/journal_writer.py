@@ -1,5 +1,5 @@
 """
-The thread that writes the journal, and goes on when the disk fails.
+The thread that writes the journal, and retries while the disk fails.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .records import Change
 
 __all__: list[str] = []
 
-BATCH: Final = 10_000  # rows in one transaction, about
+BATCH: Final = 10_000  # rows in one transaction, approximately
 BACKLOG: Final = 1_000_000  # rows kept for a disk that fails or hangs
 RETRY: Final = 1.0  # seconds between the first two attempts at a failing disk
-LONGEST_RETRY: Final = 10.0  # seconds between two attempts, in the end
-TIDY: Final = 60.0  # seconds between two looks at what has expired
+LONGEST_RETRY: Final = 10.0  # seconds between two attempts, at most
+TIDY: Final = 60.0  # seconds between two clean-ups of expired rows
 COMPLAINT: Final = 60.0  # seconds between two lines in the log
 
-#: What SQLite raises because of a row, not because of the disk.
+#: The exceptions of SQLite that are due to a row, not to the disk.
 REFUSED: Final = (
     sqlite3.DataError,
     sqlite3.IntegrityError,
@@ -42,14 +42,15 @@ Loaded: TypeAlias = tuple[list[Change], float]
 
 class JournalWriter:
     """
-    One commit for all that gathered during the last one.
+    Writes rows in a thread: one commit for all that were put during the previous commit.
 
     Args:
         file: The file, which only the thread uses.
-        written: Called in the thread: so many of the oldest puts are on disk, or are not.
+        written: Called in the thread with a number of the oldest puts, and whether those are
+            on disk.
 
     Attributes:
-        failed: Whether the disk has refused something that it has not taken since.
+        failed: Whether the disk has failed, and not taken all rows since.
         commits: How many transactions have been committed.
     """
 
@@ -59,9 +60,9 @@ class JournalWriter:
         self._file = file
         self._written = written
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
-        self._backlog: deque[Row] = deque()  # what a failing disk has not taken
+        self._backlog: deque[Row] = deque()  # rows that a failing disk has not taken
         self._dropped = 0
-        self._has_read = False  # what an earlier process has written
+        self._has_read = False  # the records of earlier processes
         self._late: Callable[[Loaded], None]
         self._retry_at = self._tidy_at = self._complain_at = 0.0
         self._retry_wait = RETRY
@@ -73,9 +74,10 @@ class JournalWriter:
         finished: Callable[[], None],
     ) -> None:
         """
-        Start the thread, which calls *loaded* once and, if that went well, *finished* once.
+        Start the thread, which calls *loaded* once and, unless with an exception, *finished* once.
 
-        If the disk failed then, it calls *late* as soon as it works, before it writes anything.
+        If the disk fails, *loaded* gets an empty result; *late* is called with the records as soon
+        as they can be read, before any row is written.
         """
         self._has_read, self._late = False, late
         threading.Thread(
@@ -84,7 +86,7 @@ class JournalWriter:
 
     def put(self, rows: list[Row] | None) -> None:
         """
-        Have rows written, or with ``None`` finish when all before it is written.
+        Queue rows to be written; ``None`` stops the thread when all before it are written.
         """
         self._queue.put(rows)
 
@@ -95,7 +97,7 @@ class JournalWriter:
     ) -> None:
         try:
             result = self._load()
-        except BaseException as exc:  # noqa: BLE001 - whoever has started us raises it
+        except BaseException as exc:  # noqa: BLE001 - the caller raises it
             self._file.close()
             loaded(exc)
             return
@@ -103,7 +105,7 @@ class JournalWriter:
         more = True
         while more:
             puts, more = self._take()
-            self._has_read |= not more  # nobody wants to know any more
+            self._has_read |= not more  # at the end it needn't be read any more
             if puts:
                 self._write(puts, hurry=not more)
             if more and time.monotonic() >= self._due:
@@ -122,25 +124,25 @@ class JournalWriter:
                 self._note_failure(exc)
                 if not is_damage(exc):
                     break
-                # Else in a place that the check doesn't look at; now it is aside.
+                # Else damage that the check doesn't find; now the file is set aside.
         return [], 0.0
 
     def _read(self) -> Loaded:
         found = self._file.load()
         self._has_read = True
-        self._tidy_at = time.monotonic() + TIDY  # memory has it by then, which is asked
+        self._tidy_at = time.monotonic() + TIDY  # memory, which tidy() checks, has them by then
         return found
 
     @property
     def _due(self) -> float:
         """
-        When something is to be done besides what is put, however much that is.
+        When the next retry or clean-up is due, however many rows are put.
         """
         return self._retry_at if self.failed else self._tidy_at
 
     def _take(self) -> tuple[list[list[Row]], bool]:
         """
-        Wait for rows, or until something else is due; tell whether more may come.
+        Wait for rows, or until something else is due; return them and whether more may come.
         """
         puts: list[list[Row]] = []
         size = 0
@@ -158,12 +160,12 @@ class JournalWriter:
 
     def _write(self, puts: list[list[Row]], hurry: bool) -> None:
         """
-        Write what was put and say so; while the disk fails, try only now and then.
+        Write rows and report the result; while the disk fails, try with back-off only.
         """
         rows = [row for put in puts for row in put]
         due = hurry or time.monotonic() >= self._retry_at
         if self._backlog or (self.failed and not due):
-            self._keep(rows)  # in its turn: of a time that wasn't known the next one counts
+            self._keep(rows)  # in order: a later row replaces a pending timestamp
             if due:
                 self._retry()
             written = not self._backlog
@@ -173,7 +175,7 @@ class JournalWriter:
 
     def _retry(self) -> None:
         """
-        Write what the disk has not taken, until it fails again; at least the time.
+        Write the backlog until the disk fails again; if there is none, the time.
         """
         backlog = self._backlog
         more = True
@@ -188,7 +190,7 @@ class JournalWriter:
             self._file.write(rows)
         except REFUSED as exc:
             return self._commit_each(rows, exc)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the thread must go on
+        except Exception as exc:  # noqa: BLE001 - the thread must survive any error
             self._keep(rows)
             self._note_failure(exc)
             return False
@@ -201,7 +203,7 @@ class JournalWriter:
 
     def _commit_each(self, rows: list[Row], exc: Exception) -> bool:
         """
-        Write rows one by one, if SQLite refuses what one says: no end waits for another.
+        Write rows one by one if SQLite refuses one of them, so that it doesn't block the others.
         """
         if len(rows) > 1:
             written = [self._commit([row]) for row in rows]
@@ -217,15 +219,15 @@ class JournalWriter:
 
     def _note_failure(self, exc: Exception) -> None:
         """
-        Log a failure, once a minute, and decide when to try again.
+        Log a failure, at most once a minute, and schedule the next attempt.
         """
         now = time.monotonic()
         self.failed = True
         if isinstance(exc, sqlite3.Error) and is_damage(exc):
-            with suppress(OSError):  # the disk is read-only; it is tried again
+            with suppress(OSError):  # the disk is read-only; it is retried
                 self._file.set_aside(exc)
         elif not isinstance(exc, sqlite3.Error) or primary_code(exc) != sqlite3.SQLITE_FULL:
-            self._file.close()  # a volume that was away is back only for who opens it again
+            self._file.close()  # a volume that was away is usable only after a reopen
         self._retry_at = now + self._retry_wait
         self._retry_wait = min(2 * self._retry_wait, LONGEST_RETRY)
         if now >= self._complain_at:
@@ -248,7 +250,8 @@ class JournalWriter:
 
     def _tidy(self) -> None:
         """
-        Delete what has expired, a slice of it so that an end needn't wait; then write the time.
+        Delete a slice of the expired rows, so that an end needn't wait; if none is left, write
+        the time.
         """
         more = False
         try:
@@ -261,7 +264,7 @@ class JournalWriter:
 
     def _finish(self) -> None:
         """
-        Write the time, and once more what is left; close the file.
+        Try to write the backlog once more, and the time; close the file.
         """
         self._retry()
         try:

@@ -1,10 +1,10 @@
 """
-The records of what has ended or was renewed: bounded, and merged in any order.
+The records of ends and renewals in memory: bounded in number, and merged in any order.
 
-A record is the change that made it, written to Redis and to the journal, and sent to other nodes;
-merging them twice or in another order gives the same. Here it is kept as a plain tuple of atoms:
-the garbage collector stops looking at such a tuple the first time it meets it, where a million
-named tuples would make each full collection a pause of a second.
+Changes are merged into records, written to Redis and to the journal, and sent to other nodes;
+merging them twice or in another order gives the same result. A record is stored as a plain tuple
+of atoms: the garbage collector stops tracking such a tuple when it first visits it, whereas with a
+million named tuples each full collection would be a pause of a second.
 
 Over 300 lines long since the four changes and how they merge are read together.
 """
@@ -22,22 +22,22 @@ from .._logging import log
 
 __all__: list[str] = []
 
-RECORDS: Final = 1_000_000  # ends; and as many generations and notes
-MINOR: Final = 100_000  # ends of sessions that held nothing
+RECORDS: Final = 1_000_000  # ends of lineages; as many of subjects, generations and notes each
+MINOR: Final = 100_000  # ends of sessions that held no data
 MINOR_TTL: Final = 3600.0  # seconds that such an end is kept
 LOGIN_TTL: Final = 3600.0  # seconds that a visitor's generation is kept after a log-in
 
 
 class LineageEnded(NamedTuple):
     """
-    A lineage is over.
+    A lineage has ended.
 
     Attributes:
-        token: Which one.
+        token: The token of the lineage.
         at: When it ended, by the one clock.
         carries: Whether the response that ended it carries a session that may reconnect.
-        ttl: Seconds to keep this after it was last met.
-        minor: Whether it held nothing but our own keys and belonged to nobody.
+        ttl: Seconds to keep this after it was last used.
+        minor: Whether its session held only our own keys and had no identity.
     """
 
     token: str
@@ -52,13 +52,13 @@ class LineageRenewed(NamedTuple):
     A lineage was given its next generation.
 
     Attributes:
-        token: Which one.
-        generation: The newest.
-        after: To which one it was given; what is older is replaced for good.
-        at: When, by the one clock.
-        login: Whether a visitor's log-in gave it, be it besides a renewal.
-        seen: Whether a request has come with it.
-        ttl: Seconds to keep this after it was last met.
+        token: The token of the lineage.
+        generation: Its newest generation.
+        after: The generation that was renewed; those before it are replaced for good.
+        at: When it was renewed, by the one clock.
+        login: Whether a visitor's log-in caused it, perhaps besides a renewal.
+        seen: Whether a request has arrived with it.
+        ttl: Seconds to keep this after it was last used.
     """
 
     token: str
@@ -72,12 +72,12 @@ class LineageRenewed(NamedTuple):
 
 class SubjectEnded(NamedTuple):
     """
-    What belongs to an id, an identity or a label and began no later than *at* is over.
+    The lineages of an id, an identity or a label that began no later than *at* have ended.
 
     Attributes:
-        subject: Whose sessions.
-        at: When that was ordered, by the one clock.
-        ttl: Seconds to keep this after it was last met.
+        subject: The id, identity or label.
+        at: When their end was ordered, by the one clock.
+        ttl: Seconds to keep this after it was last used.
     """
 
     subject: Subject
@@ -91,9 +91,9 @@ class IdNote(NamedTuple):
 
     Attributes:
         session_ws_id: The id.
-        token: The lineage; of several the one that began first.
-        began: When that began.
-        ttl: Seconds to keep this after it was last met.
+        token: The token of its lineage; of several the one that began first.
+        began: When that lineage began.
+        ttl: Seconds to keep this after it was last used.
     """
 
     session_ws_id: Hashable
@@ -104,7 +104,7 @@ class IdNote(NamedTuple):
 
 Change: TypeAlias = LineageEnded | LineageRenewed | SubjectEnded | IdNote
 
-#: Records as they are kept, by their token, subject or id.
+#: Records as they are stored, under their token, subject or id.
 _End: TypeAlias = tuple[float, bool, float, bool]
 _Renewal: TypeAlias = tuple[int, int, float, bool, bool, float]
 _Note: TypeAlias = tuple[str, float, float]
@@ -112,17 +112,17 @@ _Note: TypeAlias = tuple[str, float, float]
 
 class Records:
     """
-    What this process knows of ends and renewals.
+    The ends and renewals that this process knows of.
 
     Args:
-        limit: How many ends to keep; beyond it the one not met for longest goes, with a
-            warning. Generations and notes have as much room of their own.
-        minor: How many ends of sessions that held nothing.
-        clock: Seconds that never go back, for the time that a record is kept.
+        limit: How many ends of lineages, and as many of subjects, to keep; beyond it the least
+            recently used is dropped, with a warning. Generations and notes each have the same.
+        minor: How many ends of sessions that held no data to keep.
+        clock: Returns seconds of a monotonic clock, for the TTL of records.
 
     Attributes:
-        epoch: Raised by every change that says something new.
-        latest_owner_end: The latest end of any identity or label.
+        epoch: Raised by every change that adds information.
+        latest_owner_end: The time of the latest end of any identity or label.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Records:
         self._evicted = 0
         self._ended: ExpiringDict[str, _End] = kept(limit, self._count_evicted)
         self._minor: ExpiringDict[str, _End] = kept(minor)
-        # By kind and value: a subject finds it.
+        # By kind and value: a subject is an equal key.
         self._subjects: ExpiringDict[tuple[Kind, Hashable], float] = kept(
             limit, self._count_evicted
         )
@@ -155,7 +155,7 @@ class Records:
     @property
     def held(self) -> int:
         """
-        How many there are, expired ones among them; may be asked in any thread.
+        How many records there are, expired ones included; may be read in any thread.
         """
         kept = (self._ended, self._minor, self._subjects, self._renewed, self._notes)
         return sum(len(records.entries) for records in kept)
@@ -182,7 +182,7 @@ class Records:
 
     def knows(self, token: str) -> bool:
         """
-        Tell whether a lineage may have a record.
+        Return whether a lineage may have a record.
         """
         return (
             token in self._renewed.entries
@@ -192,13 +192,13 @@ class Records:
 
     def may_concern(self, token: str) -> bool:
         """
-        Tell whether a session of a lineage may have a record, or share one with others.
+        Return whether a record may concern a session of a lineage: its own, or one of a subject.
         """
         return bool(self._subjects.entries) or self.knows(token)
 
     def has(self, change: Change) -> bool:
         """
-        Tell whether there is a record of what *change* is about; its time goes on.
+        Return whether there is a record of what *change* is about; this doesn't restart its TTL.
         """
         match change:
             case LineageEnded(token):
@@ -212,7 +212,7 @@ class Records:
 
     def lineage(self, token: str) -> LineageEnded | LineageRenewed | None:
         """
-        Return what is known of a lineage: its end, else its newest generation.
+        Return the record of a lineage: its end, else its newest generation, if there is any.
         """
         end = self._end_of(token)
         if end is not None:
@@ -226,7 +226,7 @@ class Records:
 
     def ended_before(self, subject: Subject) -> float:
         """
-        Return up to which beginning the lineages of *subject* have ended, else minus infinity.
+        Return up to which beginning the lineages of *subject* have ended; minus infinity if none.
         """
         before = self._subjects.get(subject)
         return -math.inf if before is None else before
@@ -234,20 +234,20 @@ class Records:
     @property
     def has_subjects(self) -> bool:
         """
-        Whether an id, an identity or a label was ended at all.
+        Whether there is an end of any id, identity or label.
         """
         return bool(self._subjects.entries)
 
     def note_of(self, session_ws_id: Hashable) -> IdNote | None:
         """
-        Return which lineage an id was noted for.
+        Return the note of the lineage that an id belongs to, if there is one.
         """
         note = self._notes.get(session_ws_id)
         return None if note is None else IdNote(session_ws_id, *note)
 
     def names(self, session_ws_id: Hashable) -> bool:
         """
-        Tell whether there may be a record of an id.
+        Return whether there may be a record of an id.
         """
         return ("id", session_ws_id) in self._subjects.entries or (
             session_ws_id in self._notes.entries
@@ -255,7 +255,7 @@ class Records:
 
     def noted_among(self, session_ws_ids: Sequence[Hashable]) -> list[Hashable]:
         """
-        Return those of some ids that were noted for a lineage, which may have ended with them.
+        Return those of some ids that have a note: with them a lineage may have ended.
         """
         notes = self._notes.entries
         if notes.keys().isdisjoint(session_ws_ids):
@@ -271,7 +271,7 @@ class Records:
 
     def merge(self, change: Change) -> bool:
         """
-        Add what *change* says; tell whether that was news.
+        Merge *change* into the records; return whether that changed any.
         """
         match change:
             case LineageEnded():
@@ -287,10 +287,10 @@ class Records:
 
     def resolve(self, time_of: Callable[[float], float]) -> list[Change]:
         """
-        Give the records their time that were made before the clock was known, and return them.
+        Replace timestamps that were taken before the clock was known; return the changed records.
 
         Args:
-            time_of: Returns the time of what was taken for one.
+            time_of: Returns the real time of such a timestamp, and any other one as it is.
         """
         moved: list[Change] = []
         for end in self._ends():
@@ -319,10 +319,10 @@ class Records:
         Add the ends of many ids, identities or labels at once.
 
         Args:
-            kind: What they are.
-            values: Which.
-            times: Up to which beginning each has ended.
-            ttl: Seconds to keep this after it was last met.
+            kind: Whether they are ids, identities or labels.
+            values: The ids, identities or labels.
+            times: Up to which beginning the lineages of each have ended.
+            ttl: Seconds to keep each end after it was last used.
         """
         found: dict[tuple[Kind, Hashable], float] = dict(
             zip([(kind, value) for value in values], times, strict=True)
@@ -361,7 +361,7 @@ class Records:
     def _merge_renewal(self, change: LineageRenewed) -> bool:
         known = self.lineage(change.token)
         if isinstance(known, LineageEnded):
-            return False  # ended beats all
+            return False  # an end beats all renewals
         merged = change if known is None else _merged_renewals(known, change)
         if merged == known:
             return False
@@ -397,7 +397,7 @@ class Records:
 
     def _end_noted(self, note: IdNote | None, before: float, ttl: float) -> None:
         """
-        End the lineage that an ended id was noted for, whichever of the two came first.
+        End the lineage noted for an id that has ended, whichever of the two records came first.
         """
         if note is not None and note.began <= before:
             self.merge(LineageEnded(note.token, before, carries=False, ttl=ttl))

@@ -1,5 +1,5 @@
 """
-The only module that touches ``aiohttp_session``: a request's session, and our keys in it.
+Access to the ``aiohttp_session`` of a request, and to our keys in it, by this module only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__: list[str] = []
 
 DEFAULT_SESSION_KEY: Final = "aiohttp_session_ws_id"
 ATOMS: Final = frozenset({str, int, float, bool, type(None), bytes})
-LAST_SECOND: Final = float(2**53)  # a time that is larger is forged
+LAST_SECOND: Final = float(2**53)  # a larger time is forged
 _FERNET: Final = (
-    b"\x80\0\0\0"  # what its tokens begin with: a version, and the seconds since the epoch
+    b"\x80\0\0\0"  # how its tokens begin: the version, and zeros of the seconds since the epoch
 )
 
 
@@ -45,7 +45,7 @@ class SessionKeys:
     def __init__(self, session_key: str = DEFAULT_SESSION_KEY) -> None:
         self.id = session_key
         self.lineage = f"{session_key}_lineage"
-        # The last is what sessions hold from before there were lineages.
+        # The last one is in sessions that were saved before there were lineages.
         self.own = frozenset({self.id, self.lineage, f"{session_key}_at"})
 
     def read_lineage(self, session: Mapping[str, Any]) -> Lineage | None:
@@ -56,13 +56,13 @@ class SessionKeys:
 
     def write_lineage(self, session: Session, lineage: Lineage) -> None:
         """
-        Make *session* one of *lineage*.
+        Store *lineage* in *session*.
         """
         session[self.lineage] = list(lineage)
 
     def holds_data(self, session: Mapping[str, Any]) -> bool:
         """
-        Tell whether *session* holds anything of the application's.
+        Return whether *session* holds data of the application.
         """
         return any(key not in self.own for key in session)
 
@@ -82,16 +82,16 @@ def load_session(request: web.Request) -> Coroutine[Any, Any, Session]:
     """
     Return the session of *request*; it is loaded once.
     """
-    return aiohttp_session.get_session(request)  # not a coroutine of ours around it
+    return aiohttp_session.get_session(request)  # without another coroutine around it
 
 
 def keep_session(request: web.Request, session: object) -> bool:
     """
-    Keep what the storage of *request* has loaded, as :func:`load_session` does; tell whether it
+    Keep what the storage of *request* has loaded, as :func:`load_session` does; return whether it
     is a session.
 
-    Not the first one of a storage: aiohttp warns of the key that it is kept under then, and names
-    who has put it there.
+    Not to be used for the first session of a storage: aiohttp warns about its key then, and names
+    the code that has set it.
     """
     if not isinstance(session, Session):
         return False
@@ -101,9 +101,9 @@ def keep_session(request: web.Request, session: object) -> bool:
 
 async def begin_session(request: web.Request) -> Session:
     """
-    Give *request* a new, empty session, under a new key where the storage keeps it.
+    Give *request* a new, empty session, with a new key if the storage is server-side.
 
-    Never ``invalidate()``: the session would live on under the key that a thief has.
+    Never ``invalidate()``: the session would keep its key, which a thief may have.
     """
     return await aiohttp_session.new_session(request)
 
@@ -121,27 +121,27 @@ def loaded_session(request: web.Request) -> Session | None:
 
 def put_session(request: web.Request, session: Session | None) -> None:
     """
-    Make *session* the one that *request* has loaded; without one nothing is saved.
+    Set the loaded session of *request*; with ``None`` nothing is saved.
     """
     if session is None:
         request.pop(aiohttp_session.SESSION_KEY, None)
         return
     with warnings.catch_warnings():
-        # aiohttp_session keeps it under a str key, which aiohttp doesn't like.
+        # aiohttp_session keeps it under a str key, about which aiohttp warns.
         warnings.simplefilter("ignore", web.NotAppKeyWarning)
         request[aiohttp_session.SESSION_KEY] = session
 
 
 def was_changed(session: Session) -> bool:
     """
-    Tell whether aiohttp_session will save *session*; it has nothing public that tells.
+    Return whether aiohttp_session will save *session*; it has no public API for that.
     """
     return session._changed
 
 
 def is_server_side(session: Session) -> bool:
     """
-    Tell whether the storage keeps *session* on the server: it has a key there.
+    Return whether *session* is kept on the server: it has a key in the storage.
     """
     return session.identity is not None
 
@@ -150,8 +150,8 @@ def created_at(session: Session) -> float:
     """
     Return when *session* was last changed, in seconds since the epoch.
 
-    By the clock of the server that saved it; a cookie that is forged or broken may hold
-    anything, which counts as the epoch.
+    By the clock of the server that saved it. A forged or broken cookie may hold anything; an
+    invalid time counts as 0.
     """
     created: object = session.created
     if type(created) not in (int, float) or not 0 <= created < LAST_SECOND:  # type: ignore[operator]
@@ -161,7 +161,7 @@ def created_at(session: Session) -> float:
 
 def expires_at(session: Session | None) -> float:
     """
-    Return the first second at which aiohttp_session calls *session* expired.
+    Return the first second at which aiohttp_session considers *session* expired.
     """
     if session is None or session.max_age is None:
         return math.inf
@@ -170,7 +170,7 @@ def expires_at(session: Session | None) -> float:
 
 def content_of(session: Session, keys: SessionKeys) -> dict[str, Any]:
     """
-    Return what *session* holds, as it is now: a handler may change what is nested in it.
+    Return a copy of what *session* holds, nested values too: a handler may change them.
     """
     content = dict(session)
     for key, value in content.items():
@@ -181,7 +181,7 @@ def content_of(session: Session, keys: SessionKeys) -> dict[str, Any]:
 
 def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
     """
-    Return a session like *session* that holds *content*, as ``identify`` may read it.
+    Return a session like *session* that holds *content*, for example to call ``identify``.
     """
     data: Any = {"created": int(time.time()), "session": dict(content)}
     return Session(session.identity, data=data, new=session.new, max_age=session.max_age)
@@ -189,7 +189,7 @@ def copy_of(session: Session, content: Mapping[str, Any]) -> Session:
 
 def cookie_of(request: web.Request) -> str | None:
     """
-    Return the cookie that the session of *request* came with.
+    Return the session cookie of *request*.
     """
     storage = storage_in(request)
     return None if storage is None else request.cookies.get(storage.cookie_name)
@@ -199,8 +199,8 @@ def digest_of_cookie(request: web.Request, session: Session, purpose: str) -> st
     """
     Return a digest of the cookie that *session* came with.
 
-    The same for all requests with it, and another for each *purpose*. ``None`` without a
-    cookie.
+    It is the same for all requests with that cookie, and differs for each *purpose*. ``None``
+    without a cookie.
     """
     cookie = cookie_of(request)
     if not cookie:
@@ -214,23 +214,23 @@ def digest_of_cookie(request: web.Request, session: Session, purpose: str) -> st
 
 def _decoded(cookie: bytes) -> bytes:
     """
-    Return what a cookie says that holds a session, however it is spelled.
+    Return the bytes that a session cookie encodes in base64, however that is spelled.
 
-    The storages that encrypt read base64 as Python does: characters of no meaning may stand
-    anywhere in it. Whoever adds one has the same session, and it must be known as the same.
+    The storages that encrypt decode base64 as Python does, which ignores foreign characters. A
+    cookie with one added still holds the same session, and must be recognized as the same.
     """
     with contextlib.suppress(ValueError):
         decoded = base64.urlsafe_b64decode(cookie)
         if decoded.startswith(_FERNET):
             return decoded
     with contextlib.suppress(ValueError):
-        return base64.b64decode(cookie)  # NaCl's, where "-" and "_" have no meaning
+        return base64.b64decode(cookie)  # NaCl's, where "-" and "_" are ignored
     return cookie
 
 
 def will_be_saved(response: object) -> bool:
     """
-    Tell whether aiohttp_session saves a changed session with this response.
+    Return whether aiohttp_session saves a changed session with this response.
     """
     return isinstance(response, web.Response) and not response.prepared
 
@@ -239,10 +239,10 @@ async def empty_in_storage(
     request: web.Request, session: Session | None, keys: SessionKeys, lineage: Lineage | None
 ) -> None:
     """
-    Empty what the storage keeps of *session* on the server, but for the lineage that has ended.
+    Empty *session* in a server-side storage, except for the lineage, which has ended.
 
-    A stale cookie finds nothing else there, and is known by that: its request is no new
-    visitor's, whose cookie would take the place of the one that may be on its way.
+    By that lineage a stale cookie is recognized: else its request would be a new visitor's, whose
+    cookie would replace the one that may be on its way.
     """
     storage = storage_in(request)
     if session is None or storage is None or not is_server_side(session):
@@ -252,14 +252,14 @@ async def empty_in_storage(
         keys.write_lineage(session, lineage)
     try:
         await storage.save_session(request, web.Response(), session)
-    except Exception as exc:  # noqa: BLE001  the storage's
+    except Exception as exc:  # noqa: BLE001  of the storage
         # No traceback, which may hold the storage's key.
         log.error("the ended session could not be emptied in its storage: %s", describe_error(exc))
 
 
 async def move_session(request: web.Request, session: Session) -> Session:
     """
-    Give *request* what *session* holds under a new key, where the storage keeps it.
+    Give *request* a new session with the content of *session*, and a new key in the storage.
     """
     moved = await begin_session(request)
     moved.max_age = session.max_age
@@ -269,9 +269,9 @@ async def move_session(request: web.Request, session: Session) -> Session:
 
 def id_in(session: Mapping[str, Any], key: str) -> Hashable | None:
     """
-    Return the session ws id that *session* holds; one that can't be used is none.
+    Return the session ws id that *session* holds; ``None`` if it has none, or no hashable one.
 
-    A cookie that is forged or broken may hold anything.
+    A forged or broken cookie may hold anything.
     """
     value = session.get(key)
     if type(value) is list:

@@ -1,5 +1,5 @@
 """
-The one answer to "is this session over?", for everybody who asks.
+The status of a session (alive, replaced or ended), decided here for all other modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .records import LineageEnded, Records
 
 __all__: list[str] = []
 
-#: Seconds that a beginning may lie in the future, by the clock of another server.
+#: Seconds that a beginning may lie in the future, since the clock of another server is ahead.
 FUTURE: Final = 5.0
 #: Seconds after an end in which another response may be on its way with the right cookie.
 SETTLED: Final = 10.0
@@ -23,7 +23,7 @@ SETTLED: Final = 10.0
 
 class State(enum.Enum):
     """
-    What became of a session.
+    Whether a session is alive, replaced by a newer generation, or ended.
     """
 
     ALIVE = "alive"
@@ -33,11 +33,11 @@ class State(enum.Enum):
 
 class Status(NamedTuple):
     """
-    What became of a session, and since when.
+    The state of a session, and since when.
 
     Attributes:
         state: Alive, replaced by a newer generation, or ended.
-        age: Seconds since then; infinite if it was replaced for good.
+        age: Seconds since it was replaced or ended; infinite if it was replaced for good.
         carries: Whether the response that ended it carries a session that may reconnect.
     """
 
@@ -48,7 +48,7 @@ class Status(NamedTuple):
     @property
     def alive(self) -> bool:
         """
-        Whether it is alive.
+        Whether the session is alive.
         """
         return self.state is State.ALIVE
 
@@ -58,7 +58,7 @@ ALIVE: Final = Status(State.ALIVE, 0.0)
 
 def effective_began(lineage: Lineage, now: float) -> float:
     """
-    Return when a lineage began, 0 if it claims to begin in the future: any end concerns it.
+    Return when a lineage began; 0 if it claims to begin in the future: then any end concerns it.
     """
     return lineage.began if lineage.began <= now + FUTURE else 0.0
 
@@ -71,15 +71,15 @@ def status(
     grace: float,
 ) -> Status:
     """
-    Judge a session by what is known.
+    Return the status of a session by the records.
 
     Args:
-        records: What is known.
-        lineage: Of which lineage and generation the session is.
+        records: The records that this process knows of.
+        lineage: The lineage and generation of the session.
         subjects: Its id, and its identity and labels as far as they are known.
         clock: The one clock.
-        grace: Seconds in which an older generation is replaced though nobody has come with
-            the newer one yet.
+        grace: Seconds in which an older generation counts as replaced though no request has
+            arrived with the newer one yet.
     """
     record = records.lineage(lineage.token)
     if isinstance(record, LineageEnded):
