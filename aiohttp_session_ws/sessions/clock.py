@@ -106,7 +106,7 @@ class Clock:
 
     def promise_by(self, promise: Callable[[], object]) -> None:
         """
-        Call *promise* when a timestamp is issued, but once in :data:`PROMISED` / 2 seconds only.
+        Call *promise* when a timestamp is issued, at most once in :data:`PROMISED` / 2 seconds.
 
         It has to store what :meth:`promised` returns soon; it isn't awaited.
         """

@@ -104,19 +104,19 @@ class RequestContext:
         lineage: The lineage it came with or was given on arrival, whatever its status.
         session_ws_id: The id it came with or was given on arrival.
         status: The status of its session on arrival.
-        epoch: The epoch of the records by which it is alive, whatever its identity; else -1.
+        epoch: The epoch of the records by which the session is alive for any identity; else -1.
         newest: The newest generation of its lineage on arrival.
         session: The session that its handler gets.
         content: What the session held on arrival, if ``identify`` may have to be called with it.
         loaded: What it held before it was given an id: a handshake compares that before it saves.
         held_data: Whether it held data of the application on arrival.
         carried: Whether it carried a lineage when the handler got it.
-        given: Whether it was given an id or a lineage on arrival.
+        given: Whether the session was given an id or a lineage on arrival.
         id_given: Whether it was given an id on arrival, which no client knows yet.
-        fresh: Whether it is a new, empty one, since the client's had ended or was replaced.
+        fresh: Whether the session is a new, empty one: the client's had ended or was replaced.
         checked: Whether the cluster's records of the session were read on arrival.
         connection: The websocket or stream that the request became.
-        handshake_failed: Whether it asked for a websocket and was refused.
+        handshake_failed: Whether the request asked for a websocket and was refused.
         orders: The orders of its handler.
     """
 

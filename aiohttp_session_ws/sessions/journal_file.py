@@ -24,9 +24,9 @@ from .records import MINOR_TTL, Change
 
 __all__: list[str] = []
 
-SLICE: Final = 2_000  # rows deleted, or pages freed, in one transaction: an end may be waiting
-SPARE: Final = 256  # free pages, of 4 KiB, that are not worth freeing
-SOON: Final = 120.0  # seconds before its expiry from which on a record that was used is extended
+SLICE: Final = 2_000  # rows deleted, or pages returned, in one transaction: an end may be waiting
+SPARE: Final = 256  # free pages, of 4 KiB, that are not worth returning to the file system
+SOON: Final = 120.0  # seconds before its expiry at which a record that is still in use is extended
 LOCK_WAIT: Final = 1.0  # seconds to wait for an earlier process that is about to exit
 
 DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -105,7 +105,7 @@ class JournalFile:
         inodes = self._inodes() if self._opened else None
         if inodes is None:
             return False
-        # While it is closed, since the disk has failed, its WAL may be missing rightly.
+        # While it is closed, since the disk has failed, its WAL may rightly be gone.
         return inodes != self._opened if self._connection else inodes[0] != self._opened[0]
 
     def _inodes(self) -> tuple[int, ...] | None:
@@ -217,8 +217,8 @@ class JournalFile:
         Return the records, each kind ordered by expiry, and the last time of the clock.
 
         Expired ones are included: only :meth:`tidy` deletes them, since it checks memory. Here
-        they could be told by the wall clock only, and one that is or was wrong for a moment must
-        not delete all ends.
+        only the wall clock could decide, and one that is or was wrong for a moment must not delete
+        all ends.
         """
         execute = self.open().execute
         row = execute("SELECT last_time FROM clock").fetchone()
@@ -254,7 +254,7 @@ class JournalFile:
 
     def tidy(self) -> bool:
         """
-        Delete a slice of the records that have expired or exceed a limit, or free pages.
+        Delete a slice of the records that have expired or exceed a limit, or return free pages.
 
         A record that has expired here but was used since is kept for another TTL.
 

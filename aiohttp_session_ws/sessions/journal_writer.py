@@ -62,7 +62,7 @@ class JournalWriter:
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._backlog: deque[Row] = deque()  # rows that a failing disk has not taken
         self._dropped = 0
-        self._has_read = False  # the records of earlier processes
+        self._has_read = False  # whether the records of earlier processes were read
         self._late: Callable[[Loaded], None]
         self._retry_at = self._tidy_at = self._complain_at = 0.0
         self._retry_wait = RETRY
@@ -97,7 +97,7 @@ class JournalWriter:
     ) -> None:
         try:
             result = self._load()
-        except BaseException as exc:  # noqa: BLE001 - the caller raises it
+        except BaseException as exc:  # noqa: BLE001 - Journal.start() raises it
             self._file.close()
             loaded(exc)
             return

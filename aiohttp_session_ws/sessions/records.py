@@ -115,8 +115,8 @@ class Records:
     The ends and renewals that this process knows of.
 
     Args:
-        limit: How many ends of lineages, and as many of subjects, to keep; beyond it the least
-            recently used is dropped, with a warning. Generations and notes each have the same.
+        limit: How many ends of lineages to keep, and as many of subjects; beyond it the least
+            recently used is dropped, with a warning. Generations and notes have the same limit.
         minor: How many ends of sessions that held no data to keep.
         clock: Returns seconds of a monotonic clock, for the TTL of records.
 

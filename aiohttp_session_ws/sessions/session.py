@@ -1,5 +1,5 @@
 """
-Access to the ``aiohttp_session`` of a request, and to our keys in it, by this module only.
+The session of a request, and our keys in it: the only module that accesses ``aiohttp_session``.
 """
 
 from __future__ import annotations

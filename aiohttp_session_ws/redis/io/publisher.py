@@ -29,7 +29,7 @@ class Publisher:
 
     def put(self, channel: str, message: bytes) -> asyncio.Future[Any] | None:
         """
-        Publish *message*; return the future of the reply, ``None`` if it can't be sent now.
+        Publish *message*; return the future number of receivers, ``None`` if it can't be sent now.
 
         Args:
             channel: The name of the channel, without the prefix.
@@ -45,7 +45,7 @@ class Publisher:
             self._size -= size
             timer.cancel()
             if not answer.cancelled():
-                _ = answer.exception()  # not logged: whoever expects an answer times out
+                _ = answer.exception()  # not logged: a caller that expects an answer times out
 
         answer = line.call("PUBLISH", line.channel(channel), message)
         timer = asyncio.get_running_loop().call_later(

@@ -1,5 +1,5 @@
 """
-The Lua scripts: they merge records in Redis as :mod:`...sessions.records` does in memory.
+The Lua scripts for records and heartbeats; records merge as in :mod:`...sessions.records`.
 
 All keys of a registry share a hash tag, and so a slot of a Redis Cluster: a script may use keys
 that it determines itself.
@@ -57,7 +57,7 @@ end
 # the numbers of close orders; how many rows of orders the message has; the positions of the first
 # and the last byte of each row; then the TTL and the text of each record. The records of a row are
 # made from the message itself. If that is a single order, there follow for _ONE its key without
-# the tag, its text, its TTL, and for an end the key of the note of an id with this name, if any.
+# the tag, its text, its TTL, and for an end the key of the note an id of this name would have.
 #
 # A refused write raises nothing: its error is returned, and the message published without numbers.
 # Records that were written before it stay, and are written again with the rest.

@@ -22,7 +22,7 @@ class Watchdog:
     Args:
         oldest: Returns when the oldest pending command was issued, by the event loop's clock;
             ``None`` if none is pending.
-        late: Called when that has got no reply in time.
+        late: Called when no reply has arrived in time.
     """
 
     def __init__(self, oldest: Callable[[], float | None], late: Callable[[], None]) -> None:
