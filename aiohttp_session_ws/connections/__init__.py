@@ -1,6 +1,6 @@
 """
-The sockets of this process. Internal, but for ``Connection``, which the package exports.
+The connections of this process. Internal, except ``Connection``, which the package exports.
 
-Nothing here knows of sessions, requests or records: a connection has an id, an identity, labels
-and a lineage to be found by, and an order to close it comes from above.
+This layer has no notion of sessions, request contexts or records: connections are indexed by id,
+identity, labels and lineage, and the layers above order them closed.
 """

@@ -1,5 +1,5 @@
 """
-What the close engine knows of an order, and of each connection that is being closed.
+State of the close engine: one object per close order, one per connection that is being closed.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _PACK_CODE: Final = struct.Struct("!H").pack
 
 class Closing(asyncio.Protocol):
     """
-    A connection that is being closed, and what its transport talks to meanwhile.
+    A connection that is being closed; meanwhile also the protocol of its transport.
 
     Args:
-        connection: Which one.
+        connection: The connection.
         set_gone: Called when its transport has ended.
-        hang_up: Called when its client has answered, to close the transport soon.
+        hang_up: Called when its client's close frame has arrived, to close the transport soon.
 
     Attributes:
-        connection: Which one.
-        begun: Whether its close frame was written; not for a handshake.
-        aside: Whether aiohttp is left to hear the client, since it has closed by itself.
+        connection: The connection.
+        begun: Whether the engine has begun to close it; false during its handshake.
+        aside: Whether received data goes on to aiohttp, which had already closed the websocket.
         gone: Whether its transport has ended.
-        removed: Whether it is out of the index, and the hook has been called.
-        aborted: Whether it had to be cut: the deadline passed, or closing it failed.
-        brief: Whether its transport is closed after a moment, without an answer.
+        removed: Whether it is out of the index, and the hook has returned or timed out.
+        aborted: Whether it was aborted: the deadline passed, or closing it failed.
+        brief: Whether its transport is closed after a short wait for the client's close frame.
         ends_handler: Whether its handler is to be cancelled when the grace is over.
-        told: The order that has begun to close it.
-        orders: The orders whose deadlines it must meet.
+        told: The order that began to close it.
+        orders: The orders whose deadlines apply to its transport.
         after_removal: The orders that wait for its removal.
         after_handler: The orders that wait for the end of its handler.
     """
@@ -91,32 +91,32 @@ class Closing(asyncio.Protocol):
     @property
     def handler_ended(self) -> bool:
         """
-        Whether the handler needn't be waited for any more.
+        Whether there is no handler to wait for: none exists, it has left, or it was cancelled.
         """
         connection = self.connection
         return connection.task is None or connection.handler_left or connection.cancelled
 
     def watch(self, transport: asyncio.Transport) -> None:
         """
-        Step between *transport* and aiohttp.
+        Become the protocol of *transport*, in place of aiohttp's.
         """
         assert self.connection.request is not None
         self._inner = self.connection.request.protocol
         # Not transport.get_protocol(), which fails on a TLS transport that has ended.
         transport.set_protocol(self)
         if not transport.is_closing() and not transport.is_reading():
-            transport.resume_reading()  # aiohttp's queue may be full, and nobody will read it
+            transport.resume_reading()  # aiohttp pauses it while its queue of messages is full
 
     def data_received(self, data: bytes) -> None:
         """
-        Drop what the client sends, and see whether it answers with a close frame.
+        Drop what the client sends, and detect its close frame.
         """
         if self.aside:
             self._inner.data_received(data)
             return
-        # It is the last thing that a client may send (RFC 6455, 5.5.1), so the end of what came
-        # tells, wherever its frames begin. Should something else look like it, this is a bit
-        # early; should it come in two pieces, the first one is kept.
+        # A close frame is the last thing that a client may send (RFC 6455, 5.5.1), so it is
+        # enough to check the end of the data, without parsing frames. A false match only closes
+        # the transport a bit early. The tail is kept for a frame that arrives in two pieces.
         tail = self._tail + data
         self._tail = tail[-_LONGEST_CLOSE:]
         if ends_with_close(tail) and self.told is not None:
@@ -127,28 +127,28 @@ class Closing(asyncio.Protocol):
 
     def close_transport(self) -> None:
         """
-        Close the transport when all that was written is sent.
+        Close the transport once its write buffer is sent.
         """
         transport = self.connection.transport
-        # To close a TLS transport twice makes asyncio lose the connection under it.
+        # Closing a TLS transport twice makes asyncio lose the connection under it.
         if transport is not None and not transport.is_closing():
             transport.close()
 
     def pause_writing(self) -> None:
         """
-        Tell aiohttp, for those who wait to send.
+        Forward to aiohttp, where senders wait for it.
         """
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """
-        Tell aiohttp, for those who wait to send.
+        Forward to aiohttp, where senders wait for it.
         """
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """
-        Tell aiohttp, and remove the connection.
+        Forward to aiohttp, then remove the connection.
         """
         try:
             self._inner.connection_lost(exc)
@@ -158,7 +158,7 @@ class Closing(asyncio.Protocol):
 
 def ends_with_close(data: bytes) -> bool:
     """
-    Tell whether *data* ends with a close frame of a client, which is masked.
+    Return whether *data* ends with a close frame of a client, which is masked.
     """
     end = len(data)
     for size in (0, *range(2, 126)):
@@ -166,7 +166,7 @@ def ends_with_close(data: bytes) -> bool:
         if at < 0:
             return False
         if data[at] == 0x88 and data[at + 1] == 0x80 | size:
-            # The first two bytes of the payload are the code, masked by the first two of four.
+            # The payload begins with the code, masked by the first two bytes of the mask.
             code = (
                 (data[at + 6] ^ data[at + 2]) << 8 | data[at + 7] ^ data[at + 3] if size else 1000
             )
@@ -175,7 +175,7 @@ def ends_with_close(data: bytes) -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=64)  # most orders say what others have said
+@functools.lru_cache(maxsize=64)  # most orders share a few codes and reasons
 def close_frame(code: int, reason: str) -> bytes:
     """
     Return a close frame.
@@ -185,25 +185,25 @@ def close_frame(code: int, reason: str) -> bytes:
 
 class CloseOrder:
     """
-    What one order waits for, and until when.
+    The progress of one order: what it still waits for, and its deadline.
 
     Args:
-        close: What the peers are told; ``None`` if that is their connections' ``close_order``.
-        done: The future that tells of its end.
+        close: The close for all peers; ``None`` for the ``close_order`` of each connection.
+        done: The future to resolve when the order is complete.
         given: When it was given, by the event loop's clock.
 
     Attributes:
         given: When it was given.
-        writing: Whether not all frames are written yet.
-        answered: Those whose clients have answered before that.
-        done: Has its result when nothing is left to wait for: how many sockets were aborted, and
-            how many handlers cancelled. Who awaits it may be cancelled, which stops nothing.
-        pending: How many things it waits for, and one more while it is writing.
-        transports: How many transports have to end before its deadline.
-        closings: What these belong to.
-        aborted: How many sockets were aborted.
-        cancelled: How many handlers were cancelled.
-        timer: Aborts what is left.
+        writing: Whether some close frames are still to be written.
+        answered: The connections whose clients' close frames arrived before all were written.
+        done: Resolved when nothing is left to wait for, with the number of sockets aborted and
+            the number of handlers cancelled. Cancelling it stops nothing.
+        pending: The number of events it waits for, plus one while it is writing.
+        transports: The number of transports that must end before its deadline.
+        closings: The connections of these transports.
+        aborted: The number of sockets aborted.
+        cancelled: The number of handlers cancelled.
+        timer: Closes ``brief`` transports after a short wait, then aborts the rest.
     """
 
     __slots__ = (
@@ -237,7 +237,7 @@ class CloseOrder:
 
     def close_for(self, connection: TrackedConnection) -> Close:
         """
-        Return what the peer of a connection is told.
+        Return the close for the peer of a connection.
         """
         close = self._close or connection.close_order
         assert close is not None
@@ -245,7 +245,7 @@ class CloseOrder:
 
     def bound(self, closing: Closing) -> None:
         """
-        Let a transport end before the deadline.
+        Apply the deadline of the order to a transport.
         """
         self.transports += 1
         self.closings.append(closing)
@@ -253,7 +253,7 @@ class CloseOrder:
 
     def settle(self) -> None:
         """
-        Count down one thing that it waited for.
+        Count down one event that it waited for; the last one resolves ``done``.
         """
         self.pending -= 1
         if not self.pending and not self.done.done():

@@ -3,25 +3,26 @@ The close engine: ends connections within a deadline, whatever their peers and h
 
 Theory of operation. An order closes any number of connections:
 
-1. The close frames are written: of up to :data:`AT_ONCE` in one go, of more, by one order or by
-   all of a turn, in slices with a turn for others after each (longer ones at a shutdown). What was
-   pushed and not sent is dropped, the last words and the frame go to the transport. From then on
-   that websocket takes and delivers nothing; one whose slice is yet to come delivers what comes,
-   and what is pushed passes it by. All that follows comes in rows of :data:`ROW` connections.
-2. A :class:`Closing` now stands between each transport and aiohttp. It drops what the client still
-   sends, since its session may have ended; sees the close frame that a polite client answers with,
-   and closes the transport; and hears at once when that has ended, which tells the handler. If the
-   handler was receiving, the transport is closed after a moment without an answer: it has nothing
-   more to say, and aiohttp would not have waited at all.
-3. When the transport has ended, the connection is removed. What has not ended by the deadline of
-   the order is aborted.
-4. A handler that goes on for longer than the grace after that is cancelled, each by its own.
+1. The close frames are written: up to :data:`AT_ONCE` per event loop iteration in one go; beyond
+   that, in slices, each followed by an iteration for other work (larger slices at shutdown).
+   Unsent pushes are dropped; the last words and the close frame are written to the transport. From
+   then on the websocket sends and delivers nothing. One whose slice is yet to come still delivers
+   received messages, but gets no pushes. Later steps run in batches of :data:`ROW` connections.
+2. A :class:`Closing` becomes the protocol of each transport, in place of aiohttp's. It drops what
+   the client still sends, since its session may have ended; closes the transport when the client's
+   close frame arrives; and learns at once when the transport has ended, which wakes the handler.
+   If the handler was receiving, the transport is closed after a short wait for that close frame:
+   the handler isn't in the middle of sending, and aiohttp's ``close()`` would not wait at all.
+3. When the transport has ended, the connection is removed. Transports that have not ended by the
+   deadline of the order are aborted.
+4. A handler that runs on for longer than the grace after that is cancelled. Graces are independent.
 
-There is no task and no timer per websocket: a deadline per order, and one queue of handlers. Only
-what was registered by hand, which may hang in its ``close()``, has a task and a deadline of its
-own. All of it belongs to the registry: a caller that is cancelled stops waiting, and nothing else.
+There is no task and no timer per websocket: one timer per order, and one queue of handlers. Only
+objects registered by hand and websockets of other libraries, whose ``close()`` may hang, have a
+task and a deadline of their own, and some TLS transports have to be polled. All of it belongs to
+the registry: a caller that is cancelled stops waiting, and nothing else.
 
-More than 300 lines, since every step hands over to the next one and shares what is counted.
+More than 300 lines, since each step calls the next one and all share the same counts.
 """
 
 from __future__ import annotations
@@ -47,21 +48,21 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-AT_ONCE: Final = 1024  # frames that orders write in one go in a turn, which takes some 10 ms
-SLICE: Final = 128  # frames of a larger order; what follows takes as long again
-LAST_SLICE: Final = 4096  # the same at shutdown, when nobody else is waiting to be served
-ROW: Final = 50  # transports that are closed, or handlers that are cancelled, in a row
-_MOMENT: Final = 0.25  # seconds for a client to answer a handler that was receiving
-_POLL: Final = 0.01  # seconds between two looks at a transport whose end can't be heard
+AT_ONCE: Final = 1024  # frames written in one go per event loop iteration: some 10 ms
+SLICE: Final = 128  # frames per slice of a larger order; the next steps take as long again
+LAST_SLICE: Final = 4096  # the same at shutdown, when there is no other work to delay
+ROW: Final = 50  # transports closed, or handlers cancelled, per event loop iteration
+_MOMENT: Final = 0.25  # seconds for the client's close frame if the handler was receiving
+_POLL: Final = 0.01  # seconds between two checks of a transport that doesn't report its end
 
 
 class Caller(NamedTuple):
     """
-    Who gives an order.
+    The origin of an order.
 
     Attributes:
-        connection: The connection whose handler it is, or whose handler's child.
-        task: The task.
+        connection: The connection whose handler, or a child task of it, gives the order.
+        task: The current task.
     """
 
     connection: TrackedConnection | None
@@ -70,18 +71,18 @@ class Caller(NamedTuple):
 
 class CloseEngine:
     """
-    Carries orders out.
+    Executes close orders.
 
     Args:
         timeouts: How long to wait for peers and handlers.
-        tasks: Where its few tasks run.
-        remove: Takes a connection out of the index; what it returns is awaited, if it can be.
-        current: Returns the connection whose handler gives an order. Neither the order waits for
-            that handler, which would wait for itself, nor is it cancelled.
+        tasks: Runs its few tasks.
+        remove: Takes a connection out of the index; an awaitable that it returns is awaited.
+        current: Returns the connection whose handler gives an order. The order doesn't wait for
+            that handler, which would wait for itself; nor cancels it, if given in its own task.
 
     Attributes:
         timeouts: May be replaced at any time.
-        ending: Whether the process ends, so that frames needn't give way to anything.
+        ending: Whether the process ends: slices are larger then, and batches unlimited.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class CloseEngine:
         self._tasks = tasks
         self._remove = remove
         self._current = current
-        # Timers run in no request's context, or it would be kept for as long as they wait.
+        # Timers run in an empty context: a request's would be kept alive until they fire.
         self._context = contextvars.Context()
-        # Handlers whose sockets are gone, and when their grace is over: the first is due first. A
-        # dict would look for its first item through the places of all that were deleted before.
+        # Handlers whose sockets are gone, and when their grace is over, earliest first. Not a
+        # dict, which would look for its first item past the slots of all deleted ones.
         self._graces: OrderedDict[Closing, float] = OrderedDict()
         self._grace_timer: asyncio.Handle | None = None
         self._hanging_up: deque[Closing] = deque()  # whose transports are to be closed
         self._next_row: asyncio.Handle | None = None
-        self._written: float = 0  # frames of orders that are no slices, in this turn
+        self._written: float = 0  # frames written in one go in this iteration
 
     def close(
         self,
@@ -116,12 +117,12 @@ class CloseEngine:
         Close connections and end their handlers.
 
         Args:
-            connections: Open ones; opening ones, whose handlers are ended only; or ones that
-                have left their handlers behind. They are taken as their turn comes, and
-                ``None`` takes its time only.
-            close: What to tell the peers; ``None`` for the ``close_order`` of each.
+            connections: Open ones; opening ones, of which only the handlers are ended; or closed
+                ones whose handlers still run. Consumed slice by slice; ``None`` is skipped, but
+                counts towards the slice.
+            close: The close for all peers; ``None`` for the ``close_order`` of each.
             count: How many there are at most. All frames of few are written before this
-                returns; those of many in slices, with turns for others in between.
+                returns; those of many in slices, with iterations for other work in between.
         """
         order = self._new_order(close)
         caller = Caller(self._current(), asyncio.current_task())
@@ -132,11 +133,11 @@ class CloseEngine:
 
     def _may_write(self, count: float) -> bool:
         """
-        Tell whether the frames of an order may be written in one go: a turn has so many for all
-        its orders.
+        Return whether the frames of an order may be written in one go; all orders of an event
+        loop iteration share one budget.
         """
         if count <= SLICE:
-            return True  # a slice would have them, too
+            return True  # no more than a slice
         if self._written + count > AT_ONCE:
             return False
         if not self._written:
@@ -153,7 +154,7 @@ class CloseEngine:
 
     def close_one(self, connection: TrackedConnection, close: Close) -> asyncio.Future[Any]:
         """
-        Close one connection without ending its handler; the result is there when it is removed.
+        Close one connection without ending its handler; return a future of its removal.
         """
         order = self._new_order(close)
         write_frame(connection, close)
@@ -179,11 +180,11 @@ class CloseEngine:
         size: int | None,
     ) -> None:
         """
-        Write a slice of the close frames of an order, and do what follows these.
+        Write a slice of the close frames of an order, then begin the next steps for these.
         """
         told, more = _write_frames(order, connections, size)
         if more:
-            # Before the loop looks for answers again: so the next slice comes before these.
+            # Scheduled first: the next slice is written before clients' answers are read.
             loop = asyncio.get_running_loop()
             args = order, connections, caller, size
             _ = loop.call_soon(self._close_more, *args, context=self._context)
@@ -204,7 +205,7 @@ class CloseEngine:
 
     def _hang_up(self, closing: Closing) -> None:
         """
-        Close the transport of a client that has answered: at once, or after others.
+        Close the transport of a client that has answered: at once, or in a later batch.
         """
         self._hanging_up.append(closing)
         if self._next_row is None or self.ending:
@@ -212,7 +213,7 @@ class CloseEngine:
 
     def _hang_up_row(self) -> None:
         """
-        Close some transports, and others in the next turn: each makes work in the turns after it.
+        Close a batch of transports, and schedule the next: each causes work in later iterations.
         """
         if self._next_row is not None:
             self._next_row.cancel()
@@ -229,13 +230,13 @@ class CloseEngine:
         closing: Closing | None = connection.closing
         if closing is None:
             closing = connection.closing = Closing(connection, self.set_gone, self._hang_up)
-        if connection.state is CLOSED and not closing.begun:  # perhaps since it was ordered
+        if connection.state is CLOSED and not closing.begun:  # perhaps after the order
             closing.begun = closing.gone = closing.removed = True
         return closing
 
     def _join(self, order: CloseOrder, closing: Closing, caller: Caller) -> None:
         """
-        Let *order* wait for a connection and for its handler.
+        Make *order* wait for a connection and for its handler.
         """
         connection = closing.connection
         is_me = connection is caller.connection
@@ -247,7 +248,7 @@ class CloseEngine:
             closing.after_removal.append(order)
         if closing.handler_ended:
             return
-        if not is_me:  # a child of the handler waits for the socket, but not for the handler
+        if not is_me:  # a child task of the handler waits for the socket, not for the handler
             order.pending += 1
             closing.after_handler.append(order)
         if not closing.ends_handler:
@@ -257,7 +258,7 @@ class CloseEngine:
 
     def _begin(self, closing: Closing, order: CloseOrder) -> None:
         """
-        Begin to close what was just told, or can't be told any more.
+        Begin to close a connection whose frame was just written, or can't be written.
         """
         connection, ws = closing.connection, closing.connection.ws
         closing.begun = True
@@ -276,12 +277,12 @@ class CloseEngine:
 
     def _start_timer(self, order: CloseOrder) -> None:
         """
-        Let the deadline of an order begin, now that all frames are written.
+        Start the timer of an order, now that all its frames are written.
         """
         if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
-            # Of the order, not of its last frame; but who is told late has a moment, too.
+            # Counted from the order, not from its last frame, which gets a moment all the same.
             deadline = max(order.given + self.timeouts.close, loop.time() + moment)
             order.timer = loop.call_later(
                 moment, self._close_brief, order, deadline, context=self._context
@@ -289,7 +290,7 @@ class CloseEngine:
 
     def _watch(self, closing: Closing) -> None:
         """
-        Hear of the transport's end.
+        Watch for the end of the transport, or close an object in a task of its own.
         """
         connection = closing.connection
         transport = connection.transport
@@ -305,11 +306,11 @@ class CloseEngine:
                 self._poll(closing)
             else:
                 if transport.is_closing() and connection.tls_socket is not None:
-                    self._poll(closing)  # aiohttp may be about to hear of its end instead
+                    self._poll(closing)  # aiohttp may be notified of its end instead
 
     def _poll(self, closing: Closing) -> None:
         """
-        Look for the end of a transport that doesn't tell.
+        Poll for the end of a transport that may not report it.
         """
         if closing.gone:
             return
@@ -321,7 +322,7 @@ class CloseEngine:
 
     async def _close_object(self, closing: Closing) -> None:
         """
-        Close what was registered by hand, or opened by another library.
+        Close an object registered by hand, or a websocket opened by another library.
         """
         order, connection = closing.told, closing.connection
         assert order is not None
@@ -341,7 +342,7 @@ class CloseEngine:
 
     def _close_brief(self, order: CloseOrder, deadline: float) -> None:
         """
-        Close the transports for whose clients a moment is enough.
+        Close the transports with a short wait only, and set the timer to the deadline.
         """
         loop = asyncio.get_running_loop()
         order.timer = loop.call_at(deadline, self._abort, order, context=self._context)
@@ -351,18 +352,18 @@ class CloseEngine:
 
     def _abort(self, order: CloseOrder) -> None:
         """
-        End what an order has not closed in time.
+        Abort the transports that an order has not closed in time.
         """
         order.timer = None
         self._abort_row(iter(tuple(order.closings)))
 
     def _abort_row(self, closings: Iterator[Closing]) -> None:
         """
-        Abort some transports, and others in the next turn.
+        Abort a batch of transports, and schedule the next.
         """
         row = list(itertools.islice(closings, None if self.ending else ROW))
         for closing in row:
-            # What was registered by hand has a deadline of its own.
+            # An object registered by hand has a deadline of its own.
             if not closing.gone and closing.connection.request is not None:
                 closing.aborted = True
                 closing.connection.abort()
@@ -390,17 +391,17 @@ class CloseEngine:
             closing.removed = True
             self.settle(closing)
         else:
-            # Its own task: the handler that waits here may be cancelled.
+            # In its own task, since the handler that waits here may be cancelled.
             hook = self._await_hook(closing, result)
             _ = self._tasks.spawn(hook, "unregister", contextvars.Context())
 
     async def _await_hook(self, closing: Closing, result: Awaitable[None]) -> None:
         """
-        Wait for an overridden ``unregister()``, for as long as for a peer.
+        Wait for an overridden ``unregister()``, as long as for a peer (``timeouts.close``).
         """
         hook = self._tasks.spawn(_call(result), "unregister", contextvars.Context())
         try:
-            # Not a timeout around it: it may not let itself be cancelled.
+            # Not asyncio.timeout(), since the hook may suppress its cancellation.
             await asyncio.wait({hook}, timeout=self.timeouts.close)
             if not hook.done():
                 log.warning("unregister() takes too long and is cancelled")
@@ -411,7 +412,7 @@ class CloseEngine:
 
     def settle(self, closing: Closing) -> None:
         """
-        Tell the orders that wait for a connection how far it is.
+        Update the orders that wait for a connection or its handler.
         """
         if closing.removed:
             for order in closing.after_removal:
@@ -426,16 +427,16 @@ class CloseEngine:
                 order.settle()
             closing.after_handler.clear()
         if closing.handler_ended and (closing.removed or not closing.begun):
-            closing.connection.closing = None  # or both would wait for the garbage collector
+            closing.connection.closing = None  # breaks the reference cycle
 
     def _give_grace(self, closing: Closing) -> None:
         """
-        Cancel the handler when the grace is over.
+        Cancel the handler when the grace is over, or that of a stream at once.
         """
         loop = asyncio.get_running_loop()
         stream = not isinstance(closing.connection.ws, web.WebSocketResponse)
         if stream:
-            self._cancel(closing)  # it has nothing to read, so nothing tells it of the end
+            self._cancel(closing)  # it reads nothing, so it doesn't notice the end
             return
         self._graces[closing] = loop.time() + self.timeouts.handler_grace
         self._set_grace_timer(loop)
@@ -447,12 +448,12 @@ class CloseEngine:
 
     def _end_graces(self) -> None:
         """
-        Cancel the handlers that had time enough, some at a time.
+        Cancel the handlers whose grace is over, in batches.
         """
         self._grace_timer = None
         left = math.inf if self.ending else ROW
         loop = asyncio.get_running_loop()
-        # A timer may be early by the clock's resolution.
+        # A timer may fire early by the clock's resolution.
         now = loop.time() + 0.001
         while self._graces and next(iter(self._graces.values())) <= now:
             if left <= 0:
@@ -471,7 +472,7 @@ class CloseEngine:
 
     def _cancel(self, closing: Closing) -> None:
         """
-        Cancel a handler, and look later whether it has ended.
+        Cancel a handler, and check after another grace whether it has ended.
         """
         connection = closing.connection
         assert connection.task is not None
@@ -484,7 +485,7 @@ class CloseEngine:
 
     def stop(self) -> None:
         """
-        Let no timer go off any more.
+        Stop the timers of graces and batches, and close the transports still in the queue.
         """
         if self._grace_timer is not None:
             self._grace_timer.cancel()
@@ -503,16 +504,15 @@ def _write_frames(
     """
     Write the close frames of a slice.
 
-    Nothing else is done here, not even a look at a clock, since everything before a frame delays
-    it.
+    Nothing else is done here, not even reading a clock, since it would delay the frames.
 
     Args:
-        order: Whose frames.
-        connections: Which are to be closed; ``None`` takes time only.
-        most: How many are taken; ``None`` for all.
+        order: The order.
+        connections: The connections to close; ``None`` is skipped, but counts.
+        most: How many to take; ``None`` for all.
 
     Returns:
-        Whose, and whether there may be more.
+        The connections taken, and whether there may be more.
     """
     told: list[TrackedConnection] = []
     count = 0
@@ -526,7 +526,7 @@ def _write_frames(
 
 def write_frame(connection: TrackedConnection, close: Close) -> None:
     """
-    Write the last words and the close frame of a connection, if it is a websocket to be closed.
+    Write the last words and the close frame of a connection, if it has an open websocket.
     """
     state, transport, ws = connection.state, connection.transport, connection.ws
     if (
@@ -552,14 +552,14 @@ def write_frame(connection: TrackedConnection, close: Close) -> None:
 
 def _is_handshake(connection: TrackedConnection) -> bool:
     """
-    Tell whether there is no websocket yet that could be closed.
+    Return whether there is no websocket yet that could be closed.
     """
     return connection.state is OPENING and not connection.ws.prepared
 
 
 def _is_ours(ws: object) -> bool:
     """
-    Tell whether *ws* ends with its transport; anything else has a ``close()`` of its own.
+    Return whether *ws* ends with its transport; anything else has a ``close()`` of its own.
     """
     if isinstance(ws, web.WebSocketResponse):
         return isinstance(ws, ServedWebSocket)
