@@ -5,17 +5,17 @@ Theory of operation. An order closes any number of connections:
 
 1. The close frames are written: up to :data:`AT_ONCE` per event loop iteration in one go; beyond
    that, in slices, each followed by an iteration for other work (larger slices at shutdown).
-   Unsent pushes are dropped; the last words and the close frame are written to the transport. From
-   then on the websocket sends and delivers nothing. One whose slice is yet to come still delivers
-   received messages, but gets no pushes. Later steps run in batches of :data:`ROW` connections.
+   Unsent pushes are dropped; the last words and the close frame are written to the transport.
+   From then on the websocket sends and delivers nothing. One whose slice is yet to come still
+   delivers messages, but gets no pushes. Later steps run in batches of :data:`ROW` connections.
 2. A :class:`Closing` becomes the protocol of each transport, in place of aiohttp's. It drops what
-   the client still sends, since its session may have ended; closes the transport when the client's
-   close frame arrives; and learns at once when the transport has ended, which wakes the handler.
-   If the handler was receiving, the transport is closed after a short wait for that close frame:
-   the handler isn't in the middle of sending, and aiohttp's ``close()`` would not wait at all.
+   the client still sends, since its session may have ended; closes the transport when the
+   client's close frame arrives; and is notified when the transport has ended, which wakes the
+   handler. If the handler was receiving, the transport is closed after a short wait for that
+   close frame: the handler isn't sending, and aiohttp's ``close()`` would not wait at all.
 3. When the transport has ended, the connection is removed. Transports that have not ended by the
    deadline of the order are aborted.
-4. A handler that runs on for longer than the grace after that is cancelled. Graces are independent.
+4. A handler that runs on for longer than a grace of its own after that is cancelled.
 
 There is no task and no timer per websocket: one timer per order, and one queue of handlers. Only
 objects registered by hand and websockets of other libraries, whose ``close()`` may hang, have a

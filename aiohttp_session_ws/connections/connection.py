@@ -1,11 +1,11 @@
 """
-One websocket, and what is known of it.
+The state of one websocket: the public ``Connection``, and what the library adds to it.
 
 A connection is ``OPENING`` while its handshake runs, ``OPEN`` from then on, ``CLOSING`` from the
-moment the engine has begun to close it, and ``CLOSED`` once nothing can reach its peer any more.
-Each step is one method of :class:`TrackedConnection`; there is no way back.
+moment the engine has begun to close it, and ``CLOSED`` once it is out of the index. Each
+transition is one method of :class:`TrackedConnection`; there is no way back.
 
-More than 300 lines, half of which tell what each attribute means: all layers above rely on them.
+More than 300 lines, half of which document attributes: all layers above rely on them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
 class State(enum.Enum):
     """
-    How far a connection is.
+    The lifecycle of a connection.
     """
 
     OPENING = "opening"
@@ -43,50 +43,50 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-# An enum's members are looked up slowly, and these are asked for with each push.
+# Looking up an enum's members is slow, and each push needs these.
 OPENING: Final = State.OPENING
 OPEN: Final = State.OPEN
 CLOSING: Final = State.CLOSING
 CLOSED: Final = State.CLOSED
 
-#: Of what belongs to none, like most of what is registered by hand.
+#: The lineage of connections that have none, like most objects registered by hand.
 NO_LINEAGE: Final = Lineage("", 0, 0.0)
 
 
 class Queue(Protocol):
     """
-    What was pushed to a connection and is not sent yet.
+    The messages that were pushed to a connection and are not sent yet.
     """
 
     @property
     def empty(self) -> bool:
         """
-        Whether nothing waits, nor is being sent.
+        Whether no message is waiting or being sent.
         """
 
     def drop(self) -> None:
         """
-        Forget what is not sent.
+        Discard the messages that are not sent.
         """
 
 
 class Closer(Protocol):
     """
-    What closes a connection: the manager that it is filed with.
+    Closes a connection: the manager that it is filed with.
     """
 
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Close *connection* and wait until it is gone.
+        Close *connection* and wait until it is closed.
         """
 
 
 class Seldom(Generic[V]):
     """
-    An attribute that few connections have: it takes no room in the others.
+    An attribute that few connections set: it takes no memory in the others.
 
     Args:
-        default: What it is as long as nobody has set it.
+        default: Its value until it is set.
     """
 
     __slots__ = ("_default", "_name")
@@ -111,21 +111,21 @@ class Seldom(Generic[V]):
 
 class Connection:
     """
-    One open websocket, or whatever stands in its place, and what is known of it.
+    One open websocket, stream or object registered by hand, with the session it belongs to.
 
     Attributes:
         session_ws_id: The id of the session it belongs to.
-        identity: Whom the session belongs to, as ``identify`` said at the handshake;
-            ``None`` if it said nobody.
+        identity: The identity of its session, as ``identify`` returned it at the handshake;
+            ``None`` if anonymous.
         request: The request that was upgraded; ``None`` if registered by hand.
-        opened_at: When the handshake was over, by the event loop's clock, in seconds;
+        opened_at: When the handshake was complete, by the event loop's clock, in seconds;
             ``None`` until then.
         ws: The websocket, the stream, or the object that was registered by hand.
         last_words: Called with the close when an order, a limit, an expiry, the shutdown or
-            :meth:`close` closes the socket; a text or bytes that it returns is sent right
-            before the close frame, if nothing else waits to be sent. It must not wait.
-        takes_pushes: Whether what is pushed is sent to it; false for an endpoint that speaks
-            a protocol of its own.
+            :meth:`close` closes the socket; the text or bytes that it returns are sent right
+            before the close frame, if nothing else waits to be sent. It must not block.
+        takes_pushes: Whether pushed messages are sent to it; false for an endpoint that
+            speaks a protocol of its own.
     """
 
     __slots__ = (
@@ -141,7 +141,7 @@ class Connection:
     last_words = Seldom[Callable[[Close], str | bytes | None] | None](None)
     _data = Seldom[dict[str, Any] | None](None)
 
-    # Set by the only kind there is, a TrackedConnection.
+    # Set by the only implementation, TrackedConnection.
     session_ws_id: Hashable
     identity: Hashable | None
     request: web.Request | None
@@ -155,13 +155,13 @@ class Connection:
         """
         Its own id, unique in this process.
         """
-        # No two are at one address at a time, and what comes there later is opened later.
+        # No two share an address at a time, and a later one at that address is opened later.
         return fingerprint((id(self), self.opened_at or 0.0))
 
     @property
     def data(self) -> dict[str, Any]:
         """
-        What the application keeps with the connection.
+        The data that the application keeps with the connection.
         """
         data = self._data
         if data is None:
@@ -170,29 +170,29 @@ class Connection:
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
-        Close it, and wait until it is gone and its handler has ended.
+        Close it, and wait until it is closed and its handler has ended.
 
-        That takes ``timeouts.close + timeouts.handler_grace`` seconds at most: its handler learns
-        of it as of any close, and is cancelled if it goes on for longer than the grace. The one
-        that calls is neither waited for nor cancelled. Nothing happens if it is closed already.
-        The session lives on.
+        That takes ``timeouts.close + timeouts.handler_grace`` seconds at most: its handler is
+        notified as of any close, and cancelled if it runs on for longer than the grace. A handler
+        that calls this itself is neither waited for nor cancelled. Nothing happens if it is
+        closed already. The session stays alive.
 
         Args:
-            close: What to tell the peer: a close, or its code alone.
-            reason: For the developer at the other end.
+            close: The close to send to the peer, or its code alone.
+            reason: The reason in the close frame, for the developer at the other end.
 
         Raises:
-            TypeError: If *close* is neither, or *reason* no text.
+            TypeError: If *close* is neither, or *reason* is not a string.
             ValueError: If a close frame cannot carry them.
         """
         told = as_close(close, reason, NORMAL)
-        if isinstance(self, TrackedConnection) and self.closer is not None:  # it is filed
+        if isinstance(self, TrackedConnection) and self.closer is not None:  # it is in an index
             await self.closer.close_connection(self, told)
 
 
 class TrackedConnection(Connection):
     """
-    A connection, and what the manager and the engine keep of it.
+    A connection, with the state that the manager and the engine keep of it.
 
     Args:
         session_ws_id: The id of its session.
@@ -203,29 +203,29 @@ class TrackedConnection(Connection):
             clock, in seconds.
 
     Attributes:
-        state: How far it is.
+        state: Its lifecycle state.
         closer: The manager that it is filed with.
         lineage: The lineage that its session belongs to.
         labels: Further names that its session can be ended by.
         started: When the handshake began, or it was registered by hand.
         task: The task that runs the handler.
         transport: The transport.
-        rejected_with: The order that keeps its handshake from opening.
-        close_order: The order that closes it.
-        closing: The engine's part of it, once it has begun to close it.
-        send_queue: What was pushed and is not sent yet.
-        admitted: When it took its place, as counted by the manager.
+        rejected_with: The close of the order that rejected its handshake.
+        close_order: The close of the order that closes it.
+        closing: The engine's state of it, once it is being closed.
+        send_queue: The messages that were pushed and are not sent yet.
+        admitted: Its number in the order of admission, counted by the manager; 0 before.
         first_id: Its first id, if its session was given another one since.
         registered: Whether the ``unregister()`` hook is to be called.
         cancelled: Whether the engine has cancelled the handler.
         handler_left: Whether the handler has left ``session_ws``.
-        check_at: When to check its session, by the event loop's clock.
-        session_ends: When the session's time is over, by the wall clock, as far as is known.
-        server_side: Whether the session is known to be kept on the server.
+        check_at: When to check its session next, by the event loop's clock.
+        session_ends: When the session expires, by the wall clock, as far as is known.
+        server_side: Whether the session is known to be stored on the server.
         tries: How many times in a row its session could not be checked.
-        until: When its session no longer belongs to its identity, by the wall clock.
+        until: Until when its session belongs to its identity, by the wall clock.
         proven: An identity that its client has proven over the socket, and since when.
-        keeps_id: Whether its session was saved with the id; else the id lives with it.
+        keeps_id: Whether its session was saved with the id; else the id ends with the connection.
     """
 
     __slots__ = (
@@ -246,8 +246,8 @@ class TrackedConnection(Connection):
         "transport",
     )
 
-    #: What differs from the defaults below; ``None`` if nothing does.
-    seldom = Connection._seldom  # type: ignore[misc]  # the slot, named for the neighbours
+    #: The attributes below that differ from their defaults; ``None`` if none does.
+    seldom = Connection._seldom  # type: ignore[misc]  # the slot, for other modules
 
     cancelled = Seldom(False)
     first_id = Seldom[Hashable](None)
@@ -281,7 +281,7 @@ class TrackedConnection(Connection):
         self.task = task
         self.admitted = 0
         self.close_order: Close | None = None
-        self.closing: Any = None  # a closing.Closing; that module imports this one
+        self.closing: Any = None  # a close_order.Closing; that module imports this one
         self.send_queue: Queue | None = None
         self.handler_left = False
         self.check_at = math.inf
@@ -290,8 +290,8 @@ class TrackedConnection(Connection):
         self.transport: asyncio.Transport | None = None
         self.tls_socket: Any = None
         if request is not None:
-            # request.transport is None once aiohttp gave the connection up, which may be
-            # before the peer has taken what is in the transport's buffer.
+            # request.transport is None once aiohttp has released the connection, which may be
+            # before the transport's write buffer is sent.
             self.transport = transport = request.transport
             if transport is not None and transport.get_extra_info("sslcontext"):
                 self.tls_socket = transport.get_extra_info("socket")
@@ -302,7 +302,7 @@ class TrackedConnection(Connection):
     @property
     def is_stream(self) -> bool:
         """
-        Whether it is a streamed response, and no websocket.
+        Whether it is a streamed response, not a websocket.
         """
         return self.request is not None and not isinstance(self.ws, web.WebSocketResponse)
 
@@ -315,14 +315,14 @@ class TrackedConnection(Connection):
 
     def reject(self, close: Close) -> None:
         """
-        Keep this handshake from opening; of several orders the gravest one is told.
+        Reject this handshake; of several closes the first one counts, or the last with 4401.
         """
         if self.rejected_with is None or close.code == 4401:
             self.rejected_with = close
 
     def set_open(self) -> None:
         """
-        Go from ``OPENING`` to ``OPEN``: the handshake is over.
+        Go from ``OPENING`` to ``OPEN``: the handshake is complete.
         """
         assert self.state is OPENING, f"only what is opening can open, not {self.state}"
         self.state = OPEN
@@ -337,14 +337,14 @@ class TrackedConnection(Connection):
 
     def set_closed(self) -> None:
         """
-        Go to ``CLOSED``: it is out of the index, or its handshake has come to nothing.
+        Go to ``CLOSED``: it is out of the index, or its handshake has failed.
         """
         self.state = CLOSED
 
     @property
     def disconnected(self) -> bool:
         """
-        Whether nothing can reach the peer any more, nor is left to be sent.
+        Whether the transport has ended, with nothing left to be sent.
         """
         transport = self.transport
         if transport is None:
@@ -353,20 +353,20 @@ class TrackedConnection(Connection):
             return False
         if self.tls_socket is None:
             return not transport.get_write_buffer_size()
-        # A TLS transport doesn't count what its inner transport still has to send. It is
-        # done when its socket is closed, or when aiohttp hears of it (uvloop).
+        # A TLS transport doesn't count what its inner transport still has to send. It has
+        # ended when its socket is closed, or when aiohttp has been notified (uvloop).
         gone = self.request is not None and self.request.transport is None
         return gone or self.tls_socket.fileno() == -1
 
     def abort(self) -> None:
         """
-        End the transport now; nothing happens to one that has ended by itself.
+        Abort the transport; nothing happens to one that has ended by itself.
         """
         if self.transport is None:
             return
         done = self.disconnected
-        # To a TLS transport that was closed twice asyncio's abort() does nothing; in 3.11.2 it
-        # raises that.
+        # On a TLS transport that was closed twice asyncio's abort() has no effect; in 3.11.2 it
+        # raises AttributeError.
         with contextlib.suppress(AttributeError):
             self.transport.abort()
         if not done and self.tls_socket is not None:
@@ -378,12 +378,12 @@ def registered_object(
     session_ws_id: Hashable, ws: Any, closer: Closer, at: float
 ) -> TrackedConnection:
     """
-    Return the connection of what was registered by hand; it is open from the beginning.
+    Return the connection of an object registered by hand; it is open from the beginning.
 
     Args:
         session_ws_id: The id of its session.
         ws: The object.
-        closer: What closes it.
+        closer: Closes it.
         at: When it was registered, by the event loop's clock.
     """
     connection = TrackedConnection(session_ws_id, ws, started=at)

@@ -1,5 +1,5 @@
 """
-What a registry counts while it works: each is an addition to a number that is there already.
+The counters of a registry: to count an event is one addition to a number that is there already.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ KINDS: Final[tuple[By, ...]] = ("order", "handler", "client")
 
 class Counters:
     """
-    Numbers that only grow, but for ``streams``. They may be read from any thread.
+    Numbers that only grow, except ``streams``. They may be read from any thread.
 
     Attributes:
         streams: How many streams there are.
-        refusals: How many handshakes were refused, by the word for why.
+        refusals: How many handshakes were refused, by reason.
     """
 
     __slots__ = ("_closes", "refusals", "streams")
@@ -44,7 +44,7 @@ class Counters:
 
     def closes(self) -> dict[tuple[By, int], int]:
         """
-        Return how many were closed, by whom and with which code.
+        Return how many sockets were closed, by initiator and close code.
         """
         # Copies first: another thread may be counting.
         found = [(by, codes.copy()) for by, codes in self._closes.items()]

@@ -1,5 +1,5 @@
 """
-Copies of connections that may be kept and logged.
+Descriptions of connections that may be kept and logged.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-LONGEST: Final = 200  # characters of a name that clients choose
+LONGEST: Final = 200  # characters kept of a user agent, which clients choose
 
 
 def snapshot(connections: Iterable[TrackedConnection], now: float, node: str = "") -> Snapshot:
     """
-    Describe *connections*, the one opened first at the front.
+    Describe *connections*, oldest first.
 
     Args:
-        connections: Which.
+        connections: The connections.
         now: The event loop's time.
-        node: The process they are on.
+        node: The name of the node that they are on.
     """
     epoch = time.time() - now
     opened = sorted((c.opened_at or 0.0, n, c) for n, c in enumerate(connections))

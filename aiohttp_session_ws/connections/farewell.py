@@ -1,5 +1,5 @@
 """
-What is said to a peer, or to an object, right before its end.
+Last words before a close frame, and the ``close()`` of objects that the engine can't close.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_last_words(
     connection: TrackedConnection, transport: asyncio.Transport, close: Close
 ) -> None:
     """
-    Write what an endpoint has left to say, if nothing is in the way.
+    Write the last words of an endpoint, unless that would have to wait.
     """
     last_words = connection.last_words
     if last_words is None:
@@ -37,18 +37,18 @@ def write_last_words(
         payload = words.encode() if isinstance(words, str) else words
         if connection.ws.compress and len(payload) > COMPRESSED_AT_ONCE:
             return
-        step_once(connection.ws.send_frame(payload, opcode))  # or a sender is in the way
+        step_once(connection.ws.send_frame(payload, opcode))  # dropped if another send is running
     except Exception:
         log.exception("the last words of a websocket failed")
 
 
 async def call_close(ws: Any, close: Close) -> None:
     """
-    Call the ``close()`` of something that was registered by hand.
+    Call the ``close()`` of an object registered by hand, or of another library's websocket.
     """
     code, reason = close.code, close.reason.encode()
     if isinstance(ws, web.WebSocketResponse):
-        # Without drain: a peer that stopped reading would hold it for ever.
+        # Without drain, which would block forever if the peer has stopped reading.
         await ws.close(code=code, message=reason, drain=False)
         return
     try:
@@ -58,7 +58,7 @@ async def call_close(ws: Any, close: Close) -> None:
     else:
         result = ws.close(code=code, message=reason)
     if inspect.isawaitable(result):
-        # In a task of its own, for one that doesn't let itself be cancelled.
+        # In a task of its own, since it may suppress its cancellation.
         task = asyncio.ensure_future(result)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:

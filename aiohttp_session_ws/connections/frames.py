@@ -1,5 +1,5 @@
 """
-Frames as they stand on the wire, for what is sent to many.
+Encoding of websocket frames: one frame for many connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEAD_64: Final = struct.Struct("!BBQ").pack
 
 def encode_message(data: object) -> tuple[bytes, WSMsgType, bytes]:
     """
-    Return a message's payload, its opcode, and the frame of a server that carries both.
+    Return a message's payload, its opcode, and the server's frame that carries both.
 
     Raises:
         TypeError: If *data* is neither text nor bytes.

@@ -1,5 +1,5 @@
 """
-The time a handshake may take: one timer for all of them.
+The timeout of handshakes: one timer for all that are in flight.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from .._refused import Unavailable
 
 __all__: list[str] = []
 
-LOOK: Final = 1.0  # seconds between two looks for clients that have hung up
+LOOK: Final = 1.0  # seconds between two checks for clients that have disconnected
 
 
 class Handshakes:
     """
-    The handshakes in flight. One that is late is cancelled, and answered with 503; one whose
-    client has hung up is, too.
+    The handshakes in flight. One that takes too long, or whose client has disconnected, is
+    cancelled and fails with 503.
 
     Args:
         timeout: Seconds that a handshake may take.
@@ -29,18 +29,18 @@ class Handshakes:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        # When each began, by the event loop's clock; the one that began first is in front. In
-        # tuples, since an object for each would take a handshake 1 us.
+        # When each began, by the event loop's clock, oldest first. In tuples, since creating an
+        # object would cost a handshake 1 us.
         self._running: dict[object, tuple[float, web.Request, asyncio.Task[Any]]] = {}
-        self._cancelled: dict[object, tuple[asyncio.Task[Any], str]] = {}  # and a word for why
+        self._cancelled: dict[object, tuple[asyncio.Task[Any], str]] = {}  # and the reason
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, key: object, request: web.Request, task: asyncio.Task[Any] | None) -> None:
         """
-        Time a handshake from now on.
+        Start the timeout of a handshake.
 
         Args:
-            key: What stands for it.
+            key: Identifies it.
             request: The request.
             task: The current task.
         """
@@ -51,8 +51,8 @@ class Handshakes:
 
     def end(self, key: object) -> str | None:
         """
-        Time a handshake no longer; return the word for why it was cancelled, if it was, and by
-        nobody else.
+        Stop the timeout of a handshake; return the reason if the timeout, and nothing else, has
+        cancelled it.
         """
         self._running.pop(key, None)
         if key not in self._cancelled:
@@ -62,7 +62,7 @@ class Handshakes:
 
     def fail(self, key: object, error: BaseException) -> BaseException:
         """
-        Time a handshake no longer that has failed with *error*; return what its client is told.
+        Stop the timeout of a handshake that failed with *error*; return the error to answer with.
         """
         why = self.end(key)
         if why is None or not isinstance(error, asyncio.CancelledError):
@@ -71,17 +71,17 @@ class Handshakes:
 
     def _sleep(self) -> None:
         """
-        Set the timer for the next look.
+        Set the timer for the next check.
         """
         loop = asyncio.get_running_loop()
         started, _, _ = next(iter(self._running.values()))
         due = min(started + self._timeout, loop.time() + LOOK)
-        # In no request's context, or it would be kept until the timer rings.
+        # In an empty context: a request's would be kept alive until the timer fires.
         self._timer = loop.call_at(due, self._wake, context=contextvars.Context())
 
     def _wake(self) -> None:
         """
-        Cancel the handshakes that are late, and those whose clients have hung up.
+        Cancel the handshakes that take too long, and those whose clients have disconnected.
         """
         self._timer = None
         late = asyncio.get_running_loop().time() - self._timeout

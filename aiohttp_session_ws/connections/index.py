@@ -1,7 +1,7 @@
 """
-Connections by a key.
+The index of connections: by the id, the lineage, the identity and the labels of their session.
 
-Over 300 lines long: one index, and the one object that has one of each kind.
+Over 300 lines long: the index of one key, and the object that combines one for each kind of key.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Track: TypeAlias = Callable[[Hashable, Any, float], TrackedConnection]
 
 class Index:
     """
-    Connections by a key; a key that has none is not in it.
+    Connections by a key; a key without connections is absent.
 
-    Most sessions have one socket. Such a connection stands for itself, without a
-    dictionary around it: that would be a quarter of what a socket costs us. An object that was
-    registered by hand has no connection before somebody looks at it: until then it stands there
-    with the time at which it came.
+    Most sessions have one socket. Such a connection is stored directly, without a dictionary
+    around it, which would be a quarter of the library's memory for a socket. An object registered
+    by hand is stored with the time of its registration; its connection is created when it is
+    first needed.
 
-    One websocket may have several connections: it is registered by hand under further ids, for
-    the same identity. Where there are such objects, a key has one connection of each.
+    One websocket may have several connections, if it is registered by hand under further ids of
+    the same identity. An index that takes such objects has one connection of each per key.
 
     Args:
-        track: Makes the connection of such an object: of its key, itself and that time. Without
-            it there are connections only.
+        track: Creates the connection of such an object, from its key, the object and that time.
+            Without it the index takes connections only.
 
     Attributes:
-        size: How many connections there are.
+        size: How many connections there are, those of such objects included.
     """
 
     __slots__ = ("_groups", "_track", "size")
@@ -67,13 +67,13 @@ class Index:
 
     def _name(self, connection: TrackedConnection) -> object:
         """
-        Return by what a connection is found among those of its key.
+        Return what identifies a connection among those of its key.
         """
         return connection if self._track is None else connection.ws
 
     def add_object(self, key: Hashable, ws: object) -> None:
         """
-        File what is registered by hand, unless it is there.
+        File an object registered by hand, unless it is there.
         """
         entry = ws, _monotonic()
         if self._groups.setdefault(key, entry) is entry:
@@ -97,7 +97,7 @@ class Index:
 
     def discard_object(self, key: Hashable, ws: object) -> bool:
         """
-        Take out an object that nobody has looked at; tell whether it was there.
+        Take out an object that has no connection yet; return whether it was there.
         """
         group = self._groups.get(key)
         if isinstance(group, tuple) and group[0] is ws:
@@ -130,18 +130,18 @@ class Index:
 
     def some(self, key: Hashable, most: int) -> Iterable[TrackedConnection]:
         """
-        Return the first connections under *key*.
+        Return at most *most* connections under *key*, without creating any.
         """
         group = self._groups.get(key)
         if type(group) is TrackedConnection:
             return (group,)
         if isinstance(group, dict):
             return tuple(itertools.islice(group.values(), most))
-        return ()  # what was registered by hand may wait until somebody looks at it
+        return ()
 
     def among(self, keys: Sequence[Hashable]) -> list[Hashable]:
         """
-        Return those of some keys that have connections.
+        Return those of *keys* that have connections.
         """
         groups = self._groups
         if groups.keys().isdisjoint(keys):
@@ -156,11 +156,11 @@ class Index:
 
     def served(self) -> list[TrackedConnection]:
         """
-        Return all connections but of objects that nobody has looked at.
+        Return all connections, except of objects that have none yet.
         """
         found: list[TrackedConnection] = []
         for group in self._groups.values():
-            if type(group) is TrackedConnection:  # most are, and this is asked each second
+            if type(group) is TrackedConnection:  # most are, and this runs each second
                 found.append(group)
             elif isinstance(group, dict):
                 found += group.values()
@@ -173,7 +173,7 @@ class Index:
 
     def __iter__(self) -> Iterator[TrackedConnection]:
         """
-        Go through all connections that are there now.
+        Iterate over a copy of all connections; create those of objects that have none yet.
         """
         objects = [(k, group) for k, group in self._groups.items() if isinstance(group, tuple)]
         for key, entry in objects:
@@ -191,17 +191,17 @@ class Index:
 
 class ConnectionIndex:
     """
-    Where connections are found: by the id, the lineage, the identity and the labels of a session.
+    Connections by the id, the lineage, the identity and the labels of their session.
 
     Attributes:
-        open: Open connections by session ws id, until they are gone.
-        opening: Those whose handshake runs, by session ws id: known to orders only.
+        open: Open connections by session ws id, until they are closed.
+        opening: Those whose handshake runs, by session ws id: seen by orders and limits only.
         lineages: Both, by the token of their lineage.
         identities: Both, by identity.
         labels: Both, by label.
-        attended: Open connections that are looked at once a second, however many there are:
-            streams, whose handlers don't hear of their client's end, and those that are to be
-            checked soon.
+        attended: Open connections that are checked once a second, however many there are:
+            streams, whose handlers don't notice that a client has disconnected, and those whose
+            session is to be checked soon.
     """
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ class ConnectionIndex:
         labels: Sequence[Subject] = (),
     ) -> None:
         """
-        File a connection under whom it belongs to, and under its labels.
+        File a connection under its identity and its labels.
         """
         if identity is not None:
             connection.identity = identity
@@ -271,7 +271,7 @@ class ConnectionIndex:
 
     def open_connection(self, connection: TrackedConnection) -> None:
         """
-        File a connection as open; if its websocket was registered by hand, in the place of that.
+        File a connection as open; it replaces a registration of its websocket by hand.
         """
         if connection.session_ws_id in self.open:
             by_hand = self.open.get(connection.session_ws_id, connection.ws)
@@ -285,7 +285,7 @@ class ConnectionIndex:
 
     def open_of(self, subject: Subject | None) -> Iterable[TrackedConnection]:
         """
-        Return the open connections of a subject, or all.
+        Return the open connections of a subject, or all for ``None``.
         """
         if subject is None:
             return self.open
@@ -296,13 +296,13 @@ class ConnectionIndex:
 
     def filed(self, subject: Subject) -> list[TrackedConnection]:
         """
-        Return the connections of an id or an identity, open and opening: one of each websocket.
+        Return the connections of an id or an identity, open and opening: one per websocket.
         """
         if subject.kind == "id":
             return self.open.of(subject.value) + self.opening.of(subject.value)
         found: dict[object, TrackedConnection] = {}
         for connection in self.identities.of(subject.value):
-            # What is registered by hand may be so for several ids.
+            # An object may be registered by hand under several ids.
             found.setdefault(connection.ws, connection)
         return list(found.values())
 
@@ -323,7 +323,7 @@ class ConnectionIndex:
         if connection.identity is not None:
             self.identities.discard(connection.identity, connection)
         if connection.seldom is None:
-            return  # most have neither
+            return  # most have neither a proven identity nor labels
         if connection.proven is not None:
             self.identities.discard(connection.proven[0], connection)
         for label in connection.labels:

@@ -1,5 +1,5 @@
 """
-How many connections there may be: who is admitted, who is refused, and who has to make room.
+The limits per session and per identity: admit or refuse a handshake, or evict older connections.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ async def make_room(
     limits: Limits, manager: ConnectionManager, connection: TrackedConnection
 ) -> None:
     """
-    Let a handshake that is authorized take its place in its session and with its identity.
+    Admit an authorized handshake to its session and its identity.
 
-    The place is taken before the first await, so that a burst of handshakes is counted
-    exactly; then those who had to make room are waited for.
+    It is counted from before the first await, so that a burst of handshakes is counted
+    exactly; then the evicted connections are waited for.
 
     Raises:
         HandshakeRefused: If there is no room.
@@ -45,13 +45,13 @@ async def make_room(
     connection.admitted = manager.admit()
     for group in groups:
         while connection.rejected_with is None and len(group.admitted_before()) >= group.limit:
-            # Who is closed for another reason is in the way as well.
+            # Connections that are closed for another reason take up room as well.
             leaving = {
                 manager.start_close(c, c.close_order or NORMAL)
                 for c in group.admitted_before()
                 if c.state is not OPENING and not _stays(c)
             }
-            if not leaving:  # somebody came by another way, who stays
+            if not leaving:  # all that remain stay: some were added without this check
                 raise HandshakeRefused(TOO_MANY_CONNECTIONS)
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
 
@@ -59,7 +59,7 @@ async def make_room(
 @dataclass(frozen=True, slots=True)
 class _LimitGroup:
     """
-    The connections that one limit is about.
+    The connections that one limit applies to.
     """
 
     limit: int
@@ -69,13 +69,13 @@ class _LimitGroup:
 
     def active(self) -> list[TrackedConnection]:
         """
-        Return those that have a place, but not those that are about to leave it.
+        Return those that take up room, except those that are about to be closed.
         """
         return [c for c in self._others() if _stays(c)]
 
     def admitted_before(self) -> list[TrackedConnection]:
         """
-        Return those that are still there, and those that will be before this one.
+        Return those that are not gone yet, and the handshakes admitted before this one.
         """
         mine = self.connection.admitted
         return [c for c in self._others() if c.state is not OPENING or c.admitted < mine]

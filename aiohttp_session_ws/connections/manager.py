@@ -1,7 +1,7 @@
 """
-The connections of this process: their way into the index, and the only way out of it.
+The manager of this process's connections: adds them to the index, closes and removes them.
 
-More than 300 lines, most of them short methods: it is the one door to this folder.
+More than 300 lines, most of them short methods: it is the facade of this folder.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from .websocket import ServedWebSocket, is_closed
 
 __all__: list[str] = []
 
-TICK: Final = 1.0  # seconds between two looks for connections that died without a word
-TICKS: Final = 4  # within which all are looked at, where there are many
-SOON: Final = 2 * TICKS * TICK  # seconds before its check from which one is looked at each time
+TICK: Final = 1.0  # seconds between two checks for connections that died unnoticed
+TICKS: Final = 4  # within which all are checked once, if there are many
+SOON: Final = 2 * TICKS * TICK  # seconds before a session's check; each tick covers it from then
 FIRST: Final = 16  # close frames that are written before anything else is done
-LOOKED_AT: Final = 1000  # connections in a row, about 1 ms; then others have their turn
+LOOKED_AT: Final = 1000  # connections checked in one go, about 1 ms; then other work has its turn
 
 
 class Rest(Protocol):
@@ -57,42 +57,43 @@ class Rest(Protocol):
 
     def __len__(self) -> int:
         """
-        Return how many there are, closed or not.
+        Return how many there are, whether they will be closed or not.
         """
 
     def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
         """
-        Judge them, once.
+        Judge each, once; yield it with its close, or ``None`` if it stays open.
         """
 
     def closes(self, connection: TrackedConnection) -> bool:
         """
-        Tell whether a connection is going to be closed.
+        Return whether a connection is going to be closed.
         """
 
     def when_judged(self, act: Callable[[], None]) -> None:
         """
-        Have *act* called when all are judged.
+        Call *act* when all are judged.
         """
 
 
 class ConnectionManager(ConnectionIndex):
     """
-    The index of a registry, and what closes and feeds the connections in it.
+    The index of a registry; closes the connections in it, and pushes messages to them.
 
     Args:
         timeouts: How long to wait for peers and handlers.
-        push_queue: How much of what is pushed may wait for a slow peer.
-        tasks: Where background work runs; whoever made them stops them.
+        push_queue: How many pushed messages may wait for a slow peer.
+        tasks: Runs background work; stopped by whoever created it.
         current: Returns the connection whose handler is calling.
 
     Attributes:
-        counters: What happened to the connections.
-        pusher: Feeds them.
+        counters: Counts closed sockets and refused handshakes.
+        pusher: Pushes messages to the connections.
         on_removed: Called once for each connection that was registered and has left the
             index, and awaited if it returns an awaitable.
         on_tick: Called once a second, while there is a connection, with the open ones whose
-            ``check_at`` has come; where they are many, a few at a time.
+            ``check_at`` has come; if there are many, once per batch.
+        tasks: Runs background work.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class ConnectionManager(ConnectionIndex):
         self._current = current
         self._rests: dict[Rest, None] = {}
         self._refused: set[TrackedConnection] = set()
-        self._orphaned_handlers: set[TrackedConnection] = set()  # gone, but the handler runs
+        self._orphaned_handlers: set[TrackedConnection] = set()  # the handler still runs
         self.tasks = tasks
         self._ticker: asyncio.Handle | None = None
-        self._looked_at = 0  # of those that are open: where the next tick goes on
+        self._looked_at = 0  # the open connection at which the next tick continues
 
     @property
     def timeouts(self) -> Timeouts:
@@ -131,7 +132,7 @@ class ConnectionManager(ConnectionIndex):
 
     def watch(self, changed: Callable[[Subject], None]) -> None:
         """
-        Tell of each id and identity whose connections change; before there is any.
+        Call *changed* for each id and identity whose connections change; use before there are any.
         """
         self.open = WatchedIndex(lambda key: changed(Subject("id", key)), self._track)
         self.opening = WatchedIndex(lambda key: changed(Subject("id", key)))
@@ -145,7 +146,7 @@ class ConnectionManager(ConnectionIndex):
         self._engine.ending = False
         self._rests.clear()
 
-    # The way in
+    # Adding
 
     def add_handshake(self, connection: TrackedConnection) -> None:
         """
@@ -159,7 +160,7 @@ class ConnectionManager(ConnectionIndex):
 
     def discard_handshake(self, connection: TrackedConnection) -> None:
         """
-        Forget a handshake that came to nothing; one that is being closed goes when it is closed.
+        Remove a handshake that failed; one that is being closed is removed once it is closed.
         """
         if connection.state is OPENING:
             self.take_out(connection)
@@ -167,14 +168,14 @@ class ConnectionManager(ConnectionIndex):
 
     def admit(self) -> int:
         """
-        Return the number of a handshake that takes its place now; they count up from 1.
+        Return the number of a handshake that is admitted now; they count up from 1.
         """
         self._admitted += 1
         return self._admitted
 
     def evict(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Let *connection* make room for another, opened or not.
+        Close *connection*, or reject its handshake, to make room for another.
         """
         connection.reject(close)
         if connection.state is OPEN:
@@ -182,7 +183,7 @@ class ConnectionManager(ConnectionIndex):
 
     def remove_by_hand(self, session_ws_id: Hashable, ws: object) -> bool:
         """
-        Take out what was registered by hand; tell whether it was there.
+        Remove an object registered by hand; return whether it was there.
         """
         if self.open.discard_object(session_ws_id, ws):
             return True
@@ -197,7 +198,7 @@ class ConnectionManager(ConnectionIndex):
 
     def discard_stream(self, connection: TrackedConnection) -> None:
         """
-        Take out a stream whose handler has left; one that is being closed goes when it is closed.
+        Remove a stream whose handler has left; one that is being closed is removed once closed.
         """
         if connection.state is OPEN:
             self.take_out(connection)
@@ -210,7 +211,7 @@ class ConnectionManager(ConnectionIndex):
         lineage: Lineage = NO_LINEAGE,
     ) -> TrackedConnection:
         """
-        File something that was registered by hand, and is not there yet.
+        File an object registered by hand, which is not there yet.
         """
         connection = self._track(session_ws_id, ws, time.monotonic())
         self.open.add(session_ws_id, connection)
@@ -225,27 +226,27 @@ class ConnectionManager(ConnectionIndex):
 
     def tracked(self, connection: Connection) -> TrackedConnection:
         """
-        Return what is kept of a connection, which is the only kind there is.
+        Return *connection* as its only implementation.
 
         Raises:
-            TypeError: If it is none.
+            TypeError: If it is not a connection.
         """
         if not isinstance(connection, TrackedConnection):
             raise TypeError(f"a Connection is needed, as ws.connection, not {connection!r}")
         return connection
 
-    # Looking
+    # Queries
 
     @property
     def total(self) -> int:
         """
-        How many there are: open, opening, and refused ones that are still being told.
+        How many there are: open, opening, and refused ones that are still being closed.
         """
         return self.open.size + self.opening.size + len(self._refused)
 
     def of(self, session_ws_id: Hashable) -> list[TrackedConnection]:
         """
-        Return the open connections of an id, and those whose handlers only are left.
+        Return the open connections of an id, and closed ones whose handlers still run.
         """
         found = self.open.of(session_ws_id)
         if self._orphaned_handlers:
@@ -254,7 +255,7 @@ class ConnectionManager(ConnectionIndex):
 
     def of_lineage(self, token: str) -> list[TrackedConnection]:
         """
-        Return all connections of a lineage: opening, open, and those whose handlers only are left.
+        Return all connections of a lineage: opening, open, and closed with a running handler.
         """
         found = self.lineages.of(token)
         if self._orphaned_handlers:
@@ -269,7 +270,7 @@ class ConnectionManager(ConnectionIndex):
         if kind == "id":
             known = value in self.open or value in self.opening
             if not (known or self._orphaned_handlers):
-                return []  # most orders of other nodes
+                return []  # so for most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
@@ -277,7 +278,7 @@ class ConnectionManager(ConnectionIndex):
 
     def held_among(self, kind: Kind, values: Sequence[Hashable]) -> list[Hashable]:
         """
-        Return those of some ids, identities or labels that :meth:`of_subject` finds something of.
+        Return those of some ids, identities or labels for which :meth:`of_subject` isn't empty.
         """
         if self._orphaned_handlers:
             return [value for value in values if self.of_subject(Subject(kind, value))]
@@ -290,27 +291,27 @@ class ConnectionManager(ConnectionIndex):
 
     def all(self) -> list[TrackedConnection]:
         """
-        Return all that is to be closed at the end: open connections, those whose handlers only
-        are left, and refused ones that are still being told.
+        Return all connections to close at shutdown: open ones, closed ones whose handlers still
+        run, and refused ones that are still being closed.
         """
         return [*self.open, *self._orphaned_handlers, *self._refused]
 
     def snapshot(self, subject: Subject | None = None, node: str = "") -> Snapshot:
         """
-        Describe the open connections of a subject, or all.
+        Describe the open connections of a subject, or all for ``None``.
         """
         return snapshot(self.open_of(subject), time.monotonic(), node)
 
     def orphans(self) -> list[TrackedConnection]:
         """
-        Return the connections that are gone while their handlers run.
+        Return the closed connections whose handlers still run.
         """
         return list(self._orphaned_handlers)
 
     def _orphaned(self, wanted: Callable[[TrackedConnection], bool]) -> list[TrackedConnection]:
         return [c for c in self._orphaned_handlers if wanted(c)]
 
-    # The way out
+    # Closing
 
     def write_first(
         self,
@@ -322,20 +323,20 @@ class ConnectionManager(ConnectionIndex):
         but: Connection | None = None,
     ) -> Sequence[TrackedConnection]:
         """
-        Write the close frames of an id's sockets that an order closes whatever else is found out.
+        Write the first close frames of an order, to sockets of an id that it closes in any case.
 
-        The order has to be carried out before anything is awaited: this is only the part of it
-        that its peers wait for. Of many sockets, the first few.
+        The caller has to carry out the order before anything is awaited: this is only the part
+        of it that peers wait for, and of many sockets it takes the first few.
 
         Args:
-            subject: Whose sockets; only those of ids are found so quickly.
-            close: With what the order closes.
+            subject: The subject of the order; only sockets of ids are found so quickly.
+            close: The close of the order.
             began: By when the lineage of a socket must have begun, by the one clock.
-            started: By when its handshake must have, by the event loop's clock.
-            but: Which connection is left alone.
+            started: By when its handshake must have begun, by the event loop's clock.
+            but: A connection to leave alone.
 
         Returns:
-            Whose were written.
+            The connections whose frames were written.
         """
         written: list[TrackedConnection] = []
         if subject.kind != "id":
@@ -356,18 +357,19 @@ class ConnectionManager(ConnectionIndex):
         self, connections: Iterable[TrackedConnection], close: Close
     ) -> Awaitable[tuple[int, int]]:
         """
-        Close connections and end their handlers; all close frames are written at once.
+        Close connections and end their handlers.
 
-        The handler that calls is not waited for, since it would wait for itself, nor is it
-        cancelled. Who awaits what this returns may be cancelled; that stops nothing.
+        The first close frames are written before this returns; of many, the rest in slices. The
+        calling handler is not waited for, since it would wait for itself, nor is it cancelled.
+        Cancelling the wait for the result stops nothing.
 
         Args:
-            connections: Open ones; opening ones, whose handlers are to end; or ones that have
-                left their handlers behind.
-            close: What to tell the peers.
+            connections: Open ones; opening ones, whose handlers are to end; or closed ones whose
+                handlers still run.
+            close: The close for the peers.
 
         Returns:
-            How many were aborted, and how many handlers were cancelled: an awaitable of these.
+            An awaitable: how many were aborted, and how many handlers were cancelled.
         """
         chosen = list(connections)
         for connection in chosen:
@@ -379,19 +381,17 @@ class ConnectionManager(ConnectionIndex):
         self, found: Iterable[tuple[TrackedConnection, Close] | None], count: int
     ) -> Awaitable[tuple[int, int]]:
         """
-        Close connections as :meth:`close_now` does, each with its own close, while they are found.
-
-        The first are closed before this returns; of many the others a few at a time.
+        Close connections as :meth:`close_now` does, each with its own close, while iterating.
 
         Args:
-            found: Connections, and what to tell their peers; ``None`` takes time only.
+            found: Connections, each with its close; ``None`` is skipped, but counts.
             count: How many there may be.
         """
         return self._engine.close(map(_mark, found), None, count)
 
     def close_rest(self, rest: Rest) -> Awaitable[tuple[int, int]]:
         """
-        Close connections as :meth:`close_found` does; pushes pass those by whose turn is to come.
+        Close connections as :meth:`close_found` does; pushes skip those that are yet to be closed.
         """
         self._rests[rest] = None
         rest.when_judged(lambda: self._rests.pop(rest, None))
@@ -402,8 +402,8 @@ class ConnectionManager(ConnectionIndex):
         Close all connections, since the process ends; handshakes in flight are rejected.
 
         Args:
-            close: What to tell the peers.
-            seconds: How long to wait for them, if that is less than otherwise.
+            close: The close for the peers.
+            seconds: How long to wait for them, if that is less than ``timeouts.close``.
         """
         opening = self.handshakes()
         for connection in opening:
@@ -423,13 +423,13 @@ class ConnectionManager(ConnectionIndex):
         Close one connection, without ending its handler.
 
         Returns:
-            What is done when the connection is gone.
+            A future that is done when the connection is removed.
         """
         return self._engine.close_one(connection, close)
 
     def remove_gone(self, connection: TrackedConnection) -> bool:
         """
-        Take out a websocket that has ended by itself, as most have when their handlers leave; tell
+        Remove a websocket that has ended by itself, as most have when their handlers leave; return
         whether nothing is left to wait for.
         """
         if connection.closing is not None or connection.registered:
@@ -442,16 +442,16 @@ class ConnectionManager(ConnectionIndex):
 
     async def wait_closed(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Close a connection if nobody does yet, and wait until it is gone.
+        Close a connection unless it is being closed already, and wait until it is removed.
 
-        Only the wait can be cancelled, the engine can't.
+        Only the wait can be cancelled, not the engine.
         """
         if connection.state is not CLOSED or connection.closing is not None:
             await self._engine.close_one(connection, close)
 
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Close a connection for the application, as :meth:`Connection.close` tells.
+        Close a connection for the application, as :meth:`Connection.close` describes.
         """
         if connection is self._current():
             if connection.state is OPEN and connection.transport is not None:
@@ -462,9 +462,9 @@ class ConnectionManager(ConnectionIndex):
 
     async def close_refused(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Tell a client why its handshake, which was accepted for that, is refused.
+        Close a refused handshake that was accepted to send its client a close code.
 
-        It is in no index, but counts until it is gone.
+        It is in no index, but counts in ``total`` until it is closed.
         """
         self._refused.add(connection)
         try:
@@ -475,7 +475,7 @@ class ConnectionManager(ConnectionIndex):
 
     def handler_exited(self, connection: TrackedConnection) -> None:
         """
-        Note that the handler of *connection* has left ``session_ws``.
+        Record that the handler of *connection* has left ``session_ws``.
         """
         connection.handler_left = True
         self._orphaned_handlers.discard(connection)
@@ -526,22 +526,22 @@ class ConnectionManager(ConnectionIndex):
 
     def attend(self, connection: TrackedConnection) -> None:
         """
-        Look at a connection each time, if it is open: its check comes within :data:`SOON` seconds.
+        Check an open connection in every tick: its session is due within :data:`SOON` seconds.
         """
         if connection.state is OPEN and connection.transport is not None:
             self.attended[connection] = None
 
     def _tick_later(self) -> None:
-        # In no request's context, or it would be kept as long as there are sockets.
+        # In an empty context: a request's would be kept alive as long as there are sockets.
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK, self._tick, context=contextvars.Context())
 
     def _tick(self) -> None:
         """
-        Close what died while its handler was looking elsewhere, and call who wants to be called.
+        Close connections that died while their handlers didn't receive, and call ``on_tick``.
 
-        Most of what that costs is fetching each connection from memory, so where there are many,
-        a part of them has its turn; those that can't wait are looked at each time.
+        Most of the cost is fetching each connection from memory, so if there are many, each tick
+        checks a part of them; the attended ones, which can't wait, are checked in each.
         """
         served, attended = self.open.served(), self.attended
         begin = self._looked_at if self._looked_at < len(served) else 0
@@ -561,7 +561,7 @@ class ConnectionManager(ConnectionIndex):
             if transport is None:
                 if connection.request is not None:
                     self._sweep(connection)
-            # What the engine has closed isn't open, so aiohttp's own answer is enough.
+            # The engine hasn't closed it, since it is OPEN, so aiohttp's own flag is enough.
             elif transport.is_closing() or (isinstance(ws, ServedWebSocket) and is_closed(ws)):
                 self._sweep(connection)
             elif connection.check_at <= now + SOON:
@@ -587,8 +587,8 @@ class ConnectionManager(ConnectionIndex):
         Close a connection that has died.
         """
         ws = connection.ws
-        # A close that was read is known to the handler, which may have things to finish; one
-        # by the heartbeat, which found the peer dead, is not.
+        # The handler knows of a close frame that was read, and may have things to finish; it
+        # doesn't know that the heartbeat found the peer dead.
         if isinstance(ws, web.WebSocketResponse) and ws.closed and ws.exception() is None:
             _ = self._engine.close_one(connection, NORMAL)
         else:
@@ -596,7 +596,7 @@ class ConnectionManager(ConnectionIndex):
 
     async def stop(self) -> None:
         """
-        Stop the tick and all timers.
+        Stop the tick and the engine's timers.
         """
         if self._ticker is not None:
             self._ticker.cancel()
@@ -606,7 +606,7 @@ class ConnectionManager(ConnectionIndex):
 
 def _mark(found: tuple[TrackedConnection, Close] | None) -> TrackedConnection | None:
     """
-    Note by what a connection is closed.
+    Record the close of a connection, and return the connection.
     """
     if found is None:
         return None
@@ -618,7 +618,7 @@ def _mark(found: tuple[TrackedConnection, Close] | None) -> TrackedConnection | 
 
 def _is_of(connection: TrackedConnection, identity: Hashable) -> bool:
     """
-    Tell whether a connection belongs to an identity, or its client has proven it.
+    Return whether a connection belongs to an identity, or its client has proven it.
     """
     proven = connection.proven
     return connection.identity == identity or (proven is not None and proven[0] == identity)

@@ -1,5 +1,5 @@
 """
-Websockets whose messages are counted, for registries that have a reason to.
+A rate limiter, and websockets whose messages are counted, for registries that need it.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-MANY: Final = 100_000  # sessions whose last second is known
-FUZZ: Final = 1e-6  # seconds that sums of floats may be off
+MANY: Final = 100_000  # sessions whose rate is known at a time
+FUZZ: Final = 1e-6  # seconds of rounding error in sums of floats
 
 _DATA: Final = frozenset({WSMsgType.TEXT, WSMsgType.BINARY})
 
 
 class Rate:
     """
-    How many there may be in a second, for each key: at most so many at once, and then as many as
-    a second brings.
+    A rate limit per key: a burst of so many events at once, and then so many per second.
 
     Args:
-        per_second: How many.
-        clock: Seconds that never go back.
+        per_second: How many events.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.pause: float = 1 / per_second
         self._early = max(0.0, 1.0 - self.pause) + FUZZ
         self._clock = clock
-        # When the next one would be due, if they came evenly.
+        # When the next event would be due, if events were evenly spaced.
         self._due: ExpiringDict[Hashable, float] = ExpiringDict(
             MANY, 2 * max(1.0, self.pause), clock=clock
         )
 
     def allows(self, key: Hashable) -> bool:
         """
-        Tell whether there may be one more now, and count it if so.
+        Return whether one more event is allowed now, and count it if so.
         """
         now = self._clock()
         due = max(now, self._due.peek(key) or 0.0)
@@ -54,10 +53,10 @@ class Rate:
 
 class MeteredWebSocket(ServedWebSocket):
     """
-    A websocket that tells of each message that a client has sent.
+    A websocket that calls a hook for each message that its client has sent.
 
     Attributes:
-        on_message: Called with each; false means that it is not delivered.
+        on_message: Called for each message; if it returns false, that is not delivered.
     """
 
     __slots__ = ("on_message",)
@@ -74,12 +73,12 @@ class MeteredWebSocket(ServedWebSocket):
         """
         message = await super().receive(timeout)
         if message.type in _DATA and not self.on_message():
-            return await super().receive(timeout)  # it was closed, and says so
+            return await super().receive(timeout)  # the hook has closed it
         return message
 
     def release(self) -> None:
         """
-        Let go of what is kept for an open websocket.
+        Release what is kept for an open websocket.
         """
         self.on_message = _deliver
         super().release()

@@ -17,16 +17,16 @@ from .websocket import ServedWebSocket
 
 __all__: list[str] = []
 
-_SMALL: Final = 16_384  # bytes of a frame for which any transport has room
+_SMALL: Final = 16_384  # bytes of a frame that fits into any empty write buffer
 
 
 class Pushed(NamedTuple):
     """
-    What became of a push.
+    The result of a push.
 
     Attributes:
         sockets: How many sockets took it: it was written, or is in their queue.
-        missed: How many missed it because their queue is full.
+        missed: How many missed it because their queue was full.
     """
 
     sockets: int
@@ -35,15 +35,15 @@ class Pushed(NamedTuple):
 
 class Pusher:
     """
-    Sends messages to connections, and makes their queues.
+    Sends messages to connections, and creates their queues.
 
     Args:
-        limit: How much may wait for one peer.
-        tasks: Where queues are emptied.
+        limit: How much a queue may hold.
+        tasks: Runs the tasks that send queued messages.
         give_up: Closes a connection whose queue has been full for too long.
 
     Attributes:
-        limit: How much may wait for a peer that has no queue yet; may be replaced.
+        limit: How much a queue that is created from now on may hold; may be replaced.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Pusher:
         """
         Send a message to connections that take it, without waiting for any of them.
 
-        It is encoded once. What can be written at once is written; the rest waits in the queue
-        of each connection. Queues are emptied when the caller gives way to other tasks.
+        It is encoded once. It is written at once where the transport has room, and else put into
+        the connection's queue. Queues are sent when the caller yields to other tasks.
 
         Args:
-            connections: Where to; what is opening or closing is left out. It may be gone through
+            connections: The connections; opening or closing ones are left out. May be iterated
                 twice.
             data: A text, or bytes for a binary message.
-            by_endpoint: Whether it is the connections' own endpoint that sends, so that those
-                which take no pushes get it too.
+            by_endpoint: Whether the connections' own endpoint sends it, so that those which take
+                no pushes get it too.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.
@@ -117,7 +117,7 @@ def _once(
     waiting: Sequence[TrackedConnection], connections: Iterable[TrackedConnection]
 ) -> Iterable[TrackedConnection]:
     """
-    Leave out a websocket that was registered by hand for another id, and is there already.
+    Leave out duplicates of a websocket that is registered by hand under further ids.
     """
     by_hand = [c for c in waiting if c.request is None]
     if not by_hand:
@@ -129,11 +129,11 @@ def _once(
 
 def _takes_frames(connection: TrackedConnection) -> bool:
     """
-    Tell whether what is put into a queue may ever be sent.
+    Return whether a queued message could be sent at all.
     """
     ws, transport = connection.ws, connection.transport
     if transport is not None and transport.is_closing():
         return False
-    # What was registered by hand may be anything.
+    # An object registered by hand may be anything.
     prepared, closed = getattr(ws, "prepared", True), getattr(ws, "closed", False)
     return hasattr(ws, "send_frame") and prepared and not closed

@@ -1,5 +1,5 @@
 """
-What waits to be sent to one peer: bounded in size and in time.
+The queue of messages pushed to one peer, bounded in size and in time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .connection import TrackedConnection
 
 __all__: list[str] = []
 
-_POLL: Final = 0.05  # seconds between two looks at a transport's buffer, which has no event
-_BLIND: Final = 1.0  # seconds to wait where there is no transport to look at
+_POLL: Final = 0.05  # seconds between two checks of a transport's buffer, which has no event
+_BLIND: Final = 1.0  # seconds to wait if there is no transport to check
 
 
 async def send_frame(connection: TrackedConnection, payload: bytes, opcode: WSMsgType) -> None:
     """
-    Send a frame in a task of its own, and wait as long as the peer reads too slowly.
+    Send a frame, and wait as long as the peer reads too slowly; to be run in a task of its own.
 
-    In aiohttp all who wait to send on a websocket share one future: whoever is cancelled cancels
-    it for all, and for those who come after. Here that is told from a cancellation of the task.
+    In aiohttp all senders that wait on a websocket share one future: cancelling one cancels it for
+    all, later ones included. This function distinguishes that from a cancellation of its own task.
 
     Raises:
         ConnectionError: If the websocket is closing.
@@ -38,7 +38,7 @@ async def send_frame(connection: TrackedConnection, payload: bytes, opcode: WSMs
     except asyncio.CancelledError:
         if is_cancelled():
             raise
-        # Somebody else was cancelled. The frame is written: aiohttp waits afterwards.
+        # Another sender was cancelled. The frame is written: aiohttp waits afterwards.
         await _wait_drained(connection)
 
 
@@ -57,15 +57,15 @@ async def _wait_drained(connection: TrackedConnection) -> None:
 
 class SendQueue:
     """
-    What was pushed to one connection and is not sent yet.
+    The messages that were pushed to one connection and are not sent yet.
 
-    The first in the queue is the one that is being sent. So the queue is empty only when
-    nothing is on its way, and there is a task only as long as it is not.
+    The first one in the queue is being sent. So the queue is empty only if nothing is being
+    sent, and there is a task only while it is not empty.
 
     Args:
-        connection: Where to.
+        connection: The connection to send to.
         limit: How much it holds.
-        tasks: Where its task runs.
+        tasks: Runs its task.
         give_up: Closes a connection whose queue has been full for too long.
     """
 
@@ -104,13 +104,13 @@ class SendQueue:
     @property
     def empty(self) -> bool:
         """
-        Whether nothing waits, nor is being sent.
+        Whether no message is waiting or being sent.
         """
         return not self._queue
 
     def put(self, payload: bytes, opcode: WSMsgType) -> bool:
         """
-        Take a message, or drop it if there is no room; tell which.
+        Queue a message, or drop it if there is no room; return whether it was queued.
         """
         size = self._bytes + len(payload)
         if self._queue and (len(self._queue) >= self._limit.messages or size > self._limit.bytes):
@@ -119,18 +119,18 @@ class SendQueue:
         self._queue.append((payload, opcode))
         self._bytes = size
         if len(self._queue) == 1:
-            # In no request's context, or it would be kept as long as the peer is slow.
+            # In an empty context: a request's would be kept alive as long as the peer is slow.
             self._writer = self._tasks.spawn(self._write(), "push", contextvars.Context())
         return True
 
     def drop(self) -> None:
         """
-        Forget what is not sent; do nothing more.
+        Discard the messages that are not sent; the connection is not closed.
         """
         self._empty()
         if self._connection.transport is None and self._writer is not None:
             self._writer.cancel()
-        # Otherwise the engine ends the transport, which wakes the writer. To cancel it would
+        # Otherwise the engine ends the transport, which wakes the writer. Cancelling it would
         # cancel a handler that sends as well: in aiohttp all wait for the same future.
 
     def _drop_message(self) -> None:
@@ -161,7 +161,7 @@ class SendQueue:
                 await send_frame(self._connection, *self._queue[0])
                 self._count_sent()
         except ConnectionError:
-            pass  # the socket is going, and what waits for it goes along
+            pass  # the socket is closing, so its queue is dropped
         except Exception:
             log.warning("pushing to a websocket failed", exc_info=True)
         finally:

@@ -1,5 +1,5 @@
 """
-An index that tells which of its keys have changed.
+An index that reports which of its keys have changed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__: list[str] = []
 
 class WatchedIndex(Index):
     """
-    Connections by a key, and word of each key whose connections change.
+    Connections by a key, with a callback for each key whose connections change.
 
     Args:
         changed: Called with the key after a connection was filed there or taken out.
-        track: Makes the connection of what was registered by hand, as that of :class:`Index`.
+        track: Creates the connection of an object registered by hand, as for :class:`Index`.
     """
 
     __slots__ = ("_changed",)
@@ -43,14 +43,14 @@ class WatchedIndex(Index):
 
     def add_object(self, key: Hashable, ws: object) -> None:
         """
-        File what is registered by hand, unless it is there.
+        File an object registered by hand, unless it is there.
         """
         super().add_object(key, ws)
         self._changed(key)
 
     def discard_object(self, key: Hashable, ws: object) -> bool:
         """
-        Take out an object that nobody has looked at; tell whether it was there.
+        Take out an object that has no connection yet; return whether it was there.
         """
         discarded = super().discard_object(key, ws)
         self._changed(key)

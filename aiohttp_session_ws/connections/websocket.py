@@ -1,5 +1,5 @@
 """
-The websocket that the close engine can end.
+The websocket response that the close engine can close.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from aiohttp import ClientConnectionResetError, WSCloseCode, WSMessage, WSMsgTyp
 
 __all__: list[str] = []
 
-COMPRESSED_AT_ONCE: Final = 1024  # bytes that aiohttp compresses without a task, or a wait
+COMPRESSED_AT_ONCE: Final = 1024  # bytes up to which aiohttp compresses without a task or a wait
 
 _monotonic: Final = time.monotonic  # as the event loop's clock, but quicker
 
-# aiohttp's own, without the detour of super(): they are called for each socket or message.
+# aiohttp's own methods, to avoid the cost of super() for each socket or message.
 _init: Final = web.WebSocketResponse.__init__
 _send_str: Final = web.WebSocketResponse.send_str
 _send_bytes: Final = web.WebSocketResponse.send_bytes
 _send_frame: Final = web.WebSocketResponse.send_frame
 _receive: Final[Any] = web.WebSocketResponse.receive
-#: Whether aiohttp has closed a websocket; the engine may have closed it too.
+#: Whether aiohttp has closed a websocket, which doesn't include a close by the engine.
 is_closed: Final[Any] = web.WebSocketResponse.__dict__["closed"].fget
 
-#: How often a websocket may be read that the server has closed; aiohttp's limit is the same.
+#: How often a handler may read after the server has closed; aiohttp's limit is the same.
 _LAST_READS: Final = 5
 
 
@@ -35,23 +35,23 @@ class ServedWebSocket(web.WebSocketResponse):
     """
     A websocket response that the engine can close.
 
-    From the moment when the engine has written the close frame it takes nothing to send and
-    delivers nothing that the client has sent. aiohttp's own ``close()`` follows when the transport
-    has ended: before, it would write a frame of its own, and wait.
+    Once the engine has written the close frame, it sends nothing more and delivers nothing that
+    the client has sent. aiohttp's own ``close()`` is called when the transport has ended: before,
+    it would write a frame of its own, and wait.
 
     It uses four private names of aiohttp: ``_send_heartbeat``, ``_reset_heartbeat``, ``_req``
-    and ``_pong_response_cb``, all in :meth:`_send_heartbeat`. Without them a peer that is held up
-    would be taken for dead; nothing else depends on them.
+    and ``_pong_response_cb``, all in :meth:`_send_heartbeat`. Without them a peer would be
+    considered dead while backpressure keeps it unread; nothing else depends on them.
 
     Attributes:
         closed_with: The code with which this side began to close it.
-        heard_at: When its handler last turned to its messages, by the event loop's clock.
+        heard_at: When its handler last called ``receive()``, by the event loop's clock.
     """
 
-    # Not in its dictionary, which has no room for more without a table of its own.
+    # Slots, since its dictionary can't take more names without a key table of its own.
     __slots__ = ("_ended", "_last_receive", "closed_with", "heard_at")
 
-    _ended: int  # 0, or 1 and how often it was read since the engine closed it
+    _ended: int  # 0; once the engine has closed it, 1 and the number of reads since then
     _last_receive: CoroutineType[Any, Any, WSMessage] | None
     closed_with: int | None
     heard_at: float | None
@@ -63,14 +63,14 @@ class ServedWebSocket(web.WebSocketResponse):
         self.closed_with = None
         self.heard_at = None
 
-    # aiohttp's are the same, but written in Python; the index asks for them all the time.
+    # aiohttp's do the same, but are written in Python; the index uses them all the time.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
     @property
     def receiving(self) -> bool:
         """
-        Whether somebody waits for a message.
+        Whether a task is waiting for a message.
         """
         return self._last_receive is not None and self._last_receive.cr_frame is not None
 
@@ -90,7 +90,7 @@ class ServedWebSocket(web.WebSocketResponse):
 
     def write_close(self, transport: asyncio.Transport, code: int, frame: bytes) -> None:
         """
-        Write a close frame now.
+        Write an encoded close frame now.
         """
         self._ended = 1
         self.closed_with = code
@@ -98,13 +98,13 @@ class ServedWebSocket(web.WebSocketResponse):
 
     def release(self) -> None:
         """
-        Let go of what aiohttp keeps for an open websocket, now that the transport has ended.
+        Release what aiohttp keeps for an open websocket, after the transport has ended.
         """
         if self._ended:
-            # It stops the heartbeat, and can't write: nothing is left to wait for.
+            # This stops the heartbeat. It can't write, so there is nothing to wait for.
             step_once(super().close())
             error = self.exception()
-            if error is not None:  # that it can't write; with its frames it would be a circle
+            if error is not None:  # the failed write; its traceback would be a reference cycle
                 error.__traceback__ = None
 
     def _send_heartbeat(self) -> None:
@@ -115,15 +115,15 @@ class ServedWebSocket(web.WebSocketResponse):
         if self._pong_response_cb is None or transport is None or transport.is_closing():
             return
         if not transport.is_reading():
-            # The pong of a peer that is held up can't be heard, so don't wait for it; aiohttp
-            # has nothing public for this. If the peer is dead, TCP finds out by the ping.
+            # While reading is paused no pong can arrive, so don't wait for it; aiohttp has no
+            # public API for this. If the peer is dead, TCP finds out by the ping.
             self._reset_heartbeat()
 
     def receive(self, timeout: float | None = None) -> Coroutine[Any, Any, WSMessage]:
         """
         Receive as aiohttp does.
         """
-        # Not a coroutine of its own, which would be half a kilobyte more for an idle socket.
+        # Not a coroutine of its own, which would cost an idle socket half a kilobyte.
         self.heard_at = _monotonic()
         if self._ended:
             return self._receive_end()
@@ -133,7 +133,7 @@ class ServedWebSocket(web.WebSocketResponse):
     async def _receive_end(self) -> WSMessage:
         self._ended += 1
         if self._ended > _LAST_READS:
-            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
+            await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
             raise RuntimeError("the websocket is closed: leave the handler, or 'async for' does")
         return WSMessage(WSMsgType.CLOSED, None, None)
 
@@ -180,14 +180,14 @@ class ServedWebSocket(web.WebSocketResponse):
         if self._ended:
             return _no_close()
         # receive() sets close_code before it answers the client's close, with 1000. No code
-        # yet, or another one, means that nobody but this side has asked.
+        # yet, or another *code*, means that this side has begun to close.
         if not self.closed and (self.close_code is None or code != WSCloseCode.OK):
             self.closed_with = code
         return super().close(code=code, message=message, drain=drain)
 
 
 async def _refuse_to_send() -> None:
-    await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
+    await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
     raise ClientConnectionResetError("Cannot write to closing transport")
 
 
@@ -197,7 +197,7 @@ async def _no_close() -> bool:
 
 def step_once(coro: Coroutine[Any, Any, object]) -> bool:
     """
-    Run a coroutine up to its first wait, without a task; tell whether it needed none.
+    Run a coroutine up to its first wait, without a task; return whether it ran to its end.
     """
     try:
         coro.send(None)
