@@ -1,3 +1,3 @@
 """
-What handlers are written with: the conversation object, function handlers and views. Internal.
+The API that handlers are written with: ``WebSocket``, function handlers and views. Internal.
 """

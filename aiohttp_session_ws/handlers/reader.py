@@ -1,9 +1,9 @@
 """
-Reading a socket for a handler, who may be busy with other things.
+Reads a websocket for its handler, also while the handler is busy.
 
-A handler that only sends never learns from aiohttp that its client has closed: somebody has to
-read. A task that always does would cost each message a detour. So the handler reads itself
-while it waits, and a task reads ahead while it doesn't.
+A handler that only sends never learns from aiohttp that its client has closed, since that takes
+reading. A task that always reads would delay each message by a detour. So the handler reads
+itself while it waits for a message, and a task reads ahead while it doesn't.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..web.session_ws import end_of
 
 __all__: list[str] = []
 
-#: How much is read ahead: so many messages, or bytes and the message that goes beyond. What
-#: comes then stays in aiohttp's buffer, and at last with the client.
+#: How much is read ahead: so many messages, or bytes and the message that exceeds them. Further
+#: data stays in aiohttp's buffer, and finally with the client.
 AHEAD_MESSAGES: Final = 64
 AHEAD_BYTES: Final = 65_536
-BUSY: Final = 0.05  # seconds that a handler may be busy before somebody reads in its place
+BUSY: Final = 0.05  # seconds that a handler may be busy before a task reads in its place
 
 _TEXT: Final = WSMsgType.TEXT
 _BINARY: Final = WSMsgType.BINARY
@@ -37,15 +37,16 @@ _ENDS: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, 
 
 class Reader:
     """
-    What reads one socket.
+    Reads the messages of one websocket.
 
     Args:
-        connection: The socket.
-        manager: Whose tasks it may run in.
+        connection: The connection.
+        manager: The connection manager, whose tasks run the background work.
 
     Attributes:
-        disconnected: Whether somebody was told that it is closed.
-        reason: Why it was closed: as the client or the handler said, or what went wrong.
+        connection: The connection.
+        disconnected: Whether a caller has been given a :class:`WebSocketDisconnect`.
+        reason: The reason of the close, by the client or the handler; or the error.
     """
 
     __slots__ = (
@@ -65,17 +66,17 @@ class Reader:
         self.disconnected = False
         self.reason = ""
         self._manager = manager
-        self._queue: list[str | bytes] | None = None  # what was read ahead
-        self._size = 0  # of what is in the queue
+        self._queue: list[str | bytes] | None = None  # messages that were read ahead
+        self._size = 0  # their total size
         self._receiving = False
         self._ahead: asyncio.Task[None] | None = None
-        self._busy: asyncio.TimerHandle | None = None  # when to look whether the handler is
+        self._busy: asyncio.TimerHandle | None = None  # checks whether the handler is
         self._look_later()
 
     @property
     def tasks(self) -> BackgroundTasks:
         """
-        What runs in the background for the socket.
+        The tasks that run in the background for the socket.
         """
         return self._manager.tasks
 
@@ -84,18 +85,18 @@ class Reader:
         Return the next message.
 
         Args:
-            iterates: Whether an ``async for`` asks, which ends in place of raising an error.
+            iterates: Whether it is called by ``async for``, which ends instead of raising.
 
         Raises:
-            WebSocketDisconnect: If there is none any more. Nothing that came before is
-                delivered after the server has closed: the session may have ended.
-            WebSocketStateError: If another task is waiting for it.
+            WebSocketDisconnect: If the socket is closed. After a close by the server, messages
+                that arrived before it aren't delivered: the session may have ended.
+            WebSocketStateError: If another task is receiving.
         """
         if self._receiving:
             raise WebSocketStateError("another task is receiving: let one task read for all")
         response: ServedWebSocket = self.connection.ws
         if self.disconnected:
-            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
+            await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
         self._receiving = True
         try:
             while True:
@@ -126,7 +127,7 @@ class Reader:
 
     def disconnect(self) -> WebSocketDisconnect:
         """
-        Return what to raise, now that the socket is closed.
+        Return the exception to raise, now that the socket is closed.
         """
         self.disconnected = True
         close = self.connection.close_order
@@ -135,7 +136,7 @@ class Reader:
 
     async def close(self, close: Close) -> None:
         """
-        Close the socket and wait until it is gone.
+        Close the socket and wait until it is closed.
         """
         self.reason = close.reason
         await self.stop()
@@ -143,7 +144,7 @@ class Reader:
 
     async def stop(self) -> None:
         """
-        Stop reading ahead: what closes the socket reads itself.
+        Stop reading ahead, since closing the socket reads by itself.
         """
         if self._busy is not None:
             self._busy.cancel()
@@ -158,7 +159,7 @@ class Reader:
         self._busy = None
         idle = self._ahead is None or self._ahead.done()
         if idle and self._has_room() and not (self._receiving or self.connection.ws.closed):
-            # In no request's context, or it would be kept as long as the handler is busy.
+            # In an empty context: a request's would be kept alive as long as the handler is busy.
             context = contextvars.Context()
             self._ahead = self.tasks.spawn(self._read_ahead(), "read ahead", context)
 
@@ -167,7 +168,7 @@ class Reader:
 
     async def _read_ahead(self) -> None:
         """
-        Read until there is no more room, or the handler waits and has got its message.
+        Read until there is no more room, or until a handler that waits has its message.
         """
         response: ServedWebSocket = self.connection.ws
         while self._has_room():

@@ -1,9 +1,9 @@
 """
-Sending a frame so that a sender who is cancelled harms no other.
+Sends frames so that cancelling one sender doesn't affect the others.
 
-aiohttp lets all senders of one socket wait for the same future while its peer reads too slowly.
-Cancelling one of them cancels that future, and with it everybody's send. So a task that nobody
-else cancels waits in place of the sender; most sends need neither a wait nor a task.
+In aiohttp all senders of one socket wait for the same future while its peer reads too slowly.
+Cancelling one of them cancels that future, and with it all other sends. So a task that callers
+can't cancel waits in place of the sender; most sends need neither a wait nor a task.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ async def send_and_wait(
     tasks: BackgroundTasks, connection: TrackedConnection, data: bytes, opcode: WSMsgType
 ) -> None:
     """
-    Send a message that may have to wait, for the client reads too slowly.
+    Send a message that may have to wait, because the client reads too slowly.
 
     Args:
-        tasks: Where the wait runs.
-        connection: Where to.
+        tasks: Runs the task that waits.
+        connection: The connection to send to.
         data: The payload.
         opcode: Whether it is text or binary.
 
     Raises:
         ConnectionError: If the socket is closed.
     """
-    # In no request's context, or it would be kept as long as the peer is slow.
+    # In an empty context: a request's would be kept alive as long as the peer is slow.
     sending = tasks.spawn(_send(connection, data, opcode), "send", contextvars.Context())
     error = await asyncio.shield(sending)
     if error is not None:
@@ -45,7 +45,7 @@ async def send_and_wait(
 
 def is_sent_at_once(connection: TrackedConnection, size: int) -> bool:
     """
-    Tell whether the transport is sure to have room, so that nothing waits for it.
+    Return whether the transport is sure to have room, so that sending doesn't wait.
     """
     transport = connection.transport
     if transport is None or transport.get_write_buffer_size():
@@ -59,7 +59,7 @@ async def _send(
     connection: TrackedConnection, data: bytes, opcode: WSMsgType
 ) -> ConnectionError | None:
     """
-    Send a message for a sender who may not be there any more to hear of an error.
+    Send a message; return an error instead of raising it, since the sender may be gone.
     """
     try:
         await send_frame(connection, data, opcode)

@@ -1,6 +1,6 @@
 """
-Handlers of websockets, functions and a view with callbacks, and what runs them: from a request,
-through the registry's hooks, to the end of its conversation.
+Websocket handlers, as functions or as a view with callbacks, and the code that runs them: from
+the request, through the registry's hooks, to the close.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def websocket_handler(
     function: Callable[..., Returned] | None = None, /, **options: Unpack[WebSocketOptions]
 ) -> object:
     """
-    Make an aiohttp handler of a function that is given a :class:`WebSocket`::
+    Make an aiohttp handler of a function that takes a :class:`WebSocket`::
 
         @websocket_handler  # or with options of web.WebSocketResponse, (max_msg_size=4096)
         async def echo(ws: WebSocket) -> None:
@@ -68,9 +68,9 @@ def websocket_handler(
         app.router.add_get("/echo", echo)
 
     It may be a method as well, of a :class:`aiohttp.web.View` or of any object. The socket is
-    closed when it returns. A disconnect that it lets through is no error. An HTTP exception
-    before ``connect()`` is the answer to the client; after it, it closes the socket with 1008
-    (4xx), 1011 (5xx) or 1000. Anything else that it raises closes with 1011 and is logged. A
+    closed when it returns. An uncaught :class:`WebSocketDisconnect` of it is not an error. An HTTP
+    exception before ``connect()`` is the response to the client; after it, it closes the socket
+    with 1008 (4xx), 1011 (5xx) or 1000. Any other exception closes with 1011 and is logged. A
     function that returns without having connected refuses the client: with the response that it
     returns, or with 403.
 
@@ -79,7 +79,7 @@ def websocket_handler(
         **options: Those of :class:`aiohttp.web.WebSocketResponse`.
 
     Raises:
-        TypeError: If *function* is no coroutine function, or aiohttp has no such option.
+        TypeError: If *function* is not a coroutine function, or aiohttp has no such option.
     """
     if function is None:
         return functools.partial(websocket_handler, **options)
@@ -99,11 +99,11 @@ def websocket_handler(
 
 def _bind(function: Hook, args: tuple[Any, ...]) -> tuple[web.Request, Hook]:
     """
-    Return the request that a handler was called with, and what talks.
+    Return the request that a handler was called with, and the function bound to its object.
 
     Args:
         function: The function that was decorated.
-        args: The request; before it what the function is a method of, or in its place a view.
+        args: The request, after the object that the function is a method of; or a view alone.
     """
     *bound, last = args
     if isinstance(last, web.View):  # its methods aren't given the request
@@ -113,7 +113,7 @@ def _bind(function: Hook, args: tuple[Any, ...]) -> tuple[web.Request, Hook]:
 
 class WebSocketView(web.View):
     """
-    A view with callbacks, an instance for each socket::
+    A view with callbacks, one instance per socket::
 
         class Echo(WebSocketView):
             async def on_message(self, message: str | bytes) -> None:
@@ -121,7 +121,7 @@ class WebSocketView(web.View):
 
         app.router.add_view("/echo", Echo)
 
-    It is connected before :meth:`on_open`, unless a hook has done so. Override what you need.
+    It connects before :meth:`on_open`, unless a hook has done so. Override the methods you need.
 
     Attributes:
         options: Options of :class:`aiohttp.web.WebSocketResponse`, for all instances.
@@ -139,20 +139,20 @@ class WebSocketView(web.View):
 
     async def on_open(self) -> None:
         """
-        Do what comes first; the socket is open.
+        Handle the start, before any message; the socket is open.
         """
 
     async def on_message(self, message: str | bytes) -> None:
         """
-        Do something about a message; the next one waits until this is done.
+        Handle a message; the next one waits until this returns.
         """
 
     async def on_close(self, code: int) -> None:
         """
-        Do what comes last: called once for each :meth:`on_open`, even if that failed.
+        Handle the end: called once for each :meth:`on_open`, even if that failed.
 
         Args:
-            code: The client's close code, that of an order, or 1011 after a crash.
+            code: The client's close code, that of an order, or 1011 after an exception.
         """
 
     async def send(self, data: str | bytes) -> None:
@@ -192,11 +192,11 @@ async def converse(
 
     Args:
         request: The handshake.
-        handler: What talks.
+        handler: Called with the :class:`WebSocket`.
         options: Those of the response.
-        text: Whether it talks text, so that the registry's hooks run and pushes are sent to it.
+        text: Whether the registry's hooks run and pushes are sent to it; false for RPC.
     """
-    # All in one coroutine: each would be some hundred bytes more for an idle socket.
+    # All in one coroutine: each further one would cost an idle socket some hundred bytes.
     core, ws = core_from(request), WebSocket(request, options, pushed=text)
     answer: object = None
     try:
@@ -229,10 +229,10 @@ async def converse(
 
 async def _begin(core: Core, ws: WebSocket, *, hooks: bool) -> bool:
     """
-    Run the hooks that come first; tell whether anything is left to do for the handler.
+    Run the ``on_request`` hooks; return whether the handler is still to be called.
     """
     if not is_websocket(ws.request):
-        await ws.connect()  # says what is wrong
+        await ws.connect()  # raises what is wrong
     for hook in core.signals.on_request if hooks else ():
         await expect_awaitable(hook(ws), hook)
         if ws.closed:
@@ -242,7 +242,7 @@ async def _begin(core: Core, ws: WebSocket, *, hooks: bool) -> bool:
 
 async def _finish(core: Core, ws: WebSocket) -> None:
     """
-    Run the hooks that come last.
+    Run the ``on_response`` hooks.
     """
     for hook in reversed(core.signals.on_response):
         try:
@@ -264,7 +264,7 @@ def _expect_answer(ws: WebSocket, handler: Hook, answer: object) -> None:
 
 def is_disconnect(ws: WebSocket, error: BaseException | None) -> bool:
     """
-    Tell whether an error says no more than that this socket, and no other, is closed.
+    Return whether an error means only that this socket, and no other, is closed.
     """
     if isinstance(error, ExceptionGroup):
         return all(is_disconnect(ws, one) for one in error.exceptions)
@@ -276,7 +276,7 @@ def is_disconnect(ws: WebSocket, error: BaseException | None) -> bool:
 
 def code_after(ws: WebSocket, error: BaseException | None) -> int:
     """
-    Return the code that a socket is closed with if *error* ends its handler.
+    Return the code that a socket is closed with if *error*, or nothing, ends its handler.
     """
     reader = reader_of(ws)
     assert reader is not None
@@ -285,11 +285,11 @@ def code_after(ws: WebSocket, error: BaseException | None) -> int:
 
 async def _report_refusal(core: Core, request: web.Request, error: BaseException) -> None:
     """
-    Tell of a handshake that a hook or a handler has refused before it began.
+    Report a handshake that a hook or a handler has refused before it began.
     """
     try:
         if isinstance(error, HandshakeRefused):
-            await core.origin_policy.check(request)  # a foreign page is told nothing
+            await core.origin_policy.check(request)  # a foreign page gets 403 instead
     except web.HTTPException as exc:
         error = exc
         raise

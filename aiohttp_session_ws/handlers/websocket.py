@@ -1,5 +1,5 @@
 """
-``WebSocket``: a conversation with a client, over a socket that belongs to its session.
+``WebSocket``: the object that a handler uses to connect to a client, receive, send and close.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _NOT_CONNECTED: Final = "not connected: await ws.connect() first"
 
 class WebSocket:
     """
-    A conversation with a client: connect, talk, and see it end.
+    One client's websocket: connect, receive, send and close.
 
-    Handlers and hooks are given one before its handshake. Once it is closed, whoever closed
-    it, what talks raises :class:`WebSocketDisconnect`, in a loop that only sends as well: while
-    the handler is busy, a task reads in its place, answers pings and closes, and keeps up to 64
-    messages or 64 KiB. Beyond that the client has to wait, and its close is seen when the
-    handler has read on, or when it hangs up.
+    Handlers and hooks are given one before its handshake. Once it is closed, by either side,
+    receiving and sending raise :class:`WebSocketDisconnect`, in a loop that only sends as well:
+    while the handler is busy, a task reads in its place, answers pings and closes, and keeps up to
+    64 messages or 64 KiB. Beyond that the client has to wait, and its close is noticed when the
+    handler reads on, or when the client disconnects.
 
-    One task at a time may receive; any may send. ``ws.request`` is the request for it. Item access
-    is for data of the connection: ``ws["name"] = "Ann"`` is in ``data`` of what ``connection_ctx``
-    is given.
+    One task at a time may receive; any may send. ``ws.request`` is the handshake request. Item
+    access is for data of the connection: ``ws["name"] = "Ann"`` is in ``data`` of the
+    :class:`Connection` that ``connection_ctx`` is given.
     """
 
     __slots__ = (
@@ -50,7 +50,7 @@ class WebSocket:
         self.request: web.Request = request
         self._options = options
         self._pushed = pushed
-        self._began = False  # to connect, or refused
+        self._began = False  # whether it has begun to connect, or was refused
         self._session_ws: SessionWS | None = None
         self._reader: Reader | None = None
 
@@ -90,7 +90,7 @@ class WebSocket:
     @property
     def subprotocol(self) -> str | None:
         """
-        The subprotocol that is spoken.
+        The negotiated subprotocol.
         """
         ws: web.WebSocketResponse = self._opened().connection.ws
         return ws.ws_protocol
@@ -98,7 +98,7 @@ class WebSocket:
     @property
     def connection(self) -> Connection:
         """
-        The connection: whose it is, and what the application keeps with it.
+        The connection, with its identity and the application's data.
         """
         return self._opened().connection
 
@@ -112,7 +112,7 @@ class WebSocket:
     @property
     def identity(self) -> Hashable | None:
         """
-        Whom the session belongs to; ``None`` if nobody is known.
+        The identity of the session; ``None`` if anonymous.
         """
         return self._opened().connection.identity
 
@@ -134,14 +134,14 @@ class WebSocket:
         save: bool = True,
     ) -> None:
         """
-        Shake hands, as :func:`session_ws` does on entry, with all that it raises.
+        Perform the handshake, as :func:`session_ws` does on entry; raise what that raises.
 
         Args:
-            subprotocol: Which one to speak; the client must have offered it.
-            close: With what to close at once, which tells a page's script of a refusal.
-            reason: The reason for that.
-            save: Whether an id that is made for this connection is saved in the session; else
-                it lives with the connection and sets no cookie.
+            subprotocol: The subprotocol to select; the client must have offered it.
+            close: The close to send at once, so that a page's script learns of a refusal.
+            reason: The reason in that close frame.
+            save: Whether an id that is created for this connection is saved in the session;
+                else it ends with the connection and sets no cookie.
 
         Raises:
             WebSocketStateError: If it was connected or refused before.
@@ -172,13 +172,13 @@ class WebSocket:
 
     def receive(self) -> Coroutine[Any, Any, str | bytes]:
         """
-        Wait for a message. Those that came before a client's close are delivered before it.
+        Wait for a message. Those received before a client's close are delivered before it.
 
         Raises:
             WebSocketDisconnect: If the socket is closed.
             WebSocketStateError: If it isn't connected yet, or another task is receiving.
         """
-        # Not a coroutine around it, which would be memory of each socket that waits.
+        # Not a coroutine around it, which would cost memory for each socket that waits.
         return _refuse() if self._reader is None else self._reader.receive()
 
     async def receive_json(self, loads: JSONDecoder = json.loads) -> Any:
@@ -217,7 +217,7 @@ class WebSocket:
 
     def send_text(self, data: bytes) -> Coroutine[Any, Any, None]:
         """
-        Send a text that is encoded in UTF-8 already; as :meth:`send` does.
+        Send a text that is already encoded in UTF-8, as :meth:`send` does.
         """
         return self._send(data, WSMsgType.TEXT)
 
@@ -226,7 +226,7 @@ class WebSocket:
         connection = reader.connection
         ws: web.WebSocketResponse = connection.ws
         if reader.disconnected or ws.closed:
-            await asyncio.sleep(0)  # or a handler that goes on for ever could not be cancelled
+            await asyncio.sleep(0)  # so that a handler in an endless loop can be cancelled
             raise reader.disconnect()
         try:
             if is_sent_at_once(connection, len(data)):
@@ -244,16 +244,16 @@ class WebSocket:
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
-        Close the socket and wait until it is gone; before ``connect()``, refuse it.
+        Close the socket and wait until it is closed; before ``connect()``, refuse it.
 
         It takes ``timeouts.close`` seconds at most. Nothing happens if it is closed already.
 
         Args:
-            close: What to tell the client: a close, or its code alone.
-            reason: For the developer at the other end.
+            close: The close to send to the client, or its code alone.
+            reason: The reason in the close frame, for the developer at the other end.
 
         Raises:
-            TypeError: If *close* is neither, or *reason* no text.
+            TypeError: If *close* is neither, or *reason* is not a string.
             ValueError: If a close frame cannot carry them.
         """
         told = as_close(close, reason, NORMAL)
@@ -273,14 +273,14 @@ async def _refuse() -> NoReturn:
 
 def reader_of(ws: WebSocket) -> Reader | None:
     """
-    Return what reads a websocket that is or was connected.
+    Return the reader of a websocket that is or was connected; else ``None``.
     """
     return ws._reader
 
 
 def has_begun(ws: WebSocket) -> bool:
     """
-    Tell whether a websocket has tried to shake hands.
+    Return whether a websocket has begun its handshake.
     """
     return ws._session_ws is not None
 
