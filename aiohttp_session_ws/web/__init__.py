@@ -1,3 +1,3 @@
 """
-Where aiohttp enters: setup, the middleware, and the opening of sockets. Internal.
+The interface to aiohttp: setup, the middleware, handshakes and streams. Internal.
 """

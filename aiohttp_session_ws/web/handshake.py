@@ -1,12 +1,12 @@
 """
-The handshake: from a request to a socket that is open and filed, in one order of steps.
+The handshake: from a request to an open socket in the index, in one order of steps.
 
-1. Is there room, and is the page one of ours?
+1. Check that there is room, and the origin.
 2. Arrival, unless the middleware has judged the request.
-3. Into the index as *opening*: from here on orders see it.
-4. Whose is it? Other nodes' records are read once, then it is judged again.
+3. Add it to the index as *opening*: from here on orders apply to it.
+4. Identify it. Other nodes' records are read once, then it is judged again.
 5. ``authorize``, then the limits.
-6. An order that came meanwhile rejects it; then the upgrade.
+6. Refuse it if an order has rejected it meanwhile; then the upgrade.
 7. Open.
 
 Over 300 lines long: one class, whose methods are these steps.
@@ -55,23 +55,23 @@ from .refusal import report_refusal
 
 __all__: list[str] = []
 
-#: Seconds between two pings, and half of them for the pong: so long a dead peer is believed.
+#: Seconds between two pings; the pong may take half of that, then the peer is considered dead.
 HEARTBEAT: Final = 30.0
 
 
 class Handshake:
     """
-    One request on its way to an open socket.
+    The handshake of one request.
 
     Args:
         request: The request.
         options: Those of the websocket response.
-        save: Whether an id that the handshake has given a session is saved; else it lives with
-            the connection.
+        save: Whether an id that the session is given by the handshake is saved; else it ends
+            with the connection.
 
     Attributes:
         core: The registry's parts.
-        denied: Whether ``authorize`` said no, by what it returned or raised.
+        denied: Whether ``authorize`` refused it, by what it returned or raised.
 
     Raises:
         NotSetUp: If there is no registry.
@@ -95,7 +95,7 @@ class Handshake:
         self.denied = False
         self._saves = save
         self._request = request
-        # With the loop it needn't be looked for, which takes a system call on Python 3.11.
+        # Passing the loop saves finding it, which takes a system call on Python 3.11.
         self._task = asyncio.current_task(core.loop)
         self._options = options
         self._context: RequestContext | None = None
@@ -103,12 +103,12 @@ class Handshake:
 
     async def open(self) -> tuple[RequestContext, TrackedConnection]:
         """
-        Go through the steps.
+        Perform the steps.
 
         Raises:
             HandshakeRefused: If the session may not open a socket.
             aiohttp.web.HTTPException: If the handshake is refused for another reason.
-            SessionWSClosed: If an order came while the upgrade was written.
+            SessionWSClosed: If an order was given while the upgrade was written.
         """
         core, request = self.core, self._request
         core.handshakes.begin(self, request, self._task)
@@ -126,7 +126,7 @@ class Handshake:
                 await self._ask(context, connection)
             await self._upgrade(connection)
             if connection.seldom is not None and connection.rejected_with is not None:
-                # By an order that came meanwhile.
+                # By an order that was given meanwhile.
                 await core.connections.wait_closed(connection, connection.rejected_with)
                 raise SessionWSClosed(connection.ws)
             self._open(context, connection)
@@ -142,7 +142,7 @@ class Handshake:
 
     def _is_asked(self, context: RequestContext) -> bool:
         """
-        Tell whether there is anything to wait for before the upgrade.
+        Return whether anything has to be awaited before the upgrade.
         """
         core, signals = self.core, self.core.signals
         return bool(
@@ -155,8 +155,8 @@ class Handshake:
 
     async def _ask(self, context: RequestContext, connection: TrackedConnection) -> None:
         """
-        Find out whose it is, what other nodes know, and whether the application lets it in; then
-        it takes its place.
+        Identify it, read other nodes' records, authorize it, and apply the limits; then save a
+        session that was given an id.
         """
         core, request = self.core, self._request
         if core.signals.on_handshake:
@@ -180,7 +180,7 @@ class Handshake:
 
     def _make_response(self) -> web.StreamResponse:
         """
-        Return the response that becomes the connection.
+        Return the response of the connection.
         """
         kind = MeteredWebSocket if self.core.traffic.metered else ServedWebSocket
         if "heartbeat" in self._options:
@@ -189,17 +189,17 @@ class Handshake:
 
     def _upgrade(self, connection: TrackedConnection) -> Awaitable[object]:
         """
-        Answer the handshake.
+        Write the response to the handshake.
         """
         answer: Awaitable[object] = connection.ws.prepare(self._request)
         return answer
 
     async def _take_place(self, connection: TrackedConnection) -> None:
         """
-        Take a place in the session and with the identity.
+        Apply the limits of the session and of the identity.
         """
         core = self.core
-        self._expect_welcome(connection)  # who is rejected takes nobody's place
+        self._expect_welcome(connection)  # a rejected handshake must not evict others
         if core.places is not None:
             await core.places.take(connection)
         else:
@@ -216,8 +216,8 @@ class Handshake:
 
     def _check_place(self, context: RequestContext | None) -> None:
         """
-        Refuse a connection that there is no room for, or a second one of the same request: its
-        answer would go out in the midst of the first one.
+        Refuse a connection if there is no room, or if the request has one already: a second
+        response would be written into the middle of the first one.
         """
         if context is not None and context.connection is not None:
             raise NotSetUp("this request is tied to its session already: enter only one of them")
@@ -232,7 +232,7 @@ class Handshake:
 
     def _file(self, context: RequestContext) -> TrackedConnection:
         """
-        Judge a handshake and file it as opening; no await stands between the two.
+        Judge a handshake and file it as opening, without an await in between.
         """
         core, request = self.core, self._request
         self._context = context
@@ -264,14 +264,15 @@ class Handshake:
             return context.lineage
         close = self.core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
-            close = SESSION_ENDED  # a session that was given up long ago has ended, too
+            close = SESSION_ENDED  # so has one that was replaced longer ago than the grace
         if close is not None:
             raise HandshakeRefused(close)
         return context.lineage
 
     def _judge(self, connection: TrackedConnection) -> None:
         """
-        Refuse a handshake that has ended, was replaced, or may have missed an order.
+        Refuse a handshake whose session has ended or was replaced, or that may have missed an
+        order.
         """
         core = self.core
         close = core.close_for(core.status_of(connection))
@@ -299,7 +300,7 @@ class Handshake:
 
     async def _identify(self, context: RequestContext, connection: TrackedConnection) -> None:
         """
-        Find out whose the socket is, and file it there; no await between judgement and entry.
+        Identify the connection, judge it again, and file it, without an await in between.
         """
         core = self.core
         try:
@@ -315,7 +316,7 @@ class Handshake:
         subjects = owner.subjects
         if not subjects:
             return
-        if context.epoch != core.records.epoch:  # else it was alive, whoever it is
+        if context.epoch != core.records.epoch:  # else it is alive, whatever its identity
             found = core.judge(connection.lineage, connection.session_ws_id, owner)
             close = core.close_for(found)
             if close is not None:
@@ -331,7 +332,7 @@ class Handshake:
             try:
                 allowed = await maybe_await(core.authorize(request))
             except web.HTTPException as exc:
-                if exc.status < 500:  # a no as well
+                if exc.status < 500:  # a denial as well
                     await core.signals.on_auth_fail.send(details)
                     self.denied = True
                 raise
@@ -348,9 +349,9 @@ class Handshake:
         """
         Save a session that was given its id by this handshake.
 
-        aiohttp_session doesn't save the session of a websocket: by then the handshake is on
-        the wire. One that holds data is loaded again right before: to write an older copy back
-        could undo a log-out.
+        aiohttp_session doesn't save the session of a websocket: by then the response has been
+        sent. A session that holds data is loaded again right before: saving an older copy could
+        undo a log-out.
         """
         request = self._request
         session = context.session
@@ -360,9 +361,9 @@ class Handshake:
         storage = storage_in(request)
         if storage is None:
             return
-        self._expect_welcome(connection)  # who is rejected is told why, and not what was changed
+        self._expect_welcome(connection)  # a rejection takes precedence over a changed session
         own = self.core.keys.own
-        # Not what it holds by now: the application's callables may have written into it.
+        # The data as loaded, since the application's callables may have changed the session.
         loaded, context.loaded = context.loaded or {}, None
         held = {key: value for key, value in loaded.items() if key not in own}
         if held:
@@ -377,7 +378,7 @@ class Handshake:
         context.handshake_failed = False
         context.connection = connection
         if context.content is not None and not connection.is_stream:
-            context.content = None  # what its handler makes of the session is not settled
+            context.content = None  # its handler's changes of the session are not settled
         core.connections.open_connection(connection)
         if core.traffic.metered:
             core.traffic.meter(connection)
@@ -387,7 +388,7 @@ class Handshake:
 
     def _discard(self) -> None:
         """
-        Leave nothing behind of a handshake that failed.
+        Clean up after a handshake that failed.
         """
         core, context, connection = self.core, self._context, self._connection
         if context is not None and not context.behind_middleware and context.given:
@@ -398,7 +399,7 @@ class Handshake:
 
     def _close_unopened(self, connection: TrackedConnection) -> None:
         """
-        Close the socket of a handshake that failed after it was answered.
+        Close the socket of a handshake that failed after its response was sent.
         """
         if connection.ws.prepared:
             self.core.connections.close_soon([connection], INTERNAL_ERROR)

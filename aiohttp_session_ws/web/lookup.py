@@ -1,5 +1,5 @@
 """
-The registry of a request: its parts, and whether it is the only one.
+Finds the registry of a request, and warns if other processes seem to share its address.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def core_from(request: web.Request) -> Core:
     Return the parts of the registry of *request*: of its application, or of a parent.
 
     Raises:
-        NotSetUp: If none of them has one, or an application and one below it have one each.
-        TypeError: If it is no request.
+        NotSetUp: If none of them has a registry, or an application and one below it have one each.
+        TypeError: If *request* is not a request.
     """
     core: Core | None
     try:
@@ -58,7 +58,7 @@ def _expect_one_registry(core: Core, request: web.Request) -> None:
 
 def warn_workers(core: Core, request: web.Request) -> None:
     """
-    Warn, with the first socket, if this process seems to share its address with others.
+    Warn, at the first socket, if this process seems to share its address with others.
     """
     core.first_socket = False
     if _has_gunicorn_siblings() or _reuses_port(request):
@@ -71,7 +71,7 @@ def warn_workers(core: Core, request: web.Request) -> None:
 
 def _has_gunicorn_siblings() -> bool:
     """
-    Tell whether gunicorn runs this process as one of several workers.
+    Return whether gunicorn runs this process as one of several workers.
     """
     if "gunicorn" not in os.environ.get("SERVER_SOFTWARE", ""):
         return False
@@ -84,7 +84,7 @@ def _has_gunicorn_siblings() -> bool:
             count = word.partition("=")[2]
         elif word.startswith("-w") and word[2:].isdigit():
             count = word[2:]
-    # A file may have said it, too: the workers that were there before this one have read it.
+    # It may be set in a file, too: workers forked before this one carry the setting.
     arbiter = getattr(sys.modules.get("gunicorn.arbiter"), "Arbiter", None)
     for sibling in getattr(arbiter, "WORKERS", {}).values():
         count = str(sibling.cfg.workers)
@@ -93,7 +93,7 @@ def _has_gunicorn_siblings() -> bool:
 
 def _reuses_port(request: web.Request) -> bool:
     """
-    Tell whether other processes may listen at the address of *request*.
+    Return whether other processes may listen at the address of *request*.
     """
     transport = request.transport
     sock = None if transport is None else transport.get_extra_info("socket")

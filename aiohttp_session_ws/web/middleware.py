@@ -1,5 +1,5 @@
 """
-The middleware: every request is judged when it arrives, and settled before its response leaves.
+The middleware: judges each session on arrival, and settles it before the response is sent.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["session_ws_middleware"]
 @web.middleware
 async def session_ws_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
-    Give every session an id that its websockets are filed under, and see where it goes.
+    Give every session an id that its websockets are found by, and close them when it ends.
 
-    Must stand directly inside aiohttp_session's middleware. It
+    Must be installed directly inside aiohttp_session's middleware. It
 
     - gives a session that has none an id and a lineage before the handler runs, which sets a
       cookie on a visitor's first request. A response with status >= 400 to a new visitor saves
       nothing;
     - gives a request whose session has ended a new, empty one, before any handler sees it;
-    - compares the session with what came when the handler is done: a log-out, a log-in or a
-      renewal closes its sockets when the response has been sent, and what would bring an ended
-      session back isn't saved;
-    - answers a handshake that is refused because of its session with a close code that a
+    - compares the session before and after the handler: a log-out, a log-in or a renewal
+      closes its sockets when the response has been sent, and changes that would restore an
+      ended session aren't saved;
+    - answers a handshake that is refused because of its session with a close code, which a
       page's script can see.
 
     It loads the session of every request, and costs a few microseconds.
@@ -53,7 +53,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     core, context = core_from(request), context_of(request)
     if context is not None and context.stage is HANDLING:
         return await handler(request)  # installed twice, in a sub-application as well
-    # What is ordered while the session is loaded is later.
+    # Begun first: orders that are given while the session is loaded count as later ones.
     context = begin_request(core, request)
     if hdrs.UPGRADE in request.headers:
         await _arrive_in_time(core, request, context)
@@ -77,7 +77,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
         context.finish()
     if connection is not None:
         ws: web.WebSocketResponse = connection.ws
-        return ws  # an open socket takes no HTTP
+        return ws  # no HTTP response fits into an open socket
     if type(response) is not web.Response and isinstance(response, web.WebSocketResponse):
         core.warn.foreign_websocket(request)
     return response
@@ -85,7 +85,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
 
 async def _arrive(core: Core, request: web.Request, context: RequestContext) -> None:
     """
-    Judge a request, whatever that takes.
+    Judge a request for which ``arrive_at_once()`` is not enough.
     """
     try:
         await Arrival(core, request, context).judge()
@@ -96,7 +96,7 @@ async def _arrive(core: Core, request: web.Request, context: RequestContext) -> 
 
 async def _arrive_in_time(core: Core, request: web.Request, context: RequestContext) -> None:
     """
-    Judge a request that asks for a websocket: it gets an answer.
+    Judge a request that asks for an upgrade, within the timeout of handshakes.
     """
     core.handshakes.begin(context, request, context.task)
     try:
@@ -122,7 +122,7 @@ async def _settle(
     try:
         await settle(core, request, context, response)
     except (IdentifyFailed, InvalidIdentity) as exc:
-        # A log-out that can't be judged must not look done.
+        # A log-out that can't be judged must not look successful.
         raise web.HTTPServiceUnavailable(
             headers={"Retry-After": "1"}, text="the session can't be identified now"
         ) from exc

@@ -1,5 +1,5 @@
 """
-Refusing a handshake so that the script of a page learns why.
+The refusal of handshakes: counted, reported, and sent as a close code for the page's script.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..signals import FailDetails
 
 __all__: list[str] = []
 
-#: The words for close codes, under which refusals are counted.
+#: The reasons under which refusals are counted, by close code.
 _WORDS: Final = {
     SESSION_ENDED.code: "ended",
     RECONNECT.code: "reconnect",
@@ -29,7 +29,7 @@ _WORDS: Final = {
 
 def reason_for(error: BaseException) -> str:
     """
-    Return the word under which a handshake is counted that failed with *error*.
+    Return the reason under which a handshake that failed with *error* is counted.
     """
     match error:
         case Forbidden() | Unavailable() | TooMany():
@@ -37,7 +37,7 @@ def reason_for(error: BaseException) -> str:
         case HandshakeRefused(close=close):
             return _WORDS.get(close.code, "reconnect")  # by an order, with a code of its own
         case SessionWSClosed():
-            return "reconnect"  # an order came while the upgrade was written
+            return "reconnect"  # an order was given while the upgrade was written
         case web.HTTPBadRequest():
             return "no websocket"
         case asyncio.CancelledError():
@@ -49,13 +49,13 @@ async def report_refusal(
     core: Core, request: web.Request, error: BaseException, why: str | None = None
 ) -> None:
     """
-    Count a handshake that failed, and tell of it.
+    Count a handshake that failed, and send ``on_fail``.
 
     Args:
         core: The registry's parts.
         request: The request.
-        error: What it failed with.
-        why: The word for it, if *error* doesn't tell.
+        error: The error that it failed with.
+        why: The reason to count it under; ``None`` for that of *error*.
     """
     core.connections.counters.refused(why or reason_for(error))
     await core.signals.on_fail.send(FailDetails(request, error))
@@ -65,8 +65,8 @@ async def accept_and_close(core: Core, request: web.Request, close: Close) -> Se
     """
     Accept a handshake just to close it: a script sees a close code, but no HTTP status.
 
-    The client's close frame is waited for as long as the close timeout, and not at all while
-    the application shuts down.
+    The client's close frame is waited for as long as the close timeout, which is half a second
+    at most while the application shuts down.
     """
     offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")[0].strip()
     # A browser fails a handshake that answers none of the subprotocols that it offered.

@@ -1,5 +1,5 @@
 """
-``session_ws``: the one path by which a socket opens and ends.
+``session_ws``: the context manager that opens a websocket, and closes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .handshake import Handshake
 
 __all__ = ["session_ws"]
 
-_OVER: Final = object()  # what an iterator that has ended is taken to return
+_OVER: Final = object()  # returned by anext() for an iterator that has ended
 
 
 def session_ws(
@@ -37,9 +37,9 @@ def session_ws(
     """
     Upgrade *request* to a websocket that belongs to its session.
 
-    On entry, judge the session, perform the handshake and file the websocket under its
-    session's id. What you get is a prepared websocket response. On exit, however the
-    block ends, close it, wait until its transport has ended, and take it out::
+    On entry, judge the session, perform the handshake and register the websocket under its
+    session's id. The result is a prepared websocket response. On exit, however the block
+    ends, close it, wait until its transport has ended, and unregister it::
 
         async def handler(request):
             async with session_ws(request) as ws:
@@ -59,11 +59,11 @@ def session_ws(
     Raises:
         NotSetUp: If :func:`setup` was not called, or *request* is tied to its session already.
         HandshakeRefused: If the session may not open a socket. Behind the middleware the
-            client is told by a close code. Nothing is registered in that case.
-        aiohttp.web.HTTPException: 400 if *request* is no websocket handshake, 403 if it comes
+            client receives a close code. Nothing is registered in that case.
+        aiohttp.web.HTTPException: 400 if *request* is not a websocket handshake, 403 if it comes
             from a foreign page or isn't authorized, 429 if there are more in a second than
-            ``Limits.handshakes_per_second``, 503 if there is no room, no time or no way to find
-            out whether the session lives. Nothing is registered in that case.
+            ``Limits.handshakes_per_second``, 503 if there is no room, no time or no way to
+            check whether the session is alive. Nothing is registered in that case.
         SessionWSClosed: On exit, if an order closed the socket while the handler ran and
             the handler raised because of that; or if the handler raised an HTTP exception,
             which an open socket can't answer. Nothing stays registered in any of these cases.
@@ -111,7 +111,7 @@ class SessionWS:
         handshake = Handshake(self._request, options, save=self._save)
         self.core = core = handshake.core
         self._context, self.connection = await handshake.open()
-        self.connection.takes_pushes = self._pushed  # before anybody is told of it
+        self.connection.takes_pushes = self._pushed  # before any hook is called
         told, signals = core.overrides, core.signals
         if told.register or told.unregister or signals.on_open or signals.connection_ctx:
             try:
@@ -153,7 +153,7 @@ class SessionWS:
 
     async def _welcome(self) -> None:
         """
-        Tell everybody of a socket that is open, as long as it is.
+        Call ``register()`` and the signals of an open socket, as long as it is open.
         """
         core, connection = self.core, self.connection
         connection.registered = core.overrides.unregister
@@ -177,10 +177,10 @@ class SessionWS:
 
     async def _leave_contexts(self, error: BaseException | None) -> BaseException | None:
         """
-        Run what follows the ``yield`` of each context, whatever became of the others.
+        Run the code after the ``yield`` of each context, even if that of others fails.
 
         Returns:
-            *error*, or without one what a context raised.
+            *error*, or without one what a context raised; a cancellation replaces either.
         """
         for context in reversed(self._contexts or []):
             try:
@@ -198,21 +198,21 @@ class SessionWS:
 
     def _log_overtaken(self, error: BaseException | None) -> None:
         """
-        Log an error that nobody else will hear of, since its task has been cancelled.
+        Log an error that would be lost otherwise, since its task has been cancelled.
         """
         if isinstance(error, Exception) and not is_explained(self.connection, error):
             log.error("a websocket handler failed", exc_info=error)
 
     async def _close(self, error: BaseException | None) -> None:
         """
-        Close the socket, and wait until it is gone.
+        Close the socket, and wait until it is closed.
         """
         close = self.connection.close_order or close_for_error(error)
         try:
             await self.core.connections.wait_closed(self.connection, close)
         except asyncio.CancelledError:
             self._log_overtaken(error)
-            raise  # the server cancels the handlers of clients that have gone
+            raise  # the server cancels the handlers of clients that have disconnected
 
     async def _send_on_close(self, by: By, code: int) -> None:
         connection = self.connection
@@ -222,7 +222,7 @@ class SessionWS:
 
     def _warn_unsaved(self) -> None:
         """
-        Warn of a session that was changed in a websocket handler: nobody saves it.
+        Warn of a session that was changed in a websocket handler: it isn't saved.
         """
         session = loaded_session(self._request)
         if session is not None and was_changed(session) and not self._context.given:
@@ -235,12 +235,12 @@ class SessionWS:
 
 def _generator(made: object, context: object) -> AsyncIterator[None]:
     """
-    Return what a context has made, if it is an async generator.
+    Return the iterator of a connection context, which has to be an async generator.
     """
     if isinstance(made, AsyncIterable):
         return aiter(made)
     if isinstance(made, Coroutine):
-        made.close()  # or Python warns that nobody has awaited it
+        made.close()  # or Python warns that it was never awaited
     raise TypeError(
         f"connection_ctx takes async generator functions, and {context!r} is none: write 'async"
         " def' with one 'yield'"
@@ -254,10 +254,10 @@ def _expect_open(connection: TrackedConnection) -> None:
 
 def end_of(connection: TrackedConnection, error: BaseException | None = None) -> tuple[By, int]:
     """
-    Tell who began to end a connection, and with which code, or what stands for one.
+    Return who began to close a connection, and the close code or its equivalent.
 
     Args:
-        connection: One that has ended, or whose handler ends; a stream, too.
+        connection: A websocket or stream that has ended, or whose handler ends.
         error: What the handler raised.
     """
     ws = connection.ws
@@ -274,7 +274,7 @@ def end_of(connection: TrackedConnection, error: BaseException | None = None) ->
 
 def close_for_error(error: BaseException | None) -> Close:
     """
-    Return what the peer is told when a handler ends.
+    Return the close for the peer when a handler ends with *error*, or without.
     """
     if error is None:
         return NORMAL
@@ -289,11 +289,11 @@ def close_for_error(error: BaseException | None) -> Close:
 
 def is_explained(connection: TrackedConnection, error: BaseException) -> bool:
     """
-    Tell whether *error* needs no other answer than the closed socket.
+    Return whether *error* needs no other response than the closed socket.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_explained(connection, one) for one in error.exceptions)
     if isinstance(error, web.HTTPException):
-        return True  # an open socket takes no HTTP answer
+        return True  # no HTTP response fits into an open socket
     over = isinstance(error, ConnectionError | SessionWSClosed)
     return connection.close_order is not None and over

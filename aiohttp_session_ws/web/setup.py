@@ -1,5 +1,5 @@
 """
-``setup()``, and what a handler calls: each finds the registry of its request.
+``setup()``, and the functions for handlers, which find the registry of their request.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _STRING_KEY: Final = "aiohttp_session_ws_registry"  # what 1.1.1 documents
 
 def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> SessionWSRegistry:
     """
-    Give *app*, and its sub-applications, a registry.
+    Install a registry in *app*, for its sub-applications as well.
 
     All its sockets are closed with 1001 when the application shuts down. The registry is
-    found as ``app[REGISTRY_KEY]``, and as ``app["aiohttp_session_ws_registry"]``.
+    available as ``app[REGISTRY_KEY]``, and as ``app["aiohttp_session_ws_registry"]``.
 
     Args:
         app: The application; the root if there are sub-applications.
@@ -52,7 +52,7 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
 
     Raises:
         NotSetUp: If *app* has a registry already.
-        TypeError: If *app* or *registry* isn't one.
+        TypeError: If *app* or *registry* has a wrong type.
     """
     if not isinstance(app, web.Application):
         raise TypeError(f"setup(app, registry) takes a web.Application, not {app!r}")
@@ -81,23 +81,23 @@ def setup(app: web.Application, registry: SessionWSRegistry | None = None) -> Se
         for route in app.router.routes():  # of sub-applications too
             endpoint: Any = getattr(route.handler, "__self__", None)
             if getattr(endpoint, "is_session_ws_endpoint", False):
-                endpoint.attach(registry)  # what is wrong with it is an error at the start
+                endpoint.attach(registry)  # raises configuration errors at startup
 
-    app.on_startup.append(attach)  # behind all cleanup contexts, which may give it what it needs
+    app.on_startup.append(attach)  # after all cleanup contexts, which may provide what it needs
     app.on_shutdown.append(shut_down)  # handlers still run
-    app.cleanup_ctx.append(lifetime)  # after them
+    app.cleanup_ctx.append(lifetime)  # is left after the handlers have ended
     return registry
 
 
 def registry_from(request: web.Request) -> SessionWSRegistry:
     """
-    Return the registry of the application that *request* came to, or of its parent.
+    Return the registry of the application that handles *request*, or of its parent.
 
     Raises:
-        NotSetUp: If none of them has one, or two have one each.
-        TypeError: If it is no request.
+        NotSetUp: If none of them has a registry, or two have one each.
+        TypeError: If *request* is not a request.
     """
-    _ = core_from(request)  # says what is wrong
+    _ = core_from(request)  # raises what is wrong
     registry: SessionWSRegistry = request.config_dict[REGISTRY_KEY]
     return registry
 
@@ -106,7 +106,7 @@ async def get_session_ws_id(request: web.Request) -> Hashable | None:
     """
     Return the id of the session of *request*, ``None`` if it has none.
 
-    As :meth:`SessionWSRegistry.get_id`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.get_id` of the registry of *request*.
     """
     session_ws_id: Hashable | None = await maybe_await(registry_from(request).get_id(request))
     return session_ws_id
@@ -116,7 +116,7 @@ async def new_session_ws_id(request: web.Request) -> Any:
     """
     Give the session of *request* a new id, which renews it.
 
-    As :meth:`SessionWSRegistry.new_id`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.new_id` of the registry of *request*.
     """
     registry = registry_from(request)
     _note_other_id(request, registry)
@@ -125,9 +125,9 @@ async def new_session_ws_id(request: web.Request) -> Any:
 
 async def delete_session_ws_id(request: web.Request) -> Any:
     """
-    Take the id out of the session of *request*, which ends it, or with ``identify`` renews it.
+    Remove the id from the session of *request*, which ends it, or with ``identify`` renews it.
 
-    As :meth:`SessionWSRegistry.delete_id`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.delete_id` of the registry of *request*.
     """
     registry = registry_from(request)
     _note_other_id(request, registry)
@@ -136,7 +136,7 @@ async def delete_session_ws_id(request: web.Request) -> Any:
 
 def _note_other_id(request: web.Request, registry: SessionWSRegistry) -> None:
     """
-    Note that a handler asks for another id, or none, if that may not show in its session.
+    Record that a handler changes the id, if its session may not show that.
     """
     context = context_of(request)
     if context is None or context.stage is not HANDLING or context.connection is not None:
@@ -149,7 +149,7 @@ async def ensure_session_ws_id(request: web.Request) -> Any:
     """
     Give the session of *request* an id if it has none.
 
-    As :meth:`SessionWSRegistry.ensure_id`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.ensure_id` of the registry of *request*.
     """
     return await maybe_await(registry_from(request).ensure_id(request))
 
@@ -158,7 +158,7 @@ async def schedule_close_all_session_ws(request: web.Request, response: web.Stre
     """
     Close the sockets of the session of *request* when the response has been sent.
 
-    As :meth:`SessionWSRegistry.schedule_close_all_session`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.schedule_close_all_session` of the registry of *request*.
     """
     return await maybe_await(registry_from(request).schedule_close_all_session(request, response))
 
@@ -167,26 +167,26 @@ async def end_session_ws(request: web.Request, response: web.StreamResponse) -> 
     """
     Log out: end the session of *request*, and give it a new, empty one.
 
-    As :meth:`SessionWSRegistry.schedule_end_session`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.schedule_end_session` of the registry of *request*.
     """
     await maybe_await(registry_from(request).schedule_end_session(request, response))
 
 
 async def end_identity_ws(request: web.Request, response: web.StreamResponse) -> None:
     """
-    Log out everywhere: end all sessions of the identity behind *request*, its own too.
+    Log out everywhere: end all sessions of the identity of *request*, including its own.
 
-    As :meth:`SessionWSRegistry.schedule_end_identity`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.schedule_end_identity` of the registry of *request*.
     """
     await maybe_await(registry_from(request).schedule_end_identity(request, response))
 
 
 async def end_other_sessions_ws(request: web.Request, response: web.StreamResponse) -> bool:
     """
-    Log out everywhere else: end all other sessions of the identity behind *request*. Return
-    whether that was done.
+    Log out everywhere else: end all other sessions of the identity of *request*. Return whether
+    that was done.
 
-    As :meth:`SessionWSRegistry.schedule_end_others`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.schedule_end_others` of the registry of *request*.
     """
     done: bool = await maybe_await(registry_from(request).schedule_end_others(request, response))
     return done
@@ -199,8 +199,8 @@ async def renew_session_ws(
     sockets: Literal["close", "keep"] = "close",
 ) -> None:
     """
-    Renew the session of *request*: it goes on under a new id.
+    Renew the session of *request*: it continues under a new id.
 
-    As :meth:`SessionWSRegistry.renew_session`, of the registry of *request*.
+    Same as :meth:`SessionWSRegistry.renew_session` of the registry of *request*.
     """
     await maybe_await(registry_from(request).renew_session(request, response, sockets=sockets))

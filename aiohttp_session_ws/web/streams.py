@@ -1,5 +1,5 @@
 """
-Streams, and websockets that another library has opened: ended with their session as well.
+Streams, and websockets opened by another library: tied to a session, they end with it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def session_stream(
     """
     Tie a streamed response to the session of *request*: server-sent events, a long poll.
 
-    On entry, judge the session and file the response under its id, as ``session_ws`` does with a
-    websocket. What you get is its connection, whose ``ws`` is the response; it takes no pushes.
-    On exit, take it out::
+    On entry, judge the session and register the response under its id, as ``session_ws`` does
+    with a websocket. The result is its connection, whose ``ws`` is the response; it takes no
+    pushes. On exit, unregister it::
 
         async def events(request):
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -39,14 +39,14 @@ def session_stream(
                     await response.write(await next_event())
             return response
 
-    When the session ends, or the client hangs up, its transport is closed and the task that
-    entered is cancelled. A response that its handler has ended is not cut, nor is a body that is
-    an iterator, which aiohttp sends when the block has been left.
+    When the session ends, or the client disconnects, its transport is closed and the task that
+    entered is cancelled. A response is not cut off once the block has been left; nor is a body
+    that is an iterator, which aiohttp sends only then.
 
     Args:
         request: The request.
-        response: The response, before its ``prepare()``: a session without id is given one and
-            saved on it.
+        response: The response, before its ``prepare()``: a session without id is given one,
+            which is saved with this response.
 
     Raises:
         NotSetUp: If *response* has been prepared, *request* is tied already, or :func:`setup` was
@@ -54,7 +54,7 @@ def session_stream(
         TypeError: If *response* is a websocket.
         aiohttp.web.HTTPException: 403 for a foreign page or without authorization, 409 with
             Retry-After if the session was replaced, 429 if there are too many, 503 if there is
-            no room, no time or no way to find out, 401 if the session has ended; or 204 for a
+            no room, no time or no way to check the session, 401 if it has ended; or 204 for a
             request that accepts ``text/event-stream``, which stops an EventSource in browsers.
             Nothing is registered in that case.
     """
@@ -69,7 +69,7 @@ def adopt_websocket(
     """
     Tie a websocket that another library has opened to the session of *request*.
 
-    To be entered in its handler's task. On exit, close it and wait until it is gone.
+    To be entered in its handler's task. On exit, close it and wait until it is closed.
 
     Args:
         request: The request.
@@ -78,14 +78,14 @@ def adopt_websocket(
     Raises:
         NotSetUp: If *ws* has not been prepared, or :func:`setup` was not called.
         SessionWSClosed: If the session may not open a socket; *ws* has been closed with the
-            code that tells why. Nothing is registered in that case.
+            code for the reason. Nothing is registered in that case.
     """
     return _Tied(request, ws, AdoptingHandshake)
 
 
 class StreamHandshake(Handshake):
     """
-    A request on its way to a stream.
+    The handshake of a stream.
 
     Args:
         request: The request.
@@ -95,7 +95,7 @@ class StreamHandshake(Handshake):
     __slots__ = ("_response",)
 
     def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
-        # What is prepared can carry no cookie.
+        # A prepared response can't set a cookie any more.
         super().__init__(request, {}, save=not response.prepared)
         self._response = response
 
@@ -109,14 +109,14 @@ class StreamHandshake(Handshake):
 
     async def _upgrade(self, connection: TrackedConnection) -> None:
         """
-        Leave it to the handler when the response begins; a websocket is open, and speaks a
-        protocol of its own.
+        Write nothing: a stream is begun by its handler, and an adopted websocket is open
+        already, with a protocol of its own.
         """
         connection.takes_pushes = False
 
     def refusal(self, error: HandshakeRefused) -> web.HTTPException:
         """
-        Return what tells the client that it is refused: there is no close code for it.
+        Return the HTTP response that refuses a stream, which has no close code.
         """
         text = f"refused: {error.close.reason}"
         if self.denied:
@@ -132,7 +132,7 @@ class StreamHandshake(Handshake):
 
 class AdoptingHandshake(StreamHandshake):
     """
-    A websocket that is open, on its way into the registry.
+    The handshake of a websocket that another library has opened.
     """
 
     __slots__ = ()
@@ -144,7 +144,7 @@ class AdoptingHandshake(StreamHandshake):
 
     def _close_unopened(self, connection: TrackedConnection) -> None:
         """
-        Leave it to who adopts it: the refusal is told by its close code.
+        Do nothing: ``_Tied`` closes it with the code of the refusal.
         """
 
 
@@ -204,7 +204,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
             self._warn_of_body()
-            context.connection = None  # what the handler orders next waits for its response
+            context.connection = None  # what the handler orders from now on awaits its response
             connections.discard_stream(connection)
             return
         context.leave()
@@ -219,7 +219,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
 
     def _warn_of_body(self) -> None:
         """
-        Warn of a stream that is going to be sent when its session doesn't hold it any more.
+        Warn of a stream that is sent after the block, when it isn't tied to its session any more.
         """
         response = self._response
         if isinstance(response, web.Response) and isinstance(response.body, AsyncIterablePayload):
