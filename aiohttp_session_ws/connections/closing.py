@@ -103,7 +103,7 @@ class CloseEngine:
         # dict, which would look for its first item past the slots of all deleted ones.
         self._graces: OrderedDict[Closing, float] = OrderedDict()
         self._grace_timer: asyncio.Handle | None = None
-        self._hanging_up: deque[Closing] = deque()  # whose transports are to be closed
+        self._hanging_up: deque[Closing] = deque()  # their transports are to be closed
         self._next_row: asyncio.Handle | None = None
         self._written: float = 0  # frames written in one go in this iteration
 
@@ -282,7 +282,7 @@ class CloseEngine:
         if order.transports:
             loop = asyncio.get_running_loop()
             moment = min(_MOMENT, self.timeouts.close)
-            # Counted from the order, not from its last frame, which gets a moment all the same.
+            # It counts from the order, not from its last frame; but late ones get a moment, too.
             deadline = max(order.given + self.timeouts.close, loop.time() + moment)
             order.timer = loop.call_later(
                 moment, self._close_brief, order, deadline, context=self._context

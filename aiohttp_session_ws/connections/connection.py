@@ -77,7 +77,7 @@ class Closer(Protocol):
 
     async def close_connection(self, connection: TrackedConnection, close: Close) -> None:
         """
-        Close *connection* and wait until it is closed.
+        Close *connection*, and wait until its transport has ended.
         """
 
 
@@ -170,7 +170,7 @@ class Connection:
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
-        Close it, and wait until it is closed and its handler has ended.
+        Close it, and wait until its transport and its handler have ended.
 
         That takes ``timeouts.close + timeouts.handler_grace`` seconds at most: its handler is
         notified as of any close, and cancelled if it runs on for longer than the grace. A handler
@@ -210,7 +210,7 @@ class TrackedConnection(Connection):
         started: When the handshake began, or it was registered by hand.
         task: The task that runs the handler.
         transport: The transport.
-        rejected_with: The close of the order that rejected its handshake.
+        rejected_with: The close with which its handshake was rejected, by an order or a limit.
         close_order: The close of the order that closes it.
         closing: The engine's state of it, once it is being closed.
         send_queue: The messages that were pushed and are not sent yet.

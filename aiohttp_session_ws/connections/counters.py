@@ -1,5 +1,5 @@
 """
-The counters of a registry: to count an event is one addition to a number that is there already.
+The counters of a registry; counting an event is one addition to an existing number.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ async def make_room(
                 for c in group.admitted_before()
                 if c.state is not OPENING and not _stays(c)
             }
-            if not leaving:  # all that remain stay: some were added without this check
+            if not leaving:  # the others stay: some were added another way
                 raise HandshakeRefused(TOO_MANY_CONNECTIONS)
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
 

@@ -62,7 +62,7 @@ class Rest(Protocol):
 
     def __iter__(self) -> Iterator[tuple[TrackedConnection, Close] | None]:
         """
-        Judge each, once; yield it with its close, or ``None`` if it stays open.
+        Judge each, once; yield it with its close, or ``None`` if there is nothing to close.
         """
 
     def closes(self, connection: TrackedConnection) -> bool:
@@ -226,7 +226,7 @@ class ConnectionManager(ConnectionIndex):
 
     def tracked(self, connection: Connection) -> TrackedConnection:
         """
-        Return *connection* as its only implementation.
+        Return *connection* as a :class:`TrackedConnection`, which all are.
 
         Raises:
             TypeError: If it is not a connection.
@@ -270,7 +270,7 @@ class ConnectionManager(ConnectionIndex):
         if kind == "id":
             known = value in self.open or value in self.opening
             if not (known or self._orphaned_handlers):
-                return []  # so for most orders of other nodes
+                return []  # the case for most orders of other nodes
             return self.opening.of(value) + self.of(value)
         if kind == "identity":
             return self.identities.of(value) + self._orphaned(lambda c: _is_of(c, value))
@@ -509,7 +509,7 @@ class ConnectionManager(ConnectionIndex):
     ) -> Pushed:
         """
         Send a message to those of *connections* that take it, without waiting for any of them;
-        to their own endpoint's messages all do.
+        if it is sent *by_endpoint*, also to those that take no pushes.
 
         Raises:
             TypeError: If *data* is neither text nor bytes.

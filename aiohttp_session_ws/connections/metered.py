@@ -23,10 +23,10 @@ _DATA: Final = frozenset({WSMsgType.TEXT, WSMsgType.BINARY})
 
 class Rate:
     """
-    A rate limit per key: a burst of so many events at once, and then so many per second.
+    A rate limit per key: at most *per_second* events at once, and then as many in each second.
 
     Args:
-        per_second: How many events.
+        per_second: The number of events.
         clock: A monotonic clock, in seconds.
     """
 
@@ -56,7 +56,7 @@ class MeteredWebSocket(ServedWebSocket):
     A websocket that calls a hook for each message that its client has sent.
 
     Attributes:
-        on_message: Called for each message; if it returns false, that is not delivered.
+        on_message: Called for each message; if it returns false, the message isn't delivered.
     """
 
     __slots__ = ("on_message",)

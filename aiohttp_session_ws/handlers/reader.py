@@ -1,8 +1,8 @@
 """
 Reads a websocket for its handler, also while the handler is busy.
 
-A handler that only sends never learns from aiohttp that its client has closed, since that takes
-reading. A task that always reads would delay each message by a detour. So the handler reads
+A handler that only sends never learns from aiohttp that its client has closed, since nothing
+reads the socket. A task that always reads would cost each message a detour. So the handler reads
 itself while it waits for a message, and a task reads ahead while it doesn't.
 """
 
@@ -76,7 +76,7 @@ class Reader:
     @property
     def tasks(self) -> BackgroundTasks:
         """
-        The tasks that run in the background for the socket.
+        Runs background work for the socket.
         """
         return self._manager.tasks
 
@@ -136,7 +136,7 @@ class Reader:
 
     async def close(self, close: Close) -> None:
         """
-        Close the socket and wait until it is closed.
+        Close the socket and wait until its transport has ended.
         """
         self.reason = close.reason
         await self.stop()
@@ -144,7 +144,7 @@ class Reader:
 
     async def stop(self) -> None:
         """
-        Stop reading ahead, since closing the socket reads by itself.
+        Stop reading ahead, since whatever closes the socket reads by itself.
         """
         if self._busy is not None:
             self._busy.cancel()

@@ -68,11 +68,11 @@ def websocket_handler(
         app.router.add_get("/echo", echo)
 
     It may be a method as well, of a :class:`aiohttp.web.View` or of any object. The socket is
-    closed when it returns. An uncaught :class:`WebSocketDisconnect` of it is not an error. An HTTP
-    exception before ``connect()`` is the response to the client; after it, it closes the socket
-    with 1008 (4xx), 1011 (5xx) or 1000. Any other exception closes with 1011 and is logged. A
-    function that returns without having connected refuses the client: with the response that it
-    returns, or with 403.
+    closed when it returns. An uncaught :class:`WebSocketDisconnect` of its socket is no error. An
+    HTTP exception before ``connect()`` is the response to the client; after it, it closes the
+    socket with 1008 (4xx), 1011 (5xx) or 1000. Any other exception closes with 1011 and is logged.
+    A function that returns without having connected refuses the client: with the response that
+    it returns, or with 403.
 
     Args:
         function: The coroutine function.

@@ -244,7 +244,7 @@ class WebSocket:
 
     async def close(self, close: Close | int = NORMAL, reason: str | None = None) -> None:
         """
-        Close the socket and wait until it is closed; before ``connect()``, refuse it.
+        Close the socket and wait until its transport has ended; before ``connect()``, refuse it.
 
         It takes ``timeouts.close`` seconds at most. Nothing happens if it is closed already.
 

@@ -1,10 +1,10 @@
 """
 The handshake: from a request to an open socket in the index, in one order of steps.
 
-1. Check that there is room, and the origin.
+1. Check that there is room, then check the origin.
 2. Arrival, unless the middleware has judged the request.
 3. Add it to the index as *opening*: from here on orders apply to it.
-4. Identify it. Other nodes' records are read once, then it is judged again.
+4. ``identify``. Other nodes' records are read once, then the session is judged again.
 5. ``authorize``, then the limits.
 6. Refuse it if an order has rejected it meanwhile; then the upgrade.
 7. Open.
@@ -264,7 +264,7 @@ class Handshake:
             return context.lineage
         close = self.core.close_for(context.status)
         if context.orders.ended is not None or (context.fresh and not context.status.carries):
-            close = SESSION_ENDED  # so has one that was replaced longer ago than the grace
+            close = SESSION_ENDED  # also if it was replaced longer ago than the grace
         if close is not None:
             raise HandshakeRefused(close)
         return context.lineage

@@ -73,7 +73,7 @@ def session_ws(
 
 class SessionWS:
     """
-    What :func:`session_ws` returns.
+    The context manager that :func:`session_ws` returns.
 
     A class with slots and not a generator: it lives as long as its socket, and takes a
     fifth of a generator's memory. The base class for context managers would give it a dictionary.
@@ -205,7 +205,7 @@ class SessionWS:
 
     async def _close(self, error: BaseException | None) -> None:
         """
-        Close the socket, and wait until it is closed.
+        Close the socket, and wait until its transport has ended.
         """
         close = self.connection.close_order or close_for_error(error)
         try:
@@ -258,7 +258,7 @@ def end_of(connection: TrackedConnection, error: BaseException | None = None) ->
 
     Args:
         connection: A websocket or stream that has ended, or whose handler ends.
-        error: What the handler raised.
+        error: The exception that the handler raised.
     """
     ws = connection.ws
     if connection.close_order is not None:

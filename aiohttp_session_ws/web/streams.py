@@ -69,7 +69,7 @@ def adopt_websocket(
     """
     Tie a websocket that another library has opened to the session of *request*.
 
-    To be entered in its handler's task. On exit, close it and wait until it is closed.
+    To be entered in its handler's task. On exit, close it and wait until its transport has ended.
 
     Args:
         request: The request.
@@ -150,7 +150,7 @@ class AdoptingHandshake(StreamHandshake):
 
 class _Tied(AbstractAsyncContextManager[Connection, None]):
     """
-    What :func:`session_stream` and :func:`adopt_websocket` return.
+    The context manager that :func:`session_stream` and :func:`adopt_websocket` return.
     """
 
     _context: RequestContext
@@ -204,7 +204,7 @@ class _Tied(AbstractAsyncContextManager[Connection, None]):
         connections.handler_exited(connection)
         if not isinstance(self._response, web.WebSocketResponse):
             self._warn_of_body()
-            context.connection = None  # what the handler orders from now on awaits its response
+            context.connection = None  # later orders of the handler wait for its response
             connections.discard_stream(connection)
             return
         context.leave()
