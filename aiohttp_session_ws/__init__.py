@@ -1,10 +1,10 @@
 """
-Websockets that know whose session they belong to, and are gone when it ends.
+Websockets for aiohttp that belong to a session and are closed when it ends.
 
-What most programs need is here; the rest has its home in ``close_codes``, ``signals``,
-``results``, ``exceptions`` and ``typing``. Other modules and folders are internal, but for
-``redis`` and ``rpc``. Who reads the source begins with ``registry/core.py``: its head tells the
-theory of operation, and where each thing is decided.
+This module exports what most programs need; the rest of the public API is in ``close_codes``,
+``signals``, ``results``, ``exceptions``, ``typing``, ``redis`` and ``rpc``. All other modules and
+folders are internal. To read the source, start with the docstring of ``registry/core.py``: it
+explains the theory of operation, and where each thing is decided.
 """
 
 from .close_codes import RECONNECT, SESSION_ENDED, Close

@@ -1,5 +1,5 @@
 """
-A dictionary whose entries expire, bounded in number.
+A dictionary with a time to live for each entry and a bounded number of entries.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ V = TypeVar("V")
 
 class ExpiringDict(Generic[K, V]):
     """
-    A bounded dictionary whose entries live for a time after they were last met.
+    A bounded dictionary whose entries expire some time after they were last used.
 
     Args:
-        limit: The largest number of entries; beyond it the one not met for longest goes.
-        ttl: Seconds an entry lives unless :meth:`put` says otherwise.
-        clock: Seconds that never go back.
-        on_evict: Called when a living entry had to go because there were too many.
+        limit: The largest number of entries; beyond it the least recently used one is evicted.
+        ttl: Seconds an entry lives, unless :meth:`put` is given another time.
+        clock: Returns seconds that never go back.
+        on_evict: Called when an entry is evicted before it has expired.
 
     Attributes:
-        entries: By key the value, how long it lives, and until when; expired ones may be among
-            them. For who must know quickly whether a key may be there.
+        entries: By key the value, its time to live, and its expiry time by the clock; may
+            contain expired entries. For quick tests whether a key may be present.
     """
 
     __slots__ = ("_clock", "_limit", "_on_evict", "_ttl", "entries")
@@ -44,8 +44,8 @@ class ExpiringDict(Generic[K, V]):
         self._ttl = ttl
         self._clock = clock
         self._on_evict = on_evict
-        # The one not met for longest first. A plain dict would look for its first item through
-        # the places of all that were deleted before it.
+        # Least recently used first. To find its first item, a plain dict would scan the slots of
+        # all items that were deleted before it.
         self.entries: OrderedDict[K, tuple[V, float, float]] = OrderedDict()  # value, ttl, end
 
     def __len__(self) -> int:
@@ -61,14 +61,14 @@ class ExpiringDict(Generic[K, V]):
 
     def items(self) -> Iterator[tuple[K, V, float]]:
         """
-        Return the keys, their values, and how many seconds each lives, the one not met for
-        longest first; expired ones may be among them.
+        Return each key with its value and its time to live in seconds, the least recently used
+        first; may contain expired entries.
         """
         return ((key, value, ttl) for key, (value, ttl, _) in tuple(self.entries.items()))
 
     def get(self, key: K) -> V | None:
         """
-        Return the value of *key*, and restart its time.
+        Return the value of *key*, and restart its time to live.
         """
         entry = self.entries.get(key)
         if entry is None:
@@ -78,21 +78,21 @@ class ExpiringDict(Generic[K, V]):
         if end <= now:
             del self.entries[key]
             return None
-        if end - now < 0.99 * ttl:  # or each request of a busy session would move it
+        if end - now < 0.99 * ttl:  # else each request of a busy session would move it
             self.entries[key] = value, ttl, now + ttl
             self.entries.move_to_end(key)
         return value
 
     def peek(self, key: K) -> V | None:
         """
-        Return the value of *key*, without restarting its time.
+        Return the value of *key*, without restarting its time to live.
         """
         entry = self.entries.get(key)
         return None if entry is None or entry[2] <= self._clock() else entry[0]
 
     def put(self, key: K, value: V, ttl: float | None = None) -> None:
         """
-        Set the value of *key* and restart its time, *ttl* seconds.
+        Set the value of *key*, and restart its time to live, *ttl* seconds.
         """
         now = self._clock()
         ttl = self._ttl if ttl is None else ttl
@@ -102,7 +102,7 @@ class ExpiringDict(Generic[K, V]):
 
     def put_new(self, values: Mapping[K, V], ttl: float) -> None:
         """
-        Set the values of many keys that have none, to live *ttl* seconds.
+        Set the values of many keys that are not present, to live *ttl* seconds.
         """
         now = self._clock()
         end = now + ttl
@@ -118,7 +118,7 @@ class ExpiringDict(Generic[K, V]):
 
     def _prune(self, now: float) -> None:
         """
-        Remove what has expired, as far as it stands in front, and what is too much.
+        Remove expired entries at the front, and the least recently used beyond the limit.
         """
         entries = self.entries
         while entries:

@@ -1,5 +1,5 @@
 """
-Names for what a connection and a record have in common: a lineage, and a subject of orders.
+The two value types that identify sessions in connections, records and orders.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 Kind: TypeAlias = Literal["id", "identity", "label"]
 
-#: The largest generation that is believed: Redis' Lua counts exactly up to here.
+#: The largest generation that is accepted: Lua in Redis counts exactly up to here.
 LAST_GENERATION: Final = 2**53
 
 
@@ -22,8 +22,8 @@ class Lineage(NamedTuple):
     A session from its beginning, or its last log-in, to its end.
 
     Attributes:
-        token: Its random name. Not a secret, and of no use to anybody else.
-        generation: Raised by each renewal.
+        token: Its random name. It is not a secret: it gives access to nothing.
+        generation: A number that each renewal raises.
         began: When it began, in seconds since the epoch.
     """
 
@@ -40,7 +40,7 @@ class Lineage(NamedTuple):
     @classmethod
     def parse(cls, value: object) -> Lineage | None:
         """
-        Read a lineage from a session, ``None`` if *value* isn't one: a cookie may be forged.
+        Parse a lineage from a session, ``None`` if *value* isn't one: a cookie may be forged.
         """
         if type(value) is not list or len(value) != 3:
             return None
@@ -52,7 +52,7 @@ class Lineage(NamedTuple):
             and 0 <= generation <= LAST_GENERATION
             and 0 <= began < math.inf
         ):
-            return _make(cls, value)  # quicker than cls(...)
+            return _make(cls, value)  # faster than cls(...)
         return None
 
 
@@ -62,18 +62,18 @@ _make: Final[Callable[[type[Lineage], list[Any]], Lineage]] = tuple.__new__
 
 def new_lineage(began: float) -> Lineage:
     """
-    Return a lineage with a random token.
+    Return a lineage with a random token and generation 0.
     """
     return Lineage(secrets.token_hex(16), 0, began)
 
 
 class Subject(NamedTuple):
     """
-    What an order can be about besides a lineage.
+    What an order or a record applies to, if not to a lineage.
 
     Attributes:
-        kind: A session ws id, an identity, or a label.
-        value: Which one; a label's is a pair of its name and its value.
+        kind: Whether it is a session ws id, an identity, or a label.
+        value: The id or identity itself; for a label the pair of its name and its value.
     """
 
     kind: Kind

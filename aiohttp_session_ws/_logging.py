@@ -1,5 +1,5 @@
 """
-The package's logger, and what may stand in its lines.
+The package's logger, and helpers that keep secrets and floods out of its lines.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ __all__: list[str] = []
 
 log: Final = logging.getLogger("aiohttp_session_ws")
 
-_KINDS: Final = 1000  # of lines that are remembered at a time
+_KINDS: Final = 1000  # kinds of lines that are remembered at a time
 
 
 def fingerprint(subject: Hashable) -> str:
     """
-    Return what an id or an identity is called in logs: the same for the same.
+    Return a short hash that stands for an id or an identity in logs.
 
-    It doesn't tell the id. Of an identity that is easy to guess it can be found out.
+    The id can't be recovered from it. An identity that is easy to guess can be, by trying.
     """
     return hashlib.blake2b(repr(subject).encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 def describe_error(exc: BaseException) -> str:
     """
-    Return what may be logged of an application's or a storage's error.
+    Describe an error of the application or the storage by its type and where it was raised.
 
-    That is its type and where it was raised, not what it says, which may be a session's key.
+    Its message is not logged, since it may contain the key of a session.
     """
     frames = [*traceback.walk_tb(exc.__traceback__)]
     if not frames:
@@ -44,19 +44,19 @@ def describe_error(exc: BaseException) -> str:
 
 class OncePerMinute:
     """
-    A rate limit for log lines: one of each kind in a minute.
+    A rate limit for log lines: one of each kind per minute.
 
     Args:
-        clock: Seconds that never go back.
+        clock: Returns seconds that never go back.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        # Bounded: a kind may be something that a client has sent.
+        # Bounded, since a kind may be chosen by a client.
         self._logged: ExpiringDict[Hashable, bool] = ExpiringDict(_KINDS, 60.0, clock=clock)
 
     def allows(self, kind: Hashable) -> bool:
         """
-        Tell whether a line of this *kind* may be logged now, and count it as logged.
+        Return whether a line of this *kind* may be logged now; if so, count it as logged.
         """
         if kind in self._logged:
             return False

@@ -21,8 +21,8 @@ __all__: list[str] = []
 
 _ORIGIN: Final = re.compile(r"(https?)://([^/?#@\s\\]+)", re.IGNORECASE)
 _REMEMBERED: Final = 1000  # origins, accepted or refused; clients can send any
-_LINES: Final = 10  # a minute in the log
-_SHOWN: Final = 200  # characters of what a client has sent
+_LINES: Final = 10  # log lines per minute
+_SHOWN: Final = 200  # characters of a client's header in a log line or an answer
 
 Origin: TypeAlias = tuple[str, str, int]  # scheme, host, port
 
@@ -48,7 +48,7 @@ def _parse(scheme: str, netloc: str) -> Origin | None:
 
 def is_websocket(request: web.Request) -> bool:
     """
-    Tell whether *request* asks for a websocket.
+    Return whether *request* is a websocket handshake.
     """
     upgrade = request.headers.get(hdrs.UPGRADE)
     return upgrade is not None and (
@@ -58,16 +58,16 @@ def is_websocket(request: web.Request) -> bool:
 
 class OriginPolicy:
     """
-    Refuses the handshakes of foreign pages.
+    Refuses the handshakes of pages of other origins.
 
-    A browser sends a page's cookies along with a websocket handshake to any host, so
+    A browser sends a host's cookies along with a websocket handshake from any page, so
     without this check a foreign page could open a socket in the visitor's name (CSWSH).
 
     Args:
         origins: ``"same"`` compares host and port of ``Origin`` with the ``Host`` header,
             and the scheme if the request came over TLS; a collection of origins, like
             ``["https://example.org"]``, is compared in full; a callable, sync or async,
-            is given the request and decides; ``None`` lets everybody in.
+            is given the request and decides; ``None`` allows every page.
 
     Raises:
         TypeError: If *origins* is something else.
@@ -77,14 +77,14 @@ class OriginPolicy:
     def __init__(self, origins: Origins = "same") -> None:
         self._origins = origins
         self._allowed = _expect_origins(origins)
-        # Texts that were compared already, which spares parsing two URLs on each handshake.
+        # Header values that were accepted before: spares parsing two URLs on each handshake.
         self._accepted: set[tuple[str, str, str]] = set()
         self._lines = OncePerMinute()
         self._warned: ExpiringDict[str, bool] = ExpiringDict(_REMEMBERED, math.inf)
 
     def knows(self, request: web.Request) -> bool:
         """
-        Tell whether a page is known to be none of others', so that it needn't be checked again.
+        Return whether the page's origin has been accepted before, so that no check is needed.
         """
         if not self._accepted:
             return False
@@ -96,11 +96,11 @@ class OriginPolicy:
 
     async def check(self, request: web.Request) -> None:
         """
-        Expect *request* to come from no foreign page.
+        Check that *request* does not come from a page of another origin.
 
         Raises:
-            aiohttp.web.HTTPForbidden: If it does. The first time it is logged, per origin,
-                for ten in a minute.
+            aiohttp.web.HTTPForbidden: If it does. Each origin is logged once, at most ten
+                per minute.
         """
         if self._origins is None:
             return
@@ -110,7 +110,7 @@ class OriginPolicy:
             return
         headers = request.headers
         origin = headers.get(hdrs.ORIGIN)
-        if origin is None:  # not a browser, so there is nobody whose cookies could be misused
+        if origin is None:  # not a browser, so no visitor's cookies can be misused
             return
         host = headers.get(hdrs.HOST, "")
         key = (origin, host, request.scheme)
@@ -127,15 +127,15 @@ class OriginPolicy:
             return False
         if self._allowed is not None:
             return origin in self._allowed
-        # Behind a proxy that ends TLS the request looks like http, so the scheme says
-        # something only if the request itself came over TLS.
+        # Behind a proxy that terminates TLS the request looks like http, so schemes are
+        # compared only if the request itself came over TLS.
         if scheme == "https" and origin[0] != "https":
             return False
         return origin == _parse(origin[0], host)
 
     def _refusal(self, origins: list[str], host: str) -> str:
         """
-        Return why a handshake is refused, and log it once per origin, for ten in a minute.
+        Return why a handshake is refused; log it once per origin, at most ten per minute.
         """
         sent, host = ", ".join(origins)[:_SHOWN], host[:_SHOWN]
         text = (
@@ -143,7 +143,7 @@ class OriginPolicy:
             " proxy stands between, let it pass the Host header on; if the page is meant to come"
             " from elsewhere, name its origin in SessionWSRegistry(origins=[...])."
         )
-        # A client sends what it likes, as often as it likes.
+        # The rate is limited, since a client can send any number of different origins.
         if sent not in self._warned and any(map(self._lines.allows, range(_LINES))):
             self._warned.put(sent, True)
             log.warning("%s", text)
@@ -152,7 +152,7 @@ class OriginPolicy:
 
 def _expect_origins(origins: object) -> frozenset[Origin] | None:
     """
-    Return the origins of a collection, ``None`` if *origins* is none.
+    Return the parsed origins of a collection, ``None`` if *origins* isn't a collection.
     """
     if origins is None or callable(origins) or origins == "same":
         return None

@@ -1,5 +1,5 @@
 """
-The HTTP answers to handshakes that are refused, each with the word that it is counted under.
+HTTP responses to refused handshakes, each with the reason that it is counted under.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Forbidden(web.HTTPForbidden):
     403: the handshake may not open a socket.
 
     Args:
-        why: The word for it.
-        text: What the client is told.
+        why: The reason, a key of ``Stats.refusals``.
+        text: The body of the response.
     """
 
     def __init__(self, why: str, text: str) -> None:
@@ -29,11 +29,11 @@ class Forbidden(web.HTTPForbidden):
 
 class Unavailable(web.HTTPServiceUnavailable):
     """
-    503 with ``Retry-After``: it may be tried again.
+    503 with ``Retry-After``: the handshake may be retried.
 
     Args:
-        why: The word for it.
-        text: What the client is told.
+        why: The reason, a key of ``Stats.refusals``.
+        text: The body of the response.
     """
 
     def __init__(self, why: str, text: str) -> None:
@@ -43,12 +43,12 @@ class Unavailable(web.HTTPServiceUnavailable):
 
 class TooMany(web.HTTPTooManyRequests):
     """
-    429 with ``Retry-After``: there were too many lately.
+    429 with ``Retry-After``: the session exceeds its rate of handshakes.
 
     Args:
-        why: The word for it.
-        text: What the client is told.
-        pause: Seconds until it may be tried again.
+        why: The reason, a key of ``Stats.refusals``.
+        text: The body of the response.
+        pause: Seconds until the handshake may be retried.
     """
 
     def __init__(self, why: str, text: str, pause: int) -> None:

@@ -1,5 +1,5 @@
 """
-Background tasks that have an owner, so that they are stopped and their errors are logged.
+Background tasks with an owner that stops them and logs their errors, and helpers for awaiting.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__: list[str] = []
 
 T = TypeVar("T")
 
-_FIRST_PAUSE: Final = 0.1  # seconds before what failed is started again
+_FIRST_PAUSE: Final = 0.1  # seconds before the first restart
 _LONGEST_PAUSE: Final = 30.0
 
 
 async def maybe_await(value: Any) -> Any:
     """
-    Return *value*, or what it gives if it is an awaitable: for callables, sync or async.
+    Return *value*, awaited if it is awaitable: for callables that may be sync or async.
     """
     if inspect.isawaitable(value):
         return await value
@@ -34,10 +34,10 @@ async def maybe_await(value: Any) -> Any:
 
 def expect_awaitable(made: object, function: object) -> Awaitable[Any]:
     """
-    Return what the application's *function* has made.
+    Return what the application's *function* has returned, if it is awaitable.
 
     Raises:
-        TypeError: If it is no awaitable.
+        TypeError: If it isn't.
     """
     if inspect.isawaitable(made):
         return made
@@ -48,7 +48,7 @@ def expect_awaitable(made: object, function: object) -> Awaitable[Any]:
 
 def is_coroutine_function(function: object) -> bool:
     """
-    Tell whether *function*, or the object that stands for one, makes coroutines.
+    Return whether calling *function*, a function or any other callable, makes a coroutine.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -61,8 +61,8 @@ def is_coroutine_function(function: object) -> bool:
 
 def is_cancelled() -> bool:
     """
-    Tell whether this task is being cancelled; else a ``CancelledError`` is that of another task or
-    future, which was awaited, and an error like any other.
+    Return whether the current task is being cancelled. If not, a ``CancelledError`` came from
+    another task or future that was awaited, and is an error like any other.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
@@ -75,21 +75,21 @@ async def supervise(
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """
-    Await *run()* until it returns, and start it again whenever it raises.
+    Await *run()* until it returns, and restart it whenever it raises.
 
-    The pause before a new start doubles each time, up to 30 s, give or take a fifth.
+    The pause before a restart doubles each time, up to 30 s, with a jitter of 20 %.
 
     Args:
         run: What to keep running. It is never run twice at the same time.
-        name: What it is called in the log.
-        sleep: Waits for some seconds.
+        name: Its name in the log.
+        sleep: Waits for a number of seconds.
     """
     pause = _FIRST_PAUSE
     while True:
         try:
             await run()
         except Exception as exc:  # noqa: BLE001  it is logged below
-            # Without the traceback, which would tell what a session's key is.
+            # Without the traceback, which could show the key of a session.
             log.error("%s failed and starts again: %s", name, describe_error(exc))
         else:
             return
@@ -99,10 +99,10 @@ async def supervise(
 
 class BackgroundTasks:
     """
-    Tasks that no caller's end can cancel.
+    Tasks that outlive their caller: its end doesn't cancel them.
 
-    asyncio keeps no reference to a task, and nobody hears of the error of one that is not
-    awaited. These are kept here until they are done, and an error is logged.
+    asyncio keeps only weak references to tasks, and the error of a task that nothing awaits
+    is easily lost. These are referenced here until they are done, and their errors are logged.
     """
 
     def __init__(self) -> None:
@@ -121,12 +121,13 @@ class BackgroundTasks:
         Run *coro* in a task.
 
         Args:
-            coro: What to run.
-            name: What it is called in the log.
-            context: What it runs in; by default a copy of the caller's, which it keeps.
+            coro: The coroutine.
+            name: Its name in the log.
+            context: The context to run in; by default a copy of the caller's, kept until it
+                is done.
         """
         task = asyncio.create_task(coro, name=f"aiohttp_session_ws: {name}", context=context)
-        if task.done():  # an eager task, which never waited
+        if task.done():  # an eager task that never suspended
             self._log_error(task)
             return task
         self._tasks.add(task)
@@ -141,7 +142,7 @@ class BackgroundTasks:
     def _log_error(task: asyncio.Task[Any]) -> None:
         if task.cancelled() or (exc := task.exception()) is None:
             return
-        if not isinstance(exc, IdentifyFailed | InvalidIdentity):  # which are logged by then
+        if not isinstance(exc, IdentifyFailed | InvalidIdentity):  # these are logged already
             log.error("a background task failed: %s", task.get_name(), exc_info=exc)
 
     async def stop(self, timeout: float) -> None:
@@ -149,7 +150,7 @@ class BackgroundTasks:
         Cancel all tasks but the current one, and wait until they are done.
 
         Args:
-            timeout: Seconds; a task that goes on for longer is named in the log.
+            timeout: Seconds to wait; a task that is still running then is named in the log.
         """
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:

@@ -1,5 +1,5 @@
 """
-Close codes: what a peer is told when its websocket is closed.
+The close codes and reasons that are sent to peers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Close:
 
     def replace(self, code: int | None, reason: str | None) -> Close:
         """
-        Return this close with what the caller chose instead.
+        Return this close with another code or reason; ``None`` keeps the present one.
         """
         if code is None and reason is None:
             return self
@@ -69,25 +69,25 @@ def _expect(rule: str, value: object, kind: type) -> None:
         raise TypeError(f"{rule}, not {value!r}")
 
 
-#: All is said.
+#: The conversation is complete.
 NORMAL: Final = Close(1000)
-#: The process stops; reconnect with a back-off.
+#: The process is shutting down; reconnect with a back-off.
 GOING_AWAY: Final = Close(1001, "server is shutting down")
 #: The client speaks another protocol than the application's.
 PROTOCOL_ERROR: Final = Close(1002, "protocol error")
-#: The application refused it.
+#: The application refused the connection or a message.
 POLICY_VIOLATION: Final = Close(1008, "refused by the application")
 #: The handler crashed; reconnect with a back-off.
 INTERNAL_ERROR: Final = Close(1011, "internal error")
 #: The process is being drained for a restart; reconnect with a back-off.
 SERVICE_RESTART: Final = Close(1012, "service restart")
-#: Too slow for what is pushed; reconnect with a back-off.
+#: The client reads too slowly for what is pushed to it; reconnect with a back-off.
 SLOW_CONSUMER: Final = Close(1013, "too slow")
 #: The session has ended: stop, reload the page or log in.
 SESSION_ENDED: Final = Close(4401, "session ended")
-#: The session's time is over: as :data:`SESSION_ENDED`.
+#: The session has expired: as :data:`SESSION_ENDED`.
 SESSION_EXPIRED: Final = Close(4401, "session expired")
-#: Reconnect with the present cookie, within a second at random, the first time only.
+#: Reconnect with the present cookie: the first time after a random delay of at most a second.
 RECONNECT: Final = Close(4403, "reconnect")
 #: Do not reconnect by yourself: a newer socket has taken the place.
 TOO_MANY_CONNECTIONS: Final = Close(4429, "too many connections")
@@ -95,12 +95,12 @@ TOO_MANY_CONNECTIONS: Final = Close(4429, "too many connections")
 
 def as_close(close: Close | int | None, reason: str | None, default: Close) -> Close:
     """
-    Return the close that a caller means.
+    Combine the ``close=`` and ``reason=`` arguments of a caller into a close.
 
     Args:
         close: A close, or its code alone; ``None`` means *default*.
-        reason: A reason in place of the one that the close has; ``None`` to keep that.
-        default: What is meant by ``None``.
+        reason: A reason that replaces the one of the close; ``None`` keeps that.
+        default: Used if *close* is ``None``.
 
     Raises:
         TypeError: If *close* is something else, or *reason* no text.
@@ -108,9 +108,9 @@ def as_close(close: Close | int | None, reason: str | None, default: Close) -> C
     """
     if close is None:
         if reason is None:
-            return default  # as most
+            return default  # the most frequent case
         close = default
     elif not isinstance(close, Close):
-        # A bare code says nothing of a reason: the default's would be wrong for another code.
+        # The default's reason fits only the default's code.
         close = default if close == default.code else Close(close)
     return close if reason is None else close.replace(None, reason)

@@ -1,5 +1,5 @@
 """
-What can go wrong, as one tree::
+The exceptions of this package, in one tree::
 
     SessionWSError
      +-- NotSetUp (RuntimeError)
@@ -63,7 +63,7 @@ class InvalidSessionWSId(SessionWSError, TypeError):
 
 class InvalidIdentity(SessionWSError, TypeError):
     """
-    An identity is ``None`` where somebody is needed, or cannot be hashed.
+    An identity is ``None`` where one is required, or cannot be hashed.
     """
 
 
@@ -87,19 +87,19 @@ class IdentifyFailed(SessionWSError, RuntimeError):
 
 class RedisUnavailable(SessionWSError, ConnectionError):
     """
-    Redis can't be reached, or doesn't answer as it should.
+    Redis can't be reached, or doesn't answer as expected.
     """
 
 
 class WrongLoop(SessionWSError, RuntimeError):
     """
-    A registry was called from another thread or event loop than its application's.
+    A registry was called from a thread or event loop other than its application's.
     """
 
 
 class SessionEnded(SessionWSError, RuntimeError):
     """
-    Something was asked for a session that has been ended.
+    An operation was requested for a session that has ended.
 
     ``session_ws_middleware`` answers it with 403 and saves nothing.
     """
@@ -137,10 +137,10 @@ class HandshakeRefused(SessionWSError, web.HTTPForbidden):
 
 class WebSocketProtocolError(HandshakeRefused):
     """
-    The client doesn't speak the application's protocol.
+    The client doesn't follow the application's protocol.
 
-    Raised by a handler or a hook before ``connect()``, it refuses the handshake as any
-    :class:`HandshakeRefused` does; later it closes the socket. Either way with 1002.
+    Raised by a handler or a hook before ``connect()``, it refuses the handshake like any
+    :class:`HandshakeRefused`; later it closes the socket. Both use 1002.
 
     Args:
         detail: The close reason; its first 123 bytes.
@@ -154,7 +154,7 @@ class WebSocketProtocolError(HandshakeRefused):
 
 class WebSocketStateError(SessionWSError, RuntimeError):
     """
-    A :class:`WebSocket` was used too early, twice, or by two tasks that receive.
+    A method of a :class:`WebSocket` was called too early, twice, or ``receive()`` by two tasks.
     """
 
 
@@ -166,7 +166,7 @@ class WebSocketDisconnect(SessionWSError):
         code: The close code that was sent first, by either side; 1005 if a client's close
             frame had none, 1006 if there was no close frame.
         reason: The reason that came with it.
-        connection: The :class:`Connection` whose socket it is.
+        connection: The :class:`Connection` that the socket belongs to.
     """
 
     def __init__(self, code: int, reason: str = "", connection: object = None) -> None:

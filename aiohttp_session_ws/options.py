@@ -1,5 +1,5 @@
 """
-The options of a registry, in groups.
+Grouped options of a registry: timeouts, limits, expiry and push queues.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def _expect_count(name: str, value: object, kind: str = "a number > 0") -> None:
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """
-    How long to wait for others, in seconds.
+    How long to wait for peers, handlers, responses and Redis, in seconds.
 
     Args:
-        close: For a peer to take the close frame and what was sent before it, and to
-            answer; then the connection is aborted. At the application's shutdown it is
-            half a second at most.
-        handler_grace: For a handler to end once its socket is closed; then it is
+        close: For a peer to receive the close frame and the data before it, and to answer;
+            then the connection is aborted. At the application's shutdown at most half a
+            second.
+        handler_grace: For a handler to return after its socket has been closed; then it is
             cancelled.
-        response: For the response of a request that ends or renews a session to leave the
-            server; then the session's sockets are closed all the same.
+        response: For the response of a request that ends or renews a session to be sent; then
+            the session's sockets are closed all the same.
         handshake: For a handshake, from its first step to its answer; then it gets 503. Behind
-            the middleware, to load its session and to judge it may take as long each.
-        drain: Over which sockets are closed with 1012, in random order, when the
-            application shuts down; 0 closes all at once. It comes before aiohttp's
+            the middleware, loading the session and checking it may each take as long.
+        drain: The period over which sockets are closed with 1012, in random order, when the
+            application shuts down; 0 closes all at once. It precedes aiohttp's
             ``shutdown_timeout``, and a supervisor has to wait for both.
-        outbox: For Redis to take what a process that stops has not told yet; another process has
-            two seconds more to take over what is left.
+        outbox: For Redis to take the pending orders of a process that stops; then other
+            processes have two more seconds to take over the rest.
 
     Raises:
         TypeError: If one of them is no number.
@@ -81,25 +81,25 @@ class Timeouts:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """
-    How many sockets there may be; handshakes in flight count.
+    The largest number of sockets, and the rates of a session; handshakes in flight count.
 
     Args:
-        per_session: For one session; ``None`` for any number.
-        per_identity: For one identity, over all its sessions; ``None`` for any number.
-        total: For all of this process; beyond it a handshake gets 503 with ``Retry-After``.
-        on_limit: What happens to one too many of a session or an identity:
-            ``"evict_oldest"`` closes the oldest with 4429 and lets the new one in when
-            that is gone; ``"refuse"`` refuses the new one.
-        handshakes_per_second: Of one session, on average; a second's worth may come at once,
-            and one at least. One too many gets 429 with ``Retry-After``.
-        messages_per_second: Of one session, over all its sockets of this process, likewise.
-            The socket that brings one too many is closed with 1008. Sockets that another
+        per_session: Sockets of one session; ``None`` for no limit.
+        per_identity: Sockets of one identity, in all its sessions; ``None`` for no limit.
+        total: Sockets of this process; beyond it a handshake gets 503 with ``Retry-After``.
+        on_limit: What happens when a session or an identity exceeds its limit:
+            ``"evict_oldest"`` closes its oldest socket with 4429 and opens the new one when
+            the oldest is gone; ``"refuse"`` refuses the new one.
+        handshakes_per_second: Handshakes of one session, on average; bursts of a second's
+            worth, at least one, are allowed. A handshake beyond gets 429 with ``Retry-After``.
+        messages_per_second: Messages of one session, over all its sockets of this process,
+            likewise. The socket that exceeds it is closed with 1008. Sockets that another
             library reads aren't counted.
-        scope: What *per_session* and *per_identity* are about: the sockets of each
+        scope: Which sockets *per_session* and *per_identity* count: those of each
             ``"process"``, or with a ``RedisSessionWSRegistry`` those of the whole
             ``"cluster"``, exact within a second. While Redis is away each process counts its
-            own; what is too much is closed with 4429 when Redis is back. A process that
-            crashes takes its sockets along within 15 s.
+            own; the excess is closed with 4429 when Redis is back. The sockets of a process
+            that crashed count for up to 15 s.
 
     Raises:
         TypeError: If a limit is no number, or one of sockets no whole number.
@@ -131,21 +131,21 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Expiry:
     """
-    How long things live, in seconds.
+    How long sockets, sessions and records live, in seconds.
 
     Args:
-        revalidate_every: Seconds, give or take a fifth, between two checks whether the
+        revalidate_every: Seconds, with a jitter of 20 %, between two checks whether the
             session of an open socket is still in its storage and still belongs to the
-            same identity; ``None`` to check only when the session's time is over.
-        max_lifetime: Seconds after which a socket is closed, whatever its session does;
-            ``None`` for no limit.
-        revocation_ttl: Seconds to remember an end, since it was last met, if the session
-            storage has no ``max_age``. With one, it is that plus an hour. With Redis the
-            longest time of all processes counts, for scripts too.
-        renewal_grace: Seconds for which a session that was renewed is still served under
-            its old id, so that parallel requests and a lost response log nobody out.
-        keep_alive: Seconds after which a message that comes in over a socket saves the session
-            once more, if the storage keeps it on the server, so that it doesn't expire there;
+            same identity; ``None`` to check only when the session expires.
+        max_lifetime: Seconds after which a socket is closed, whatever the state of its
+            session; ``None`` for no limit.
+        revocation_ttl: Seconds to keep the record of an end, since it last matched a session,
+            if the session storage has no ``max_age``. With one, it is that plus an hour. With
+            Redis the longest time of all processes applies, to scripts too.
+        renewal_grace: Seconds for which a renewed session is still served under its old id,
+            so that neither a parallel request nor a lost response logs the user out.
+        keep_alive: Seconds after which a message received over a socket saves the session
+            again, if the storage keeps it on the server, so that it doesn't expire there;
             ``None`` to leave that to HTTP requests. The cookie isn't renewed by it.
 
     Raises:
@@ -168,10 +168,10 @@ class Expiry:
 
     def ttl(self, max_age: int | None) -> float:
         """
-        Return for how many seconds the end of a session is remembered.
+        Return for how many seconds the record of an end is kept.
 
         Args:
-            max_age: Seconds that the storage keeps a session; ``None`` if without end.
+            max_age: Seconds that the storage keeps a session; ``None`` for no limit.
         """
         return self.revocation_ttl if max_age is None else max_age + 3600.0
 
@@ -179,14 +179,14 @@ class Expiry:
 @dataclass(frozen=True, slots=True)
 class PushQueue:
     """
-    How much may wait for one peer, and for how long.
+    The size of the queue of pushed messages that each connection has.
 
     Args:
-        messages: How many messages.
-        bytes: How many bytes of payload. A message that is larger is taken by an empty
-            queue only.
-        patience: Seconds after which a peer is closed with 1013 whose queue is full. It
-            is full from the first message that finds no room until half of it is sent.
+        messages: How many messages it holds.
+        bytes: How many bytes of payload it holds. A larger message is queued only if the
+            queue is empty.
+        patience: Seconds for which a queue may be full before its peer is closed with 1013.
+            It is full from the first message that finds no room until half of it is sent.
 
     Raises:
         TypeError: If one of them is no number.

@@ -1,5 +1,5 @@
 """
-What orders, pushes and queries return: copies that may be kept and logged.
+Return types of orders, pushes and queries: immutable copies that may be kept and logged.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class CloseReport:
     """
-    What an order did: on this process, and with ``wait=`` on those that answered in time.
+    The effect of an order: on this process, and with ``wait=`` on those that answered in time.
 
     Attributes:
-        sockets: How many open sockets it was about.
+        sockets: How many open sockets it closes.
         aborted: How many of them could not be closed within the close timeout and were cut.
         cancelled: How many handlers had to be cancelled.
-        handshakes: How many handshakes in flight it will refuse.
+        handshakes: How many handshakes in flight it refuses.
         nodes_expected: How many processes were asked to answer, this one included.
-        nodes_answered: How many of them did; one without ``identify`` can't for an identity, nor
-            one without ``labels`` for a label.
+        nodes_answered: How many of them answered; a process without ``identify`` can't answer
+            for an identity, nor one without ``labels`` for a label.
         stored: Whether the order is recorded where it outlives this process: in Redis or in
-            the journal. True where there is neither.
+            the journal. True if there is neither.
     """
 
     sockets: int = 0
@@ -55,7 +55,7 @@ class CloseReport:
     @property
     def complete(self) -> bool:
         """
-        Whether all who were asked have answered.
+        Whether all processes that were asked have answered.
         """
         return self.nodes_answered >= self.nodes_expected
 
@@ -63,10 +63,10 @@ class CloseReport:
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """
-    What became of a push.
+    The result of a push.
 
     Attributes:
-        sockets: How many sockets took it: it was written, or is in their queue.
+        sockets: How many sockets accepted it: it was written to them, or is in their queue.
         nodes: How many processes it reached.
         complete: Whether no socket missed it because its queue was full, and all processes
             have answered.
@@ -81,7 +81,7 @@ class Handle(str):
     """
     A name of a session that may be shown to a page, as ``registry.handle(id)`` returns it.
 
-    What comes back from the page is a text: ``Handle(text)``.
+    A page sends it back as a text, which ``Handle(text)`` makes a handle again.
     """
 
     __slots__ = ()
@@ -90,22 +90,22 @@ class Handle(str):
 @dataclass(frozen=True, slots=True, repr=False)
 class ConnectionInfo:
     """
-    One open websocket at the moment when it was asked for.
+    A snapshot of one open connection.
 
     Its ``repr()`` is safe to log: it shows a hash of the session ws id and of the identity.
 
     Attributes:
-        id: Its own id, unique in this process.
-        session_ws_id: The id of the session it belongs to.
-        identity: Whom the session belongs to; ``None`` if nobody is known.
-        remote: The address of the peer as aiohttp knows it, which may be a proxy's.
+        id: Its own id, unique in its process.
+        session_ws_id: The id of its session.
+        identity: Whom the session belongs to; ``None`` if it is anonymous.
+        remote: The address of the peer as aiohttp reports it, which may be a proxy's.
         opened_at: When it was opened, in seconds since the epoch.
         path: The path of its URL, without the query.
-        idle: For how many seconds its handler has waited for a message; since it was
-            opened if it never has.
-        node: The process that serves it; empty on a registry that knows no other.
-        user_agent: What its client calls itself, the first 200 characters of it: not to be
-            trusted, and not to be shown without escaping.
+        idle: Seconds since its handler last began to wait for a message; since it was opened
+            if the handler never has.
+        node: The name of the process that serves it; empty without a cluster.
+        user_agent: The first 200 characters of the ``User-Agent`` header. The client chooses
+            it: don't trust it, and escape it where you show it.
     """
 
     id: str
@@ -128,7 +128,7 @@ class ConnectionInfo:
 
 class Count(int):
     """
-    How many sockets are open.
+    A number of open sockets.
 
     Attributes:
         complete: As for a :class:`Snapshot`.
@@ -150,7 +150,7 @@ class _Found(tuple[T, ...]):
 
     def __new__(cls, found: Iterable[T], *, complete: bool = True) -> Self:
         """
-        Return a tuple of what was *found*.
+        Return a tuple of the items *found*.
         """
         self = super().__new__(cls, found)
         self.complete = complete
@@ -159,24 +159,24 @@ class _Found(tuple[T, ...]):
 
 class Snapshot(_Found[ConnectionInfo]):
     """
-    The connections that were asked for, the one opened first at the front.
+    The connections that were asked for, in the order in which they opened.
 
     Attributes:
-        complete: Whether everybody who was asked has answered; always true on a registry
-            that knows its own process only.
+        complete: Whether all processes that were asked have answered; always true without a
+            cluster.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """
-    One process at the moment when it was asked.
+    A snapshot of one process.
 
     Attributes:
-        name: How it is called.
-        sockets: How many are open.
-        sessions: How many sessions have one.
-        handshakes: How many are on their way.
+        name: Its name.
+        sockets: How many sockets are open.
+        sessions: How many sessions have an open socket.
+        handshakes: How many handshakes are in flight.
     """
 
     name: str
@@ -187,33 +187,33 @@ class NodeInfo:
 
 class Nodes(_Found[NodeInfo]):
     """
-    The processes, by name.
+    The processes, sorted by name.
 
     Attributes:
-        complete: Whether everybody has answered who is known to run.
+        complete: Whether all processes that are known to run have answered.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """
-    What one process has counted since it started, and what it holds at this moment.
+    Counters of one process since it started, and gauges of its present state.
 
     Attributes:
-        node: How it is called; empty on a registry that knows no other.
+        node: Its name; empty without a cluster.
         open: How many sockets and streams are open.
-        opening: How many handshakes are on their way.
+        opening: How many handshakes are in flight.
         streams: How many of the open ones are streams.
         records: How many ends, renewals and notes are held, some of which may have expired.
         outbox: How many orders wait for Redis.
         orders_given: How many orders this process has given.
         orders_heard: How many orders of other processes it has carried out.
-        orders_reconciled: How many records it had missed, and found later.
-        outages: How many times Redis was away, or something that is done with it didn't work.
-        outage_seconds: For how long in all, the present outage included.
-        closes: How many sockets and streams have ended, by who began (``"order"``,
+        orders_reconciled: How many records it had missed and has read from Redis later.
+        outages: How often Redis couldn't be reached, or a part of its use failed.
+        outage_seconds: Seconds of all outages together, the present one included.
+        closes: How many sockets and streams have ended, by who closed first (``"order"``,
             ``"handler"`` or ``"client"``) and close code.
-        refusals: How many handshakes were refused, by a word for why: ``"origin"``,
+        refusals: How many handshakes were refused, by reason: ``"origin"``,
             ``"authorize"``, ``"ended"``, ``"reconnect"``, ``"limit"``, ``"rate"``, ``"total"``,
             ``"places"``, ``"draining"``, ``"redis"``, ``"identify"``, ``"late"``, ``"no id"``,
             ``"handler"``, ``"no websocket"``, ``"client gone"`` or ``"error"``.
@@ -235,7 +235,7 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """
-        Return the same as JSON can hold it: ``closes`` as ``{"order": {"4401": 2}}``.
+        Return a dict that JSON can encode, with ``closes`` as ``{"order": {"4401": 2}}``.
         """
         closes: dict[str, dict[str, int]] = {}
         for (by, code), count in self.closes.items():
@@ -245,7 +245,7 @@ class Stats:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Self:
         """
-        Return what :meth:`as_dict` has made JSON of; what is unknown is left out.
+        Build an instance from a dict made by :meth:`as_dict`; unknown keys are ignored.
         """
         known = {one.name: body[one.name] for one in fields(cls) if one.name in body}
         closes = {
@@ -258,22 +258,22 @@ class Stats:
 
 class ClusterStats(_Found[Stats]):
     """
-    The figures of all processes, by name.
+    The figures of all processes, sorted by name.
 
     Attributes:
-        complete: Whether everybody has answered who is known to run.
+        complete: Whether all processes that are known to run have answered.
     """
 
     def __new__(cls, found: Iterable[Stats], *, complete: bool = True) -> Self:
         """
-        Return a tuple of what was *found*, by name.
+        Return a tuple of the figures *found*, sorted by name.
         """
         return super().__new__(cls, sorted(found, key=lambda one: one.node), complete=complete)
 
     @property
     def total(self) -> Stats:
         """
-        The sums of all.
+        The sums over all processes, without a name.
         """
         sums: dict[str, Any] = {}
         for one in fields(Stats):

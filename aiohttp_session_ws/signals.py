@@ -1,5 +1,5 @@
 """
-Signals of a registry, and what their receivers are given.
+The signals of a registry, and the details that their receivers are given.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 D = TypeVar("D")
 H = TypeVar("H")
 
-#: What was ordered: something has ended, sockets are to reconnect, or a session goes on under
-#: another id, with its sockets closed or kept.
+#: What was ordered: ``"end"`` ends sessions, ``"close"`` makes sockets reconnect, ``"renew"`` and
+#: ``"refresh"`` give a session another id, the latter without closing its sockets.
 OrderKind: TypeAlias = Literal["end", "close", "renew", "refresh"]
 
-#: What an order is about; a lineage stands for a session whose id isn't known.
+#: What an order applies to; a lineage stands for a session whose id isn't known.
 SubjectKind: TypeAlias = Literal["id", "identity", "label", "lineage"]
 
 
@@ -46,8 +46,8 @@ class Signal(aiosignal.Signal[D]):
     A list of async callables that are awaited one after another.
 
     They run in the task of the handshake, so that a context variable set by a receiver
-    is seen by the handler and by later receivers. One that raises is logged and does
-    not stop the others. Receivers may be added at any time::
+    is visible to the handler and to later receivers. An error of a receiver is logged, and the
+    next one is called. Receivers may be added at any time::
 
         @registry.on_open
         async def greet(details: OpenDetails) -> None:
@@ -79,8 +79,8 @@ class Signal(aiosignal.Signal[D]):
 @dataclass(frozen=True, slots=True)
 class HandshakeDetails:
     """
-    A handshake of a page that may connect, and of a session that is alive as far as this node
-    knows; whether it may open is decided next.
+    A handshake that passed the origin check, with a session that is alive as far as this node
+    knows; the remaining checks follow.
     """
 
     request: web.Request
@@ -90,7 +90,7 @@ class HandshakeDetails:
 @dataclass(frozen=True, slots=True)
 class AuthDetails:
     """
-    What ``authorize`` said of a handshake; without ``authorize`` all succeed.
+    A handshake that ``authorize`` has accepted or refused; without ``authorize`` all are accepted.
     """
 
     request: web.Request
@@ -101,7 +101,7 @@ class AuthDetails:
 @dataclass(frozen=True, slots=True)
 class FailDetails:
     """
-    A handshake that did not come to be an open socket, whatever the reason.
+    A handshake that failed or was refused, for whatever reason.
     """
 
     request: web.Request
@@ -111,7 +111,7 @@ class FailDetails:
 @dataclass(frozen=True, slots=True)
 class OpenDetails:
     """
-    A socket that is open; the contexts and its handler run next.
+    A socket that has opened; its contexts and its handler run next.
     """
 
     request: web.Request
@@ -123,16 +123,16 @@ class OpenDetails:
 @dataclass(frozen=True, slots=True)
 class CloseDetails:
     """
-    A socket that is about to be let go.
+    A socket whose handler is done, and that is about to leave the registry.
 
     Attributes:
         request: The request that was upgraded.
-        session_ws_id: The session whose socket it is.
-        identity: Whom that belongs to; ``None`` if nobody is known.
+        session_ws_id: The id of its session.
+        identity: Whom the session belongs to; ``None`` if it is anonymous.
         ws: The socket; it may be closed already.
         code: The close code that was sent first, by either side; 1005 if a client's close
             frame had none, 1006 if there was no close frame.
-        by: Who began: an ``order`` of the registry, the ``handler``, or the ``client``.
+        by: Who closed first: an ``order`` of the registry, the ``handler``, or the ``client``.
     """
 
     request: web.Request
@@ -150,13 +150,13 @@ class OrderDetails:
 
     Attributes:
         kind: What was ordered.
-        subject_kind: What it is about.
-        subject: The id, the identity, the name and value of the label, or the token.
-        by: Who gave it, as told to ``by=``; ``None`` if nobody said.
+        subject_kind: What it applies to.
+        subject: The id, the identity, the name and value of the label, or the lineage's token.
+        by: Who gave it, as passed in ``by=``; ``None`` if that wasn't passed.
         sockets: How many open sockets of this node it closes.
         handshakes: How many handshakes of this node it refuses.
-        node: The node that gave it; empty on a registry that knows no other, or if an order was
-            missed and its record found later.
+        node: The name of the node that gave it; empty without a cluster, or if this node missed
+            the order and read its record later.
     """
 
     kind: OrderKind
@@ -170,7 +170,7 @@ class OrderDetails:
     @property
     def fingerprint(self) -> str:
         """
-        What the subject is called in logs.
+        The hash that stands for the subject in logs.
         """
         return fingerprint(self.subject)
 
@@ -178,13 +178,13 @@ class OrderDetails:
 @dataclass(frozen=True, slots=True)
 class PresenceDetails:
     """
-    An identity that has come, with its first socket, or gone, with its last.
+    An identity whose first socket has opened, or whose last one has gone.
 
     Attributes:
-        identity: Whose socket it is.
-        node: Where it was; empty on a registry that knows no other.
-        news: Whether it has just happened. False if this process only learns of it now, since it
-            has started later, or missed it.
+        identity: The identity.
+        node: The name of the node that has or had the socket; empty without a cluster.
+        news: Whether it has just happened. False if this process learns of it late, because it
+            started later or missed it.
     """
 
     identity: Hashable = field(repr=False)
@@ -194,7 +194,7 @@ class PresenceDetails:
 
 class HookList(list[H]):
     """
-    A list of callables that is a decorator, too: it gives the function back.
+    A list of callables that is also a decorator, which returns the function unchanged.
     """
 
     def __call__(self, hook: H) -> H:

@@ -1,5 +1,5 @@
 """
-Aliases and protocols to annotate an application with.
+Type aliases and protocols for the annotations of an application.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 C = TypeVar("C")
 
-#: What can be pushed: a text, or bytes for a binary message.
+#: A message that can be pushed: a text, or bytes for a binary message.
 Data: TypeAlias = str | bytes | bytearray | memoryview
 
 #: Returns a new session ws id; sync or async.
@@ -43,30 +43,31 @@ IdFactory: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable]]
 
 class Identified(NamedTuple):
     """
-    What ``identify`` may return to say until when it holds, as for a token that expires.
+    An identity that is valid until a certain time; ``identify`` may return it, as for a token.
 
     Attributes:
         identity: Whom the session belongs to; ``None`` if it is anonymous.
         until: When its sockets are closed with 4401, in seconds since the epoch: the ``exp`` of
-            a token. From then on none is opened.
+            a token. No socket opens after that time.
     """
 
     identity: Hashable | None
     until: float = math.inf
 
 
-#: Returns whom a request's session belongs to, ``None`` for nobody; sync or async. An
-#: :class:`Identified` says until when, too.
+#: Returns whom a request's session belongs to, ``None`` if it is anonymous; sync or async. With an
+#: :class:`Identified` it also returns until when.
 Identify: TypeAlias = Callable[[web.Request], Hashable | Awaitable[Hashable | None] | None]
 
-#: Returns further names that a request's session can be ended by, as a dict; sync or async.
+#: Returns further names by which a request's session can be ended, as a dict; sync or async.
 Labels: TypeAlias = Callable[[web.Request], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
-#: Tells whether a handshake may open a socket, sync or async; a ``Close`` tells a page why not.
+#: Returns whether a handshake may open a socket, sync or async; or a ``Close``, which is sent to
+#: the client.
 Authorize: TypeAlias = Callable[[web.Request], object]
 
-#: Which pages may connect: those of this host, of these origins, those that a callable
-#: accepts, or all.
+#: Which pages may connect: those of the same host, those of the listed origins, those that a
+#: callable accepts, or all.
 Origins: TypeAlias = (
     Literal["same"] | Collection[str] | Callable[[web.Request], bool | Awaitable[bool]] | None
 )
@@ -74,19 +75,19 @@ Origins: TypeAlias = (
 #: An async generator function with one ``yield``: ``ConnectionContext[Connection]``.
 ConnectionContext: TypeAlias = Callable[[C], AsyncIterator[None]]
 
-#: An async callable that is given each websocket: ``WebSocketHook[WebSocket]``.
+#: An async callable that is called with each websocket: ``WebSocketHook[WebSocket]``.
 WebSocketHook: TypeAlias = Callable[[C], Awaitable[object]]
 
 
 class SupportsClose(Protocol):
     """
-    What may be registered by hand: anything that can be closed.
+    An object that can be closed, and so may be registered by hand.
     """
 
     @property
     def close(self) -> Any:
         """
-        Called with ``code=`` and ``message=`` where it takes them; may be async.
+        Called with ``code=`` and ``message=`` if it accepts them; may be async.
         """
 
 
