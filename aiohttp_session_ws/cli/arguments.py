@@ -1,5 +1,5 @@
 """
-What the operator's command line understands.
+The arguments of the operator's command line, and their parser.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ exit codes:
 
 class Options(argparse.Namespace):
     """
-    What was asked for.
+    The parsed command line.
 
     Attributes:
-        redis: The URL.
-        prefix: What the keys begin with.
-        wait: Seconds to wait for the reports.
-        keep: Days that the end of a session is remembered at least.
+        redis: The URL of Redis.
+        prefix: The prefix of the keys in Redis.
+        wait: Seconds to wait for the reports of the processes.
+        keep: Days for which the record of an end is kept at least.
         json: Whether to print JSON.
         show_ids: Whether to print ids and identities.
-        json_ids: Whether those that are given are JSON.
-        command: What to do.
-        session: An id or its hash.
+        json_ids: Whether the ids and identities on the command line are JSON.
+        command: The name of the command.
+        session: A session ws id or its hash.
         identity: An identity or its hash.
         label: A label's name and its value.
-        socket: The own id of a socket.
+        socket: The id of a single connection.
         by: Who gives the order.
-        every: Seconds between two looks.
-        times: How many looks; 0 for no end.
+        every: Seconds between two screens of ``watch``.
+        times: How many screens to draw; 0 for no limit.
     """
 
     redis: str = ""
@@ -86,22 +86,22 @@ class Options(argparse.Namespace):
 
 class Parser(argparse.ArgumentParser):
     """
-    A parser whose complaints quote no URL, which may have a password in it.
+    A parser whose error messages never contain a URL, since that may contain a password.
     """
 
     def error(self, message: str) -> NoReturn:
         """
-        Say what is wrong and end with 2.
+        Print *message* without URLs and exit with 2.
         """
         super().error(re.sub(r"[\w+]+://\S*", "<URL>", message))
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
     """
-    Read the command line, and the URL from the environment.
+    Parse the command line; take the URL from the environment if it isn't given.
 
     Raises:
-        SystemExit: If it can't be understood, or asked for help.
+        SystemExit: If the command line is invalid, or asks for help or the version.
     """
     parser = make_parser()
     options = parser.parse_args(argv, namespace=Options())
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 def make_parser() -> Parser:
     """
-    Return what reads the command line.
+    Return the parser of the command line.
     """
     common = _common()
     parser = Parser(
@@ -157,7 +157,7 @@ def make_parser() -> Parser:
 
 def _common() -> Parser:
     """
-    Return what all commands understand, before and after their names.
+    Return a parser of the options that may stand before or after the name of any command.
     """
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     add = common.add_argument
@@ -170,7 +170,7 @@ def _common() -> Parser:
 
 
 def _add(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
-    # Without a default: that of a command would replace what was given before it.
+    # No default: a subparser's default would overwrite a value given before the command.
     parser.add_argument(name, default=argparse.SUPPRESS, **options)
 
 

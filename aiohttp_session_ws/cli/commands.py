@@ -1,5 +1,5 @@
 """
-The operator's command line: it asks and orders as a job does, without an application.
+The commands of the operator's command line, run by a registry without an application.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ DONE: Final = 0
 UNSURE: Final = 1
 USAGE: Final = 2
 AWAY: Final = 3
-INTERRUPTED: Final = 130  # what shells say of a process that SIGINT has ended
+INTERRUPTED: Final = 130  # the exit code that shells report for a process ended by SIGINT
 
 Give: TypeAlias = Callable[..., Coroutine[Any, Any, CloseReport]]
 
 
 class HashNotFound(Exception):
     """
-    No process that answered knows a hash, and not all of them answered.
+    No process that answered knows the hash, and not all processes answered.
     """
 
 
-AGAIN: Final = 0.1  # seconds until processes that didn't answer are asked again
+AGAIN: Final = 0.1  # seconds before the processes are asked again
 HASH: Final = re.compile(r"[0-9a-f]{12}")  # as fingerprint() makes them
 NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Do what the command line says; return the exit code.
+    Run the command line; return the exit code.
     """
     logging.basicConfig(format="aiohttp_session_ws: %(message)s", level=logging.ERROR)
     options = parse(argv)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except KeyboardInterrupt:
         if options.command == "watch":
-            return DONE  # there is no other way to leave it
+            return DONE  # Ctrl-C is the usual way to end it
         _complain("interrupted; an order may or may not have been given")
         return INTERRUPTED
     for note in answer.notes:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _let_go() -> None:
-    # Nobody reads on. Python would say so once more when it closes the output.
+    # The reader has closed the pipe. Without this, Python reports another error at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -90,14 +90,14 @@ def _complain(text: str) -> None:
 
 async def run(options: Options) -> Answer:
     """
-    Do what is asked for.
+    Run the command and return its answer, which :func:`main` prints; ``watch`` prints by itself.
 
     Raises:
         RedisUnavailable: If Redis can't be used.
-        HashNotFound: If the process that knows a hash may be one that didn't answer.
-        ValueError: If the URL can't be understood, or no process can have such an id.
-        InvalidSessionWSId: If it is no session's.
-        InvalidIdentity: If it is nobody's.
+        HashNotFound: If no process that answered knows the hash, and not all answered.
+        ValueError: If the URL is invalid, or an id or an identity can't be one.
+        InvalidSessionWSId: If the registry rejects the id.
+        InvalidIdentity: If the registry rejects the identity or label.
     """
     expiry = Expiry(revocation_ttl=options.keep * 24 * 3600.0)
     async with RedisSessionWSRegistry(
@@ -129,7 +129,8 @@ async def _connections(registry: RedisSessionWSRegistry, options: Options) -> An
     found, known = [everything], True
     if (options.session, options.identity, options.label) != (None, None, None):
         key, subjects, known = resolve(options, everything)
-        # Not picked from all: a process may not know whose its sockets are, and says so.
+        # Queried, not filtered from all connections: a process that can't tell whose its sockets
+        # are, for lack of identify= or labels=, then makes the answer incomplete.
         name = {"session_ws_id": "session"}.get(key, key)
         questions = [registry.connections(**{name: subject}) for subject in subjects]
         found = await asyncio.gather(*questions)
@@ -179,7 +180,7 @@ def _unanswered(report: CloseReport, options: Options) -> list[str]:
 
 def _or_cannot(options: Options) -> str:
     """
-    Say why a process may not know what it was asked, however long one waits.
+    Return why a process may be unable to answer at all, as part of a message.
     """
     if options.label is not None:
         return ", or can't without labels="
@@ -205,7 +206,7 @@ async def _give(
 
 def _sum(reports: Sequence[CloseReport]) -> CloseReport:
     """
-    Make one report of several, without this process, which serves nobody.
+    Combine reports into one that doesn't count this process, which has no sockets.
     """
     return CloseReport(
         sockets=sum(report.sockets for report in reports),
@@ -231,7 +232,7 @@ def _nobody(options: Options) -> str:
     )
 
 
-# Who is meant
+# Resolving ids, identities and hashes
 
 
 async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str, list[Any], bool]:
@@ -250,23 +251,23 @@ async def _whom(registry: RedisSessionWSRegistry, options: Options) -> tuple[str
                 f"not all processes answered within {options.wait:g} s, and none knows this hash:"
                 " nothing was ordered; try again, with a longer --wait, or the id and --json-ids"
             )
-        await asyncio.sleep(AGAIN)  # without Redis a look is over at once
+        await asyncio.sleep(AGAIN)  # without Redis, connections() returns at once
 
 
 def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list[Any], bool]:
     """
-    Tell who is meant.
+    Resolve the id, identity, label or hash on the command line.
 
     Args:
         options: The command line.
-        live: The open sockets, of which a hash may be the hash.
+        live: The open sockets, among which a hash is looked up.
 
     Returns:
-        The attribute of a ``ConnectionInfo``, or ``"label"``; what it may be; and whether we are
-        sure.
+        The attribute of a ``ConnectionInfo`` to compare, or ``"label"``; its possible values; and
+        whether they are certain: false for what looks like a hash and matches no open socket.
 
     Raises:
-        ValueError: If no process can have such an id or identity.
+        ValueError: If ``--json-ids`` is given and the text is not the JSON of an id.
     """
     if options.label is not None:
         name, text = options.label
@@ -286,7 +287,7 @@ def resolve(options: Options, live: Iterable[ConnectionInfo]) -> tuple[str, list
 
 def _literals(text: str) -> list[Hashable]:
     """
-    Return what a text on the command line may mean.
+    Return the possible values of a text on the command line: itself, and an integer.
     """
     return [text, int(text)] if NUMBER.fullmatch(text) else [text]
 

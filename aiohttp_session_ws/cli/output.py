@@ -1,5 +1,5 @@
 """
-What the operator's command line prints: tables for people, JSON for scripts.
+The output of the operator's command line: tables for people, JSON for scripts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ WIDEST: Final = 60  # characters of one column
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    What came out.
+    The output of a command.
 
     Attributes:
-        lines: For people.
-        body: For scripts.
-        notes: What makes it doubtful, for both.
+        lines: The lines of its text.
+        body: Its JSON object.
+        notes: Reasons why it may be incomplete; with any, the exit code is 1.
     """
 
     lines: Sequence[str]
@@ -43,21 +43,21 @@ class Answer:
 
     def text(self, *, as_json: bool) -> str:
         """
-        Return what is printed.
+        Return the text to print.
         """
         return json.dumps(self.body) if as_json else "\n".join(self.lines)
 
 
 def show(text: str) -> None:
     """
-    Print what somebody has asked for.
+    Print *text* to standard output, and flush it.
     """
     print(text, flush=True)  # noqa: T201  that's what it's for
 
 
 def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: bool) -> Answer:
     """
-    Tell what an order did.
+    Describe the result of an order.
     """
     done = {"close": "told to start anew", "end": "closed for good"}[command]
     lines = [
@@ -71,7 +71,7 @@ def of_order(command: str, report: CloseReport, notes: Sequence[str], *, known: 
 
 def of_stats(stats: ClusterStats, notes: Sequence[str]) -> Answer:
     """
-    Tell what processes have counted.
+    Describe the figures of all processes.
     """
     total = stats.total
     lines = stats_table(stats)
@@ -87,7 +87,7 @@ def of_stats(stats: ClusterStats, notes: Sequence[str]) -> Answer:
 
 def stats_table(stats: Iterable[Stats]) -> list[str]:
     """
-    Return the lines of a table of processes.
+    Return the lines of a table with the figures of each process.
     """
     heads = ["NODE", "OPEN", "OPENING", "STREAMS", "GIVEN", "HEARD", "FOUND LATE", "OUTBOX"]
     rows = [
@@ -106,14 +106,14 @@ def stats_table(stats: Iterable[Stats]) -> list[str]:
 
 def of_count(count: Count, notes: Sequence[str]) -> Answer:
     """
-    Tell how many sockets are open.
+    Describe the number of open sockets.
     """
     return Answer([str(int(count))], {"sockets": int(count), "complete": not notes}, notes)
 
 
 def of_nodes(nodes: Nodes, notes: Sequence[str]) -> Answer:
     """
-    Tell which processes there are.
+    Describe the processes.
     """
     infos = [asdict(node) for node in nodes]
     rows = [[str(value) for value in info.values()] for info in infos]
@@ -123,7 +123,7 @@ def of_nodes(nodes: Nodes, notes: Sequence[str]) -> Answer:
 
 def of_connections(found: Snapshot, notes: Sequence[str], *, show_ids: bool) -> Answer:
     """
-    List sockets.
+    Describe open connections.
     """
     heads = ["SESSION", "IDENTITY", "NODE", "REMOTE", "PATH", "OPEN", "IDLE"]
     heads += ["ID", "WHO"] if show_ids else []
@@ -181,7 +181,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _cell(text: str) -> str:
     """
-    Return what a terminal may be shown: paths come from clients, who may be no friends.
+    Return *text* safe for a terminal and not too wide: paths come from clients.
     """
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return safe if len(safe) <= WIDEST else safe[: WIDEST - 1] + "…"
@@ -189,7 +189,7 @@ def _cell(text: str) -> str:
 
 def span(seconds: float) -> str:
     """
-    Return a duration, in the largest unit that it has at least two of.
+    Format a duration in the largest unit of which it has at least two.
     """
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
@@ -199,7 +199,7 @@ def span(seconds: float) -> str:
 
 def counted(number: int, what: str) -> str:
     """
-    Return how many of something there are.
+    Format a number with its noun, in the plural unless it is 1.
     """
     plural = "es" if what.endswith("s") else "s"
     return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"

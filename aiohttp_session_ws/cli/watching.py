@@ -1,5 +1,5 @@
 """
-``watch``: one screen that is drawn again and again.
+The command ``watch``: a screen of figures that is redrawn at an interval.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .output import counted, show, stats_table, table
 
 __all__: list[str] = []
 
-CLEAR: Final = "\x1b[H\x1b[2J"  # what a terminal understands
+CLEAR: Final = "\x1b[H\x1b[2J"  # ANSI: cursor home, erase the screen
 
 
 async def watch(registry: RedisSessionWSRegistry, options: Options) -> ClusterStats:
     """
-    Draw screens until it is interrupted, or has drawn as many as were asked for.
+    Draw screens until interrupted, or until ``--times`` of them are drawn.
 
     Returns:
-        What is on the last one.
+        The figures of the last screen.
     """
     before: ClusterStats | None = None
     for number in count(1):
@@ -59,9 +59,9 @@ def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> li
     Return the lines of a screen.
 
     Args:
-        stats: The figures now.
-        before: Those of the last look.
-        every: Seconds between two looks.
+        stats: The present figures.
+        before: The figures of the previous screen; ``None`` for the first one.
+        every: Seconds between two screens.
     """
     total = stats.total
     sure = "" if stats.complete else " (not all processes answered)"
@@ -87,8 +87,10 @@ def screen(stats: ClusterStats, before: ClusterStats | None, every: float) -> li
 
 def _comparable(stats: ClusterStats, before: ClusterStats) -> tuple[Stats, Stats]:
     """
-    Return the sums of two looks, without the processes that one of them lacks: what such a one has
-    counted is older, or went with it. One that has just started has counted all of it since.
+    Return the sums of present and previous figures over the processes that can be compared.
+
+    A process that has gone is left out of the previous sum. A process that is only in the present
+    figures counts if the previous ones were complete: then it has started, and counted, since.
     """
     here, known = ({one.node for one in look} for look in (stats, before))
     now = (one for one in stats if one.node in known or before.complete)
@@ -98,7 +100,7 @@ def _comparable(stats: ClusterStats, before: ClusterStats) -> tuple[Stats, Stats
 
 def _news(now: Mapping[Any, int], before: Mapping[Any, int]) -> dict[Any, int]:
     """
-    Return what was counted since.
+    Return the counters that have grown, and by how much.
     """
     news = {key: number - before.get(key, 0) for key, number in now.items()}
     return {key: number for key, number in news.items() if number > 0}
