@@ -1,5 +1,5 @@
 """
-Return types of orders, pushes and queries: immutable copies that may be kept and logged.
+Return types of orders, pushes and queries: copies that may be kept and logged.
 """
 
 from __future__ import annotations
