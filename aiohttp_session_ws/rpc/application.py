@@ -24,15 +24,15 @@ from ..registry.settings import expect_callable, expect_options, option
 from ..results import Delivery
 from ..typing import WebSocketOptions
 from ..web.setup import registry_from
-from . import ground
+from . import registry_access
 from .errors import RPCResult, SessionGone
 from .host import Host
 from .limits import CallLimits
 from .realm import Realm
 from .schema import schema_of
 from .session import Session
-from .table import two_halves
-from .topics import as_key, chooser
+from .table import state_handler_signature
+from .topics import restore_identity, session_filter
 from .wamp import CODECS
 from .wamp_conversation import WampConversation
 from .wsrpc_conversation import WsrpcConversation
@@ -42,7 +42,7 @@ __all__ = ["Application"]
 F = TypeVar("F", bound=Callable[..., Any])
 DialectName: TypeAlias = Literal["wamp", "wsrpc"]
 
-_ANYBODY: Final = object()
+_ANY_IDENTITY: Final = object()
 _DIALECTS: Final = frozenset({"wamp", "wsrpc"})
 _decode: Final = msgspec.msgpack.Decoder(
     tuple[str, list[Any], dict[str, Any] | None, list[Any], int | None]
@@ -157,7 +157,7 @@ class Application:
         Same as :meth:`Realm.add_session_state_handler`, for the sessions of all realms. It
         runs around the realm's own handlers.
         """
-        self._host.state_handlers.append(two_halves(handler))
+        self._host.state_handlers.append(state_handler_signature(handler))
         return handler
 
     async def handler(self, request: web.Request) -> web.StreamResponse:
@@ -171,7 +171,7 @@ class Application:
                 dialect that is supported.
         """
         self.attach(registry_from(request))
-        return await converse(request, self._talk, self._options, text=False)
+        return await converse(request, self._serve_socket, self._options, text=False)
 
     def attach(self, registry: SessionWSRegistry) -> None:
         """
@@ -192,7 +192,7 @@ class Application:
             name = self._relay_name()
             known.append((registry, name))
             self._registries = [(weakref.ref(one), own) for one, own in known]
-            ground.on_relay(registry, name, partial(self._on_relayed, registry))
+            registry_access.on_relay(registry, name, partial(self._on_relayed, registry))
 
     async def publish(
         self,
@@ -200,7 +200,7 @@ class Application:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        identity: Any = _ANYBODY,
+        identity: Any = _ANY_IDENTITY,
         session: Session | int | None = None,
     ) -> Delivery:
         """
@@ -225,8 +225,8 @@ class Application:
         """
         args = tuple(RPCResult(args).args)
         number = session.id if isinstance(session, Session) else session
-        whose = [] if identity is _ANYBODY else [identity]
-        message = msgspec.msgpack.encode([topic, args, kwargs, whose, number])
+        identities = [] if identity is _ANY_IDENTITY else [identity]
+        message = msgspec.msgpack.encode([topic, args, kwargs, identities, number])
         if len(message) > LARGEST:
             raise ValueError(
                 f"{len(message)} bytes can't be relayed to other processes, {LARGEST} at most:"
@@ -238,10 +238,10 @@ class Application:
                 self._warned = True
                 log.warning("published before any connection: call attach(registry) at the start")
             return Delivery(nodes=0, complete=False)
-        wanted = chooser(whose, number)
+        wanted = session_filter(identities, number)
         sockets, nodes, complete = 0, 1, True
         # A registry that has stopped belongs to a web application that ran before this one.
-        running = [one for one in registries if ground.is_running(one[0])]
+        running = [one for one in registries if registry_access.is_running(one[0])]
         for registry, name in running or registries:
             own = self._host.topics.publish(registry, topic, args, kwargs, wanted)
             others = await registry.relay(name, message)
@@ -274,11 +274,11 @@ class Application:
         return f"rpc:{hashlib.sha256(' '.join(topics).encode()).hexdigest()[:16]}"
 
     async def _on_relayed(self, registry: SessionWSRegistry, data: bytes) -> None:
-        topic, args, kwargs, whose, number = _decode(data)
-        wanted = chooser([as_key(identity) for identity in whose], number)
+        topic, args, kwargs, identities, number = _decode(data)
+        wanted = session_filter([restore_identity(identity) for identity in identities], number)
         self._host.topics.publish(registry, topic, args, kwargs, wanted)
 
-    async def _talk(self, ws: WebSocket) -> None:
+    async def _serve_socket(self, ws: WebSocket) -> None:
         """
         Serve a socket in the dialect that its client asks for.
         """

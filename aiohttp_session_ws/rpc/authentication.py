@@ -85,7 +85,7 @@ class Authentication:
         self.cra: tuple[Authenticator, Authenticator] | None = None
         self.handler: Callable[[Session], Any] | None = None
         # An unknown peer is challenged like a known one, so that it isn't revealed which exist.
-        self._shape = CRASecret(b"")
+        self._template = CRASecret(b"")
         self._key = secrets.token_bytes(32)
 
     async def identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:
@@ -121,22 +121,22 @@ class Authentication:
             return value, True
         for authenticator in self.transport:
             identity = await maybe_await(authenticator(session))
-            if not _is_nobody(identity):
+            if not _is_missing(identity):
                 return identity, False
         identity = None
         if self.cra is not None and "wampcra" in session.auth_methods:
-            identity = await self._by_signature(session, challenge, *self.cra)
+            identity = await self._identify_by_cra(session, challenge, *self.cra)
         elif self.ticket is not None and "ticket" in session.auth_methods:
             session.auth_method = "ticket"
             identity = await maybe_await(self.ticket(session, await challenge("ticket", {})))
         elif not self.transport and self.cra is None and self.ticket is None:
             session.auth_method = "anonymous"
             return None, False
-        if _is_nobody(identity):
+        if _is_missing(identity):
             raise RPCError(AUTHENTICATION_FAILED, _FAILED)
         return identity, True
 
-    async def _by_signature(
+    async def _identify_by_cra(
         self,
         session: Session,
         challenge: Challenge,
@@ -145,8 +145,8 @@ class Authentication:
     ) -> Any:
         found = await maybe_await(secret_of(session))
         if found is not None:
-            self._shape = found
-        secret: CRASecret = self._stranger(session) if found is None else found
+            self._template = found
+        secret: CRASecret = self._decoy_secret(session) if found is None else found
         text = _challenge_text(session, secret)
         extra: dict[str, Any] = {"challenge": text}
         if secret.salt is not None:
@@ -160,18 +160,18 @@ class Authentication:
         session.auth_role, session.auth_provider = secret.role, secret.provider
         return await maybe_await(identity_of(session))
 
-    def _stranger(self, session: Session) -> CRASecret:
+    def _decoy_secret(self, session: Session) -> CRASecret:
         """
         Return a random secret for an unknown peer, of the same form as those of known peers.
         """
-        salt = self._shape.salt
+        salt = self._template.salt
         if salt is not None:
             digest = hmac.digest(self._key, (session.auth_id or "").encode(), "sha256")
             salt = digest.hex()[: len(salt)]
-        return replace(self._shape, secret=secrets.token_bytes(32), salt=salt)
+        return replace(self._template, secret=secrets.token_bytes(32), salt=salt)
 
 
-def _is_nobody(identity: Any) -> bool:
+def _is_missing(identity: Any) -> bool:
     """
     Return whether an authenticator found no identity; one that only compares returns ``False``.
     """

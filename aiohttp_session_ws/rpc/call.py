@@ -79,11 +79,11 @@ class Call(msgspec.Struct, eq=False):
         size: How many bytes its frame had.
         progress: Whether the peer asked for progressive results.
         task: The task that runs it; ``None`` until its first step.
-        waits: Whether it is still queued.
-        answering: Whether its result is known, so that it can't be cancelled any more.
+        queued: Whether it has not started yet.
+        finished: Whether its result is known, so that it can't be cancelled any more.
         sending: Whether its own task is sending the answer, which may wait for a slow peer.
         answered: Whether an answer has been or is being sent, or none is wanted.
-        given_up: Whether it was cancelled.
+        cancelled: Whether it was cancelled.
         expired: Whether its deadline has passed.
         deadline: The timer of its deadline, if it has one.
         started: When it started, by :func:`time.perf_counter`; 0 if no signal has a receiver.
@@ -96,11 +96,11 @@ class Call(msgspec.Struct, eq=False):
     size: int
     progress: bool = False
     task: asyncio.Task[None] | None = None
-    waits: bool = True
-    answering: bool = False
+    queued: bool = True
+    finished: bool = False
     sending: bool = False
     answered: bool = False
-    given_up: bool = False
+    cancelled: bool = False
     expired: bool = False
     deadline: asyncio.TimerHandle | None = None
     started: float = 0.0
@@ -115,9 +115,9 @@ class Call(msgspec.Struct, eq=False):
         """
         Cancel its task, once, so that its cleanup, such as a rollback, isn't interrupted.
 
-        A task that has not taken its first step checks ``given_up`` itself.
+        A task that has not taken its first step checks ``cancelled`` itself.
         """
-        first, self.given_up = not self.given_up, True
-        cuts_nothing = self.sending or (first and not self.answering)
-        if self.task is not None and cuts_nothing:
+        first, self.cancelled = not self.cancelled, True
+        may_cancel = self.sending or (first and not self.finished)
+        if self.task is not None and may_cancel:
             self.task.cancel()

@@ -16,7 +16,7 @@ from functools import partial
 from .._logging import log
 from .call import Call
 from .errors import CANCELED, UNAVAILABLE, RPCError, SessionGone
-from .host import in_a_line
+from .host import loggable_name
 from .limits import CallLimits
 from .performing import Performer
 from .sending import Sender
@@ -43,15 +43,16 @@ class Calls:
     performer: Performer
     sender: Sender
     limits: CallLimits
-    _taken: set[Call] = field(default_factory=set)
+    _accepted: set[Call] = field(default_factory=set)
     _running: int = 0  # how many of these run; the others wait
-    _door: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the next call to start
-    _ended: asyncio.Future[None] | None = None  # awaited by the holder of _door
+    # Held by the next call to start.
+    _start_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _slot_freed: asyncio.Future[None] | None = None  # awaited by the holder of _start_lock
 
     def __contains__(self, number: int) -> bool:
         return number in self.performer.unanswered
 
-    async def take(self, call: Call, timeout: float | None = None) -> None:
+    async def submit(self, call: Call, timeout: float | None = None) -> None:
         """
         Run a call as soon as there is room for it, or refuse it.
 
@@ -62,12 +63,12 @@ class Calls:
         self.performer.unanswered[call.number] = call
         if timeout:
             self.performer.set_deadline(call, timeout)
-        if len(self._taken) >= self.limits.calls:
+        if len(self._accepted) >= self.limits.calls:
             await asyncio.sleep(0)  # calls that arrived together may not have run yet
-            if not (call.answered or self._may_wait(call)):
+            if not (call.answered or self._fits_queue(call)):
                 await self.performer.refuse_new(call, RPCError(UNAVAILABLE, "too many calls"))
                 return
-        self._taken.add(call)
+        self._accepted.add(call)
         # Its first step stores the task in the call; until then the event loop references it.
         _ = _start(self._run(call), loop=asyncio.get_running_loop())
 
@@ -80,12 +81,12 @@ class Calls:
             mode: ``kill``, ``skip``, or anything else for ``killnowait``.
         """
         call = self.performer.unanswered.get(number)
-        if call is None or call.answering:
+        if call is None or call.finished:
             return
         if mode != "kill":
-            self.performer.refuse(call, RPCError(CANCELED))
-        in_line = call.task is not None and call.waits
-        if mode != "skip" or in_line:
+            self.performer.answer_error(call, RPCError(CANCELED))
+        queued = call.task is not None and call.queued
+        if mode != "skip" or queued:
             call.interrupt()
 
     def interrupt(self) -> None:
@@ -93,7 +94,7 @@ class Calls:
         Cancel all calls but the one whose task calls this; none is answered any more.
         """
         own = asyncio.current_task()
-        for call in {*self._taken, *self.performer.unanswered.values()}:
+        for call in {*self._accepted, *self.performer.unanswered.values()}:
             call.answered = True
             if call.task is not own:
                 call.interrupt()
@@ -108,54 +109,54 @@ class Calls:
         """
         self.interrupt()
         await asyncio.sleep(0)  # a task that was just created takes its first step
-        names = {call.task: call.name for call in self._taken if call.task is not None}
+        names = {call.task: call.name for call in self._accepted if call.task is not None}
         if names:
             _, late = await asyncio.wait(names, timeout=grace)
             for task in late:
                 task.cancel()
-                name = in_a_line(names[task])
+                name = loggable_name(names[task])
                 log.warning("a call goes on though its session is over: %s", name)
 
-    def _may_wait(self, call: Call) -> bool:
-        if len(self._taken) < self.limits.calls:
+    def _fits_queue(self, call: Call) -> bool:
+        if len(self._accepted) < self.limits.calls:
             return True
-        waiting = [one.size for one in self._taken if one.waits]
+        waiting = [one.size for one in self._accepted if one.queued]
         fits = sum(waiting) + call.size <= self.limits.waiting_bytes
         return fits and len(waiting) < self.limits.waiting
 
     async def _run(self, call: Call) -> None:
         call.task = asyncio.current_task()
         sender = self.sender
-        crowded = self._running >= self.limits.calls or self._door.locked() or sender.is_full
-        may_begin = not (crowded or sender.is_closed)
-        if may_begin:
+        busy = self._running >= self.limits.calls or self._start_lock.locked()
+        starts_now = not (busy or sender.is_full or sender.is_closed)
+        if starts_now:
             self._begin(call)
         try:
-            await self.performer.perform(call, None if may_begin else self._wait)
+            await self.performer.perform(call, None if starts_now else self._wait_for_slot)
         except SessionGone:
             pass  # the peer is gone: there is no one to answer
         finally:
-            self._taken.discard(call)
+            self._accepted.discard(call)
             if call.deadline is not None:
                 call.deadline.cancel()
-            if not call.waits:
+            if not call.queued:
                 self._running -= 1
-                if self._ended is not None and not self._ended.done():
-                    self._ended.set_result(None)
+                if self._slot_freed is not None and not self._slot_freed.done():
+                    self._slot_freed.set_result(None)
 
-    async def _wait(self, call: Call) -> None:
+    async def _wait_for_slot(self, call: Call) -> None:
         """
         Wait until a call may start; queued calls start one at a time, in the order of arrival.
         """
-        async with self._door:
+        async with self._start_lock:
             while self._running >= self.limits.calls:
-                self._ended = asyncio.get_running_loop().create_future()
-                await self._ended
-            await self.sender.room()
+                self._slot_freed = asyncio.get_running_loop().create_future()
+                await self._slot_freed
+            await self.sender.drain()
         if self.sender.is_closed:
             raise SessionGone("the socket is closed")
         self._begin(call)
 
     def _begin(self, call: Call) -> None:
         self._running += 1
-        call.waits = False
+        call.queued = False

@@ -17,23 +17,23 @@ from ..connections.connection import Connection
 from ..exceptions import InvalidIdentity, NotSetUp
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
-from . import ground
+from . import registry_access
 from .call import Dialect
 from .calls import Calls
 from .errors import RUNTIME_ERROR, RPCError, SessionGone
-from .halves import Step, first_half, outlast, run_all
 from .host import Host
+from .lifecycle import Step, enter_generator, run_steps, wait_until_done
 from .performing import Performer
 from .realm import Realm
 from .sending import Sender
-from .session import Session, enter
+from .session import Session, set_current_session
 
-__all__ = ["Asking", "Conversation"]
+__all__ = ["Conversation", "PendingRequests"]
 
-_TURN: Final = 32  # messages after which control returns to the event loop
+_YIELD_EVERY: Final = 32  # messages after which control returns to the event loop
 
 
-class Asking:
+class PendingRequests:
     """
     Pending requests to a client, by number.
 
@@ -48,7 +48,7 @@ class Asking:
         self._numbers = itertools.count(first, step)
         self._pending: dict[int, asyncio.Future[Any]] = {}
 
-    async def ask(
+    async def request(
         self,
         send: Callable[[int], Awaitable[None]],
         interrupt: Callable[[int], None],
@@ -80,7 +80,7 @@ class Asking:
             if sent and known and (answer.cancelled() or not answer.done()):
                 interrupt(number)
 
-    def answer(self, number: int, result: Any = None, error: BaseException | None = None) -> None:
+    def resolve(self, number: int, result: Any = None, error: BaseException | None = None) -> None:
         """
         Complete the pending request that an answer is for; late and unknown answers are dropped.
         """
@@ -93,12 +93,12 @@ class Asking:
             answer.set_exception(error)
             answer.exception()  # retrieved: the caller may have been cancelled just now
 
-    def stop(self) -> None:
+    def fail_all(self) -> None:
         """
         Fail all pending requests with :class:`SessionGone`.
         """
         for number in self._pending:
-            self.answer(number, error=SessionGone("the session is over"))
+            self.resolve(number, error=SessionGone("the session is over"))
         self._pending.clear()
 
 
@@ -120,8 +120,8 @@ class Conversation:
     numbers = (1, 1)
 
     __slots__ = (
-        "_asking", "_calls", "_entered", "_host", "_proven", "_registry", "_sender",
-        "_session", "_taken", "_ws", "connection",
+        "_calls", "_exit_steps", "_host", "_pending_requests", "_proven", "_received", "_registry",
+        "_sender", "_session", "_ws", "connection",
     )  # fmt: skip
 
     def __init__(
@@ -131,13 +131,13 @@ class Conversation:
         self._registry = registry
         self._ws = ws
         self._sender = Sender(ws, binary, host.limits)
-        self._session: Session | None = None  # set together with _asking and _calls
-        self._entered: list[Step] = []  # second halves of state handlers
+        self._session: Session | None = None  # set together with _pending_requests and _calls
+        self._exit_steps: list[Step] = []  # second halves of state handlers
         self._proven = False
-        self._taken = 0  # messages received
+        self._received = 0  # messages received
         self.connection: Connection = ws.connection
 
-    async def _begin(self, session: Session, realm: Realm, dialect: Dialect) -> None:
+    async def _begin_session(self, session: Session, realm: Realm, dialect: Dialect) -> None:
         """
         Begin a session: authenticate it, and run the first halves of its state handlers.
 
@@ -149,16 +149,16 @@ class Conversation:
         session.identity, proven = await realm.authentication.identify(session, self._challenge)
         if proven or session.identity != self.connection.identity:
             await self._prove(session.identity, since)
-        self._asking = Asking(*self.numbers)
+        self._pending_requests = PendingRequests(*self.numbers)
         self._session = session
         performer = Performer(session, scope, host, sender, dialect)
         self._calls = Calls(performer, sender, host.limits)
-        enter(session)
+        set_current_session(session)
         host.sessions.add(session)
         try:
             for signature in host.state_handlers_of(realm):
                 generator = scope.call(signature, session)
-                self._entered.append(await first_half(signature.name, generator))
+                self._exit_steps.append(await enter_generator(signature.name, generator))
         except (RPCError, SessionGone):
             raise
         except (Exception, asyncio.CancelledError) as exc:
@@ -189,13 +189,13 @@ class Conversation:
 
     def _interrupt_all(self, session: Session) -> None:
         """
-        Mark a session closed, cancel its calls, fail its requests; :meth:`_leave` does the rest.
+        Mark a session closed, cancel its calls, fail its requests; :meth:`_end_session` follows.
         """
         session.closed = True
         self._calls.interrupt()
-        self._asking.stop()
+        self._pending_requests.fail_all()
 
-    async def _leave(self) -> None:
+    async def _end_session(self) -> None:
         """
         End the session, if there is one: its calls, its objects and its state handlers.
         """
@@ -204,39 +204,39 @@ class Conversation:
             return
         self._host.sessions.discard(session)
         self._interrupt_all(session)
-        grace = ground.timeouts(self._registry).handler_grace
+        grace = registry_access.timeouts(self._registry).handler_grace
         # In a task of its own: the server cancels handlers that don't return in time, which would
         # interrupt a second half. The steps have a time limit, so this is over soon.
-        ending = run_all(self._endings(grace), grace)
+        ending = run_steps(self._end_steps(grace), grace)
         task = asyncio.create_task(ending, name="end of a session")
-        enter(None)  # for the next session's authenticators
-        await outlast(task)
+        set_current_session(None)  # for the next session's authenticators
+        await wait_until_done(task)
 
-    def _endings(self, grace: float) -> Iterator[Step]:
+    def _end_steps(self, grace: float) -> Iterator[Step]:
         """
         Return the steps that end a session, in this order.
         """
-        entered, self._entered = self._entered, []
+        exit_steps, self._exit_steps = self._exit_steps, []
         yield partial(self._calls.stop, grace / 2)
-        yield from self._own_endings()
+        yield from self._dialect_end_steps()
         yield self._calls.performer.close_objects
-        yield from reversed(entered)
+        yield from reversed(exit_steps)
         if self._proven:
             self._proven = False
             self._registry.disprove(self.connection)
 
-    def _own_endings(self) -> Iterator[Step]:
+    def _dialect_end_steps(self) -> Iterator[Step]:
         """
         Return those of the steps that depend on the dialect.
         """
         raise NotImplementedError
 
-    async def _turn(self) -> None:
+    async def _yield_to_loop(self) -> None:
         """
         Return control to the event loop now and then: a frame or a packet may hold many messages.
         """
-        self._taken += 1
-        if not self._taken % _TURN:
+        self._received += 1
+        if not self._received % _YIELD_EVERY:
             await asyncio.sleep(0)
 
     def _expect_session(self) -> Session:

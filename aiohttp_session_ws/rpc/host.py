@@ -26,10 +26,10 @@ from .topics import Topics
 __all__ = ["Host", "Scope"]
 
 _GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
-_NAMED: Final = 200  # characters of a name that are logged
+_MAX_LOGGED_NAME: Final = 200  # characters of a name that are logged
 _MASKED: Final = "Method masked"
 _UNREGISTERED: Final = "the client that is asked has not registered what it is asked"
-_NOTHING: Final = Call(0, "", (), {}, 0)
+_NO_CALL: Final = Call(0, "", (), {}, 0)
 _NO_PARTS: Final[Mapping[str, str]] = {}
 
 
@@ -108,7 +108,7 @@ class Scope:
         """
         Call a function to which peers pass no arguments except the parts of a name.
         """
-        values, named = self.binder(signature).bind(session, _NOTHING, parts)
+        values, named = self.binder(signature).bind(session, _NO_CALL, parts)
         return signature.function(*values, **named)
 
     async def expect_allowed(self, session: Session, action: Action, uri: str) -> None:
@@ -122,7 +122,7 @@ class Scope:
         if guard is not None and not await maybe_await(guard(session, action, uri)):
             raise RPCError(errors.NOT_AUTHORIZED, "not authorized")
 
-    def explain(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
+    def error_for(self, failure: BaseException, what: str, *, gone: bool) -> RPCError:
         """
         Return the error to send to the peer for a failure; log an unexpected failure.
 
@@ -139,7 +139,7 @@ class Scope:
         if isinstance(failure, NotRegistered):  # not logged: any client can cause it at will
             return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
         if not (gone and _is_gone(failure)):
-            log.error("a call failed: %s", in_a_line(what), exc_info=failure)
+            log.error("a call failed: %s", loggable_name(what), exc_info=failure)
         return RPCError(errors.RUNTIME_ERROR)
 
 
@@ -226,11 +226,11 @@ def encode_error(encode: Callable[[RPCError], bytes], error: RPCError) -> bytes:
         return encode(RPCError(errors.RUNTIME_ERROR))
 
 
-def in_a_line(name: str) -> str:
+def loggable_name(name: str) -> str:
     """
     Return a name from a peer in a form that is safe to log: shortened, and on one line.
     """
-    short = name if len(name) <= _NAMED else f"{name[:_NAMED]}…"
+    short = name if len(name) <= _MAX_LOGGED_NAME else f"{name[:_MAX_LOGGED_NAME]}…"
     return short if short.isprintable() else ascii(short)
 
 

@@ -18,15 +18,15 @@ from .._tasks import maybe_await
 from . import errors
 from .call import Call, CallDetails, Dialect
 from .errors import RPCError, RPCErrorResult, RPCResult
-from .halves import outlast
 from .host import Host, Scope, encode_error
+from .lifecycle import wait_until_done
 from .sending import Sender
 from .session import Session
 from .table import RouteClass
 
 __all__ = ["Performer"]
 
-_TURN: Final = 32  # parts of a stream after which control returns to the event loop
+_YIELD_EVERY: Final = 32  # parts of a stream after which control returns to the event loop
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +66,7 @@ class Performer:
         failure: BaseException | None = None
         data = b""
         try:
-            if call.given_up:
+            if call.cancelled:
                 raise asyncio.CancelledError
             if wait is not None:
                 await wait(call)
@@ -76,8 +76,8 @@ class Performer:
             data = self.dialect.result(call.number, value)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  # it is answered below
             failure = exc
-        call.answering = True
-        error = None if failure is None else self._explain(call, failure)
+        call.finished = True
+        error = None if failure is None else self._error_for(call, failure)
         if failure is None:
             if self.host.on_success:
                 await self.host.on_success.send(self._details(call, value))
@@ -94,7 +94,7 @@ class Performer:
             if not self.sender.write_soon(data):
                 await self.sender.send(data)
 
-    def refuse(self, call: Call, error: RPCError) -> None:
+    def answer_error(self, call: Call, error: RPCError) -> None:
         """
         Answer a call with an error at once, whatever its task is doing.
         """
@@ -106,13 +106,13 @@ class Performer:
         """
         Refuse a call before it starts.
         """
-        self.refuse(call, error)
+        self.answer_error(call, error)
         if call.deadline is not None:
             call.deadline.cancel()
         if self.host.on_fail:
-            telling = self.host.on_fail.send(self._details(call, error=error))
+            report = self.host.on_fail.send(self._details(call, error=error))
             # In a context of its own, like calls that start, not in the context of the reader.
-            await asyncio.create_task(telling, name="call that is refused")
+            await asyncio.create_task(report, name="report a refused call")
 
     def set_deadline(self, call: Call, timeout: float) -> None:
         """
@@ -127,11 +127,11 @@ class Performer:
         call.deadline = loop.call_at(when, self._expire, call, context=contextvars.Context())
 
     def _expire(self, call: Call) -> None:
-        if call.answering or (call.answered and call.given_up):
+        if call.finished or (call.answered and call.cancelled):
             return
         call.expired = True
         if not call.answered:  # a call cancelled with mode skip has been answered
-            self.refuse(call, RPCError(errors.TIMEOUT))
+            self.answer_error(call, RPCError(errors.TIMEOUT))
         call.interrupt()
 
     def _encode(self, call: Call, error: RPCError) -> bytes:
@@ -196,7 +196,7 @@ class Performer:
                 if call.progress and not call.answered:
                     await self.sender.send(self.dialect.result(call.number, part, progress=True))
                 count += 1
-                if not count % _TURN:
+                if not count % _YIELD_EVERY:
                     await asyncio.sleep(0)
             return RPCResult()
         finally:
@@ -209,19 +209,19 @@ class Performer:
             self._objects[owner] = self.scope.call(owner.signature, self.session)
         return self._objects[owner]
 
-    def _explain(self, call: Call, failure: BaseException) -> RPCError:
+    def _error_for(self, call: Call, failure: BaseException) -> RPCError:
         """
         Return the error to send to the peer for a failure.
         """
-        if isinstance(failure, asyncio.CancelledError) and call.given_up:
+        if isinstance(failure, asyncio.CancelledError) and call.cancelled:
             return RPCError(errors.TIMEOUT if call.expired else errors.CANCELED)
         gone = self.session.closed or self.sender.is_closed
-        return self.scope.explain(failure, call.name, gone=gone)
+        return self.scope.error_for(failure, call.name, gone=gone)
 
     def _details(
         self, call: Call, result: Any = None, error: BaseException | None = None
     ) -> CallDetails:
-        seconds = time.perf_counter() - call.started if call.answering and call.started else 0.0
+        seconds = time.perf_counter() - call.started if call.finished and call.started else 0.0
         return CallDetails(
             self.session, call.name, call.number, call.args, call.kwargs, result, error, seconds
         )
@@ -238,4 +238,4 @@ async def _in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
         except StopIteration as exc:  # a future rejects it, so the call would never end
             raise RuntimeError("StopIteration in a thread") from exc
 
-    return await outlast(asyncio.create_task(asyncio.to_thread(run)))
+    return await wait_until_done(asyncio.create_task(asyncio.to_thread(run)))

@@ -11,7 +11,7 @@ from .authentication import Authentication, Authenticator, TicketAuthenticator
 from .routes import Routes
 from .session import Session
 from .signature import Signature
-from .table import Served, two_halves
+from .table import Served, state_handler_signature
 
 __all__ = ["Realm"]
 
@@ -85,7 +85,7 @@ class Realm:
         Raises:
             TypeError: If *handler* is not an async generator function.
         """
-        self.state_handlers.append(two_halves(handler))
+        self.state_handlers.append(state_handler_signature(handler))
         return handler
 
     def add_transport_authenticator(self, authenticator: A) -> A:

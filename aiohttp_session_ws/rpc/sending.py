@@ -23,9 +23,9 @@ from .limits import CallLimits
 
 __all__ = ["Sender"]
 
-_AT_ONCE: Final = 32_768  # bytes that an empty transport takes without a wait
-_TOGETHER: Final = 1024  # bytes; a larger answer is not batched
-_MANY: Final = 64  # answers after which a batch is written at once
+_MAX_DIRECT: Final = 32_768  # bytes that an empty transport takes without a wait
+_MAX_BATCHED: Final = 1024  # bytes; a larger answer is not batched
+_BATCH_LENGTH: Final = 64  # answers after which a batch is written at once
 _POLL: Final = 0.05  # seconds between two checks of a transport, which has no event for us
 
 
@@ -50,26 +50,26 @@ class Sender:
     binary: bool
     limits: CallLimits
     queued: int = 0
-    _out: asyncio.Transport = field(init=False)
+    _transport: asyncio.Transport = field(init=False)
     _response: web.WebSocketResponse = field(init=False)
-    _at_once: int = field(init=False)  # bytes that an empty transport takes without a wait
+    _max_direct: int = field(init=False)  # bytes that an empty transport takes without a wait
     _opcode: WSMsgType = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _queue: deque[tuple[bytes, asyncio.Future[None] | None]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
     _closing: asyncio.Task[None] | None = None
-    _patience: asyncio.TimerHandle = field(init=False)  # runs while _task does
+    _progress_timer: asyncio.TimerHandle = field(init=False)  # runs while _task does
     _sent: int = 0  # queued frames that were sent
-    _together: list[bytes] | None = None  # the batch that is written next
+    _batch: list[bytes] | None = None  # the batch that is written next
 
     def __post_init__(self) -> None:
         transport = self.ws.request.transport
         if transport is None:
             raise SessionGone("the client has hung up")
-        self._out = transport
+        self._transport = transport
         self._response = self.ws.connection.ws
         # With compression, every frame goes through aiohttp's writer, which compresses.
-        self._at_once = -1 if self._response.compress else _AT_ONCE
+        self._max_direct = -1 if self._response.compress else _MAX_DIRECT
         self._opcode = WSMsgType.BINARY if self.binary else WSMsgType.TEXT
 
     @property
@@ -77,14 +77,15 @@ class Sender:
         """
         Whether more bytes than allowed wait to be sent, here and in the transport.
         """
-        return self.queued + self._out.get_write_buffer_size() > self.limits.outgoing
+        return self.queued + self._transport.get_write_buffer_size() > self.limits.outgoing
 
     @property
     def is_closed(self) -> bool:
         """
         Whether nothing can be sent any more.
         """
-        return self.ws.closed or self._out.is_closing()  # which the reader may not have noticed
+        # The reader may not have noticed that the transport is closing.
+        return self.ws.closed or self._transport.is_closing()
 
     def write_soon(self, data: bytes) -> bool:
         """
@@ -97,24 +98,24 @@ class Sender:
         Raises:
             SessionGone: If the socket is closed.
         """
-        if self._together is None:
+        if self._batch is None:
             if not self.write(data):
                 return False
-            self._together = []
-            self._loop.call_soon(self._write_together)
-        elif len(data) > _TOGETHER:
+            self._batch = []
+            self._loop.call_soon(self._write_batch)
+        elif len(data) > _MAX_BATCHED:
             return False
         else:
-            self._together.append(encode_frame(data, self._opcode))
-            if len(self._together) >= _MANY:
-                self._write_together()
-                self._together = []
+            self._batch.append(encode_frame(data, self._opcode))
+            if len(self._batch) >= _BATCH_LENGTH:
+                self._write_batch()
+                self._batch = []
         return True
 
-    def _write_together(self) -> None:
-        together, self._together = self._together, None
-        if together and not (self._response.closed or self._out.is_closing()):
-            self._out.write(b"".join(together))
+    def _write_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch and not (self._response.closed or self._transport.is_closing()):
+            self._transport.write(b"".join(batch))
 
     def write(self, data: bytes) -> bool:
         """
@@ -125,13 +126,13 @@ class Sender:
         Raises:
             SessionGone: If the socket is closed.
         """
-        if self._response.closed or self._out.is_closing():
+        if self._response.closed or self._transport.is_closing():
             raise SessionGone("the socket is closed")
-        if self._together:
-            self._write_together()
-            self._together = []  # later answers of this iteration: the next writes them
-        transport = self._out
-        if self._queue or len(data) > self._at_once or transport.get_write_buffer_size():
+        if self._batch:
+            self._write_batch()
+            self._batch = []  # later answers of this iteration: the next writes them
+        transport = self._transport
+        if self._queue or len(data) > self._max_direct or transport.get_write_buffer_size():
             return False
         transport.write(encode_frame(data, self._opcode))
         return True
@@ -145,7 +146,7 @@ class Sender:
         """
         if not self.write(data):
             sent = self._loop.create_future()
-            self._put(data, sent)
+            self._enqueue(data, sent)
             await sent
 
     def post(self, data: bytes, then: Callable[[], object] | None = None) -> None:
@@ -161,17 +162,17 @@ class Sender:
                 sent = None if then is None else self._loop.create_future()
                 if sent is not None and then is not None:
                     sent.add_done_callback(lambda done: done.exception() or then())
-                self._put(data, sent)
+                self._enqueue(data, sent)
             elif then is not None:
                 then()
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         """
         Wait until the bytes that wait to be sent are within the limit, or the socket is closed,
         as it is when the peer reads nothing for ``CallLimits.patience``.
         """
         while self.is_full and not self.is_closed:
-            await asyncio.wait({self._working()}, timeout=_POLL)
+            await asyncio.wait({self._ensure_task()}, timeout=_POLL)
 
     def close(self, close: Close) -> None:
         """
@@ -180,22 +181,22 @@ class Sender:
         if self._closing is None:
             self._closing = asyncio.create_task(self.ws.close(close), name="close a websocket")
 
-    def _put(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
+    def _enqueue(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         self._queue.append((data, sent))
         self.queued += len(data)
-        _ = self._working()
+        _ = self._ensure_task()
 
-    def _working(self) -> asyncio.Task[None]:
+    def _ensure_task(self) -> asyncio.Task[None]:
         if self._task is None or self._task.done():
             # In an empty context: a slow peer would keep the context of a call alive.
             self._task = asyncio.create_task(
-                self._work(), name="send", context=contextvars.Context()
+                self._send_queued(), name="send", context=contextvars.Context()
             )
         return self._task
 
-    async def _work(self) -> None:
+    async def _send_queued(self) -> None:
         # Delayed, because the first frame has not reached the transport yet.
-        self._patience = self._loop.call_later(_POLL, self._look_later)
+        self._progress_timer = self._loop.call_later(_POLL, self._schedule_check)
         try:
             while (self._queue or self.is_full) and not self.is_closed:
                 if self._queue:
@@ -205,8 +206,8 @@ class Sender:
         except WebSocketDisconnect:
             pass
         finally:
-            self._drop()  # fails the senders that still wait
-            self._patience.cancel()
+            self._fail_queued()
+            self._progress_timer.cancel()
 
     async def _send_first(self, data: bytes, sent: asyncio.Future[None] | None) -> None:
         if sent is None or not sent.done():  # else its sender was cancelled meanwhile
@@ -217,23 +218,23 @@ class Sender:
         if sent is not None and not sent.done():
             sent.set_result(None)
 
-    def _look_later(self) -> None:
-        before = self._sent, self._out.get_write_buffer_size()
-        self._patience = self._loop.call_later(
-            self.limits.patience, self._look, *before, context=contextvars.Context()
+    def _schedule_check(self) -> None:
+        before = self._sent, self._transport.get_write_buffer_size()
+        self._progress_timer = self._loop.call_later(
+            self.limits.patience, self._check_progress, *before, context=contextvars.Context()
         )
 
-    def _look(self, sent: int, size: int) -> None:
+    def _check_progress(self, sent: int, size: int) -> None:
         """
         Close the socket if the peer has read nothing since the last check. A buffer that has
         grown doesn't show whether it has, so the check is repeated.
         """
-        if self._sent == sent and self._out.get_write_buffer_size() == size:
+        if self._sent == sent and self._transport.get_write_buffer_size() == size:
             self.close(SLOW_CONSUMER)
         else:
-            self._look_later()
+            self._schedule_check()
 
-    def _drop(self) -> None:
+    def _fail_queued(self) -> None:
         for _, sent in self._queue:
             if sent is not None and not sent.done():
                 sent.set_exception(SessionGone("the socket is closed"))

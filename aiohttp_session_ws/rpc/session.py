@@ -37,7 +37,7 @@ def current_session() -> Session:
     return session
 
 
-def enter(session: Session | None) -> None:
+def set_current_session(session: Session | None) -> None:
     """
     Make *session* the current one, for this task and those that it starts.
     """

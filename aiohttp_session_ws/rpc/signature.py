@@ -24,10 +24,10 @@ __all__ = ["Binder", "Signature"]
 Arguments: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 
 _BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_NAMES: Final = frozenset({"session", "request"})
-_ANNOTATIONS: Final = (Session, web.Request, RPCRequest)
+_INJECTED_NAMES: Final = frozenset({"session", "request"})
+_INJECTED_TYPES: Final = (Session, web.Request, RPCRequest)
 _FRAMES: Final = 8  # searched from here to the code that declares a route, with some to spare
-_NOTHING: Final[Mapping[str, Any]] = {}
+_NO_DEFAULTS: Final[Mapping[str, Any]] = {}
 
 
 class Signature:
@@ -57,9 +57,9 @@ class Signature:
         self.name = getattr(function, "__qualname__", repr(function))
         self.parts = tuple(parts)
         try:
-            signature = _read(function)
+            signature = _resolve_signature(function)
         except (NameError, SyntaxError) as exc:
-            raise self.unfit(f"has an annotation that can't be read here ({exc})") from exc
+            raise self.type_error(f"has an annotation that can't be read here ({exc})") from exc
         parameters = [
             p.replace(annotation=Any) if p.annotation is p.empty else p
             for p in signature.parameters.values()
@@ -73,15 +73,15 @@ class Signature:
         missing = set(parts) - {parameter.name for parameter in self.parameters}
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
         if missing and not takes_rest:
-            raise self.unfit(f"doesn't take {', '.join(sorted(missing))} of its pattern")
+            raise self.type_error(f"doesn't take {', '.join(sorted(missing))} of its pattern")
 
-    def unfit(self, why: str) -> TypeError:
+    def type_error(self, why: str) -> TypeError:
         """
         Return the error of a function that can't be served.
         """
         return TypeError(f"{self.name}() {why}")
 
-    def expect_halves(self, what: str) -> None:
+    def expect_generator(self, what: str) -> None:
         """
         Expect an async generator function, whose halves run at the beginning and at the end.
 
@@ -89,18 +89,22 @@ class Signature:
             TypeError: If it isn't one.
         """
         if not self.streams:
-            raise self.unfit(f"is {what}, an async function with one 'yield' between its halves")
+            raise self.type_error(
+                f"is {what}, an async function with one 'yield' between its halves"
+            )
 
     def _check(self, parameter: inspect.Parameter) -> None:
-        if is_injected(parameter, _NOTHING):
+        if is_injected(parameter, _NO_DEFAULTS):
             if parameter.name in self.parts:
-                raise self.unfit(f"has {parameter.name!r} in its pattern, but that is injected")
+                raise self.type_error(
+                    f"has {parameter.name!r} in its pattern, but that is injected"
+                )
             return
         try:
             msgspec.json.Decoder(parameter.annotation)
         except (TypeError, ValueError, RuntimeError, NameError) as exc:
             msg = f"has an annotation of {parameter.name!r} that msgspec can't read: {exc}"
-            raise self.unfit(msg) from exc
+            raise self.type_error(msg) from exc
 
     def check(self, defaults: Mapping[str, Any], *, injected_only: bool = False) -> None:
         """
@@ -118,12 +122,12 @@ class Signature:
                 continue
             remedy = f"give it by set_default_arg({p.name!r}, …)"
             if injected_only and p.name not in self.parts and is_required(p):
-                raise self.unfit(f"takes {p.name!r}, which nobody gives: {remedy}")
+                raise self.type_error(f"takes {p.name!r}, which nobody gives: {remedy}")
             try:
                 msgspec.json.schema_components([p.annotation])
             except TypeError as exc:
                 msg = f"takes {p.name!r} of a type that no peer can send: {remedy}"
-                raise self.unfit(msg) from exc
+                raise self.type_error(msg) from exc
 
 
 class Binder:
@@ -145,23 +149,23 @@ class Binder:
         self._constants = {p.name: defaults[p.name] for p in injected if p.name in defaults}
         self._injected = {p.name: p.annotation for p in injected if p.name not in defaults}
         self._reserved = {*signature.parts, *self._constants, *self._injected}
-        self._all = inspect.Signature(signature.parameters)
-        self._named = all(p.kind in _BY_NAME for p in signature.parameters)
-        self._given = inspect.Signature(sorted(given, key=lambda p: p.kind))
+        self._signature = inspect.Signature(signature.parameters)
+        self._all_by_name = all(p.kind in _BY_NAME for p in signature.parameters)
+        self._from_peer = inspect.Signature(sorted(given, key=lambda p: p.kind))
         self._types = {
             p.name: tuple[p.annotation, ...] if p.kind is p.VAR_POSITIONAL else p.annotation  # type: ignore[name-defined]  # made at run time
             for p in given
         }
-        self._whole = self._shortcuts(injected)
+        self._types_by_count = self._positional_types(injected)
 
-    def _shortcuts(self, injected: Sequence[inspect.Parameter]) -> dict[int, Any]:
+    def _positional_types(self, injected: Sequence[inspect.Parameter]) -> dict[int, Any]:
         """
         Return the types of the arguments, for each number of them that can be bound by position.
         """
-        given = list(self._given.parameters.values())
+        given = list(self._from_peer.parameters.values())
         first = [p for p in given if p.kind <= p.POSITIONAL_OR_KEYWORD]
         named = [p for p in given if p.kind is p.KEYWORD_ONLY]
-        in_front = list(self._all.parameters.values())[: len(first)] == first
+        in_front = list(self._signature.parameters.values())[: len(first)] == first
         required = any(p.default is p.empty for p in named)
         if not in_front or required or any(p.kind is p.POSITIONAL_ONLY for p in injected):
             return {}
@@ -184,7 +188,7 @@ class Binder:
             RPCError: ``invalid_argument``, with the argument's name and what is wrong.
         """
         args, kwargs = call.args, call.kwargs
-        if not kwargs and not parts and (types := self._whole.get(len(args))) is not None:
+        if not kwargs and not parts and (types := self._types_by_count.get(len(args))) is not None:
             try:
                 values = msgspec.convert(args, types, strict=False)
             except msgspec.ValidationError:
@@ -195,19 +199,19 @@ class Binder:
         for name in self._reserved.intersection(kwargs):
             raise RPCError(INVALID_ARGUMENT, f"{name}: not for a caller to give")
         try:
-            bound = self._given.bind(*args, **kwargs, **parts)
+            bound = self._from_peer.bind(*args, **kwargs, **parts)
         except TypeError as exc:
             raise RPCError(INVALID_ARGUMENT, str(exc)) from None
         for name, value in bound.arguments.items():
             kind = self._types[name]
-            if self._given.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            if self._from_peer.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 bound.arguments[name] = {k: _convert(k, v, kind) for k, v in value.items()}
             else:
                 bound.arguments[name] = _convert(name, value, kind)
         bound.arguments.update(self._inject(session, call))
-        if self._named:
+        if self._all_by_name:
             return (), bound.arguments
-        found = inspect.BoundArguments(self._all, bound.arguments)
+        found = inspect.BoundArguments(self._signature, bound.arguments)
         return found.args, found.kwargs
 
     def _inject(self, session: Session, call: Call) -> Mapping[str, Any]:
@@ -222,7 +226,7 @@ class Binder:
         return values
 
 
-def _read(function: Callable[..., Any]) -> inspect.Signature:
+def _resolve_signature(function: Callable[..., Any]) -> inspect.Signature:
     """
     Return a signature whose annotations may use local names of the code that declares it.
     """
@@ -251,9 +255,9 @@ def is_injected(parameter: inspect.Parameter, defaults: Mapping[str, Any]) -> bo
     Return whether an argument is injected, so that a peer can't pass it.
     """
     return (
-        parameter.name in _NAMES
+        parameter.name in _INJECTED_NAMES
         or parameter.name in defaults
-        or parameter.annotation in _ANNOTATIONS
+        or parameter.annotation in _INJECTED_TYPES
     )
 
 

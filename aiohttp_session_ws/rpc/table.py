@@ -66,7 +66,7 @@ class Procedure(Entry):
         self.threaded = threaded
         self.owner = owner
         if threaded and (self.signature.streams or is_coroutine_function(function)):
-            raise self.signature.unfit("isn't a plain function: only these run in a thread")
+            raise self.signature.type_error("isn't a plain function: only these run in a thread")
 
 
 class Topic(Entry):
@@ -76,7 +76,7 @@ class Topic(Entry):
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, function)
-        self.signature.expect_halves("a topic")
+        self.signature.expect_generator("a topic")
 
 
 class RouteClass:
@@ -95,7 +95,7 @@ class RouteClass:
         self.closes = hasattr(made, "aclose")
 
 
-def two_halves(handler: Callable[..., Any]) -> Signature:
+def state_handler_signature(handler: Callable[..., Any]) -> Signature:
     """
     Return the signature of a session state handler.
 
@@ -103,7 +103,7 @@ def two_halves(handler: Callable[..., Any]) -> Signature:
         TypeError: If *handler* is not an async generator function.
     """
     signature = Signature(handler)
-    signature.expect_halves("a session state handler")
+    signature.expect_generator("a session state handler")
     return signature
 
 
@@ -133,7 +133,7 @@ class Table(Generic[E]):
             self._exact[entry.name] = entry
         else:
             for other in self._entries:
-                if other.parts and _meet(entry, other):
+                if other.parts and _overlap(entry, other):
                     self._expect_free(entry, other)
             fixed = tuple(i for i, word in enumerate(entry.words) if word is not None)
             group = self._patterns.setdefault(len(entry.words), {}).setdefault(fixed, {})
@@ -166,7 +166,7 @@ class Table(Generic[E]):
             raise ValueError(msg)
 
 
-def _meet(one: Entry, other: Entry) -> bool:
+def _overlap(one: Entry, other: Entry) -> bool:
     """
     Return whether a name could match both patterns.
     """

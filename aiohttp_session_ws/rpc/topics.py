@@ -11,15 +11,15 @@ from typing import Any, Final
 
 from ..registry.registry import SessionWSRegistry
 from ..results import Delivery
-from . import ground, wamp_messages as wamp
-from .halves import Step
+from . import registry_access, wamp_messages as wamp
+from .lifecycle import Step
 from .session import Session, new_id
 from .wamp import Codec
 
 __all__ = ["Subscription", "Topics"]
 
-_HELD: Final = 256  # events that may wait for SUBSCRIBED; further ones are missed
-_HELD_BYTES: Final = 1_048_576  # of these in total; the last one may exceed it
+_MAX_BUFFERED: Final = 256  # events that may wait for SUBSCRIBED; further ones are missed
+_MAX_BUFFERED_BYTES: Final = 1_048_576  # of these in total; the last one may exceed it
 
 
 @dataclass(slots=True, eq=False)
@@ -33,8 +33,8 @@ class Subscription:
         registry: The registry of its connection.
         codec: Encodes its events.
         id: The subscription id, the same for all subscribers of a topic.
-        held: Events to be sent after SUBSCRIBED; ``None`` once they have been sent.
-        ending: Runs the second half of the topic's function.
+        buffered: Events to be sent after SUBSCRIBED; ``None`` once they have been sent.
+        exit_step: Runs the second half of the topic's function.
     """
 
     topic: str
@@ -42,8 +42,8 @@ class Subscription:
     registry: SessionWSRegistry
     codec: Codec
     id: int = 0
-    held: list[bytes] | None = field(default_factory=list)
-    ending: Step | None = None
+    buffered: list[bytes] | None = field(default_factory=list)
+    exit_step: Step | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -110,37 +110,40 @@ class Topics:
         sockets, complete, publication = 0, True, new_id()
         for codec, chosen in groups.items():
             data = codec.encode(wamp.event(subscribers.id, publication, args, kwargs))
-            ready = [s.session.connection for s in chosen if s.held is None]
-            held = [hold(s.held, data) for s in chosen if s.held is not None]
-            delivery = ground.push(registry, ready, data if codec.binary else data.decode())
-            sockets += delivery.sockets + sum(held)
-            complete = complete and delivery.complete and all(held)
+            ready = [s.session.connection for s in chosen if s.buffered is None]
+            buffered = [buffer_event(s.buffered, data) for s in chosen if s.buffered is not None]
+            frame = data if codec.binary else data.decode()
+            delivery = registry_access.push(registry, ready, frame)
+            sockets += delivery.sockets + sum(buffered)
+            complete = complete and delivery.complete and all(buffered)
         return Delivery(sockets, complete=complete)
 
 
-def hold(held: list[bytes], data: bytes) -> bool:
+def buffer_event(buffered: list[bytes], data: bytes) -> bool:
     """
     Hold an event until SUBSCRIBED has been sent; return whether there was room for it.
     """
-    if len(held) >= _HELD or sum(map(len, held)) >= _HELD_BYTES:
+    if len(buffered) >= _MAX_BUFFERED or sum(map(len, buffered)) >= _MAX_BUFFERED_BYTES:
         return False
-    held.append(data)
+    buffered.append(data)
     return True
 
 
-def chooser(whose: Sequence[Any], number: int | None) -> Callable[[Session], bool] | None:
+def session_filter(
+    identities: Sequence[Any], number: int | None
+) -> Callable[[Session], bool] | None:
     """
     Return a function that says whether a session gets an event; ``None`` if all do.
     """
-    if not whose and number is None:
+    if not identities and number is None:
         return None
     return lambda session: (
-        (not whose or session.identity == whose[0]) and number in (None, session.id)
+        (not identities or session.identity == identities[0]) and number in (None, session.id)
     )
 
 
-def as_key(value: Any) -> Any:
+def restore_identity(value: Any) -> Any:
     """
     Restore an identity from a relayed message, in which tuples have become lists.
     """
-    return tuple(map(as_key, value)) if isinstance(value, list) else value
+    return tuple(map(restore_identity, value)) if isinstance(value, list) else value

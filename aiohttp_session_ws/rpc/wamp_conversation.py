@@ -19,13 +19,13 @@ from ..close_codes import NORMAL, PROTOCOL_ERROR, Close
 from ..exceptions import SessionEnded
 from ..handlers.websocket import WebSocket
 from ..registry.registry import SessionWSRegistry
-from . import errors, ground, wamp_messages as wamp
+from . import errors, registry_access, wamp_messages as wamp
 from .call import Call
 from .conversation import Conversation
 from .errors import ProtocolViolation, RemoteError, RPCError, RPCResult, SessionGone
-from .halves import Step
 from .host import Host
-from .in_order import InOrder
+from .lifecycle import Step
+from .sequential import SequentialRequests
 from .session import Session, new_id
 from .wamp import Codec, WampDialect, payload, value_of
 
@@ -33,7 +33,7 @@ __all__ = ["WampConversation"]
 
 _FEATURES: Final = ("progressive_call_results", "call_canceling", "call_timeout")
 _ROLES: Final = {"broker": {}, "dealer": {"features": dict.fromkeys(_FEATURES, True)}}
-_QUIET: Final = frozenset({1000, 1002})  # close codes that are sent without a GOODBYE
+_WITHOUT_GOODBYE: Final = frozenset({1000, 1002})  # close codes that are sent without a GOODBYE
 
 
 class WampConversation(Conversation):
@@ -48,7 +48,7 @@ class WampConversation(Conversation):
     """
 
     __slots__ = (
-        "_closing", "_codec", "_in_order", "_messages", "_refusal", "_welcome",
+        "_closing", "_codec", "_messages", "_refusal", "_sequential", "_welcomed",
     )  # fmt: skip
 
     def __init__(
@@ -57,10 +57,10 @@ class WampConversation(Conversation):
         super().__init__(host, registry, ws, binary=codec.binary)
         self._codec = codec
         self._closing = False  # whether we have sent ABORT or GOODBYE
-        self._welcome = False  # whether WELCOME has been sent
+        self._welcomed = False  # whether WELCOME has been sent
         self._refusal: RPCError | None = None  # set by a close before WELCOME
         self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # rest of a batch
-        self._in_order: InOrder | None = None
+        self._sequential: SequentialRequests | None = None
         self.connection.last_words = self._last_words
 
     async def run(self) -> None:
@@ -71,9 +71,9 @@ class WampConversation(Conversation):
             goodbye = True
             while goodbye:
                 await self._join()
-                goodbye = await self._listen()
-                await self._leave()
-                self._welcome = False
+                goodbye = await self._process_messages()
+                await self._end_session()
+                self._welcomed = False
                 if goodbye:
                     await self._send(wamp.goodbye(errors.GOODBYE_AND_OUT))
             await self._ws.close(NORMAL)
@@ -84,7 +84,7 @@ class WampConversation(Conversation):
         except (SessionEnded, SessionGone):
             pass  # the socket is closed
         finally:
-            await self._leave()
+            await self._end_session()
 
     async def _join(self) -> None:
         """
@@ -92,44 +92,44 @@ class WampConversation(Conversation):
         """
         try:
             async with asyncio.timeout(self._host.limits.join):
-                message, _ = await self._next()
+                message, _ = await self._next_message()
                 if not isinstance(message, wamp.Hello):
                     raise ProtocolViolation("the first message is HELLO")
-                session = await self._greet(message)
+                session = await self._begin_from_hello(message)
         except TimeoutError:
             why = "HELLO or authentication took too long"
             raise RPCError(errors.TIMEOUT, why) from None
         if self._refusal is not None:
             raise self._refusal
-        self._welcome = True
+        self._welcomed = True
         await self._send(wamp.welcome(session.id, _welcome_details(session)))
 
-    async def _greet(self, hello: wamp.Hello) -> Session:
+    async def _begin_from_hello(self, hello: wamp.Hello) -> Session:
         session = Session(self, new_id(), hello.realm, self._ws.request)
         session.auth_id = hello.details.authid
         session.auth_methods = tuple(hello.details.authmethods or ())
         session.auth_extra = hello.details.authextra
         dialect = WampDialect(self._codec, whole=hello.details.whole_values is True)
         realm = self._host.realm(hello.realm)
-        await self._begin(session, realm, dialect)
+        await self._begin_session(session, realm, dialect)
         return session
 
     async def _challenge(self, method: str, extra: Mapping[str, Any]) -> str:
         await self._send(wamp.challenge(method, extra))
-        message, _ = await self._next()
+        message, _ = await self._next_message()
         if isinstance(message, wamp.Abort):
             raise SessionGone("the client has changed its mind")
         if not isinstance(message, wamp.Authenticate):
             raise ProtocolViolation("the answer to CHALLENGE is AUTHENTICATE")
         return message.signature
 
-    async def _next(self) -> tuple[wamp.Message, int]:
+    async def _next_message(self) -> tuple[wamp.Message, int]:
         """
         Return the next message, and its size.
         """
         while True:
             for message in self._messages:
-                if ground.count_message(self.connection):
+                if registry_access.count_message(self.connection):
                     return message
                 self._messages = iter(())  # the socket was closed: receive() raises
             frame = await self._ws.receive()
@@ -138,14 +138,14 @@ class WampConversation(Conversation):
             self._messages = self._codec.decode(frame)
             return next(self._messages)  # there is one, and it was counted with its frame
 
-    async def _listen(self) -> bool:
+    async def _process_messages(self) -> bool:
         """
         Process messages until the client leaves; return whether it may join again.
         """
         while True:
-            await self._turn()
+            await self._yield_to_loop()
             try:
-                message, size = await self._next()
+                message, size = await self._next_message()
             except ProtocolViolation:
                 if self._closing:  # only GOODBYE and ABORT count now
                     continue
@@ -159,10 +159,10 @@ class WampConversation(Conversation):
                     continue
                 case wamp.Call():
                     call, timeout = self._call(message, size), message.options.timeout
-                    await self._calls.take(call, timeout and timeout / 1000)
+                    await self._calls.submit(call, timeout and timeout / 1000)
                 case wamp.Subscribe() | wamp.Unsubscribe() | wamp.Register() | wamp.Unregister():
                     self._expect_new(message.request)
-                    self._work().take(message, size)
+                    self._sequential_requests().submit(message, size)
                 case wamp.Cancel():
                     self._calls.cancel(message.request, message.options.get("mode"))
                 case wamp.Publish():
@@ -174,7 +174,7 @@ class WampConversation(Conversation):
                 case _:
                     raise ProtocolViolation("a message that makes no sense here")
             if self._sender.queued:
-                await self._sender.room()
+                await self._sender.drain()
 
     def _call(self, message: wamp.Call, size: int) -> Call:
         request, progress = message.request, message.options.receive_progress is True
@@ -185,20 +185,20 @@ class WampConversation(Conversation):
         """
         Raise if a request has the number of one that isn't answered yet.
         """
-        in_order = self._in_order is not None and request in self._in_order.requests
-        if in_order or request in self._calls:
+        sequential = self._sequential is not None and request in self._sequential.requests
+        if sequential or request in self._calls:
             raise ProtocolViolation("the number of a request that isn't answered yet")
 
-    def _work(self) -> InOrder:
+    def _sequential_requests(self) -> SequentialRequests:
         """
         Return the queue of requests in order, made at first use: most sessions need none.
         """
-        if self._in_order is None:
-            self._in_order = InOrder(
+        if self._sequential is None:
+            self._sequential = SequentialRequests(
                 self._expect_session(), self._calls.performer.scope, self._sender, self._codec,
                 self._host.topics, self._registry,
             )  # fmt: skip
-        return self._in_order
+        return self._sequential
 
     def _on_publish(self, message: wamp.Publish) -> None:
         if message.options.acknowledge:
@@ -207,13 +207,13 @@ class WampConversation(Conversation):
 
     def _on_yield(self, message: wamp.Yield) -> None:
         if not message.options.progress:
-            self._asking.answer(message.request, value_of(message.args, message.kwargs))
+            self._pending_requests.resolve(message.request, value_of(message.args, message.kwargs))
 
     def _on_error(self, message: wamp.Error) -> None:
         if message.kind != 68:
             raise ProtocolViolation("an ERROR for what nobody has asked")
         error = RemoteError(message.uri, message.args, message.kwargs)
-        self._asking.answer(message.request, error=error)
+        self._pending_requests.resolve(message.request, error=error)
 
     async def call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], timeout: float | None
@@ -222,8 +222,8 @@ class WampConversation(Conversation):
         Call a procedure that the client has registered.
         """
         self._expect_session()
-        registration = self._work().registration(name)
-        return await self._asking.ask(
+        registration = self._sequential_requests().registration(name)
+        return await self._pending_requests.request(
             lambda request: self._send(wamp.invocation(request, registration, args, kwargs)),
             self._interrupt,
             timeout,
@@ -240,9 +240,9 @@ class WampConversation(Conversation):
         Send an event to the client, if it has subscribed.
         """
         self._expect_session()
-        if self._in_order is None:
+        if self._sequential is None:
             return False
-        return await self._in_order.send_event(topic, *payload(RPCResult(args, kwargs)))
+        return await self._sequential.send_event(topic, *payload(RPCResult(args, kwargs)))
 
     async def emit(self, data: Any) -> None:
         """
@@ -256,24 +256,24 @@ class WampConversation(Conversation):
         """
         if self._session is None or self._closing:
             return
-        if not self._welcome:
+        if not self._welcomed:
             self._refusal = RPCError(uri, message)
             return
         self._closing = True
         self._interrupt_all(self._session)
         loop = asyncio.get_running_loop()
-        timeouts = ground.timeouts(self._registry)
+        timeouts = registry_access.timeouts(self._registry)
         loop.call_later(timeouts.close, self._sender.close, NORMAL)
         await self._send(wamp.goodbye(uri, message))
 
-    def _own_endings(self) -> Iterator[Step]:
-        in_order, self._in_order = self._in_order, None
-        if in_order is not None:
-            yield from in_order.endings()
+    def _dialect_end_steps(self) -> Iterator[Step]:
+        sequential, self._sequential = self._sequential, None
+        if sequential is not None:
+            yield from sequential.end_steps()
 
     def _last_words(self, close: Close) -> str | bytes | None:
-        joined = self._session is not None and self._welcome
-        if not joined or self._closing or close.code in _QUIET:
+        joined = self._session is not None and self._welcomed
+        if not joined or self._closing or close.code in _WITHOUT_GOODBYE:
             return None
         self._closing = True
         uri = errors.SYSTEM_SHUTDOWN if close.code == 1001 else errors.KILLED

@@ -194,7 +194,7 @@ class Yield(_Message, frozen=True, tag=70):
     kwargs: Kwargs = {}
 
 
-Asked: TypeAlias = Publish | Subscribe | Unsubscribe | Register | Unregister
+Request: TypeAlias = Publish | Subscribe | Unsubscribe | Register | Unregister
 Message: TypeAlias = (
     Hello | Abort | Authenticate | Goodbye | Error | Publish | Subscribe | Unsubscribe | Call
     | Cancel | Register | Unregister | Yield
@@ -236,7 +236,7 @@ def error(kind: int, request: int, failure: RPCError) -> Frame:
     return _payload([8, kind, request, {}, failure.uri], failure.args, failure.kwargs)
 
 
-def refused(message: Asked, failure: RPCError) -> Frame:
+def refused(message: Request, failure: RPCError) -> Frame:
     """
     ERROR: the request of a message failed.
     """

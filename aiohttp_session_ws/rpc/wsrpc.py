@@ -124,8 +124,8 @@ def error(number: int, error: RPCError) -> bytes:
     """
     Encode an error answer to a call.
     """
-    unsaid = "internal error" if error.uri == errors.RUNTIME_ERROR else ""
-    message = error.args[0] if error.args else unsaid
+    default = "internal error" if error.uri == errors.RUNTIME_ERROR else ""
+    message = error.args[0] if error.args else default
     if not isinstance(message, str):
         message = encode(message).decode()
     kind = TYPES.get(error.uri, error.uri)
@@ -139,7 +139,7 @@ def request(number: int, method: str, params: Any) -> bytes:
     return encode({"id": number, "method": method, "params": params})
 
 
-def fault(error: Any) -> RemoteError | None:
+def remote_error(error: Any) -> RemoteError | None:
     """
     Convert a client's error, which may have any form, to an exception; ``None`` means none.
     """

@@ -19,8 +19,8 @@ from . import wsrpc
 from .call import Call, EventDetails
 from .conversation import Conversation
 from .errors import TIMEOUT, ProtocolViolation, RPCError, SessionGone
-from .halves import Step
 from .host import Host
+from .lifecycle import Step
 from .session import Session, new_id
 
 __all__ = ["WsrpcConversation"]
@@ -55,10 +55,10 @@ class WsrpcConversation(Conversation):
             await self._join()
             self._ping()
             while True:
-                await self._turn()
+                await self._yield_to_loop()
                 await self._on_frame(await self._ws.receive())
                 if self._sender.queued:
-                    await self._sender.room()
+                    await self._sender.drain()
         except RPCError as exc:
             await self._ws.close(POLICY_VIOLATION, exc.uri[:120])
         except (SessionEnded, SessionGone):
@@ -66,14 +66,14 @@ class WsrpcConversation(Conversation):
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await self._leave()
+            await self._end_session()
 
     async def _join(self) -> None:
         realm = self._host.realm("")
         session = Session(self, new_id(), "", self._ws.request)
         try:
             async with asyncio.timeout(self._host.limits.join):
-                await self._begin(session, realm, wsrpc)
+                await self._begin_session(session, realm, wsrpc)
         except TimeoutError:
             raise RPCError(TIMEOUT) from None
 
@@ -111,13 +111,15 @@ class WsrpcConversation(Conversation):
             log.debug("a call with the number of one that isn't answered yet was ignored")
         else:
             call = Call(message.id, message.method, message.args, message.kwargs, size)
-            await self._calls.take(call)
+            await self._calls.submit(call)
 
     def _on_reply(self, message: wsrpc.Reply) -> None:
         if message.id == _PING:
             self._set_timer(self._host.limits.ping, self._ping)
         else:
-            self._asking.answer(message.id, message.result, wsrpc.fault(message.error))
+            self._pending_requests.resolve(
+                message.id, message.result, wsrpc.remote_error(message.error)
+            )
 
     # Keep-alive
 
@@ -132,9 +134,9 @@ class WsrpcConversation(Conversation):
 
     def _expect_pong(self) -> None:
         if self._session is not None:
-            self._set_timer(self._host.limits.silence, self._fall_silent)
+            self._set_timer(self._host.limits.silence, self._close_silent_peer)
 
-    def _fall_silent(self) -> None:
+    def _close_silent_peer(self) -> None:
         self._sender.close(GOING_AWAY.replace(None, "no answer to a ping"))
 
     def _set_timer(self, delay: float, action: Callable[[], None]) -> None:
@@ -155,7 +157,7 @@ class WsrpcConversation(Conversation):
             raise TypeError("wsrpc takes arguments by position or by name, not both")
         self._expect_session()
         params = list(args) if args else kwargs
-        return await self._asking.ask(
+        return await self._pending_requests.request(
             lambda number: self._sender.send(wsrpc.request(number, name, params)),
             lambda number: None,
             timeout,
@@ -185,7 +187,7 @@ class WsrpcConversation(Conversation):
             reason = (message or uri).encode()[:123].decode(errors="ignore")
             self._sender.close(NORMAL.replace(None, reason))
 
-    def _own_endings(self) -> Iterator[Step]:
+    def _dialect_end_steps(self) -> Iterator[Step]:
         if self._events:
             for task in self._events:
                 task.cancel()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from aiohttp_session_ws import rpc
-from aiohttp_session_ws.rpc.conversation import Asking
-from aiohttp_session_ws.rpc.in_order import InOrder
+from aiohttp_session_ws.rpc.conversation import PendingRequests
+from aiohttp_session_ws.rpc.sequential import SequentialRequests
 from tests.support import until
 
 from .conftest import Serve
@@ -106,13 +106,13 @@ class TestWamp:
         server = await serve()
         async with server.wamp() as peer:
             await register(peer)
-            asking = Asking(1, 1)
+            pending = PendingRequests(1, 1)
 
             async def send(number: int) -> None: ...
 
-            call = asyncio.create_task(asking.ask(send, lambda number: None, None))
+            call = asyncio.create_task(pending.request(send, lambda number: None, None))
             await asyncio.sleep(0)
-            asking.answer(1, error=rpc.RemoteError("client.error.no"))
+            pending.resolve(1, error=rpc.RemoteError("client.error.no"))
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
@@ -207,7 +207,7 @@ class TestWamp:
 
         def knows(one: object) -> bool:
             try:
-                return isinstance(one, InOrder) and one.registration("confirm") > 0
+                return isinstance(one, SequentialRequests) and one.registration("confirm") > 0
             except rpc.NotRegistered:
                 return False
 

@@ -20,29 +20,29 @@ __all__ = ["Step"]
 Step: TypeAlias = Callable[[], Awaitable[object]]
 T = TypeVar("T")
 
-_OVER: Final = object()  # returned by anext() for a generator that has ended
-_LEAST: Final = 0.05  # seconds for each step, even if others have used up the time
+_EXHAUSTED: Final = object()  # returned by anext() for a generator that has ended
+_MIN_STEP_TIME: Final = 0.05  # seconds for each step, even if others have used up the time
 
 
-async def first_half(name: str, generator: AsyncGenerator[Any, None]) -> Step:
+async def enter_generator(name: str, generator: AsyncGenerator[Any, None]) -> Step:
     """
     Run the half before the ``yield``; return the step that runs the half after it.
     """
-    if await anext(generator, _OVER) is _OVER:
+    if await anext(generator, _EXHAUSTED) is _EXHAUSTED:
         raise RuntimeError(f"{name}() has not yielded: it needs one 'yield' between its halves")
-    return partial(_second_half, name, generator)
+    return partial(_exit_generator, name, generator)
 
 
-async def _second_half(name: str, generator: AsyncGenerator[Any, None]) -> None:
+async def _exit_generator(name: str, generator: AsyncGenerator[Any, None]) -> None:
     try:
-        if await anext(generator, _OVER) is not _OVER:
+        if await anext(generator, _EXHAUSTED) is not _EXHAUSTED:
             log.error("%s() has yielded twice: it needs one 'yield' between its halves", name)
             await generator.aclose()
     except Exception:
         log.exception("the second half of %s() failed", name)
 
 
-async def run_all(steps: Iterable[Step], grace: float) -> None:
+async def run_steps(steps: Iterable[Step], grace: float) -> None:
     """
     Run each step in order, even if one before it failed.
 
@@ -54,7 +54,7 @@ async def run_all(steps: Iterable[Step], grace: float) -> None:
     deadline = loop.time() + grace
     for step in steps:
         try:
-            async with asyncio.timeout_at(max(deadline, loop.time() + _LEAST)):
+            async with asyncio.timeout_at(max(deadline, loop.time() + _MIN_STEP_TIME)):
                 await step()
         except (TimeoutError, asyncio.CancelledError):
             log.warning("what ends a session took too long, and was cancelled")
@@ -62,7 +62,7 @@ async def run_all(steps: Iterable[Step], grace: float) -> None:
             log.exception("what ends a session failed")
 
 
-async def outlast(future: asyncio.Future[T]) -> T:
+async def wait_until_done(future: asyncio.Future[T]) -> T:
     """
     Wait until a future is done, even if this task is cancelled meanwhile.
 

@@ -15,22 +15,22 @@ from typing import Any, Final
 
 from .._tasks import is_cancelled
 from ..registry.registry import SessionWSRegistry
-from . import errors, ground, wamp_messages as wamp
+from . import errors, registry_access, wamp_messages as wamp
 from .errors import NotRegistered, RPCError, SessionGone
-from .halves import Step, first_half
 from .host import Scope, encode_error
+from .lifecycle import Step, enter_generator
 from .sending import Sender
 from .session import Session, new_id
-from .topics import Subscription, Topics, hold
+from .topics import Subscription, Topics, buffer_event
 from .wamp import Codec
 
-__all__ = ["InOrder"]
+__all__ = ["SequentialRequests"]
 
-_RETRY: Final = 0.05  # seconds until a push to a full queue is retried
+_RETRY_INTERVAL: Final = 0.05  # seconds until a push to a full queue is retried
 
 
 @dataclass(slots=True, eq=False)
-class InOrder:
+class SequentialRequests:
     """
     The procedures that one session's client has registered, and its subscriptions.
 
@@ -56,13 +56,13 @@ class InOrder:
     topics: Topics
     registry: SessionWSRegistry
     requests: set[int] = field(default_factory=set)
-    _registered: dict[str, int] = field(default_factory=dict)
-    _subscribed: dict[int, Subscription] = field(default_factory=dict)
+    _registrations: dict[str, int] = field(default_factory=dict)
+    _subscriptions: dict[int, Subscription] = field(default_factory=dict)
     _queue: deque[tuple[Any, int]] = field(default_factory=deque)
     _task: asyncio.Task[None] | None = None
-    _ending: asyncio.Task[None] | None = None  # ends a subscription
+    _unsubscribing: asyncio.Task[None] | None = None  # ends a subscription
 
-    def take(self, message: Any, size: int) -> None:
+    def submit(self, message: Any, size: int) -> None:
         """
         Queue a request, or refuse it if too many wait.
 
@@ -70,14 +70,14 @@ class InOrder:
             message: The request.
             size: How many bytes its frame had.
         """
-        if self._queue and not self._may_wait(size):
+        if self._queue and not self._fits_queue(size):
             error = RPCError(errors.UNAVAILABLE, "too many at once")
             self.sender.post(self._refusal(message, error))
             return
         self.requests.add(message.request)
         self._queue.append((message, size))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="requests in order")
+            self._task = asyncio.create_task(self._run(), name="sequential requests")
 
     def registration(self, name: str) -> int:
         """
@@ -86,11 +86,11 @@ class InOrder:
         Raises:
             NotRegistered: If it has not registered it.
         """
-        if name not in self._registered:
+        if name not in self._registrations:
             raise NotRegistered(
                 f"the client has not registered {name!r}: it has to REGISTER what it is asked"
             )
-        return self._registered[name]
+        return self._registrations[name]
 
     async def send_event(self, topic: str, args: Sequence[Any], kwargs: wamp.Named) -> bool:
         """
@@ -100,35 +100,35 @@ class InOrder:
         if subscription is None:
             return False
         data = self.codec.encode(wamp.event(subscription.id, new_id(), args, kwargs))
-        if subscription.held is not None:
-            return hold(subscription.held, data)
+        if subscription.buffered is not None:
+            return buffer_event(subscription.buffered, data)
         await self.sender.send(data)
         return True
 
-    def endings(self) -> Iterator[Step]:
+    def end_steps(self) -> Iterator[Step]:
         """
         Return the steps that stop processing and end all subscriptions, the newest first.
         """
         yield self._stop
-        ending = self._ending
+        ending = self._unsubscribing
         if ending is not None and not ending.done():  # begun by an UNSUBSCRIBE that was cancelled
             yield lambda: ending
-        ended = list(reversed(self._subscribed.values()))
-        self._subscribed.clear()
+        ended = list(reversed(self._subscriptions.values()))
+        self._subscriptions.clear()
         for one in ended:
-            yield partial(self._end, one)
+            yield partial(self._end_subscription, one)
 
     async def _stop(self) -> None:
         """
         Cancel the queued requests and the running one, and discard all registrations.
         """
         self._queue.clear()
-        self._registered.clear()
+        self._registrations.clear()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    def _may_wait(self, size: int) -> bool:
+    def _fits_queue(self, size: int) -> bool:
         limits = self.sender.limits
         fits = sum(one for _, one in self._queue) + size <= limits.waiting_bytes
         return fits and len(self._queue) <= limits.waiting
@@ -145,7 +145,7 @@ class InOrder:
                     if is_cancelled():
                         raise
                     gone = self.session.closed or self.sender.is_closed
-                    error = self.scope.explain(exc, type(message).__name__.upper(), gone=gone)
+                    error = self.scope.error_for(exc, type(message).__name__.upper(), gone=gone)
                     self.requests.discard(message.request)
                     await self.sender.send(encode_error(partial(self._refusal, message), error))
 
@@ -159,18 +159,18 @@ class InOrder:
     async def _register(self, message: wamp.Register) -> None:
         name = message.procedure
         await self.scope.expect_allowed(self.session, "register", name)
-        if name in self._registered:
+        if name in self._registrations:
             raise RPCError(errors.PROCEDURE_ALREADY_EXISTS, "registered already")
         limits = self.sender.limits
-        if not _has_room(name, self._registered, limits.registrations, limits.message):
+        if not _has_room(name, self._registrations, limits.registrations, limits.message):
             raise RPCError(errors.UNAVAILABLE, "too many registrations")
-        self._registered[name] = number = new_id()
+        self._registrations[name] = number = new_id()
         await self._answer(message.request, wamp.registered(message.request, number))
 
     async def _unregister(self, message: wamp.Unregister) -> None:
-        for name, number in self._registered.items():
+        for name, number in self._registrations.items():
             if number == message.registration:
-                del self._registered[name]
+                del self._registrations[name]
                 await self._answer(message.request, wamp.unregistered(message.request))
                 return
         raise RPCError(errors.NO_SUCH_REGISTRATION, "no such registration")
@@ -181,56 +181,58 @@ class InOrder:
             why = "topics are subscribed to by their exact names"
             raise RPCError(errors.OPTION_NOT_ALLOWED, why)
         await self.scope.expect_allowed(self.session, "subscribe", name)
-        subscription = self._subscription(name) or await self._begin(name)
+        subscription = self._subscription(name) or await self._begin_subscription(name)
         await self._answer(message.request, wamp.subscribed(message.request, subscription.id))
-        while subscription.held:
-            await self.sender.send(subscription.held.pop(0))
-        subscription.held = None
+        while subscription.buffered:
+            await self.sender.send(subscription.buffered.pop(0))
+        subscription.buffered = None
 
     async def _unsubscribe(self, message: wamp.Unsubscribe) -> None:
-        subscription = self._subscribed.pop(message.subscription, None)
+        subscription = self._subscriptions.pop(message.subscription, None)
         if subscription is None:
             raise RPCError(errors.NO_SUCH_SUBSCRIPTION, "no such subscription")
-        self._ending = asyncio.create_task(self._end(subscription), name="end of a subscription")
-        await asyncio.shield(self._ending)
+        self._unsubscribing = asyncio.create_task(
+            self._end_subscription(subscription), name="end of a subscription"
+        )
+        await asyncio.shield(self._unsubscribing)
         data = self.codec.encode(wamp.unsubscribed(message.request))
         self.requests.discard(message.request)
         # Sent through the connection's push queue, so that it follows the events waiting there.
         frame = data if self.codec.binary else data.decode()
-        while not ground.push(self.registry, [self.session.connection], frame).sockets:
+        while not registry_access.push(self.registry, [self.session.connection], frame).sockets:
             if self.sender.is_closed:
                 break
-            await asyncio.sleep(_RETRY)
+            await asyncio.sleep(_RETRY_INTERVAL)
 
     def _subscription(self, topic: str) -> Subscription | None:
-        return next((s for s in self._subscribed.values() if s.topic == topic), None)
+        return next((s for s in self._subscriptions.values() if s.topic == topic), None)
 
-    async def _begin(self, name: str) -> Subscription:
+    async def _begin_subscription(self, name: str) -> Subscription:
         """
         Add a subscription, whose events are held for now, and run the first half of its topic.
         """
         session, limits = self.session, self.sender.limits
-        names = [one.topic for one in self._subscribed.values()]
+        names = [one.topic for one in self._subscriptions.values()]
         if not _has_room(name, names, limits.subscriptions, limits.message):
             raise RPCError(errors.UNAVAILABLE, "too many subscriptions")
         topic, parts = self.scope.find_topic(name)
         generator = self.scope.call(topic.signature, session, parts)
         subscription = Subscription(name, session, self.registry, self.codec)
         self.topics.add(subscription)
-        self._subscribed[subscription.id] = subscription
+        self._subscriptions[subscription.id] = subscription
         try:
-            subscription.ending = await first_half(topic.signature.name, generator)
-            if subscription.id not in self._subscribed:
+            subscription.exit_step = await enter_generator(topic.signature.name, generator)
+            if subscription.id not in self._subscriptions:
                 raise SessionGone("the session is over")  # the topic swallowed its cancellation
         except BaseException:
-            await self._end(self._subscribed.pop(subscription.id, subscription))
+            await self._end_subscription(self._subscriptions.pop(subscription.id, subscription))
             raise
         return subscription
 
-    async def _end(self, subscription: Subscription) -> None:
+    async def _end_subscription(self, subscription: Subscription) -> None:
         self.topics.discard(subscription)
-        if subscription.ending is not None:
-            await subscription.ending()
+        if subscription.exit_step is not None:
+            await subscription.exit_step()
 
 
 def _has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
@@ -240,10 +242,10 @@ def _has_room(name: str, names: Collection[str], most: int, size: int) -> bool:
     return len(names) < most and len(name) + sum(map(len, names)) <= size
 
 
-_Handler = Callable[[InOrder, Any], Coroutine[Any, Any, None]]
+_Handler = Callable[[SequentialRequests, Any], Coroutine[Any, Any, None]]
 _HANDLERS: Final[Mapping[type, _Handler]] = {
-    wamp.Register: InOrder._register,
-    wamp.Unregister: InOrder._unregister,
-    wamp.Subscribe: InOrder._subscribe,
-    wamp.Unsubscribe: InOrder._unsubscribe,
+    wamp.Register: SequentialRequests._register,
+    wamp.Unregister: SequentialRequests._unregister,
+    wamp.Subscribe: SequentialRequests._subscribe,
+    wamp.Unsubscribe: SequentialRequests._unsubscribe,
 }
