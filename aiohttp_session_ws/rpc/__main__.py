@@ -26,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With status 2 if there is no such application.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m aiohttp_session_ws.rpc", description="Tell what an application serves."
+        prog="python -m aiohttp_session_ws.rpc", description="Print what an application serves."
     )
     parser.add_argument("form", choices=("schema", "typescript"), help="JSON Schema, or a .d.ts")
     parser.add_argument("application", metavar="module:application")
     options = parser.parse_args(argv)
     module, _, name = options.application.partition(":")
     if not (module and name):
-        parser.error(f"{options.application!r}: write module:application, as shop:calls")
+        parser.error(f"{options.application!r}: expected module:application, such as shop:calls")
     sys.path.insert(0, os.getcwd())  # as python -m does for its own module
     try:
         application = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as exc:
         parser.error(f"{options.application}: {exc}")
     if not isinstance(application, Application):
-        parser.error(f"{options.application} is no rpc.Application")
+        parser.error(f"{options.application} is not an rpc.Application")
     schema = application.schema()
     text = typescript_of(schema) if options.form == "typescript" else json.dumps(schema, indent=2)
     sys.stdout.write(text.rstrip() + "\n")

@@ -95,7 +95,7 @@ class Application:
         name: str = "",
     ) -> None:
         if isinstance(dialects, str) or not dialects or not _DIALECTS.issuperset(dialects):
-            raise ValueError("Application(dialects=) is a set of 'wamp' and 'wsrpc'")
+            raise ValueError("Application(dialects=) must be a set of 'wamp' and 'wsrpc'")
         default = Realm("") if allow_default_realm else None
         self._host = Host(self, option(limits, CallLimits, "limits"), default)
         self._dialects = frozenset(dialects)
@@ -143,7 +143,7 @@ class Application:
         if not isinstance(realm, Realm):
             raise TypeError(f"add_realm() takes a Realm, not {realm!r}")
         if self._host.realms.setdefault(realm.uri, realm) is not realm:
-            raise ValueError(f"there are two realms {realm.uri!r}: add routes to the one you have")
+            raise ValueError(f"realm {realm.uri!r} exists already: add the routes to that Realm")
 
     def set_default_arg(self, name: str, value: Any) -> None:
         """
@@ -229,14 +229,14 @@ class Application:
         message = msgspec.msgpack.encode([topic, args, kwargs, identities, number])
         if len(message) > LARGEST:
             raise ValueError(
-                f"{len(message)} bytes can't be relayed to other processes, {LARGEST} at most:"
-                " publish where to fetch it"
+                f"{len(message)} bytes can't be relayed to other processes, at most {LARGEST}:"
+                " publish a reference to the data"
             )
         registries = self._known_registries()
         if not registries:
             if not self._warned:
                 self._warned = True
-                log.warning("published before any connection: call attach(registry) at the start")
+                log.warning("an event was not published: call attach(registry) at startup first")
             return Delivery(nodes=0, complete=False)
         wanted = session_filter(identities, number)
         sockets, nodes, complete = 0, 1, True

@@ -109,7 +109,7 @@ class Authentication:
         except (Exception, asyncio.CancelledError) as exc:
             if is_cancelled():
                 raise
-            log.exception("authentication failed by an error")
+            log.exception("authentication failed with an unexpected error")
             raise RPCError(RUNTIME_ERROR) from exc
 
     async def _identify(self, session: Session, challenge: Challenge) -> tuple[Any, bool]:

@@ -115,7 +115,9 @@ class Calls:
             for task in late:
                 task.cancel()
                 name = loggable_name(names[task])
-                log.warning("a call goes on though its session is over: %s", name)
+                log.warning(
+                    "a call didn't stop within the grace period after its session ended: %s", name
+                )
 
     def _fits_queue(self, call: Call) -> bool:
         if len(self._accepted) < self.limits.calls:

@@ -185,7 +185,8 @@ class Conversation:
         except NotSetUp:
             pass  # without identify, the registry can't end identities
         except (InvalidIdentity, TypeError) as exc:
-            log.warning("no log-out will find the identity of a session: %s", exc)
+            msg = "the identity of a session can't be filed, so a log-out won't close it: %s"
+            log.warning(msg, exc)
 
     def _interrupt_all(self, session: Session) -> None:
         """

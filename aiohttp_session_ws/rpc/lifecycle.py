@@ -29,17 +29,17 @@ async def enter_generator(name: str, generator: AsyncGenerator[Any, None]) -> St
     Run the half before the ``yield``; return the step that runs the half after it.
     """
     if await anext(generator, _EXHAUSTED) is _EXHAUSTED:
-        raise RuntimeError(f"{name}() has not yielded: it needs one 'yield' between its halves")
+        raise RuntimeError(f"{name}() has not yielded: it must yield exactly once")
     return partial(_exit_generator, name, generator)
 
 
 async def _exit_generator(name: str, generator: AsyncGenerator[Any, None]) -> None:
     try:
         if await anext(generator, _EXHAUSTED) is not _EXHAUSTED:
-            log.error("%s() has yielded twice: it needs one 'yield' between its halves", name)
+            log.error("%s() has yielded twice: it must yield exactly once", name)
             await generator.aclose()
     except Exception:
-        log.exception("the second half of %s() failed", name)
+        log.exception("%s() failed after its 'yield'", name)
 
 
 async def run_steps(steps: Iterable[Step], grace: float) -> None:
@@ -57,9 +57,9 @@ async def run_steps(steps: Iterable[Step], grace: float) -> None:
             async with asyncio.timeout_at(max(deadline, loop.time() + _MIN_STEP_TIME)):
                 await step()
         except (TimeoutError, asyncio.CancelledError):
-            log.warning("what ends a session took too long, and was cancelled")
+            log.warning("a session cleanup step timed out and was cancelled")
         except Exception:
-            log.exception("what ends a session failed")
+            log.exception("a session cleanup step failed")
 
 
 async def wait_until_done(future: asyncio.Future[T]) -> T:

@@ -55,10 +55,12 @@ class CallLimits:
             wanted = (int, float) if isinstance(field.default, float) else (int,)
             if type(value) not in wanted:
                 names = " or ".join(kind.__name__ for kind in wanted)
-                raise TypeError(f"CallLimits({field.name}=) is {names}, not {value!r}")
+                raise TypeError(f"CallLimits({field.name}=) must be {names}, not {value!r}")
             least = 0 if field.name in _MAY_BE_ZERO else 1 if wanted == (int,) else 1e-3
             if not value >= least:
-                raise ValueError(f"CallLimits({field.name}=) is at least {least}, not {value!r}")
+                raise ValueError(
+                    f"CallLimits({field.name}=) must be at least {least}, not {value!r}"
+                )
 
 
 _MAY_BE_ZERO = frozenset(

@@ -147,7 +147,7 @@ class Realm:
     def _expect_none(self, *others: object) -> None:
         if any(other is not None for other in others):
             msg = (
-                f"{self!r} has an authentication handler beside ticket or CRA: the handler does"
-                " it all, so set only one of them"
+                f"{self!r}: an authentication handler can't be combined with a ticket"
+                " authenticator or CRA; set only one of them"
             )
             raise ValueError(msg)

@@ -119,11 +119,11 @@ class Routes:
             owner = RouteClass(self.prefix + name, made)
             methods = inspect.getmembers(made, lambda member: hasattr(member, "rpc_exposed"))
             if not methods:
-                raise TypeError(f"{made.__qualname__} exposes nothing: mark methods by @expose")
+                raise TypeError(f"{made.__qualname__} exposes no methods: mark them by @expose")
             self._add(owner)
             for own, method in methods:
                 if isinstance(inspect.getattr_static(made, own), staticmethod | classmethod):
-                    msg = f"{method.__qualname__}() has no object: only its methods are exposed"
+                    msg = f"{method.__qualname__}() can't be exposed: it is not an instance method"
                     raise TypeError(msg)
                 full = owner.name if own == "init" else f"{owner.name}.{own}"
                 self._add(Procedure(full, method, timeout=self.timeout, owner=owner))
@@ -150,4 +150,4 @@ def _expect_name(name: object, decorator: str) -> None:
     Reject a function or class in place of a name: the decorator was used without parentheses.
     """
     if callable(name):
-        raise TypeError(f"a decorator is called first: @routes.{decorator}, with parentheses")
+        raise TypeError(f"the decorator needs parentheses: @routes.{decorator}")

@@ -65,7 +65,7 @@ class Sender:
     def __post_init__(self) -> None:
         transport = self.ws.request.transport
         if transport is None:
-            raise SessionGone("the client has hung up")
+            raise SessionGone("the client has disconnected")
         self._transport = transport
         self._response = self.ws.connection.ws
         # With compression, every frame goes through aiohttp's writer, which compresses.

@@ -88,7 +88,7 @@ class SequentialRequests:
         """
         if name not in self._registrations:
             raise NotRegistered(
-                f"the client has not registered {name!r}: it has to REGISTER what it is asked"
+                f"the client has not registered {name!r}: it must REGISTER it before a call"
             )
         return self._registrations[name]
 

@@ -33,7 +33,10 @@ def current_session() -> Session:
     """
     session = _CURRENT.get()
     if session is None:
-        raise LookupError("there is no session here")
+        raise LookupError(
+            "there is no current RPC session: current_session() works inside of calls, topics and"
+            " session state handlers"
+        )
     return session
 
 
@@ -252,8 +255,8 @@ class Session:
     def _decide(self, joins: bool, value: Any, message: str) -> None:
         if self.verdict is not None:
             raise RuntimeError(
-                "whether the session may join is decided once, by its authentication handler:"
-                " to end a session that has joined, await session.close()"
+                "the session has been accepted or refused already: to end a session that has"
+                " joined, await session.close()"
             )
         self.verdict = joins, value, message
 

@@ -59,7 +59,7 @@ class Signature:
         try:
             signature = _resolve_signature(function)
         except (NameError, SyntaxError) as exc:
-            raise self.type_error(f"has an annotation that can't be read here ({exc})") from exc
+            raise self.type_error(f"has an annotation that can't be resolved ({exc})") from exc
         parameters = [
             p.replace(annotation=Any) if p.annotation is p.empty else p
             for p in signature.parameters.values()
@@ -73,7 +73,8 @@ class Signature:
         missing = set(parts) - {parameter.name for parameter in self.parameters}
         takes_rest = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
         if missing and not takes_rest:
-            raise self.type_error(f"doesn't take {', '.join(sorted(missing))} of its pattern")
+            names = ", ".join(sorted(missing))
+            raise self.type_error(f"has no parameter for {names} of its pattern")
 
     def type_error(self, why: str) -> TypeError:
         """
@@ -90,14 +91,14 @@ class Signature:
         """
         if not self.streams:
             raise self.type_error(
-                f"is {what}, an async function with one 'yield' between its halves"
+                f"is {what}: it must be an async generator function with one 'yield'"
             )
 
     def _check(self, parameter: inspect.Parameter) -> None:
         if is_injected(parameter, _NO_DEFAULTS):
             if parameter.name in self.parts:
                 raise self.type_error(
-                    f"has {parameter.name!r} in its pattern, but that is injected"
+                    f"has {parameter.name!r} in its pattern, but that parameter is injected"
                 )
             return
         try:
@@ -120,9 +121,10 @@ class Signature:
         for p in self.parameters:
             if is_injected(p, defaults):
                 continue
-            remedy = f"give it by set_default_arg({p.name!r}, …)"
+            remedy = f"inject it by set_default_arg({p.name!r}, …)"
             if injected_only and p.name not in self.parts and is_required(p):
-                raise self.type_error(f"takes {p.name!r}, which nobody gives: {remedy}")
+                msg = f"has a required parameter {p.name!r} without a source: {remedy}"
+                raise self.type_error(msg)
             try:
                 msgspec.json.schema_components([p.annotation])
             except TypeError as exc:

@@ -36,7 +36,9 @@ class Entry:
         self.words = tuple(None if _PART.fullmatch(word) else word for word in name.split("."))
         for word in self.words:
             if word is not None and (not word or "{" in word or "}" in word):
-                msg = f"{name!r} is no name: words between dots, and any may be a {{part}}"
+                msg = (
+                    f"{name!r} is not a valid name: expected words or {{parts}} separated by dots"
+                )
                 raise ValueError(msg)
         self.parts = tuple(_PART.findall(name))
         self.signature = Signature(function, method=method, parts=self.parts)
@@ -66,7 +68,7 @@ class Procedure(Entry):
         self.threaded = threaded
         self.owner = owner
         if threaded and (self.signature.streams or is_coroutine_function(function)):
-            raise self.signature.type_error("isn't a plain function: only these run in a thread")
+            raise self.signature.type_error("is async: only a plain function can run in a thread")
 
 
 class Topic(Entry):
@@ -160,8 +162,8 @@ class Table(Generic[E]):
     def _expect_free(entry: E, other: E | None) -> None:
         if other is not None:
             msg = (
-                f"{entry.signature.name}() can't be {entry.name!r}:"
-                f" {other.signature.name}() is {other.name!r}; give one another name"
+                f"{entry.signature.name}(): the name {entry.name!r} conflicts with"
+                f" {other.name!r} of {other.signature.name}(); rename one of them"
             )
             raise ValueError(msg)
 

@@ -118,7 +118,7 @@ class WampConversation(Conversation):
         await self._send(wamp.challenge(method, extra))
         message, _ = await self._next_message()
         if isinstance(message, wamp.Abort):
-            raise SessionGone("the client has changed its mind")
+            raise SessionGone("the client has aborted its authentication")
         if not isinstance(message, wamp.Authenticate):
             raise ProtocolViolation("the answer to CHALLENGE is AUTHENTICATE")
         return message.signature

@@ -84,7 +84,7 @@ class WsrpcConversation(Conversation):
         try:
             message = wsrpc.decode(frame)
         except ProtocolViolation as exc:
-            log.debug("a frame that isn't wsrpc's was ignored: %s", exc)
+            log.debug("a frame that isn't valid in wsrpc was ignored: %s", exc)
             return
         if isinstance(message, wsrpc.Request):
             await self._on_request(message, len(frame))
@@ -98,7 +98,7 @@ class WsrpcConversation(Conversation):
         Pass an event to its receivers, in a task; drop it if there are too many such tasks.
         """
         if len(self._events) >= self._host.limits.calls:
-            log.debug("an event was dropped: too many at once")
+            log.debug("an event was dropped: too many are being processed")
             return
         task = asyncio.create_task(self._host.on_event.send(details), name="event")
         self._events.add(task)
@@ -108,7 +108,7 @@ class WsrpcConversation(Conversation):
         if message.method == "ping":
             self._sender.post(wsrpc.result(message.id, message.kwargs))
         elif message.id in self._calls:
-            log.debug("a call with the number of one that isn't answered yet was ignored")
+            log.debug("a call was ignored: its number is that of an unanswered call")
         else:
             call = Call(message.id, message.method, message.args, message.kwargs, size)
             await self._calls.submit(call)

@@ -255,7 +255,7 @@ class TestBadUse:
 
         def take(a: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-        with pytest.raises(TypeError, match=r"take\(\) has an annotation that can't be read"):
+        with pytest.raises(TypeError, match=r"take\(\) has an annotation that can't be resolved"):
             Signature(take)
 
     def test_custom_type(self) -> None:
@@ -274,5 +274,5 @@ class TestBadUse:
 
         def take(a: int) -> None: ...
 
-        with pytest.raises(TypeError, match=r"take\(\) doesn't take id of its pattern"):
+        with pytest.raises(TypeError, match=r"take\(\) has no parameter for id of its pattern"):
             Signature(take, parts=("id",))

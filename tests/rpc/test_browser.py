@@ -550,7 +550,10 @@ class TestReconnecting:
         self, page: Page, world: World, complaints: Complaints
     ) -> None:
         """Whom the server could not let join by an error of its own tries again."""
-        failures = ["a session state handler failed", "authentication failed by an error"]
+        failures = [
+            "a session state handler failed",
+            "authentication failed with an unexpected error",
+        ]
         left = list(failures)
 
         @world.calls.default.add_transport_authenticator

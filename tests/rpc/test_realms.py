@@ -360,7 +360,7 @@ class TestAuthentication:
         async def check(session: rpc.Session) -> None:
             if session.auth_id == "ali":
                 await session.mark_authenticated({"name": "ali"})
-                with pytest.raises(RuntimeError, match="decided once"):
+                with pytest.raises(RuntimeError, match="accepted or refused already"):
                     await session.abort()
             elif session.auth_id == "thief":
                 await session.abort("club.error.thief", message="go away")
@@ -382,7 +382,7 @@ class TestAuthentication:
 
         server = await serve(calls)
         assert (await refused(server))[1:] == [{}, "wamp.error.runtime_error"]
-        assert complaints() == ["authentication failed by an error"]
+        assert complaints() == ["authentication failed with an unexpected error"]
 
     @pytest.mark.parametrize("why", ["runtime_error", "timeout"])
     async def test_wsrpc_fails(self, serve: Serve, complaints: Complaints, why: str) -> None:
@@ -399,7 +399,7 @@ class TestAuthentication:
         async with server.client.ws_connect("/rpc") as ws:
             message = await ws.receive()
             assert (message.data, message.extra) == (1008, f"wamp.error.{why}")
-        expected = [] if why == "timeout" else ["authentication failed by an error"]
+        expected = [] if why == "timeout" else ["authentication failed with an unexpected error"]
         assert complaints() == expected
 
     async def test_wsrpc(self, serve: Serve) -> None:
@@ -520,7 +520,8 @@ class TestStateHandlers:
         async def handle(db: str) -> AsyncIterator[None]:
             yield
 
-        with pytest.raises(TypeError, match=r"takes 'db', which nobody gives: give it by"):
+        expected = r"has a required parameter 'db' without a source: inject it by"
+        with pytest.raises(TypeError, match=expected):
             await web.AppRunner(Server(calls).app).setup()
 
     async def test_unfit_argument(self) -> None:

@@ -125,7 +125,7 @@ class TestCommand:
         """A module alone, or an application alone, is told to be one of two."""
         with pytest.raises(SystemExit):
             main(["schema", name])
-        assert "write module:application, as shop:calls" in capsys.readouterr().err
+        assert "expected module:application, such as shop:calls" in capsys.readouterr().err
 
     def test_as_module(self, tmp_path: pathlib.Path) -> None:
         """It runs as a module, in the directory of the application."""

@@ -160,7 +160,7 @@ class TestSubscribing:
         done.set()
         await until(lambda: seen == ["first", "second"])
         assert (await server.calls.publish("t")).sockets == 0
-        assert complaints() == ["what ends a session took too long, and was cancelled"]
+        assert complaints() == ["a session cleanup step timed out and was cancelled"]
 
     @pytest.mark.parametrize(
         ("limits", "last"), [({"waiting": 2}, 4), ({"waiting_bytes": 2000}, 3)]
