@@ -153,8 +153,8 @@ class Authentication:
             salted = ("salt", "iterations", "keylen")
             extra |= {name: getattr(secret, name) for name in salted}
         signature = await challenge("wampcra", extra)
-        fits = await asyncio.to_thread(_is_signed, secret, text, signature)
-        if found is None or not fits:
+        signed = await asyncio.to_thread(_is_signed, secret, text, signature)
+        if found is None or not signed:
             return None
         session.auth_method = "wampcra"
         session.auth_role, session.auth_provider = secret.role, secret.provider

@@ -25,10 +25,10 @@ from .topics import Topics
 
 __all__ = ["Host", "Scope"]
 
-_GONE: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
+_DISCONNECTS: Final = (SessionGone, WebSocketDisconnect, ConnectionError, asyncio.CancelledError)
 _MAX_LOGGED_NAME: Final = 200  # characters of a name that are logged
 _MASKED: Final = "Method masked"
-_UNREGISTERED: Final = "the client that is asked has not registered what it is asked"
+_NOT_REGISTERED: Final = "the client that is asked has not registered what it is asked"
 _NO_CALL: Final = Call(0, "", (), {}, 0)
 _NO_PARTS: Final[Mapping[str, str]] = {}
 
@@ -137,8 +137,8 @@ class Scope:
             if kind in self.realm.errors:
                 return RPCError(self.realm.errors[kind])
         if isinstance(failure, NotRegistered):  # not logged: any client can cause it at will
-            return RPCError(errors.NO_SUCH_PROCEDURE, _UNREGISTERED)
-        if not (gone and _is_gone(failure)):
+            return RPCError(errors.NO_SUCH_PROCEDURE, _NOT_REGISTERED)
+        if not (gone and _is_disconnect(failure)):
             log.error("a call failed: %s", loggable_name(what), exc_info=failure)
         return RPCError(errors.RUNTIME_ERROR)
 
@@ -234,7 +234,7 @@ def loggable_name(name: str) -> str:
     return short if short.isprintable() else ascii(short)
 
 
-def _is_gone(failure: BaseException) -> bool:
+def _is_disconnect(failure: BaseException) -> bool:
     if isinstance(failure, BaseExceptionGroup):
-        return all(_is_gone(one) for one in failure.exceptions)
-    return isinstance(failure, _GONE)
+        return all(_is_disconnect(one) for one in failure.exceptions)
+    return isinstance(failure, _DISCONNECTS)

@@ -115,19 +115,19 @@ class Routes:
         """
         _expect_name(name, 'route_class("name")')
 
-        def add(made: C) -> C:
-            owner = RouteClass(self.prefix + name, made)
-            methods = inspect.getmembers(made, lambda member: hasattr(member, "rpc_exposed"))
+        def add(cls: C) -> C:
+            owner = RouteClass(self.prefix + name, cls)
+            methods = inspect.getmembers(cls, lambda member: hasattr(member, "rpc_exposed"))
             if not methods:
-                raise TypeError(f"{made.__qualname__} exposes no methods: mark them by @expose")
+                raise TypeError(f"{cls.__qualname__} exposes no methods: mark them by @expose")
             self._add(owner)
             for own, method in methods:
-                if isinstance(inspect.getattr_static(made, own), staticmethod | classmethod):
+                if isinstance(inspect.getattr_static(cls, own), staticmethod | classmethod):
                     msg = f"{method.__qualname__}() can't be exposed: it is not an instance method"
                     raise TypeError(msg)
                 full = owner.name if own == "init" else f"{owner.name}.{own}"
                 self._add(Procedure(full, method, timeout=self.timeout, owner=owner))
-            return made
+            return cls
 
         return add
 

@@ -38,20 +38,20 @@ def schema_of(realms: Mapping[str, Realm], default_args: Mapping[str, Any]) -> d
         TypeError: If a type has no schema; the message names the function and the remedy.
     """
     types: list[Any] = []
-    places: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def schema(kind: Any) -> dict[str, Any]:
-        types.append(_readable(kind))
-        places.append({})
-        return places[-1]
+        types.append(_describable(kind))
+        results.append({})
+        return results[-1]
 
     described = {
         uri: _realm(realm, {**default_args, **realm.default_args}, schema)
         for uri, realm in realms.items()
     }
     schemas, definitions = msgspec.json.schema_components(types, ref_template=_REFERENCE)
-    for place, found in zip(places, schemas, strict=True):
-        place.update(found)
+    for result, found in zip(results, schemas, strict=True):
+        result.update(found)
     return {"realms": described, "$defs": definitions}
 
 
@@ -104,7 +104,7 @@ def _part_of(annotation: Any) -> Any:
     return Any
 
 
-def _readable(kind: Any) -> Any:
+def _describable(kind: Any) -> Any:
     """
     Return *kind*; ``Any`` for a missing annotation, and for a type without a schema (RPCResult).
     """

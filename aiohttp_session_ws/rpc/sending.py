@@ -26,7 +26,7 @@ __all__ = ["Sender"]
 _MAX_DIRECT: Final = 32_768  # bytes that an empty transport takes without a wait
 _MAX_BATCHED: Final = 1024  # bytes; a larger answer is not batched
 _BATCH_LENGTH: Final = 64  # answers after which a batch is written at once
-_POLL: Final = 0.05  # seconds between two checks of a transport, which has no event for us
+_POLL_INTERVAL: Final = 0.05  # seconds between checks of a transport, which has no event for us
 
 
 @dataclass(slots=True, eq=False)
@@ -172,7 +172,7 @@ class Sender:
         as it is when the peer reads nothing for ``CallLimits.patience``.
         """
         while self.is_full and not self.is_closed:
-            await asyncio.wait({self._ensure_task()}, timeout=_POLL)
+            await asyncio.wait({self._ensure_task()}, timeout=_POLL_INTERVAL)
 
     def close(self, close: Close) -> None:
         """
@@ -196,13 +196,13 @@ class Sender:
 
     async def _send_queued(self) -> None:
         # Delayed, because the first frame has not reached the transport yet.
-        self._progress_timer = self._loop.call_later(_POLL, self._schedule_check)
+        self._progress_timer = self._loop.call_later(_POLL_INTERVAL, self._schedule_check)
         try:
             while (self._queue or self.is_full) and not self.is_closed:
                 if self._queue:
                     await self._send_first(*self._queue[0])
                 else:
-                    await asyncio.sleep(_POLL)
+                    await asyncio.sleep(_POLL_INTERVAL)
         except WebSocketDisconnect:
             pass
         finally:

@@ -209,7 +209,7 @@ class SequentialRequests:
 
     async def _begin_subscription(self, name: str) -> Subscription:
         """
-        Add a subscription, whose events are held for now, and run the first half of its topic.
+        Add a subscription, whose events are buffered for now, and run the first half of its topic.
         """
         session, limits = self.session, self.sender.limits
         names = [one.topic for one in self._subscriptions.values()]

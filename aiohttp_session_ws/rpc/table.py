@@ -91,10 +91,10 @@ class RouteClass:
         closes: Whether it has an ``aclose()``.
     """
 
-    def __init__(self, name: str, made: type) -> None:
+    def __init__(self, name: str, cls: type) -> None:
         self.name = name
-        self.signature = Signature(made)
-        self.closes = hasattr(made, "aclose")
+        self.signature = Signature(cls)
+        self.closes = hasattr(cls, "aclose")
 
 
 def state_handler_signature(handler: Callable[..., Any]) -> Signature:

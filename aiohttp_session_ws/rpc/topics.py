@@ -121,7 +121,7 @@ class Topics:
 
 def buffer_event(buffered: list[bytes], data: bytes) -> bool:
     """
-    Hold an event until SUBSCRIBED has been sent; return whether there was room for it.
+    Buffer an event until SUBSCRIBED has been sent; return whether there was room for it.
     """
     if len(buffered) >= _MAX_BUFFERED or sum(map(len, buffered)) >= _MAX_BUFFERED_BYTES:
         return False

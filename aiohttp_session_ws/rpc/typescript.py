@@ -26,7 +26,7 @@ _FILE: Final = Path(__file__).parent.parent / "static" / "session-ws.d.ts"
 #: The part that is the same for all applications; what follows it is generated.
 _BASE: Final = "".join(_FILE.read_text().partition(_MARK)[:2])
 #: The names that this part uses or declares, which are not available for definitions.
-_TAKEN: Final = frozenset({
+_UNAVAILABLE: Final = frozenset({
     "AbortSignal", "Array", "ArrayBufferLike", "ArrayBufferView", "AsyncGenerator", "Blob",
     "Called", "Error", "EventTarget", "Exclude", "Name", "Omit", "Procedures", "Promise", "Record",
     "Topic", "URL", "Uint8Array",
@@ -166,7 +166,7 @@ def _identifier(name: str) -> str:
     """
     Return the identifier for a definition; one whose name is taken gets an underscore.
     """
-    own = f"{name}_" if name in _TAKEN else name
+    own = f"{name}_" if name in _UNAVAILABLE else name
     return re.sub(r"\W", "_", own)
 
 

@@ -48,7 +48,7 @@ class WampConversation(Conversation):
     """
 
     __slots__ = (
-        "_closing", "_codec", "_messages", "_refusal", "_sequential", "_welcomed",
+        "_codec", "_goodbye_sent", "_messages", "_refusal", "_sequential", "_welcomed",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +56,7 @@ class WampConversation(Conversation):
     ) -> None:
         super().__init__(host, registry, ws, binary=codec.binary)
         self._codec = codec
-        self._closing = False  # whether we have sent ABORT or GOODBYE
+        self._goodbye_sent = False  # whether we have sent ABORT or GOODBYE
         self._welcomed = False  # whether WELCOME has been sent
         self._refusal: RPCError | None = None  # set by a close before WELCOME
         self._messages: Iterator[tuple[wamp.Message, int]] = iter(())  # rest of a batch
@@ -147,18 +147,18 @@ class WampConversation(Conversation):
             try:
                 message, size = await self._next_message()
             except ProtocolViolation:
-                if self._closing:  # only GOODBYE and ABORT count now
+                if self._goodbye_sent:  # only GOODBYE and ABORT count now
                     continue
                 raise
             match message:
                 case wamp.Goodbye():
-                    return not self._closing
+                    return not self._goodbye_sent
                 case wamp.Abort():
                     return False
-                case _ if self._closing:
+                case _ if self._goodbye_sent:
                     continue
                 case wamp.Call():
-                    call, timeout = self._call(message, size), message.options.timeout
+                    call, timeout = self._new_call(message, size), message.options.timeout
                     await self._calls.submit(call, timeout and timeout / 1000)
                 case wamp.Subscribe() | wamp.Unsubscribe() | wamp.Register() | wamp.Unregister():
                     self._expect_new(message.request)
@@ -176,7 +176,7 @@ class WampConversation(Conversation):
             if self._sender.queued:
                 await self._sender.drain()
 
-    def _call(self, message: wamp.Call, size: int) -> Call:
+    def _new_call(self, message: wamp.Call, size: int) -> Call:
         request, progress = message.request, message.options.receive_progress is True
         self._expect_new(request)
         return Call(request, message.procedure, message.args, message.kwargs, size, progress)
@@ -230,7 +230,7 @@ class WampConversation(Conversation):
         )
 
     def _interrupt(self, request: int) -> None:
-        if not self._closing:
+        if not self._goodbye_sent:
             self._post(wamp.interrupt(request))
 
     async def send_event(
@@ -254,12 +254,12 @@ class WampConversation(Conversation):
         """
         Send GOODBYE; close the socket if the client's isn't received within ``Timeouts.close``.
         """
-        if self._session is None or self._closing:
+        if self._session is None or self._goodbye_sent:
             return
         if not self._welcomed:
             self._refusal = RPCError(uri, message)
             return
-        self._closing = True
+        self._goodbye_sent = True
         self._interrupt_all(self._session)
         loop = asyncio.get_running_loop()
         timeouts = registry_access.timeouts(self._registry)
@@ -273,9 +273,9 @@ class WampConversation(Conversation):
 
     def _last_words(self, close: Close) -> str | bytes | None:
         joined = self._session is not None and self._welcomed
-        if not joined or self._closing or close.code in _WITHOUT_GOODBYE:
+        if not joined or self._goodbye_sent or close.code in _WITHOUT_GOODBYE:
             return None
-        self._closing = True
+        self._goodbye_sent = True
         uri = errors.SYSTEM_SHUTDOWN if close.code == 1001 else errors.KILLED
         data = self._codec.encode(wamp.goodbye(uri, close.reason))
         return data if self._codec.binary else data.decode()
@@ -284,7 +284,7 @@ class WampConversation(Conversation):
         """
         Send ABORT with a reason, and close the socket.
         """
-        self._closing = True
+        self._goodbye_sent = True
         with contextlib.suppress(SessionGone):
             await self._send(wamp.abort(reason, message))
         await self._ws.close(close)
