@@ -15,7 +15,7 @@ from tests.support.redis_servers import RedisServer
 
 
 class Sites(Protocol):
-    """Start two sites that share a Redis; options are those of both registries."""
+    """Start two sites that share a Redis; the options apply to both registries."""
 
     def __call__(
         self,
@@ -29,7 +29,7 @@ class Sites(Protocol):
 
 @pytest.fixture
 async def sites(redis_server: RedisServer) -> AsyncIterator[Sites]:
-    """Sites on two nodes that know each other, and stop when the test is done."""
+    """Start two nodes that know each other, and stop them after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(

@@ -1,5 +1,5 @@
 """
-One log-out on two nodes, with one of each kind of endpoint: none survives.
+One log-out on two nodes, with one endpoint of each kind: no socket survives.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class View(WebSocketView):
     """A class-based view."""
 
     async def on_open(self) -> None:
-        """Say hello."""
+        """Send a greeting."""
         await self.send_json({"user": self.ws.identity, "id": self.ws.session_ws_id})
 
 
 class Thing:
-    """What was registered by hand."""
+    """An object registered by hand."""
 
     code: int | None = None
 
     async def close(self, *, code: int, message: bytes) -> None:
-        """Note the code."""
+        """Record the code."""
         self.code = code
 
 
 class Everything:
-    """One of each kind of endpoint on a node, of one session."""
+    """One endpoint of each kind on a node, all of one session."""
 
     def __init__(self, site: Site, feed: Feed) -> None:
         self.site = site
@@ -51,7 +51,7 @@ class Everything:
         self.thing = Thing()
 
     async def open(self, browser: Browser) -> None:
-        """Open all."""
+        """Open all endpoints."""
         paths = ("/ws", "/view", "/gql", "/deaf")
         self.sockets = [await browser.open(path) for path in paths]
         self.stream = await listen(browser)
@@ -62,14 +62,14 @@ class Everything:
         self.sockets.append(await say(visitor, "ann"))
 
     async def codes(self) -> list[int | None]:
-        """Wait until all are closed; return with what."""
+        """Wait until all are closed; return their close codes."""
         codes: list[int | None] = [await socket.code() for socket in self.sockets]
         assert await ended(self.stream)
         await until(lambda: self.thing.code)
         return [*codes, await expect_close(self.graphql), self.thing.code]
 
     async def gone(self) -> None:
-        """Wait until nothing is left."""
+        """Wait until the registry holds none of them."""
         await self.feed.gone(self.site.registry)
         held = inspect(self.site.registry).connections
         assert not (held.identities.size + held.opening.size + held.labels.size)
@@ -77,7 +77,7 @@ class Everything:
 
 @pytest.mark.parametrize("how", ["/everywhere", "end_identity"])
 async def test_one_of_each(sites: Sites, how: str) -> None:
-    """All of both nodes are gone within the bounds; stale cookies are refused everywhere."""
+    """All endpoints on both nodes close in bounded time; stale cookies are refused everywhere."""
     foreign, feeds = Foreign(), [Feed(), Feed()]
     views: dict[str, Any] = {"/view": View, **foreign.views(), **Tickets().views}
     views["/graphql"] = SessionGraphQLView(SCHEMA)

@@ -1,5 +1,5 @@
 """
-A Redis that evicts keys, which it is told not to do.
+A Redis that evicts keys, although it should be configured not to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILLER = 200  # keys that aren't ours, of 10 kB
 
 
 async def evict(redis: RedisServer, *keys: str) -> None:
-    """Have Redis evict a key at least, and lose some that it could as well have evicted."""
+    """Have Redis evict at least one key, and delete *keys* as if it had evicted them."""
 
     async def evicted() -> int:
         for number in range(FILLER):
@@ -51,7 +51,7 @@ async def evict(redis: RedisServer, *keys: str) -> None:
 
 class TestEviction:
     async def test_written_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """What a living node knows is written again, and counts for one that starts then."""
+        """Evicted records are written again by a living node, so that a later one knows them."""
         node = await start_node(redis_server.url, "a")
         session, everywhere = await log_in(node), await log_in(node, "bob")
         await visit(node, "/out/end_session_ws", session)
@@ -73,7 +73,7 @@ class TestEviction:
     async def test_again_and_again(
         self, redis_server: RedisServer, nodes: Nodes, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is seen to with rests, however often keys are evicted, and logged once."""
+        """Evicted keys are written again each time; the log has one line a minute per node."""
         a, _ = nodes
         await registry_of(a).end_session("x", wait=PATIENCE)
         for _ in range(3):
@@ -87,7 +87,7 @@ class TestEviction:
             assert 1 <= len(lines) <= len(nodes) * minutes
 
     async def test_numbers(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A node that can't find by number what it has missed looks up its sockets."""
+        """A node looks up its sockets if the numbers of the orders it missed were evicted."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -102,7 +102,7 @@ class TestEviction:
                 assert await expect_close(ws) == 4401
 
     async def test_members(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """No report is complete without a node that is not listed any more."""
+        """A report is incomplete without an answer of a node whose entry in Redis was evicted."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")

@@ -26,7 +26,7 @@ async def start(sites: Sites) -> tuple[Site, Site]:
 
 class TestEnd:
     async def test_everywhere(self, sites: Sites) -> None:
-        """Sockets of both nodes close, and no copy of the cookie is good for anything."""
+        """An end by label closes sockets on both nodes; all copies of the cookie are refused."""
         a, b = await start(sites)
         phone = await on_device(a, "phone")
         here, there = await phone.open(), await (await b.browser(phone.cookie)).open()
@@ -38,7 +38,7 @@ class TestEnd:
         assert await a.presented(stale) == await b.presented(stale) == (None, DEAD)
 
     async def test_a_session_without_a_socket(self, sites: Sites) -> None:
-        """Nor is that of a session that no node holds a socket of."""
+        """An end by label also ends a session that has no socket on any node."""
         a, b = await start(sites)
         stale = (await on_device(a, "phone")).cookie
         assert await b.seen(stale) == "ann"
@@ -47,7 +47,7 @@ class TestEnd:
         assert await b.presented(stale) == (None, DEAD)
 
     async def test_a_label_that_came_later(self, sites: Sites) -> None:
-        """A node that knew the session without the label asks again."""
+        """A node that knew the session without the label checks it again."""
         a, b = await start(sites)
         browser = await a.logged_in()
         assert await b.knock(browser.cookie) == "ann"
@@ -60,7 +60,7 @@ class TestEnd:
         assert await b.seen(browser.cookie) is None
 
     async def test_a_label_that_came_while_open(self, sites: Sites) -> None:
-        """A socket on the other node reconnects, and is found by the label then."""
+        """A socket whose session gets a label reconnects, and is then found by the label."""
         a, b = await start(sites)
         browser = await a.logged_in()
         there = await (await b.browser(browser.cookie)).open()
@@ -75,7 +75,7 @@ class TestEnd:
     async def test_a_label_that_is_left_behind(
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Other labels don't save a session whose node hasn't heard of the end of its own."""
+        """A change of label doesn't save a session from a missed end of its former label."""
         monkeypatch.setattr(Inbound, "hear", lambda *_: None)
         a, b = await start(sites)
         phone = await on_device(b, "phone")
@@ -88,7 +88,7 @@ class TestEnd:
     async def test_a_log_out_elsewhere(
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A session that has ended by a label, unheard, ends nobody, and doesn't begin anew."""
+        """A session whose end by label its node missed can't end others, and stays ended."""
         monkeypatch.setattr(Inbound, "hear", lambda *_: None)
         a, b = await sites(VIEWS, labels=labels_of)
         phone = await on_device(b, "phone")
@@ -102,7 +102,7 @@ class TestEnd:
 
 class TestOthers:
     async def test_close_push_and_look(self, sites: Sites) -> None:
-        """What isn't an end reaches both nodes as well."""
+        """Pushes, queries and close orders by label reach both nodes."""
         a, b = await start(sites)
         phone = await on_device(a, "phone")
         there = await (await b.browser(phone.cookie)).open()
@@ -119,7 +119,7 @@ class TestOthers:
     async def test_a_node_without_labels(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """It can't tell, so nothing is complete; it can for identities."""
+        """A node without ``labels`` makes results by label incomplete, but not by identity."""
         a = await start_node(redis_server.url, "a", labels=labels_of)
         b = await start_node(redis_server.url, "b")
         await acquaint(a, b)
@@ -132,7 +132,7 @@ class TestOthers:
         assert (await registry.end_identity("ann", wait=PATIENCE)).complete
 
     async def test_a_script(self, sites: Sites, redis_server: RedisServer) -> None:
-        """A script without ``labels`` ends them."""
+        """A script without ``labels`` can end sessions by label."""
         a, b = await start(sites)
         phone = await on_device(a, "phone")
         there = await (await b.browser(phone.cookie)).open()

@@ -1,5 +1,5 @@
 """
-Limits over all nodes.
+Connection limits over all nodes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Start: TypeAlias = Callable[..., Awaitable[list[Client]]]
 
 @pytest.fixture
 def start(aiohttp_client: AiohttpClient, redis_server: RedisServer) -> Start:
-    """Start nodes with limits over all of them."""
+    """Start nodes with connection limits over all of them."""
 
     async def begin(number: int = 2, *, on_limit: OnLimit, **options: Any) -> list[Client]:
         names = ("per_session", "per_identity")
@@ -73,7 +73,7 @@ def start(aiohttp_client: AiohttpClient, redis_server: RedisServer) -> Start:
 
 
 async def renew_and_keep(request: web.Request) -> web.Response:
-    """Give the session another id, and keep its sockets."""
+    """Renew the session, and keep its sockets."""
     response = web.Response()
     await renew_session_ws(request, response, sockets="keep")
     return response
@@ -88,7 +88,7 @@ async def opened(client: Client, cookie: str) -> ClientWebSocketResponse:
 
 
 async def answer_of(ws: ClientWebSocketResponse) -> str | int:
-    """Return what the server echoes, or with which code it closes."""
+    """Return what the server echoes, or the code it closes with."""
     with contextlib.suppress(ClientConnectionResetError):
         await ws.send_str("still there?")
     found: str | int = (await ws.receive(timeout=PATIENCE)).data
@@ -96,23 +96,23 @@ async def answer_of(ws: ClientWebSocketResponse) -> str | int:
 
 
 async def lives(ws: ClientWebSocketResponse) -> bool:
-    """Tell whether the server answers."""
+    """Return whether the server answers."""
     return await answer_of(ws) == "still there?"
 
 
 def sockets_of(*clients: Client) -> int:
-    """Return how many sockets the nodes serve in all."""
+    """Return the total number of sockets that the nodes serve."""
     return sum(len(connections(registry_of(client))) for client in clients)
 
 
 async def places_in(redis: RedisServer, kind: str = "*") -> int:
-    """Return how many places Redis knows."""
+    """Return the number of places in Redis."""
     keys = await redis.cli("KEYS", f"{{aiohttp_session_ws}}:places:{kind}:*")
     return sum([await redis.cli("ZCARD", key) for key in keys])
 
 
 async def settled(redis: RedisServer, number: int, kind: str = "*") -> None:
-    """Wait until Redis knows of so many places."""
+    """Wait until Redis has this number of places."""
 
     async def known() -> bool:
         return await places_in(redis, kind) == number
@@ -121,7 +121,7 @@ async def settled(redis: RedisServer, number: int, kind: str = "*") -> None:
 
 
 async def has_place(redis: RedisServer, node: str) -> bool:
-    """Tell whether Redis knows of a place of a node."""
+    """Return whether Redis has a place of a node."""
     keys = await redis.cli("KEYS", "{aiohttp_session_ws}:places:*")
     places = [place for key in keys for place in await redis.cli("ZRANGE", key, 0, -1)]
     return any(place.startswith(node) for place in places)
@@ -129,7 +129,7 @@ async def has_place(redis: RedisServer, node: str) -> bool:
 
 class TestEvict:
     async def test_oldest_anywhere(self, start: Start) -> None:
-        """The oldest of a user makes room, on whichever node it is; another user is let be."""
+        """An identity's oldest socket on any node is evicted; those of others are not affected."""
         a, b, c = await start(3, on_limit="evict_oldest", per_identity=3)
         ann, bob = await log_in(a), await log_in(a, "bob")
         theirs = [await opened(client, bob) for client in (a, b, c)]
@@ -144,7 +144,7 @@ class TestEvict:
         assert sockets_of(a, b, c) == 6
 
     async def test_session(self, start: Start) -> None:
-        """A limit of a session counts its sockets on all nodes; other sessions have their own."""
+        """A limit per session counts its sockets on all nodes, separately for each session."""
         a, b = await start(on_limit="evict_oldest", per_session=1)
         one, two = await log_in(a), await log_in(a)
         first, other = await opened(a, one), await opened(a, two)
@@ -155,7 +155,7 @@ class TestEvict:
         assert await lives(other)
 
     async def test_mute(self, start: Start) -> None:
-        """One that doesn't answer is cut first, though it is elsewhere."""
+        """An evicted socket that doesn't answer is cut before the new one opens elsewhere."""
         a, b = await start(on_limit="evict_oldest", per_identity=1)
         cookie = await log_in(a)
         peer = await RawPeer.open(a.make_url("/ws"), cookie)
@@ -173,7 +173,7 @@ class TestEvict:
         peer.close()
 
     async def test_refiled(self, start: Start, redis_server: RedisServer) -> None:
-        """A socket that goes on under another id has its place there."""
+        """A socket that is kept through a renewal takes its place under the new id."""
         a, b = await start(on_limit="evict_oldest", per_session=1)
         cookie = await log_in(a)
         first = await opened(a, cookie)
@@ -187,7 +187,7 @@ class TestEvict:
         assert await lives(second)
 
     async def test_proven(self, start: Start, redis_server: RedisServer) -> None:
-        """One whose client has proven an identity counts for that."""
+        """A socket whose client has proven an identity counts for that identity."""
         a, b = await start(on_limit="evict_oldest", per_identity=1)
         ws = await opened(a, await log_in(a, "eve"))
         (connection,) = connections(registry_of(a))
@@ -199,7 +199,7 @@ class TestEvict:
         assert await expect_close(ws) == 4429
 
     async def test_by_hand(self, start: Start, redis_server: RedisServer) -> None:
-        """So does what was registered by hand, on another node too."""
+        """An object registered by hand counts, and can be evicted by another node."""
         codes: list[int] = []
 
         class Thing:
@@ -217,7 +217,7 @@ class TestEvict:
 
 class TestRefuse:
     async def test_elsewhere(self, start: Start, redis_server: RedisServer) -> None:
-        """The new one is told; a place that was left on another node is free again."""
+        """A handshake over the limit gets 4429; a socket that closes elsewhere frees a place."""
         a, b = await start(on_limit="refuse", per_identity=2)
         cookie = await log_in(a)
         first, second = await opened(a, cookie), await opened(b, cookie)
@@ -230,7 +230,7 @@ class TestRefuse:
         assert await lives(second)
 
     async def test_failed_handshake(self, start: Start, redis_server: RedisServer) -> None:
-        """One that comes to nothing after it took its place gives it back."""
+        """A handshake that fails after it took its place gives the place back."""
         a, b = await start(on_limit="refuse", per_identity=1)
         cookie = await log_in(a)
 
@@ -246,7 +246,7 @@ class TestRefuse:
         assert await lives(await opened(b, cookie))
 
     async def test_stopped(self, start: Start) -> None:
-        """A node that stops takes its sockets along."""
+        """A node that stops frees the places of its sockets."""
         a, b = await start(on_limit="refuse", per_identity=1)
         cookie = await log_in(a)
         _ = await opened(a, cookie)
@@ -261,7 +261,7 @@ class TestBurst:
     async def test_both_nodes(
         self, start: Start, redis_server: RedisServer, on_limit: OnLimit
     ) -> None:
-        """Of many handshakes at once on three nodes as many get in as may, never more."""
+        """Concurrent handshakes on three nodes fill the limit, and never exceed it."""
         gate = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -300,7 +300,7 @@ class TestTrouble:
     async def test_redis_away(
         self, start: Start, redis_server: RedisServer, on_limit: OnLimit
     ) -> None:
-        """While Redis is away each node counts its own; then what is too much is closed."""
+        """Without Redis each node counts its own sockets; the excess is closed afterwards."""
         a, b = await start(on_limit=on_limit, per_identity=2, on_outage="accept")
         cookie = await log_in(a)
         one = await opened(a, cookie)
@@ -318,13 +318,13 @@ class TestTrouble:
             assert await expect_close(one) == 4429
         else:
             assert await lives(one)
-        # Of the others any: they opened within less than the clocks of two nodes can tell.
+        # Any of the others: they opened closer together than the nodes' clocks are exact.
         told = [await answer_of(ws) for ws in others]
         gone = 1 if on_limit == "evict_oldest" else 2
         assert sorted(told, key=str) == [4429] * gone + ["still there?"] * (3 - gone)
 
     async def test_lost_data(self, start: Start, redis_server: RedisServer) -> None:
-        """When Redis has lost its data, all places are reported once more."""
+        """All places are reported again after Redis has lost its data."""
         a, b = await start(on_limit="refuse", per_identity=2)
         cookie = await log_in(a)
         _ = await opened(a, cookie), await opened(b, cookie)
@@ -342,7 +342,7 @@ class TestTrouble:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """A Redis that takes no writes is told again and again; until then each node counts."""
+        """Places that Redis refuses are reported again; until then each node counts its own."""
         monkeypatch.setattr(places, "RETRY", 0.05)
         a, b = await start(on_limit="evict_oldest", per_identity=1)
         cookie = await log_in(a)
@@ -357,7 +357,7 @@ class TestTrouble:
     async def test_stopped_meanwhile(
         self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A node that has stopped tries no longer to tell a Redis that is away."""
+        """A stopped node does not retry its reports to a Redis that is away."""
         monkeypatch.setattr(places, "RETRY", 0.01)
         (a,) = await start(1, on_limit="refuse", per_identity=1)
         _ = await opened(a, await log_in(a))
@@ -374,7 +374,7 @@ class TestTrouble:
             await asyncio.wait_for(told.wait(), 10 * places.RETRY)
 
     async def test_missed(self, start: Start, redis_server: RedisServer) -> None:
-        """A node that couldn't hear whom it has to close finds it when it hears again."""
+        """A node that missed a request to evict finds its socket when it subscribes again."""
         a, b = await start(on_limit="evict_oldest", per_identity=1)
         cookie = await log_in(a)
         first = await opened(a, cookie)
@@ -398,10 +398,10 @@ class TestTrouble:
         self, start: Start, aiohttp_client: AiohttpClient, redis_server: RedisServer, how: str
     ) -> None:
         """
-        Who has to make room counts until it has gone, though a node didn't hear who that is.
+        A socket counts until it is gone, even if its node missed the request to evict it.
 
-        Redis has taken the handshake, and the connection breaks before it says so; or the client
-        has hung up by then.
+        Redis has admitted the handshake, and the connection breaks before the reply arrives, or
+        the client has hung up by then.
         """
         gate = Turnstile()
 
@@ -444,7 +444,7 @@ class TestReports:
     async def test_now_and_then(
         self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What somebody has deleted is there again with the next report of all."""
+        """Places that were deleted in Redis are restored by the next full report."""
         monkeypatch.setattr(places, "REPORT", 0.05)
         (a,) = await start(1, on_limit="refuse", per_session=1, per_identity=2)
         _ = await opened(a, await log_in(a))
@@ -457,7 +457,7 @@ class TestReports:
     async def test_long_silence(
         self, start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A node that stood still for so long that it counted as dead tells all once more."""
+        """A node that was silent for long enough to count as dead reports all places again."""
         (a,) = await start(1, on_limit="refuse", per_identity=1)
         _ = await opened(a, await log_in(a))
         await settled(redis_server, 1)
@@ -470,16 +470,16 @@ class TestReports:
 
 
 class TestCrash:
-    """A node that is killed, with its sockets."""
+    """A node that is killed while it has sockets."""
 
     async def forget(self, redis: RedisServer, name: str) -> None:
-        """Let the time pass after which a node counts as dead."""
+        """Make the last heartbeat of a node so old that the node counts as dead."""
         nodes = "{aiohttp_session_ws}:nodes"
         (dead,) = [n for n in await redis.cli("ZRANGE", nodes, 0, -1) if n.startswith(name + "/")]
         await redis.cli("ZADD", nodes, "1", dead)
 
     async def test_refuse(self, start: Start, redis_server: RedisServer) -> None:
-        """Its places are uncertain at first, which is a 503 and no 4429, and then free."""
+        """Places of a killed node cause a 503 at first, and are free when it counts as dead."""
         (a,) = await start(1, on_limit="refuse", per_identity=1)
         cookie = await log_in(a)
         options = ("--storage", "simple", "--per-identity", "1", "--on-limit", "refuse")
@@ -501,7 +501,7 @@ class TestCrash:
         assert await places_in(redis_server) == 1
 
     async def test_evict(self, start: Start, redis_server: RedisServer) -> None:
-        """Who has to make room there isn't waited for without end."""
+        """A killed node whose socket is to be evicted does not block new handshakes for ever."""
         (a,) = await start(1, on_limit="evict_oldest", per_identity=1)
         cookie = await log_in(a)
         options = ("--storage", "simple", "--per-identity", "1")
@@ -521,7 +521,7 @@ class TestCrash:
 
 class TestScope:
     async def test_process(self, start: Start, redis_server: RedisServer) -> None:
-        """Without it each process counts its own, and Redis is told nothing."""
+        """Without a limit no place is recorded in Redis, even with the scope "cluster"."""
         a, b = await start(on_limit="refuse")
         for client in (a, b):
             assert client.app is not None

@@ -1,5 +1,5 @@
 """
-What operators are told of all nodes.
+What operators can see and do over all nodes: statistics, orders, rechecks, handles.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.support.redis_servers import RedisServer
 
 
 def orders_at(*clients: Client) -> list[OrderDetails]:
-    """Note what the receivers of some nodes are given."""
+    """Record what the ``on_order`` receivers of some nodes are given."""
     told: list[OrderDetails] = []
     for client in clients:
 
@@ -45,7 +45,7 @@ def orders_at(*clients: Client) -> list[OrderDetails]:
 
 class TestNames:
     async def test_same(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Two nodes that people call the same are two nodes, and hear each other."""
+        """Two nodes of the same name are separate members, and receive each other's orders."""
         nodes = a, b = [await start_node(redis_server.url, "web") for _ in range(2)]
         await acquaint(a, b)
         cookie = await log_in(a)
@@ -62,7 +62,7 @@ class TestNames:
 
 class TestStats:
     async def test_of_all(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each node tells what it has counted."""
+        """The statistics of a cluster contain the counts of each node."""
         monkeypatch.setattr(operations, "WAIT", PATIENCE)
         a, b = nodes
         cookie = await log_in(a)
@@ -82,7 +82,7 @@ class TestStats:
         assert [stats.orders_heard for stats in after] == [0, 2]
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A script isn't one of them."""
+        """A script is not one of the nodes in the statistics."""
         async with script(redis_server.url) as job:
             stats = await job.cluster_stats()
 
@@ -90,7 +90,7 @@ class TestStats:
         assert stats.complete
 
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Without an answer of each it isn't complete."""
+        """Statistics are incomplete without an answer of every node."""
         a, _ = nodes
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
@@ -103,7 +103,7 @@ class TestStats:
         assert not stats.complete
 
     async def test_outage(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """An outage is counted, with what waits for its end."""
+        """An outage and its duration are counted, and the orders that wait for its end."""
         a = await start_node(redis_server.url, "a")
         before = registry_of(a).stats()
         redis_server.kill()
@@ -122,7 +122,7 @@ class TestStats:
         assert registry_of(a).stats().outage_seconds == after.outage_seconds
 
     async def test_reconciled(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """What a node was deaf for and found later is counted, and told."""
+        """Orders that a node missed and found later are counted, and passed to ``on_order``."""
         a, b = nodes
         told = orders_at(b)
         await redis_server.kill_pubsub()
@@ -138,7 +138,7 @@ class TestStats:
         assert all(details.subject == "ann" for details in told)
 
     def test_outages(self) -> None:
-        """The times of several add up, and one that goes on counts up to now."""
+        """The durations of outages add up, and a current one counts up to now."""
         now = [100.0]
         outages = Outages(lambda: now[0])
         outages.begin()
@@ -157,7 +157,7 @@ class TestStats:
 
 class TestOrders:
     async def test_everywhere(self, nodes: Nodes) -> None:
-        """Every node is told of an order, by whom it was given, and what it does there."""
+        """Every node's ``on_order`` is told who gave an order, where, and its effect there."""
         a, b = nodes
         cookie = await log_in(b)
         async with socket(b, cookie) as ws:
@@ -173,7 +173,7 @@ class TestOrders:
         ]
 
     async def test_log_out_elsewhere(self, nodes: Nodes) -> None:
-        """What a request orders is told once per node."""
+        """An order of a request is passed to ``on_order`` once per node."""
         a, b = nodes
         cookie = await log_in(a)
         await acquaint(a, b)
@@ -189,7 +189,7 @@ class TestOrders:
 
 class TestOneConnection:
     async def test_elsewhere(self, nodes: Nodes) -> None:
-        """A socket is closed by its id from another node; nobody else is waited for."""
+        """A socket is closed by its id from another node, and the session's others stay open."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws, socket(a, cookie) as other:
@@ -203,13 +203,13 @@ class TestOneConnection:
         assert infos["a"].user_agent.startswith("Python/")
 
     async def test_gone(self, nodes: Nodes) -> None:
-        """All nodes say that they don't have one that is gone."""
+        """All nodes answer an order for a connection that none of them has."""
         report = await registry_of(nodes[0]).close_connection("0123456789ab", wait=PATIENCE)
 
         assert (report.sockets, report.nodes_answered, report.complete) == (0, 2, True)
 
     async def test_all_but_one(self, nodes: Nodes) -> None:
-        """A session's other sockets are closed on all nodes, and one is left."""
+        """A session's sockets are closed on all nodes, except for the given one."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as one, socket(b, cookie) as other:
@@ -224,7 +224,7 @@ class TestOneConnection:
 
 class TestRecheck:
     async def test_everywhere(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Whose rights have changed is checked on all nodes."""
+        """A recheck closes the sockets of an identity that has lost its rights, on all nodes."""
         refused = False
         options = {"authorize": lambda request: not refused}
         a = await start_node(redis_server.url, "a", **options)
@@ -243,7 +243,7 @@ class TestRecheck:
     async def test_without_identify(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """A node that can't tell who somebody is makes the answer incomplete."""
+        """A node without ``identify`` makes the report of a recheck incomplete."""
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b", identify=None)
         await acquaint(a, b)
@@ -272,7 +272,7 @@ class TestHandles:
 
 class TestRefresh:
     async def test_until(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """A token that is refreshed on one node moves the end of sockets on another."""
+        """A token refreshed on one node extends the lifetime of sockets on another."""
 
         async def token_of(request: web.Request) -> Identified | None:
             session = await aiohttp_session.get_session(request)

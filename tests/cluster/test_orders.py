@@ -1,5 +1,5 @@
 """
-Orders that reach the sockets of every node.
+Orders that take effect on the sockets of every node.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ PREFIX = "{aiohttp_session_ws}"
 
 
 class Thing:
-    """Stands for what an application registers by hand."""
+    """An object that an application registers by hand."""
 
     closed = False
 
     async def close(self, *, code: int, message: bytes) -> None:
-        """Be closed."""
+        """Record the call."""
         self.closed = True
 
 
 async def lives(ws: Any) -> None:
-    """Expect a socket to be open: it echoes."""
+    """Check that a socket is open: it echoes."""
     await ws.send_str("still there")
     assert await ws.receive_str(timeout=PATIENCE) == "still there"
 
@@ -58,7 +58,7 @@ async def lives(ws: Any) -> None:
 class TestLogOut:
     @pytest.mark.parametrize("way", sorted(WAYS))
     async def test_elsewhere(self, nodes: Nodes, way: str) -> None:
-        """A log-out on one node closes the sockets of another, and its cookie opens none."""
+        """A log-out closes sockets on another node, and its cookie is refused on both."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as here, socket(b, cookie) as there:
@@ -70,7 +70,7 @@ class TestLogOut:
         assert await refused(b, cookie) in (4401, 4403)
 
     async def test_http(self, nodes: Nodes) -> None:
-        """Another node sees nobody behind the stale cookie."""
+        """A request to another node with the stale cookie is anonymous."""
         a, b = nodes
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -78,7 +78,7 @@ class TestLogOut:
         await becomes_nobody(b, cookie)
 
     async def test_restarted(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A node that starts after the log-out has never heard of it, and asks."""
+        """A node that starts after a log-out looks it up in Redis."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -90,7 +90,7 @@ class TestLogOut:
         assert await refused(c, cookie) == 4401
 
     async def test_others_stay(self, nodes: Nodes) -> None:
-        """Nobody else's sockets are touched."""
+        """A log-out does not affect the sockets of other sessions."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(b, "bob")
         async with socket(b, ann) as hers, socket(b, bob) as his, socket(a, bob) as other:
@@ -101,7 +101,7 @@ class TestLogOut:
 
     @pytest.mark.parametrize("out", ["/out/new_session", "/out/del"])
     async def test_before_it_is_answered(self, sites: Sites, out: str) -> None:
-        """Other nodes refuse what it has ended while its response is being made."""
+        """Other nodes refuse the ended session while the response is still being made."""
         gate = Turnstile()
 
         @web.middleware
@@ -126,7 +126,7 @@ class TestLogOut:
         await answer
 
     async def test_reports(self, nodes: Nodes) -> None:
-        """An order that is waited for tells what it did on all nodes, and that it is stored."""
+        """The report of an order counts the sockets of all nodes, and confirms the record."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie), socket(b, cookie), socket(b, cookie):
@@ -138,7 +138,7 @@ class TestLogOut:
         assert report.stored
 
     async def test_large_ids(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Ids that are large numbers are the same to the last digit on all nodes."""
+        """Ids that are large integers keep every digit on all nodes."""
         options: dict[str, Any] = {"id_factory": lambda request: 2**62 + 1}
         a = await start_node(redis_server.url, "a", **options)
         b = await start_node(redis_server.url, "b", **options)
@@ -155,7 +155,7 @@ class TestTrouble:
     async def test_order_that_fails(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, order: str
     ) -> None:
-        """An error after the frames of an order that came alone leaves no socket of it open."""
+        """A single order that fails after its close frames still closes all its sockets."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         give, hers_id = getattr(registry_of(a), order), await id_of(a, ann)
@@ -180,7 +180,7 @@ class TestTrouble:
     async def test_alone_and_at_once(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An order that came alone and failed before its frames is logged, and looked up."""
+        """A single order that fails before its close frames is logged, and reconciled."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         await settled(a)
@@ -204,7 +204,7 @@ class TestTrouble:
     async def test_others_of_its_message(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An order that fails keeps no other of its message from its turn, and is looked up."""
+        """An order that fails does not stop others of its message, and is reconciled."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         core = inspect(registry_of(b))
@@ -222,7 +222,7 @@ class TestTrouble:
             assert [await expect_close(ws) for ws in (hers, his)] == [4401, 4401]
 
     async def test_fails_half_way(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What an order has left open that failed half-way is looked up, and closed."""
+        """The sockets that a partly failed order left open are closed by reconciliation."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         failed = asyncio.Event()
@@ -241,7 +241,7 @@ class TestTrouble:
     async def test_what_a_journal_cannot_hold(
         self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
     ) -> None:
-        """It is an error before anything is ordered: half an order would leave sockets open."""
+        """An id or identity that the journal cannot store raises an error."""
         a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
         with pytest.raises(InvalidSessionWSId, match="NoneType"):
             await registry_of(a).end_session(("tenant", None))
@@ -252,7 +252,7 @@ class TestTrouble:
 class TestMany:
     @pytest.mark.parametrize("order", ["close_all_session", "end_session"])
     async def test_few_concerned(self, nodes: Nodes, order: str) -> None:
-        """Of many orders at once those are carried out that somebody here has sockets for."""
+        """Of many orders at once, those with sockets here close them; all are counted."""
         a, b = nodes
         ann, bob, eve = [await log_in(a, name) for name in ("ann", "bob", "eve")]
         wanted = {50: await id_of(a, ann), 51: await id_of(a, bob), 300: await id_of(a, ann)}
@@ -266,7 +266,7 @@ class TestMany:
         await until(lambda: registry_of(b).stats().orders_heard == heard + 400)
 
     async def test_many_concerned(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If many concern sockets here, others have their turn before all are carried out."""
+        """Orders that are carried out in several turns close all their sockets."""
         monkeypatch.setattr(inbound, "FEW", 2)
         monkeypatch.setattr(inbound, "TURN", 0.0)
         a, b = nodes
@@ -279,7 +279,7 @@ class TestMany:
             assert {await expect_close(ws) for ws in sockets} == {4401}
 
     async def test_missed(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """What a node has missed of many orders it finds by their numbers."""
+        """Many missed orders are found by their numbers."""
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b")
         cookie = await log_in(a)
@@ -300,7 +300,7 @@ class TestMany:
 
 class TestRenew:
     async def test_replaced(self, nodes: Nodes) -> None:
-        """A renewed session's sockets reconnect everywhere, with the new cookie only."""
+        """A renewed session's sockets reconnect on every node with the new cookie only."""
         a, b = nodes
         old = await log_in(a)
         async with socket(b, old) as ws:
@@ -311,7 +311,7 @@ class TestRenew:
             pass
 
     async def test_old_id(self, nodes: Nodes) -> None:
-        """Who ends an id that was renewed ends the session, on a node that has heard of it."""
+        """An end of the former id of a renewed session ends the session."""
         a, b = nodes
         old = await log_in(a)
         old_id = await id_of(a, old)
@@ -325,7 +325,7 @@ class TestRenew:
     async def test_old_id_elsewhere(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """Nor does it help that nobody who was there at the renewal is there at the end."""
+        """A session that was renewed twice ends by its first id, given by a later process."""
         a = await start_node(redis_server.url, "a")
         first = await log_in(a)
         first_id = await id_of(a, first)
@@ -342,7 +342,7 @@ class TestRenew:
             assert await refused(b, cookie) == 4401
 
     async def test_everywhere(self, nodes: Nodes) -> None:
-        """A cookie from before a renewal on another node doesn't outlive a log-out everywhere."""
+        """A cookie from before a renewal is refused after a log-out everywhere."""
         a, b = nodes
         old = await log_in(a)
         await visit(a, "/renew", old)
@@ -353,7 +353,7 @@ class TestRenew:
             assert await refused(client, old) in (4401, 4403)  # it was replaced just before
 
     async def test_escapes_nothing(self, nodes: Nodes) -> None:
-        """A renewal after a log-out everywhere doesn't bring the session back."""
+        """A renewal during a log-out everywhere does not bring the session back."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -367,7 +367,7 @@ class TestRenew:
 
 class TestClose:
     async def test_reconnect(self, nodes: Nodes) -> None:
-        """Who is told to reconnect can, on every node."""
+        """A close order without an end lets clients reconnect to every node."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as here, socket(b, cookie) as there:
@@ -377,7 +377,7 @@ class TestClose:
             pass
 
     async def test_not_again(self, nodes: Nodes) -> None:
-        """An order from before a socket opened doesn't close it when a node looks again."""
+        """A close order does not close a socket opened after it when a node reconciles."""
         a, b = nodes
         cookie = await log_in(a)
         await registry_of(a).close_all_session(await id_of(a, cookie))
@@ -394,7 +394,7 @@ class TestClose:
     async def test_before_a_node_started(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nor does one from before a node started, which finds it recorded."""
+        """A close order from before a node started closes nothing there, though it is recorded."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await registry_of(a).close_all_session(await id_of(a, cookie))
@@ -422,7 +422,7 @@ class TestClose:
     async def test_unheard(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A handshake finds an order that its node has not heard, and is told its code."""
+        """A handshake finds an order that its node missed, and is closed with its code."""
         turnstile = Turnstile()
 
         async def wait(request: Any) -> str:
@@ -447,7 +447,7 @@ class TestClose:
     async def test_unheard_without_identify(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A handshake asks Redis though nobody is to be asked whose it is."""
+        """A handshake finds an end that its node missed, also without ``identify``."""
         monkeypatch.setattr(inbound.Inbound, "hear", lambda self, data: None)
         a = await start_node(redis_server.url, "a", identify=None)
         b = await start_node(redis_server.url, "b", identify=None)
@@ -470,7 +470,7 @@ class TestClose:
             pass
 
     async def test_close_code(self, nodes: Nodes) -> None:
-        """The close code and reason of an order are those on all nodes."""
+        """The close code and reason of an order are used on other nodes, too."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -483,7 +483,7 @@ class TestClose:
 
 class TestIdentity:
     async def test_everywhere(self, nodes: Nodes) -> None:
-        """Log out everywhere: all sessions on all nodes, those without a socket too."""
+        """A log-out everywhere ends all sessions on all nodes, those without a socket too."""
         a, b = nodes
         one, two, three = await log_in(a), await log_in(b), await log_in(b)
         bob = await log_in(b, "bob")
@@ -495,7 +495,7 @@ class TestIdentity:
             assert await refused(b, cookie) == 4401
 
     async def test_log_in_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Who logs in after that is let in, on every node, and on one that starts then."""
+        """A log-in after a log-out everywhere is accepted on every node, later ones too."""
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b")
         await visit(a, "/out/everywhere", await log_in(a))
@@ -507,7 +507,7 @@ class TestIdentity:
                 pass
 
     async def test_restarted(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A node that starts later knows it from Redis."""
+        """A node that starts after a log-out everywhere finds it in Redis."""
         a = await start_node(redis_server.url, "a")
         one, two = await log_in(a), await log_in(a)
         await visit(a, "/out/everywhere", one)
@@ -518,7 +518,7 @@ class TestIdentity:
         await becomes_nobody(c, two)
 
     async def test_no_identify(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A node that can't tell identities is no node that has answered."""
+        """A node without ``identify`` makes results by identity incomplete, not those by id."""
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b", identify=None)
         await until(lambda: bool(cluster_of(b).membership.members))

@@ -1,5 +1,5 @@
 """
-Redis away, deaf nodes, lost data: no log-out is lost.
+Redis away, lost subscriptions, lost data: no log-out is lost.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from tests.support.redis_servers import RedisServer
 
 
 async def unavailable(client: Client, cookie: str) -> None:
-    """Try to open a socket, and be told to come back later."""
+    """Check that a handshake gets a 503 with ``Retry-After``."""
     with pytest.raises(WSServerHandshakeError) as caught:
         await client.ws_connect("/ws", headers={"Cookie": cookie})
     assert caught.value.status == 503
@@ -69,7 +69,7 @@ async def unavailable(client: Client, cookie: str) -> None:
 
 
 def kept(id_: str) -> list[TrackedConnection]:
-    """Return what is in memory of the connections of a session."""
+    """Return the connection objects of a session that are in memory."""
     gc.collect()
     objects = gc.get_objects()
     return [o for o in objects if type(o) is TrackedConnection and o.session_ws_id == id_]
@@ -85,7 +85,7 @@ class TestStart:
         assert "starts without it" in caplog.text
 
     async def test_later(self, start_node: StartNode) -> None:
-        """It connects when Redis comes, and says so."""
+        """A node connects when Redis becomes available, and reports its changes of state."""
         port = free_port()
         a = await start_node(f"redis://127.0.0.1:{port}", "a")
         states: list[str] = []
@@ -105,24 +105,24 @@ class TestStart:
 
     @pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", "redis://:pw@host:x/"])
     def test_wrong_url(self, url: str) -> None:
-        """A URL that can't be one is refused at once, without being quoted."""
+        """An invalid URL raises at once, without its password in the message."""
         with pytest.raises(ValueError, match="redis://") as caught:
             RedisSessionWSRegistry(url)
         assert "pw" not in str(caught.value)
 
     @pytest.mark.parametrize("wrong", [None, 6379, b"redis://localhost"])
     def test_wrong_type(self, wrong: Any) -> None:
-        """So is what is no URL and makes no client."""
+        """An argument that is neither a URL nor a callable raises TypeError."""
         with pytest.raises(TypeError, match="callable"):
             RedisSessionWSRegistry(wrong)
 
     def test_wrong_policy(self) -> None:
-        """A policy that is not known is refused."""
+        """An unknown ``on_outage`` raises ValueError."""
         with pytest.raises(ValueError, match="refuse"):
             RedisSessionWSRegistry(nowhere(), on_outage="hope")  # type: ignore[arg-type]
 
     async def test_wrong_password(self, start_node: StartNode, caplog: Any) -> None:
-        """A wrong password is logged as such, and not shown."""
+        """A wrong password is logged as such, without the password."""
         async with RedisServer(password="right") as server:
             await start_node(server.url.replace("right", "secret!"), "a")
             assert "AuthenticationError" in caplog.text
@@ -131,7 +131,7 @@ class TestStart:
     async def test_silent(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A Redis that takes connections and says nothing is told of as that."""
+        """A Redis that accepts connections but does not answer is logged as a timeout."""
         redis_server.freeze()
         await start_node(redis_server.url, "a")
         line = next(r.message for r in caplog.records if "starts without it" in r.message)
@@ -139,7 +139,7 @@ class TestStart:
         redis_server.thaw()
 
     async def test_script(self) -> None:
-        """A script is told that Redis isn't there."""
+        """A script raises ``RedisUnavailable`` when it starts without Redis."""
         with pytest.raises(RedisUnavailable, match="is it running"):
             async with RedisSessionWSRegistry(nowhere()):
                 pass
@@ -147,7 +147,7 @@ class TestStart:
     async def test_may_not_subscribe(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A node that Redis doesn't let subscribe says so."""
+        """A node that has no permission to subscribe logs that."""
         await redis_server.cli("ACL", "SETUSER", "default", "resetchannels")
         a = await start_node(redis_server.url, "a")
         assert registry_of(a).state == "degraded"
@@ -157,7 +157,7 @@ class TestStart:
     async def test_may_not_subscribe_any_more(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """So does one that once was, and not why its connection broke some time before."""
+        """A node that loses the permission logs that, not the reason of an earlier break."""
         a = await start_node(redis_server.url, "a")
         commands = cluster_of(a).commands
         before = commands.link.line
@@ -170,7 +170,7 @@ class TestStart:
         assert "is degraded (it can't be subscribed to: NoPermissionError" in caplog.text
 
     async def test_cancelled(self, redis_server: RedisServer) -> None:
-        """A start that is given up leaves nothing behind, and can be tried again."""
+        """A start that is cancelled leaves no task behind, and can be retried."""
         before = asyncio.all_tasks()
         registry = RedisSessionWSRegistry(redis_server.url)
         redis_server.freeze()
@@ -185,7 +185,7 @@ class TestStart:
             assert (await registry.end_session("x", wait=PATIENCE)).stored
 
     async def test_two_apps(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A registry that is in use is refused to another application, and goes on."""
+        """A registry that is in use rejects a second application, and keeps working."""
         a = await start_node(redis_server.url, "a")
         app = app_of(registry_of(a))
         app.freeze()
@@ -197,14 +197,14 @@ class TestStart:
         assert registry_of(a).state == "connected"
 
     async def test_entered_twice(self, redis_server: RedisServer) -> None:
-        """So it is to a script that has entered it already."""
+        """A registry that a script has entered rejects a second entry, and keeps working."""
         async with RedisSessionWSRegistry(redis_server.url) as registry:
             with pytest.raises(NotSetUp, match="in use"):
                 await registry.__aenter__()
             assert (await registry.end_session("x", wait=PATIENCE)).stored
 
     async def test_log_once(self, start_node: StartNode, caplog: Any) -> None:
-        """An outage is told once, not with each attempt."""
+        """An outage is not logged for each failed command."""
         caplog.set_level(logging.WARNING)
         a = await start_node(nowhere(), "a")
         commands = cluster_of(a).commands
@@ -218,7 +218,7 @@ class TestAway:
     async def test_log(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """Who hears warnings only is told of an outage, why, and of its end."""
+        """The begin of an outage, with its reason, and its end are logged as warnings."""
         caplog.set_level(logging.INFO)
         a = await start_node(redis_server.url, "a")
         redis_server.kill()
@@ -233,7 +233,7 @@ class TestAway:
         assert "is connected, was degraded for" in lines[2].message
 
     async def test_log_out(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A log-out doesn't wait for Redis here, and reaches the others when it is back."""
+        """A log-out without Redis takes effect here at once, on others when Redis is back."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as here, socket(b, cookie) as there:
@@ -246,7 +246,7 @@ class TestAway:
         assert await refused(b, cookie) == 4401
 
     async def test_stored(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """The report says whether Redis has taken it."""
+        """The report says whether Redis has recorded the order."""
         a, b = nodes
         redis_server.kill()
         assert not (await registry_of(a).end_session("x", wait=0.1)).stored
@@ -257,7 +257,7 @@ class TestAway:
         assert (await registry_of(a).end_session("y", wait=PATIENCE)).stored
 
     async def test_frozen(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A Redis that doesn't answer holds up no log-out, and a handshake only once."""
+        """A Redis that does not answer delays no log-out; handshakes get a 503."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as here, socket(b, cookie) as there:
@@ -270,7 +270,7 @@ class TestAway:
             assert await expect_close(there) == 4401
 
     async def test_patient_client(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Nor does a client of the application's that would wait for ever."""
+        """A read times out, even with an application's client that has no timeout."""
         a = await start_node(lambda: Redis.from_url(redis_server.url, socket_timeout=None), "a")
         commands = cluster_of(a).commands
         await commands.read(["x"])
@@ -281,7 +281,7 @@ class TestAway:
         redis_server.thaw()
 
     async def test_refuse(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Sockets stay open, new ones are refused, and pages are served."""
+        """With "refuse" open sockets stay, new ones get a 503, and pages are served."""
         a, _ = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as ws:
@@ -297,7 +297,7 @@ class TestAway:
                 pass
 
     async def test_accept(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """With "accept" they open, and close when it turns out that they should not have."""
+        """With "accept" sockets open; those of ended sessions close when Redis is back."""
         a = await start_node(redis_server.url, "a", on_outage="accept")
         b = await start_node(redis_server.url, "b", on_outage="accept")
         ann, bob = await log_in(a), await log_in(b, "bob")
@@ -312,7 +312,7 @@ class TestAway:
             assert await living.receive_str() == "still there"
 
     async def test_accept_those_that_go(self, start_node: StartNode) -> None:
-        """Of those that come and go meanwhile nothing is kept, however long that is."""
+        """A socket that closes during an outage leaves no object in memory."""
         node = await start_node(nowhere(), "a", on_outage="accept")
         cookie = await log_in(node)
         id_ = await id_of(node, cookie)
@@ -324,7 +324,7 @@ class TestAway:
     async def test_accept_while_busy(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """A Redis that says that it does nothing now is there, but has not said what has ended."""
+        """A socket accepted while Redis is busy is closed afterwards if its session has ended."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -352,7 +352,7 @@ class TestAway:
             assert await expect_close(ws) == 4401
 
     async def test_shut_down(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """An application that ends waits until Redis has taken its orders."""
+        """An application that shuts down waits until Redis has recorded its orders."""
         server = TestServer(node_app(redis_server.url, "a"))
         await server.start_server()
         redis_server.freeze()
@@ -365,7 +365,7 @@ class TestAway:
         assert await redis_server.cli("EXISTS", '{aiohttp_session_ws}:end:id:"x"')
 
     async def test_lost(self, caplog: Any) -> None:
-        """What Redis didn't take before the end is lost, and the log says which."""
+        """Orders that Redis has not recorded at shutdown are logged by fingerprint."""
         server = TestServer(node_app(nowhere(), "a", timeouts=Timeouts(outbox=0.1)))
         await server.start_server()
         registry = registry_in(server)
@@ -379,7 +379,7 @@ class TestAway:
     async def test_lost_on_its_way(
         self, redis_server: RedisServer, caplog: pytest.LogCaptureFixture, how: str
     ) -> None:
-        """So is what Redis was asked to record, and refused or hasn't answered."""
+        """Orders in flight that Redis refused, or has not answered, are logged at shutdown."""
         server = TestServer(node_app(redis_server.url, "a", timeouts=Timeouts(outbox=0.1)))
         await server.start_server()
         registry = registry_in(server)
@@ -403,7 +403,7 @@ class TestHandshake:
     async def test_in_flight(
         self, redis_server: RedisServer, start_node: StartNode, where: str, path: str, code: int
     ) -> None:
-        """An order from another node in the middle of a handshake refuses it."""
+        """A handshake is refused if an order of another node arrives during it."""
         turnstile = Turnstile()
 
         async def wait(request: Any) -> str:
@@ -428,7 +428,7 @@ class TestHandshake:
     async def test_deaf(
         self, redis_server: RedisServer, start_node: StartNode, where: str
     ) -> None:
-        """Though the node has missed it: the session was loaded, or Redis was asked, before."""
+        """A handshake is refused by an order that its node missed after the first check."""
         turnstile = Turnstile()
 
         async def wait(request: Any) -> str:
@@ -454,7 +454,7 @@ class TestHandshake:
     async def test_only_deaf(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who can't hear orders, but ask, asks right before it opens."""
+        """A node without a subscription asks Redis right before it opens a socket."""
         turnstile = Turnstile()
 
         async def wait(request: Any) -> bool:
@@ -487,7 +487,7 @@ class TestHandshake:
         monkeypatch: pytest.MonkeyPatch,
         fails: bool,
     ) -> None:
-        """Who hears again asks, too, until a heartbeat has told what was missed, if one fails."""
+        """A resubscribed node asks Redis until a heartbeat has succeeded."""
         turnstile, beats = Turnstile(), asyncio.Queue[None]()
 
         async def wait(request: Any) -> bool:
@@ -530,7 +530,7 @@ class TestHandshake:
     async def test_deaf_while_loading(
         self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
     ) -> None:
-        """Also if nobody knew by then whose handshake it was."""
+        """A handshake is refused by an order that was missed while its session was loaded."""
         storage = GatedStorage(SimpleCookieStorage())
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
@@ -552,7 +552,7 @@ class TestHandshake:
                 pass
 
     async def test_round_trips(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A handshake asks Redis once."""
+        """A handshake reads records from Redis once."""
         a, _ = nodes
         cookie = await log_in(a)
         await visit(a, "/whoami", cookie)
@@ -565,7 +565,7 @@ class TestHandshake:
 
 
 async def mgets(redis_server: RedisServer) -> int:
-    """Return how many times Redis was asked for records."""
+    """Return how many times records were read from Redis."""
     stats = await redis_server.cli("INFO", "commandstats")
     return int(stats.get("cmdstat_mget", {}).get("calls", 0))
 
@@ -574,7 +574,7 @@ class TestUnknownTime:
     async def test_log_out(
         self, redis_server: RedisServer, aiohttp_client: AiohttpClient, start_node: StartNode
     ) -> None:
-        """A log-out that was begun before the time was known gets it, and its age."""
+        """A log-out that began before the clock was known ends its session all the same."""
         async with Proxy(redis_server.port) as proxy:
             await proxy.stop()
             app = node_app(proxy.url(), "a", expiry=Expiry(renewal_grace=1e-6))
@@ -597,7 +597,7 @@ class TestUnknownTime:
             assert await refused(client, cookie) == 4401
 
     async def test_a_single_order(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """So does an order that goes alone: who logs in later is let in, on other nodes too."""
+        """A single order from before the clock was known does not end a later log-in."""
         redis_server.kill()
         a = await start_node(redis_server.url, "a")
         await registry_of(a).end_identity("ann")
@@ -611,12 +611,12 @@ class TestUnknownTime:
 
 class TestConnections:
     async def test_unix(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Redis may be on a Unix socket."""
+        """A node connects to Redis over a Unix socket."""
         a = await start_node(redis_server.unix_url, "a")
         assert registry_of(a).state == "connected"
 
     async def test_tls(self, redis_server: RedisServer, start_node: StartNode, tls: Any) -> None:
-        """And behind TLS."""
+        """A node connects to Redis over TLS."""
         async with Proxy(redis_server.port, tls=tls) as proxy:
             url = proxy.url("rediss") + "?ssl_cert_reqs=none&ssl_check_hostname=false"
             a = await start_node(url, "a")
@@ -627,7 +627,7 @@ class TestConnections:
                 assert await expect_close(ws) == 4401
 
     async def test_all_closed(self, redis_server: RedisServer) -> None:
-        """It lets go of all its connections, those of a callable's clients too."""
+        """A registry closes all its connections, those of a callable's clients too."""
         made: list[Redis] = []
 
         def make() -> Redis:
@@ -647,7 +647,7 @@ class TestConnections:
         assert len(made) >= 3
 
     async def test_restart(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A registry may serve one application after another."""
+        """A registry can be started again after it was stopped."""
         registry = RedisSessionWSRegistry(redis_server.url)
         for _ in range(2):
             async with registry:
@@ -656,7 +656,7 @@ class TestConnections:
             assert str(registry.state) == "degraded"
 
     async def test_prefixes(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Those with different prefixes don't hear each other."""
+        """Registries with different prefixes do not receive each other's orders."""
         a = await start_node(redis_server.url, "a", prefix="one")
         b = await start_node(redis_server.url, "b", prefix="two")
         cookie = await log_in(a)
@@ -667,7 +667,7 @@ class TestConnections:
             assert await ws.receive_str() == "mine"
 
     async def test_databases(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Nor do those with different databases of the same Redis."""
+        """Registries on different databases do not receive each other's orders or pushes."""
         zero, one = (f"redis://127.0.0.1:{redis_server.port}/{db}" for db in (0, 1))
         a = await start_node(zero, "a")
         b, c = await start_node(one, "b"), await start_node(one, "c")
@@ -683,7 +683,7 @@ class TestConnections:
             pass
 
     async def test_members(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A node that leaves in order is no longer expected to answer."""
+        """A node that shuts down is no longer a member."""
         a, _ = nodes
         server = TestServer(node_app(redis_server.url, "c"))
         await server.start_server()
@@ -696,7 +696,7 @@ class TestConnections:
         await until(lambda: len(members.members) == 2)
 
     async def test_last_heartbeat(self, redis_server: RedisServer) -> None:
-        """Nor is it listed again by a heartbeat that comes after its leave."""
+        """A heartbeat after its leave does not list a node again."""
         server = TestServer(node_app(redis_server.url, "a"))
         await server.start_server()
         cluster = inspect(registry_in(server)).cluster

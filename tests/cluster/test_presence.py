@@ -1,5 +1,5 @@
 """
-Who is there, over all nodes.
+Presence over all nodes: the first and the last socket of each identity.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from tests.support.redis_servers import RedisServer
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look every moment, and wait for nobody."""
+    """Shorten the intervals of presence."""
     monkeypatch.setattr(presence, "LOOK", 0.01)
     monkeypatch.setattr(presence, "LINGER", 0.05)
     monkeypatch.setattr(presence, "BEAT", 0.1)
 
 
 class Told(list[tuple[str, object, str, bool]]):
-    """What the receivers of a node were given."""
+    """The calls of a node's ``on_first`` and ``on_last``."""
 
     async def come(self, details: PresenceDetails) -> None:
-        """Note who has come."""
+        """Record a first socket."""
         self.append(("first", details.identity, details.node, details.news))
 
     async def gone(self, details: PresenceDetails) -> None:
-        """Note who has gone."""
+        """Record a last socket."""
         self.append(("last", details.identity, details.node, details.news))
 
 
 def living_to(client: Client) -> list[frozenset[str] | None]:
-    """Return which nodes live to one, look by look."""
+    """Record the results of a node's checks of which others are alive."""
     cluster, looks = cluster_of(client), list[frozenset[str] | None]()
     living = cluster.living
 
@@ -53,7 +53,7 @@ def living_to(client: Client) -> list[frozenset[str] | None]:
 async def start(
     aiohttp_client: AiohttpClient, redis: RedisServer | str, name: str
 ) -> tuple[Client, Told]:
-    """Start a node that notes who comes and goes."""
+    """Start a node that records its presence signals."""
     told = Told()
     app = node_app(redis if isinstance(redis, str) else redis.url, name)
     app[REGISTRY_KEY].on_first.append(told.come)
@@ -67,7 +67,7 @@ class TestPresence:
     async def test_everywhere(
         self, aiohttp_client: AiohttpClient, redis_server: RedisServer
     ) -> None:
-        """Every node is told once of the first socket on any, and of the last."""
+        """Every node gets one signal for the first socket on any node, and one for the last."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         b, at_b = await start(aiohttp_client, redis_server, "b")
         await acquaint(a, b)
@@ -84,7 +84,7 @@ class TestPresence:
         assert at_b[0][2] == "a"
 
     async def test_later(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """A node that starts later is told who is there, and that it is no news."""
+        """A node that starts later is told who is present, and that this is no news."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         async with socket(a, await log_in(a)):
             await until(lambda: at_a)
@@ -94,7 +94,7 @@ class TestPresence:
         assert at_b[0] == ("first", "ann", "a", False)
 
     async def test_crash(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """A node that gives no sign of life any more has taken its identities along."""
+        """The identities of a node without heartbeats count as gone."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         b, at_b = await start(aiohttp_client, redis_server, "b")
         await acquaint(a, b)
@@ -107,7 +107,7 @@ class TestPresence:
         assert at_a[1] == ("last", "ann", "b", True)
 
     async def test_killed(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """So has one that is killed with its sockets, when it has been silent for long enough."""
+        """The identities of a killed node count as gone once it was silent for long enough."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         cookie = await log_in(a)
         options = ("--storage", "simple", "--presence")
@@ -129,7 +129,7 @@ class TestPresence:
         assert [told[:3] for told in at_a] == [("first", "ann", "z"), ("last", "ann", "z")]
 
     async def test_stopped(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """So has one that stops."""
+        """The identities of a node that stops count as gone."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         b, at_b = await start(aiohttp_client, redis_server, "b")
         await acquaint(a, b)
@@ -141,7 +141,7 @@ class TestPresence:
         assert at_a[1][:3] == ("last", "ann", "b")
 
     async def test_outage(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """Nobody is taken for gone while Redis is."""
+        """No identity counts as gone during an outage of Redis."""
         a, at_a = await start(aiohttp_client, redis_server, "a")
         b, at_b = await start(aiohttp_client, redis_server, "b")
         await acquaint(a, b)
@@ -162,7 +162,7 @@ class TestPresence:
         redis_server: RedisServer,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Nor is a node that finds Redis again a little later than others."""
+        """Identities of a node that reconnects later than others do not count as gone."""
         monkeypatch.setattr(presence, "BACK", PATIENCE)
         a, at_a = await start(aiohttp_client, redis_server.url, "a")
         async with Proxy(redis_server.port) as proxy:

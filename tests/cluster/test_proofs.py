@@ -23,7 +23,7 @@ BOB = Subject("identity", "bob")
 
 class TestProofs:
     async def test_orders_of_the_other_node(self, sites: Sites) -> None:
-        """Pushes, questions and ends find it from there."""
+        """Pushes, queries and ends from another node reach a socket by its proven identity."""
         a, b = await sites(Tickets().views)
         socket = await proven(a, "bob")
 
@@ -37,7 +37,7 @@ class TestProofs:
     async def test_an_end_that_was_not_heard(
         self, sites: Sites, redis_server: RedisServer
     ) -> None:
-        """Redis is asked for what ended since the proof began."""
+        """An end missed during a proof is found in Redis, and closes the socket."""
         tickets = Tickets()
         a, _ = await sites(tickets.views)
         socket = await (await a.browser()).open("/prove")
@@ -51,7 +51,7 @@ class TestProofs:
         await until(lambda: not connections(a.registry))
 
     async def test_an_end_found_later(self, sites: Sites, redis_server: RedisServer) -> None:
-        """A look at all connections looks for what was proven, too."""
+        """Reconciliation of all connections includes proven identities."""
         a, _ = await sites(Tickets().views)
         socket = await proven(a, "bob")
         await _end_unheard(redis_server.url)
@@ -61,7 +61,7 @@ class TestProofs:
 
 
 async def _end_unheard(url: str) -> None:
-    """Record an end in Redis, and tell nobody."""
+    """Record an end in Redis without publishing it."""
     stored = encode_record(SubjectEnded(BOB, time.time() + 1, 3600.0))
     async with Redis.from_url(url) as redis:
         await redis.set("{aiohttp_session_ws}:" + stored.key, stored.text, px=stored.ttl)

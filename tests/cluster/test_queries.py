@@ -1,5 +1,5 @@
 """
-Looking at the sockets of all nodes, and pushing to them.
+Queries about the sockets of all nodes, and pushes to them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.redis_servers import RedisServer
 
 class TestLooking:
     async def test_connections(self, nodes: Nodes) -> None:
-        """What is open anywhere is told, with its node."""
+        """A query returns the open sockets of all nodes, with their nodes."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(b, "bob")
         anns = await id_of(a, ann)
@@ -55,7 +55,7 @@ class TestLooking:
         assert of_nobody == ()
 
     async def test_newer_node(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a newer node tells besides is left out; what it no longer tells isn't complete."""
+        """Unknown fields of a newer node are ignored; missing ones make the result incomplete."""
         a, b = nodes
         requests = cluster_of(b).requests
         answer, lacking = requests.answer, set[str]()
@@ -82,14 +82,14 @@ class TestLooking:
         assert (less.complete, fewer.complete) == (False, False)
 
     async def test_newer_question(self, nodes: Nodes) -> None:
-        """A question that a node doesn't know isn't answered by it."""
+        """An unknown query has an incomplete result."""
         a, _ = nodes
         await acquaint(*nodes)
         assert (await cluster_of(a).ask("stats", {}, PATIENCE)).complete
         assert not (await cluster_of(a).ask("what none of us knows", {}, PATIENCE)).complete
 
     async def test_many(self, nodes: Nodes) -> None:
-        """More than fit into one message are told in several."""
+        """More sockets than fit into one message are returned in several."""
         a, b = nodes
         for n in range(1234):
             await noted(registry_of(b), n)
@@ -98,7 +98,7 @@ class TestLooking:
         assert found.complete
 
     async def test_part_lost(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """If one of them finds no room on its way the answer isn't complete."""
+        """A result is incomplete if one of its messages is dropped."""
         a, b = nodes
         monkeypatch.setattr(queries, "PART", 1)
         for n in range(3):
@@ -111,7 +111,7 @@ class TestLooking:
         assert not found.complete
 
     async def test_count(self, nodes: Nodes) -> None:
-        """They are counted."""
+        """A count includes the sockets of all nodes."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie), socket(b, cookie), socket(b, cookie):
@@ -120,7 +120,7 @@ class TestLooking:
         assert count.complete
 
     async def test_nodes(self, nodes: Nodes) -> None:
-        """The nodes tell of themselves."""
+        """A query for nodes returns each with its figures."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie), socket(b, cookie):
@@ -129,7 +129,7 @@ class TestLooking:
         assert list(found) == [NodeInfo("a", 0, 0, 0), NodeInfo("b", 2, 1, 0)]
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A script sees all and is not one of them."""
+        """A script can query and push to all nodes, and is not one of them."""
         a, _ = nodes
         cookie = await log_in(a)
         async with socket(a, cookie), RedisSessionWSRegistry(redis_server.url) as script:
@@ -143,7 +143,7 @@ class TestLooking:
     async def test_at_once(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a script asks first is asked: it starts when questions can be sent, too."""
+        """A script starts only when it can send queries, so its first one is answered."""
         opened, may_open = itertools.count(), asyncio.Event()
 
         async def connect(*args: Any) -> Any:
@@ -167,7 +167,7 @@ class TestLooking:
         assert found.complete
 
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Whoever doesn't answer makes it incomplete."""
+        """A node that does not answer makes results incomplete."""
         a, _ = nodes
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
@@ -183,7 +183,7 @@ class TestLooking:
         assert not any(answer.complete for answer in found)
 
     async def test_away(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Without Redis what is here is told at once, and that it isn't all."""
+        """Without Redis local sockets are counted and pushed to, and the result is incomplete."""
         a, _ = nodes
         cookie = await log_in(a)
         async with socket(a, cookie) as ws:
@@ -197,7 +197,7 @@ class TestLooking:
         assert delivery == Delivery(1, 1, complete=False)
 
     async def test_one_process(self) -> None:
-        """The registry of one process counts the same way, and always knows all."""
+        """The registry of one process returns the same type of count, always complete."""
         app = web.Application()
         registry = setup(app, SessionWSRegistry())
         app.freeze()
@@ -209,7 +209,7 @@ class TestLooking:
 
 
 async def noted(registry: RedisSessionWSRegistry, n: int) -> None:
-    """Register something by hand."""
+    """Register an object by hand."""
 
     class Closable:
         async def close(self) -> None:
@@ -227,7 +227,7 @@ async def published(redis_server: RedisServer) -> int:
 class TestPushing:
     @pytest.mark.parametrize("data", ["text \N{SNOWMAN}\n", b"\x00bytes\n\xff", bytearray(b"a")])
     async def test_everywhere(self, nodes: Nodes, data: Any) -> None:
-        """A push reaches the sockets of all nodes, and nobody else's."""
+        """A push reaches the addressed sockets of all nodes, and no others."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(b, "bob")
         registry = registry_of(a)
@@ -242,7 +242,7 @@ class TestPushing:
         assert everybody == Delivery(3, 2, complete=True)
 
     async def test_json(self, nodes: Nodes) -> None:
-        """The twins that push JSON do so everywhere."""
+        """A push of JSON reaches the sockets of other nodes."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -250,7 +250,7 @@ class TestPushing:
             assert await ws.receive_json() == {"a": 1}
 
     async def test_order(self, nodes: Nodes) -> None:
-        """Pushes come in the order of the calls."""
+        """Pushes arrive in the order of the calls."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -258,11 +258,11 @@ class TestPushing:
             deliveries = await asyncio.gather(*pushes)
             got = [await ws.receive_str() for _ in range(300)]
         assert got == [str(n) for n in range(300)]
-        # A busy Redis may be later than its client waits, and then that isn't sure.
+        # A busy Redis may answer after its client's timeout: then a delivery is incomplete.
         assert any(delivery.complete for delivery in deliveries)
 
     async def test_no_answer(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A push costs one message, unless its answers are waited for."""
+        """A push costs one message unless its answers are waited for."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -274,7 +274,7 @@ class TestPushing:
         assert delivery == Delivery(0, 1, complete=False)
 
     async def test_too_much(self, nodes: Nodes) -> None:
-        """What is too large to wait for Redis is not sent, and that is said."""
+        """A push that is too large to be queued is not sent, and its delivery is incomplete."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -297,7 +297,7 @@ class TestPushing:
         ],
     )
     async def test_foreign(self, redis_server: RedisServer, nodes: Nodes, head: Any) -> None:
-        """A question that makes no sense has no answer, and the node goes on."""
+        """A malformed query does not stop a node: later pushes arrive and are answered."""
         a, b = nodes
         for payload in (b"", b"\xff\xfe"):
             message = json.dumps({"v": 1, "from": "x", "q": "1"} | head).encode() + b"\n" + payload
@@ -310,7 +310,7 @@ class TestPushing:
 
 class TestFlood:
     async def test_order(self, nodes: Nodes) -> None:
-        """A flood of pushes doesn't hold up an order: it comes before their end."""
+        """An order takes effect during a flood of pushes, not after it."""
         a, b = nodes
         ann, bob = await log_in(a), await log_in(b, "bob")
         over = asyncio.Event()
@@ -331,7 +331,7 @@ class TestFlood:
                 await flooding
 
     async def test_two_connections(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Orders have a connection of their own."""
+        """Each node has two subscribed connections, so that orders have one of their own."""
         async with redis_server.client() as observer:
             subscribed = [
                 int(client["sub"]) for client in await observer.client_list() if int(client["sub"])

@@ -18,14 +18,14 @@ from tests.support.inspect import connections
 
 
 async def refresh(request: web.Request) -> web.Response:
-    """Take another id, and keep the sockets."""
+    """Renew the session, and keep its sockets."""
     response = web.Response()
     await renew_session_ws(request, response, sockets="keep")
     return response
 
 
 def told(site: Site) -> list[Connection]:
-    """Return what ``on_refresh`` is sent."""
+    """Record the connections that ``on_refresh`` is sent."""
     found: list[Connection] = []
 
     async def note(connection: Connection) -> None:
@@ -45,7 +45,7 @@ async def start(sites: Sites, storage: AbstractStorage | None = None, **options:
 
 class TestRefresh:
     async def test_sockets_go_on(self, sites: Sites) -> None:
-        """Those of the other node are filed under the new id as well, and told."""
+        """Sockets of both nodes stay open, are filed under the new id, and get ``on_refresh``."""
         a, b, browser, here, there = await start(sites)
         heard = told(a), told(b)
         await browser.get("/refresh")
@@ -60,7 +60,7 @@ class TestRefresh:
 
     @pytest.mark.parametrize("times", range(5))
     async def test_the_page_is_faster(self, sites: Sites, times: int) -> None:
-        """A page that goes to the other node at once with its new cookie kicks no socket."""
+        """A request to the other node right after a renewal closes no socket."""
         _, b, browser, here, there = await start(sites)
         elsewhere = await b.browser()
         for _ in range(3):
@@ -75,7 +75,7 @@ class TestRefresh:
         assert await there.lives()
 
     async def test_two_that_overlap(self, sites: Sites) -> None:
-        """The sockets of both nodes go on under the id that the later of two renewals gave."""
+        """After two overlapping renewals the sockets of both nodes have the later id."""
         a, b, browser, here, there = await start(sites)
         other = await b.browser(browser.cookie)
         async with a.held(browser, "/refresh", at="start"):
@@ -92,7 +92,7 @@ class TestRefresh:
 
     @pytest.mark.parametrize("by", ["old id", "new id", "identity", "log-out"])
     async def test_an_end_afterwards(self, sites: Sites, by: str) -> None:
-        """Whatever names the session ends its sockets on both nodes, and all its cookies."""
+        """An end by any name of the session closes its sockets on both nodes, for all cookies."""
         a, b, browser, here, there = await start(sites)
         stale = browser.cookie
         await browser.get("/refresh")
@@ -113,7 +113,7 @@ class TestRefresh:
             assert await site.presented(stale) == await site.presented(newer) == (None, DEAD)
 
     async def test_the_one_after_closes(self, sites: Sites) -> None:
-        """A renewal that doesn't keep them closes them on both nodes."""
+        """A later renewal that does not keep the sockets closes them on both nodes."""
         _, _, browser, here, there = await start(sites)
         await browser.get("/refresh")
         await browser.get("/renew")

@@ -1,5 +1,5 @@
 """
-Clients of Redis that an application makes, and that don't work, or not always.
+Redis clients of an application that are unusable, or fail at times.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class TestClients:
         ids=["decodes", "none"],
     )
     async def test_unusable(self, make: Any) -> None:
-        """A client that decodes, or that is none, is an error at the start."""
+        """A client that decodes responses, or a callable that returns none, is an error."""
         with pytest.raises(NotSetUp, match="redis= is a callable"):
             async with RedisSessionWSRegistry(make):
                 pass
 
     async def test_raises_once(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """What makes clients may fail, and is asked again."""
+        """A callable that raises is called again until it returns a client."""
         fails = [True]
 
         def make() -> Redis:
@@ -56,14 +56,14 @@ class TestClients:
 
     @pytest.mark.parametrize("option", ["socket_timeut=3", "decode_responses=True"])
     def test_url_option(self, option: str) -> None:
-        """An option that would let each command fail is refused at once, without a secret."""
+        """A URL option that would break every command raises at once, without the password."""
         with pytest.raises(ValueError, match=r"behind the '\?'") as refused:
             RedisSessionWSRegistry(f"redis://:secret@localhost?{option}")
         assert "secret" not in str(refused.value)
 
     @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost?a=1", "redis://a:b"])
     def test_no_url(self, url: str) -> None:
-        """What is no URL of a Redis is told what one looks like."""
+        """An argument that is not a URL for Redis raises ValueError."""
         with pytest.raises(ValueError, match="not a URL for Redis"):
             RedisSessionWSRegistry(url)
 
@@ -71,7 +71,7 @@ class TestClients:
     async def test_protocol(
         self, redis_server: RedisServer, start_node: StartNode, protocol: int
     ) -> None:
-        """RESP2 and RESP3 are the same to us, silence and the answer to a PING included."""
+        """RESP2 and RESP3 both work, with the answers to PINGs on quiet subscriptions."""
         url = f"{redis_server.url}?protocol={protocol}"
         a, b = await start_node(url, "a"), await start_node(url, "b")
         await acquaint(a, b)
@@ -90,7 +90,7 @@ class TestClients:
 
     @leaky
     async def test_cluster_away(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
-        """A Cluster that has gone altogether comes back."""
+        """A node reconnects to a Redis Cluster whose servers were all killed."""
 
         def make() -> Any:
             return ClusterClient.from_url(redis_cluster.url)
