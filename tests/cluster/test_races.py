@@ -1,5 +1,5 @@
 """
-What comes at the same time on a node, or is given up half-way.
+Concurrent requests and orders on several nodes, and operations that are cancelled halfway.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ PREFIX = "{aiohttp_session_ws}"
 
 
 async def who(client: Client, cookie: str) -> str | None:
-    """Return whose page a browser gets."""
+    """Return the user that a page shows for a cookie."""
     async with client.get("/whoami", headers={"Cookie": cookie}) as response:
         user: str | None = (await response.json())["user"]
         return user
 
 
 async def is_nobody(client: Client, cookie: str) -> bool:
-    """Tell whether a browser gets nobody's page."""
+    """Return whether a page is anonymous for a cookie."""
     return await who(client, cookie) is None
 
 
 def doubt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a node know what time it is to 0.15 s only, as behind a slow network."""
+    """Give a node's clock an error of 0.15 s, as behind a slow network."""
     clock = cluster_of(client).clock
     now = clock.monotonic()
     clock.measure(clock.now(), now - 0.15, now + 0.15, 1e-9)
@@ -65,12 +65,12 @@ def doubt(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestClocks:
-    """Nodes know the one clock more or less exactly."""
+    """Nodes measure the clock of Redis with an error."""
 
     async def test_right_after_a_log_in(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A log-out everywhere by another node ends what has just begun."""
+        """A log-out everywhere on another node ends a session that has just begun."""
         a, b = nodes
         await acquaint(a, b)
         doubt(b, monkeypatch)
@@ -83,7 +83,7 @@ class TestClocks:
     async def test_log_in_right_after(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
-        """Who logs in when a log-out everywhere by another node has been heard lives."""
+        """A log-in right after another node's log-out everywhere arrived is not ended by it."""
         a, b = nodes
         await acquaint(a, b)
         doubt(a, monkeypatch)
@@ -101,7 +101,7 @@ class TestClocks:
 
 
 async def heard_all(redis: RedisServer, *clients: Client) -> None:
-    """Wait until nodes have heard all that Redis has recorded."""
+    """Wait until nodes have received all that Redis has recorded."""
     await settled(*clients)
     last = int(await redis.cli("GET", f"{PREFIX}:seq") or 0)
     for client in clients:
@@ -109,13 +109,13 @@ async def heard_all(redis: RedisServer, *clients: Client) -> None:
 
 
 async def is_past(given: float, client: Client) -> None:
-    """Wait until a node knows for certain that a time is past."""
+    """Wait until a time is past by a node's clock, even with its error."""
     clock = cluster_of(client).clock
     await until(lambda: clock.now() > given + 2 * clock.error)
 
 
 class OfUser(RedisSessionWSRegistry):
-    """One whose id is the user."""
+    """A registry whose ids are the users."""
 
     async def get_id(self, request: web.Request) -> Hashable | None:
         """Return the user."""
@@ -123,20 +123,20 @@ class OfUser(RedisSessionWSRegistry):
         return user
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Keep it nowhere."""
+        """Store nothing."""
 
     async def delete_id(self, request: web.Request) -> None:
-        """There is nothing to take out."""
+        """Remove nothing."""
 
 
 class LateWire(wire.Wire):
-    """A connection on which messages come as late as a test wants."""
+    """A connection whose messages can be held back by a test."""
 
     late = False
     waiting: ClassVar[list[tuple[LateWire, bytes]]] = []
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what comes, now or when it is released."""
+        """Process data now, or when it is released."""
         if self.late:
             self.waiting.append((self, data))
         else:
@@ -144,7 +144,7 @@ class LateWire(wire.Wire):
 
     @classmethod
     def release(cls, *, lose: bool = False) -> None:
-        """Hand on what waits, unless it is lost."""
+        """Process the data that was held back, unless it is lost."""
         cls.late, waiting = False, cls.waiting[:]
         cls.waiting.clear()
         for late, data in waiting:
@@ -154,14 +154,14 @@ class LateWire(wire.Wire):
 
 @pytest.fixture
 def late_wires(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes that start from now on hear as late as a test wants."""
+    """Let the test hold back the messages to nodes that start from now on."""
     monkeypatch.setattr(subscriber, "Wire", LateWire)
     monkeypatch.setattr(LateWire, "late", False)
     monkeypatch.setattr(LateWire, "waiting", [])
 
 
 class TestReconnected:
-    """Somebody reconnects while the order that closed his sockets is on its way."""
+    """A client reconnects while the order that closed its sockets is in transit."""
 
     @pytest.mark.parametrize("how", ["a row", "one of such", "reported", "found by its number"])
     async def test_order_comes_late(
@@ -171,7 +171,7 @@ class TestReconnected:
         late_wires: None,
         how: str,
     ) -> None:
-        """It closes what was there when it was given, and nothing else."""
+        """A late close order closes only the sockets that were open when it was given."""
         a, b = await start_node(redis_server.url, "a"), await start_node(redis_server.url, "b")
         await acquaint(a, b)
         cookie = await log_in(a)
@@ -201,7 +201,7 @@ class TestReconnected:
         late_wires: None,
         how: str,
     ) -> None:
-        """An end of an id that people share ends no session that has begun since."""
+        """A late end of a shared id does not end a session that began after it."""
         a, b = [
             await aiohttp_client(app_of(OfUser(redis_server.url, node=name, timeouts=QUICK)))
             for name in ("a", "b")
@@ -233,9 +233,9 @@ class TestReconnected:
         monkeypatch: pytest.MonkeyPatch,
         how: str,
     ) -> None:
-        """What is published again, as Redis refused it, is carried out and announced once."""
+        """An order published again, since Redis refused it, is applied and announced once."""
         a, b = nodes
-        # As if nobody knew how late it is: then only their numbers tell orders apart.
+        # As if the time were unknown: then only the numbers of orders distinguish them.
         monkeypatch.setattr(RedisClock, "latest", lambda clock, at: clock.monotonic())
         told: list[OrderDetails] = []
         await acquaint(a, b)
@@ -268,11 +268,11 @@ class TestReconnected:
 
 
 class TestPages:
-    """Requests that a node has never heard of come with the cookie of an ended session."""
+    """Requests with the cookie of an ended session, on a node that has not received the end."""
 
     @pytest.fixture
     async def stale(self, redis_server: RedisServer, start_node: StartNode) -> str:
-        """The cookie; nodes that start from now on know of it when they ask, and only then."""
+        """Return the cookie; nodes that start from now on learn of the end only from a look-up."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -284,7 +284,7 @@ class TestPages:
     async def fresh(
         self, stale: str, redis_server: RedisServer, aiohttp_client: AiohttpClient
     ) -> Client:
-        """Such a node; its handlers are cancelled when their clients go."""
+        """Return such a node, whose handlers are cancelled when their clients disconnect."""
         app = node_app(redis_server.url, "fresh")
         client = await aiohttp_client(app, handler_cancellation=True)
         client.session.cookie_jar.clear()
@@ -292,7 +292,7 @@ class TestPages:
 
     @pytest.fixture
     def asking(self, fresh: Client, monkeypatch: pytest.MonkeyPatch) -> Turnstile:
-        """A place where the node's questions to Redis can be held."""
+        """Return a turnstile that can hold the node's reads from Redis."""
         commands, turnstile = cluster_of(fresh).commands, Turnstile()
         read = commands.read
 
@@ -304,7 +304,7 @@ class TestPages:
         return turnstile
 
     async def test_bounded(self, fresh: Client, stale: str, asking: Turnstile) -> None:
-        """A page waits for Redis for a moment only; a late answer takes effect all the same."""
+        """A page waits for Redis only briefly; a late answer takes effect for later pages."""
         asking.shut = True
         async with asyncio.timeout(PATIENCE):
             assert await who(fresh, stale) == "ann"
@@ -318,7 +318,7 @@ class TestPages:
         asking: Turnstile,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A client that goes before Redis has answered spares the next one nothing."""
+        """The session is still looked up for the next request if the first client disconnects."""
         monkeypatch.setattr(lookup, "PATIENCE", PATIENCE)
         asking.shut = True
         first = asyncio.create_task(who(fresh, stale))
@@ -330,7 +330,7 @@ class TestPages:
     async def test_at_the_same_time(
         self, fresh: Client, stale: str, asking: Turnstile, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A page that comes while Redis is asked about its session waits for the answer, too."""
+        """A page that arrives during a look-up of its session waits for the answer, too."""
         monkeypatch.setattr(lookup, "PATIENCE", PATIENCE)
         asking.shut = True
         first = asyncio.create_task(who(fresh, stale))
@@ -341,7 +341,7 @@ class TestPages:
         assert [await first, await other] == [None, None]
 
     async def test_once(self, fresh: Client, redis_server: RedisServer) -> None:
-        """A living session is asked about once, however many pages it gets."""
+        """A living session is looked up once, however many pages it requests."""
         cookie = await log_in(fresh)
         await who(fresh, cookie)
         numbers = cluster_of(fresh).numbers  # it reads what was ordered before it started
@@ -353,31 +353,31 @@ class TestPages:
 
 
 async def reads(redis_server: RedisServer) -> int:
-    """Return how many times Redis was asked for records."""
+    """Return how many times records were read from Redis."""
     stats = await redis_server.cli("INFO", "commandstats")
     return int(stats.get("cmdstat_mget", {}).get("calls", 0))
 
 
 async def is_refused(site: Site, cookie: str) -> bool:
-    """Tell whether a handshake is refused since its session has ended."""
+    """Return whether a handshake is refused because its session has ended."""
     return await site.knock(cookie) == DEAD
 
 
 async def out_elsewhere(request: web.Request) -> web.Response:
-    """Log out everywhere else; say whether that was done."""
+    """Log out everywhere else; answer whether that was done."""
     response = web.Response()
     response.text = str(await end_other_sessions_ws(request, response))
     return response
 
 
 class TestOthers:
-    """Log out everywhere else."""
+    """Log-out everywhere else."""
 
     @pytest.fixture
     async def two(
         self, redis_server: RedisServer, aiohttp_client: AiohttpClient
     ) -> tuple[Client, Client]:
-        """Two nodes on which one can do so."""
+        """Start two nodes with a page for it."""
         found = []
         for name in "ab":
             app = node_app(redis_server.url, name)
@@ -389,7 +389,7 @@ class TestOthers:
         return found[0], found[1]
 
     async def test_spares_itself(self, two: tuple[Client, Client]) -> None:
-        """The session at hand goes on with a new cookie, and no copy of it; others have ended."""
+        """The session lives on with a new cookie; its old cookie and other sessions are over."""
         a, b = two
         mine, other = await log_in(a), await log_in(b)
         async with socket(b, other) as ws:
@@ -404,7 +404,7 @@ class TestOthers:
     async def test_while_it_is_handled(
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Sockets wait for its response on other nodes, too; handshakes are refused at once."""
+        """Handshakes are refused at once, also elsewhere; sockets close after the response."""
         monkeypatch.setattr(apply, "HOLD", PATIENCE)
         timeouts = replace(QUICK, response=PATIENCE)
         a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
@@ -420,7 +420,7 @@ class TestOthers:
     async def test_found_before_it_is_heard(
         self, late_wires: None, sites: Sites, monkeypatch: pytest.MonkeyPatch, by: str
     ) -> None:
-        """Sockets wait, too, if their node has found in Redis what it hears later."""
+        """Sockets wait for the response even if their node finds the end in Redis first."""
         monkeypatch.setattr(apply, "HOLD", PATIENCE)
         timeouts = replace(QUICK, response=PATIENCE)
         a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
@@ -437,7 +437,7 @@ class TestOthers:
         assert await mine.code() == AGAIN
 
     async def test_lost(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """What Redis has lost of it is written again, also by the node that was asked for it."""
+        """The records are written again after a loss, also by the node that ordered them."""
         a, b = two
         await visit(a, "/elsewhere", await log_in(a))
         cluster_of(b).write_back.lost = lambda **_: None  # type: ignore[method-assign]
@@ -447,7 +447,7 @@ class TestOthers:
         await until(lambda: redis_server.cli("EXISTS", key))
 
     async def test_two_at_once(self, two: tuple[Client, Client]) -> None:
-        """Of two sessions that end each other at the same time one is left at most."""
+        """Of two sessions that end each other concurrently, at most one survives."""
         a, b = two
         one, other = await log_in(a), await log_in(b)
         first, second = await asyncio.gather(
@@ -461,7 +461,7 @@ class TestOthers:
     async def test_ended_unheard(
         self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A session that has ended on another node, which this one hasn't heard, ends nobody."""
+        """A session that has ended, without its node having received that, can't end others."""
         a, b = two
         one, other = await log_in(a), await log_in(a)
         id_ = await id_of(b, one)
@@ -475,7 +475,7 @@ class TestOthers:
             assert await ws.receive_str(timeout=PATIENCE) == "still there"
 
     async def test_away(self, redis_server: RedisServer, two: tuple[Client, Client]) -> None:
-        """Without Redis it is refused, and nothing has ended; nor will Redis do it later."""
+        """Without Redis it is refused, and nothing is ended, then or later."""
         a, _ = two
         await visit(a, "/elsewhere", await log_in(a, "bob"))  # Redis knows the script
         mine, other = await log_in(a), await log_in(a)
@@ -491,7 +491,7 @@ class TestOthers:
     async def test_answer_lost(
         self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What Redis has carried out is so here, too, though its answer didn't come."""
+        """An end that Redis has recorded takes effect here, even if its reply was lost."""
         monkeypatch.setattr(apply, "HOLD", 0.0)
         a, _ = two
         mine, other = await log_in(a), await log_in(a)
@@ -518,13 +518,13 @@ class TestOthers:
 
 class TestLeaks:
     async def test_closing(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing is kept of a question whose asker is cancelled while sockets close."""
+        """No request is left of an order that is cancelled while its sockets close."""
         monkeypatch.setattr(outbound, "FORGOTTEN", 0.0)
         a, _ = nodes
         requests = cluster_of(a).requests
         cookie = await log_in(a)
         id_ = await id_of(a, cookie)
-        async with socket(a, cookie):  # it answers no close frame as long as nobody reads
+        async with socket(a, cookie):  # the client answers no close frame while it does not read
             order = asyncio.create_task(registry_of(a).end_session(id_, wait=0.01))
             await until(lambda: len(requests))
             order.cancel()
@@ -532,7 +532,7 @@ class TestLeaks:
         await until(lambda: not len(requests))
 
     async def test_waiting(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Nor if he is while others are waited for."""
+        """No request is left of an order that is cancelled while it waits for other nodes."""
         a, _ = nodes
         requests = cluster_of(a).requests
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", "ghost/1")
@@ -550,7 +550,7 @@ class TestLeaks:
 
 class TestRenewals:
     async def test_ended_while_renewed(self, nodes: Nodes) -> None:
-        """A session that is ended by id, while it is renewed on another node, is over."""
+        """A session that is ended by id while another node renews it is over."""
         a, b = nodes
         for _ in range(20):
             cookie = await log_in(a)

@@ -1,5 +1,5 @@
 """
-What a node does about what it has not heard, and about what Redis has lost.
+Reconciliation of orders that a node missed, and write-back of records that Redis lost.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def recorded(redis: RedisServer, id_: str) -> None:
 
 
 async def ends_numbered(redis: RedisServer) -> bool:
-    """Tell whether there is the end of a lineage, and it can be found by its number."""
+    """Return whether Redis has the end of a lineage, listed with a number."""
     numbered = await redis.cli("ZRANGE", f"{PREFIX}:recent", 0, -1)
     for key in await redis.cli("KEYS", f"{PREFIX}:lineage:*"):
         if '"ended"' in await redis.cli("GET", key):
@@ -77,7 +77,7 @@ async def ends_numbered(redis: RedisServer) -> bool:
 
 
 async def record_unheard(redis: RedisServer, client: Client, cookie: str) -> None:
-    """Let Redis have the end of a session, as if its message and its number had been lost."""
+    """Record the end of a session as if its message and its number had been lost."""
     now = inspect(registry_of(client)).clock.now()
     ended = SubjectEnded(Subject("id", await id_of(client, cookie)), now, ttl=60.0)
     key, _, text = encode_record(ended)
@@ -85,7 +85,7 @@ async def record_unheard(redis: RedisServer, client: Client, cookie: str) -> Non
 
 
 def fail_at_times(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each second question fail."""
+    """Make every second read fail."""
     read, asked = commands.read, itertools.count()
 
     def read_or_fail(keys: Sequence[str]) -> asyncio.Future[list[bytes | None]]:
@@ -99,10 +99,10 @@ def fail_at_times(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestDeaf:
-    """A node that is cut off from a Redis that the others have."""
+    """A node that is cut off from a Redis that the others can reach."""
 
     async def test_missed(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """What it missed it finds: ends, moves and close orders."""
+        """A node finds the ends, renewals and close orders that it missed."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -122,7 +122,7 @@ class TestDeaf:
                 pass
 
     async def test_identities(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """And orders by id and by identity."""
+        """A node finds the orders by id and by identity that it missed."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -143,7 +143,7 @@ class TestDeaf:
     async def test_by_hand(
         self, redis_server: RedisServer, aiohttp_client: AiohttpClient, both: bool
     ) -> None:
-        """What is registered by hand ends with its session, though that has another id by now."""
+        """An object registered by hand ends with its session, even after a missed renewal."""
         closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         class Thing:
@@ -177,7 +177,7 @@ class TestDeaf:
             assert await asyncio.wait_for(closed, PATIENCE) == 4401
 
     async def test_logged_in_since(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Who logged in after the log-out everywhere is not taken for one of before."""
+        """A log-in after a log-out everywhere is not ended by it when a node catches up."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b", on_outage="accept")
@@ -195,7 +195,7 @@ class TestDeaf:
                     assert await after.receive_str() == "still there"
 
     async def test_black_hole(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A connection that lies dead is noticed, though nobody says so."""
+        """A connection that is dead, but not closed, is detected."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -209,7 +209,7 @@ class TestDeaf:
                 assert await expect_close(ws) == 4401
 
     async def test_pages(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """It asks again about sessions that it has asked about before."""
+        """After an outage a node looks up sessions again that it had looked up before."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -226,7 +226,7 @@ class TestDeaf:
     async def test_only_pubsub(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: Any
     ) -> None:
-        """A subscription that fails at once again and again keeps nobody from his turn."""
+        """A subscription that keeps failing is retried with a delay, and then recovers."""
         a, b = nodes
         cookie = await log_in(a)
         failing, real = [0], wire.connect
@@ -254,7 +254,7 @@ class TestDeaf:
     async def test_heartbeat_fails(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was missed is read at the first heartbeat that is answered, if others fail."""
+        """Missed orders are read after the first heartbeat that succeeds."""
         a, b = nodes
         cluster, failed = cluster_of(b), asyncio.Event()
         run_script = cluster.commands.run_script
@@ -286,7 +286,7 @@ class TestDeaf:
     async def test_silent(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
     ) -> None:
-        """A subscription that lies dead by itself is noticed, and made anew."""
+        """A subscription that is dead, but not closed, is detected and replaced."""
         silent = [False]
 
         class Silent(wire.Wire):
@@ -307,7 +307,7 @@ class TestDeaf:
         await becomes(b, "connected")
 
     async def test_kill_pubsub(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Cut subscriptions lose nothing."""
+        """No log-out is lost when subscriptions are cut."""
         a, b = nodes
         for _ in range(5):
             cookie = await log_in(a)
@@ -325,7 +325,7 @@ class TestDeaf:
         path: str,
         code: int,
     ) -> None:
-        """What is forgotten by its number just before it would be read is looked up."""
+        """An order is found even if its number is dropped just before it would be read."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -363,7 +363,7 @@ class TestDeaf:
         monkeypatch: pytest.MonkeyPatch,
         error: Exception,
     ) -> None:
-        """A look at all connections that comes to nothing is begun again."""
+        """A look-up of all connections that fails is retried."""
         _, b = nodes
         cookie = await log_in(b)
         read, failed = cluster_of(b).commands.read, asyncio.Event()
@@ -383,7 +383,7 @@ class TestDeaf:
     async def test_round(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Now and then all are looked at without any sign of something missed."""
+        """All connections are looked up periodically, without any sign of a missed order."""
         monkeypatch.setattr(reconcile, "ROUND", 0.1)
         node = await start_node(redis_server.url, "a")
         cookie = await log_in(node)
@@ -398,8 +398,8 @@ class TestDeaf:
         tls: ssl.SSLContext,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """A message that was heard is carried out to its end, though the connection breaks."""
-        monkeypatch.setattr(inbound, "TURN", -1.0)  # others have their turn after each order
+        """A received message is carried out completely, even if the connection breaks."""
+        monkeypatch.setattr(inbound, "TURN", -1.0)  # yield to other tasks after each order
         async with Proxy(redis_server.port, tls=tls) as proxy:
             url = proxy.url("rediss") + "?ssl_cert_reqs=none&ssl_check_hostname=false"
             a = await start_node(redis_server.url, "a")
@@ -423,7 +423,7 @@ class TestDeaf:
 
 class TestLostData:
     async def test_written_back(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A Redis that lost its data is told what was ordered lately."""
+        """Recent orders are written again after Redis has lost its data."""
         a, b = nodes
         cookie, other = await log_in(a), await log_in(a, "bob")
         await visit(a, "/out/end_session_ws", cookie)
@@ -444,7 +444,7 @@ class TestLostData:
         keep_data: bool,
         late: bool,
     ) -> None:
-        """A node that was not there remembers it too, when all who were have gone."""
+        """A node that learned of an order from Redis writes it again when its giver has gone."""
         if late:  # as if Redis was away for minutes
             monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)
             monkeypatch.setattr(membership, "LATELY", -1.0)
@@ -469,7 +469,7 @@ class TestLostData:
         monkeypatch: pytest.MonkeyPatch,
         everything: bool,
     ) -> None:
-        """Though there is trouble again and again, also lesser, each record has its turn."""
+        """Each record is written again in the end, even if the write-back is often restarted."""
         monkeypatch.setattr(recent, "AGAIN_KEPT", -1.0)  # so that it is only remembered
         monkeypatch.setattr(write_back, "AT_ONCE", 1)
         monkeypatch.setattr(write_back, "PAUSE", 0.0)
@@ -502,7 +502,7 @@ class TestLostData:
             await recorded(redis_server, name)
 
     async def test_again_and_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """However often all is written again, it takes no longer, and no more memory."""
+        """Repeated write-backs restore every record, and remember no more messages."""
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b")
         for number in range(20):
@@ -521,7 +521,7 @@ class TestLostData:
     async def test_of_one_who_died(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
     ) -> None:
-        """The first step is for all that others have ordered: one may have died just now."""
+        """The first step covers the orders of all other nodes: one may have just died."""
         monkeypatch.setattr(write_back, "STEPS", (0.01, 3600.0))
         first = TestServer(node_app(redis_server.url, "first"))
         await first.start_server()
@@ -539,7 +539,7 @@ class TestLostData:
     async def test_close_order_of_one_who_died(
         self, redis_server: RedisServer, start_node: StartNode, reported: bool
     ) -> None:
-        """So are the close orders of one who is gone, which nobody remembers for long."""
+        """The close orders of a script that has exited are written again."""
         cluster = cluster_of(await start_node(redis_server.url, "node"))
         async with script(redis_server.url) as other:
             await other.close_all_session("x", wait=PATIENCE if reported else 0.0)
@@ -551,7 +551,7 @@ class TestLostData:
     async def test_shares_of_others(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: Any
     ) -> None:
-        """What is shared out to nodes that have died, or never heard of it, is written too."""
+        """Records assigned to nodes that have died, or do not know them, are written again."""
         monkeypatch.setattr(write_back, "FEW", 0)
         monkeypatch.setattr(write_back, "STEPS", (0.01, 0.01))
         first = TestServer(node_app(redis_server.url, "first"))
@@ -568,7 +568,7 @@ class TestLostData:
             await recorded(redis_server, f"x{number}")
 
     async def test_looked_up(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A node writes again all that it remembers, however it has learned of it."""
+        """A node writes again also the records that it only looked up."""
         first = TestServer(node_app(redis_server.url, "first"))
         await first.start_server()
         async with TestClient(first) as client:
@@ -587,7 +587,7 @@ class TestLostData:
     async def test_met_meanwhile(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An end that is read just before it is lost gets a number again, for who missed it."""
+        """An end that is lost right after it was read gets a number again."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -620,7 +620,7 @@ class TestLostData:
     async def test_stopped(
         self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
-        """A node that stops writes what Redis has just lost: perhaps nobody else knows it."""
+        """A node that stops writes what Redis has just lost: others may not know it."""
         if kind == "end":  # as if it was long ago; a close order is forgotten by then
             monkeypatch.setattr(recent, "KEPT", -1.0)
         first = TestServer(node_app(redis_server.url, "first"))
@@ -640,7 +640,7 @@ class TestLostData:
     async def test_older_state(
         self, redis_server: RedisServer, start_node: StartNode, tmp_path: Path
     ) -> None:
-        """Numbers that a server gives anew, from an older state on, are read again."""
+        """Numbers that a Redis restored to an older state gives again are read again."""
         async with Proxy(redis_server.port) as proxy:
             node = await start_node(proxy.url(), "node")
             cluster = cluster_of(node)
@@ -680,7 +680,7 @@ class TestLostData:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """All is compared with a server whose state is older than what was published lately."""
+        """All records are compared with a Redis restored to a state older than recent orders."""
         monkeypatch.setattr(recent, "KEPT", 0.0)
         async with Proxy(redis_server.port) as proxy:
             node = await start_node(proxy.url(), "node")
@@ -705,7 +705,7 @@ class TestLostData:
     async def test_counted_before(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a server had counted is not taken for read on one that has counted less."""
+        """A number of a server is not taken as read on a server that has counted less."""
         monkeypatch.setattr(membership, "ON_ITS_WAY", 3600.0)
         node = await start_node(redis_server.url, "node")
         await becomes(node, "connected")
@@ -733,7 +733,7 @@ class TestLostData:
     async def test_close_order_missed(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A close order that is written again is carried out where it was missed."""
+        """A close order that is written again takes effect on a node that missed it."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -766,7 +766,7 @@ class TestLostData:
 
     @pytest.mark.parametrize("kind", ["close", "end"])
     async def test_older_order(self, redis_server: RedisServer, nodes: Nodes, kind: str) -> None:
-        """Of two orders the later one is written again if Redis has the earlier one."""
+        """The later of two orders is written again if Redis has the earlier one."""
         a, _ = nodes
         key = f'{PREFIX}:{kind}:identity:"x"'
         order = {"close": registry_of(a).close_all_identity, "end": registry_of(a).end_identity}
@@ -783,7 +783,7 @@ class TestLostData:
         await until(is_later)
 
     async def test_unnoticed(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Also if nothing broke: by the sign of life that is gone."""
+        """A loss without a broken connection is detected by the missing heartbeat."""
         a, _ = nodes
         await registry_of(a).end_session("x", wait=PATIENCE)
         await redis_server.cli("FLUSHALL")
@@ -797,7 +797,7 @@ class TestLostData:
         start_node: StartNode,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """What expired since Redis' clock was set forward is written again, for who starts."""
+        """Records that expired because Redis' clock was set forward are written again."""
         a, _ = nodes
         cookie, other = await log_in(a), await log_in(a, "bob")
         await visit(a, "/out/end_session_ws", cookie)
@@ -821,7 +821,7 @@ class TestLostData:
                 pass
 
     async def test_ttl(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Records go by themselves."""
+        """Every record has a TTL; only bookkeeping keys have none."""
         a, _ = nodes
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -835,7 +835,7 @@ class TestLostData:
         assert kept <= {"nodes", "members", "epoch", "seq", "recent", "marks", "floor", "clock"}
 
     async def test_many(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Many orders are written again a few at a time, each once, and new ones don't wait."""
+        """Many orders are written again, each about once, and do not delay a new one."""
         a, _ = nodes
         await asyncio.gather(*[registry_of(a).end_session(f"session {n}") for n in range(2000)])
         await settled(a)
@@ -851,7 +851,7 @@ class TestLostData:
     async def test_away_now_and_then(
         self, redis_server: RedisServer, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All is written again though each second question fails: it goes on where it was."""
+        """All records are written again, even though every second read fails."""
         monkeypatch.setattr(write_back, "AT_ONCE", 50)
         monkeypatch.setattr(write_back, "PAUSE", 0.0)
         a, _ = nodes
@@ -863,7 +863,7 @@ class TestLostData:
         await until(lambda: redis_server.holds("*:end:id:*", 400))
 
     async def test_nothing_lost(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A Redis that restarts with its data is asked, and told nothing."""
+        """Nothing is written to a Redis that restarts with its data."""
         a, b = nodes
         for n in range(100):
             await registry_of(a).end_session(f"session {n}")

@@ -1,5 +1,5 @@
 """
-What is kept in Redis, and what reports say of it.
+Records in Redis, and the reports on orders.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HUGE = "1" + "0" * 400
 
 class TestReport:
     async def test_wait(self, nodes: Nodes) -> None:
-        """Who waits is told what all nodes did."""
+        """A report that was waited for covers all nodes."""
         a, b = nodes
         cookie = await log_in(a)
         id_ = await id_of(a, cookie)
@@ -61,7 +61,7 @@ class TestReport:
         assert report.stored
 
     async def test_not_waiting(self, nodes: Nodes) -> None:
-        """Who doesn't is told what this node did."""
+        """A report that was not waited for covers this node only."""
         a, b = nodes
         cookie = await log_in(a)
         async with socket(a, cookie), socket(b, cookie) as there:
@@ -70,7 +70,7 @@ class TestReport:
         assert (report.sockets, report.nodes_expected, report.nodes_answered) == (1, 1, 1)
 
     async def test_silent(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A node that doesn't answer makes the report incomplete, and raises nothing."""
+        """A node that does not answer makes the report incomplete, without an error."""
         a, b = nodes
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
@@ -87,7 +87,7 @@ class TestReport:
         assert report.stored
 
     async def test_joined(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Who has started since the last heartbeat is asked, too, or the report says so."""
+        """A node that joined since the last heartbeat is expected to answer, too."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             known = frozenset({cluster_of(a).instance})
@@ -107,7 +107,7 @@ class TestReport:
     async def test_lost_data(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A Redis that has lost its data doesn't know who is silent, but the nodes do."""
+        """A silent node is still expected to answer after Redis has lost its data."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             b = await start_node(proxy.url(), "b")
@@ -129,7 +129,7 @@ class TestReport:
         monkeypatch: pytest.MonkeyPatch,
         caplog: Any,
     ) -> None:
-        """Nor does it know who had joined since the last heartbeat, but the others were told."""
+        """A silent node that joined since the last heartbeat is expected even after a loss."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(redis_server.url, "a")
             await acquaint(a)
@@ -149,7 +149,7 @@ class TestReport:
     async def test_joined_meanwhile(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who tells so while an older list is on its way isn't forgotten for that."""
+        """A node that reports its start is not removed by an older list of members."""
         a = await start_node(redis_server.url, "a")
         members, listed, seen = cluster_of(a).membership, Membership.listed, asyncio.Event()
 
@@ -170,7 +170,7 @@ class TestReport:
     async def test_another_version(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """Who has joined since a loss of data is seen, though the list is as old as before."""
+        """A node that joined after a loss of data is found, even if the list seems old."""
         a, b = await start_node(redis_server.url, "a"), await start_node(redis_server.url, "b")
         await acquaint(a, b)
         version = await redis_server.cli("GET", f"{PREFIX}:members")
@@ -182,7 +182,7 @@ class TestReport:
         assert len(cluster_of(a).membership.members) == 3
 
     async def test_script(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A script ends sessions of an application, without being one of its nodes."""
+        """A script can end sessions without being one of the nodes."""
         a, b = nodes
         cookie = await log_in(a)
         async with (
@@ -199,7 +199,7 @@ class TestRecords:
         ("method", "key"), [("end_session", "id"), ("end_identity", "identity")]
     )
     async def test_ttl(self, redis_server: RedisServer, method: str, key: str) -> None:
-        """Who remembers for a shorter time, a script perhaps, shortens nobody else's."""
+        """A script with a shorter TTL does not shorten the TTL of a record."""
         for days, ttl in ((YEAR, YEAR), (MONTH, YEAR), (MONTH, YEAR), (2 * YEAR, 2 * YEAR)):
             expiry = Expiry(revocation_ttl=days)
             async with script(redis_server.url, expiry=expiry) as registry:
@@ -210,7 +210,7 @@ class TestRecords:
     async def test_of_all_storages(
         self, redis_server: RedisServer, start_node: StartNode, aiohttp_client: AiohttpClient
     ) -> None:
-        """Who has seen no session keeps an end for as long as those need that have."""
+        """A node that has seen no session keeps ends for as long as the longest storage needs."""
         registry = RedisSessionWSRegistry(redis_server.url, node="a", identify=user_of)
         storage = SimpleCookieStorage(max_age=int(YEAR))
         a = await aiohttp_client(make_app(registry, storage))
@@ -228,7 +228,7 @@ class TestRecords:
     async def test_of_all_storages_in_an_outage(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """So does who ends something before Redis could be reached, or at that very moment."""
+        """Ends ordered during an outage, or right at its end, are kept for as long, too."""
         await redis_server.cli("SET", f"{PREFIX}:ttl", int(YEAR))
         redis_server.kill()
         node = await start_node(redis_server.url)
@@ -256,7 +256,7 @@ class TestRecords:
     async def test_met(
         self, redis_server: RedisServer, start_node: StartNode, method: str, kind: str
     ) -> None:
-        """An end that a stale cookie meets is kept for its time once more, in Redis too."""
+        """A stale cookie restarts the TTL of its end, in Redis too."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         async with socket(a, cookie):
@@ -274,7 +274,7 @@ class TestRecords:
         await until(is_kept)
 
     async def test_renewal_met(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """So is a renewal: without it the cookies of before would be good again some day."""
+        """A request restarts the TTL of a renewal's record, so that old cookies stay invalid."""
         a = await start_node(redis_server.url, "a")
         cookie = await visit(a, "/renew", await log_in(a))
         await visit(a, "/whoami", cookie)
@@ -291,7 +291,7 @@ class TestRecords:
         await until(is_kept)
 
     async def test_for_ever(self, redis_server: RedisServer) -> None:
-        """Ends may be kept for longer than Redis can count."""
+        """Ends may have a TTL longer than Redis can count."""
         expiry = Expiry(revocation_ttl=sys.maxsize)
         async with script(redis_server.url, expiry=expiry) as registry:
             assert (await registry.end_session("x", wait=PATIENCE)).stored
@@ -299,7 +299,7 @@ class TestRecords:
     async def test_for_ever_and_again(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """So may those that Redis finds by its notes, or merges."""
+        """Such a TTL also works for records that Redis merges, or finds by a former id."""
         expiry = Expiry(revocation_ttl=sys.maxsize)
         a = await start_node(redis_server.url, "a", expiry=expiry)
         cookie = await visit(a, "/renew", await log_in(a))
@@ -311,7 +311,7 @@ class TestRecords:
         assert await refused(a, cookie) == 4401
 
     async def test_one_slot(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """All keys have one hash tag, so that they are in one slot of a Redis Cluster."""
+        """All keys have the same hash tag, and so the same slot of a Redis Cluster."""
         a, _ = nodes
         await visit(a, "/out/everywhere", await visit(a, "/renew", await log_in(a)))
         await registry_of(a).close_all_session("x", wait=PATIENCE)
@@ -320,7 +320,7 @@ class TestRecords:
         assert all(key.startswith(PREFIX + ":") for key in keys)
 
     async def test_never_without_lineage(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """One log-out makes a fixed number of records, however often its cookie comes again."""
+        """A log-out makes a fixed number of records, however often its cookie is presented."""
         a, b = nodes
         cookie = await log_in(a)
         await visit(a, "/out/end_session_ws", cookie)
@@ -341,7 +341,7 @@ class TestRecords:
 class TestIds:
     @pytest.mark.parametrize("id_", [object(), 1.5 + 2j, frozenset("a"), b"bytes"])
     async def test_refused(self, redis_server: RedisServer, id_: Any) -> None:
-        """What can't be JSON is refused by a TypeError that names it; nothing has happened."""
+        """A value that is not JSON raises a TypeError naming its type, and records nothing."""
         async with script(redis_server.url) as registry:
             for call in (registry.end_session, registry.close_all_session, registry.end_identity):
                 with pytest.raises(TypeError, match=type(id_).__name__):
@@ -349,7 +349,7 @@ class TestIds:
             assert not len(inspect(registry).records)
 
     async def test_again(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """An id that is made again isn't locked: a session that begins later lives."""
+        """An id that is reused is not locked: a session that begins later lives."""
         a = await start_node(redis_server.url, "a", id_factory=lambda request: "always the same")
         b = await start_node(redis_server.url, "b", id_factory=lambda request: "always the same")
         cookie = await log_in(a)
@@ -360,7 +360,7 @@ class TestIds:
             pass
 
     async def test_tuple(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """An id may be a tuple; what is equal here is equal there."""
+        """An id may be a tuple; ids that are equal here are equal on other nodes."""
         a = await start_node(redis_server.url, "a", id_factory=lambda request: ("t", 1))
         b = await start_node(redis_server.url, "b")
         cookie = await log_in(a)
@@ -369,7 +369,7 @@ class TestIds:
             assert await expect_close(ws) == 4401
 
     async def test_surrogate(self, redis_server: RedisServer) -> None:
-        """An id may be half a pair of surrogates, which stops nothing."""
+        """An order for an id that contains a lone surrogate is recorded."""
         async with script(redis_server.url) as registry:
             for id_ in ("x\ud800", "y\udfff", "z"):
                 assert (await registry.end_session(id_, wait=PATIENCE)).stored
@@ -403,7 +403,7 @@ class TestForeign:
         ],
     )
     async def test_message(self, redis_server: RedisServer, nodes: Nodes, message: str) -> None:
-        """What isn't ours, or makes no sense, stops nobody."""
+        """A foreign or malformed message does not stop a node."""
         a, b = nodes
         cookie = await log_in(a)
         answers = f"answers:{cluster_of(b).instance}"
@@ -423,14 +423,14 @@ class TestForeign:
         ],
     )
     async def test_questions(self, redis_server: RedisServer, nodes: Nodes, text: str) -> None:
-        """Nor does a question."""
+        """A malformed query does not stop a node."""
         a, b = nodes
         await redis_server.cli("PUBLISH", f"{PREFIX}:data", text)
         assert (await registry_of(a).count()).complete
         assert (await registry_of(b).count()).complete
 
     async def test_readable_rest(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """Of a message with one order that can't be read the others take effect."""
+        """One unreadable order does not prevent the others of its message."""
         a, b = nodes
         cookie = await log_in(a)
         subject = json.dumps(["id", await id_of(a, cookie)])
@@ -441,7 +441,7 @@ class TestForeign:
             assert await expect_close(ws) == 4000
 
     async def test_record(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """A record that can't be read was put there for a reason: its handshakes are refused."""
+        """A handshake whose record can't be read is refused, and that is logged."""
         a, _ = nodes
         cookie = await log_in(a)
         key = f'{PREFIX}:end:id:"{await id_of(a, cookie)}"'

@@ -20,7 +20,7 @@ from tests.support.redis_servers import RedisServer
 
 
 def listen(site: Site, name: str = "rates") -> list[bytes]:
-    """Return what a node hears."""
+    """Return the messages that a node receives."""
     heard: list[bytes] = []
 
     @site.registry.on_relay(name)
@@ -31,13 +31,13 @@ def listen(site: Site, name: str = "rates") -> list[bytes]:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return what was logged of relays: on a busy machine there is more to tell of Redis."""
+    """Return the log records about relays: a busy machine may log more about Redis."""
     return [record for record in caplog.records if "relay" in record.getMessage()]
 
 
 class TestRelay:
     async def test_in_order(self, sites: Sites) -> None:
-        """The other node hears all of it, in order, whatever it is; this one doesn't."""
+        """The other node receives all messages in order; the sender receives none."""
         a, b = await sites()
         here, there, other = listen(a), listen(b), listen(b, "other")
         messages = [b"%d\n\0\xff" % number for number in range(500)]
@@ -50,7 +50,7 @@ class TestRelay:
         assert not other
 
     async def test_both_ways(self, sites: Sites) -> None:
-        """Each sender's are in order."""
+        """The messages of each sender arrive in order."""
         a, b = await sites()
         here, there = listen(a), listen(b)
         for number in range(50):
@@ -62,7 +62,7 @@ class TestRelay:
 
     @pytest.mark.parametrize("size", [0, 65_536])
     async def test_sizes(self, sites: Sites, size: int) -> None:
-        """From nothing to 64 KiB."""
+        """A message may have 0 bytes to 64 KiB."""
         a, b = await sites()
         heard = listen(b)
         await a.registry.relay("rates", b"x" * size)
@@ -71,7 +71,7 @@ class TestRelay:
         assert heard == [b"x" * size]
 
     async def test_too_much(self, sites: Sites) -> None:
-        """Beyond that it is an error, and so is a text."""
+        """A larger message raises ValueError, and a text raises TypeError."""
         a, _ = await sites()
 
         with pytest.raises(ValueError, match="65536 bytes at most"):
@@ -80,7 +80,7 @@ class TestRelay:
             await a.registry.relay("rates", "text")  # type: ignore[arg-type]
 
     async def test_nobody_listens(self, sites: Sites) -> None:
-        """A name that nobody hears harms nobody."""
+        """A message without a handler is ignored."""
         a, b = await sites()
         heard = listen(b)
         await a.registry.relay("nothing", b"1")
@@ -92,7 +92,7 @@ class TestRelay:
     async def test_a_handler_that_fails(
         self, sites: Sites, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The next message comes all the same."""
+        """The next message is handled after one whose handler failed."""
         a, b = await sites()
         heard: list[bytes] = []
 
@@ -111,7 +111,7 @@ class TestRelay:
     async def test_a_handler_whose_work_is_cancelled(
         self, sites: Sites, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What waits behind it comes all the same."""
+        """Queued messages are handled after one whose work was cancelled."""
         a, b = await sites()
         gate, heard = Turnstile(), list[bytes]()
         work = asyncio.get_running_loop().create_future()
@@ -137,7 +137,7 @@ class TestRelay:
         assert [record.levelname for record in logged(caplog)] == ["ERROR"]
 
     async def test_one_at_a_time(self, sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
-        """While one takes its time, 1,000 wait; then the oldest go, with one warning."""
+        """While a handler runs, 1,000 messages wait; beyond that the oldest are dropped."""
         caplog.set_level(logging.WARNING)
         a, b = await sites()
         gate, heard, running = Turnstile(), [], 0
@@ -168,7 +168,7 @@ class TestRelay:
         ]
 
     async def test_a_handler_at_the_end(self, sites: Sites) -> None:
-        """One that never ends doesn't keep the application from stopping."""
+        """A handler that never ends does not keep the application from stopping."""
         a, b = await sites()
         began = asyncio.Event()
 
@@ -183,7 +183,7 @@ class TestRelay:
             await b.stack.aclose()
 
     async def test_redis_is_away(self, sites: Sites, redis_server: RedisServer) -> None:
-        """What can't be sent is incomplete, and never comes late."""
+        """A message that can't be sent is reported as incomplete, and never sent later."""
         a, b = await sites()
         heard = listen(b)
         assert (await a.registry.relay("rates", b"before")).complete
@@ -205,7 +205,7 @@ class TestRelay:
     async def test_before_an_outage_is_noticed(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """What Redis hasn't taken within a second is incomplete, though nobody misses it yet."""
+        """A message that Redis does not take is incomplete, even before the outage is detected."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(proxy.url(), "a")
             b = await start_node(redis_server.url, "b")
@@ -218,7 +218,7 @@ class TestRelay:
         assert delivery == Delivery(0, nodes=0, complete=False)
 
     async def test_two_handlers(self, sites: Sites) -> None:
-        """A name has one."""
+        """A second handler for the same name raises ValueError."""
         a, _ = await sites()
         listen(a)
 
@@ -226,7 +226,7 @@ class TestRelay:
             listen(a)
 
     async def test_alone(self, sites: Sites) -> None:
-        """The only node sends to nobody."""
+        """A message of the only node is sent to no node."""
         a, b = await sites()
         await b.stack.aclose()
         members = inspect(a.registry).cluster.membership  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
 """
-A rolling restart of gunicorn's workers that drain: their clients come back little by little.
+A rolling restart of gunicorn's workers that drain: their clients reconnect gradually.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ async def application():
 
 class Page:
     """
-    A page that reconnects at once, whenever its socket is closed.
+    A page that reconnects at once whenever its socket is closed.
 
     Attributes:
         pids: The workers that have served it, in this order.
-        codes: With what it was closed.
-        refused: How many times in a row it was refused, at most.
-        back: When it was served again.
+        codes: The codes that closed its sockets.
+        refused: The largest number of refusals in a row.
+        back: The time at which it was served again.
     """
 
     def __init__(self, session: ClientSession) -> None:
@@ -78,7 +78,7 @@ class Page:
         self.back: float | None = None
 
     async def live(self) -> None:
-        """Be connected until cancelled."""
+        """Stay connected until cancelled."""
         while True:
             async with await self._connect() as ws:
                 self.pids.append(await ws.receive_str(timeout=PATIENCE))
@@ -101,17 +101,17 @@ class Page:
 
 class Stalls:
     """
-    How long this machine has let the event loop wait.
+    Stalls of the event loop on this machine.
 
     Attributes:
-        longest: Seconds, the longest time.
+        longest: The longest one, in seconds.
     """
 
     def __init__(self) -> None:
         self.longest = 0.0
 
     async def watch(self) -> None:
-        """Look until cancelled."""
+        """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
@@ -121,7 +121,7 @@ class Stalls:
 
 @pytest.fixture
 async def gunicorn(tmp_path: Path) -> AsyncIterator[tuple[Process, URL]]:
-    """Workers that drain."""
+    """Run workers that drain."""
     (tmp_path / "rolling.py").write_text(APP)
     url = URL(f"http://127.0.0.1:{free_port()}")
     command = [sys.executable, "-m", "gunicorn", "--chdir", str(tmp_path), "-b", url.authority]
@@ -138,7 +138,7 @@ async def gunicorn(tmp_path: Path) -> AsyncIterator[tuple[Process, URL]]:
 
 @pytest.mark.exhaustive
 async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
-    """Nobody is refused twice, and no second brings more than twice its share."""
+    """No client is refused twice in a row, and no second has more than twice its share of them."""
     process, url = gunicorn
     connector = TCPConnector(limit=0, force_close=True)
     async with ClientSession(url, cookie_jar=DummyCookieJar(), connector=connector) as session:
@@ -164,5 +164,5 @@ async def test_rolling_restart(gunicorn: tuple[Process, URL]) -> None:
     assert not old & {page.pids[-1] for page in pages}
     back = sorted(page.back for page in pages if page.back is not None)
     most = max(bisect_left(back, at + 1.0) - number for number, at in enumerate(back))
-    # Who would have come during a stall comes right after it.
+    # Clients that would have connected during a stall connect right after it.
     assert most <= 2 / WINDOW * CLIENTS * (1.0 + stalls.longest)

@@ -1,5 +1,5 @@
 """
-Redis as production has it: with Sentinels, as a Cluster.
+Redis as in production: with Sentinels, with a replica, as a Cluster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PREFIX = "{aiohttp_session_ws}"
 class TestSentinel:
     @pytest.fixture
     def make(self, redis_sentinel: SentinelSetup) -> Callable[[], Redis]:
-        """Make clients as an application does."""
+        """Return a callable that makes clients as an application does."""
         addresses = redis_sentinel.addresses
         return lambda: Sentinel(addresses).master_for(MASTER_NAME)  # type: ignore[no-untyped-call]
 
@@ -52,7 +52,7 @@ class TestSentinel:
         start_node: StartNode,
         how: str,
     ) -> None:
-        """Another primary is found, and no log-out is lost on the way."""
+        """Nodes find the new primary after a failover, and no log-out is lost."""
         a = await start_node(make, "a")
         b = await start_node(make, "b")
         before, during, after = [await log_in(a) for _ in range(3)]
@@ -80,7 +80,7 @@ class TestSentinel:
         make: Callable[[], Redis],
         start_node: StartNode,
     ) -> None:
-        """What the new primary has surely not got is written to it by those who know it."""
+        """Orders that the new primary can't have are written to it by the nodes."""
         a = await start_node(make, "a")
         b = await start_node(make, "b")
         session, everywhere = await log_in(a), await log_in(a, "bob")
@@ -109,7 +109,7 @@ class TestSentinel:
                 assert await refused(client, cookie) == 4401
 
     async def test_first_sentinel_gone(self, start_node: StartNode) -> None:
-        """Another Sentinel is asked in time, however often a client tries each by itself."""
+        """A node connects by another Sentinel when the first one is down."""
         async with SentinelSetup(3) as setup:
             setup.sentinels[0].kill()
             addresses = setup.addresses
@@ -121,12 +121,12 @@ class TestSentinel:
 
 class Pair:
     """
-    A primary and its replica without Sentinels: who is the primary is said by whoever swaps them.
+    A primary and its replica without Sentinels; the test decides which one is the primary.
 
     Attributes:
         first: The primary at first.
         second: Its replica.
-        named: Whom a name leads to.
+        named: The server that new clients connect to.
     """
 
     def __init__(self, first: RedisServer, second: RedisServer) -> None:
@@ -134,7 +134,7 @@ class Pair:
         self.second = second
 
     def make(self) -> Redis:
-        """Make a client as an application does that knows a name only."""
+        """Make a client as an application does that knows only a host name."""
         return Redis(port=self.named.port)
 
     async def follow(self, replica: RedisServer, port: int) -> None:
@@ -148,7 +148,7 @@ class Pair:
         await until(follows)
 
     async def same(self) -> bool:
-        """Tell whether both have counted the same orders."""
+        """Return whether both have counted the same orders."""
         first, second = [await s.cli("GET", f"{PREFIX}:seq") for s in (self.first, self.second)]
         return bool(first == second)
 
@@ -156,14 +156,14 @@ class Pair:
 class TestSwapped:
     @pytest.fixture
     async def pair(self) -> AsyncIterator[Pair]:
-        """A pair of which the second follows the first."""
+        """Return a pair whose second server follows the first."""
         async with RedisServer() as first, RedisServer() as second:
             pair = Pair(first, second)
             await pair.follow(second, first.port)
             yield pair
 
     async def test_demoted(self, pair: Pair, start_node: StartNode) -> None:
-        """A node leaves a primary that was made a replica, though no connection breaks."""
+        """A node leaves a primary that became a replica, although no connection breaks."""
         a = await start_node(pair.make, "a")
         b = await start_node(pair.make, "b")
         one, two = [await log_in(a) for _ in range(2)]
@@ -180,7 +180,7 @@ class TestSwapped:
             assert await refused(b, two) == 4401
 
     async def test_forth_and_back(self, pair: Pair, start_node: StartNode) -> None:
-        """What was lost on the way is written again by a node that sees the same server again."""
+        """A node writes lost orders again to a server that was a replica in between."""
         first, second = pair.first, pair.second
         async with Proxy(first.port) as way, Proxy(first.port) as between:
             await pair.follow(second, between.port)
@@ -208,7 +208,7 @@ class TestSwapped:
     async def test_missed_before(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a node has missed right before Redis was a replica for a moment, it reads."""
+        """Orders missed right before Redis was a replica for a moment are found."""
 
         async def refuse(client: Any, prefix: str) -> Any:
             raise TimeoutError("timed out")
@@ -235,7 +235,7 @@ class TestSwapped:
     async def test_together(
         self, pair: Pair, start_node: StartNode, caplog: pytest.LogCaptureFixture, how: str
     ) -> None:
-        """Where some connections of a node lead to another server, so do all in the end."""
+        """All connections of a node move to another server once some of them have."""
         node = await start_node(pair.make, "a")
         await becomes(node, "connected")
         await pair.second.cli("REPLICAOF", "NO", "ONE")
@@ -244,7 +244,7 @@ class TestSwapped:
         async with script(pair.second.url) as other:
 
             async def left() -> bool:
-                """Give an order there, and tell whether nobody is here but this question."""
+                """Give an order there; return whether only this query is connected here."""
                 _ = await other.end_session("there")
                 info = await pair.first.cli("INFO", "clients")
                 return int(info["connected_clients"]) == 1
@@ -260,11 +260,11 @@ class TestSwapped:
 class TestCluster:
     @pytest.fixture
     def make(self, redis_cluster: RedisCluster) -> Callable[[], ClusterClient]:
-        """Make clients as an application does."""
+        """Return a callable that makes clients as an application does."""
         return lambda: ClusterClient.from_url(redis_cluster.url)
 
     async def test_orders(self, make: Callable[[], ClusterClient], start_node: StartNode) -> None:
-        """All that one Redis does a Cluster does as well."""
+        """Orders, queries, pushes and reports work with a Redis Cluster."""
         a = await start_node(make, "a")
         b = await start_node(make, "b")
         await acquaint(a, b)
@@ -306,7 +306,7 @@ class TestCluster:
         *,
         ours: bool,
     ) -> None:
-        """A master that goes and comes back loses no log-out: that of our keys, or another."""
+        """No log-out is lost when a master is killed and returns: the one of our keys or not."""
         a = await start_node(make, "a")
         b = await start_node(make, "b")
         cookies = [await log_in(a) for _ in range(9)]

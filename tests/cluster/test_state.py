@@ -1,5 +1,5 @@
 """
-What ``state`` and the log say while Redis answers, but a node can't do all that it has to do.
+The ``state`` and the log while Redis answers, but a node can't do all of its work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.nodes import (
 )
 from tests.support.redis_servers import RedisServer
 
-#: The last commands of a connection on which redis-py has only said hello.
+#: The last commands of a connection that redis-py has opened, but not used.
 HELLO = ("NULL", "hello", "client", "client|setinfo")
 
 
@@ -39,7 +39,7 @@ async def cut_unused(redis: RedisServer) -> None:
 
 
 async def take_no_connection(redis: RedisServer, password: str) -> None:
-    """Take no new connection of those who don't know a password; with "" take all again."""
+    """Reject new connections without a password; accept all again if it is empty."""
     await redis.cli("CONFIG", "SET", "requirepass", password)
     redis.password = password
 
@@ -48,7 +48,7 @@ class TestHeartbeats:
     async def test_refused_at_start(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A node whose heartbeats are refused knows no time, so none of its orders is recorded."""
+        """A node whose heartbeats are refused starts degraded, and a script does not start."""
         await redis_server.cli("ACL", "SETUSER", "default", "-time")
         a = await start_node(redis_server.url, "a")
         assert registry_of(a).state == "degraded"
@@ -62,7 +62,7 @@ class TestHeartbeats:
     async def test_refused_later(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """The log says so with the reason."""
+        """Heartbeats that are refused later degrade the node, and the reason is logged."""
         a = await start_node(redis_server.url, "a")
         await redis_server.cli("ACL", "SETUSER", "default", "-eval", "-evalsha")
         await becomes(a, "degraded")
@@ -71,7 +71,7 @@ class TestHeartbeats:
         await becomes(a, "connected")
 
     async def test_writes_paused(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A Redis that answers no script isn't back because it answers a PING."""
+        """A node stays degraded while Redis answers a PING, but no script."""
         a = await start_node(redis_server.url, "a")
         states: list[str] = []
 
@@ -98,7 +98,7 @@ class TestConnections:
     async def test_none_for_orders(
         self, redis_server: RedisServer, nodes: Nodes, caplog: Any
     ) -> None:
-        """Orders wait though Redis answers: the node and its log say so."""
+        """A node that can't record orders is degraded; they are carried out afterwards."""
         a, b = nodes
         cookie = await log_in(b)
         await take_no_connection(redis_server, "secret!")
@@ -117,7 +117,7 @@ class TestConnections:
     async def test_none_for_data(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """So they do if pushes and questions can't be sent."""
+        """A node that can't send pushes and queries is degraded, and its log says so."""
         a = await start_node(redis_server.url, "a")
         await visit(a, "/out/end_session_ws", await log_in(a))
         await settled(a)
@@ -131,7 +131,7 @@ class TestConnections:
     async def test_blip(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """One that is cut and made anew, as an idle one is, is no news."""
+        """A connection that is cut and replaced, like an idle one, does not degrade the node."""
         caplog.set_level(logging.INFO)
         a = await start_node(redis_server.url, "a")
         outbox, before = cluster_of(a).outbox, cluster_of(a).outbox.link.line
@@ -145,7 +145,7 @@ class TestConnections:
     async def test_subscription(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A subscription that broke, and was made anew, isn't told of as one that lasts."""
+        """A subscription that breaks and is replaced is logged, but does not degrade the node."""
         a = await start_node(redis_server.url, "a")
         await redis_server.kill_pubsub()
         await until(lambda: caplog.records)
@@ -155,10 +155,10 @@ class TestConnections:
 
 
 class TestCommands:
-    """A managed Redis may lack commands, or databases."""
+    """Managed Redis services that lack commands or databases."""
 
     async def test_no_digests(self, start_node: StartNode) -> None:
-        """Where EVALSHA is unknown, scripts are run by their text."""
+        """Scripts are sent as text where EVALSHA is unknown."""
         async with RedisServer("--rename-command", "EVALSHA", "") as redis:
             a, b = await start_node(redis.url, "a"), await start_node(redis.url, "b")
             cookie = await log_in(b)
@@ -168,7 +168,7 @@ class TestCommands:
             assert registry_of(a).state == "connected"
 
     async def test_no_scripts(self, start_node: StartNode, caplog: Any) -> None:
-        """Where all are, the log names the command, and none of its arguments."""
+        """The log names a missing EVAL, and none of its arguments."""
         options = ["--rename-command", "EVALSHA", "", "--rename-command", "EVAL", ""]
         async with RedisServer(*options) as redis:
             a = await start_node(redis.url, "node-SECRET-1")
@@ -180,14 +180,14 @@ class TestCommands:
     async def test_may_not_in_scripts(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """What a script may not do is told as Redis tells it."""
+        """The log contains Redis' own message if a script lacks a permission."""
         await redis_server.cli("ACL", "SETUSER", "default", "-time")
         await start_node(redis_server.url, "a")
         line = next(r.message for r in caplog.records if "heartbeats fail" in r.message)
         assert "can't run this command" in line or "ACL failure in script" in line
 
     async def test_no_database(self, start_node: StartNode, caplog: Any) -> None:
-        """A database that isn't there is told of as that."""
+        """The log says that a database does not exist."""
         async with RedisServer("--databases", "1") as redis:
             await start_node(redis.url.removesuffix("0") + "1", "a")
         assert "Redis can't be used (ResponseError: DB index is out of range)" in caplog.text

@@ -1,5 +1,5 @@
 """
-Redis in real trouble: it refuses writes, is slow, loses subscriptions, or says what nobody reads.
+Redis in trouble: it refuses writes, is slow, loses subscriptions, or has unreadable data.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PREFIX = "{aiohttp_session_ws}"
 
 
 async def refuse_writes(redis: RedisServer, how: str) -> None:
-    """Let a Redis answer what is asked, and take nothing."""
+    """Make a Redis refuse writes, but answer reads."""
     if how == "OOM":
         await redis.cli("CONFIG", "SET", "maxmemory", "1")
     elif how == "NOREPLICAS":
@@ -75,7 +75,7 @@ async def refuse_writes(redis: RedisServer, how: str) -> None:
 
 
 async def take_writes(redis: RedisServer, how: str) -> None:
-    """Let it take writes again."""
+    """Make it accept writes again."""
     if how == "OOM":
         await redis.cli("CONFIG", "SET", "maxmemory", "0")
     elif how == "NOREPLICAS":
@@ -91,7 +91,7 @@ class TestWritesRefused:
     async def test_orders(
         self, redis_server: RedisServer, nodes: Nodes, caplog: Any, how: str
     ) -> None:
-        """Orders close sockets on all nodes at once; their records follow, each once."""
+        """Orders close sockets on all nodes though Redis refuses writes; records follow later."""
         a, b = nodes
         states: list[str] = []
 
@@ -130,7 +130,7 @@ class TestWritesRefused:
         assert states == []
 
     async def test_ping(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A full disk refuses a PING, which is an answer: no subscription ends by it."""
+        """A PING that is refused since the disk is full counts as an answer."""
 
         async def subscriptions() -> list[dict[str, str]]:
             async with redis_server.client() as client:
@@ -143,7 +143,7 @@ class TestWritesRefused:
         before = {one["id"] for one in await subscriptions()}
         await refuse_writes(redis_server, "MISCONF")
         await until(pinged)
-        for client in nodes:  # which hears the answers behind those to the PINGs
+        for client in nodes:  # it receives these answers after those to the PINGs
             assert (await registry_of(client).count()).complete
             assert (await registry_of(client).end_session("x", wait=2.0)).complete
         assert {one["id"] for one in await subscriptions()} == before
@@ -157,7 +157,7 @@ class TestWritesRefused:
         monkeypatch: pytest.MonkeyPatch,
         fails: int,
     ) -> None:
-        """A node that starts meanwhile learns what was refused before, and so can't be read."""
+        """A node that starts meanwhile learns the orders that Redis has refused to record."""
         publish, left = Requests.publish, [False] * fails
 
         async def some_are_lost(*args: Any) -> bool:
@@ -177,7 +177,7 @@ class TestWritesRefused:
     async def test_newcomer_unheard(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """A node that could not hear a newcomer's question answers it when it hears again."""
+        """A node that missed a new node's query answers it after it has reconnected."""
         cut = False
 
         def make() -> Redis:
@@ -204,7 +204,7 @@ class TestWritesRefused:
         await becomes_nobody(b, cookie)
 
     async def test_members(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """Who starts or stops meanwhile is known to the others, though Redis can't list it."""
+        """Nodes that start or stop meanwhile are known to others, though Redis can't list them."""
         cut = False
 
         def make() -> Redis:
@@ -244,7 +244,7 @@ class TestWritesRefused:
 
 class TestSubscriptions:
     async def test_no_storm(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A blip of pub/sub writes nothing again, and holds up no new order."""
+        """A short break of pub/sub causes no write-back, and does not delay a new order."""
         a, b = nodes
         cookie = await log_in(a)
         await asyncio.gather(*[registry_of(a).end_session(f"session {n}") for n in range(3000)])
@@ -261,7 +261,7 @@ class TestSubscriptions:
         assert int(await redis_server.cli("GET", f"{PREFIX}:seq")) <= last + 5
 
     async def test_everything_is_heard(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """What was ordered while subscriptions broke is known to every node afterwards."""
+        """Orders given while subscriptions break are known to the other node afterwards."""
         a, b = nodes
         for n in range(600):
             await registry_of(a).end_session(f"session {n}")
@@ -274,7 +274,7 @@ class TestSubscriptions:
 
 class TestSlow:
     async def test_round_trips(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A Redis that takes its time is there: handshakes wait, and open."""
+        """Handshakes wait for a slow Redis, and succeed."""
         async with Proxy(redis_server.port) as proxy:
             a = await start_node(proxy.url(), "a")
             await becomes(a, "connected")
@@ -285,7 +285,7 @@ class TestSlow:
             assert registry_of(a).state == "connected"
 
     async def test_far_away(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """To connect takes some round trips: that Redis takes half a second for each is no end."""
+        """A node connects to, and uses, a Redis that is half a second per round trip away."""
         async with Proxy(redis_server.port) as proxy:
             proxy.delay = 0.25
             a = await start_node(proxy.url(), "a")
@@ -294,7 +294,7 @@ class TestSlow:
             assert report.stored
 
     async def test_stall(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A stall that is shorter than a second refuses nobody."""
+        """A stall of Redis shorter than a second refuses no handshake."""
         a = await start_node(redis_server.url, "a")
         cookie = await log_in(a)
         redis_server.freeze()
@@ -327,7 +327,7 @@ class TestClock:
         monkeypatch: pytest.MonkeyPatch,
         skew: float,
     ) -> None:
-        """A node that starts while Redis is away, by a wrong clock, ends what it is to end."""
+        """A node that starts during an outage with a wrong clock ends the right sessions."""
         a = await start_node(redis_server.url, "a")
         one, two = await log_in(a), await log_in(a)
         async with socket(a, one) as ws:
@@ -353,7 +353,7 @@ class TestClock:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        """Who logs in on the next process with its journal is logged out by any node."""
+        """A journal written with a wrong clock does not prevent ends of later sessions."""
         b = await start_node(redis_server.url, "b")
         redis_server.kill()
         clock = RedisClock(wall=lambda: time.time() + 600.0)
@@ -382,7 +382,7 @@ class TestClock:
         tmp_path: Path,
         skew: float,
     ) -> None:
-        """An end whose time only the next process knows ends what was, and nobody later."""
+        """A journaled end without a known time ends earlier sessions, and no later ones."""
         b = await start_node(redis_server.url, "b")
         old = await log_in(b)
         redis_server.kill()
@@ -414,7 +414,7 @@ class TestClock:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        """What a disk that failed at the start gives back ends what was before, on all nodes."""
+        """A journal that is readable only later ends earlier sessions on all nodes."""
         b = await start_node(redis_server.url, "b")
         old = await log_in(b)
         redis_server.kill()
@@ -433,7 +433,7 @@ class TestClock:
         a = await start_node(redis_server.url, "a", journal=tmp_path / "a.db")
         for client in (a, b):
             await until(lambda c=client: cluster_of(c).connected)  # type: ignore[misc]
-        tasks = asyncio.all_tasks  # one of them writes what a journal has brought by then
+        tasks = asyncio.all_tasks  # one of them writes the records loaded from a journal by then
         await until(lambda: not any("settings" in task.get_name() for task in tasks()))
         new = await log_in(a)
         async with socket(a, new), socket(b, old) as ws:
@@ -447,7 +447,7 @@ class TestClock:
     async def test_log_in_during_outage(
         self, redis_server: RedisServer, start_node: StartNode
     ) -> None:
-        """Who logs in on such a node stays, as long as nobody has logged him out everywhere."""
+        """A log-in during an outage, on a node without a clock, stays valid afterwards."""
         redis_server.kill()
         b = await start_node(redis_server.url, "b")
         cookie = await log_in(b)
@@ -457,7 +457,7 @@ class TestClock:
             pass
 
     async def test_lost_renewal(self, start_node: StartNode) -> None:
-        """Before the clock is known, too, an answer may be lost: the older cookie serves on."""
+        """A cookie stays valid if its renewal's response is lost while the clock is unknown."""
         expiry = Expiry(renewal_grace=0.05)
         a = await start_node(nowhere(), "a", on_outage="accept", expiry=expiry)
         cookie = await log_in(a)
@@ -474,7 +474,7 @@ class TestReports:
     async def test_frozen_node(
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A node that doesn't answer is missed for long after its last sign of life."""
+        """A node stays expected to answer for long after its last heartbeat."""
         a = await start_node(redis_server.url, "a")
         late = time.time() - 1000
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", late, "frozen/1")
@@ -487,7 +487,7 @@ class TestReports:
         assert not (await registry_of(a).count()).complete
 
     async def test_not_published(self, start_node: StartNode) -> None:
-        """What couldn't be published is not complete, nor is it stored."""
+        """The report on an order that can't be published is neither complete nor stored."""
         a = await start_node(nowhere(), "a")
         report = await registry_of(a).end_session("x", wait=0.1)
         assert not report.complete
@@ -501,7 +501,7 @@ class TestUnreadable:
     async def test_message(
         self, redis_server: RedisServer, nodes: Nodes, caplog: Any, message: str
     ) -> None:
-        """A message of another version makes the node look at once, and is logged once."""
+        """An unreadable message causes a look-up at once, and is not logged each time."""
         a, b = nodes
         cookie = await log_in(a)
         id_ = await id_of(a, cookie)
@@ -518,7 +518,7 @@ class TestUnreadable:
         assert await refused(b, cookie) == 4403
 
     async def test_numbered(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """So does one that has a number, by what is recorded under that."""
+        """An unreadable message with a number causes a look-up of the record with that number."""
         a, b = nodes
         cookie = await log_in(a)
         id_ = await id_of(a, cookie)
@@ -532,7 +532,7 @@ class TestUnreadable:
             assert await expect_close(ws) == 4403
 
     async def test_foreign_values(self, redis_server: RedisServer, nodes: Nodes) -> None:
-        """A foreign value under one of our keys stops nothing."""
+        """A foreign value under one of our keys does not prevent orders."""
         a, b = nodes
         for key in ("recent", "marks", "nodes"):
             await redis_server.cli("DEL", f"{PREFIX}:{key}")
@@ -551,7 +551,7 @@ class TestUnreadable:
     async def test_foreign_numbers(
         self, redis_server: RedisServer, nodes: Nodes, key: str
     ) -> None:
-        """Nor does one in place of a number, from the next heartbeat on."""
+        """A foreign value in place of a number does not prevent orders."""
         a, b = nodes
         await redis_server.cli("SET", f"{PREFIX}:{key}", "foreign")
         cookie = await log_in(a)
@@ -567,7 +567,7 @@ class TestUnreadable:
 
 class TestLog:
     async def test_handshakes(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """Handshakes that can't be checked are told of once a minute, not one by one."""
+        """Handshakes that can't be checked are logged once a minute, not one by one."""
         a, _ = nodes
         cookie = await log_in(a)
         await redis_server.cli("ACL", "SETUSER", "default", "-mget")
@@ -581,7 +581,7 @@ class TestLog:
         assert "NoPermissionError" in lines[0]
 
     async def test_permissions(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """Where scripts may not be run, no log says that orders are published."""
+        """The log does not claim that orders are published if scripts are not permitted."""
         a, b = nodes
         cookie = await log_in(a)
         await settled(a)
@@ -594,7 +594,7 @@ class TestLog:
             assert await expect_close(ws) == 4401
 
     async def test_code_word(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """Errors of Redis are logged with their code word, once a minute."""
+        """An error of Redis is logged with its code word, and not again for each order."""
         a, _ = nodes
         await refuse_writes(redis_server, "OOM")
         for n in range(5):
@@ -606,14 +606,14 @@ class TestLog:
     async def test_eviction(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """A Redis that may evict records is warned about."""
+        """A Redis that may evict records causes a warning."""
         await redis_server.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         await start_node(redis_server.url, "a")
         await until(lambda: "noeviction" in caplog.text)
         assert "allkeys-lru" in caplog.text
 
     async def test_secrets(self, redis_server: RedisServer, nodes: Nodes, caplog: Any) -> None:
-        """No id stands in any line."""
+        """The log contains no id."""
         caplog.set_level(logging.DEBUG, logger="aiohttp_session_ws")
         a, _ = nodes
         await refuse_writes(redis_server, "OOM")
@@ -628,7 +628,7 @@ class TestWrongCallable:
         "make", [lambda: object(), lambda loop: None, asyncio.sleep], ids=["kind", "args", "coro"]
     )
     async def test_at_start(self, make: Any) -> None:
-        """A callable of the wrong kind is an error at the start, and not an outage."""
+        """A callable of the wrong kind is an error at the start, not an outage."""
         server = TestServer(node_app(make, "a"))
         with pytest.raises(Exception, match=re.escape("redis= is a callable")):
             await server.start_server()
@@ -639,7 +639,7 @@ class TestGone:
     async def test_rolling_restart(
         self, redis_server: RedisServer, start_node: StartNode, caplog: Any
     ) -> None:
-        """What Redis refuses to record outlives any node that stops, as long as one is left."""
+        """Orders that Redis refuses to record survive restarts of nodes, as long as one runs."""
         timeouts = Timeouts(outbox=0.1)
         a = await start_node(redis_server.url, "a", timeouts=timeouts)
         cookies = [await log_in(a, f"user {n}") for n in range(3)]
@@ -672,8 +672,8 @@ class TestGone:
         monkeypatch: pytest.MonkeyPatch,
         hours: int,
     ) -> None:
-        """What Redis refused to record, of a node that was killed since, is recorded by others."""
-        if hours:  # the messages of the last hour are forgotten
+        """Orders of a killed node that Redis refused to record are recorded by other nodes."""
+        if hours:  # the messages are dropped as after an hour
             monkeypatch.setattr(recent, "KEPT", -1.0)
             monkeypatch.setattr(unrecorded, "KEPT", -1.0)
         b = await start_node(redis_server.url, "b")

@@ -1,8 +1,8 @@
 """
-A rolling upgrade: nodes whose messages and records are of two versions, side by side.
+A rolling upgrade: nodes whose messages and records have two versions, side by side.
 
-The other version is this one with another number in all that it writes: a package of its own,
-which a node runs instead of ours.
+The other version is this one with another version number in everything that it writes: a package
+of its own, which a node imports instead of ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OTHER = 0
 
 @pytest.fixture(scope="module")
 def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the package of another version; return the folder that it is in."""
+    """Make the package of another version; return its folder."""
     folder = tmp_path_factory.mktemp("other")
     package = folder / "aiohttp_session_ws"
     shutil.copytree(Path(aiohttp_session_ws.__file__).parent, package)
@@ -54,7 +54,7 @@ async def cookie_of(node: NodeProcess) -> str:
 
 
 async def expect_refused(client: ClientSession, node: NodeProcess, cookie: str) -> None:
-    """Try to open a socket, which is closed before its handler says a word."""
+    """Open a socket, and check that it is closed before its handler sends anything."""
     async with client.ws_connect(node.url + "/ws", headers={"Cookie": cookie}) as ws:
         message = await ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.CLOSE
@@ -66,7 +66,7 @@ async def expect_refused(client: ClientSession, node: NodeProcess, cookie: str) 
 async def test_order(
     redis_server: RedisServer, other_version: Path, path: str, *, newer_is_told: bool
 ) -> None:
-    """An order of one version closes the sockets of the other, and refuses stale cookies there."""
+    """An order of one version closes sockets and refuses stale cookies on nodes of the other."""
     async with (
         NodeProcess("a", redis=redis_server.url) as ours,
         NodeProcess("b", redis=redis_server.url, path=other_version) as theirs,
@@ -85,7 +85,7 @@ async def test_order(
 
 @pytest.mark.parametrize("newer_asks", [True, False])
 async def test_report(redis_server: RedisServer, other_version: Path, *, newer_asks: bool) -> None:
-    """A report isn't complete without an answer that can be read."""
+    """A report is incomplete if an answer can't be read."""
     async with (
         NodeProcess("a", redis=redis_server.url) as ours,
         NodeProcess("b", redis=redis_server.url, path=other_version) as theirs,

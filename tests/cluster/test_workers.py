@@ -1,5 +1,5 @@
 """
-The README's recipe for many workers: one log-out closes the sockets of all of them.
+The README's recipe for several workers: one log-out closes the sockets of all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUMBER = 4
 
 class Gunicorn(Process):
     """
-    The README's commands, in a folder with its programs.
+    The README's commands, run in a folder with its programs.
 
     Args:
         folder: The folder.
@@ -44,7 +44,7 @@ class Gunicorn(Process):
         (folder / "app.py").write_text(PROGRAM)
         (folder / "workers.py").write_text(WORKERS)
         script = RECIPE.replace("redis://localhost", shlex.quote(redis))
-        # In the shell's place, so that it gets our signals; and whichever is installed here.
+        # Replaces the shell, to receive our signals; with the gunicorn that is installed here.
         here = f"exec {shlex.quote(sys.executable)} -m gunicorn -b {self.url.authority}"
         script = script.replace("\ngunicorn", f"\n{here}")
         assert here in script
@@ -54,7 +54,7 @@ class Gunicorn(Process):
 
 @pytest.fixture
 async def gunicorn(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Gunicorn]:
-    """Four workers."""
+    """Run four workers."""
     process = Gunicorn(tmp_path, redis_server.url)
     process.launch()
     try:
@@ -67,20 +67,20 @@ async def gunicorn(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[G
 async def operator(
     gunicorn: Gunicorn, redis_server: RedisServer
 ) -> AsyncIterator[RedisSessionWSRegistry]:
-    """Somebody who sees all workers."""
+    """Return a registry that can query all workers."""
     async with RedisSessionWSRegistry(redis_server.url) as operator:
         yield operator
 
 
 def hurry(registry: RedisSessionWSRegistry) -> None:
-    """Let a node look for others now."""
+    """Send a node's heartbeat now, so that it learns of other nodes."""
     cluster = inspect(registry).cluster
     assert isinstance(cluster, RedisCluster)
     cluster.membership.hurry()
 
 
 async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
-    """Wait until all workers are seen, with so many open sockets; return them."""
+    """Wait until all workers are known, with this number of open sockets; return them."""
     async with asyncio.timeout(PATIENCE):
         while True:
             nodes = await operator.nodes()
@@ -90,13 +90,13 @@ async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:
 
 
 def frozen(pid: int) -> bool:
-    """Tell whether a process does nothing."""
+    """Return whether a process is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @contextlib.contextmanager
 def alone(pid: int, pids: list[int]) -> Iterator[None]:
-    """Let only one worker take connections: which of them does is a matter of luck."""
+    """Stop all workers but one, so that this one accepts the connections."""
     others = [other for other in pids if other != pid]
     try:
         for other in others:
@@ -111,7 +111,7 @@ def alone(pid: int, pids: list[int]) -> Iterator[None]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
 async def test_recipe(gunicorn: Gunicorn, operator: RedisSessionWSRegistry) -> None:
-    """Every worker has sockets; one log-out closes all, and no worker takes the cookie."""
+    """One log-out closes the sockets of all workers, and every worker refuses the cookie."""
     pids = [int(node.name.rpartition(":")[2]) for node in await all_with(operator, 0)]
     codes = []
     # A connection that is kept alive would lead to the same worker again.
@@ -174,7 +174,7 @@ async def test_workers_without_redis(
     options: str,
     settings: str,
 ) -> None:
-    """They say that they need one, however gunicorn was told how many there are."""
+    """More than one worker without Redis causes a warning, however gunicorn was configured."""
     if number == 1:
         monkeypatch.setenv("WEB_CONCURRENCY", "4")  # which options overrule
     (tmp_path / "site_of_workers.py").write_text(SITE)
