@@ -1,3 +1,3 @@
 """
-Several nodes on one Redis.
+Tests with several nodes on one Redis.
 """

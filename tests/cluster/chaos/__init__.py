@@ -1,3 +1,3 @@
 """
-Log-outs in the middle of every trouble.
+Log-outs during random faults of Redis, nodes and networks.
 """

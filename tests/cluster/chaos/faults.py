@@ -1,8 +1,8 @@
 """
-A random schedule of what goes wrong. No I/O: ``hand.py`` makes it come true.
+A random schedule of faults, which ``hand.py`` injects. No I/O.
 
-Three things go wrong beside each other, each one fault after another: Redis, nodes, and the way
-between a node and Redis.
+There are faults of Redis, of nodes, and of the connection between a node and Redis. The three
+kinds occur in parallel; faults of the same kind follow each other.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ OF_REDIS: Final = (
 )
 OF_NODES: Final = (NODE, STOPPED, RESTARTED)
 OF_WAYS: Final = (DEAF, MUTE, SLOW, TORN, RESET)
-#: How often Redis evicts while each of the others happens once; it should be told not to.
+#: Evictions for each round of the other faults; a Redis should be configured not to evict.
 EVICTIONS: Final = 5 if os.environ.get("CHAOS_EVICTION") else 0
-#: Data is lost, and nodes are killed, before all have recovered from the last time.
+#: Whether data is lost and nodes are killed before all have recovered from the last fault.
 DENSE: Final = bool(os.environ.get("CHAOS_DENSE"))
 
 DOWN: Final = {  # seconds at most
@@ -71,24 +71,24 @@ DOWN: Final = {  # seconds at most
     TORN: 1.0,
     RESET: 1.0,
 }
-LONGEST: Final = 15.0  # seconds that Redis or a node is frozen now and then
-SELDOM: Final = 0.1  # how often
+LONGEST: Final = 15.0  # seconds at most that Redis or a node is rarely frozen
+SELDOM: Final = 0.1  # the probability of that
 SHORTEST: Final = 0.05  # second
 REST: Final = 8.0  # seconds after a loss of data, unless it is dense
 PAUSES: Final = (2.0, 6.0) if DENSE else (6.0, 12.0)  # seconds between two faults of nodes
-CALM: Final = 0.3  # of the time no node is killed: after that no report is complete for an hour
+CALM: Final = 0.3  # of the run before a node is killed: no report is complete for an hour then
 
 
 @dataclass(frozen=True)
 class Fault:
     """
-    One thing that goes wrong.
+    One fault.
 
     Attributes:
-        at: When, in seconds since the start.
+        at: Its begin, in seconds since the start.
         kind: One of the names above.
-        seconds: How long until it is put right.
-        node: Which node, if it is one or the way to it.
+        seconds: Its duration.
+        node: The number of the node that is affected, by itself or by its network; else -1.
     """
 
     at: float
@@ -103,13 +103,13 @@ class Fault:
 
 
 def in_turn(random: Random, kinds: Sequence[str]) -> Iterator[str]:
-    """Return every kind in turn, in an order drawn anew each time."""
+    """Yield all kinds in a random order, again and again."""
     while True:
         yield from random.sample(kinds, len(kinds))
 
 
 def duration(random: Random, kind: str) -> float:
-    """Draw how long a fault lasts, in seconds."""
+    """Draw the duration of a fault, in seconds."""
     if kind not in DOWN:
         return 0.0
     seldom = kind in (FROZEN, STOPPED) and random.random() < SELDOM
@@ -117,21 +117,21 @@ def duration(random: Random, kind: str) -> float:
 
 
 def faults_of_redis(random: Random, seconds: float) -> Iterator[Fault]:
-    """Plan what happens to Redis."""
+    """Plan the faults of Redis."""
     at = random.uniform(0.5, 1.5)
     for kind in in_turn(random, (*OF_REDIS, *[EVICTED] * EVICTIONS)):
         lasting = duration(random, kind)
         if at + lasting > seconds:
             return
         yield Fault(at, kind, lasting)
-        # Often the next one comes before everybody has recovered from this one.
+        # Often the next fault begins before all nodes have recovered from this one.
         pause = random.choice([SHORTEST, 0.3, 1.0, 3.0, 6.0]) * random.uniform(0.5, 1.5)
         rests = kind in (LOST, FLUSHED) and not DENSE
         at += lasting + (max(pause, REST) if rests else pause)
 
 
 def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
-    """Plan which nodes are killed, frozen and restarted, never two at once."""
+    """Plan which nodes are killed, frozen and restarted, one at a time."""
     at = random.uniform(1.0, 4.0)
     for kind in in_turn(random, OF_NODES):
         if kind == NODE and at < CALM * seconds:
@@ -144,7 +144,7 @@ def faults_of_nodes(random: Random, seconds: float, nodes: int) -> Iterator[Faul
 
 
 def faults_of_ways(random: Random, seconds: float, nodes: int) -> Iterator[Fault]:
-    """Plan which node has trouble with its network, never two at once."""
+    """Plan the network faults of nodes, one at a time."""
     at = random.uniform(2.0, 6.0)
     for kind in in_turn(random, OF_WAYS):
         lasting = duration(random, kind)
@@ -155,7 +155,7 @@ def faults_of_ways(random: Random, seconds: float, nodes: int) -> Iterator[Fault
 
 
 def schedule(seed: int, seconds: float, nodes: int) -> list[Fault]:
-    """Return all that will go wrong, the same for the same arguments."""
+    """Return all faults of a run; the same arguments give the same faults."""
     random = Random(seed)
     faults = [
         *faults_of_redis(random, seconds),

@@ -1,5 +1,5 @@
 """
-The hand that makes faults come true, and keeps the record of what it has done when.
+Inject faults, and record when each of them began and ended.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from . import faults as kinds
 from .faults import Fault
 from .knowledge import Life, Span, Timeline
 
-#: What Redis answers to nobody meanwhile, and what it refuses to write.
+#: Faults during which Redis does not answer, and those during which it refuses writes.
 AWAY = (kinds.KILLED, kinds.LOST, kinds.FROZEN, kinds.PAUSED, kinds.LOADING, kinds.BUSY)
 REFUSING = (kinds.FULL, kinds.MISCONF, kinds.READONLY)
-NUMBERS = ("}:recent", "}:seq", "}:floor", "}:marks")  # keys that say what has which number
-STILL = 0.2  # seconds late, at least
-KEPT = 0.98  # of the memory, when records are evicted
+NUMBERS = ("}:recent", "}:seq", "}:floor", "}:marks")  # keys that map numbers to orders
+STILL = 0.2  # seconds of delay that count as a stall
+KEPT = 0.98  # of the memory is left to Redis when it evicts
 SHORT = 0.1  # seconds
-AGAIN = 0.2  # seconds between two of the same
+AGAIN = 0.2  # seconds between two resets
 USLEEP = 60  # microseconds that the shortest sleep of Redis takes
 RECORD = 120  # bytes of a command in its file, roughly
 
 
 class Hand:
     """
-    It makes the faults come true.
+    Injects the faults.
 
     Args:
-        redis: What is killed and frozen.
-        nodes: What is killed.
-        proxies: The way of each node to Redis.
-        say: Told of every deed.
+        redis: The server that is killed and frozen.
+        nodes: The nodes that are killed.
+        proxies: The connection of each node to Redis.
+        say: Called with a line for each action.
         journals: Whether the nodes have journals.
 
     Attributes:
-        done: How often it did what.
-        timeline: What was there, and when.
+        done: The number of faults of each kind.
+        timeline: When which processes and servers were available.
         evicted: The keys that Redis has evicted, and when.
-        stalled: For how many seconds this process stood still, and with it the way to Redis.
-        logs: What processes that were killed had said last.
+        stalled: Seconds for which this process stalled, and with it the proxies.
+        logs: The last output of processes that were killed.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Hand:
         self.stalled = 0.0
         self.logs: dict[int, str] = {}
         self._lives: dict[int, Life] = {}
-        self._broken: list[list[Span]] = [[] for _ in nodes]  # the way of each node
+        self._broken: list[list[Span]] = [[] for _ in nodes]  # the connection of each node
 
     def begin(self) -> None:
-        """Note which processes there are."""
+        """Record the first processes of the nodes."""
         for number in range(len(self._nodes)):
             self._born(number)
 
@@ -81,7 +81,7 @@ class Hand:
         return self._lives[pid].died
 
     async def carry_out(self, faults: Sequence[Fault]) -> None:
-        """Do it all: what concerns Redis, nodes and the ways between them, beside each other."""
+        """Inject all faults: those of Redis, nodes and networks in parallel."""
         start = asyncio.get_running_loop().time()
         watching = asyncio.create_task(self._watch(), name="watch this process")
         try:
@@ -90,7 +90,7 @@ class Hand:
             watching.cancel()
 
     async def _watch(self) -> None:
-        """Note when this process stands still: a busy machine does not give it its turn."""
+        """Record stalls of this process: a busy machine may not schedule it in time."""
         loop = asyncio.get_running_loop()
         while True:
             begin = loop.time()
@@ -148,7 +148,7 @@ class Hand:
         await node.start()
         self._born(fault.node)
 
-    # The way between a node and Redis
+    # The connection between a node and Redis
 
     async def _do_to_way(self, fault: Fault) -> None:
         proxy = self._proxies[fault.node]
@@ -184,7 +184,7 @@ class Hand:
             await self._disturb(fault)
 
     async def _take_away(self, fault: Fault) -> None:
-        """Have no Redis for some time."""
+        """Make Redis unavailable for some time."""
         redis, seconds = self._redis, fault.seconds
         if fault.kind == kinds.FROZEN:
             redis.freeze()
@@ -206,7 +206,7 @@ class Hand:
                 await redis.restart(keep_data=not lost)
 
     async def _keep_busy(self, seconds: float) -> None:
-        """Let a script run that is too slow: others are answered BUSY."""
+        """Run a slow script: other clients are answered BUSY."""
         redis = self._redis
         await redis.cli("CONFIG", "SET", "lua-time-limit", 50)
         script = asyncio.create_task(redis.cli("EVAL", "while true do end", 0))
@@ -219,7 +219,7 @@ class Hand:
         await asyncio.gather(script, return_exceptions=True)
 
     async def _load(self, seconds: float) -> None:
-        """Start it so that it loads its data for some time, and says so."""
+        """Start Redis so that it loads its data for some time, and answers LOADING."""
         redis = self._redis
         size = sum(path.stat().st_size for path in redis.folder.rglob("*") if path.is_file())
         each = seconds * 1e6 / (1 + size / RECORD)
@@ -234,7 +234,7 @@ class Hand:
             redis.command = command
 
     async def _refuse(self, fault: Fault) -> None:
-        """Have a Redis that takes nothing, and can be read."""
+        """Make Redis refuse writes, but answer reads."""
         redis = self._redis
         in_the_way = redis.folder / "dump.rdb" / "in the way"
         if fault.kind == kinds.FULL:
@@ -281,7 +281,7 @@ class Hand:
                 await redis.cli("CONFIG", "SET", "client-output-buffer-limit", limit)
 
     async def _evict(self) -> None:
-        """Have Redis forget a few of its keys, whichever they are."""
+        """Make Redis evict a few of its keys at random."""
         redis = self._redis
         before = await redis.cli("KEYS", "*")
         memory = await redis.cli("INFO", "memory")

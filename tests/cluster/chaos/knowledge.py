@@ -1,20 +1,20 @@
 """
-Who can know of an order, by what was killed and cut off when: no I/O, no look at what nodes say.
+Which orders can still be known, computed from what was killed and cut off when. No I/O.
 
-A log-out can't hold if everybody who had heard of it was gone before anybody else had heard. Who
-judges that may not take the nodes' word for it, so it is reckoned from the driver's own deeds, by
+A log-out can't hold if all processes that had received it were gone before another one had. The
+nodes' own statements can't be trusted for that, so it is computed from the driver's actions, by
 four rules. At first the node that answered knows the order. Redis gets it from a node that knows
-it and has been in contact with Redis for :data:`HAND` seconds in one go (or is seen to have it). A
-node hears of it that is in contact with a Redis that has it, for :data:`HEAR` seconds; one that
-was away meanwhile, or has started since, for :data:`CATCH_UP`. A node that is killed knows
-nothing any more, nor does a Redis that loses its data, or evicts the order, which it is told again
-up to :data:`REST` seconds later; and of what it had when it evicted the list of numbers, nobody
-learns late. But with a journal, the next process of a node knows what the last one had known for
-:data:`COMMIT` seconds. Contact is broken while the node or Redis is down or frozen, or the way
-between them is. After a loss, and for one that learns late, it takes longer the more there is to
-tell: so long as all orders up to then last at :data:`SPEED`.
+it and has been in contact with Redis for :data:`HAND` seconds without a break (or is seen to have
+it). A node learns it after :data:`HEAR` seconds of contact with a Redis that has it; after
+:data:`CATCH_UP` if it was cut off meanwhile, or has started since. A node that is killed loses
+what it knows, and so does a Redis that loses its data, or evicts the order; an evicted order is
+written again up to :data:`REST` seconds later. What Redis had when it evicted the list of numbers
+can't be learned late. With a journal, the next process of a node knows what the last one had known
+for :data:`COMMIT` seconds. There is no contact while the node or Redis is down or frozen, or their
+connection is cut. After a loss, and for a node that learns late, the times grow with the number of
+orders so far, which are transferred at :data:`SPEED`.
 
-Whoever is slower than these rules allow is at fault, and fails the run.
+A node that is slower than these rules allow is faulty, and fails the run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-HAND: Final = 3.0  # seconds in which a node tells Redis all that it knows
-HEAR: Final = 1.0  # seconds in which a node hears what Redis has just got
-CATCH_UP: Final = 2.0  # seconds in which a node learns what Redis has had for longer
+HAND: Final = 3.0  # seconds in which a node writes all that it knows to Redis
+HEAR: Final = 1.0  # seconds in which a node receives what was just recorded
+CATCH_UP: Final = 2.0  # seconds in which a node learns older orders from Redis
 COMMIT: Final = 1.0  # seconds in which a journal is written
-REST: Final = 7.0  # seconds until a node looks for what Redis has evicted since it did last
+REST: Final = 7.0  # seconds between two checks of a node for evicted keys
 SYNC: Final = 2.0  # seconds of writes that a Redis may lose when it is killed
-#: Orders that a node tells or learns in a second, with the renewals of their sessions: each makes
+#: Orders that a node writes or reads per second, with the renewals of their sessions: each makes
 #: two to four records.
 SPEED: Final = 10_000.0
 
@@ -44,11 +44,11 @@ class Life:
     A process of a node.
 
     Attributes:
-        pid: Its id.
+        pid: Its process id.
         node: The number of its node.
-        born: When it served.
+        born: When it began to serve.
         died: When it was killed.
-        broken: When it had no contact with Redis, through its own fault or the way's.
+        broken: When it had no contact with Redis, by its own fault or the network's.
     """
 
     pid: int
@@ -61,29 +61,29 @@ class Life:
 @dataclass
 class _State:
     """
-    Who knows an order, and since when.
+    Which processes know an order, and since when.
     """
 
     nodes: dict[int, float]
     redis: float | None = None
     lost: float = -math.inf  # when Redis lost it last
-    hand: float = HAND  # seconds in which a node tells Redis it
-    journals: set[int] = field(default_factory=set)  # of which nodes have it
+    hand: float = HAND  # seconds in which a node writes it to Redis
+    journals: set[int] = field(default_factory=set)  # the nodes whose journals have it
 
 
 class Timeline:
     """
-    What was there, and when.
+    When which processes and servers were available.
 
     Attributes:
         lives: The processes of all nodes.
-        away: When Redis was away, or the driver stood still, through which all goes to it.
-        refusing: When it took no writes.
-        killed: When it was killed, and kept its data as far as they were on disk.
-        lost: When it lost its data.
-        evicting: When it evicted keys.
-        unlisted: When it evicted what says which number an order has.
-        orders: When which orders were given.
+        away: When Redis was away, or the driver stalled, whose proxies all connections use.
+        refusing: When Redis refused writes.
+        killed: When Redis was killed, and kept the data that were on disk.
+        lost: When Redis lost its data.
+        evicting: When Redis evicted keys.
+        unlisted: When Redis evicted the keys that map numbers to orders.
+        orders: When orders were given.
         journals: Whether nodes have journals.
     """
 
@@ -98,11 +98,11 @@ class Timeline:
         self.unlisted: list[float] = []
         self.orders: list[float] = []
         self._moments: list[float] = []
-        self._contacts: list[dict[int, float]] = []  # up to each moment, by process: since when
-        self._all_know: dict[int, float] = {}  # by the number of a moment: when nobody knows
+        self._contacts: list[dict[int, float]] = []  # before each moment: contacts, since when
+        self._all_know: dict[int, float] = {}  # by the index of a moment: when it was forgotten
 
     def close(self) -> None:
-        """Take no more events: now it can be asked."""
+        """Accept no more events, and prepare for queries."""
         spans = [*self.away, *self.refusing, *(s for life in self.lives for s in life.broken)]
         moments = {moment for span in spans for moment in span}
         moments |= {moment for life in self.lives for moment in (life.born, life.died)}
@@ -122,17 +122,17 @@ class Timeline:
         evicted: Collection[float] = (),
     ) -> float:
         """
-        Return from when on nobody need know of an order any more; infinity if somebody has to.
+        Return when an order was lost everywhere; infinity if some process or Redis must know it.
 
         Args:
-            pid: The process that was given it.
-            at: When it answered.
+            pid: The process that received it.
+            at: When that process answered.
             stored: When Redis was first seen to have it.
-            evicted: When Redis evicted something that it needs.
+            evicted: When Redis evicted a record that it needs.
         """
         state = _State({pid: at})
         now = at
-        passed: list[int] = []  # moments at which all knew: all such orders have one fate
+        passed: list[int] = []  # moments at which all nodes knew it: such orders share a result
         found = math.inf
         for number in range(bisect_right(self._moments, at), len(self._moments)):
             until = self._moments[number]
@@ -161,7 +161,7 @@ class Timeline:
         until: float,
         stored: float | None,
     ) -> None:
-        """Let time pass in which nothing breaks and nothing is mended."""
+        """Advance through a period in which nothing breaks and nothing is restored."""
         if state.redis is None:
             ready = [
                 max(since, state.nodes[pid], state.lost, self._since(self.refusing, now))
@@ -183,11 +183,11 @@ class Timeline:
                         state.nodes[pid] = heard
 
     def _is_unlisted(self, got: float, heard: float) -> bool:
-        """Tell whether what Redis got once can't be found by its number any more."""
+        """Return whether an order that Redis got can't be found by its number any more."""
         return any(got - HEAR <= at <= heard for at in self.unlisted)
 
     def _strike(self, state: _State, at: float, evicted: Collection[float]) -> None:
-        """Let break what breaks at this moment."""
+        """Apply the losses at this moment."""
         for life in self.lives:
             if life.died <= at and life.pid in state.nodes:
                 known = state.nodes.pop(life.pid)
@@ -206,7 +206,7 @@ class Timeline:
     # What is there
 
     def _in_contact(self, at: float) -> Iterator[tuple[int, float]]:
-        """Return which processes are in contact with Redis, and since when."""
+        """Yield the processes that are in contact with Redis, and since when."""
         if _within(self.away, at):
             return
         back = self._since(self.away, at)
@@ -218,7 +218,7 @@ class Timeline:
         return max((end for _, end in spans if end <= at), default=-math.inf)
 
     def _telling(self, at: float) -> float:
-        """Return how many seconds it takes to tell all orders that were given by then."""
+        """Return how many seconds it takes to transfer all orders given so far."""
         return bisect_right(self.orders, at) / SPEED
 
     def _all_have_it(self, state: _State, at: float) -> bool:

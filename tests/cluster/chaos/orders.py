@@ -1,5 +1,5 @@
 """
-What a test knows of the orders it gave: whether Redis ever had them.
+The orders that a test gave, and whether Redis has ever had their records.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tests.support.browsers import Browser
 from tests.support.node_process import NodeProcess
 from tests.support.redis_servers import RedisServer
 
-LOOK: Final = 0.1  # seconds between two looks
+LOOK: Final = 0.1  # seconds between two checks
 ANSWER: Final = 0.5  # seconds that Redis may take
-AT_ONCE: Final = 500  # orders that are looked for in the end
-WATCHED: Final = 200  # of them before, the latest
+AT_ONCE: Final = 500  # orders that are looked up in one step in the end
+WATCHED: Final = 200  # the latest orders are checked during the run
 
 
 @dataclass(eq=False)
@@ -30,13 +30,13 @@ class Order:
     A log-out that was answered.
 
     Attributes:
-        path: How it was asked for.
-        node: Who answered.
-        pid: The node's process then.
-        browsers: Whose sessions it ended.
+        path: The path that was requested.
+        node: The node that answered.
+        pid: The process of the node at that time.
+        browsers: The browsers whose sessions it ended.
         at: When it was answered, by the event loop's clock.
-        subject: The id or the identity that it ended; ``None`` if a lineage.
-        report: What its report said, if it waited for one.
+        subject: The id or the identity that it ended; ``None`` for a lineage.
+        report: Its report, if it waited for one.
         stored: When its record was first seen in Redis; ``None`` if never.
     """
 
@@ -63,9 +63,9 @@ class Order:
     @property
     def key(self) -> str:
         """
-        The key of the record that keeps all of its sessions ended, without the prefix.
+        The key, without prefix, of the record that keeps all of its sessions ended.
 
-        Empty if that is a lineage of which no socket was ever open.
+        Empty for a lineage that never had an open socket.
         """
         if self.subject is not None:
             return f"end:{self.subject}"
@@ -75,11 +75,11 @@ class Order:
 
 class Recorder:
     """
-    It looks into Redis for the records of orders.
+    Checks Redis for the records of orders.
 
     Args:
-        redis: Where the records are.
-        prefix: Of their keys.
+        redis: The server that has the records.
+        prefix: The prefix of their keys.
     """
 
     def __init__(self, redis: RedisServer, prefix: str) -> None:
@@ -87,7 +87,7 @@ class Recorder:
         self._prefix = f"{{{prefix}}}:"
 
     async def missing(self, orders: Sequence[Order]) -> list[Order]:
-        """Return of which orders, as far as their keys are known, Redis has no record now."""
+        """Return the orders of known keys that have no record in Redis now."""
         orders = [order for order in orders if order.key]
         async with self._redis.client() as client:
             found: list[bool] = []
@@ -96,13 +96,13 @@ class Recorder:
         return [order for order, is_there in zip(orders, found, strict=True) if not is_there]
 
     def evicted(self, order: Order, keys: Mapping[str, Sequence[float]]) -> set[float]:
-        """Return when something that an order needs was evicted, of all that was."""
+        """Return when a record that an order needs was evicted."""
         mine = {order.key, *(f"lineage:{json.dumps(b.lineage)}" for b in order.browsers)}
         mine |= {f"of:{json.dumps(id_)}" for b in order.browsers for id_ in b.ids}
         return {at for key in mine for at in keys.get(self._prefix + key, ())}
 
     async def _recorded(self, client: Redis, orders: Sequence[Order]) -> list[bool]:
-        """Return of which orders Redis has the record."""
+        """Return for each order whether Redis has its record."""
         if not orders:
             return []
         found = await client.mget([self._prefix + order.key for order in orders])
@@ -110,7 +110,7 @@ class Recorder:
 
     @contextlib.asynccontextmanager
     async def watching(self, orders: Sequence[Order]) -> AsyncIterator[None]:
-        """Note which orders are seen in Redis, as long as the block runs."""
+        """Record which orders are seen in Redis while the block runs."""
         async with self._redis.client(
             socket_timeout=ANSWER, socket_connect_timeout=ANSWER
         ) as client:
@@ -126,7 +126,7 @@ class Recorder:
         while True:
             missing = [*missing, *orders[seen:]][-WATCHED:]
             seen = len(orders)
-            # Away just now, as so often here.
+            # Redis is often away here.
             with contextlib.suppress(RedisError, OSError):
                 recorded = await self._recorded(client, missing)
                 now = asyncio.get_running_loop().time()

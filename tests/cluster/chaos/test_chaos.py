@@ -1,5 +1,5 @@
 """
-Zero survivors: log-outs while Redis and nodes are killed, frozen and cut off, at random.
+No survivors: log-outs while Redis and nodes are killed, frozen and cut off at random.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ NODES = int(os.environ.get("CHAOS_NODES", "3"))
 
 @pytest.fixture
 async def server() -> AsyncIterator[RedisServer]:
-    """A Redis that syncs as most do: every second, whatever it has answered meanwhile."""
+    """Run a Redis that syncs to disk every second, as most do."""
     async with RedisServer("--appendfsync", "everysec") as server:
         yield server
 
 
 @pytest.fixture
 async def sessions() -> AsyncIterator[RedisServer]:
-    """A Redis for sessions, to which nothing happens."""
+    """Run a Redis for sessions, which has no faults."""
     async with RedisServer("--appendonly", "no") as server:
         yield server
 
 
 @pytest.mark.exhaustive
 async def test_no_survivors(server: RedisServer, sessions: RedisServer, tmp_path: Path) -> None:
-    """After any faults, what was ended is gone everywhere, and nothing else is."""
+    """Random faults let no socket or cookie of an ended session live, and end no other session."""
     choose = random.Random(SEED)
     storage = ["--storage", choose.choice(["encrypted", "redis"]), "--sessions", sessions.url]
     options = [
@@ -64,12 +64,12 @@ async def test_no_survivors(server: RedisServer, sessions: RedisServer, tmp_path
 
 class TestSchedule:
     def test_same_seed(self) -> None:
-        """A seed gives the same schedule again."""
+        """The same seed gives the same schedule."""
         assert schedule(5, 60, 3) == schedule(5, 60, 3) != schedule(6, 60, 3)
 
     @pytest.mark.parametrize("seed", range(20))
     def test_everything_happens(self, seed: int) -> None:
-        """Three minutes have faults of every kind, and Redis is put right before the next one."""
+        """Three minutes have every kind of fault, and those of Redis don't overlap."""
         faults = schedule(seed, 180, 3)
 
         assert {fault.kind for fault in faults} >= {*OF_REDIS, *OF_NODES, *OF_WAYS}
@@ -79,7 +79,7 @@ class TestSchedule:
 
 
 class Meddler(Chaos):
-    """It ends one session behind its own back, and closes the sockets of another."""
+    """Ends one session without recording that, and closes the sockets of another."""
 
     async def _log_outs(self, seconds: float) -> None:
         ended, closed = self._living()[:2]
@@ -88,26 +88,26 @@ class Meddler(Chaos):
 
 
 class TestDriver:
-    """The driver itself: it is content with what works, and sees what does not."""
+    """The driver itself: it accepts what works, and reports what does not."""
 
     async def run(self, nodes: int, kind: type[Chaos] = Chaos) -> Report:
-        """Run it without Redis: nodes in memory, which know nothing of each other."""
+        """Run it without Redis: nodes in memory that don't know each other."""
         async with running(None, [[]] * nodes) as (processes, _):
             return await kind(processes, None, [], random.Random(1), print).run(2.0)
 
     async def test_content(self) -> None:
-        """One node needs nobody to know what is ended."""
+        """A single node gives a report without failures."""
         report = await self.run(1)
 
         assert not report.failures()
         assert report.log_outs
 
     async def test_sees_survivors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Two nodes that don't know each other leave survivors, and take stale cookies."""
+        """Two nodes that don't know each other are reported for survivors and stale cookies."""
         monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 1.0)
         report = await self.run(2)
 
-        # Reports are untrue, too, if one was complete while a socket lived on.
+        # A report is untrue, too, if it was complete while a socket stayed open.
         assert (
             {"survivors", "revived"}
             <= report.failures().keys()
@@ -119,7 +119,7 @@ class TestDriver:
         )
 
     async def test_sees_what_nobody_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It sees when a session that should live is ended, or told to come back."""
+        """A living session that is ended, told to reconnect, or absent is reported."""
         monkeypatch.setattr("tests.cluster.chaos.world.SETTLE", 3.0)
         report = await self.run(1, Meddler)
 

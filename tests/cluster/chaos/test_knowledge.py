@@ -1,5 +1,5 @@
 """
-The rules by which an order counts apart: only if nobody can know it.
+The rules by which an order is counted apart: only if no process and no Redis can know it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.cluster.chaos.knowledge import CATCH_UP, HAND, HEAR, REST, SPEED, Lif
 
 
 def timeline(*lives: Life, **events: list[float] | list[tuple[float, float]]) -> Timeline:
-    """Return a timeline with some processes and events."""
+    """Return a timeline with these processes and events."""
     made = Timeline()
     made.lives += lives
     for name, found in events.items():
@@ -22,26 +22,26 @@ def timeline(*lives: Life, **events: list[float] | list[tuple[float, float]]) ->
 
 
 def test_nothing_happens() -> None:
-    """Whoever lives knows it for ever."""
+    """A node that lives knows an order for ever."""
     assert timeline(Life(1, 0, 0.0)).forgotten(1, 10.0) == inf
 
 
 def test_killed_at_once() -> None:
-    """The node that answered was killed before it could have told anybody."""
+    """An order is lost if its node is killed before it had time to write it to Redis."""
     giver = Life(1, 0, 0.0, died=10.0 + HAND - 0.1)
 
     assert timeline(giver, Life(2, 1, 0.0)).forgotten(1, 10.0) == giver.died
 
 
 def test_told() -> None:
-    """It was killed when it must have told Redis."""
+    """An order is not lost if its node had enough time to write it to Redis."""
     giver = Life(1, 0, 0.0, died=10.0 + HAND + 0.1)
 
     assert timeline(giver).forgotten(1, 10.0) == inf
 
 
 def test_seen() -> None:
-    """It was killed at once, but Redis was seen to have the record."""
+    """An order whose record was seen in Redis outlives its node, even one killed at once."""
     giver = Life(1, 0, 0.0, died=10.5)
 
     assert timeline(giver).forgotten(1, 10.0, stored=10.2) == inf
@@ -56,14 +56,14 @@ def test_seen() -> None:
     ],
 )
 def test_no_time(events: dict[str, list[tuple[float, float]]]) -> None:
-    """It never had Redis for long enough in one go."""
+    """An order is lost if Redis was never available for long enough at a time."""
     giver = Life(1, 0, 0.0, died=17.5)
 
     assert timeline(giver, Life(2, 1, 0.0), **events).forgotten(1, 10.0) == 17.5
 
 
 def test_cut_off() -> None:
-    """Neither had it one that was frozen, or had no way to Redis."""
+    """An order is lost if its node was frozen or cut off until shortly before it was killed."""
     giver = Life(1, 0, 0.0, died=18.0, broken=[(9.0, 18.1 - HAND)])
 
     assert timeline(giver).forgotten(1, 10.0) == 18.0
@@ -72,7 +72,7 @@ def test_cut_off() -> None:
 
 
 def test_heard() -> None:
-    """Redis lost it and the giver was killed, but another node must have heard it."""
+    """An order that Redis has lost survives its node if another one had time to receive it."""
     giver, other = Life(1, 0, 0.0, died=12.0), Life(2, 1, 0.0)
 
     assert timeline(giver, other, lost=[10.1 + HEAR]).forgotten(1, 10.0, 10.2) == 12.0
@@ -80,7 +80,7 @@ def test_heard() -> None:
 
 
 def test_started_later() -> None:
-    """Who starts learns it of Redis, but not at once."""
+    """A node that starts later learns an order from Redis, but not at once."""
     giver, late = Life(1, 0, 0.0, died=30.0), Life(2, 1, 32.0)
 
     assert timeline(giver, late, lost=[32.0 + CATCH_UP - 0.1]).forgotten(1, 10.0) == pytest.approx(
@@ -90,19 +90,19 @@ def test_started_later() -> None:
 
 
 def test_written_back() -> None:
-    """After a loss of data who knows it has to write it back before it is killed."""
+    """A node that knows an order needs time to write it again after a loss of data."""
     first, second = Life(1, 0, 0.0, died=20.0), Life(2, 1, 0.0, died=31.0)
     third = Life(3, 2, 21.0)
 
     soon = timeline(first, second, third, lost=[31.0 - HAND + 0.1])
-    assert soon.forgotten(1, 10.0) == inf  # the third has heard of it before
+    assert soon.forgotten(1, 10.0) == inf  # the third has received it before
     third.born = 31.0 - HAND - 0.2
     assert timeline(first, second, third, lost=[31.1 - HAND]).forgotten(1, 10.0) == 31.0
     assert timeline(first, second, third, lost=[30.9 - HAND]).forgotten(1, 10.0) == inf
 
 
 def test_much_to_tell() -> None:
-    """After a loss it takes the longer the more there was before, and so it does to learn."""
+    """More orders take longer to write again after a loss, and longer to learn."""
     giver, other = Life(1, 0, 0.0, died=30.0), Life(2, 1, 30.0 - HAND)
     orders = [5.0] * int(2 * SPEED)
 
@@ -117,7 +117,7 @@ def test_much_to_tell() -> None:
 
 
 def test_evicted() -> None:
-    """What Redis has evicted it gets again from whoever knows it, but not at once."""
+    """An evicted order is written again by a node that knows it, but not at once."""
     giver, other = Life(1, 0, 0.0, died=40.0), Life(2, 1, 20.0)
 
     late = timeline(giver, other, evicting=[40.1 - HAND - REST])
@@ -131,7 +131,7 @@ def test_evicted() -> None:
 
 
 def test_last_seconds() -> None:
-    """A Redis that is killed may lose what it has just got; not what it has had for long."""
+    """A Redis that is killed may lose its last seconds of writes, but nothing older."""
     giver = Life(1, 0, 0.0, died=14.0)
 
     assert timeline(giver, killed=[13.0], away=[(13.0, 15.0)]).forgotten(1, 10.0, 12.5) == 14.0
@@ -139,7 +139,7 @@ def test_last_seconds() -> None:
 
 
 def test_journal() -> None:
-    """A journal keeps what nobody else had heard, unless it had no time for that."""
+    """A journal keeps an order that no other node has received, if it had time to commit."""
     giver, late = Life(1, 0, 0.0, died=12.0), Life(2, 0, 14.0, died=14.0 + HAND + 0.1)
     made = Timeline(journals=True)
     made.lives += [giver, late]
@@ -153,7 +153,7 @@ def test_journal() -> None:
 
 
 def test_same_for_all() -> None:
-    """What all knew at a moment has the same fate from then on."""
+    """Orders that all nodes knew at a moment share their result from then on."""
     lives = [Life(1, 0, 0.0, died=50.0), Life(2, 1, 0.0, died=50.5)]
     made = timeline(*lives, lost=[30.0, 49.0], away=[(40.0, 41.0)])
 

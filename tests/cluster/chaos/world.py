@@ -1,16 +1,16 @@
 """
-Log-outs in the middle of every trouble: at the end no socket of an ended session may be open.
+Log-outs during random faults: at the end no socket of an ended session may be open.
 
-A real Redis, nodes that are processes with a proxy each before their Redis, browsers that come
-back, and two hands: one logs out at a steady rate, the other (``hand.py``) does what ``faults.py``
-has planned. ``test_chaos.py`` runs it for half a minute; for longer: ``CHAOS_SECONDS=600
-CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to have the same schedule
-again. ``CHAOS_DENSE=1`` kills nodes every few seconds, and loses data while the nodes are busy
-with the last loss; ``CHAOS_EVICTION=1`` lets Redis evict records, too, and ``CHAOS_JOURNAL=1``
-gives each node a journal.
+It runs a real Redis, nodes that are processes, each with a proxy before its Redis, and browsers
+that reconnect. Log-outs come at a steady rate, while ``hand.py`` injects the faults that
+``faults.py`` has planned. ``test_chaos.py`` runs it for half a minute; for longer:
+``CHAOS_SECONDS=600 CHAOS_RATE=30 pytest -s tests/cluster/chaos``, with ``CHAOS_SEED=…`` to repeat
+a schedule. ``CHAOS_DENSE=1`` kills nodes every few seconds, and loses data while the nodes
+recover from the last loss; ``CHAOS_EVICTION=1`` makes Redis evict records, too, and
+``CHAOS_JOURNAL=1`` gives each node a journal.
 
-Orders that nobody can know any more are counted apart, by the rules of ``knowledge.py``. It has
-more than 300 lines: the people, and all that is looked at in the end.
+Orders that can't be known any more are counted apart, by the rules of ``knowledge.py``. It has
+more than 300 lines: the users, and all checks at the end.
 """
 
 from __future__ import annotations
@@ -38,46 +38,46 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer
 
 RATE: Final = float(os.environ.get("CHAOS_RATE", "4"))  # log-outs per second
-#: At any time; every third has two browsers. Their attempts to come back in an outage are most of
+#: At any time; every third has two browsers. Their reconnects during an outage are most of
 #: what a run costs.
 USERS: Final = int(os.environ.get("CHAOS_USERS", "0")) or max(25, int(1.5 * RATE))
-JOURNALS: Final = bool(os.environ.get("CHAOS_JOURNAL"))  # whether nodes have one each
+JOURNALS: Final = bool(os.environ.get("CHAOS_JOURNAL"))  # whether each node has one
 RENEWALS: Final = 0.4  # for each log-out
-CLOSES: Final = 0.1  # the same for orders that only close
-WAITS: Final = 0.3  # of the log-outs by name, for what other nodes report
+CLOSES: Final = 0.1  # for each log-out: close orders without an end
+WAITS: Final = 0.3  # of the log-outs by id that wait for a report
 WAIT: Final = 2.0  # seconds
-MEANWHILE: Final = 0.5  # of the log-outs by name, in the midst of which the session is renewed
-SETTLE: Final = 60.0  # seconds that all may take at the end: nodes reconcile every 30 s
+MEANWHILE: Final = 0.5  # of the log-outs by id during which the session is renewed
+SETTLE: Final = 60.0  # seconds at most until all has settled at the end
 AT_ONCE: Final = 20  # stale cookies
-IN_FLIGHT: Final = 100  # log-outs at a time: a machine that is too busy gets fewer
-#: Of them on some node, drawn by lot if there are more.
+IN_FLIGHT: Final = 100  # log-outs at a time at most: fewer are given on a busy machine
+#: Attempts with stale cookies, each on a node; a random sample if there are more.
 TRIED: Final = int(os.environ.get("CHAOS_TRIED", "20000"))
 SHOWN: Final = 40  # of each kind of failure
-LAG: Final = 2.0  # seconds until this process has seen what a client was sent
+LAG: Final = 2.0  # seconds until this process has processed what a client received
 LOOKS: Final = 40  # in that time
 
 
 @dataclass
 class Report:
     """
-    What came of it. All that must be empty is listed by :meth:`failures`.
+    The results of a run. :meth:`failures` lists all that must be empty.
     """
 
     log_outs: int = 0
     figures: dict[str, object] = field(default_factory=dict)
-    survivors: list[str] = field(default_factory=list)  # open, though the session is ended
-    revived: list[str] = field(default_factory=list)  # a stale cookie was good for something
-    wrong: list[str] = field(default_factory=list)  # a living session was told that it ended
-    unasked: list[str] = field(default_factory=list)  # or to come back, for no reason
-    absent: list[str] = field(default_factory=list)  # or did not come back in the end
+    survivors: list[str] = field(default_factory=list)  # sockets of ended sessions
+    revived: list[str] = field(default_factory=list)  # stale cookies that were accepted
+    wrong: list[str] = field(default_factory=list)  # living sessions that were ended
+    unasked: list[str] = field(default_factory=list)  # sessions told to reconnect for no reason
+    absent: list[str] = field(default_factory=list)  # living sessions that did not reconnect
     degraded: list[str] = field(default_factory=list)  # nodes without their Redis in the end
     unrecorded: list[str] = field(default_factory=list)  # no record in Redis in the end
-    untrue: list[str] = field(default_factory=list)  # a report said more than was done
-    apart: list[str] = field(default_factory=list)  # open, of an order that nobody can know
-    apart_revived: list[str] = field(default_factory=list)  # a stale cookie of such a one
+    untrue: list[str] = field(default_factory=list)  # complete though a socket was open
+    apart: list[str] = field(default_factory=list)  # sockets left by an order that can't be known
+    apart_revived: list[str] = field(default_factory=list)  # stale cookies after such an order
 
     def failures(self) -> dict[str, list[str]]:
-        """Return what must not be, by its name."""
+        """Return the non-empty lists of failures, by name."""
         names = ["survivors", "revived", "wrong", "unasked", "absent", "degraded"]
         names += ["unrecorded", "untrue"]
         return {name: found for name in names if (found := getattr(self, name))}
@@ -93,14 +93,15 @@ class Report:
 
 class Chaos:
     """
-    Everybody who takes part, and what is to be seen of them.
+    All participants of a run, and the checks of it.
 
     Args:
-        nodes: Where the sockets are.
+        nodes: The nodes that have the sockets.
         redis: Their Redis; ``None`` if they have none.
-        proxies: The way of each node to it.
-        random: What decides who logs out when, where and how.
-        prefix: Of the records in Redis.
+        proxies: The connection of each node to it.
+        random: Decides which user logs out when, where and how.
+        say: Called with each line of the log.
+        prefix: The prefix of the records in Redis.
     """
 
     def __init__(
@@ -124,19 +125,19 @@ class Chaos:
         self.untrue: list[str] = []
         self.complete = 0  # reports that said so
         self.replayed = ""  # how many cookies were tried
-        self.requests = 0  # log-outs that were asked for again, since a node had died
+        self.requests = 0  # log-outs that were retried, since a node had died
         self.start = 0.0  # by the event loop's clock, when the faults began
         self.lasted = 0.0  # seconds that the log-outs and the faults took
         self.slowest = 0.0  # seconds until a log-out was answered
         self.in_flight = 0  # log-outs that weren't answered yet
-        self._forgotten: dict[Order, float] = {}  # since when nobody need know an order
+        self._forgotten: dict[Order, float] = {}  # when an order was lost everywhere
         self._client: ClientSession | None = None
         self._number = 0
 
     # What happens
 
     async def run(self, seconds: float, faults: Sequence[Fault] = ()) -> Report:
-        """Let it all happen for some time, let it settle, and look."""
+        """Run log-outs and faults for some time, wait until all is settled, and check it."""
         connector, jar = TCPConnector(limit=0), DummyCookieJar()
         async with contextlib.AsyncExitStack() as stack:
             self._client = ClientSession(connector=connector, cookie_jar=jar)
@@ -157,7 +158,7 @@ class Chaos:
             return await self._look()
 
     async def arrive(self) -> list[Browser]:
-        """Let a user log in, some in two browsers, and open tabs."""
+        """Log a user in, some in two browsers, and open tabs."""
         assert self._client is not None
         self._number += 1
         count = 2 if self._number % 3 == 0 else 1
@@ -169,7 +170,7 @@ class Chaos:
         return browsers
 
     async def _log_outs(self, seconds: float) -> None:
-        """Log out at a steady rate, whatever happens, and let others come instead."""
+        """Log users out at a steady rate, and replace each by a new one."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         async with asyncio.TaskGroup() as requests:
@@ -186,7 +187,7 @@ class Chaos:
                 await asyncio.sleep(max(0.0, now + 1 / RATE - loop.time()))
 
     async def replace(self, user: list[Browser]) -> None:
-        """Log a user out, and let another one come."""
+        """Log a user out, and log a new one in."""
         self.in_flight += 1
         try:
             await asyncio.gather(self.log_out(user), self.arrive())
@@ -194,8 +195,8 @@ class Chaos:
             self.in_flight -= 1
 
     async def close(self, browser: Browser) -> None:
-        """Close the sockets of a session that goes on."""
-        browser.renewed = True  # or at least told to come back
+        """Close the sockets of a session, without ending it."""
+        browser.renewed = True  # or at least told to reconnect
         with contextlib.suppress(*Failure):
             await browser.get(self.random.choice(self.nodes), f"/close?id={browser.id}")
 
@@ -207,7 +208,7 @@ class Chaos:
             return
         for browser in browsers:
             waits = f"&wait={WAIT}" if self.random.random() < WAITS else ""
-            browser.ending = True  # its id stays what it is
+            browser.ending = True  # so that its id does not change
             path = f"/end?id={browser.id}{waits}" if way == "/end" else way
             ending = self.end(path, browser, [browser])
             if way == "/end" and self.random.random() < MEANWHILE:
@@ -216,7 +217,7 @@ class Chaos:
                 await ending
 
     async def end(self, path: str, whose: Browser, all_: list[Browser]) -> None:
-        """Ask until somebody answers: only then is a user sure."""
+        """Retry an order until a node answers: only then can the user rely on it."""
         loop = asyncio.get_running_loop()
         for browser in all_:
             browser.ending = True
@@ -228,7 +229,7 @@ class Chaos:
                 break
             self.requests += 1
             if path == "/logout-everywhere":
-                # Half done, perhaps: the cookie may no longer say whose it is.
+                # It may be half done: the cookie may no longer identify the user.
                 path = f"/end-identity?user={whose.user}"
             await asyncio.sleep(self.random.uniform(0.05, 0.2))
         self.slowest = max(self.slowest, loop.time() - start)
@@ -246,12 +247,12 @@ class Chaos:
             await self._check(order, start)
 
     async def _check(self, order: Order, asked: float) -> None:
-        """See whether a report is true that says that all sockets are closed."""
+        """Check that all sockets are closed, as a complete report says."""
         self.complete += 1
         tabs = [tab for browser in order.browsers for tab in browser.tabs]
         open_ = [(tab, tab.socket) for tab in tabs if tab.socket and tab.opened_at < asked]
         left: list[str] = []
-        for _ in range(LOOKS):  # not once: this process may stand still for longer than that
+        for _ in range(LOOKS):  # not once: this process may stall for longer than that
             left = [str(tab) for tab, socket in open_ if tab.socket == socket]
             if not left:
                 return
@@ -263,10 +264,10 @@ class Chaos:
         tasks = [task for browser in browsers for task in browser.close_tabs()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # What is seen
+    # Checks
 
     async def _look(self) -> Report:
-        """Wait until all is as it should be, or too late; try stale cookies; report."""
+        """Wait until all is settled, or for too long; try stale cookies; report."""
         loop = asyncio.get_running_loop()
         start, report = loop.time(), Report(len(self.orders), untrue=self.untrue)
         await self.until(self._connected)
@@ -290,7 +291,7 @@ class Chaos:
         return report
 
     def _judge(self, report: Report) -> None:
-        """Sort out what living sessions were told."""
+        """Sort the wrong close codes of living sessions into the report."""
         harmless = {CUT, 1001, 503}
         for visit in self.visits:
             if visit.code == STRANGER or (visit.living and visit.code not in harmless):
@@ -321,7 +322,7 @@ class Chaos:
         }
 
     def _longest(self) -> float:
-        """Return how long it took at most until an ended session had no socket any more."""
+        """Return the longest time from a log-out to the close of its last socket."""
         orders = [order for order in self.orders if not self._excused(order)]
         return max(
             (t.closed_at - o.at for o in orders for b in o.browsers for t in b.tabs), default=0.0
@@ -331,14 +332,14 @@ class Chaos:
         return [browser for user in self.users for browser in user]
 
     def _tell(self, order: Order) -> str:
-        """Return what is known of an order, with times as the schedule has them."""
+        """Describe an order, with times relative to the schedule."""
         told = f"{order.at - self.start:.2f} s {order}"
         if self.hand is None or self.hand.died(order.pid) == math.inf:
             return told
         return f"{told}, node died at {self.hand.died(order.pid) - self.start:.2f} s"
 
     def _forget(self) -> None:
-        """Find out which orders nobody can know any more, and since when."""
+        """Compute which orders can't be known any more, and since when."""
         if self.hand is None or self.recorder is None:
             return
         timeline = self.hand.timeline
@@ -349,15 +350,15 @@ class Chaos:
             self._forgotten[order] = timeline.forgotten(order.pid, order.at, order.stored, evicted)
 
     def _excused(self, order: Order) -> bool:
-        """Whether no living node and no Redis can know of an order; these are counted apart."""
+        """Return whether no living node and no Redis can know an order, which is counted apart."""
         return self._forgotten.get(order, math.inf) < math.inf
 
     def _excused_stale(self, order: Order, browser: Browser) -> bool:
         """
-        Whether an order by id can't reach the cookies of other ids of the same lineage.
+        Return whether an order by id can't reach the cookies of its lineage's other ids.
 
-        That an id has become another is told by a note, and if all who knew that were gone when
-        the order came, it ends this one id only.
+        A note says that two ids are of one lineage. If all that knew it were gone when the order
+        came, the order ends its one id only.
         """
         if self.hand is None or self.recorder is None or not order.by_id:
             return False
@@ -378,22 +379,22 @@ class Chaos:
         return not await self._degraded()
 
     async def _settled(self) -> bool:
-        """Whether the living have all their sockets, and the others none but excused ones."""
+        """Return whether living sessions have all sockets, ended ones none but excused ones."""
         left = [order for order in await self._survivors() if not self._excused(order)]
         return self._all_open() and not left and await self._written_again()
 
     async def _written_again(self) -> bool:
-        """Whether Redis has all again that it has evicted: a node may have started meanwhile."""
+        """Return whether Redis has all evicted records again: a new node may need them."""
         if self.hand is None or self.recorder is None or not self.hand.evicted:
             return True
         return not await self.recorder.missing(self._due())
 
     def _due(self) -> list[Order]:
-        """Return the orders that somebody has to know."""
+        """Return the orders that must still be known."""
         return [order for order in self.orders if not self._excused(order)]
 
     async def _survivors(self) -> dict[Order, list[str]]:
-        """Return the orders of which a socket is left, and where: seen from both ends."""
+        """Return the orders that left a socket, and where, as seen by clients and nodes."""
         states = [(node, await node.state()) for node in self.nodes]
         here = [(node, {*state["served"].values(), *state["open"]}) for node, state in states]
         found: dict[Order, list[str]] = {}
@@ -408,7 +409,7 @@ class Chaos:
         return found
 
     async def _replay(self, report: Report) -> None:
-        """Try the cookies of every ended session on every node; report where one was good."""
+        """Try the cookies of ended sessions on every node; report those that are accepted."""
         places = asyncio.Semaphore(AT_ONCE)
 
         async def attempt(order: Order, of: Browser, cookie: str, node: NodeProcess) -> None:
@@ -417,8 +418,8 @@ class Chaos:
             browser.ending = True
             stale = cookie != of.cookie
             async with places:
-                # The socket first: its handshake may not be let in on a guess, as a page may
-                # be whose node did not hear from Redis in time.
+                # The socket first: unlike a page, its handshake must not be accepted just
+                # because Redis has not answered the node in time.
                 seen: list[Visit] = []
                 tab = Tab(browser, node, self.random, seen, once=True)
                 await tab.task
@@ -443,7 +444,7 @@ class Chaos:
         await asyncio.gather(*[attempt(*one) for one in tried])
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
-        """Wait until something holds, or for as long as things may take to settle."""
+        """Wait until a condition holds, for as long as the cluster may take to settle."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE):
                 while True:
@@ -461,9 +462,9 @@ async def running(
     Run a node for each set of options.
 
     Args:
-        redis: Their Redis, to which each has its own way.
-        options: More of their command lines.
-        clocks: By how many seconds their wall clocks are wrong.
+        redis: Their Redis, which each reaches by a proxy of its own.
+        options: Further command-line options of each node.
+        clocks: Errors of the nodes' wall clocks, in seconds.
     """
     async with contextlib.AsyncExitStack() as stack:
         nodes, proxies = [], []
