@@ -1,3 +1,3 @@
 """
-What real browsers see.
+Tests in a real browser.
 """

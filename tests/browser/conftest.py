@@ -1,5 +1,5 @@
 """
-The browser of the tests here: the system's Chromium.
+Fixtures that run the system's Chromium.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ expect.set_options(timeout=20_000)  # milliseconds
 
 @pytest.fixture(scope="session")
 def executable() -> str:
-    """The system's browser."""
+    """Return the path of the system's browser."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         reason = f"no browser found: install one of {', '.join(BROWSERS)}"
-        # CI must not be green without these tests.
+        # CI must not pass without these tests.
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     return path
 
 
 @pytest.fixture
 async def browser(executable: str, aiohttp_server: AiohttpServer) -> AsyncIterator[Browser]:
-    """A browser that is closed before the servers of the test are."""
+    """Run a browser that is closed before the servers of the test are."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=executable, args=ARGS)
         yield browser

@@ -1,5 +1,5 @@
 """
-What a real browser makes of it: cookies shared by tabs, close codes that a script sees.
+The demo in a real browser: cookies shared by tabs, close codes that a script sees.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.inspect import inspect
 
 Outcome: TypeAlias = dict[str, Any]
 
-# Opens a websocket and tells what became of it.
+# Opens a websocket, and returns its messages, its close and its subprotocol.
 TRY_WEBSOCKET = """
 ([url, protocols]) => new Promise((resolve) => {
   const messages = [];
@@ -45,7 +45,7 @@ TRY_WEBSOCKET = """
 
 @pytest.fixture
 async def site() -> AsyncIterator[TestServer]:
-    """The demo."""
+    """Run the demo."""
     server = Server(make_app())
     await server.start_server()
     yield server
@@ -54,7 +54,7 @@ async def site() -> AsyncIterator[TestServer]:
 
 @pytest.fixture
 def later(site: TestServer) -> Callable[[float], None]:
-    """Let time pass for the registry, in seconds; no test waits so long."""
+    """Return a function that advances the registry's wall clock by some seconds."""
     passed = [0.0]
     clock = inspect(registry_of(site)).clock
     clock.wall = lambda: time.time() + passed[0]
@@ -95,7 +95,7 @@ async def session_of(page: Page) -> str:
 
 
 async def log_in(page: Page, name: str) -> None:
-    """Log in with the page's form, and wait until the page is back as the user."""
+    """Log in with the page's form, and wait until the page has reconnected as the user."""
     await page.fill("[name=name]", name)
     await page.click("text=Log in")
     await back_as(page, name)
@@ -107,7 +107,7 @@ async def back_as(page: Page, user: str) -> None:
 
 
 async def hear_each_other(tabs: list[Page]) -> None:
-    """Say something in one tab, and wait until all have heard it over their sockets."""
+    """Send a message from one tab, and wait until all have received it."""
     await tabs[0].fill("[name=text]", "still here")
     await tabs[0].click("'Send'")
     for tab in tabs:
@@ -120,7 +120,7 @@ async def closed_with(page: Page, code: int) -> None:
 
 
 async def try_websocket(page: Page, site: TestServer, *protocols: str) -> Outcome:
-    """Let the script of a page open a websocket, and return how it ended."""
+    """Open a websocket from the script of a page; return how it ended."""
     url = str(site.make_url("/ws")).replace("http", "ws", 1)
     outcome: Outcome = await page.evaluate(TRY_WEBSOCKET, [url, list(protocols)])
     return outcome
@@ -128,7 +128,7 @@ async def try_websocket(page: Page, site: TestServer, *protocols: str) -> Outcom
 
 class TestTabs:
     async def test_log_out_ends_all_tabs(self, browser: Browser, site: TestServer) -> None:
-        """Every tab of the session is closed with 4401, and nobody else's."""
+        """A log-out closes every tab of the session with 4401, and no one else's."""
         tabs = await open_tabs_as("Ada", browser, site)
         stranger = await open_tab(await browser.new_context(), site)
         await tabs[0].click("'Log out'")
@@ -140,7 +140,7 @@ class TestTabs:
         await expect(stranger.locator("li[data-kind=close]")).to_have_count(0)
 
     async def test_reset_brings_tabs_back(self, browser: Browser, site: TestServer) -> None:
-        """Every tab is closed with 4403 and comes back under the same new id."""
+        """A reset closes every tab with 4403, and all reconnect with the same new id."""
         tabs = await open_tabs(browser, site)
         before = await session_of(tabs[0])
         await tabs[1].click("text=Reset")
@@ -152,7 +152,7 @@ class TestTabs:
         assert after[0] == after[1] != before
 
     async def test_log_in_brings_tabs_back(self, browser: Browser, site: TestServer) -> None:
-        """Every tab is closed with 4403 and comes back as the user."""
+        """A log-in closes every tab with 4403, and all reconnect as the user."""
         tabs = await open_tabs(browser, site)
         await log_in(tabs[0], "Ada")
         await back_as(tabs[1], "Ada")
@@ -165,7 +165,7 @@ class TestTabs:
     async def test_server_that_is_away(
         self, browser: Browser, site: TestServer, aiohttp_server: AiohttpServer
     ) -> None:
-        """A page tries again, later each time up to half a minute, and comes back by itself."""
+        """A page reconnects by itself, with a back-off of half a minute at most."""
         context = await browser.new_context()
         await context.clock.install(time=0)  # no test waits for minutes
         page = await open_tab(context, site)
@@ -192,7 +192,7 @@ class TestTabs:
 
 class TestChat:
     async def test_talk_and_log_out(self, browser: Browser, site: TestServer) -> None:
-        """Two users talk; the page of the one who logs out is closed, and says so."""
+        """Two users chat; a log-out closes the user's page, which shows the reason."""
         pages = []
         for name in ("Ada", "Bob"):
             context = await browser.new_context()
@@ -216,7 +216,7 @@ class TestLogOutEverywhere:
     async def test_ends_tabs_of_all_browsers(
         self, browser: Browser, site: TestServer, later: Callable[[float], None]
     ) -> None:
-        """The user's tabs close with 4401 in every browser, and nobody else's."""
+        """A log-out everywhere closes the user's tabs in all browsers, and no one else's."""
         here, there, strangers = [
             await open_tabs_as(name, browser, site) for name in ("Ada", "Ada", "Bob")
         ]
@@ -237,7 +237,7 @@ class TestLogOutEverywhere:
     async def test_ends_browser_without_tab(
         self, browser: Browser, site: TestServer, later: Callable[[float], None]
     ) -> None:
-        """A browser whose page was closed is logged out when it comes back."""
+        """A log-out everywhere also logs out a browser that has no tab open."""
         here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
         for tab in there:
             await tab.close()
@@ -253,7 +253,7 @@ class TestLogOutEverywhere:
     async def test_log_in_again(
         self, browser: Browser, site: TestServer, later: Callable[[float], None]
     ) -> None:
-        """Who logs in again after many refusals is back at once, as after any log-in."""
+        """A log-in after many refusals reconnects the page at once."""
         here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
         await here[0].click("'Log out everywhere'")
         await there[0].locator("li[data-code='4401']").nth(1).wait_for()
@@ -265,7 +265,7 @@ class TestLogOutEverywhere:
         await expect(close).to_contain_text("reconnecting")
 
     async def test_log_out_stays_here(self, browser: Browser, site: TestServer) -> None:
-        """A plain log-out ends one session; the user's other browser goes on."""
+        """A plain log-out ends one session, and not that of the user's other browser."""
         here, there = [await open_tabs_as("Ada", browser, site) for _ in range(2)]
         await here[0].click("'Log out'")
         for tab in here:
@@ -283,7 +283,7 @@ class TestStaleCookie:
     async def thief(
         self, browser: Browser, site: TestServer, later: Callable[[float], None]
     ) -> BrowserContext:
-        """A context with the cookie of a session that has just been ended."""
+        """Return a context with the cookie of a session that has just ended."""
         page = await open_tab(await browser.new_context(), site)
         await log_in(page, "Ada")
         stolen = await page.context.cookies()
@@ -294,7 +294,7 @@ class TestStaleCookie:
         return thief
 
     async def test_opens_nothing(self, thief: BrowserContext, site: TestServer) -> None:
-        """A socket with it is closed with 4401 before it gets a message."""
+        """A socket with a stale cookie is closed with 4401 before it receives a message."""
         page = await thief.new_page()
         await page.goto(str(site.make_url("/static/demo.css")))
         outcome = await try_websocket(page, site)
@@ -305,7 +305,7 @@ class TestStaleCookie:
     async def test_page_sees_nothing(
         self, thief: BrowserContext, site: TestServer, later: Callable[[float], None]
     ) -> None:
-        """A page with it is refused again and again, and once it gets in it shows no user."""
+        """A page with a stale cookie is refused repeatedly, and then connects without a user."""
         page = await thief.new_page()
         await page.goto(str(site.make_url("/")))
         await page.locator("li[data-code='4401']").nth(1).wait_for()
@@ -321,7 +321,7 @@ class TestStaleCookie:
 class TestSubprotocol:
     @pytest.fixture
     async def chat(self, aiohttp_server: AiohttpServer) -> TestServer:
-        """A site whose page tells its id, and whose socket speaks a subprotocol."""
+        """Serve a page that shows its id, and a socket with a subprotocol."""
 
         async def tell_id(request: web.Request) -> web.Response:
             return web.Response(text=str(await get_session_ws_id(request)))
@@ -338,7 +338,7 @@ class TestSubprotocol:
         return await aiohttp_server(app)
 
     async def test_agreed(self, browser: Browser, chat: TestServer) -> None:
-        """The socket of a live session speaks what the page asked for."""
+        """The socket of a live session uses the requested subprotocol."""
         page = await browser.new_page()
         await page.goto(str(chat.make_url("/")))
         outcome = await try_websocket(page, chat, "chat")
@@ -347,7 +347,7 @@ class TestSubprotocol:
         assert (outcome["code"], outcome["protocol"]) == (1000, "chat")
 
     async def test_refused_with_code(self, browser: Browser, chat: TestServer) -> None:
-        """A page that asks for a subprotocol sees 4401 too, not just a failed handshake."""
+        """A page that requests a subprotocol sees 4401, too, not just a failed handshake."""
         page = await browser.new_page()
         await page.goto(str(chat.make_url("/")))
         await registry_of(chat).end_session(await page.inner_text("body"))

@@ -1,5 +1,5 @@
 """
-The demo's page of calls in a real browser, on a phone and on a desktop.
+The demo's page of calls in a real browser, at the size of a phone and of a desktop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DESKTOP = {"width": 1280, "height": 800}
 
 @pytest.fixture
 async def site() -> AsyncIterator[TestServer]:
-    """The demo."""
+    """Run the demo."""
     server = Server(make_app())
     await server.start_server()
     yield server
@@ -31,7 +31,7 @@ ERRORS: list[object] = []  # of all pages of a test
 
 @pytest.fixture(autouse=True)
 def _no_errors() -> Iterator[None]:
-    """Let no script of a page raise what it doesn't catch."""
+    """Check that no script of a page raises an uncaught error."""
     ERRORS.clear()
     yield
     assert ERRORS == []
@@ -64,7 +64,7 @@ async def write(page: Page, text: str) -> None:
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 async def test_fits(browser: Browser, site: TestServer, size: dict[str, int]) -> None:
-    """Nothing is wider than the screen, and every button can be hit by a finger."""
+    """Nothing is wider than the screen, and every button is at least 44 pixels high."""
     page = await log_in(browser, site, "Ada", size["width"])
     await page.click("'Count down'")
     await page.locator("#cancel").wait_for()
@@ -83,7 +83,7 @@ async def test_fits(browser: Browser, site: TestServer, size: dict[str, int]) ->
 
 class TestCountdown:
     async def test_moves_and_is_cancelled(self, browser: Browser, site: TestServer) -> None:
-        """The bar moves with each part; a cancelled countdown may begin again."""
+        """The bar moves with each partial result; a cancelled countdown can be started again."""
         page = await log_in(browser, site, "Ada")
         await page.click("'Count down'")
         await page.wait_for_function("document.getElementById('progress').value > 0")
@@ -94,7 +94,7 @@ class TestCountdown:
         await expect(page.locator("#start")).to_be_enabled()
 
     async def test_ends(self, browser: Browser, site: TestServer) -> None:
-        """A countdown that nobody cancels fills the bar."""
+        """A countdown that is not cancelled fills the bar."""
         page = await log_in(browser, site, "Ada")
         await page.click("'Count down'")
 
@@ -104,7 +104,7 @@ class TestCountdown:
 
 class TestBoard:
     async def test_is_shared(self, browser: Browser, site: TestServer) -> None:
-        """A note is read in all tabs of all users."""
+        """A note appears in all tabs of all users."""
         ada = await log_in(browser, site, "Ada")
         pages = [ada, await visit(ada.context, site, "open"), await log_in(browser, site, "Bob")]
         await write(ada, "hello")
@@ -127,7 +127,7 @@ class TestQuestion:
     async def test_goes_on_with_the_answer(
         self, browser: Browser, site: TestServer, button: str, kind: str, text: str
     ) -> None:
-        """The tab that pays is asked, no other is, and the server goes on with the answer."""
+        """Only the tab that pays is asked, and the server continues with its answer."""
         page = await log_in(browser, site, "Ada")
         other = await visit(page.context, site, "open")
         await page.fill("[name=amount]", "7")
@@ -140,7 +140,7 @@ class TestQuestion:
         await expect(page.locator("#question")).to_be_hidden()
 
     async def test_takes_the_place_of_another(self, browser: Browser, site: TestServer) -> None:
-        """There is one question at a time: the next declines the one before, and is answered."""
+        """A new question declines the one before it."""
         page = await log_in(browser, site, "Ada")
         for amount in ("7", "8"):
             await page.fill("[name=amount]", amount)
@@ -155,7 +155,7 @@ class TestQuestion:
 
 class TestLogOut:
     async def test_ends_all_of_it(self, browser: Browser, site: TestServer) -> None:
-        """Calls, the stream, the board and the question end in all tabs, and stay away."""
+        """A log-out ends the calls, subscriptions and questions of all tabs."""
         page = await log_in(browser, site, "Ada")
         other = await visit(page.context, site, "open")
         bob = await log_in(browser, site, "Bob")
@@ -179,7 +179,7 @@ class TestLogOut:
         await expect(other.locator("li[data-kind=note]")).to_have_count(0)
 
     async def test_logs_in_again(self, browser: Browser, site: TestServer) -> None:
-        """After a log-in the page has its topic and its procedure again."""
+        """After a log-in the page has its subscription and its procedure again."""
         page = await log_in(browser, site, "Ada")
         await page.click("'Log out'")
         await page.locator("body[data-state=stopped]").wait_for()

@@ -1,5 +1,5 @@
 """
-The page in the README: what it does, and that it and the demo agree on what to do after a close.
+The README's page in a real browser, and that it reconnects after a close as the demo does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.clients import Server
 
 CODES = [1000, 1001, 1006, 1011, 1012, 1013, 4401, 4403, 4429]
 
-# Lets a page's sockets close as a test says, and writes down when it would reconnect.
+# Replaces a page's sockets, so that a test can close them, and records when it would reconnect.
 FAKES = """
 window.sockets = [];
 window.wait = null;
@@ -27,7 +27,7 @@ window.WebSocket = class {
 };
 window.setTimeout = (callback, wait) => { window.retry = callback; window.wait = wait / 1000; };
 """
-# Seconds that the README's page waits after each of several closes in a row.
+# The seconds that the README's page waits after each of several closes in a row.
 README_WAITS = """
 (codes) => codes.map((code) => {
   window.wait = null;
@@ -37,7 +37,7 @@ README_WAITS = """
   return window.wait;
 })
 """
-# What the library's script, and so the demo, does.
+# The rule of the library's script, and so of the demo.
 RULE = """
 async (code, failures) =>
   (await import("/static/session-ws.js")).reconnectAfter(code, failures)
@@ -46,7 +46,7 @@ async (code, failures) =>
 
 @pytest.fixture
 async def site() -> AsyncIterator[TestServer]:
-    """The README's program."""
+    """Run the README's program."""
     server = Server(program().make_app())
     await server.start_server()
     yield server
@@ -68,7 +68,7 @@ async def log_in(page: Page, name: str) -> None:
 
 class TestPage:
     async def test_told_to_log_in(self, browser: Browser, site: TestServer) -> None:
-        """A visitor's page learns that it must log in, and doesn't try again by itself."""
+        """An anonymous visitor's page shows that a log-in is needed, and does not reconnect."""
         page = await browser.new_page()
         sockets: list[object] = []
         page.on("websocket", lambda socket: sockets.append(socket))
@@ -81,7 +81,7 @@ class TestPage:
         await log_in(page, "Ada")
 
     async def test_log_out_closes_all_tabs(self, browser: Browser, site: TestServer) -> None:
-        """The tabs of a user are closed with 4401 by one log-out."""
+        """One log-out closes all tabs of a session with 4401."""
         context = await browser.new_context()
         tabs = [await open_page(await context.new_page(), site) for _ in range(2)]
         for tab in tabs:
@@ -92,7 +92,7 @@ class TestPage:
             await expect(tab.locator("#log")).to_contain_text("closed with 4401: session ended")
 
     async def test_another_user(self, browser: Browser, site: TestServer) -> None:
-        """When another user logs in, the other tab reconnects as that user."""
+        """Another tab reconnects as the new user when another user logs in."""
         context = await browser.new_context()
         tabs = [await open_page(await context.new_page(), site) for _ in range(2)]
         for tab in tabs:
@@ -106,7 +106,7 @@ class TestPage:
 class TestCalls:
     @pytest.fixture
     async def site(self, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TestServer]:
-        """The README's program with its calls."""
+        """Run the README's program with its calls."""
         module = program()
         monkeypatch.setitem(sys.modules, "app", module)
         app = module.make_app()
@@ -117,7 +117,7 @@ class TestCalls:
         await server.close()
 
     async def test_page(self, browser: Browser, site: TestServer) -> None:
-        """It streams, buys when asked, watches, and ends with the session."""
+        """The page shows progress, a confirmed purchase, an event, and the end of the session."""
         context = await browser.new_context()
         home = await open_page(await context.new_page(), site)
         await log_in(home, "Ada")
@@ -137,21 +137,21 @@ class TestCalls:
 class TestAgreement:
     @pytest.fixture
     async def readme(self, browser: Browser, site: TestServer) -> Page:
-        """The README's page with sockets that a test closes."""
+        """Open the README's page with sockets that a test can close."""
         page = await browser.new_page()
         await page.add_init_script(FAKES)
         return await open_page(page, site)
 
     @pytest.fixture
     async def demo(self, browser: Browser) -> AsyncIterator[Page]:
-        """The demo's page."""
+        """Open the demo's page."""
         server = Server(make_app())
         await server.start_server()
         yield await open_page(await browser.new_page(), server)
         await server.close()
 
     async def test_first_close(self, readme: Page, demo: Page) -> None:
-        """Both stay away after the same codes, and return as soon after the others."""
+        """Both pages stay closed after the same codes, and reconnect soon after the others."""
         waits, others = {}, {}
         for code in CODES:
             await readme.reload()
@@ -165,7 +165,7 @@ class TestAgreement:
             assert max(found.values()) <= 0.5
 
     async def test_back_off(self, readme: Page, demo: Page) -> None:
-        """Both back off to half a minute, after 4403 as well."""
+        """Both pages back off up to half a minute, after 4403 as well."""
         codes = [4403, *[1006, 4403] * 10]
         waits = await readme.evaluate(README_WAITS, codes)
         script = f"async (codes) => Promise.all(codes.map({RULE}))"

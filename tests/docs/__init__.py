@@ -1,3 +1,3 @@
 """
-What the documents and the demo say is so.
+Tests that the documents and the demo do what they say.
 """

@@ -32,7 +32,7 @@ TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin
 
 
 def parse(name: str) -> docutils.nodes.document:
-    """Parse a document; whatever docutils finds wrong with it is an error."""
+    """Parse a document; any warning of docutils is an error."""
     settings = {"report_level": 2, "halt_level": 2, "syntax_highlight": "none"}
     text = (ROOT / name).read_text("utf-8")
     return docutils.core.publish_doctree(text, settings_overrides=settings)

@@ -31,7 +31,7 @@ from tests.support.redis_servers import RedisServer
 
 @pytest.fixture
 async def client(aiohttp_client: AiohttpClient) -> Client:
-    """A visitor who has the page."""
+    """Return a visitor who has loaded the page."""
     client = await aiohttp_client(make_app())
     async with client.get("/") as response:
         assert response.status == 200
@@ -40,7 +40,7 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
 
 @pytest.fixture
 async def clients(aiohttp_client: AiohttpClient, client: Client) -> list[Client]:
-    """Ada in two browsers, and Bob."""
+    """Return Ada in two browsers, and Bob."""
     clients = [client, await aiohttp_client(client.server), await aiohttp_client(client.server)]
     for visitor, name in zip(clients, ["Ada", "Ada", "Bob"], strict=True):
         await post(visitor, "/login", {"name": name})
@@ -48,14 +48,14 @@ async def clients(aiohttp_client: AiohttpClient, client: Client) -> list[Client]
 
 
 async def state(client: Client) -> dict[str, Any]:
-    """Return what the server says of the visitor's session."""
+    """Return the visitor's session as the server describes it."""
     async with client.get("/state") as response:
         described: dict[str, Any] = await response.json()
     return described
 
 
 async def post(client: Client, path: str, data: Mapping[str, str] | None = None) -> int:
-    """Press a button."""
+    """Press a button; return the status."""
     async with client.post(path, data=data) as response:
         return response.status
 
@@ -69,7 +69,7 @@ async def receive(ws: ClientWebSocketResponse, type_: str) -> dict[str, Any]:
 
 
 async def open_tab(client: Client) -> ClientWebSocketResponse:
-    """Open a websocket as the page does, and wait for its welcome."""
+    """Open a websocket as the page does, and wait for its first message."""
     ws = await client.ws_connect("/ws")
     await receive(ws, "session")
     return ws
@@ -85,7 +85,7 @@ async def close_code(ws: ClientWebSocketResponse) -> int:
 
 class TestPage:
     async def test_served_with_session(self, aiohttp_client: AiohttpClient) -> None:
-        """The page comes as HTML and brings the session's cookie."""
+        """The page is HTML, and sets the session's cookie."""
         client = await aiohttp_client(make_app())
 
         async with client.get("/") as response:
@@ -103,7 +103,7 @@ class TestPage:
     async def test_all_it_links_to_is_served(
         self, client: Client, path: str, others: list[str], script: str
     ) -> None:
-        """Style, scripts and icon are there, and come from the demo itself."""
+        """The styles, scripts, icons and pages that a page links to are served by the demo."""
         async with client.get(path) as response:
             links = re.findall(r'(?:src|href)="([^"]+)"', await response.text())
         async with client.get(f"/static/{script}") as response:
@@ -115,7 +115,7 @@ class TestPage:
         assert statuses == dict.fromkeys([*others, *(f"/static/{file}" for file in files)], 200)
 
     async def test_state_of_visitor(self, client: Client) -> None:
-        """A visitor has a session with an id and no user, and keeps it."""
+        """A visitor has a session with an id and without a user, and keeps it."""
         first = await state(client)
 
         assert len(first["id"]) == 8
@@ -125,13 +125,13 @@ class TestPage:
 
 class TestSocket:
     async def test_welcome(self, client: Client) -> None:
-        """The first word says whose socket it is."""
+        """The first message describes the socket's session."""
         ws = await client.ws_connect("/ws")
 
         assert await receive(ws, "session") == {"type": "session", **await state(client)}
 
     async def test_count_goes_up_and_down(self, client: Client) -> None:
-        """A tab is told how many sockets its session has when one comes or goes."""
+        """A tab receives the number of its session's sockets whenever it changes."""
         ws = await client.ws_connect("/ws")
         counts = [(await receive(ws, "sockets"))["count"]]
         other = await client.ws_connect("/ws")
@@ -142,7 +142,7 @@ class TestSocket:
         assert counts == [1, 2, 1]
 
     async def test_count_of_user(self, clients: list[Client]) -> None:
-        """All tabs of a user are told how many there are, and in how many sessions."""
+        """A tab receives the number of its user's sockets and sessions whenever it changes."""
         ada, same, bob = clients
         ws = await ada.ws_connect("/ws")
         counts = [await receive(ws, "everywhere")]
@@ -157,7 +157,7 @@ class TestSocket:
         assert numbers == [(1, 1), (2, 1), (3, 2), (2, 1)]
 
     async def test_words_reach_all_tabs(self, client: Client) -> None:
-        """What one tab says is heard by all tabs of the session."""
+        """A message from one tab reaches all tabs of the session."""
         first, second = await open_tab(client), await open_tab(client)
         await first.send_str("hello")
 
@@ -167,7 +167,7 @@ class TestSocket:
 
 class TestChat:
     async def test_talk(self, clients: list[Client]) -> None:
-        """All read who comes, what is said and who leaves; nobody twice."""
+        """Every user receives who joins, what is said and who leaves, each once."""
         ada, _, bob = clients
         first = await ada.ws_connect("/chat/ws")
         assert (await receive(first, "chat"))["what"] == "here"
@@ -184,7 +184,7 @@ class TestChat:
         assert await receive(first, "chat") == left
 
     async def test_must_log_in(self, client: Client) -> None:
-        """The page of a visitor is told to log in, and not to try again."""
+        """The socket of an anonymous visitor is closed with 4401 and "log in first"."""
         ws = await client.ws_connect("/chat/ws")
         message = await ws.receive(timeout=PATIENCE)
 
@@ -193,14 +193,14 @@ class TestChat:
 
 class TestCalls:
     async def test_must_log_in(self, client: Client) -> None:
-        """The page of a visitor is told to log in, and not to try again."""
+        """The socket of an anonymous visitor is closed with 4401 and "log in first"."""
         ws = await client.ws_connect("/calls/ws", protocols=["wamp.2.json"])
         message = await ws.receive(timeout=PATIENCE)
 
         assert (message.data, message.extra) == (4401, "log in first")
 
     def test_types(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """The page's types are those of what is served."""
+        """The page's TypeScript declarations are those generated from the served calls."""
         main(["typescript", "demo.calls:application"])
         made = (ROOT / "demo" / "static" / "session-ws.d.ts").read_text("utf-8")
 
@@ -209,7 +209,7 @@ class TestCalls:
 
 class TestLogIn:
     async def test_begins_anew(self, client: Client) -> None:
-        """All tabs are told to reconnect, and do so as the user with a new id."""
+        """A log-in tells all tabs to reconnect, and they do as the user, with a new id."""
         before = await state(client)
         tabs = [await open_tab(client), await open_tab(client)]
         status = await post(client, "/login", {"name": " Ada "})
@@ -222,7 +222,7 @@ class TestLogIn:
         assert welcome["id"] != before["id"]
 
     async def test_needs_name(self, client: Client) -> None:
-        """Nothing happens without a name."""
+        """A log-in without a name gets a 400, and changes nothing."""
         before = await state(client)
 
         assert await post(client, "/login", {"name": " "}) == 400
@@ -231,7 +231,7 @@ class TestLogIn:
 
 class TestReset:
     async def test_moves_session(self, client: Client) -> None:
-        """The session gets a new id and keeps its user."""
+        """A reset gives the session a new id, and keeps its user."""
         await post(client, "/login", {"name": "Ada"})
         before = await state(client)
         tab = await open_tab(client)
@@ -246,7 +246,7 @@ class TestReset:
 
 class TestLogOut:
     async def test_ends_session(self, client: Client) -> None:
-        """All tabs are closed for good; the visitor is somebody new, and nobody."""
+        """A log-out closes all tabs with 4401; the visitor is anonymous, with a new id."""
         await post(client, "/login", {"name": "Ada"})
         before = await state(client)
         tabs = [await open_tab(client), await open_tab(client)]
@@ -260,7 +260,7 @@ class TestLogOut:
         assert after["id"] not in (None, before["id"])
 
     async def test_leaves_other_sessions_alone(self, clients: list[Client]) -> None:
-        """The user stays logged in elsewhere."""
+        """A log-out does not affect the user's other sessions."""
         ada, same, _ = clients
         tab = await open_tab(same)
         await post(ada, "/logout")
@@ -271,14 +271,14 @@ class TestLogOut:
 
     @pytest.mark.parametrize("path", ["/reset", "/login", "/logout", "/logout-everywhere"])
     async def test_not_by_link(self, client: Client, path: str) -> None:
-        """A link changes nothing."""
+        """A GET request to a button's path gets a 405."""
         async with client.get(path) as response:
             assert response.status == 405
 
 
 class TestLogOutEverywhere:
     async def test_ends_all_sessions_of_user(self, clients: list[Client]) -> None:
-        """The user's tabs are closed for good in all sessions, and nobody else's."""
+        """A log-out everywhere closes the user's tabs in all sessions, and no one else's."""
         tabs = [await open_tab(visitor) for visitor in clients]
         status = await post(clients[0], "/logout-everywhere")
         codes = [await close_code(tab) for tab in tabs[:2]]
@@ -290,13 +290,13 @@ class TestLogOutEverywhere:
         assert [(await state(visitor))["user"] for visitor in clients] == [None, None, "Bob"]
 
     async def test_ends_session_without_socket(self, clients: list[Client]) -> None:
-        """A session that has no socket ends as well."""
+        """A log-out everywhere also ends a session without a socket."""
         await post(clients[0], "/logout-everywhere")
 
         assert (await state(clients[1]))["user"] is None
 
     async def test_same_name_again(self, clients: list[Client]) -> None:
-        """Who logs in again afterwards stays."""
+        """A log-in after a log-out everywhere is not ended by it."""
         await post(clients[0], "/logout-everywhere")
         for visitor in clients[:2]:
             await post(visitor, "/login", {"name": "Ada"})
@@ -304,7 +304,7 @@ class TestLogOutEverywhere:
             assert welcome["user"] == "Ada"
 
     async def test_nobody(self, client: Client) -> None:
-        """Who is not logged in ends their own session only."""
+        """A log-out everywhere by an anonymous visitor closes the visitor's socket."""
         tab = await open_tab(client)
         await post(client, "/logout-everywhere")
 
@@ -313,7 +313,7 @@ class TestLogOutEverywhere:
 
 class TestLogOutElsewhere:
     async def test_spares_this_session(self, clients: list[Client]) -> None:
-        """The user's other sessions end, this one goes on, and nobody else's notices."""
+        """A log-out elsewhere ends the user's other sessions, not this one or another user's."""
         tabs = [await open_tab(visitor) for visitor in clients]
         status = await post(clients[0], "/logout-elsewhere")
         codes = [await close_code(tab) for tab in tabs[:2]]
@@ -326,19 +326,19 @@ class TestLogOutElsewhere:
         assert welcome["user"] == "Ada"
 
     async def test_nobody(self, client: Client) -> None:
-        """A visitor has no other sessions."""
+        """A log-out elsewhere by an anonymous visitor gets a 409."""
         assert await post(client, "/logout-elsewhere") == 409
 
 
 class Demo(Process):
-    """The demo's command, sharing a Redis."""
+    """A process of the demo that uses a Redis."""
 
     def __init__(self, redis: str) -> None:
         command = [sys.executable, "-u", "-m", "demo", "--port", "0", "--redis", redis]
         super().__init__("demo", command)
 
     async def start(self) -> str:
-        """Start it; return where it is."""
+        """Start it; return its URL."""
         self.launch()
         found = re.search(r"http://\S+:\d+", await self.said("Open http"))
         assert found is not None
@@ -347,7 +347,7 @@ class Demo(Process):
 
 @pytest.fixture
 async def shared(redis_server: RedisServer) -> AsyncIterator[list[str]]:
-    """Where two demos are that share a Redis."""
+    """Run two demos that share a Redis; return their URLs."""
     demos = [Demo(redis_server.url), Demo(redis_server.url)]
     try:
         yield [await demo.start() for demo in demos]
@@ -358,7 +358,7 @@ async def shared(redis_server: RedisServer) -> AsyncIterator[list[str]]:
 
 class TestTwoServers:
     async def test_are_one(self, shared: list[str]) -> None:
-        """Log in on one, talk to the other; log out on one, and the sockets of both close."""
+        """A log-in, a message and a log-out on one server take effect on both."""
         async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
             await browser.get(shared[0])
             await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
@@ -377,7 +377,7 @@ class TestTwoServers:
         assert codes == [4401, 4401]
 
     async def test_share_the_board(self, shared: list[str]) -> None:
-        """What is written on one server is read on the other."""
+        """A note written on one server is received on the other."""
         async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
             await browser.get(shared[0])
             await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
@@ -396,7 +396,7 @@ class TestTwoServers:
         assert event[4] == [{"who": "Ada", "text": "hello"}]
 
     async def test_stale_cookie(self, shared: list[str]) -> None:
-        """A cookie from before the log-out opens nothing on the other server."""
+        """A cookie from before a log-out is refused by the other server."""
         async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
             await browser.get(shared[0])
             await browser.post(f"{shared[0]}/login", data={"name": "Ada"})
@@ -409,7 +409,7 @@ class TestTwoServers:
             assert await close_code(ws) == 4401
 
     async def test_while_redis_is_away(self, shared: list[str], redis_server: RedisServer) -> None:
-        """A log-out closes here at once, and on the other server when Redis is back."""
+        """A log-out during an outage closes sockets here at once, and elsewhere afterwards."""
         async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as browser:
             await browser.get(shared[0])
             tabs = [await browser.ws_connect(f"{url}/ws") for url in shared]
@@ -428,7 +428,7 @@ class TestTwoServers:
 class TestCommand:
     @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1/0", "http://s3cret@here"])
     def test_no_redis(self, url: str) -> None:
-        """One line says that Redis can't be used, and the exit code is 1."""
+        """A Redis that can't be used gives one line of error without secrets, and exit code 1."""
         command = [sys.executable, "-m", "demo", "--redis", url, "--port", "0"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
 
@@ -438,7 +438,7 @@ class TestCommand:
 
     @pytest.fixture
     def process(self) -> Iterator[subprocess.Popen[str]]:
-        """A running demo."""
+        """Run the demo."""
         command = [sys.executable, "-m", "demo", "--port", "0"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             try:
@@ -447,7 +447,7 @@ class TestCommand:
                 process.terminate()
 
     def test_serves(self, process: subprocess.Popen[str]) -> None:
-        """It prints where it listens, answers there, and ends when asked to."""
+        """The demo prints its URL, serves its page there, and exits with 0 when terminated."""
         assert process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
         assert found is not None
@@ -459,7 +459,7 @@ class TestCommand:
         assert process.wait(timeout=10) == 0
 
     def test_port_taken(self) -> None:
-        """One line says that the port is taken, and the exit code is 1."""
+        """A port that is taken gives one line of error, and exit code 1."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             command = [sys.executable, "-m", "demo", "--port", str(port)]

@@ -1,5 +1,5 @@
 """
-The guide's chapter on many processes: its programs, its Redis user, its keys.
+The guide's chapter on several processes: its programs, its Redis user, its keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _, COMMANDS, ACL = blocks("docs/guide.rst", python=False)
 
 
 async def log_out(client: Client, other: Client) -> int:
-    """Log out on one node; return the code that closes a socket of the other."""
+    """Log out on one node; return the code that closes a socket on the other."""
     await acquaint(client, other)
     cookie = await log_in(client)
     async with socket(other, cookie) as ws:
@@ -48,7 +48,7 @@ async def log_out(client: Client, other: Client) -> int:
 
 
 async def until_heard(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Publish a rate until the other process has it: it may come before they know each other."""
+    """Publish a rate until the other process has received it: it may not have joined yet."""
     async with asyncio.timeout(PATIENCE):
         while b"1.0" not in other["rates"]:
             await one["publish_rate"](b"1.0")
@@ -57,7 +57,7 @@ async def until_heard(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 class TestPrograms:
     async def test_options(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """The receiver hears when Redis goes and comes."""
+        """The program's receiver gets the changes of state when Redis goes and returns."""
         names = run(OPTIONS.replace("redis://localhost:6379/0", redis_server.url))
         registry = names["registry"]
         assert isinstance(registry, RedisSessionWSRegistry)
@@ -71,7 +71,7 @@ class TestPrograms:
         assert registry.node == "web-1"
 
     async def test_script(self, redis_server: RedisServer, start_node: StartNode) -> None:
-        """A script locks somebody out."""
+        """The script ends a user's sessions."""
         client = await start_node(redis_server.url)
         cookie = await log_in(client)
         async with socket(client, cookie) as ws:
@@ -80,7 +80,7 @@ class TestPrograms:
             assert (done, await expect_close(ws)) == (True, 4401)
 
     async def test_relay(self, redis_server: RedisServer, aiohttp_client: AiohttpClient) -> None:
-        """What one process relays, the others have."""
+        """A rate relayed by one process reaches the other, and not its sender."""
         program = RELAY.replace("redis://localhost:6379/0", redis_server.url)
         one, other = run(program), run(program)
         for names in (one, other):
@@ -90,7 +90,7 @@ class TestPrograms:
         assert one["rates"] == []
 
     async def test_sentinel(self, redis_sentinel: SentinelSetup, start_node: StartNode) -> None:
-        """A log-out finds its way through a Sentinel's primary."""
+        """A log-out works with clients of a Sentinel's primary."""
         names = run(MAKERS)
         names["SENTINELS"] = redis_sentinel.addresses
         nodes = [await start_node(names["primary"], name) for name in "ab"]
@@ -99,7 +99,7 @@ class TestPrograms:
 
     @leaky
     async def test_cluster(self, redis_cluster: RedisCluster, start_node: StartNode) -> None:
-        """A log-out finds its way through a Redis Cluster, also while a node of it is gone."""
+        """A log-out works with clients of a Redis Cluster, even if one given address is dead."""
         names = run(MAKERS)
         ports = free_port(), redis_cluster.masters[0].port
         names["CLUSTER"] = [("127.0.0.1", port) for port in ports]
@@ -108,7 +108,7 @@ class TestPrograms:
         assert await log_out(*nodes) == 4401
 
     def test_commands(self) -> None:
-        """The command line understands what the guide says; there is no Redis for it."""
+        """The command line accepts the guide's commands, which fail with 3 without Redis."""
         lines = COMMANDS.splitlines()
         environ = os.environ | {"AIOHTTP_SESSION_WS_REDIS": "redis://127.0.0.1:1"}
         codes = [
@@ -125,25 +125,25 @@ class TestPrograms:
 class TestRedis:
     @pytest.fixture
     async def nodes(self, redis_server: RedisServer, start_node: StartNode) -> list[Client]:
-        """Two nodes that come as the guide's user."""
+        """Start two nodes that log in as the guide's user."""
         await redis_server.cli(*ACL.split())
         url = redis_server.url.replace("//", "//ws:PASSWORD@")
         limits = Limits(per_session=9, scope="cluster")
         return [await start_node(url, name, prefix="shop:ws", limits=limits) for name in "ab"]
 
     async def test_user(self, nodes: list[Client], redis_server: RedisServer) -> None:
-        """The user may do all that is needed: nothing was denied."""
+        """The guide's user has all permissions that the nodes need."""
         code = await log_out(*nodes)
         delivery = await registry_of(nodes[0]).broadcast("hello")
         await redis_server.kill_pubsub()
         cookie = await log_in(nodes[0])
-        async with socket(nodes[1], cookie) as ws:  # it subscribes again, and reads what it missed
+        async with socket(nodes[1], cookie) as ws:  # it resubscribes, and reads what it missed
             await registry_of(nodes[0]).end_identity("ann")
             codes = [code, await expect_close(ws)]
 
         assert (codes, delivery.sockets) == ([4401, 4401], 0)
         denied = {entry["object"] for entry in await redis_server.cli("ACL", "LOG")}
-        # Before Redis 7 CLIENT is one command, a dangerous one; redis-py does without its answer.
+        # Before Redis 7 CLIENT is one command, a dangerous one; redis-py works without it.
         assert denied <= {"client"}
 
     @pytest.mark.parametrize(
@@ -152,13 +152,13 @@ class TestRedis:
     async def test_user_sees_no_more(
         self, nodes: list[Client], redis_server: RedisServer, command: list[Any]
     ) -> None:
-        """The user may do nothing else."""
+        """The guide's user is denied other keys, other channels and dangerous commands."""
         async with redis_server.client(username="ws", password="PASSWORD") as client:
             with pytest.raises(Exception, match=r"permissions|NOPERM"):
                 await client.execute_command(*command)  # type: ignore[no-untyped-call]  # theirs
 
     async def test_keys(self, nodes: list[Client], redis_server: RedisServer) -> None:
-        """Keys and channels are those that the guide names."""
+        """The guide names all keys and channels that are used."""
         text = (ROOT / "docs/guide.rst").read_text()
         await log_out(*nodes)
         await registry_of(nodes[0]).close_all_identity("ann")

@@ -1,5 +1,5 @@
 """
-The recipes for what watches an application, what says who is there, and where sessions are kept.
+The recipes for tracing, error reports, identities and session storage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _, _, TRACES, SENTRY, _, _, _, _, SECURITY, STORAGE = blocks("docs/works-with.rs
 
 
 async def echo(request: web.Request) -> web.WebSocketResponse:
-    """Echo, until it is told to fail."""
+    """Echo each message, and raise on "fail"."""
     async with session_ws(request) as ws:
         async for message in ws:
             if message.data == "fail":
@@ -56,12 +56,12 @@ async def leave(request: web.Request) -> web.Response:
 
 
 async def who(request: web.Request) -> web.Response:
-    """Tell who is logged in."""
+    """Return the user who is logged in."""
     return web.json_response((await aiohttp_session.get_session(request)).get("user"))
 
 
 def add_routes(app: web.Application) -> None:
-    """Add an echo, a log-in and a log-out."""
+    """Add the routes of this module."""
     app.router.add_get("/who", who)
     app.router.add_get("/ws", echo)
     app.router.add_get("/enter", enter)
@@ -69,7 +69,7 @@ def add_routes(app: web.Application) -> None:
 
 
 async def stale_after_log_out(client: Client) -> None:
-    """Talk over a socket, log out, and knock once more with the old cookie."""
+    """Use a socket, log out, and try to open another one with the old cookie."""
     await client.get("/enter")
     cookie = cookie_of(client)
     ws = await client.ws_connect("/ws")
@@ -85,7 +85,7 @@ async def stale_after_log_out(client: Client) -> None:
 class TestTraces:
     @pytest.fixture
     def spans(self) -> Iterator[tuple[web.Application, InMemorySpanExporter]]:
-        """An application whose spans are kept."""
+        """Return an application whose spans are recorded."""
         server = pytest.importorskip(
             "opentelemetry.instrumentation.aiohttp_server",
             reason="opentelemetry-instrumentation-aiohttp-server isn't installed",
@@ -103,7 +103,7 @@ class TestTraces:
     async def test_a_log_out(
         self, aiohttp_client: AiohttpClient, spans: tuple[web.Application, InMemorySpanExporter]
     ) -> None:
-        """A socket is one span, which ends with its session, and no error."""
+        """Each websocket is a span with status 101 and no error, also after a log-out."""
         app, exporter = spans
         await stale_after_log_out(await aiohttp_client(app))
         await until(lambda: len(exporter.get_finished_spans()) == 4)
@@ -119,7 +119,7 @@ class TestTraces:
     async def test_an_error(
         self, aiohttp_client: AiohttpClient, spans: tuple[web.Application, InMemorySpanExporter]
     ) -> None:
-        """An error of a handler is on its span."""
+        """An exception of a handler is recorded on its span."""
         app, exporter = spans
         client = await aiohttp_client(app)
         ws = await client.ws_connect("/ws")
@@ -134,7 +134,7 @@ class TestTraces:
 class TestSentry:
     @pytest.fixture
     def events(self) -> Iterator[list[dict[str, Any]]]:
-        """What is sent to Sentry."""
+        """Return the events that are sent to Sentry."""
         sentry_sdk = pytest.importorskip("sentry_sdk", reason="sentry-sdk isn't installed")
         found: list[dict[str, Any]] = []
 
@@ -152,7 +152,7 @@ class TestSentry:
     async def test_what_is_one(
         self, aiohttp_client: AiohttpClient, events: list[dict[str, Any]]
     ) -> None:
-        """An error of a handler is an event; a log-out and a refused handshake are none."""
+        """An exception of a handler is an event; a log-out or a refused handshake is none."""
         sessions = aiohttp_session.session_middleware(SimpleCookieStorage())
         app = web.Application(middlewares=[sessions, session_ws_middleware])
         setup(app)
@@ -173,7 +173,7 @@ class TestSentry:
 
 
 class People(aiohttp_security.AbstractAuthorizationPolicy):
-    """Everybody is who they say."""
+    """Accept every identity."""
 
     async def authorized_userid(self, identity: str) -> str:
         return identity
@@ -194,7 +194,7 @@ class TestSecurity:
         return client
 
     async def test_session(self, aiohttp_client: AiohttpClient) -> None:
-        """What the session says is seen to go: forget() is a log-out."""
+        """An identity kept in the session is seen to change: forget() is a log-out."""
         client = await self.start(aiohttp_client, aiohttp_security.SessionIdentityPolicy())
         cookie = cookie_of(client)
         ws = await client.ws_connect("/ws")
@@ -206,7 +206,7 @@ class TestSecurity:
         assert await expect_close(stale) == 4401
 
     async def test_cookies(self, aiohttp_client: AiohttpClient) -> None:
-        """A cookie of its own isn't, so forget() alone closes nothing; our log-out does."""
+        """An identity kept in its own cookie isn't: forget() closes nothing, our log-out does."""
         client = await self.start(aiohttp_client, aiohttp_security.CookiesIdentityPolicy())
         ws = await client.ws_connect("/ws")
         await client.post("/logout")
@@ -221,7 +221,7 @@ class TestStorage:
     async def test_side_by_side(
         self, aiohttp_client: AiohttpClient, redis_server: RedisServer
     ) -> None:
-        """Two processes with one Redis for both; a log-out on one reaches the other."""
+        """A log-out reaches another process that uses the same Redis for both."""
         clients = []
         for _ in range(2):
             app = await run(STORAGE)["both"](redis_server.url)
@@ -238,7 +238,7 @@ class TestStorage:
             assert await response.json() is None
 
     async def test_deleted(self, aiohttp_client: AiohttpClient, redis_server: RedisServer) -> None:
-        """To delete a session's key closes nothing; to end it by its id does."""
+        """Deleting a session's key closes nothing; ending the session by its id does."""
         app = await run(STORAGE)["both"](redis_server.url)
         add_routes(app)
         client = await aiohttp_client(app)

@@ -1,5 +1,5 @@
 """
-The guide's nginx in front of an application.
+The guide's nginx configuration in front of an application.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx isn't installed")
 
 
 class Site(NamedTuple):
-    """Where nginx is, and a browser there."""
+    """An nginx, its URL, and a browser that uses it."""
 
     url: URL
     browser: ClientSession
     nginx: Process
 
     async def reload(self) -> None:
-        """Do what ``nginx -s reload`` does."""
+        """Reload as ``nginx -s reload`` does."""
         mark = self.nginx.mark
         os.kill(self.nginx.pid, signal.SIGHUP)
         await self.nginx.said("start worker process ", after=mark)
@@ -51,7 +51,7 @@ class Site(NamedTuple):
 
 
 async def pinged(request: web.Request) -> web.WebSocketResponse:
-    """A socket whose peer is pinged often."""
+    """Open a socket that pings its client often."""
     async with session_ws(request, heartbeat=READ_TIMEOUT / 3) as ws:
         async for _ in ws:
             pass
@@ -59,7 +59,7 @@ async def pinged(request: web.Request) -> web.WebSocketResponse:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """A stream that says one thing, then nothing."""
+    """Send one event, then nothing."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     async with session_stream(request, response):
         await response.prepare(request)
@@ -69,7 +69,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 async def forwarded(request: web.Request) -> web.Response:
-    """Tell what nginx says of the client."""
+    """Return the headers in which nginx describes the client."""
     names = ("Host", "X-Forwarded-For", "X-Forwarded-Proto")
     return web.json_response({name: request.headers.get(name) for name in names})
 
@@ -86,7 +86,7 @@ async def site(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[Site]:
-    """A browser at nginx, behind which an application is; a parameter is configuration."""
+    """Run an application behind nginx; a parameter is added to the configuration."""
     app = make_app(registry)
     app.router.add_get("/pinged", pinged)
     app.router.add_get("/events", events)
@@ -118,7 +118,7 @@ async def site(
 
 
 async def test_a_log_out(site: Site, registry: SessionWSRegistry) -> None:
-    """A page of the site has its socket, which a log-out through nginx closes."""
+    """A log-out through nginx closes the socket that was opened through it."""
     origin = {"Origin": str(site.url)}
     await site.browser.get("/login")
     ws = await site.browser.ws_connect("/ws", headers=origin)
@@ -134,14 +134,14 @@ async def test_a_log_out(site: Site, registry: SessionWSRegistry) -> None:
 
 
 async def test_foreign_page(site: Site) -> None:
-    """A page of another site is refused."""
+    """A handshake from a page of another site gets a 403."""
     with pytest.raises(WSServerHandshakeError) as caught:
         await site.browser.ws_connect("/ws", headers={"Origin": "https://evil.example"})
     assert caught.value.status == 403
 
 
 async def test_what_is_forwarded(site: Site) -> None:
-    """The host with its port, and who the client is."""
+    """The application receives the host with its port, the client's address and the scheme."""
     async with site.browser.get("/forwarded") as response:
         headers = await response.json()
     assert headers == {
@@ -152,7 +152,7 @@ async def test_what_is_forwarded(site: Site) -> None:
 
 
 async def test_read_timeout(site: Site) -> None:
-    """A socket on which nobody says anything is kept by its pings."""
+    """Pings keep a socket without messages open for longer than nginx's timeout."""
     ws = await site.browser.ws_connect("/pinged", autoping=False)
     for _ in range(4):  # for longer than the timeout
         assert (await ws.receive(timeout=PATIENCE)).type is WSMsgType.PING
@@ -161,14 +161,14 @@ async def test_read_timeout(site: Site) -> None:
 
 
 async def test_stream(site: Site, registry: SessionWSRegistry) -> None:
-    """An event comes at once; a silent stream is cut by nginx, and gone here, too."""
+    """An event is forwarded at once; a silent stream is cut by nginx, and then unregistered."""
     async with site.browser.get("/events") as stream:
         assert await stream.content.readline() == b"data: hello\n"
         await until(lambda: not connections(registry))
 
 
 async def test_vanished(site: Site, registry: SessionWSRegistry) -> None:
-    """A client that is gone without a word is gone here, too."""
+    """The socket of a client that vanished is unregistered."""
     await site.browser.get("/login")
     peer = await RawPeer.open(site.url / "ws", site.cookie())
     await peer.frame()
@@ -178,9 +178,9 @@ async def test_vanished(site: Site, registry: SessionWSRegistry) -> None:
 
 
 async def test_reload(site: Site, registry: SessionWSRegistry) -> None:
-    """A socket outlives a reload with its old worker, and a log-out reaches it there."""
+    """A socket survives a reload of nginx with its old worker, and a log-out closes it there."""
     await site.browser.get("/login")
-    # Who reads answers pings.
+    # A client that reads answers pings.
     old = asyncio.ensure_future(expect_close(await site.browser.ws_connect("/pinged")))
     await site.reload()
     new = asyncio.ensure_future(expect_close(await site.browser.ws_connect("/pinged")))
@@ -193,7 +193,7 @@ async def test_reload(site: Site, registry: SessionWSRegistry) -> None:
 
 @pytest.mark.parametrize("site", ["worker_shutdown_timeout 1s;"], indirect=True)
 async def test_reload_within_a_time(site: Site, registry: SessionWSRegistry) -> None:
-    """An old worker that may not live for longer takes its sockets along."""
+    """The sockets of an old worker with a shutdown timeout are closed and unregistered."""
     await site.browser.get("/login")
     ws = await site.browser.ws_connect("/pinged")
     reading = asyncio.ensure_future(ws.receive())  # it answers pings until it is cut

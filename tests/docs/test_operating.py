@@ -1,5 +1,5 @@
 """
-The programs for operators: figures, a health check, who ended what, and your devices.
+The programs for operators: metrics, a health check, an audit log, and a user's devices.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def registry() -> SessionWSRegistry:
 
 
 async def close_one(client: Client, registry: SessionWSRegistry) -> None:
-    """Have one socket open, one closed by an order, and a handshake refused."""
+    """Open a socket, close one by an order, and have a handshake refused."""
     await client.get("/login")
     async with client.ws_connect("/ws") as ws:
         await registry.end_identity("ann")
@@ -70,7 +70,7 @@ class TestFigures:
     async def test_prometheus(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A scrape in another thread has the figures."""
+        """A scrape in another thread returns the statistics."""
         await close_one(await aiohttp_client(make_app(registry)), registry)
         collectors = CollectorRegistry()
         collectors.register(run(PROMETHEUS)["SocketCollector"](registry))
@@ -87,7 +87,7 @@ class TestFigures:
     async def test_telemetry(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """So has an export."""
+        """An export of OpenTelemetry contains the statistics."""
         await close_one(await aiohttp_client(make_app(registry)), registry)
         reader = InMemoryMetricReader()
         provider = MeterProvider([reader])
@@ -112,7 +112,7 @@ class TestFigures:
 
 class TestHealth:
     def site(self) -> web.Application:
-        """Return an application that has middlewares and no registry."""
+        """Return an application that has middlewares, but no registry."""
         session = aiohttp_session.session_middleware(SimpleCookieStorage())
         site = web.Application(middlewares=[session, session_ws_middleware])
         site.router.add_get("/login", log_in)
@@ -120,7 +120,7 @@ class TestHealth:
         return site
 
     async def test_well(self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry) -> None:
-        """It is well, and no session was made for the question; the site has its sockets."""
+        """The health check returns 200 without making a session, and the site's sockets work."""
         client = await aiohttp_client(run(HEALTH)["with_health"](self.site(), registry))
         async with client.get("/health") as response:
             body, cookies = await response.json(), response.cookies
@@ -134,7 +134,7 @@ class TestHealth:
     async def test_degraded(
         self, aiohttp_client: AiohttpClient, redis_server: RedisServer
     ) -> None:
-        """Without Redis it isn't."""
+        """The health check returns 503 without Redis."""
         registry = RedisSessionWSRegistry(redis_server.url)
         client = await aiohttp_client(run(HEALTH)["with_health"](self.site(), registry))
         redis_server.kill()
@@ -148,7 +148,7 @@ class TestAudit:
     async def test_line(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Who has ended something is noted, with a hash of what."""
+        """The audit log contains who ended something, and a fingerprint of the subject."""
         caplog.set_level(logging.INFO)
         registry = run(AUDIT)["registry"]
         await aiohttp_client(make_app(registry))
@@ -159,7 +159,7 @@ class TestAudit:
         assert lines == [f"admin:7: end id {fingerprint('x')}"]
 
     async def test_log(self, redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-        """The line in the log looks as it is shown."""
+        """The log line looks as the document shows it."""
         caplog.set_level(logging.INFO, "aiohttp_session_ws")
         async with RedisSessionWSRegistry(redis_server.url, node="web-1") as registry:
             await registry.end_identity("ann", by="admin:7")
@@ -170,7 +170,7 @@ class TestAudit:
 
 class TestCommands:
     def test_commands(self) -> None:
-        """The command line understands what is said; there is no Redis for it."""
+        """The command line accepts the document's commands, which fail with 3 without Redis."""
         lines = COMMANDS.splitlines()
         environ = os.environ | {"AIOHTTP_SESSION_WS_REDIS": "redis://127.0.0.1:1"}
         codes = [
@@ -185,7 +185,7 @@ class TestCommands:
 
 class TestDevices:
     async def test_own(self, aiohttp_client: AiohttpClient) -> None:
-        """A user sees and logs out the own devices, and nobody else's."""
+        """Users can list and log out their own devices only."""
         names = run(DEVICES)
         app = make_app(names["registry"])
         app.router.add_get("/devices", names["devices"])
@@ -217,7 +217,7 @@ class TestDevices:
     async def test_gone_meanwhile(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A device whose socket goes right after it was looked for is logged out as well."""
+        """A device whose socket closes right after it was listed is logged out as well."""
         names = run(DEVICES)
         registry = names["registry"]
         app = make_app(registry)
@@ -241,7 +241,7 @@ class TestDevices:
         assert await seen_as(client, cookie) is None
 
     async def test_nobody(self, aiohttp_client: AiohttpClient) -> None:
-        """Who isn't logged in has none."""
+        """An anonymous visitor gets a 401."""
         names = run(DEVICES)
         app = make_app(names["registry"])
         app.router.add_get("/devices", names["devices"])

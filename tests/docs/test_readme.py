@@ -1,5 +1,5 @@
 """
-The README's programs run and do what the text around them says.
+The programs of the README and the guide run, and do what the text around them says.
 """
 
 from __future__ import annotations
@@ -54,33 +54,33 @@ from .documents import (
 class TestDocuments:
     @pytest.mark.parametrize("name", DOCUMENTS)
     def test_is_valid(self, name: str) -> None:
-        """It is well-formed reStructuredText."""
+        """Each document is well-formed reStructuredText."""
         assert parse(name).children
 
     def test_stays_short(self) -> None:
-        """A README that nobody reads to its end is too long."""
-        # It holds three programs and a picture: what is beside them has 200 lines.
+        """The README and its first program stay short enough to be read to the end."""
+        # It has three programs and a picture; the rest has 200 lines.
         assert len((ROOT / "README.rst").read_text("utf-8").splitlines()) <= 320
         assert len(PROGRAM.splitlines()) <= 75  # the page is a quarter of it
 
     def test_commands(self) -> None:
-        """The other blocks are commands; tests run the second, and CI the third, from the text."""
+        """The README's other blocks are the commands that tests and CI run."""
         assert blocks(python=False) == [START, RECIPE, TEST]
         assert "README.rst" in (ROOT / ".ci/run").read_text("utf-8")
 
     def test_names_no_machine(self) -> None:
-        """No document carries a path or a host of the machine that it was written on."""
+        """No document contains a path of the machine that it was written on."""
         for name in DOCUMENTS:
             assert not re.search(r"/(work|root|home|tmp)/", (ROOT / name).read_text("utf-8"))
 
 
 class TestPrograms:
     async def test_the_complete_one(self) -> None:
-        """The guide's own test passes with the README's program."""
+        """The guide's example of a test passes with the README's program."""
         await run(TESTING)["log_out_closes_the_socket"](run(PROGRAM)["make_app"]())
 
     async def test_handlers(self, aiohttp_client: AiohttpClient) -> None:
-        """The ticker ticks, and the echo echoes."""
+        """The ticker sends ten numbers, and the echo returns a message."""
         app = make_app()
         app.add_routes(run(HANDLERS)["routes"])
         client = await aiohttp_client(app)
@@ -96,7 +96,7 @@ class TestPrograms:
     async def test_calls(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A tab buys, is asked, and all who watch are told; the log-out ends it."""
+        """A purchase asks its caller and is published to subscribers; a log-out ends it all."""
         app = program()
         monkeypatch.setitem(sys.modules, "app", app)
         served = app.make_app()
@@ -121,13 +121,13 @@ class TestPrograms:
             goodbye = await ws.receive_json()
 
             assert (goodbye[2], await expect_close(ws)) == ("wamp.close.killed", 4401)
-        # Answers come in any order: from Python 3.12 on calls begin at once.
+        # Answers arrive in any order: from Python 3.12 on calls start at once.
         assert sorted(message[0] for message in heard) == [2, 33, 50, 50, 50, 65]
         assert question[4] == ["Buy 2 tea?"]
         assert (event[4], bought) == ([8], [50, 4, {}, [2]])
 
     async def test_page_is_told(self, aiohttp_client: AiohttpClient) -> None:
-        """A page that isn't logged in learns so; a log-in moves its sockets to the new user."""
+        """A visitor's socket is closed with 4401; a log-in as another user closes with 4403."""
         client = await aiohttp_client(run(PROGRAM)["make_app"]())
         assert "<!doctype html>" in await (await client.get("/")).text()
         async with client.ws_connect("/ws") as ws:
@@ -146,7 +146,7 @@ class TestPrograms:
     async def test_options(
         self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Users of the listed origin get in; the journal is where it was said to be."""
+        """Only users of the listed origin can connect; the journal is at the given path."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setitem(sys.modules, "app", program())
         client = await aiohttp_client(make_app(run(OPTIONS)["registry"]))
@@ -162,7 +162,7 @@ class TestPrograms:
         assert (tmp_path / "ends.db").exists()
 
     async def test_program_starts(self, unused_tcp_port: int) -> None:
-        """It runs as a script does."""
+        """The README's application runs, and answers a request that is no handshake with 400."""
         namespace = run(PROGRAM)
         runner = web.AppRunner(namespace["make_app"]())
         await runner.setup()
@@ -180,7 +180,7 @@ class TestPrograms:
 
 class TestGuide:
     async def test_naive(self, aiohttp_client: AiohttpClient) -> None:
-        """The first idea works in a demonstration."""
+        """The naive program closes a socket at log-out in a simple demonstration."""
 
         async def log_in(request: web.Request) -> web.Response:
             (await aiohttp_session.get_session(request))["user"] = "ann"
@@ -202,7 +202,7 @@ class TestGuide:
             assert await expect_close(ws) == 1000
 
     async def test_authorize(self, aiohttp_client: AiohttpClient) -> None:
-        """Who isn't logged in is told so, who is may connect."""
+        """An anonymous visitor is told to log in; a user can connect."""
         client = await aiohttp_client(make_app(run(AUTHORIZE)["registry"]))
         await client.get("/whoami")
         async with client.ws_connect("/ws") as ws:
@@ -215,7 +215,7 @@ class TestGuide:
     async def test_journal(
         self, aiohttp_client: AiohttpClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A cookie that has ended opens nothing after a restart either."""
+        """A cookie of an ended session is refused after a restart, too."""
         monkeypatch.chdir(tmp_path)
         client = await aiohttp_client(make_app(run(JOURNAL)["registry"]))
         cookie = await session_of(client)
@@ -228,7 +228,7 @@ class TestGuide:
         assert codes == ["ann", 4401]
 
     async def test_orders(self, aiohttp_client: AiohttpClient) -> None:
-        """Renewed sockets are told to come back; those locked out are not."""
+        """A changed right closes sockets with 4403, and a lock-out with 4401."""
         names = run(ORDERS)
         app = make_app()
         app.router.add_get("/rights", names["change_rights"])
@@ -245,7 +245,7 @@ class TestGuide:
             assert (text, renewed, await expect_close(ws)) == ("1 closed", 4403, 4401)
 
     async def test_conversations(self, aiohttp_client: AiohttpClient) -> None:
-        """Who speaks chat is welcome."""
+        """Only a client that offers the subprotocol "chat" gets a conversation."""
         names = run(CONVERSATIONS)
         app = make_app(names["registry"])
         app.router.add_get("/chat", names["chat"])
@@ -259,7 +259,7 @@ class TestGuide:
             assert (texts, await expect_close(ws)) == (["welcome, Ann", "goodbye"], 1000)
 
     async def test_identity(self, aiohttp_client: AiohttpClient) -> None:
-        """One may log out here, everywhere, or everywhere else."""
+        """A user can log out everywhere, or everywhere else."""
         names = run(IDENTITY)
         app = make_app(names["registry"])
         app.router.add_get("/enter", names["log_in"])
@@ -281,7 +281,7 @@ class TestGuide:
             assert (codes, user, await expect_close(ws)) == ([4401, 4401, 4403], "ann", 4401)
 
     async def test_log_in_and_out(self, aiohttp_client: AiohttpClient) -> None:
-        """A log-in and a log-out need no call: identify sees the user come and go."""
+        """A log-in and a log-out are detected by ``identify``, without a further call."""
         names = run(IDENTITY)
         app = make_app(names["registry"])
         app.router.add_get("/in", names["log_in"])
@@ -297,7 +297,7 @@ class TestGuide:
         assert codes == [4403, 4401]
 
     async def test_labels(self, aiohttp_client: AiohttpClient) -> None:
-        """The sessions of a device end, and no other."""
+        """An end by label ends the sessions of one device only."""
         names = run(LABELS)
 
         async def enter(request: web.Request) -> web.Response:
@@ -322,7 +322,7 @@ class TestGuide:
         assert await sockets[1].receive_str() == "still there?"
 
     async def test_refresh(self, aiohttp_client: AiohttpClient) -> None:
-        """A socket goes on under the new id, is told, and ends with the session."""
+        """A socket survives a refresh, receives a message about it, and ends with the session."""
         names = run(REFRESH)
         app = make_app(names["registry"])
         app.router.add_get("/refresh", names["refresh_token"])
@@ -337,7 +337,7 @@ class TestGuide:
             assert (told, await expect_close(ws)) == ("your token is fresh", 4401)
 
     async def test_proof(self, aiohttp_client: AiohttpClient) -> None:
-        """Who has proven to be somebody is logged out with that somebody."""
+        """A socket with a proven identity is closed by an end of that identity."""
         names = run(PROOF)
         registry = names["registry"]
         app = make_app(registry)
@@ -351,7 +351,7 @@ class TestGuide:
             assert (told, await expect_close(ws)) == ("welcome, ann", 4401)
 
     async def test_drain(self, aiohttp_client: AiohttpClient) -> None:
-        """Sockets are told that the process restarts."""
+        """A drain closes sockets with 1012."""
         names = run(DRAIN)
         client = await aiohttp_client(make_app(names["registry"]))
         async with client.ws_connect("/ws") as ws:
@@ -361,7 +361,7 @@ class TestGuide:
             assert await expect_close(ws) == 1012
 
     async def test_pushing_and_looking(self, aiohttp_client: AiohttpClient) -> None:
-        """A user is told, everybody is, and the user's tabs are listed."""
+        """Pushes reach a user and all users, and a query lists the user's tabs."""
         app = make_app(SessionWSRegistry(identify=lambda request: "ann"))
         app.router.add_get("/notify/{user}", run(PUSHING)["notify"])
         app.router.add_get("/tabs/{user}", run(LOOKING)["mine"])
@@ -376,11 +376,11 @@ class TestGuide:
         assert tabs == {"tabs": ["127.0.0.1 /ws, idle for 0 s"], "all": 1}
 
     def test_options(self) -> None:
-        """They make a registry."""
+        """The guide's options make a registry."""
         assert isinstance(run(TIME)["registry"], SessionWSRegistry)
 
     async def test_signals(self, aiohttp_client: AiohttpClient) -> None:
-        """Sockets are seen to come and to go."""
+        """The signals count a socket that opens, and record the code of its close."""
         names = run(SIGNALS)
         client = await aiohttp_client(make_app(names["registry"]))
         async with client.ws_connect("/ws") as ws:
@@ -391,7 +391,7 @@ class TestGuide:
         assert (online, names["codes"]) == (1, [1000])
 
     async def test_threads(self, aiohttp_client: AiohttpClient) -> None:
-        """A thread gives an order."""
+        """An order given from another thread closes the user's socket."""
         registry = SessionWSRegistry(identify=lambda request: "ann")
         client = await aiohttp_client(make_app(registry))
         async with client.ws_connect("/ws") as ws:

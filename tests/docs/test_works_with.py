@@ -1,5 +1,5 @@
 """
-The programs for streams, other libraries, and log-outs that come from an identity provider.
+The programs for streams, other libraries, and log-outs ordered by an identity provider.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TestStreams:
         ("block", "line"), [(STREAM, b"data: 0 for ann\n"), (SSE, b"data: hello\r\n")]
     )
     async def test_a_log_out(self, aiohttp_client: AiohttpClient, block: str, line: bytes) -> None:
-        """The stream is cut, and its cookie stops an EventSource."""
+        """A log-out cuts the stream; the stale cookie gets a 204, which stops an EventSource."""
         app = make_app(SessionWSRegistry(identify=user_of))
         app.router.add_get("/events", run(block)["events"])
         client = await aiohttp_client(app)
@@ -58,7 +58,7 @@ class TestStreams:
 
 class TestEndpoints:
     async def test_adopt(self, aiohttp_client: AiohttpClient) -> None:
-        """A websocket of another library echoes, and is closed by the log-out."""
+        """A websocket of another library echoes, and is closed by a log-out."""
         app = make_app()
         app.router.add_get("/foreign", run(ADOPT)["foreign"])
         client = await aiohttp_client(app)
@@ -71,7 +71,7 @@ class TestEndpoints:
             assert await expect_close(ws) == 4401
 
     async def test_protocol(self, aiohttp_client: AiohttpClient) -> None:
-        """An endpoint of its own sets no cookie, takes no push, and says goodbye."""
+        """An endpoint with its own protocol sets no cookie, gets no push, and sends a goodbye."""
         registry = SessionWSRegistry()
         app = make_app(registry)
         app.router.add_get("/rpc", run(PROTOCOL)["rpc"])
@@ -87,7 +87,7 @@ class TestEndpoints:
         assert not list(client.session.cookie_jar)
 
     async def test_strawberry(self, aiohttp_client: AiohttpClient) -> None:
-        """The view is one of Strawberry's; what it does is tested in ``tests/promise``."""
+        """Strawberry's view answers queries, and a log-out closes its websocket."""
 
         @strawberry.type
         class Query:
@@ -111,7 +111,7 @@ class TestEndpoints:
 
 
 def token(event: str, key: ECKey = KEY, **claims: Any) -> str:
-    """Return a token of the provider; ``None`` takes a claim away."""
+    """Return a token of the provider; ``None`` removes a claim."""
     now = int(time.time())
     found = {
         **{"iss": "https://id.example", "aud": "shop", "iat": now, "exp": now + 60, "jti": "1"},
@@ -127,19 +127,19 @@ REVOKED = "https://schemas.openid.net/secevent/caep/event-type/session-revoked"
 
 
 async def log_in(request: web.Request) -> web.Response:
-    """Log in as the provider says."""
+    """Log in with the claims in the query."""
     (await aiohttp_session.get_session(request)).update(request.query)
     return web.Response()
 
 
 async def whoami(request: web.Request) -> web.Response:
-    """Tell whom the session belongs to."""
+    """Return the user of the session."""
     return web.json_response((await aiohttp_session.get_session(request)).get("sub"))
 
 
 @pytest.fixture
 async def shop(aiohttp_client: AiohttpClient) -> Client:
-    """An application whose users come from a provider."""
+    """Start an application whose users log in at a provider."""
     names = run(BACK_CHANNEL + "\n\n" + CAEP)
     sessions = aiohttp_session.session_middleware(SimpleCookieStorage())
     app = web.Application(middlewares=[sessions, session_ws_middleware])
@@ -154,7 +154,7 @@ async def shop(aiohttp_client: AiohttpClient) -> Client:
 
 
 async def sessions_of(client: Client) -> dict[str, Any]:
-    """Open a socket of each of Ann's two sessions, and one of Bob's."""
+    """Open a socket for each of two sessions of Ann's, and for one of Bob's."""
     found = {}
     for sub, sid in (("ann", "s1"), ("ann", "s2"), ("bob", "s3")):
         client.session.cookie_jar.clear()
@@ -167,7 +167,7 @@ async def sessions_of(client: Client) -> dict[str, Any]:
 
 
 async def ended(client: Client, sessions: Mapping[str, Any]) -> set[str]:
-    """Return which sessions have ended: socket and cookie."""
+    """Return the sessions that have ended, and check that their sockets are closed."""
     found = set()
     for sid, (cookie, ws) in sessions.items():
         client.session.cookie_jar.clear()
@@ -191,7 +191,7 @@ class TestBackChannel:
     async def test_by_sid_and_sub(
         self, shop: Client, claims: dict[str, Any], over: set[str]
     ) -> None:
-        """The sessions that the token names end, and no others."""
+        """A log-out token ends the sessions that it names, and no others."""
         sessions = await sessions_of(shop)
         data = {"logout_token": token(LOG_OUT, **claims)}
         async with shop.post("/back-channel", data=data) as response:
@@ -216,7 +216,7 @@ class TestBackChannel:
         ],
     )
     async def test_what_is_none(self, shop: Client, text: str) -> None:
-        """Anything else is a 400, and ends nothing."""
+        """An invalid log-out token gets a 400, and ends nothing."""
         sessions = await sessions_of(shop)
         async with shop.post("/back-channel", data={"logout_token": text}) as response:
             assert response.status == 400
@@ -242,7 +242,7 @@ class TestCAEP:
     async def test_session_revoked(
         self, shop: Client, subject: dict[str, Any], over: set[str]
     ) -> None:
-        """A session or a user is revoked."""
+        """A security event ends the session or the user's sessions that it names."""
         sessions = await sessions_of(shop)
         text = token(REVOKED, sub_id=subject)
         headers = {"Content-Type": "application/secevent+jwt"}
@@ -262,6 +262,6 @@ class TestCAEP:
         ],
     )
     async def test_another_subject(self, shop: Client, subject: Any) -> None:
-        """A subject that isn't known here is a 400."""
+        """A security event with an unknown subject gets a 400."""
         async with shop.post("/signals", data=token(REVOKED, sub_id=subject)) as response:
             assert response.status == 400
