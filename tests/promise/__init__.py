@@ -1,3 +1,3 @@
 """
-What may never break.
+Tests of the central promise: no socket survives the end of its session.
 """

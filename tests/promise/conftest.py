@@ -15,7 +15,7 @@ from tests.support.clock import Wall
 
 
 class Serve(Protocol):
-    """Start a site; what isn't a view or an option of the site is an option of its registry."""
+    """Start a site; *options* are passed to its registry."""
 
     def __call__(
         self,
@@ -30,7 +30,7 @@ class Serve(Protocol):
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Start sites that stop when the test is done."""
+    """Start sites, and stop them after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
@@ -52,7 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest.fixture(params=["simple", "encrypted"])
 def cookies(request: pytest.FixtureRequest) -> AbstractStorage:
-    """A storage that keeps everything in the cookie."""
+    """A storage that keeps the whole session in the cookie."""
     if request.param == "simple":
         return SimpleCookieStorage()
     return EncryptedCookieStorage(b"k" * 32)
@@ -60,5 +60,5 @@ def cookies(request: pytest.FixtureRequest) -> AbstractStorage:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Wall:
-    """The wall clock of registries made later; ``advance()`` lets time pass."""
+    """The wall clock of registries created later; ``advance()`` moves it."""
     return Wall(monkeypatch)

@@ -1,5 +1,6 @@
 """
-A running application to attack: its views, browsers with cookies, and thieves with copies.
+Test application with log-in and log-out views, and its clients: browsers with cookie jars, and a
+thief who replays copied cookies.
 """
 
 from __future__ import annotations
@@ -51,20 +52,20 @@ BOUND = ClientTimeout(total=PATIENCE)
 
 
 async def user_of(request: web.Request) -> str | None:
-    """Identify by what the log-in wrote into the session."""
+    """Return the user that the log-in wrote into the session."""
     user: str | None = (await aiohttp_session.get_session(request)).get("user")
     return user
 
 
 async def page(request: web.Request) -> web.Response:
-    """Tell what the session holds, and its id."""
+    """Return the session's data and its id as JSON."""
     session = await aiohttp_session.get_session(request)
     data = {key: value for key, value in session.items() if not key.startswith("aiohttp_")}
     return web.json_response({**data, "id": await get_session_ws_id(request)})
 
 
 async def converse(request: web.Request) -> web.WebSocketResponse:
-    """Say whose socket it is, then echo."""
+    """Send the user and the id of the socket, then echo."""
     async with session_ws(request) as ws:
         user, session_ws_id = await user_of(request), await get_session_ws_id(request)
         await ws.send_json({"user": user, "id": session_ws_id})
@@ -74,7 +75,7 @@ async def converse(request: web.Request) -> web.WebSocketResponse:
 
 
 async def log_in(request: web.Request) -> web.Response:
-    """Log in without a word to us."""
+    """Log in by writing the user into the session, without calling the library."""
     (await aiohttp_session.get_session(request))["user"] = request.query.get("user", "ann")
     return web.Response()
 
@@ -87,13 +88,13 @@ async def log_in_and_renew(request: web.Request) -> web.Response:
 
 
 async def log_in_anew(request: web.Request) -> web.Response:
-    """Log in with a session of its own."""
+    """Log in with ``new_session()``."""
     await aiohttp_session.new_session(request)
     return await log_in(request)
 
 
 async def log_in_refilled(request: web.Request) -> web.Response:
-    """Log in as some do against fixation: throw everything away, and fill in again."""
+    """Log in by emptying the session and filling it again, an idiom against session fixation."""
     (await aiohttp_session.get_session(request)).invalidate()
     return await log_in(request)
 
@@ -105,14 +106,14 @@ async def write(request: web.Request) -> web.Response:
 
 
 async def out_by_helper(request: web.Request) -> web.Response:
-    """Log out by our helper."""
+    """Log out with ``end_session_ws()``."""
     response = web.Response()
     await end_session_ws(request, response)
     return response
 
 
 async def out_by_pattern(request: web.Request) -> web.Response:
-    """Log out as the README of 1.1.1 told."""
+    """Log out by the pattern in the README of 1.1.1."""
     response = web.HTTPFound("/page")
     await schedule_close_all_session_ws(request, response)
     await aiohttp_session.new_session(request)
@@ -121,19 +122,19 @@ async def out_by_pattern(request: web.Request) -> web.Response:
 
 
 async def out_by_invalidate(request: web.Request) -> web.Response:
-    """Log out without a word to us."""
+    """Log out with ``invalidate()``, without calling the library."""
     (await aiohttp_session.get_session(request)).invalidate()
     return web.Response()
 
 
 async def out_by_new_session(request: web.Request) -> web.Response:
-    """Log out without a word to us, another way."""
+    """Log out with ``new_session()``, without calling the library."""
     await aiohttp_session.new_session(request)
     return web.Response()
 
 
 async def out_by_del(request: web.Request) -> web.Response:
-    """Take the user out and leave everything else."""
+    """Delete the user from the session and keep everything else."""
     del (await aiohttp_session.get_session(request))["user"]
     return web.Response()
 
@@ -146,26 +147,26 @@ async def everywhere(request: web.Request) -> web.Response:
 
 
 async def renew(request: web.Request) -> web.Response:
-    """Take another id, by our helper."""
+    """Renew the session with ``renew_session_ws()``."""
     response = web.Response()
     await renew_session_ws(request, response)
     return response
 
 
 async def new_id(request: web.Request) -> web.Response:
-    """Take another id, as 1.1.1 had it."""
+    """Give the session another id with the helper of 1.1.1."""
     await new_session_ws_id(request)
     return web.Response()
 
 
 async def delete_id(request: web.Request) -> web.Response:
-    """Take the id out."""
+    """Delete the id from the session."""
     await delete_session_ws_id(request)
     return web.Response()
 
 
 async def only_close(request: web.Request) -> web.Response:
-    """Close the sockets and nothing else."""
+    """Close the sockets without ending the session."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     return response
@@ -195,30 +196,30 @@ OUT = ("/out/helper", "/out/pattern", "/out/invalidate", "/out/new_session")
 
 
 async def reached(gate: Turnstile) -> None:
-    """Wait until somebody stands at *gate*."""
+    """Wait until a request is waiting at *gate*."""
     async with asyncio.timeout(PATIENCE):
         await gate.arrived.wait()
 
 
 class Answer(NamedTuple):
-    """What a page got."""
+    """The response to a page request."""
 
     status: int
     body: str
-    saved: bool  # whether the answer sets a cookie
+    saved: bool  # whether the response sets a cookie
 
     @property
     def data(self) -> Any:
-        """Return the body, decoded."""
+        """Return the body, decoded from JSON."""
         return json.loads(self.body)
 
 
 class Site:
     """
-    A running application, with all of the views above.
+    A running application with all of the views above.
 
-    A view waits at :attr:`gate`, while that is shut, if its query says so: ``?at=start`` before
-    its handler, ``?at=end`` when the handler is done and nothing has been settled.
+    While :attr:`gate` is shut, a request waits there if its query says so: ``?at=start`` before
+    its handler runs, ``?at=end`` after the handler has returned and before anything is settled.
     """
 
     def __init__(self, registry: SessionWSRegistry, storage: AbstractStorage) -> None:
@@ -238,7 +239,7 @@ class Site:
         handler_cancellation: bool = False,
         outer: Callable[..., Any] | None = None,
     ) -> Self:
-        """Serve; *outer* is a middleware that stands outside of all others."""
+        """Start the server; *outer* is a middleware outside of all others."""
         middlewares = [aiohttp_session.session_middleware(self.storage)]
         if outer is not None:
             middlewares.insert(0, outer)
@@ -252,7 +253,7 @@ class Site:
         return self
 
     async def serve(self, app: web.Application, **options: Any) -> None:
-        """Serve *app*, as run_app() does."""
+        """Serve *app* as ``run_app()`` does."""
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, **options)
         await runner.setup()
         self.stack.push_async_callback(runner.cleanup)
@@ -264,7 +265,7 @@ class Site:
         )
 
     async def browser(self, cookie: str = "") -> Browser:
-        """Open a browser, which has *cookie*."""
+        """Create a browser whose jar holds *cookie*."""
         jar = CookieJar(unsafe=True)
         if cookie:
             jar.update_cookies(SimpleCookie(cookie), self.url)
@@ -272,14 +273,14 @@ class Site:
         return Browser(self, await self.stack.enter_async_context(session))
 
     async def logged_in(self, how: str = "/login/renew", user: str = "ann") -> Browser:
-        """Open a browser, visit a page, and log in there."""
+        """Create a browser that has visited a page and logged in."""
         browser = await self.browser()
         await browser.get("/write?lang=de")
         await browser.get(f"{how}?user={user}")
         return browser
 
     async def replay(self, cookie: str, path: str = "/page", **headers: str) -> Answer:
-        """Send a request with a copied cookie; what the answer sets is dropped."""
+        """Send a request with a copied cookie; discard the cookies of the response."""
         headers = {"Cookie": cookie, **headers}
         async with self.thief.get(
             self.url.join(URL(path)), headers=headers, allow_redirects=False
@@ -287,16 +288,16 @@ class Site:
             return Answer(response.status, await response.text(), bool(response.cookies))
 
     async def seen(self, cookie: str) -> str | None:
-        """Tell as whom a page sees who has *cookie*."""
+        """Return the user that a page reports for *cookie*."""
         user: str | None = (await self.replay(cookie)).data.get("user")
         return user
 
     async def knock(self, cookie: str, path: str = "/ws", **headers: str) -> str | int | None:
         """
-        Try to open a socket with *cookie*, and hang up.
+        Try to open a socket with *cookie*, then close it.
 
         Returns:
-            The user whose socket it was, ``None`` of nobody; the close code; or the HTTP status.
+            The user of the open socket (``None``: anonymous), the close code, or the HTTP status.
         """
         try:
             ws = await self.thief.ws_connect(
@@ -306,7 +307,7 @@ class Site:
             return exc.status
         async with ws:
             message = await ws.receive(timeout=PATIENCE)
-            # What has been accepted may be closed before it could say whose it is, or after.
+            # An accepted socket may be closed before or after it has sent its user.
             if message.type is WSMsgType.TEXT:
                 user: str | None = message.json()["user"]
                 return user
@@ -314,25 +315,25 @@ class Site:
             return int(message.data)
 
     async def presented(self, cookie: str) -> tuple[str | None, str | int | None]:
-        """Tell what *cookie* gets: as whom a page sees it, and what a socket says."""
+        """Return the results of a page request and of a handshake with *cookie*."""
         return await self.seen(cookie), await self.knock(cookie)
 
     def shut(self, code: int = DEAD) -> tuple[int | None, ...]:
         """
-        What a socket may be told after a log-out.
+        Return the results that a handshake may have after a log-out.
 
-        A storage on the server that was emptied has nothing but a new session for an old cookie.
+        A server-side storage that was emptied loads a new session for the old cookie.
         """
         return (code, None) if isinstance(self.storage, RedisStorage) else (code,)
 
     def out(self, code: int = DEAD) -> tuple[tuple[None, int | None], ...]:
-        """What page and socket may be told after a log-out."""
+        """Return the results that page and handshake may have after a log-out."""
         return tuple((None, told) for told in self.shut(code))
 
     async def send(
         self, path: str, cookie: str, **headers: str
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Send a request on a connection of its own; return that."""
+        """Send a request on a new connection; return its reader and writer."""
         assert self.url.host is not None
         reader, writer = await asyncio.open_connection(self.url.host, self.url.port)
         lines = {"Host": self.url.authority, "Cookie": cookie, **headers}
@@ -342,7 +343,7 @@ class Site:
         return reader, writer
 
     async def vanish(self, path: str, cookie: str, gate: Turnstile | None = None) -> None:
-        """Send a request that stops at *gate*, hang up, and let it go on when that is known."""
+        """Send a request that stops at *gate*; abort it, then open the gate."""
         gate = gate or self.gate
         gate.shut = True
         _, writer = await self.send(path, cookie)
@@ -357,7 +358,7 @@ class Site:
     async def held(
         self, browser: Browser, path: str, at: str = "end", *, lost: bool = False
     ) -> AsyncIterator[asyncio.Task[Answer]]:
-        """Hold a request of *browser* at the gate; leaving lets it go on, up to its answer."""
+        """Hold a request of *browser* at the gate; on exit, resume it and await its response."""
         self.gate.shut = True
         path += ("&" if "?" in path else "?") + f"at={at}"
         task = asyncio.ensure_future(browser.get(path, lost=lost))
@@ -381,7 +382,7 @@ class Site:
                 await self.gate()
 
 
-WAITS = ClientWSTimeout(ws_close=0.1)  # for the answer of a handler that may never read it
+WAITS = ClientWSTimeout(ws_close=0.1)  # a handler that never reads never answers the close
 
 
 class Browser:
@@ -393,12 +394,12 @@ class Browser:
 
     @property
     def cookie(self) -> str:
-        """What the browser sends: a thief may keep a copy."""
+        """The ``Cookie`` header that the browser sends; a thief may copy it."""
         cookies = self.session.cookie_jar.filter_cookies(self.site.url)
         return "; ".join(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())
 
     async def get(self, path: str = "/page", *, lost: bool = False, **headers: Any) -> Answer:
-        """Get a page; the cookies of a *lost* answer never arrive."""
+        """Get a page; with *lost*, the cookies of the response never arrive."""
         if lost:
             return await self.site.replay(self.cookie, path, **headers)
         async with self.session.get(
@@ -407,14 +408,14 @@ class Browser:
             return Answer(response.status, await response.text(), bool(response.cookies))
 
     async def user(self) -> str | None:
-        """Tell as whom a page sees this browser."""
+        """Return the user that a page reports for this browser."""
         user: str | None = (await self.get("/page")).data.get("user")
         return user
 
     async def open(self, path: str = "/ws") -> Socket:
-        """Open a socket that is let in."""
+        """Open a socket that must be accepted."""
         ws = await self.session.ws_connect(self.site.url.join(URL(path)), timeout=WAITS)
-        self.site.stack.push_async_callback(ws.close)  # at the end, unless it is closed by then
+        self.site.stack.push_async_callback(ws.close)  # no effect if closed by then
         message = await ws.receive(timeout=PATIENCE)
         assert message.type is WSMsgType.TEXT, message
         hello = message.json()
@@ -422,14 +423,14 @@ class Browser:
 
 
 class Socket(NamedTuple):
-    """An open socket, and what it said of itself."""
+    """An open socket, with the user and the id that it sent."""
 
     ws: ClientWebSocketResponse
     user: str | None
     id: str
 
     async def code(self) -> int:
-        """Wait for the close; return its code."""
+        """Wait for the close frame; return its code."""
         while True:
             message = await self.ws.receive(timeout=PATIENCE)
             if message.type is WSMsgType.CLOSE:
@@ -437,7 +438,7 @@ class Socket(NamedTuple):
             assert message.type is WSMsgType.TEXT, message
 
     async def lives(self) -> bool:
-        """Tell whether it is served still, once what is under way has had time to close it."""
+        """Return whether the socket is still served after pending orders had time to close it."""
         for _ in range(5):
             with contextlib.suppress(ConnectionError):
                 await self.ws.send_str("still there?")
@@ -448,7 +449,7 @@ class Socket(NamedTuple):
 
 
 async def cookie_from_before(storage: AbstractStorage, **data: Any) -> str:
-    """Return the cookie of a session that was saved before there was anything of ours."""
+    """Return the cookie of a session saved before the library was installed."""
     response = web.Response()
     session = aiohttp_session.Session(None, data=None, new=True)
     session.update(data)

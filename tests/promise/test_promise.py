@@ -1,5 +1,5 @@
 """
-Ways around the promise that were open once.
+Regression tests: ways that once led around the promise.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TestOneSessionManyIds:
     async def test_two_renewals_at_once(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The id of the one that was overwritten ends with the other."""
+        """A renewal's id that a concurrent renewal overwrites ends with its session."""
         renewing = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -81,7 +81,7 @@ class TestOneSessionManyIds:
     async def test_a_cookie_from_before_a_renewal(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It ends with the session, and no HTTP request brings it back, ever so late."""
+        """A cookie from before a renewal ends with the session, and is nobody's an hour later."""
         wall = Wall(monkeypatch)
         client = await aiohttp_client(make_app(SessionWSRegistry(timeouts=QUICK)))
         await client.get("/login")
@@ -95,7 +95,7 @@ class TestOneSessionManyIds:
     async def test_requests_at_once_to_an_old_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A session that is older than the installation is given one id by all of them."""
+        """Concurrent requests give a session from before the installation the same id."""
         held = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -124,7 +124,7 @@ class TestOneSessionManyIds:
         registry: SessionWSRegistry,
         make: Callable[[web.Request], Awaitable[None]],
     ) -> None:
-        """A handler that makes an id before its handshake files the socket where it belongs."""
+        """A socket is filed under the session's own id, not one made before its handshake."""
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
             await make(request)
@@ -148,7 +148,7 @@ class TestInFlight:
     async def test_a_save_brings_nothing_back(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """A request that took the id away saves nothing if the session ends meanwhile."""
+        """A request that deleted the id saves nothing if the session ends meanwhile."""
         held = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -173,7 +173,7 @@ class TestInFlight:
     async def test_the_client_vanishes_while_get_id_waits(
         self, aiohttp_client: AiohttpClient
     ) -> None:
-        """An overridden get_id() that is slow loses no order."""
+        """A log-out closes the socket although the client vanishes during a slow get_id()."""
         looking, path = Turnstile(), "/out/invalidate"
 
         class Registry(SessionWSRegistry):
@@ -205,7 +205,7 @@ class TestInFlight:
     async def test_a_child_that_is_late(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """An order that comes when the handler is done holds nothing for ever."""
+        """An order given after the handler is done does not block the session's next socket."""
         held = Turnstile()
         children: list[asyncio.Task[None]] = []
 
@@ -234,7 +234,7 @@ class TestWhoIsMeant:
     async def test_the_request_of_somebody_else(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A helper is about the request that it is given, not the one that is handled."""
+        """A helper acts on the request it is given, not on the request that is being handled."""
         requests: list[web.Request] = []
 
         @registry.on_open
@@ -261,7 +261,7 @@ class TestWhoIsMeant:
         assert (code, seen["user"], seen["id"]) == (4401, "admin", mine)
 
     async def test_strangers_leave_minor_records(self, aiohttp_client: AiohttpClient) -> None:
-        """Requests without a cookie can't push out the records of others."""
+        """Log-outs without a cookie leave only minor records, which push out no others."""
         registry = SessionWSRegistry(identify=user_of, timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         for _ in range(3):
@@ -275,7 +275,7 @@ class TestWhoIsMeant:
     async def test_the_storage_that_lives_longest_counts(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """The short sessions of a sub-application don't shorten the records of others."""
+        """The longest max_age of any storage determines how long records are kept."""
         sub = web.Application(
             middlewares=[
                 aiohttp_session.session_middleware(
@@ -300,7 +300,7 @@ class TestWhoIsMeant:
     async def test_the_storage_of_sessions_of_before(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A process that starts anew keeps ends for as long as its oldest cookies live."""
+        """A new process keeps records as long as the storage's cookies live."""
         client = await aiohttp_client(make_app(registry, SimpleCookieStorage(max_age=10_000_000)))
         await client.get("/login")
         cookie = cookie_of(client)
@@ -318,7 +318,7 @@ class TestHandlersThatStay:
     async def test_when_the_tab_was_closed(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, how: str
     ) -> None:
-        """A handler that waits for something else is found by orders and the shutdown."""
+        """An order or the shutdown cancels a handler that goes on after its client left."""
         left = asyncio.Event()
 
         async def chat(request: web.Request) -> web.WebSocketResponse:
@@ -349,7 +349,7 @@ class TestHandlersThatStay:
     async def test_when_a_ping_fails(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A handler that doesn't read doesn't know that the heartbeat found nobody."""
+        """A handler that doesn't read is cancelled when a heartbeat ping fails."""
         left = asyncio.Event()
 
         async def beating(request: web.Request) -> web.WebSocketResponse:
@@ -372,7 +372,7 @@ class TestHandlersThatStay:
     async def test_a_hook_that_refuses_to_end(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An unregister() that swallows its cancellation holds up neither order nor end."""
+        """An unregister() that swallows its cancellation delays no order and no shutdown."""
         released = asyncio.Event()
 
         class Registry(SessionWSRegistry):
@@ -396,7 +396,7 @@ class TestHandlersThatStay:
     async def test_a_child_of_the_handler(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """An order from a child task waits for the socket, not for its own parent."""
+        """An order awaited by a child task doesn't wait for the parent handler."""
         ended: list[bool] = []
 
         async def handler(request: web.Request) -> web.WebSocketResponse:

@@ -1,10 +1,10 @@
 """
-Every step may hang half-way and go on later: in the end the promise holds.
+Stateful test: however steps are interleaved, the promise holds in the end.
 
-Browsers open sockets, log out in every way and everywhere, reset, renew, vanish and come with
-stale cookies; any of these requests may be held while it loads its session, before its upgrade,
-when its handler is done, or before its answer is sent. When all have been let go, no
-socket of an ended session is open and no other has been closed.
+Browsers open sockets, log out in every way and everywhere, reset, renew, vanish and send stale
+cookies; each of these requests may be held while it loads its session, before its upgrade, when
+its handler is done, or before its response is sent. When all have been resumed, no socket of an
+ended session is open.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 @pytest.fixture(scope="module", autouse=True)
 def no_old_garbage() -> None:
     """
-    Collect what earlier tests have left, before hypothesis begins.
+    Collect the garbage of earlier tests before hypothesis begins.
 
     A handler that the collector closes while hypothesis parses its own source would log a
     traceback, and CPython 3.11 can't parse inside of that.
@@ -86,26 +86,26 @@ class ServerSide(AbstractStorage):
 
 @dataclass
 class Order:
-    """An HTTP request that did something to its session."""
+    """An HTTP request that may have changed its session."""
 
     number: int
     path: str
     came_with: Any
     user: str | None
-    mattered: bool = False  # the session held something, or had sockets
+    mattered: bool = False  # the session held data or had sockets
     left_with: Any = None
 
 
 @dataclass
 class Held:
-    """A request that hangs at a point."""
+    """A request that is held at a point."""
 
     go: asyncio.Event = field(default_factory=asyncio.Event)
     there: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def enter(request: web.Request) -> web.Response:
-    """Log in as one should."""
+    """Log in and renew the session, as recommended."""
     (await aiohttp_session.get_session(request))["user"] = request.query["user"]
     response = web.Response()
     await renew_session_ws(request, response)
@@ -120,7 +120,7 @@ async def everywhere(request: web.Request) -> web.Response:
 
 
 class World:
-    """A server, its log of what really happened, and the clients."""
+    """A server, a log of what its sessions went through, and the clients."""
 
     def __init__(self, storage: AbstractStorage, *, handler_cancellation: bool) -> None:
         timeouts = Timeouts(close=0.2, handler_grace=0.1, response=0.05)
@@ -130,8 +130,8 @@ class World:
         self.cookies: list[dict[str, str]] = [{} for _ in range(BROWSERS)]
         self.seen: list[str] = []
         self.users: dict[Any, str] = {}  # by id
-        self.peers: dict[RawPeer, tuple[str, int]] = {}  # those that opened: id and number
-        self.gone: set[RawPeer] = set()  # those that left by themselves
+        self.peers: dict[RawPeer, tuple[str, int]] = {}  # opened sockets: id and number
+        self.gone: set[RawPeer] = set()  # clients that disconnected
         self.running: list[asyncio.Task[None]] = []
         self.numbers = 0
         load = storage.load_session
@@ -150,7 +150,7 @@ class World:
         self.server = Server(app, handler_cancellation=handler_cancellation)
 
     async def pass_point(self, request: web.Request, point: str) -> None:
-        """Hold the request if it is to hang here."""
+        """Hold the request if it is to be held at this point."""
         held = self.held.get(request.query.get("n", ""))
         if held is not None and request.query.get("hold") == point and not held.go.is_set():
             held.there.set()
@@ -175,7 +175,7 @@ class World:
         others = inspect(self.registry).keys.holds_data(context.content or {})
         user = await user_of(request)
         order = Order(int(request.query["n"]), request.path, context.session_ws_id, user)
-        # Whoever came with what was over by then is given an empty session, and ends that only.
+        # A request with an ended session is given an empty one, and ends only that.
         own = not context.fresh or request.path == "/out/end_session_ws"
         order.mattered = others or (own and self.has_sockets(order.came_with))
         if order.path == "/everywhere" and user is not None:
@@ -188,24 +188,24 @@ class World:
             if (user := await user_of(request)) is not None:
                 self.users[order.left_with] = user
             await self.pass_point(request, "handler")
-            # Most is decided now: nothing runs between this and the middleware.
+            # Most requests are settled now: nothing runs between this and the middleware.
             if request.path not in ("/out/end_session_ws", "/everywhere"):
                 order.mattered = others or (own and self.has_sockets(order.came_with))
 
     def end_user(self, order: Order, user: str) -> None:
-        """Note that all sessions of a user end now."""
+        """Record that all sessions of a user end now."""
         for id_ in [id_ for id_, name in self.users.items() if name == user]:
             self.orders.append(Order(order.number, order.path, id_, user, mattered=True))
 
     def has_sockets(self, id_: Any) -> bool:
-        """Tell whether a session has sockets, or will have if nothing is done."""
+        """Return whether a session has open sockets or handshakes."""
         manager = inspect(self.registry).connections
         return bool(manager.open.of(id_) or manager.opening.of(id_))
 
     def ended(self, *, everywhere: bool) -> set[Any]:
-        """Tell which ids have ended: all that a session ever had end together.
+        """Return the ids that have ended: all ids that a session ever had end together.
 
-        With those of a session that ended everywhere it is so once it has come back.
+        With *everywhere*, those include the ids of sessions that ended everywhere.
         """
         known = [order for order in self.orders if order.came_with and order.mattered]
         endings = [*ENDINGS, "/everywhere"] if everywhere else ENDINGS
@@ -231,7 +231,7 @@ class World:
         return f"n={number}&hold={point}", held
 
     async def visit(self, browser: int, path: str, point: str) -> None:
-        """Send a request; come back when it is answered or hangs."""
+        """Send a request; return when it is answered or held."""
         query, held = self.begin(point)
         query += f"&user={USERS[browser]}"
         task = asyncio.ensure_future(self.fetch(browser, f"{path}?{query}"))
@@ -260,7 +260,7 @@ class World:
                 return
 
     async def connect(self, cookie: str, point: str) -> None:
-        """Open a socket; come back when it is open, closed, or hangs."""
+        """Open a socket; return when it is open, closed, or held."""
         query, held = self.begin(point)
         url = self.server.make_url(f"/ws?{query}")
         peer = await RawPeer.connect(url, f"{COOKIE}={cookie}" if cookie else "")
@@ -282,7 +282,7 @@ class World:
         await quiet(self.registry)
 
     async def is_open(self, peer: RawPeer) -> bool:
-        """Tell whether the server still answers."""
+        """Return whether the server still answers."""
         try:
             await peer.say(1, b"ping")
             return await peer.frame() == (1, b"ping")
@@ -291,7 +291,7 @@ class World:
 
 
 class SessionsAndSockets(RuleBasedStateMachine):
-    """The rules; each runs in the machine's own event loop."""
+    """The rules, run in the machine's own event loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
     @initialize(server_side=st.booleans(), handler_cancellation=st.booleans())
     def start(self, *, server_side: bool, handler_cancellation: bool) -> None:
-        """Start a server, and let every browser log in."""
+        """Start a server, and log every browser in."""
 
         async def start() -> None:
             storage = ServerSide() if server_side else SimpleCookieStorage()
@@ -314,7 +314,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
 
         self.run_(start())
 
-    # One rule and not three: hypothesis leaves whole rules out of an example.
+    # One rule rather than three: hypothesis may leave a whole rule out of an example.
     @precondition(lambda self: not self.over)
     @rule(
         browser=st.integers(0, BROWSERS - 1),
@@ -323,7 +323,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
         data=st.data(),
     )
     def step(self, browser: int, path: str, point: str, data: st.DataObject) -> None:
-        """A page opens a websocket or sends a request, or a stale cookie is tried."""
+        """A page opens a websocket or sends a request, or a stale cookie is sent."""
         world = self.world
         if path == "stale":
             self.run_(world.connect(data.draw(st.sampled_from(world.seen)), point))
@@ -335,7 +335,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
     @precondition(lambda self: not self.over and self.world.peers)
     @rule(data=st.data())
     def vanish(self, data: st.DataObject) -> None:
-        """A client goes without a word."""
+        """A client disconnects without a close frame."""
         peer = list(self.world.peers)[data.draw(st.integers(0, len(self.world.peers) - 1))]
         if peer not in self.world.gone:
             self.world.gone.add(peer)
@@ -344,7 +344,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
     @precondition(lambda self: not self.over and self.world.held)
     @rule(data=st.data())
     def let_go(self, data: st.DataObject) -> None:
-        """A request that hangs goes on."""
+        """A held request resumes."""
         number = data.draw(st.sampled_from(sorted(self.world.held)))
 
         async def go() -> None:
@@ -356,7 +356,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
     @precondition(lambda self: not self.over)
     @rule(now=st.integers(0, 9))
     def shut_down(self, now: int) -> None:
-        """The server stops, now and then, while requests hang."""
+        """The server occasionally shuts down while requests are held."""
         if now:
             return
         self.over = True
@@ -373,7 +373,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
     @precondition(lambda self: self.over)
     @rule()
     def rest(self) -> None:
-        """Nothing happens any more."""
+        """Nothing happens after the shutdown."""
 
     async def promise(self) -> None:
         world = self.world
@@ -406,7 +406,7 @@ class SessionsAndSockets(RuleBasedStateMachine):
         assert idle(registry)
 
     def teardown(self) -> None:
-        """Let all go, see whether the promise holds, and stop; leave nothing to the collector."""
+        """Resume all requests, check the promise, and stop; leave no garbage."""
         with self.runner:
             if not self.over and hasattr(self, "world"):
                 try:

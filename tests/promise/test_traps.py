@@ -1,8 +1,8 @@
 """
-One directed trace for each trap of the model: what design.md, section 2, says in each.
+One directed trace for each trap of the model: the rules of design.md, section 2.
 
-A trace holds a request up where the trap is and lets it go on later. What it looks at is what
-anybody with a cookie can see: who a page says one is, and whether a socket opens.
+A trace holds a request at the critical point and resumes it later. It observes only what any
+client with a cookie can see: the user that a page is served as, and whether a socket opens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Trap = Callable[..., Coroutine[Any, Any, None]]
 
 
 def play(config: Config, trap: Trap, *args: Any) -> None:
-    """Run *trap* in a world of its own; the oracle must not complain either."""
+    """Run *trap* in a world of its own; fail also if the oracle finds a violation."""
 
     async def main() -> World:
         async with World(config) as world:
@@ -44,24 +44,24 @@ def play(config: Config, trap: Trap, *args: Any) -> None:
 
 
 async def page(world: World, cookie: str | None, node: int = 0) -> str | None:
-    """Say by which log-in a page with *cookie* is served, ``None`` if as nobody."""
+    """Return the log-in that a page with *cookie* is served as, ``None`` if anonymous."""
     ex = await world.visit("probe", "read", cookie=cookie, lost=True, node=node)
     return (ex.saw or {}).get("tok")
 
 
 async def sock(world: World, cookie: str | None, node: int = 0) -> int:
-    """Say with which code a handshake with *cookie* is refused, 101 if it opens."""
+    """Return the code with which a handshake with *cookie* is refused, 101 if it opens."""
     ex = await world.visit("probe", "open", cookie=cookie, lost=True, node=node)
     return ex.client.closed or ex.client.status or 0
 
 
 async def both(world: World, cookie: str | None, node: int = 0) -> tuple[str | None, int]:
-    """Say what a page and a handshake with *cookie* get."""
+    """Return the results of a page request and of a handshake with *cookie*."""
     return await page(world, cookie, node), await sock(world, cookie, node)
 
 
 def token(ex: Exchange) -> str:
-    """Return the log-in that *ex* has left in its session."""
+    """Return the token that *ex* has left in its session."""
     assert ex.left is not None
     return str(ex.left["tok"])
 
@@ -80,7 +80,7 @@ async def log_in(world: World, name: str = "A") -> tuple[str, str | None]:
 
 
 def test_a_renewal_whose_answer_is_lost_does_not_revive_an_older_generation() -> None:
-    """A generation that was given up stays so, whatever becomes of the next renewal."""
+    """A generation that was given up stays so, even if the next renewal's response is lost."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -98,7 +98,7 @@ def test_a_renewal_whose_answer_is_lost_does_not_revive_an_older_generation() ->
 
 
 def test_a_renewal_grants_no_grace_to_an_older_generation() -> None:
-    """The grace is for the generation that was renewed, not for its predecessors."""
+    """The grace covers only the generation that was renewed, not its predecessors."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -114,7 +114,7 @@ def test_a_renewal_grants_no_grace_to_an_older_generation() -> None:
 
 
 def test_an_older_generation_cannot_renew_itself() -> None:
-    """A thief with an older generation gets no newer one, though an answer was lost."""
+    """An older generation can't renew itself, even if the response to a later renewal was lost."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -133,7 +133,7 @@ def test_an_older_generation_cannot_renew_itself() -> None:
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_within_the_grace_a_replaced_generation_cannot_renew_itself(seen: bool) -> None:
-    """What a replaced session renews is not saved, whether its owner has come back or not."""
+    """A replaced session's renewal is not saved, whether the newer generation was seen or not."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -150,7 +150,7 @@ def test_within_the_grace_a_replaced_generation_cannot_renew_itself(seen: bool) 
 
 
 def test_a_thief_who_renews_first_is_ended_with_the_owner() -> None:
-    """A thief can drive the owner out, but the owner's log-out still ends all of it."""
+    """A thief who renews first drives the owner out, but the owner's log-out ends both."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -166,7 +166,7 @@ def test_a_thief_who_renews_first_is_ended_with_the_owner() -> None:
 
 
 def test_an_unused_renewal_of_a_thief_does_not_stand_in_the_owners_way() -> None:
-    """After the grace the owner renews what nobody has come with a newer generation of."""
+    """The owner can renew after the grace if no request came with the thief's newer generation."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -185,7 +185,7 @@ def test_an_unused_renewal_of_a_thief_does_not_stand_in_the_owners_way() -> None
 
 @pytest.mark.parametrize("newest", [False, True])
 def test_the_end_of_any_id_that_a_session_had_ends_it(newest: bool) -> None:
-    """An order by the first id ends what has been renewed since, and the other way round."""
+    """An order by the first or the newest id ends the session with all its generations."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "log_in_renewed")
@@ -207,7 +207,7 @@ def test_the_end_of_any_id_that_a_session_had_ends_it(newest: bool) -> None:
 
 @pytest.mark.parametrize("how", ["log_out", "end_identity", "end_session"])
 def test_logging_out_elsewhere_does_not_save_a_session_that_is_ended_meanwhile(how: str) -> None:
-    """The order begins a new session only if the old one has not ended before."""
+    """A log-out elsewhere begins no new session if the old one ended before the order."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -224,7 +224,7 @@ def test_logging_out_elsewhere_does_not_save_a_session_that_is_ended_meanwhile(h
 
 
 def test_the_second_who_logs_out_elsewhere_ends_nothing() -> None:
-    """The owner's order ends the thief's session, whose own order is refused then."""
+    """A log-out elsewhere is refused if another one has ended its session first."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -240,7 +240,7 @@ def test_the_second_who_logs_out_elsewhere_ends_nothing() -> None:
 
 
 def test_a_replaced_generation_cannot_log_out_elsewhere() -> None:
-    """A thief with a replaced generation ends nothing by it."""
+    """A replaced generation's log-out elsewhere ends nothing."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -256,7 +256,7 @@ def test_a_replaced_generation_cannot_log_out_elsewhere() -> None:
 
 
 def test_logging_out_elsewhere_wins_over_a_renewal_under_way() -> None:
-    """A renewal of the same session that comes later overwrites nothing."""
+    """A renewal that finishes after a log-out elsewhere is not saved."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -272,7 +272,7 @@ def test_logging_out_elsewhere_wins_over_a_renewal_under_way() -> None:
 
 
 def test_its_own_page_is_told_to_come_back_when_it_logs_out_elsewhere() -> None:
-    """A handshake with the old cookie gets 4403: the answer carries another session."""
+    """A handshake with the cookie from before a log-out elsewhere gets 4403."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -286,7 +286,7 @@ def test_its_own_page_is_told_to_come_back_when_it_logs_out_elsewhere() -> None:
 
 
 def test_a_double_click_on_log_out_elsewhere_is_one() -> None:
-    """The second order is refused and overwrites nothing."""
+    """The second of two concurrent log-outs elsewhere is refused and overwrites nothing."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -303,7 +303,7 @@ def test_a_double_click_on_log_out_elsewhere_is_one() -> None:
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_one_can_log_in_and_out_everywhere_else_at_once(ended: bool) -> None:
-    """It is refused if the identity was ended since the request arrived."""
+    """A log-in with a log-out elsewhere is refused if the identity ended after it arrived."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -321,7 +321,7 @@ def test_one_can_log_in_and_out_everywhere_else_at_once(ended: bool) -> None:
 
 
 def test_a_visitors_cookie_is_a_visitors_again_after_the_grace() -> None:
-    """A copy of the cookie from before a log-in is told to come back, then it is nobody's."""
+    """A visitor's cookie from before a log-in gets 4403 for the grace, then opens as before."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -340,7 +340,7 @@ def test_a_visitors_cookie_is_a_visitors_again_after_the_grace() -> None:
 
 @pytest.mark.parametrize("action", ["write", "renew"])
 def test_a_slow_page_of_the_visitor_does_not_overwrite_a_log_in(action: str) -> None:
-    """However long the visitor's page takes, it brings no older session back."""
+    """A visitor's page that finishes after a log-in does not overwrite it, however slow."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -355,7 +355,7 @@ def test_a_slow_page_of_the_visitor_does_not_overwrite_a_log_in(action: str) -> 
 
 @pytest.mark.parametrize("action", ["write", "renew", "log_in_renewed"])
 def test_what_overlaps_a_log_in_does_not_undo_it(action: str) -> None:
-    """A write, a renewal or a second log-in of the visitor's session leaves a log-in."""
+    """A write, renewal or second log-in that overlaps a log-in leaves the browser logged in."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -374,7 +374,7 @@ def test_what_overlaps_a_log_in_does_not_undo_it(action: str) -> None:
 
 @pytest.mark.parametrize("action", ["log_in_renewed", "renew"])
 def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> None:
-    """A page that loads the session just before it is saved overwrites no log-in, no renewal."""
+    """A page that loads the session just before the save overwrites no log-in and no renewal."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -391,7 +391,7 @@ def test_a_page_between_the_record_and_the_save_loses_nothing(action: str) -> No
 
 @pytest.mark.parametrize("later", [1, 40])
 def test_a_write_that_is_saved_over_a_renewal_is_repaired(later: int) -> None:
-    """The older generation in the storage is the trace of a race, however old it is."""
+    """An older generation in the storage is repaired to the newest, however late it is loaded."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -406,7 +406,7 @@ def test_a_write_that_is_saved_over_a_renewal_is_repaired(later: int) -> None:
 
 
 def test_an_ended_identity_serves_no_replaced_generation() -> None:
-    """Ended comes before replaced: within the grace no page is served to who has ended."""
+    """A replaced session whose identity has ended is not served within the grace."""
 
     async def trap(world: World) -> None:
         _, cookie = await log_in(world)
@@ -418,7 +418,7 @@ def test_an_ended_identity_serves_no_replaced_generation() -> None:
 
 
 def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
-    """A page that was given the newest generation is not saved over a log-in."""
+    """A page that was repaired to the newest generation is not saved over a log-in."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")
@@ -434,7 +434,7 @@ def test_a_repaired_visitor_does_not_overwrite_a_log_in() -> None:
 
 @pytest.mark.parametrize("newest", [False, True])
 def test_the_end_of_either_id_ends_a_repaired_session(newest: bool) -> None:
-    """The repair keeps the old id under the newest generation: both ids name it."""
+    """A repaired session, which has the old id and the newest generation, ends by either id."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -456,7 +456,7 @@ def test_the_end_of_either_id_ends_a_repaired_session(newest: bool) -> None:
 
 
 def test_two_nodes_may_give_the_same_generation() -> None:
-    """Two renewals at once on two nodes leave two cookies that live; the old one is given up."""
+    """Both cookies of concurrent renewals on two nodes live; the old one is given up."""
 
     async def trap(world: World) -> None:
         login, old = await log_in(world)
@@ -476,7 +476,7 @@ def test_two_nodes_may_give_the_same_generation() -> None:
 
 
 def test_a_generation_that_is_seen_on_another_node_is_seen() -> None:
-    """Who comes with a greater generation than a node knows marks it seen there."""
+    """A request with a newer generation than its node knows marks it seen there."""
 
     async def trap(world: World) -> None:
         login, cookie = await log_in(world)
@@ -494,7 +494,7 @@ def test_a_generation_that_is_seen_on_another_node_is_seen() -> None:
 
 @pytest.mark.parametrize("newest", [False, True])
 def test_the_end_of_an_id_meets_a_renewal_on_another_node(newest: bool) -> None:
-    """An order by either id ends the session, though no node has heard of the other's part."""
+    """An order by either id ends a session renewed on another node, though no message arrives."""
 
     async def trap(world: World) -> None:
         _, old = await log_in(world)
@@ -515,7 +515,7 @@ def test_the_end_of_an_id_meets_a_renewal_on_another_node(newest: bool) -> None:
 
 
 def test_redis_judges_who_may_log_out_elsewhere() -> None:
-    """A thief's node that hasn't heard of the owner's order refuses his."""
+    """A log-out elsewhere is refused by the shared records if its own node missed the end."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -534,7 +534,7 @@ def test_redis_judges_who_may_log_out_elsewhere() -> None:
 
 
 def test_logging_out_elsewhere_ends_a_log_in_under_way_on_another_node() -> None:
-    """What arrived before the order is ended, what arrives later lives."""
+    """A log-in that arrived before a log-out elsewhere is ended; one that arrived later lives."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -555,7 +555,7 @@ def test_logging_out_elsewhere_ends_a_log_in_under_way_on_another_node() -> None
 
 @pytest.mark.parametrize("node", [0, 1], ids=["here", "on another node"])
 def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(node: int) -> None:
-    """Under an id that others had a session begins anew, unless it has ended meanwhile."""
+    """A log-in under an ended derived id does not begin anew if its session ends meanwhile."""
 
     async def trap(world: World) -> None:
         await log_in(world, "B")
@@ -571,7 +571,7 @@ def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(no
 
 
 def test_a_log_in_under_a_derived_id_outlives_its_end_that_its_node_has_not_heard() -> None:
-    """A visitor of before that end begins anew under the id, and isn't taken for who had it."""
+    """A log-in under a derived id lives if that id was ended before, unknown to its node."""
 
     async def trap(world: World) -> None:
         await log_in(world, "B")
@@ -587,7 +587,7 @@ def test_a_log_in_under_a_derived_id_outlives_its_end_that_its_node_has_not_hear
 
 
 def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only() -> None:
-    """A log-in whose visitor's id no client has seen outlives the end of who shares that id."""
+    """A log-in lives on when the visitors' shared id that it replaced at once is ended."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "log_in_renewed")
@@ -603,7 +603,7 @@ def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only(
 def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
     ended: bool,
 ) -> None:
-    """A session ends with the id that it had, though the node that renews it hasn't heard so."""
+    """A session ends with its former derived id, even if renewed on a node unaware of the end."""
 
     async def trap(world: World) -> None:
         await world.visit("B", "read")
@@ -622,7 +622,7 @@ def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
 
 
 def test_a_session_that_ends_while_its_derived_id_is_made_does_not_go_on_alone() -> None:
-    """Who logs out while a log-out everywhere else makes an id is logged out there, too."""
+    """A log-out during a log-out elsewhere that makes an id ends the new session, too."""
 
     async def trap(world: World) -> None:
         await log_in(world)
@@ -644,7 +644,7 @@ def test_a_session_that_ends_while_its_derived_id_is_made_does_not_go_on_alone()
     "action", ["log_in", "log_in_renewed", "log_in_anew", "renew", "write", "delete_id"]
 )
 def test_a_double_click_leaves_somebody_logged_in(config: Config, action: str, lost: bool) -> None:
-    """Who clicks twice on any view is logged in afterwards, also if the first answer is lost."""
+    """A double click on any view leaves the browser logged in, even if a response is lost."""
 
     async def trap(world: World) -> None:
         await world.visit("A", "write")

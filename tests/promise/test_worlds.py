@@ -1,8 +1,8 @@
 """
 Random worlds: whatever happens, the promise holds, and no living browser loses its session.
 
-``pytest tests/promise/test_worlds.py --worlds 20000`` plays more of them. A failure tells its
-seed, the shortest plan that still breaks the same sentence, and the trace of that.
+``pytest tests/promise/test_worlds.py --worlds 20000`` runs more of them. A failure reports its
+seed, the shortest plan that still causes the same violation, and the trace of that plan.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.promise.world.plans import make_world, shrink
 from tests.promise.world.steps import Config, Step
 from tests.promise.world.world import play
 
-GROUPS = 10  # so that several processes can share the work
+GROUPS = 10  # several processes can share the work
 
 
 def tell(seed: int, port: int, violations: Sequence[Violation]) -> str:
@@ -61,22 +61,22 @@ def tell(seed: int, port: int, violations: Sequence[Violation]) -> str:
 def test_the_promise_holds_in_random_worlds(
     group: int, redis_port: int, pytestconfig: pytest.Config
 ) -> None:
-    """Whatever is over stays over, and who lives is served."""
+    """Ended sessions stay ended, and living ones are served, in worlds of random steps."""
     for seed in range(group, pytestconfig.getoption("--worlds", 500), GROUPS):
         violations, _ = play(*make_world(seed), redis_port)
         assert not violations, tell(seed, redis_port, violations)
 
 
-# Is the oracle awake? Each of these breaks one sentence of the model.
+# Mutations to test the oracle. Each breaks one rule of the model.
 
 
 def without_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was replaced is given up at once, while the newer cookie is on its way."""
+    """A replaced generation is given up at once, while the newer cookie is on its way."""
     monkeypatch.setattr("tests.promise.world.world.EXPIRY", Expiry(renewal_grace=1e-6))
 
 
 def renewals_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A renewal forgets when its lineage began."""
+    """A renewal changes the time at which its lineage began."""
 
     def renewed(self: Lineage, generation: int) -> Lineage:
         return Lineage(self.token, generation, time.time())
@@ -85,7 +85,7 @@ def renewals_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a lineage is no record."""
+    """The end of a lineage is not recorded."""
     merge = Records.merge
 
     def forgetful(self: Records, change: Change) -> bool:
@@ -95,7 +95,7 @@ def ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody notes that somebody has come with the newest generation."""
+    """A request with the newest generation does not mark it seen."""
     merge = Records.merge
 
     def blind(self: Records, change: Change) -> bool:
@@ -107,7 +107,7 @@ def nobody_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that vanishes takes with it what its request has done."""
+    """A request whose client disconnects is not settled."""
     bare: Callable[..., Coroutine[Any, Any, None]] = deferred.settle
 
     async def unless_cancelled(*args: Any) -> None:
@@ -118,7 +118,7 @@ def cancelled_requests_are_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def orders_pass_streams_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends a session closes its websockets, and not its streams."""
+    """An order closes websockets but not streams."""
     concerned = getattr(Effects, "_concerned")  # noqa: B009  not ours to name
 
     def sockets(self: Effects, order: Order, before: float | None) -> dict[Any, bool]:
@@ -129,7 +129,7 @@ def orders_pass_streams_by(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A renewal that keeps its sockets files them where no end of their session finds them."""
+    """A renewal that keeps its sockets files them under a lineage that is never ended."""
 
     def lose(self: Effects, refresh: Refresh) -> None:
         connections = getattr(self, "_connections")  # noqa: B009  not ours to name
@@ -141,16 +141,16 @@ def kept_sockets_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def orders_miss_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has proven an identity isn't found by it."""
+    """Sockets are not filed under proven identities."""
 
     def file_nowhere(self: ConnectionIndex, connection: Any, identity: Any, since: float) -> None:
-        """Leave it where it was."""
+        """Do not file the connection."""
 
     monkeypatch.setattr(ConnectionIndex, "file_proven", file_nowhere)
 
 
 def proofs_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An identity that is ended while it is proven is taken for proven."""
+    """A proof is accepted although its identity ended meanwhile."""
     status_of = Core.status_of
 
     def blind(self: Core, connection: Any) -> Any:
@@ -160,7 +160,7 @@ def proofs_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def labels_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a label is no record."""
+    """The end of a label is not recorded."""
     merge = Records.merge
 
     def forgetful(self: Records, change: Change) -> bool:
@@ -172,7 +172,7 @@ def labels_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def journals_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process begins without what the one before has written."""
+    """A process starts without the records in its journal."""
     start = disks.START
 
     async def forget(journal: Journal, *args: Any) -> list[Change]:
@@ -183,7 +183,7 @@ def journals_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def journals_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody hands what has ended to the journal."""
+    """Merged records are not written to the journal."""
 
     def merge(self: Effects, changes: Iterable[Change]) -> list[Change]:
         records = getattr(self, "_records")  # noqa: B009  not ours to name
@@ -202,14 +202,14 @@ def drains_close_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_off_nodes_accept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that can't ask Redis opens sockets all the same."""
+    """A node that can't reach Redis opens sockets all the same."""
     accepting = functools.partial(RedisSessionWSRegistry, on_outage="accept")
     monkeypatch.setattr("tests.promise.world.world.RedisSessionWSRegistry", accepting)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("mutate", "seed"),  # and the first world that found it out when this was written
+    ("mutate", "seed"),  # and the first world that detected it when this was written
     [
         (without_grace, 33),
         (renewals_begin_anew, 1),
@@ -233,7 +233,7 @@ def test_the_oracle_notices_what_is_broken(
     redis_port: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A registry that leaves out one sentence of the model is found out within 500 worlds."""
+    """The oracle detects each mutation within 500 worlds."""
     mutate(monkeypatch)
     worlds = (play(*make_world(one), redis_port) for one in (seed, *range(500)))
     assert any(violations for violations, _ in worlds)

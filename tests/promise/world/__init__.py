@@ -1,8 +1,9 @@
 """
-The promise as a game: random worlds, judged by data.
+Randomized tests of the promise, judged by an independent oracle.
 
-:mod:`.world` plays a list of steps (:mod:`.plans` makes them from a seed) against the real library
-behind aiohttp's real server: browsers and a thief (:mod:`.wire`, :mod:`.exchange`) ask for pages
-(:mod:`.actions`) and sockets of an application (:mod:`.app`), by a virtual time (:mod:`.virtual`).
-:mod:`.ledger` knows which log-ins are over, and :mod:`.oracle` says what must not happen then.
+:mod:`.world` runs a list of steps (:mod:`.plans` generates them from a seed) against the real
+library behind aiohttp's real server: browsers and a thief (:mod:`.wire`, :mod:`.exchange`) request
+pages (:mod:`.actions`) and sockets of an application (:mod:`.app`) in virtual time
+(:mod:`.virtual`). :mod:`.ledger` records which log-ins have ended, and :mod:`.oracle` reports
+what must not happen after that.
 """

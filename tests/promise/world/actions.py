@@ -1,5 +1,5 @@
 """
-What a page of a world can do to its session, and what that means for log-ins.
+Actions of a world's pages on their session, each reported to the ledger.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ Body: TypeAlias = Callable[[Ledger, Exchange, web.Request, Response], Awaitable[
 
 
 async def read(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Show a page."""
+    """Serve a page without changes."""
 
 
 async def write(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Put something into the cart."""
+    """Write a value into the session."""
     (await aiohttp_session.get_session(request))["cart"] = ex.number
 
 
 async def log_in(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Log in without a renewal."""
+    """Log in without renewing the session."""
     ledger.log_in(ex, await aiohttp_session.get_session(request))
 
 
 async def log_in_renewed(
     ledger: Ledger, ex: Exchange, request: web.Request, response: Response
 ) -> None:
-    """Log in as one should."""
+    """Log in and renew the session, as recommended."""
     session = await aiohttp_session.get_session(request)
     ledger.log_in(ex, session)
     await renew_session_ws(request, response)
@@ -53,14 +53,14 @@ async def log_in_renewed(
 
 
 async def log_in_anew(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Log in with a new session, as aiohttp_session's documentation advises."""
+    """Log in with ``new_session()``, as aiohttp_session's documentation advises."""
     session = await aiohttp_session.new_session(request)
     ledger.replaced(ex)
     ledger.log_in(ex, session)
 
 
 async def log_in_refilled(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Log in with an emptied session, a usual idiom against fixation."""
+    """Log in with an emptied session, a common idiom against session fixation."""
     session = await aiohttp_session.get_session(request)
     session.invalidate()
     ledger.replaced(ex)
@@ -70,38 +70,38 @@ async def log_in_refilled(ledger: Ledger, ex: Exchange, request: web.Request, _:
 async def log_in_only_here(
     ledger: Ledger, ex: Exchange, request: web.Request, response: Response
 ) -> None:
-    """Log in, and out everywhere else."""
+    """Log in, and log out everywhere else."""
     ledger.log_in(ex, await aiohttp_session.get_session(request))
     ledger.order_identity(ex, ex.plan.user)
     await _end_others(ledger, ex, request, response)
 
 
 async def renew(ledger: Ledger, ex: Exchange, request: web.Request, response: Response) -> None:
-    """Renew the session, after a change of rights."""
+    """Renew the session, as after a change of permissions."""
     await renew_session_ws(request, response)
     ledger.renewed(ex, await aiohttp_session.get_session(request))
 
 
 async def refresh(ledger: Ledger, ex: Exchange, request: web.Request, response: Response) -> None:
-    """Renew the session, and let its sockets go on."""
+    """Renew the session and keep its sockets open."""
     await renew_session_ws(request, response, sockets="keep")
     ledger.renewed(ex, await aiohttp_session.get_session(request), keep=True)
 
 
 async def take_new_id(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Renew the session by 1.1.1's helper."""
+    """Renew the session with the helper of 1.1.1."""
     await new_session_ws_id(request)
     ledger.renewed(ex, await aiohttp_session.get_session(request))
 
 
 async def delete_id(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Take the id away: a renewal with ``identify``, an end without."""
+    """Delete the id: a renewal with ``identify``, an end without."""
     await delete_session_ws_id(request)
     ledger.id_deleted(ex, await aiohttp_session.get_session(request))
 
 
 async def log_out(ledger: Ledger, ex: Exchange, request: web.Request, response: Response) -> None:
-    """Log out by our helper."""
+    """Log out with ``end_session_ws()``."""
     ledger.log_out(ex)
     await end_session_ws(request, response)
 
@@ -109,7 +109,7 @@ async def log_out(ledger: Ledger, ex: Exchange, request: web.Request, response: 
 async def log_out_by_pattern(
     ledger: Ledger, ex: Exchange, request: web.Request, response: Response
 ) -> None:
-    """Log out as the README of 1.1.1 told."""
+    """Log out by the pattern in the README of 1.1.1."""
     await schedule_close_all_session_ws(request, response)
     await aiohttp_session.new_session(request)
     ledger.replaced(ex)
@@ -117,19 +117,19 @@ async def log_out_by_pattern(
 
 
 async def empty(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Log out without a word to us."""
+    """Log out with ``invalidate()``, without calling the library."""
     (await aiohttp_session.get_session(request)).invalidate()
     ledger.replaced(ex)
 
 
 async def replace(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Log out without a word to us, another way."""
+    """Log out with ``new_session()``, without calling the library."""
     await aiohttp_session.new_session(request)
     ledger.replaced(ex)
 
 
 async def forget_user(ledger: Ledger, ex: Exchange, request: web.Request, _: Response) -> None:
-    """Take the user out of the session and keep the cart."""
+    """Delete the user from the session and keep the cart."""
     session = await aiohttp_session.get_session(request)
     session.pop("user", None)
     session.pop("tok", None)
@@ -173,7 +173,7 @@ async def _end_others(
 async def close_sockets(
     ledger: Ledger, ex: Exchange, request: web.Request, response: Response
 ) -> None:
-    """Tell the sockets of the session to come back."""
+    """Ask the sockets of the session to reconnect."""
     ledger.close_sockets(ex)
     await schedule_close_all_session_ws(request, response)
 
@@ -202,5 +202,5 @@ ACTIONS: dict[str, Body] = {
         close_sockets,
     )
 }
-#: What raises without ``identify``.
+#: Actions that raise an error without ``identify``.
 ABOUT_IDENTITIES = {"log_in_only_here", "log_out_everywhere", "log_out_elsewhere"}

@@ -1,5 +1,5 @@
 """
-The application of a world: real middlewares, a real storage, and gates wherever a request waits.
+The application of a world: real middlewares and storage, with gates wherever a request can wait.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from .exchange import Exchange
 from .ledger import Content
 from .oracle import Oracle
 
-NUMBER = "X-Exchange"  # the header by which a request is known
+NUMBER = "X-Exchange"  # the header that identifies a request
 
 
 class Observed(AbstractStorage):
-    """A storage whose every step can be held up, and is told to the ledger.
+    """A storage that can be paused at every step and reports each to the ledger.
 
     Args:
         inner: The storage.
-        app: Whose requests it serves.
+        app: The application whose requests it serves.
     """
 
     def __init__(self, inner: AbstractStorage, app: App) -> None:
@@ -49,7 +49,7 @@ class Observed(AbstractStorage):
         self._app = app
 
     async def new_session(self) -> Session:
-        """Make a session."""
+        """Create a session."""
         return await self._inner.new_session()
 
     async def load_session(self, request: web.Request) -> Session:
@@ -84,8 +84,8 @@ class App:
     Args:
         registry: Its registry.
         storage: Its storage.
-        oracle: Who judges.
-        handler_cancellation: Whether aiohttp cancels the handler of a client that is gone.
+        oracle: The judge of its responses and sockets.
+        handler_cancellation: Whether aiohttp cancels the handler when the client disconnects.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class App:
         )
 
     def know(self, ex: Exchange) -> None:
-        """Expect a request."""
+        """Register a request before it is sent."""
         self._by_number[str(ex.number)] = ex
 
     def forget(self) -> None:
@@ -122,30 +122,30 @@ class App:
         self._by_number.clear()
 
     def exchange_of(self, request: web.Request) -> Exchange:
-        """Return which exchange *request* is of."""
+        """Return the exchange that *request* belongs to."""
         return self._by_number[request.headers[NUMBER]]
 
     def keep_copy(self, cookie: str) -> None:
-        """Let the thief have a copy of a cookie."""
+        """Store a copy of a cookie for the thief."""
         if cookie not in self.copies:
             self.copies.append(cookie)
 
     # What the registry calls
 
     async def identify(self, request: web.Request) -> Hashable | None:
-        """Say whose session it is."""
+        """Return the user of the session."""
         await self.exchange_of(request).pass_gate("identify")
         user: str | None = (await aiohttp_session.get_session(request)).get("user")
         return user
 
     async def labels(self, request: web.Request) -> dict[str, Hashable]:
-        """Say with what the user of a session has logged in."""
+        """Return the device with which the session's user logged in."""
         session = await aiohttp_session.get_session(request)
         device = session.get("device") if session.get("user") else None
         return {"device": device} if device else {}
 
     async def authorize(self, request: web.Request) -> bool:
-        """Agree, but to those that are here to be refused."""
+        """Authorize every request but those meant to be refused."""
         ex = self.exchange_of(request)
         await ex.pass_gate("authorize")
         return ex.plan.action != "knock"
@@ -252,16 +252,16 @@ class App:
 
 
 def derived_id(user: str | None) -> str:
-    """Make an id that all sessions of a user share."""
+    """Return the id that all sessions of a user share."""
     return f"of {user}"
 
 
 def id_in_session(content: Content) -> Hashable:
-    """Read the id where the registry puts it."""
+    """Return the id from the key where the registry stores it."""
     return content.get(DEFAULT_SESSION_KEY)
 
 
 def summary(content: Content) -> str:
-    """Describe what a session holds."""
+    """Describe the content of a session."""
     session_ws_id = str(id_in_session(content))[:6]
     return f"id {session_ws_id} {content.get('tok', 'nobody')} {content.get('tags', '')}"

@@ -1,9 +1,9 @@
 """
-A cluster in memory: what Redis would record at once, and messages that come late or never.
+An in-memory cluster: records are shared at once, messages arrive late or never.
 
-It is a :class:`~aiohttp_session_ws.registry.cluster.Cluster` as the registry of Redis has one,
-without Redis: the nodes of a world run in one event loop and share a set of records. What is
-published waits until the world delivers it; what it never delivers is found by the next question.
+It implements :class:`~aiohttp_session_ws.registry.cluster.Cluster` without Redis: the nodes of a
+world run in one event loop and share one set of records. A published message is queued until the
+world delivers it; the content of one that is never delivered is found by the next query.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from aiohttp_session_ws.sessions.clock import Clock
 from aiohttp_session_ws.sessions.records import Change, Records, SubjectEnded
 from aiohttp_session_ws.sessions.status import status
 
-ASKED_AGAIN = 60.0  # seconds after which a node asks for the records of a page's session again
+ASKED_AGAIN = 60.0  # seconds after which a node queries the records of a page's session again
 GRACE = 30.0  # Expiry.renewal_grace
 
 
 class SharedRecords:
-    """What stands in Redis, and what is on its way from node to node.
+    """The records and messages that Redis would hold.
 
     Attributes:
         records: The records.
-        clock: The one clock of all nodes.
+        clock: The clock that all nodes share.
         nodes: All nodes.
-        messages: To which node, and what.
+        messages: Undelivered messages, each with the node it is for.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class SharedRecords:
         self.messages: list[tuple[LocalNode, Order]] = []
 
     def record(self, order: Order) -> None:
-        """Merge what an order says."""
+        """Merge the changes of an order."""
         for change in order.changes:
             self.records.merge(change)
 
     def send(self, sender: LocalNode, order: Order) -> None:
-        """Put a message on its way to all other nodes."""
+        """Queue a message for all other nodes."""
         self.messages += [(node, order) for node in self.nodes if node is not sender]
 
     def deliver(self, which: int) -> None:
@@ -57,19 +57,19 @@ class SharedRecords:
         node.effects.carry_out_soon(node.effects.apply(order))
 
     def reconcile(self) -> None:
-        """Let all nodes find all they have missed."""
+        """Pass all records to every node."""
         for node in self.nodes:
             node.effects.learn(list(self.records))
 
     def known(self, order: Order) -> list[Change]:
-        """Return what is recorded of the sessions whose ids an order ends, as Redis answers."""
+        """Return the records of the sessions whose ids an order ends, as Redis does."""
         ended = [c.subject.value for c in order.changes if isinstance(c, SubjectEnded)]
         notes = [note for value in ended if (note := self.records.note_of(value)) is not None]
         ends = [self.records.lineage(note.token) for note in notes]
         return [*notes, *[end for end in ends if end is not None]]
 
     def find(self, tokens: Iterable[str], subjects: Sequence[Subject]) -> list[Change]:
-        """Return what is recorded of a session."""
+        """Return the records of a session."""
         records = self.records
         found: list[Change | None] = [records.lineage(token) for token in tokens]
         for change in records:
@@ -80,11 +80,11 @@ class SharedRecords:
 
 
 class MemoryCluster(SingleProcess):
-    """The other nodes of a world.
+    """One node's view of the in-memory cluster.
 
     Args:
-        shared: What all have in common.
-        name: What this node is called.
+        shared: The records and messages shared by all nodes.
+        name: The name of this node.
     """
 
     remote = True
@@ -98,7 +98,7 @@ class MemoryCluster(SingleProcess):
         self._node: LocalNode | None = None
 
     async def start(self, node: LocalNode) -> None:
-        """Join the others."""
+        """Join the cluster."""
         self._node = node
         self._shared.nodes.append(node)
 
@@ -107,7 +107,7 @@ class MemoryCluster(SingleProcess):
         self._shared.record(order)
 
     def publish(self, order: Order, *, wait: float = 0.0) -> PendingReport:
-        """Record an order, and put it on its way."""
+        """Record an order, and queue it for the other nodes."""
         assert self._node is not None
         self._shared.record(order)
         self._shared.send(self._node, order)
@@ -117,19 +117,19 @@ class MemoryCluster(SingleProcess):
         return super().publish(order)
 
     def check_due(self, token: str) -> bool:
-        """Tell whether it is time to ask."""
+        """Return whether a query for this session is due."""
         now = asyncio.get_running_loop().time()
         return now - self._asked.get(token, -ASKED_AGAIN) >= ASKED_AGAIN
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
-        """Learn what is recorded of a session."""
+        """Apply the records of a session."""
         assert self._node is not None
         self._asked[token] = asyncio.get_running_loop().time()
         self._node.effects.learn(self._shared.find([token], subjects))
         return True
 
     async def check_handshake(self, connection: TrackedConnection) -> None:
-        """Learn what is recorded of a handshake."""
+        """Apply the records of a handshake's session."""
         subjects = [Subject("id", connection.session_ws_id)]
         if connection.identity is not None:
             subjects.append(Subject("identity", connection.identity))
@@ -140,7 +140,7 @@ class MemoryCluster(SingleProcess):
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
     ) -> bool:
-        """Record an order if its own session lives by all that is recorded."""
+        """Record and publish an order if its own session is alive by all shared records."""
         shared = self._shared
         own = [subject for subject in subjects if subject.kind != "identity"]
         found = status(shared.records, lineage, own, shared.clock, GRACE)
@@ -152,7 +152,7 @@ class MemoryCluster(SingleProcess):
 
 
 def registry_in(shared: SharedRecords, name: str, **options: Any) -> SessionWSRegistry:
-    """Make a registry that is a node of a cluster."""
+    """Create a registry that is a node of the cluster."""
 
     class Node(SessionWSRegistry):
         def _make_cluster(self, **_: Any) -> Cluster:

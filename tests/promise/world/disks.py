@@ -1,5 +1,5 @@
 """
-The disk of a world: real, but no time passes while it has yet to answer.
+Freeze virtual time while a journal is read from or written to the real disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ APPEND, START, STOP = Journal.append, Journal.start, Journal.stop
 
 @contextlib.contextmanager
 def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
-    """Let no time pass while a journal is read or written."""
+    """Stop virtual time while a journal is read or written."""
     outside = loop.virtual_selector.outside
 
     def waited_for(future: asyncio.Future[bool]) -> asyncio.Future[bool]:
@@ -60,7 +60,7 @@ def waiting_for_disks(loop: VirtualLoop) -> Iterator[None]:
 
 
 def copy_journal(path: Path, number: int) -> Path:
-    """Copy a journal as it is on disk now, as if its process had been killed."""
+    """Copy a journal's files as they are on disk now, as if its process had been killed."""
     copy = path.with_name(f"{number}.db")
     for suffix in ("", "-wal"):
         file = path.with_name(path.name + suffix)

@@ -1,5 +1,5 @@
 """
-One request of somebody in a world, from the first byte to the delivery of its response.
+One simulated request, from its first byte to the delivery of its response.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from typing import Any
 
 from .wire import Client
 
-#: Where a request can be held up, in the order in which it comes by.
+#: The gates at which a request can be held, in the order in which it reaches them.
 GATES = [
-    "load",  # before the storage is asked
-    "loaded",  # before the storage's answer is used
+    "load",  # before the storage is queried
+    "loaded",  # before the loaded session is returned
     "identify",
     "id_factory",
     "authorize",
     "prepare",  # before the response's head is sent
-    "proving",  # before a proof that a client has begun is done
-    "handler",  # before the handler does anything
+    "proving",  # before a proof of identity is completed
+    "handler",  # before the handler's action
     "handled",  # before the handler returns
-    "save",  # before the storage is told
-    "saved",  # before the storage's answer is used
+    "save",  # before the storage saves
+    "saved",  # after the storage has saved
     "answer",  # before the response is sent
-    "delivery",  # on its way back
+    "delivery",  # before the client receives it
 ]
 
-#: What asks for a connection that lasts, and where.
+#: The actions that request a websocket or a stream, with their paths.
 ENDPOINTS = {
     "open": "/ws",
     "knock": "/ws",
@@ -42,20 +42,20 @@ ENDINGS = ["return", "redirect", "forbid", "fail", "stream"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What somebody is about to do.
+    """What a request does.
 
     Attributes:
         action: A name in ``ACTIONS``, or one in ``ENDPOINTS``: ``"open"`` for a websocket,
             ``"knock"`` for one that ``authorize`` refuses, ``"stream"``, ``"adopt"`` for a
             websocket that is opened by another library, ``"prove"`` for one over which its
-            client may say who it is.
-        user: Who logs in, if somebody does.
-        device: With what.
+            client may prove its identity.
+        user: The user of a log-in.
+        device: The device of a log-in.
         ending: How the handler ends, one of ``ENDINGS``.
-        pauses: The gates at which the request is held up, each once.
+        pauses: The gates at which the request is held, each once.
         lost: Whether the response never arrives.
-        upgrade: Whether a page is asked for with the ``Upgrade`` header of a websocket.
-        node: Which server is asked.
+        upgrade: Whether a page is requested with the ``Upgrade`` header of a websocket.
+        node: The server that is addressed.
     """
 
     action: str
@@ -69,17 +69,17 @@ class Plan:
 
     @property
     def opens(self) -> bool:
-        """Tell whether this asks for a connection that lasts: a websocket, or a stream."""
+        """Return whether this requests a lasting connection: a websocket or a stream."""
         return self.action in ENDPOINTS
 
     @property
     def path(self) -> str:
-        """What is asked for."""
+        """The path of the request."""
         return ENDPOINTS.get(self.action, "/page")
 
     @property
     def shakes_hands(self) -> bool:
-        """Tell whether it comes with the headers of a websocket handshake."""
+        """Return whether the request has the headers of a websocket handshake."""
         return self.upgrade if self.action == "stream" or not self.opens else True
 
     def __str__(self) -> str:
@@ -93,24 +93,24 @@ class Plan:
 
 @dataclass(eq=False)
 class Exchange:
-    """One request and what became of it.
+    """One request and its outcome.
 
     Attributes:
         number: Its number in this world.
         presenter: The browser's name, or ``"thief"``.
         plan: What it is meant to do.
-        cookie: The session cookie it came with.
+        cookie: The session cookie it was sent with.
         arrived: When it was sent, by the oracle's time.
-        expects: Which log-in its browser believes in.
-        client: The other end.
-        loaded: What the session held as the storage gave it first.
-        loaded_at: When the storage gave it.
+        expects: The log-in that its browser expects to have.
+        client: The client's end of the connection.
+        loaded: The session's content as first loaded from the storage.
+        loaded_at: When the storage loaded it.
         judged_at: When its session had been judged, and the handler began.
-        saw: What the session held when the handler began; ``None`` if it never did.
-        left: What it held when the handler was done.
-        replaced: Whether the handler put another session in its place, or emptied it.
-        saved: What was saved, each time.
-        order: The number of its last save among all, for who overtakes whom.
+        saw: The session's content when the handler began; ``None`` if it never did.
+        left: The session's content when the handler was done.
+        replaced: Whether the handler replaced or emptied the session.
+        saved: The session's content at each save.
+        order: The number of its last save among all, to find which response overtook which.
         killed: Whether its server was killed meanwhile.
         done: Whether the application is done with it, all tasks it left behind included.
         over: Whether its response was delivered, or lost.
@@ -147,17 +147,17 @@ class Exchange:
 
     @property
     def token(self) -> str | None:
-        """The token of the log-in that its cookie carried."""
+        """The token of the log-in in the session that was loaded."""
         token: str | None = (self.loaded or {}).get("tok")
         return token
 
     @property
     def refused(self) -> bool:
-        """Whether it was a handshake that opened nothing."""
+        """Whether it was a handshake that was refused."""
         return self.plan.opens and self.client.hello is None
 
     async def pass_gate(self, gate: str) -> None:
-        """Wait at *gate* until let through, if this is where the request is to be held up."""
+        """Wait at *gate* until released, if the plan pauses the request there."""
         if gate not in self.pauses:
             return
         self.pauses.remove(gate)
@@ -168,20 +168,20 @@ class Exchange:
             self.held.pop(gate, None)
 
     def give_up(self) -> None:
-        """Let nothing of it go on: its server isn't there any more."""
+        """Cancel everything that waits for this request: its server has stopped."""
         self.pauses.clear()
         for waiter in self.held.values():
             waiter.cancel()
 
     def hold_delivery(self) -> bool:
-        """Tell whether the response is to be held up on its way."""
+        """Return whether the delivery of the response is held."""
         if "delivery" in self.pauses:
             self.pauses.remove("delivery")
             self.held["delivery"] = asyncio.get_running_loop().create_future()
         return "delivery" in self.held
 
     def let_go(self) -> str | None:
-        """Open the gate at which it waits; return which."""
+        """Open the gate at which it waits; return the gate's name."""
         for gate, waiter in self.held.items():
             if not waiter.done():
                 waiter.set_result(None)

@@ -1,16 +1,16 @@
 """
-The log-ins of a world: which are over for certain, and which may be over.
+The log-ins of a world: which have certainly ended, and which may have.
 
-Every log-in writes a token into the session (``tok``), and every renewal a number into a list
-(``tags``). The ledger hears what the pages of the application do, what storages load and save,
-and what administrators order, and keeps two facts of each log-in:
+Every log-in writes a token into the session (``tok``), and every renewal appends a number to a
+list (``tags``). The ledger is notified of what the application's pages do, what storages load and
+save, and what administrators order, and keeps two facts of each log-in:
 
-- ``ended``: since when it certainly is over;
+- ``ended``: the time at which it certainly ended;
 - ``doomed``: the reasons for which its browser may lose it, those that design.md lists as "the
   only ways a living browser loses its session".
 
-It knows nothing of lineages, generations and records, nor of anything else of the implementation.
-It is long since every exception that the text makes is judged here, and nowhere else.
+It uses nothing of the implementation: no lineages, generations or records. The module is long
+because every exception that the design makes is judged here and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .exchange import Exchange
 
 Content: TypeAlias = MutableMapping[str, Any]  # what a session holds
 
-UNTOLD = 60.0  # seconds after which a server has heard that Redis' clock was set
+UNTOLD = 60.0  # seconds after which a server has noticed that Redis' clock was set
 GRACE = 30.0  # Expiry.renewal_grace
-SETTLED = 10.0  # seconds after an end in which what is put into the empty session isn't saved
+SETTLED = 10.0  # seconds after an end in which changes to the empty session aren't saved
 
 
 @dataclass(eq=False)
@@ -37,17 +37,17 @@ class Login:
     """One log-in.
 
     Attributes:
-        token: What it wrote.
-        user: Who logged in.
+        token: The token it wrote into the session.
+        user: The user who logged in.
         at: When the handler wrote it.
-        by: The request that did, ``None`` if it was before the world began.
+        by: The request that logged in, ``None`` if it was before the world began.
         ids: The ids of the sessions in which it was ever saved.
-        device: With what.
-        ended: When it certainly was over.
-        ended_by: By which request, or which order of an administrator.
-        ended_on: On which node; the others may have missed it.
+        device: The device of the log-in.
+        ended: When it had certainly ended.
+        ended_by: The request, or the administrator's order, that ended it.
+        ended_on: The node on which it was ended; the others may have missed it.
         doomed: Reasons for which its browser may lose it.
-        shaken: When its sockets were last told to come back.
+        shaken: When its sockets were last asked to reconnect.
     """
 
     token: str
@@ -64,24 +64,24 @@ class Login:
 
     @property
     def arrived(self) -> float:
-        """When the request arrived that logged in."""
+        """When the request that logged in arrived."""
         return self.at if self.by is None else self.by.arrived
 
 
 class Ledger:
-    """Knows the log-ins.
+    """The log-ins of a world.
 
     Args:
-        identify: Whether the registry knows users.
-        labels: Whether it knows with what they have logged in.
+        identify: Whether the registry has ``identify``.
+        labels: Whether the registry has ``labels``: the device of each log-in.
         on_server: Whether the storage keeps sessions on the server.
-        asks_for_time: Whether servers learn from Redis what time it is, every few seconds.
-        id_of: Reads the id from what a session holds.
-        derive: Makes the id of a user's sessions, where they share one.
+        asks_for_time: Whether servers measure the time of Redis, every few seconds.
+        id_of: Reads the id from a session's content.
+        derive: Derives the id of a user's sessions, where they share one.
         log: Writes a line into the world's trace.
 
     Attributes:
-        logins: All, by token.
+        logins: All log-ins, by token.
         exchanges: All requests.
         ids: All ids that any log-in was saved with, the oldest first.
     """
@@ -111,9 +111,9 @@ class Ledger:
         self._began = self.now()
         self._saves = 0
         self._orders: dict[Exchange, tuple[str | None, float]] = {}  # about identities
-        self._cut: set[Exchange] = set()  # those that deleted an id without identify
-        self._elsewhere: set[Exchange] = set()  # those that logged out elsewhere
-        self._dooming: set[Exchange] = set()  # those that may have ended what they came with
+        self._cut: set[Exchange] = set()  # requests that deleted an id without identify
+        self._elsewhere: set[Exchange] = set()  # requests that logged out elsewhere
+        self._dooming: set[Exchange] = set()  # requests that may have ended their session
         self._shaking: set[Exchange] = set()
         self._keeps: dict[Exchange, tuple[list[Login], float]] = {}  # renewals that keep sockets
         self._identity_ends: list[tuple[Hashable, float]] = []
@@ -126,14 +126,14 @@ class Ledger:
         self._root: dict[Hashable, Hashable] = {}  # joins the ids that one session had
 
     def now(self) -> float:
-        """Return the time; every call gives another."""
+        """Return the time; each call returns a later one."""
         self._moments += 1
         return asyncio.get_running_loop().time() + self._moments * 1e-9
 
     # What pages do; called by the handlers in actions.py
 
     def log_in(self, ex: Exchange, session: Content) -> None:
-        """Write a log-in into *session*; the same person's again if it is theirs already."""
+        """Write a log-in into *session*; keep the token if it is the same user's already."""
         user = ex.plan.user
         if session.get("tok") in self.logins and session.get("user") == user:
             session["user"] = user
@@ -152,7 +152,7 @@ class Ledger:
         self.log(f"{ex}: {user} logs in, {login.token}")
 
     def renewed(self, ex: Exchange, session: Content, *, keep: bool = False) -> None:
-        """Note that *ex* has renewed its session; perhaps its sockets are to go on."""
+        """Record that *ex* has renewed its session; with *keep*, its sockets stay open."""
         session["tags"] = [*session.get("tags", ()), ex.number]
         self._renewals.append((session.get("tok"), session["tags"]))
         if keep:
@@ -161,16 +161,16 @@ class Ledger:
             self._shake(ex)
 
     def replaced(self, ex: Exchange) -> None:
-        """Note that *ex* has put another session in the place of its own, or emptied it."""
+        """Record that *ex* has replaced or emptied its session."""
         ex.replaced = True
         self._doom(ex, f"{ex} replaced its session")
 
     def user_left(self, ex: Exchange) -> None:
-        """Note that *ex* has taken the user out of its session."""
+        """Record that *ex* has deleted the user from its session."""
         self._doom(ex, f"{ex} took the user out")
 
     def id_deleted(self, ex: Exchange, session: Content) -> None:
-        """Note that *ex* has deleted its id: without ``identify`` an end, if it is saved."""
+        """Record that *ex* has deleted its id: without ``identify`` an end, if it is saved."""
         before = self.seen(ex)
         if not self.identify:
             self._doom(ex, f"{ex} deleted its id")
@@ -181,17 +181,17 @@ class Ledger:
             session["tok"], session["tags"] = self._child(before, ex).token, []
 
     def log_out(self, ex: Exchange) -> None:
-        """Note that *ex* ends the session it came with, whatever it was given."""
+        """Record that *ex* ends the session it arrived with, even if it was given another."""
         ex.replaced = True
         self._doom(ex, f"{ex} logged out")
         self.end(self.logins.get(ex.token), ex, ex.plan.node)
 
     def close_sockets(self, ex: Exchange) -> None:
-        """Note that *ex* tells the sockets of its session to come back."""
+        """Record that *ex* asks the sockets of its session to reconnect."""
         self._shake(ex)
 
     def order_identity(self, ex: Exchange, user: str | None) -> None:
-        """Note that *ex* is about to end the sessions of *user*."""
+        """Record that *ex* is about to end the sessions of *user*."""
         self._orders[ex] = user, self.now()
         for login in self.of(user):
             if login.by is not ex:
@@ -199,7 +199,7 @@ class Ledger:
         self._shake(ex)
 
     def order_refused(self, ex: Exchange) -> None:
-        """Note that the order of *ex* ended nothing."""
+        """Record that the order of *ex* ended nothing."""
         user, _ = self._orders.pop(ex)
         self.log(f"{ex}: refused to log out elsewhere")
         for login in self.of(user):
@@ -208,13 +208,13 @@ class Ledger:
                 login.doomed.add("its order was refused")
 
     def ended_everywhere(self, ex: Exchange) -> None:
-        """Note that the sessions of a user have been ended by *ex*."""
+        """Record that *ex* has ended the sessions of a user."""
         user, at = self._orders.pop(ex, (None, 0.0))
         if user is not None:
             self._end_identity(user, at, ex, ex.plan.node, ex)
 
     def ended_elsewhere(self, ex: Exchange, session: Content) -> None:
-        """Note that *ex* has ended all sessions of its user but the one that it now begins."""
+        """Record that *ex* has ended all sessions of its user but the one that it now begins."""
         user, at = self._orders.pop(ex)
         before = self.seen(ex)
         assert user is not None, f"{ex} was told that it logged out nobody elsewhere"
@@ -229,7 +229,7 @@ class Ledger:
         self._end_identity(user, at, ex, ex.plan.node, ex)
 
     def done(self, ex: Exchange) -> None:
-        """Note that the application is done with *ex*, and what it has ended by that."""
+        """Record that the application is done with *ex*, and what *ex* has ended."""
         if ex in self._shaking:
             self._shake(ex)
         if ex in self._keeps:
@@ -246,12 +246,12 @@ class Ledger:
     # What administrators do; called by the world
 
     def end_id(self, session_ws_id: Hashable, node: int) -> None:
-        """Note that an administrator ends all sessions with an id."""
+        """Record that an administrator ends all sessions with an id."""
         now, name = self.now(), f"end_session({session_ws_id})"
         self._id_ends.append((session_ws_id, now))
         for login in self.logins.values():
-            # Of several sessions that came to share an id, those that had another before are
-            # found by it only as far as they still carry it.
+            # Of several sessions that share an id, those that had another id before are found
+            # by the shared one only if they still carry it.
             shared = self.derive is not None and login.ids != {session_ws_id}
             if session_ws_id in login.ids and login.at < now and not shared:
                 self.end(login, name, node)
@@ -260,13 +260,13 @@ class Ledger:
                 login.shaken = now
 
     def end_identity(self, user: str, node: int) -> None:
-        """Note that an administrator ends all sessions of a user."""
+        """Record that an administrator ends all sessions of a user."""
         for login in self.of(user):
             login.doomed.add(f"end_identity({user})")
         self._end_identity(user, self.now(), f"end_identity({user})", node, None)
 
     def end_label(self, device: str, node: int) -> None:
-        """Note that an administrator ends all sessions that were begun with a device."""
+        """Record that an administrator ends all sessions that were begun with a device."""
         now, name = self.now(), f"end_label({device})"
         self._label_ends.append((device, now))
         for login in self.logins.values():
@@ -276,11 +276,11 @@ class Ledger:
                     self.end(login, name, node)
 
     def set_clock(self, seconds: float) -> None:
-        """Note that somebody sets the wall clock of all servers."""
+        """Record that the wall clock of all servers is set."""
         self._leaps.append((self.now(), max(seconds, 0.0)))
 
     def told_to_close(self, subject: Hashable) -> None:
-        """Note that an administrator tells sockets of an id or a user to come back."""
+        """Record that an administrator asks the sockets of an id or a user to reconnect."""
         for login in self.logins.values():
             if subject == login.user or subject in self.ids_of(login):
                 login.shaken = self.now()
@@ -288,12 +288,12 @@ class Ledger:
     # What storages do; called by the storage that the application sees
 
     def load(self, ex: Exchange, content: Content) -> None:
-        """Note what the storage gave to *ex* first."""
+        """Record the session that the storage first loaded for *ex*."""
         ex.loaded, ex.loaded_at = dict(content), self.now()
         self._presented.append(ex.loaded)
 
     def save(self, ex: Exchange, content: Content) -> None:
-        """Note what *ex* is about to save."""
+        """Record the session that *ex* is about to save."""
         self._saves += 1
         ex.order = self._saves
         ex.saved.append(dict(content))
@@ -320,7 +320,7 @@ class Ledger:
         return self.logins.get(saw.get("tok")) if saw.get("user") else None
 
     def ids_of(self, login: Login) -> set[Hashable]:
-        """Return the ids that a log-in may be found under."""
+        """Return the ids under which a log-in may be found."""
         found = {*login.ids}
         if self.derive is not None:
             found.add(self.derive(login.user))
@@ -333,26 +333,26 @@ class Ledger:
         return {session_ws_id for session_ws_id in known if self.root(session_ws_id) in roots}
 
     def _goes_on_from(self, login: Login, session_ws_id: Hashable) -> bool:
-        """Tell whether a log-in goes on from a session with this id, by a log-out elsewhere."""
+        """Return whether a log-out elsewhere replaced a session with this id by this log-in."""
         if login.by is None or login.by not in self._elsewhere:
             return False
         contents = [content for content in (login.by.loaded, login.by.saw) if content]
-        root = self.root(session_ws_id)  # an older id of the session ends it, too
+        root = self.root(session_ws_id)  # an older id of the session also ends it
         return any(self.root(self.id_of(content)) == root for content in contents)
 
     def contested(self, token: str, tags: list[int]) -> bool:
-        """Tell whether a log-in was renewed in another way, too: perhaps nobody got that."""
+        """Return whether a log-in has divergent renewals: perhaps no client received this one."""
         paths = [path for of, path in self._renewals if of == token]
         return any(path != tags[: len(path)] and tags != path[: len(tags)] for path in paths)
 
     def told_to_reconnect(self, login: Login, since: float, *, opened: float = math.inf) -> bool:
-        """Tell whether sockets of a log-in were told to come back since then, or may be now.
+        """Return whether sockets of a log-in were, or now may be, asked to reconnect.
 
         Args:
             login: The log-in.
-            since: Since when.
-            opened: When the socket in question had opened: what keeps sockets keeps those that
-                are open, not the handshakes under way.
+            since: The earliest time that counts.
+            opened: When the socket in question opened: a renewal that keeps sockets keeps those
+                that are open, not the handshakes under way.
         """
         for ex, (of, at) in self._keeps.items():
             if at >= since and opened >= ex.arrived and login in of:
@@ -361,16 +361,16 @@ class Ledger:
         return login.shaken >= since or any(login in self._shaken_by(ex) for ex in under_way)
 
     def changed_meanwhile(self, ex: Exchange) -> bool:
-        """Tell whether a session of before the installation was saved since *ex* has loaded it.
+        """Return whether a session from before the installation was saved after *ex* loaded it.
 
-        A handshake that gives it an id would save over that, and has to come back.
+        A handshake that gives it an id would overwrite that save, and has to be retried.
         """
         if not (self.on_server and ex.loaded) or ex.loaded in self._saved:
             return False
         return any(other.saved for other in self._overlapping(ex))
 
     def kept(self, login: Login, opened: float) -> bool:
-        """Tell whether sockets of a log-in that opened then go on under a newer cookie."""
+        """Return whether a renewal kept sockets of a log-in that had opened by then."""
         for ex, (of, _) in self._keeps.items():
             saved = any(content.get("tok") == login.token for content in ex.saved)
             if saved and login in of and opened < ex.arrived:
@@ -378,17 +378,17 @@ class Ledger:
         return False
 
     def root(self, session_ws_id: Hashable) -> Hashable:
-        """Return what all ids that a session had have in common."""
+        """Return the representative of all ids that a session has had."""
         while (above := self._root.get(session_ws_id, session_ws_id)) != session_ws_id:
             session_ws_id = above
         return session_ws_id
 
     def given_up(self, content: Content, at: float = math.inf) -> bool:
-        """Tell whether somebody has come with a newer renewal of the same session.
+        """Return whether a request has come with a newer renewal of the same session.
 
         Args:
-            content: What the session holds.
-            at: When it is looked at: within the grace a page is still served.
+            content: The session's content.
+            at: The time of the check: within the grace a page is still served.
         """
         mine = list(content.get("tags", ()))
 
@@ -399,23 +399,23 @@ class Ledger:
                     yield theirs
 
         if any(len(theirs) > len(mine) + 1 for theirs in newer(self._saved)):
-            return True  # what was renewed twice since is given up at once
+            return True  # renewed twice since: given up at once
         mine_too = [path for token, path in self._renewals if token == content.get("tok")]
         if any(path[: len(mine)] == mine and len(path) > len(mine) + 1 for path in mine_too):
-            return True  # also if nobody got the second one
+            return True  # even if no client received the second one
         made = (self.exchanges[theirs[-1] - 1].arrived for theirs in newer(self._presented))
         return any(at - arrived + self._leapt(arrived, at) >= GRACE for arrived in made)
 
     def _leapt(self, since: float, until: float) -> float:
-        """Return how far the wall clock was set forward meanwhile: a grace is over sooner."""
+        """Return how far the wall clock was set forward meanwhile: a grace ends sooner."""
         return sum(seconds for at, seconds in self._leaps if since <= at <= until)
 
     def _may_follow(self, at: float, arrived: float) -> bool:
-        """Tell whether, by a clock that was set forward lately, something came later than it did.
+        """Return whether a clock that was set forward lately may date an event after a request.
 
         Args:
-            at: When it came.
-            arrived: When a request came to a server whose clock may not have been set yet.
+            at: When the event happened.
+            arrived: When the request arrived, at a server whose clock may not have been set yet.
         """
         return self.asks_for_time and self._leapt(at - UNTOLD, arrived) > arrived - at
 
@@ -439,20 +439,20 @@ class Ledger:
         return login
 
     def _drifted(self) -> float:
-        """Return by how much a node may misjudge the time that was cut off since the beginning.
+        """Return the possible clock error of a node that was cut off since the beginning.
 
-        What happens on two nodes within it has no order.
+        Events on two nodes within that time have no order.
         """
         return 2 * DRIFT * (self.now() - self._began) if self.asks_for_time else 0.0
 
     def _child(self, login: Login, ex: Exchange) -> Login:
-        """Add the log-in that goes on from another."""
+        """Add the log-in that continues another."""
         child = self.add(login.user, ex)
         child.device = login.device
         return child
 
     def end(self, login: Login | None, by: Exchange | str, node: int) -> None:
-        """Note that a log-in is over."""
+        """Record that a log-in has ended."""
         if login is not None and login.ended is None:
             login.ended, login.ended_by, login.ended_on = self.now(), by, node
             login.doomed.add(str(by))
@@ -461,7 +461,7 @@ class Ledger:
     def _end_identity(
         self, user: str, at: float, by: Exchange | str, node: int, but: Exchange | None
     ) -> None:
-        self._identity_ends.append((user, self.now()))  # it may have taken its time
+        self._identity_ends.append((user, self.now()))  # the order may have taken some time
         for login in self.of(user):
             if login.by is None or login.by is not but:
                 login.doomed.add(str(by))
@@ -469,7 +469,7 @@ class Ledger:
                     self.end(login, by, node)
 
     def _doom(self, ex: Exchange, why: str) -> None:
-        """Note that whatever log-in the session of *ex* holds may be over."""
+        """Record that any log-in in the session of *ex* may have ended."""
         self._dooming.add(ex)
         tokens = {ex.token, (ex.saw or {}).get("tok")}
         for login in self.logins.values():
@@ -479,7 +479,7 @@ class Ledger:
             session_ws_id = self.id_of(ex.loaded)
             self._id_ends.append((session_ws_id, self.now()))
             for login in self.logins.values():
-                # A session of before the installation may have no id yet.
+                # A session from before the installation may have no id yet.
                 cookie = None if session_ws_id is not None or login.by is None else login.by.cookie
                 same = cookie is not None and cookie == ex.cookie
                 if login.by is not ex and (same or session_ws_id in self.ids_of(login)):
@@ -487,13 +487,13 @@ class Ledger:
         self._shake(ex)
 
     def _shake(self, ex: Exchange) -> None:
-        """Note that sockets of the session of *ex*, and under its id, have to come back."""
+        """Record that sockets of the session of *ex*, and under its id, must reconnect."""
         self._shaking.add(ex)
         for login in self._shaken_by(ex):
             login.shaken = self.now()
 
     def _shaken_by(self, ex: Exchange) -> list[Login]:
-        """Find the log-ins whose sockets have to come back by what *ex* does."""
+        """Return the log-ins whose sockets must reconnect because of *ex*."""
         contents = [content for content in (ex.loaded, ex.saw, ex.left, *ex.saved) if content]
         tokens = {content.get("tok") for content in contents}
         ids = {self.id_of(content) for content in contents}
@@ -501,7 +501,7 @@ class Ledger:
         return [login for login in logins if login.token in tokens or ids & self.ids_of(login)]
 
     def _ended_lately(self, ex: Exchange) -> bool:
-        """Tell whether somebody has ended the session that *ex* came with."""
+        """Return whether the session that *ex* arrived with has been ended."""
         if not ex.loaded:
             return False
         root = self.root(self.id_of(ex.loaded))
@@ -514,7 +514,7 @@ class Ledger:
         return self.root(self.id_of(one)) == self.root(self.id_of(other))
 
     def _overlapping(self, ex: Exchange) -> Iterator[Exchange]:
-        """Find the requests that came with the same session at the same time."""
+        """Return the requests with the same session that overlap with *ex*."""
         mine = self.id_of(ex.loaded) if ex.loaded else None
         for other in self.exchanges:
             if other is ex or other.loaded is None or (other.done and other.done_at < ex.arrived):
@@ -526,7 +526,7 @@ class Ledger:
                 yield other
 
     def _judge_races(self, ex: Exchange) -> None:
-        """Find the log-ins that were lost because somebody else was quicker, or slower."""
+        """Record the log-ins that may be lost to an overlapping request."""
         for other in self._overlapping(ex):
             self._judge_elsewhere(ex, other)
             self._judge_elsewhere(other, ex)
@@ -538,7 +538,7 @@ class Ledger:
                 self._lose(other, ex, renewed=ex.plan.node != other.plan.node)
 
     def _judge_elsewhere(self, ex: Exchange, other: Exchange) -> None:
-        """What logs out elsewhere begins nothing if its session is ended by somebody else."""
+        """Record that a log-out elsewhere begins nothing if another request ends its session."""
         mine = [login for login in self.logins.values() if login.by is ex]
         logged_in = any(login.by is other for login in self.logins.values())
         if ex in self._elsewhere and (other in self._dooming or logged_in):
@@ -546,7 +546,7 @@ class Ledger:
                 login.doomed.add(f"{other} ended the session that it goes on from")
 
     def _lose(self, winner: Exchange, loser: Exchange, *, renewed: bool = False) -> None:
-        """Note that what *loser* began may be overwritten by what *winner* saved."""
+        """Record that the session begun by *loser* may be overwritten by the save of *winner*."""
         why = f"{winner} saved over it"
         if not winner.saved:
             return

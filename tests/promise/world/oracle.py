@@ -1,12 +1,12 @@
 """
-Judges a world by data only: who is shown whose data, and whose socket opens.
+Judge of a world: which user's data each page shows, and for whom each socket opens.
 
-- Once a log-in is over (:attr:`Login.ended`), nothing that presents any copy of any cookie that
-  ever carried its token gets a socket, nor a page as that user; its sockets go.
-- A browser whose log-in lives (nothing in :attr:`Login.doomed`) is shown its token on every page,
-  its handshakes open, and its sockets stay, or are told to come back for a reason.
-- What a renewal has given up serves nobody once somebody came with the newer one.
-- A node that can't reach Redis opens nothing.
+- Once a log-in has ended (:attr:`Login.ended`), no request with any copy of any cookie that ever
+  carried its token gets a socket, or a page as that user; its sockets are closed.
+- A browser whose log-in lives (:attr:`Login.doomed` is empty) gets its token on every page, its
+  handshakes succeed, and its sockets stay open, or are asked to reconnect for a reason.
+- A cookie replaced by a renewal is no longer served once a request came with the newer one.
+- A node that can't reach Redis opens no socket.
 - Nothing fails that wasn't meant to.
 """
 
@@ -20,13 +20,13 @@ from typing import Any
 from .exchange import Exchange
 from .ledger import SETTLED, Content, Ledger, Login
 
-GRACE = 31.0  # Expiry.renewal_grace, and one more
+GRACE = 31.0  # Expiry.renewal_grace, plus one second
 FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
-ON_ITS_WAY = 0.05  # seconds until Redis has an order: several may go together
-MISSED = 62.0  # seconds after which a node has asked Redis about the session of a page
+ON_ITS_WAY = 0.05  # seconds until Redis has an order: orders are sent in batches
+MISSED = 62.0  # seconds after which a node has queried Redis for the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
-RECOVERY = 40.0  # seconds after an outage by which a node has sent what it had to, and is told
-MAY_FAIL = ("fail", "stream")  # a stream can't carry a session, which a helper may say
+RECOVERY = 40.0  # seconds after an outage by which a node has sent and received its backlog
+MAY_FAIL = ("fail", "stream")  # a stream can't carry a session; a helper may raise an error
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Violation:
     """Something that must never happen.
 
     Attributes:
-        kind: Which sentence of the promise was broken.
-        what: What happened.
+        kind: The rule that was broken.
+        what: A description of the event.
     """
 
     kind: str
@@ -47,14 +47,14 @@ class Violation:
 
 @dataclass
 class Browser:
-    """A browser, and which log-in it believes in.
+    """A browser, and the log-in that it expects to have.
 
     Attributes:
         name: Its name.
         jar: Its session cookie.
-        order: The number of the save that this cookie is of.
-        expects: The token of the log-in that it was told of last.
-        parents: With which cookie each of its cookies was asked for.
+        order: The number of the save that produced this cookie.
+        expects: The token of the log-in in the last response it received.
+        parents: For each of its cookies, the cookie of the request that received it.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Browser:
     parents: dict[str | None, str | None] = field(default_factory=dict)
 
     def came_from(self, cookie: str | None) -> bool:
-        """Tell whether the session it has now has come of the one with *cookie*."""
+        """Return whether its current session derives from the one in *cookie*."""
         seen: set[str | None] = set()
         current = self.jar
         while current is not None and current not in seen:
@@ -82,10 +82,10 @@ class Socket:
     Attributes:
         exchange: Its handshake.
         opened_at: When it opened.
-        login: Whose it is.
-        proof: Who its client has proven to be, as a log-in of its own.
-        proven_at: When that proof was done.
-        left: Whether its browser has left by itself, or its server has.
+        login: The log-in of its session.
+        proof: The identity that its client has proven, as a log-in of its own.
+        proven_at: When that proof was complete.
+        left: Whether its browser has closed it, or its server has stopped.
         judged: Whether its end has been judged.
     """
 
@@ -99,7 +99,7 @@ class Socket:
 
     @property
     def owners(self) -> list[Login]:
-        """The log-ins with which it ends."""
+        """The log-ins whose end closes it."""
         return [login for login in (self.login, self.proof) if login is not None]
 
 
@@ -108,7 +108,7 @@ class Cut:
     """A time in which a node couldn't reach Redis.
 
     Attributes:
-        node: Which.
+        node: The node.
         began: When it began.
         ended: When it was over.
     """
@@ -120,16 +120,16 @@ class Cut:
 
 @dataclass
 class Oracle:
-    """Watches what a world shows to whom.
+    """Checks every page and socket of a world against the ledger.
 
     Attributes:
-        ledger: What is known of log-ins.
-        nodes: How many servers there are.
-        sockets: All that ever opened.
-        violations: What was found.
-        reconciled: Whether all nodes have found what they have missed.
-        served: What pages were served, and when.
-        drained: Which servers were told to close their sockets, and by when all are.
+        ledger: The record of all log-ins.
+        nodes: The number of servers.
+        sockets: All sockets that ever opened.
+        violations: The violations found.
+        reconciled: Whether all nodes have found the records that they had missed.
+        served: The sessions that pages were served with, and when.
+        drained: The servers being drained, and when each must have closed its sockets.
         cuts: When nodes couldn't reach Redis.
     """
 
@@ -144,14 +144,14 @@ class Oracle:
     cuts: list[Cut] = field(default_factory=list)
 
     def blame(self, kind: str, what: str) -> None:
-        """Note a violation."""
+        """Record a violation."""
         self.violations.append(Violation(kind, what))
         self.ledger.log(f"VIOLATION {kind}: {what}")
 
     # What the application shows
 
     def page(self, ex: Exchange, session: Mapping[str, Any]) -> None:
-        """Judge what the handler of *ex* found in its session."""
+        """Check the session that the handler of *ex* was given."""
         ex.saw, ex.judged_at = dict(session), self.ledger.now()
         login = self.ledger.seen(ex)
         self.ledger.log(f"{ex}: sees {login.token if login else 'nobody'}")
@@ -183,7 +183,7 @@ class Oracle:
         self.served.append((self.ledger.now(), {"tok": login.token, "tags": tags}))
 
     def open(self, ex: Exchange, session: Mapping[str, Any]) -> Socket:
-        """Judge whose socket opens."""
+        """Check the session for which a socket opens."""
         ex.saw, ex.judged_at = dict(session), self.ledger.now()
         login = self.ledger.seen(ex)
         socket = Socket(ex, self.ledger.now(), login)
@@ -203,13 +203,13 @@ class Oracle:
         return socket
 
     def begin_proof(self, socket: Socket, user: str) -> Login:
-        """Note that a client begins to prove who it is: as if it logged in over its socket."""
+        """Record that a client begins to prove an identity, as a log-in over its socket."""
         proof = self.ledger.add(user, None)
         self.ledger.log(f"{socket.exchange}: begins to prove that it is {user}, {proof.token}")
         return proof
 
     def prove(self, socket: Socket, proof: Login) -> None:
-        """Judge that a proof was taken."""
+        """Check a proof that was accepted."""
         socket.proof, socket.proven_at = proof, self.ledger.now()
         self.ledger.log(f"{socket.exchange}: has proven {proof.token}")
         ended = proof.ended
@@ -219,29 +219,29 @@ class Oracle:
             self.blame("proof after the end", f"{socket.exchange} is {proof.user}")
 
     def refuse_proof(self, socket: Socket, proof: Login) -> None:
-        """Judge that a proof was refused."""
+        """Check a proof that was refused."""
         socket.proof, socket.proven_at = proof, self.ledger.now()
         self.ledger.log(f"{socket.exchange}: may not prove {proof.token}")
         login = socket.login
         if login is None or any(owner.doomed for owner in socket.owners):
-            return  # nobody knows when a visitor's session is over
+            return  # the end of a visitor's session isn't recorded
         since = socket.exchange.arrived - GRACE
         if not self.ledger.told_to_reconnect(login, since) and not self._given_up(socket):
             self.blame("proof refused", f"{socket.exchange} is {proof.user}")
 
     def disprove(self, socket: Socket) -> None:
-        """Note that a proof was taken back."""
+        """Record that a proof was withdrawn."""
         socket.proof = None
         self.ledger.log(f"{socket.exchange}: takes its proof back")
 
     # What happens to servers
 
     def cut_off(self, node: int) -> None:
-        """Note that a node can't reach Redis any more."""
+        """Record that a node can't reach Redis any more."""
         self.cuts.append(Cut(node, self.ledger.now()))
 
     def back(self, node: int) -> None:
-        """Note that a node can reach Redis again."""
+        """Record that a node can reach Redis again."""
         for cut in self.cuts:
             if cut.node == node:
                 cut.ended = min(cut.ended, self.ledger.now())
@@ -250,14 +250,14 @@ class Oracle:
         return [cut for cut in self.cuts if cut.ended == math.inf]
 
     def drain(self, node: int, window: float) -> None:
-        """Note that a server closes all its sockets."""
+        """Record that a server closes all its sockets."""
         until = self.ledger.now() + window + FAREWELL
         self.drained[node] = min(until, self.drained.get(node, math.inf))
 
     # What becomes of it
 
     def done(self, ex: Exchange) -> None:
-        """Judge the response of *ex*; the application is done with it."""
+        """Check the response of *ex*, with which the application is done."""
         ex.done, ex.done_at = True, self.ledger.now()
         self.ledger.done(ex)
         status = ex.client.status
@@ -277,7 +277,7 @@ class Oracle:
         if self._unavailable(ex) and (status in (409, 503) or code in (1001, 1012) or adopted):
             return
         if ex.plan.action == "stream":
-            # What an adopted socket or a websocket is told by a code.
+            # The close code that a websocket would get.
             code = {401: 4401, 409: 4403, 200: 4403}.get(status)
         elif status != 101:
             code = None
@@ -291,13 +291,13 @@ class Oracle:
             self.blame("refused", f"{ex} got {code}, though {login.token} lives")
 
     def deliver(self, ex: Exchange, cookie: str | None, *, has_cookie: bool) -> None:
-        """Let a browser take a response."""
+        """Deliver a response to its browser."""
         browser = self.browsers[ex.presenter]
         overtaken = has_cookie and ex.order < browser.order
         saw: str | None = (ex.saw or {}).get("tok")
-        lost = has_cookie and ex.expects == browser.expects != saw  # for a reason, or we know
-        slow = ex.judged_at - ex.arrived >= SETTLED  # it may have been given an empty session
-        unheard = self.nodes > 1  # a write on a node that hadn't heard of what came in between
+        lost = has_cookie and ex.expects == browser.expects != saw  # for a reason
+        slow = ex.judged_at - ex.arrived >= SETTLED  # given an empty session?
+        unheard = self.nodes > 1  # this node may have missed a change
         another = slow or unheard or self._began_anew(ex) or not browser.came_from(ex.cookie)
         uninvited = has_cookie and browser.jar != ex.cookie and another
         if has_cookie:
@@ -315,7 +315,7 @@ class Oracle:
         self.ledger.log(f"{ex}: delivered{'' if has_cookie else ' without a cookie'}")
 
     def _told(self, ex: Exchange) -> str | None:
-        """Return the token that a page has told its browser of, if it was saved."""
+        """Return the token that a page has sent to its browser, if it was saved."""
         token: str | None = (ex.left or {}).get("tok")
         login = self.ledger.logins.get(token)
         if login is None or any(content.get("tok") == token for content in ex.saved):
@@ -326,7 +326,7 @@ class Oracle:
         return None
 
     def check_sockets(self) -> None:
-        """Judge the sockets that are open, and those that were closed."""
+        """Check the sockets that are open, and those that were closed."""
         now = self.ledger.now()
         for socket in self.sockets:
             ex = socket.exchange
@@ -357,7 +357,7 @@ class Oracle:
         if self._given_up(socket):
             return
         opened = socket.opened_at if self._alone else math.inf
-        told = any(  # whoever it belongs to: it may have proven to be somebody else's
+        told = any(  # by any owner: its client may have proven another identity
             self.ledger.told_to_reconnect(owner, ex.arrived - GRACE, opened=opened)
             for owner in {login, *socket.owners}
         )
@@ -367,23 +367,23 @@ class Oracle:
     # Questions
 
     def _living(self, ex: Exchange) -> Login | None:
-        """Return the log-in that a browser is to be served as, ``None`` if it isn't certain."""
+        """Return the log-in that a browser must be served as, ``None`` if it isn't certain."""
         login = self.ledger.logins.get(ex.expects)
         if login is None or login.doomed or ex.loaded is None:
             return None
         if self.ledger.on_server:
-            return login  # an older generation there is the trace of a race, and repaired
+            return login  # an older generation there comes from a race, and is repaired
         return None if self.ledger.given_up(ex.loaded, self.ledger.now()) else login
 
     @property
     def _alone(self) -> bool:
-        """Tell whether one session has one id on one server."""
+        """Return whether each session has an id of its own, on one server."""
         return self.nodes == 1 and self.ledger.derive is None
 
     def _given_up(self, socket: Socket) -> bool:
-        """Tell whether somebody came with a newer cookie than the one a socket was opened with.
+        """Return whether a request came with a newer cookie than the socket's handshake.
 
-        What a renewal has kept goes on under the newer one.
+        Sockets that a renewal has kept stay open under the newer cookie.
         """
         login = socket.login
         if self._alone and login is not None and self.ledger.kept(login, socket.opened_at):
@@ -391,7 +391,7 @@ class Oracle:
         return self.ledger.given_up(socket.exchange.saw or {})
 
     def _unavailable(self, ex: Exchange) -> bool:
-        """Tell whether a server may refuse a handshake for its own reasons."""
+        """Return whether a server may refuse a handshake for reasons of its own."""
         late = ex.done_at - ex.arrived >= HANDSHAKE
         away = any(
             cut.node == ex.plan.node
@@ -402,26 +402,26 @@ class Oracle:
         return late or away or ex.plan.node in self.drained or ex.killed
 
     def _known(self, at: float) -> float:
-        """Return when all nodes could know at the latest what happened then."""
+        """Return the latest time at which all nodes know of an event at *at*."""
         for cut in sorted(self.cuts, key=lambda cut: cut.began):
             if cut.began <= at + self._slack() and at < cut.ended + RECOVERY:
                 at = cut.ended + RECOVERY
         return at
 
     def _slack(self) -> float:
-        return MISSED if self.nodes > 1 else 0.0  # a renewal on another node may be news here
+        return MISSED if self.nodes > 1 else 0.0  # a renewal on another node may be unknown here
 
     def _told_at(self, socket: Socket, login: Login) -> float:
-        """Return when the sockets of a log-in that is over are told at the latest."""
+        """Return when the sockets of an ended log-in get their close frame at the latest."""
         assert login.ended is not None
         ender = login.ended_by
-        if isinstance(ender, Exchange):  # they wait for its response, and that for its handler
+        if isinstance(ender, Exchange):  # sockets wait for the response, and that for its handler
             at = ender.done_at if ender.done else math.inf
             return max(at, socket.opened_at, socket.proven_at)
         return max(login.ended, socket.opened_at, socket.proven_at)
 
     def _asked_before(self, ex: Exchange, login: Login) -> bool:
-        """Tell whether the end came when *ex* had perhaps asked Redis already.
+        """Return whether *ex* may have queried Redis before the end was recorded.
 
         A message, or the next heartbeat, closes its socket.
         """
@@ -433,13 +433,13 @@ class Oracle:
         return ex.arrived < late
 
     def _may_fail(self, ex: Exchange) -> bool:
-        """Tell whether an error is nobody's fault."""
-        # What asks for a websocket may not load for ever, whatever it turns out to be.
+        """Return whether an error response is allowed."""
+        # A websocket request has a deadline for loading its session, whichever view it addresses.
         late = ex.plan.upgrade and ex.done_at - ex.arrived >= HANDSHAKE
         return late or ex.plan.ending in MAY_FAIL
 
     def _began_anew(self, ex: Exchange) -> bool:
-        """Tell whether *ex* was given a session that has nothing to do with its cookie."""
+        """Return whether *ex* was given a session unrelated to its cookie."""
         if not ex.loaded or not ex.saved:
             return True
         had, has = self.ledger.id_of(ex.loaded), self.ledger.id_of(ex.saved[-1])

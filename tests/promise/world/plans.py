@@ -1,5 +1,5 @@
 """
-Random plans from seeds, and the shortest plan that still breaks the same sentence.
+Random plans from seeds, and the shortest plan that still causes the same violation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .world import BROWSERS
 T = TypeVar("T")
 
 STORAGES = ["simple"] * 4 + ["encrypted"] * 2 + ["nacl"] + ["memory"] * 2 + ["redis"]
-#: What happens most often is there more than once.
+#: The relative frequency of actions; 1 for all others.
 WEIGHTS = {
     "read": 2,
     "open": 4,
@@ -46,14 +46,14 @@ WEIGHTS = {
     "log_in": 2,
     "renew": 2,
 }
-#: How likely a request is held up at a gate; elsewhere it is less.
+#: The probability that a request is held at a gate; 0.2 elsewhere.
 PAUSES = {"handler": 0.3, "handled": 0.3}
-#: Just over what somebody may wait for: a slow handler, SETTLED, renewal_grace, MISSED.
+#: Just over each timeout that matters: a slow handler, SETTLED, renewal_grace, MISSED.
 WAITS = [0.2, 11.0, 31.0, 70.0]
 
 
 def make_config(rng: random.Random) -> Config:
-    """Choose what kind of world it is."""
+    """Choose the kind of a world."""
     identify = rng.random() < 0.75
     cluster = rng.choices(["", "memory", "redis"], [73, 24, 3])[0]
     return Config(
@@ -69,7 +69,7 @@ def make_config(rng: random.Random) -> Config:
 
 
 def make_plan(rng: random.Random, config: Config) -> Plan:
-    """Choose what somebody does."""
+    """Choose what a request does."""
     names = [name for name in ACTIONS if config.identify or name not in ABOUT_IDENTITIES]
     names += [name for name in ENDPOINTS if config.identify or name != "prove"]
     action = rng.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
@@ -86,7 +86,7 @@ def make_plan(rng: random.Random, config: Config) -> Plan:
 
 
 def make_step(rng: random.Random, config: Config) -> Step:
-    """Choose what happens next."""
+    """Choose the next step."""
     kind = rng.random()
     if kind < 0.36:
         return Visit(rng.choice(BROWSERS), make_plan(rng, config))
@@ -114,7 +114,7 @@ def make_step(rng: random.Random, config: Config) -> Step:
 
 
 def make_order(rng: random.Random, config: Config) -> Order:
-    """Choose what an administrator orders."""
+    """Choose an administrator's order."""
     orders = ["end_session", "end_session", "close_all_session"]
     if config.identify:
         orders += ["end_identity", "end_identity", "close_all_identity"]
@@ -130,7 +130,7 @@ def make_order(rng: random.Random, config: Config) -> Order:
 
 
 def make_world(seed: int) -> tuple[Config, list[Step]]:
-    """Make the world of a seed: its kind, and what happens in it."""
+    """Generate the world of a seed: its kind and its steps."""
     rng = random.Random(seed)
     config = make_config(rng)
     steps: list[Step] = []
@@ -154,13 +154,13 @@ def make_world(seed: int) -> tuple[Config, list[Step]]:
 
 
 def impatient(rng: random.Random, config: Config) -> list[Step]:
-    """Let a browser go away while its request is held up in the handler, or right after it."""
+    """Return a request whose client disconnects while it is held in the handler or after it."""
     plan = replace(make_plan(rng, config), pauses=(rng.choice(["handled", "identify", "save"]),))
     return [Visit(rng.choice(BROWSERS), plan), Vanish(-1)]
 
 
 def uninformed(rng: random.Random, config: Config) -> list[Step]:
-    """Let a browser use a node that has asked lately, and misses what is ordered on another."""
+    """Return steps in which a node has queried lately, then misses an order given on another."""
     name, node = rng.choice(BROWSERS), rng.randrange(config.nodes)
     what = rng.choice(["end_session", "end_identity" if config.identify else "end_session"])
     plan = make_plan(rng, config)
@@ -172,7 +172,7 @@ def uninformed(rng: random.Random, config: Config) -> list[Step]:
 
 
 def cut_off(rng: random.Random, config: Config) -> list[Step]:
-    """Let a node lose Redis, for a moment or for long, while things happen on both."""
+    """Return steps in which a node loses Redis, briefly or for long, while both are used."""
     node = rng.randrange(config.nodes)
     between = [make_step(rng, config) for _ in range(rng.randrange(1, 6))]
     pause = [Wait(rng.choice([0.5, 3.0, 31.0]))] if rng.random() < 0.7 else []
@@ -183,7 +183,7 @@ def cut_off(rng: random.Random, config: Config) -> list[Step]:
 
 
 def proven(rng: random.Random, config: Config) -> list[Step]:
-    """Let a client prove who it is, and end that, perhaps in the middle of it."""
+    """Return steps in which a client proves its identity and that is ended, perhaps meanwhile."""
     name, user = rng.choice(BROWSERS), rng.choice(["ann", "bob"])
     gates = ("proving",) if rng.random() < 0.5 else ()
     opened = Visit(name, Plan("prove", pauses=gates, node=rng.randrange(config.nodes)))
@@ -194,7 +194,7 @@ def proven(rng: random.Random, config: Config) -> list[Step]:
 
 
 def restarted(rng: random.Random, config: Config) -> list[Step]:
-    """Let something end, and the server start again."""
+    """Return steps in which a session ends and the server restarts."""
     plan = make_plan(rng, config)
     what = rng.choice(["log_out", "empty", "renew", "log_out_by_pattern", plan.action])
     steps: list[Step] = [Visit(rng.choice(BROWSERS), replace(plan, action=what))]
@@ -204,7 +204,7 @@ def restarted(rng: random.Random, config: Config) -> list[Step]:
 
 
 def overtaken(rng: random.Random, config: Config) -> list[Step]:
-    """Let a browser renew its session, and come back, while another of its requests is slow."""
+    """Return steps in which a browser renews its session while another request is slow."""
     name = rng.choice(BROWSERS)
     slow = replace(make_plan(rng, config), pauses=(rng.choice(["load", "handler", "handled"]),))
     renewal = Plan(rng.choice(["renew", "refresh", "delete_id", "log_in_renewed"]))
@@ -216,12 +216,12 @@ def shrink(
     steps: Sequence[Step],
     broken: Callable[[Config, Sequence[Step]], list[Violation]],
 ) -> list[Step]:
-    """Leave out whatever isn't needed to break the same sentence.
+    """Remove every step that isn't needed to cause the same violation.
 
     Args:
-        config: What kind of world it is.
-        steps: What happens in it.
-        broken: Plays a world and returns what it violated.
+        config: The kind of the world.
+        steps: Its steps.
+        broken: Runs a world and returns its violations.
     """
     kinds = {violation.kind for violation in broken(config, steps)}
 
@@ -246,7 +246,7 @@ def shrink(
 
 
 def simplified(step: Step) -> list[Step]:
-    """Return plainer steps of the same kind, the plainest first."""
+    """Return simpler steps of the same kind, the simplest first."""
     if not isinstance(step, Visit | Theft):
         return []
     plan = step.plan

@@ -1,5 +1,5 @@
 """
-What kinds of worlds there are, and what can happen in them.
+The kinds of worlds, and the steps that can happen in them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from .exchange import Plan
 
 @dataclass(frozen=True)
 class Config:
-    """What kind of world it is.
+    """The kind of a world.
 
     Attributes:
         storage: ``"simple"``, ``"encrypted"``, ``"nacl"``; ``"memory"`` or ``"redis"``, which
             keep sessions on the server.
-        identify: Whether the registry knows users.
+        identify: Whether the registry has ``identify``.
         ids: ``"unique"``; ``"derived"`` from the user by ``id_factory``.
-        cluster: ``"memory"`` or ``"redis"`` for two nodes, by what they know of each other.
-        legacy: Whether the browsers have sessions of before the installation: ``"bare"``
+        cluster: ``"memory"`` or ``"redis"`` for two nodes that share their records there.
+        legacy: Whether the browsers have sessions from before the installation: ``"bare"``
             without an id, ``"1.1.1"`` with one.
-        labels: Whether the registry knows with what a user has logged in.
-        journal: Whether the one server keeps its records on disk, and may be started again.
-        cancels: Whether aiohttp cancels the handler of a client that is gone.
+        labels: Whether the registry has ``labels``: the device of each log-in.
+        journal: Whether the one server keeps its records on disk, and may be restarted.
+        cancels: Whether aiohttp cancels the handler when the client disconnects.
     """
 
     storage: str = "simple"
@@ -38,7 +38,7 @@ class Config:
 
     @property
     def nodes(self) -> int:
-        """How many servers there are."""
+        """The number of servers."""
         return 2 if self.cluster else 1
 
     @property
@@ -49,7 +49,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Visit:
-    """A browser sends a request with the cookie that it has now."""
+    """A browser sends a request with its current cookie."""
 
     browser: str
     plan: Plan
@@ -57,7 +57,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class Theft:
-    """The thief sends a request with the copy of a cookie, the *which*-th that was made."""
+    """The thief sends a request with the *which*-th copied cookie."""
 
     which: int
     plan: Plan
@@ -65,32 +65,32 @@ class Theft:
 
 @dataclass(frozen=True)
 class GoOn:
-    """The *which*-th of the requests that are held up goes on."""
+    """The *which*-th held request resumes."""
 
     which: int
 
 
 @dataclass(frozen=True)
 class Vanish:
-    """The client of the *which*-th of the requests that are under way is gone."""
+    """The client of the *which*-th pending request disconnects."""
 
     which: int
 
 
 @dataclass(frozen=True)
 class Leave:
-    """The *which*-th of the open sockets and streams is closed by its page."""
+    """The page of the *which*-th open socket or stream closes it."""
 
     which: int
 
 
 @dataclass(frozen=True)
 class Say:
-    """The client of the *which*-th open socket that takes proofs says who it is.
+    """The client of the *which*-th open socket that accepts proofs proves its identity.
 
     Attributes:
-        which: Of which socket.
-        user: Who; ``""`` takes the proof back.
+        which: The index of the socket.
+        user: The identity; ``""`` withdraws the proof.
     """
 
     which: int
@@ -99,7 +99,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Drain:
-    """A server closes its sockets over a window of time, and opens no more."""
+    """A server closes its sockets over a window of time, and refuses new ones."""
 
     node: int
     window: float
@@ -107,18 +107,18 @@ class Drain:
 
 @dataclass(frozen=True)
 class Restart:
-    """The server that has a journal stops, or is killed, and is started again."""
+    """The server that has a journal stops, or is killed, and is restarted."""
 
     kill: bool
 
 
 @dataclass(frozen=True)
 class Outage:
-    """A server can't reach Redis any more.
+    """A server loses its connection to Redis.
 
     Attributes:
-        node: Which.
-        silent: Whether its connections are dead, and not closed.
+        node: The server.
+        silent: Whether sent data is lost without an error, rather than the connections cut.
     """
 
     node: int
@@ -141,7 +141,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class SetClock:
-    """Somebody sets the wall clock of all servers."""
+    """The wall clock of all servers is set."""
 
     seconds: float
 
@@ -153,11 +153,11 @@ class Order:
     Attributes:
         what: A method of the registry: end_session, end_identity, end_label, close_all_session,
             close_all_identity.
-        which: About the which-th of the ids that any log-in was saved with.
-        user: About which user.
-        device: About what the users have logged in with.
-        node: On which server.
-        subject: About which id, if it is known.
+        which: The index of the session id, among all ids that any log-in was saved with.
+        user: The user concerned.
+        device: The device concerned.
+        node: The server that is called.
+        subject: The session id, if it is known.
     """
 
     what: str
@@ -170,7 +170,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Deliver:
-    """The *which*-th of the messages between nodes arrives; the others are late or lost."""
+    """The *which*-th message between nodes arrives; the others are late or lost."""
 
     which: int
 

@@ -1,5 +1,5 @@
 """
-The storages of a world.
+Session storages for simulated worlds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MemoryStorage(AbstractStorage):
         self._kept: dict[str, str] = {}
 
     async def load_session(self, request: web.Request) -> Session:
-        """Load the session that the cookie is the key of."""
+        """Load the session whose key the cookie holds."""
         key = self.load_cookie(request)
         if key is None or key not in self._kept:
             return Session(None, data=None, new=True)
@@ -37,7 +37,7 @@ class MemoryStorage(AbstractStorage):
     async def save_session(
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
-        """Save the session under its key, or a new one."""
+        """Save the session under its key, or under a new one."""
         known = session.identity is not None
         key = str(session.identity) if known else f"key{len(self._kept)}"
         self.save_cookie(response, "" if session.empty and known else key)
@@ -49,7 +49,7 @@ async def _nothing() -> None:
 
 
 def make_storage(kind: str, redis_port: int | None) -> tuple[AbstractStorage, Closer]:
-    """Make a storage of a kind, and what closes it."""
+    """Create a storage of the given kind, and the function that closes it."""
     match kind:
         case "encrypted":
             return EncryptedCookieStorage(b"k" * 32), _nothing

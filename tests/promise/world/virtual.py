@@ -1,8 +1,8 @@
 """
-An event loop whose time passes only while everything waits, and the clocks to go with it.
+An event loop in virtual time, and the clocks that go with it.
 
 Nothing in a world sleeps: when all tasks wait, the time jumps to the next timer. Half a minute of
-grace takes as long as the timers that fire in it, and the same seed gives the same run.
+grace costs only the timers that fire in it, and the same seed gives the same run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import hiredis
 
 T = TypeVar("T")
 
-EPOCH = float(int(time.time()))  # what the wall clock shows when a world begins
-UPTIME = 1_000.0  # what the monotonic clock shows then
+EPOCH = float(int(time.time()))  # the wall clock when a world begins
+UPTIME = 1_000.0  # the monotonic clock when a world begins
 TICK = 1e-6  # seconds that a turn of the event loop takes
-SILENCE = 60.0  # real seconds after which a server outside of the world is given up
-INCOMPLETE = object()  # what a parser returns until there is a whole message
+SILENCE = 60.0  # real seconds to wait for a server outside of the world
+INCOMPLETE = object()  # what a parser returns until a message is complete
 CLOCKS = (time.time, time.monotonic)
 PATCHED = ("aiohttp_session_ws", "aiohttp_session", "tests.")  # packages whose clocks are virtual
 
@@ -37,7 +37,7 @@ class VirtualTime:
 
     Attributes:
         elapsed: Seconds since the world began.
-        wall_offset: Seconds by which somebody has set the wall clock.
+        wall_offset: Seconds by which the wall clock has been set.
     """
 
     def __init__(self) -> None:
@@ -45,19 +45,19 @@ class VirtualTime:
         self.wall_offset = 0.0
 
     def monotonic(self) -> float:
-        """Stand in for ``time.monotonic``."""
+        """Replace ``time.monotonic``."""
         return UPTIME + self.elapsed
 
     def time(self) -> float:
-        """Stand in for ``time.time``."""
+        """Replace ``time.time``."""
         return EPOCH + self.elapsed + self.wall_offset
 
 
 class Owed:
-    """How many answers a Redis still owes on a connection; they may come one by one.
+    """The number of replies that Redis still owes on a connection.
 
     Attributes:
-        answers: How many.
+        answers: The number of outstanding replies.
     """
 
     def __init__(self) -> None:
@@ -66,30 +66,30 @@ class Owed:
         self._answers = hiredis.Reader(notEnoughData=INCOMPLETE)
 
     def sent(self, data: bytes) -> None:
-        """Note what is sent."""
+        """Count the replies that the sent commands require."""
         self._commands.feed(data)
         while (command := self._commands.gets()) is not INCOMPLETE:
-            # Each channel is confirmed by itself.
+            # Each channel is confirmed separately.
             subscribing = command[0].upper() in (b"SUBSCRIBE", b"PSUBSCRIBE")
             self.answers += len(command) - 1 if subscribing else 1
 
     def received(self, data: bytes) -> None:
-        """Note what has come; what is published comes unasked."""
+        """Subtract received replies; publications are unrequested, so the count stops at 0."""
         self._answers.feed(data)
         while self._answers.gets() is not INCOMPLETE:
             self.answers = max(0, self.answers - 1)
 
 
 class VirtualSelector(selectors.BaseSelector):
-    """Lets the time jump where a real selector would wait.
+    """A selector that advances virtual time instead of waiting.
 
     Args:
-        clock: Whose time.
+        clock: The clock to advance.
 
     Attributes:
-        outside: Connections to a server outside of the world that has yet to answer.
-        patience: Real seconds to listen to the outside before the loop counts as idle.
-        idle: Called once when the loop is idle; the time doesn't jump then.
+        outside: Connections to a server outside of the world whose reply is outstanding.
+        patience: Real seconds to wait for outside data before the loop counts as idle.
+        idle: Callbacks, each called once when the loop is idle; time doesn't jump then.
     """
 
     def __init__(self, clock: VirtualTime) -> None:
@@ -100,8 +100,8 @@ class VirtualSelector(selectors.BaseSelector):
         self.idle: list[Callable[[], None]] = []
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready; if nothing is, jump to the next timer."""
-        self._clock.elapsed += TICK  # or who waits for a moment would look again for ever
+        """Return the events that are ready; if there are none, jump to the next timer."""
+        self._clock.elapsed += TICK  # or code that polls for a moment would poll for ever
         events = self._real.select(0)
         if events or (timeout is not None and timeout <= 0):
             return events
@@ -122,51 +122,51 @@ class VirtualSelector(selectors.BaseSelector):
         return []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """Register as the real one does."""
+        """Register with the real selector."""
         return self._real.register(fileobj, events, data)
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        """Unregister as the real one does."""
+        """Unregister from the real selector."""
         return self._real.unregister(fileobj)
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """Modify as the real one does."""
+        """Modify the registration with the real selector."""
         return self._real.modify(fileobj, events, data)
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """Return the map of the real one."""
+        """Return the map of the real selector."""
         return self._real.get_map()
 
     def close(self) -> None:
-        """Close the real one."""
+        """Close the real selector."""
         self._real.close()
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop by the time of a world."""
+    """An event loop that runs in virtual time."""
 
     def __init__(self, clock: VirtualTime) -> None:
         self.clock = clock
         self.virtual_selector = VirtualSelector(clock)
         super().__init__(self.virtual_selector)
-        self._lost: dict[str, bool] = {}  # addresses that nobody reaches, and whether silently
+        self._lost: dict[str, bool] = {}  # unreachable addresses, and whether silently
         self._links: list[tuple[str, asyncio.Transport]] = []
 
     def lose(self, address: str, *, silent: bool) -> None:
-        """Let nobody reach a server outside of the world by this address.
+        """Make a server outside of the world unreachable by this address.
 
         Args:
             address: An address of the loopback interface.
-            silent: Whether what is sent is lost without an error; else connections are cut.
+            silent: Whether sent data is lost without an error; otherwise connections are cut.
         """
         self._lost[address] = silent
         if not silent:
             self._cut(address)
 
     def reach(self, address: str) -> None:
-        """Let a server outside be reached again."""
+        """Make an outside server reachable again."""
         if self._lost.pop(address, False):
-            self._cut(address)  # what was lost on the way can't be made good
+            self._cut(address)  # lost data can't be recovered: reconnect
 
     def _cut(self, address: str) -> None:
         for host, transport in self._links:
@@ -179,7 +179,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.clock.monotonic()
 
     async def create_connection(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
-        """Connect to a server outside; no time passes while it has yet to answer."""
+        """Connect to an outside server; no time passes while a reply is outstanding."""
         address = str(args[0] if args else options.get("host"))
         if address in self._lost:
             if self._lost[address]:
@@ -256,7 +256,7 @@ def virtual_loop() -> VirtualLoop:
 
 @contextlib.contextmanager
 def patched_clocks(clock: VirtualTime) -> Iterator[None]:
-    """Let all code read *clock*, also where a default argument has kept the real function."""
+    """Make all code read *clock*, including default arguments that hold the real functions."""
     pairs = [(time.time, clock.time), (time.monotonic, clock.monotonic)]
 
     def virtual(value: Any) -> Any:
@@ -286,10 +286,10 @@ def set_defaults(
 
 @functools.cache
 def functions_with_clocks(modules: int) -> list[FunctionType]:
-    """Find the functions of ours that keep a clock as a default argument.
+    """Find the functions of the patched packages with a clock as a default argument.
 
     Args:
-        modules: How many are loaded; when there are more, it is time to search again.
+        modules: The number of loaded modules; a new number causes a new search.
     """
     ours = [m for name, m in sys.modules.items() if name.startswith(PATCHED)]
     owners: list[ModuleType | type] = list(ours)
@@ -299,12 +299,12 @@ def functions_with_clocks(modules: int) -> list[FunctionType]:
 
 
 def is_ours(value: object) -> bool:
-    """Tell whether *value* is a class of the packages that are patched."""
+    """Return whether *value* is a class of the patched packages."""
     return inspect.isclass(value) and value.__module__.startswith(PATCHED)
 
 
 def keeps_clock(value: object) -> bool:
-    """Tell whether *value* is a function with a clock as a default argument."""
+    """Return whether *value* is a function with a clock as a default argument."""
     if not inspect.isfunction(value):
         return False
     kept = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]

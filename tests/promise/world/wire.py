@@ -1,8 +1,8 @@
 """
-Clients that are joined to aiohttp's server in memory, and see what a browser sees.
+In-memory clients of aiohttp's server that see what a browser sees.
 
-The server is aiohttp's own, from the first byte of a request on; only the TCP connection
-between the two ends is replaced by two lists, so that nothing depends on the kernel's timing.
+The server is aiohttp's own, from the first byte of a request on; only the TCP connection is
+replaced, by an in-memory transport, so that nothing depends on the kernel's timing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-#: Makes a server's end of a connection: ``AppRunner.server``.
+#: Creates the server's protocol for a connection: ``AppRunner.server``.
 ServerFactory = Callable[[], asyncio.Protocol]
 
 UPGRADE = (
@@ -31,14 +31,14 @@ class End(Protocol):
     """The client's end of a connection."""
 
     def receive(self, data: bytes) -> None:
-        """Take what the server has sent."""
+        """Receive data that the server has sent."""
 
     def lose(self) -> None:
-        """Take it that the server has closed the connection."""
+        """Handle that the server has closed the connection."""
 
 
 class MemoryTransport(asyncio.Transport):
-    """The server's end of a connection that is no TCP connection."""
+    """The server's end of an in-memory connection."""
 
     def __init__(self, protocol: asyncio.Protocol, client: End) -> None:
         super().__init__({"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)})
@@ -46,28 +46,28 @@ class MemoryTransport(asyncio.Transport):
         self._protocol = protocol
         self._client = client
         self._closing = False
-        self._received: list[bytes] | None = None  # what waits while reading is paused
+        self._received: list[bytes] | None = None  # data held while reading is paused
 
     def feed(self, data: bytes) -> None:
-        """Deliver what the client has sent."""
+        """Deliver data that the client has sent."""
         if self._received is not None:
             self._received.append(data)
         elif not self._closing:
             self._protocol.data_received(data)
 
     def lose(self, exc: Exception | None = None) -> None:
-        """Tell the server that the connection is gone."""
+        """Report the loss of the connection to the server."""
         if not self._closing:
             self._closing = True
             self._protocol.connection_lost(exc)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send to the client; nothing ever waits in a buffer."""
+        """Send to the client at once; the write buffer is always empty."""
         if not self._closing:
             self._loop.call_soon(self._client.receive, bytes(data))
 
     def close(self) -> None:
-        """Close the connection as soon as all has been sent."""
+        """Close the connection after all data has been sent."""
         if not self._closing:
             self._closing = True
             self._loop.call_soon(self._protocol.connection_lost, None)
@@ -78,34 +78,34 @@ class MemoryTransport(asyncio.Transport):
         self.close()
 
     def is_closing(self) -> bool:
-        """Tell whether it is closed."""
+        """Return whether the connection is closing or closed."""
         return self._closing
 
     def pause_reading(self) -> None:
-        """Keep what the client sends."""
+        """Hold the data that the client sends."""
         if self._received is None:
             self._received = []
 
     def resume_reading(self) -> None:
-        """Deliver what was kept."""
+        """Deliver the data that was held."""
         kept, self._received = self._received or [], None
         for data in kept:
             self.feed(data)
 
     def is_reading(self) -> bool:
-        """Tell whether reading is not paused."""
+        """Return whether reading is neither paused nor closed."""
         return self._received is None and not self._closing
 
     def get_write_buffer_size(self) -> int:
-        """Return 0: all has been sent."""
+        """Return 0: all data has been sent."""
         return 0
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return asyncio's default."""
+        """Return asyncio's defaults."""
         return 16_384, 65_536
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Accept any limit of a buffer that is always empty."""
+        """Ignore the limits: the buffer is always empty."""
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the server's protocol."""
@@ -118,14 +118,14 @@ class MemoryTransport(asyncio.Transport):
 
 
 class Client:
-    """One request, its response, and the websocket that comes of it.
+    """One request, its response, and the websocket it may become.
 
     Attributes:
-        status: The status of the response, ``None`` while none has come.
+        status: The status of the response, ``None`` before it has come.
         set_cookie: The value of the ``Set-Cookie`` header, ``None`` without one.
         answered: Whether the response is complete, or the connection is gone.
-        hello: What the server first sent over the websocket or the stream.
-        left: Whether it has cut the connection.
+        hello: The first message that the server sent over the websocket or the stream.
+        left: Whether the client has cut the connection.
         closed: The code with which the websocket was closed; 1006 without a close frame, and
             for a stream that has ended.
     """
@@ -150,13 +150,13 @@ class Client:
         self._send("\r\n".join([*lines, "", ""]).encode())
 
     def vanish(self) -> None:
-        """Cut the connection without a word."""
+        """Cut the connection without a close frame."""
         self.left = True
         self._transport.lose(ConnectionResetError("the client has gone"))
         self.lose()
 
     def leave(self) -> None:
-        """Close the websocket, or the stream, as a page does that is left."""
+        """Close the websocket, or the stream, as a browser does when its page is left."""
         if self.streams:
             self.vanish()
             return
@@ -167,7 +167,7 @@ class Client:
         self._send_frame(TEXT, text.encode())
 
     def receive(self, data: bytes) -> None:
-        """Take what the server has sent."""
+        """Parse data that the server has sent."""
         self._buffer += data
         if self.status is None:
             self._read_head()
@@ -179,7 +179,7 @@ class Client:
             self._finish()
 
     def lose(self) -> None:
-        """Take it that the server has closed the connection."""
+        """Record that the server has closed the connection."""
         opened = self.status == 101 or (self.streams and self.status in (None, 200))
         if opened and self.closed is None:
             self.closed = 1006
@@ -191,7 +191,7 @@ class Client:
 
     def _read_stream(self) -> None:
         size, _, rest = self._buffer.partition(b"\r\n")
-        if self.hello is None and rest.endswith(b"\r\n"):  # each event comes in one piece
+        if self.hello is None and rest.endswith(b"\r\n"):  # each event is one chunk
             self.hello = json.loads(rest[: int(size, 16)])
 
     def _complete(self) -> bool:
@@ -201,7 +201,7 @@ class Client:
 
     def _finish(self) -> None:
         self.answered = True
-        self._loop.call_soon(self._transport.lose)  # browsers would keep it; the world is small
+        self._loop.call_soon(self._transport.lose)  # a browser would keep it alive
 
     def _read_head(self) -> None:
         head, end, rest = self._buffer.partition(b"\r\n\r\n")

@@ -1,11 +1,12 @@
 """
-A world: servers, browsers with cookie jars, a thief with copies, administrators, and an oracle.
+A simulated world: servers, browsers with cookie jars, a thief with copies, administrators, and an
+oracle.
 
-A plan is a list of steps. A world does one after the other; between two steps it waits until all
-that can happen without time passing has happened. So the same plan gives the same world, and a
-step can be left out to see whether it mattered.
+A plan is a list of steps, executed in sequence; after each step the world waits until everything
+that can happen without time passing has happened. The same plan therefore gives the same world,
+and a step can be left out to find whether it mattered.
 
-It is long since it also knows how each kind of server, storage and cluster is set up.
+The module is long because it also sets up each kind of server, storage and cluster.
 """
 
 from __future__ import annotations
@@ -68,22 +69,22 @@ BROWSERS = "A", "B"
 EXPIRY = Expiry()
 HEAR = Inbound.hear
 MEASURE = RedisClock.measure
-PATIENCE = 0.001  # real seconds in which what Redis publishes is heard
+PATIENCE = 0.001  # real seconds to wait for messages that Redis publishes
 TICK = 0.001  # seconds between two steps
 
 
 def measure(clock: RedisClock, server: float, sent: float, received: float, ahead: float) -> None:
-    """Let Redis' clock be the one of the world, as far as nodes haven't told it otherwise."""
+    """Use the world's clock as the clock of Redis, plus the lead that nodes have reported."""
     MEASURE(clock, time.time() + ahead, sent, received, ahead)
 
 
 def address_of(node: int) -> str:
-    """Return by which address a node reaches Redis; storages have another."""
+    """Return the address by which a node reaches Redis; storages use another."""
     return f"127.0.0.{2 + node}"
 
 
 class World:
-    """See the module."""
+    """The servers and clients of one plan; see the module."""
 
     def __init__(self, config: Config, redis_port: int | None = None) -> None:
         self.config = config
@@ -113,7 +114,7 @@ class World:
 
     @property
     def ledger(self) -> Ledger:
-        """What is known of log-ins."""
+        """The record of all log-ins."""
         return self.oracle.ledger
 
     @property
@@ -147,7 +148,7 @@ class World:
         running = list(self._running)
         for task in running:
             task.cancel()
-        # One that still asks the storage would connect again once that is closed.
+        # A task that still queries the storage would reconnect after the storage is closed.
         await asyncio.gather(*running, return_exceptions=True)
         for node in range(self.config.nodes):
             virtual_loop().reach(address_of(node))
@@ -200,12 +201,12 @@ class World:
         return app
 
     async def _restart(self, *, kill: bool) -> None:
-        """Stop the server, or kill it, and start another with its journal."""
+        """Stop or kill the server, and start another with its journal."""
         if self._journal is None:
             return
         old, self._restarts = self.apps[0], self._restarts + 1
         self.log("the server is killed" if kill else "the server stops")
-        if kill:  # what it does from now on is not in the files of the next one
+        if kill:  # later writes of the killed server don't reach the copied files
             self._journal = copy_journal(self._journal, self._restarts)
         for socket in self.oracle.sockets:
             socket.left = True
@@ -230,7 +231,7 @@ class World:
         self.log("a server starts")
 
     def _hear(self, node: Inbound, data: bytes) -> Awaitable[None] | None:
-        """Lose every third of the messages that are published."""
+        """Drop every third published message."""
         self._messages += 1
         return HEAR(node, data) if self._messages % 3 else None
 
@@ -241,7 +242,7 @@ class World:
         return derived_id((await aiohttp_session.get_session(request)).get("user"))
 
     async def _give_legacy(self, browser: Browser) -> None:
-        """Give a browser a session of before the installation."""
+        """Give a browser a session from before the installation."""
         login = self.ledger.add("ann", None)
         login.at -= 50.0
         content: dict[str, Any] = {"user": "ann", "tok": login.token}
@@ -263,14 +264,14 @@ class World:
     async def visit(
         self, name: str, action: str, *pauses: str, cookie: str | None = "jar", **plan: Any
     ) -> Exchange:
-        """Send a request; come back when it is over, or held up at the first of *pauses*.
+        """Send a request; return when it is over, or held at the first of *pauses*.
 
         Args:
             name: The browser.
-            action: What it does.
-            pauses: Where it is held up, until :meth:`finish`.
-            cookie: The cookie that it comes with, if not the one it has.
-            plan: What else its plan says.
+            action: The action of the request.
+            pauses: The gates at which the request is held, until :meth:`finish`.
+            cookie: The cookie to send, if not the browser's own.
+            plan: Further fields of the plan.
         """
         jar = self.browser(name).jar if cookie == "jar" else cookie
         ex = self.send(name, Plan(action, pauses=pauses, **plan), jar)
@@ -278,7 +279,7 @@ class World:
         return ex
 
     async def finish(self, *exchanges: Exchange) -> None:
-        """Let requests that are held up go on to their end."""
+        """Resume held requests until they are over."""
         for ex in exchanges:
             while not ex.over:
                 assert ex.let_go() is not None, f"{ex} waits for something else"
@@ -289,15 +290,15 @@ class World:
         await self.do(Wait(seconds))
 
     def ids(self) -> list[str]:
-        """Return the ids of all sessions that a log-in was ever saved in, the oldest first."""
+        """Return the ids of all sessions in which a log-in was ever saved, oldest first."""
         return [str(session_ws_id) for session_ws_id in self.ledger.ids]
 
     def browser(self, name: str) -> Browser:
-        """Return a browser."""
+        """Return the browser called *name*; create it if necessary."""
         return self.oracle.browsers.setdefault(name, Browser(name))
 
     async def play(self, steps: Sequence[Step]) -> list[Violation]:
-        """Do all steps, then let everybody present everything they have."""
+        """Execute all steps, then present every cookie that ever existed."""
         for step in steps:
             await self.do(step)
             if self.oracle.violations:
@@ -306,7 +307,7 @@ class World:
         return self.oracle.violations
 
     async def do(self, step: Step) -> None:
-        """Do one step, and wait for all that happens without time passing."""
+        """Execute one step, and wait for everything that happens without time passing."""
         match step:
             case Visit(name, plan):
                 self.send(name, plan, self.browser(name).jar)
@@ -426,7 +427,7 @@ class World:
             self.ledger.told_to_close(subject)
 
     async def settle(self) -> None:
-        """Wait until nothing happens without time passing; judge what happened."""
+        """Wait until nothing more happens without time passing; judge the result."""
         moved = True
         while moved:
             await virtual_loop().quiet()
@@ -437,7 +438,7 @@ class World:
         self.oracle.check_sockets()
 
     def _follow(self, ex: Exchange) -> bool:
-        """Take note of how far a request has come; tell whether that was news."""
+        """Update the state of a request; return whether it changed."""
         gates = [gate for gate in ex.held if gate != "delivery"]
         opened = ex.client.hello is not None
         if ex.killed and not ex.done and not gates and ex.left_server:
@@ -461,7 +462,7 @@ class World:
     # The end
 
     async def end(self) -> None:
-        """Let all requests go on to their end; then present every cookie there ever was."""
+        """Resume all requests until they are over, then present every cookie that ever existed."""
         self.log("-- the end --")
         for cut in self.oracle.cuts:
             if cut.ended == math.inf:
@@ -489,7 +490,7 @@ class World:
         await self._present_everything("read", "open")
 
     async def _present_everything(self, *actions: str) -> None:
-        """Let browsers present what they have, and the thief every copy of a cookie."""
+        """Send each browser's cookie, and every copied cookie as the thief."""
         for action in actions:
             for name in BROWSERS:
                 self.send(name, Plan(action), self.browser(name).jar)
@@ -505,7 +506,7 @@ class World:
 def play(
     config: Config, steps: Sequence[Step], redis_port: int | None = None
 ) -> tuple[list[Violation], list[str]]:
-    """Play one world; return what was violated, and the trace."""
+    """Run one world; return the violations and the trace."""
 
     async def main() -> tuple[list[Violation], list[str]]:
         async with World(config, redis_port) as world:
