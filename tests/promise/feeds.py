@@ -1,5 +1,5 @@
 """
-Views that stream, and what becomes of their handlers.
+Streaming views and their clients.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EVENTS = {"Accept": "text/event-stream"}
 
 class Feed:
     """
-    A view that says hello, and goes on until it is stopped.
+    A view that sends a greeting and then streams until it is stopped.
 
     Attributes:
-        running: How many handlers are in their block.
-        cancelled: How many were cancelled.
+        running: The number of handlers inside their block.
+        cancelled: The number of handlers that were cancelled.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Feed:
         self.cancelled = 0
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Say hello, then be silent."""
+        """Send a greeting, then nothing."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         async with session_stream(request, response):
             await response.prepare(request)
@@ -83,7 +83,7 @@ async def listen(browser: Browser, path: str = "/events") -> ClientResponse:
 
 
 async def status_of(site: Site, cookie: str, path: str = "/events", **headers: str) -> int:
-    """Ask for a stream with a copied cookie; return the status, and hang up."""
+    """Request a stream with a copied cookie; return the status, and close."""
     async with site.thief.get(
         site.url.join(URL(path)), headers={"Cookie": cookie, **headers}
     ) as response:
@@ -92,7 +92,7 @@ async def status_of(site: Site, cookie: str, path: str = "/events", **headers: s
 
 
 async def ended(response: ClientResponse) -> bool:
-    """Wait for the end of a stream; tell whether the server has cut it."""
+    """Wait for the end of a stream; return whether the server has cut it off."""
     async with asyncio.timeout(PATIENCE):
         try:
             await response.content.read()
@@ -104,11 +104,11 @@ async def ended(response: ClientResponse) -> bool:
 
 
 class Reader(RawPeer):
-    """A client of a stream that reads when it likes."""
+    """A client of a stream that reads only on demand."""
 
     @classmethod
     async def get(cls, site: Site, path: str, cookie: str) -> Self:
-        """Send a request, and read no more than the system does."""
+        """Send a request; read nothing beyond what the system buffers."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)

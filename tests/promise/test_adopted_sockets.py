@@ -1,5 +1,5 @@
 """
-A websocket that another library has opened ends with its session, too.
+A websocket that another library has opened ends with its session.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds
 
 class Foreign:
     """
-    The view of another library.
+    Views of another library, which open their websockets themselves.
 
     Attributes:
-        running: How many handlers are in their block.
-        errors: What ended the others.
-        stop: Set to let a stubborn one end.
-        cancelled: How many times it was cancelled.
+        running: The number of handlers inside their ``adopt()`` block.
+        errors: The exceptions that ended the others.
+        stop: Set to end a stubborn handler.
+        cancelled: How many times a stubborn handler was cancelled.
     """
 
     def __init__(self) -> None:
@@ -52,28 +52,28 @@ class Foreign:
         self.errors: list[BaseException] = []
 
     async def echo(self, request: web.Request) -> web.WebSocketResponse:
-        """Open a websocket as everybody does, tell of it, and echo."""
+        """Open a websocket, send its user, and echo."""
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         await self._adopt(request, ws, self._echo(ws))
         return ws
 
     async def deaf(self, request: web.Request) -> web.WebSocketResponse:
-        """Open one and never read."""
+        """Open a websocket and never read."""
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         await self._adopt(request, ws, asyncio.Event().wait())
         return ws
 
     async def flood(self, request: web.Request) -> web.WebSocketResponse:
-        """Open one and send without end."""
+        """Open a websocket and send without end."""
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         await self._adopt(request, ws, self._flood(ws))
         return ws
 
     async def stubborn(self, request: web.Request) -> web.WebSocketResponse:
-        """Open one and take no cancellation, until it is told to."""
+        """Open a websocket and ignore cancellation until stopped."""
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         await self._adopt(request, ws, self._stay())
@@ -109,7 +109,7 @@ class Foreign:
                 self.cancelled += 1
 
     def views(self) -> dict[str, Any]:
-        """Return where they are."""
+        """Return the views by path."""
         names = {"/gql": self.echo, "/deaf": self.deaf, "/flood": self.flood}
         return {**names, "/stubborn": self.stubborn}
 
@@ -121,7 +121,7 @@ def foreign() -> Foreign:
 
 
 async def gone(site: Site, foreign: Foreign) -> None:
-    """Wait until nothing is left."""
+    """Wait until no handler runs and the registry keeps nothing."""
     core = inspect(site.registry)
     await until(lambda: not (foreign.running or connections(site.registry)))
     await until(lambda: idle(site.registry))
@@ -135,7 +135,7 @@ class TestOrders:
     async def test_a_log_out(
         self, serve: Serve, storage: AbstractStorage, foreign: Foreign, path: str
     ) -> None:
-        """However somebody logs out, it is closed with the code of a socket of our own."""
+        """Any log-out closes an adopted socket with the same code as one of ``session_ws()``."""
         site = await serve(storage, foreign.views(), identify=user_of)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -147,7 +147,7 @@ class TestOrders:
         assert await site.knock(stale, "/gql") in site.shut(await _told(site, stale))
 
     async def test_it_works_meanwhile(self, serve: Serve, foreign: Foreign) -> None:
-        """It is served by its library, looked at, and passed over by pushes."""
+        """An adopted socket is served by its library, listed, and skipped by pushes."""
         site = await serve(None, foreign.views(), identify=user_of)
         socket = await (await site.logged_in()).open("/gql")
         registry = site.registry
@@ -165,7 +165,7 @@ class TestOrders:
     async def test_a_client_that_does_not_answer(
         self, serve: Serve, foreign: Foreign, path: str
     ) -> None:
-        """It is cut at the deadline, whatever its handler does."""
+        """A client that never answers the close is cut off by the deadline."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(site.url.with_path(path), browser.cookie)
@@ -182,7 +182,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("path", ["/gql", "/deaf"])
     async def test_a_client_that_vanishes(self, serve: Serve, foreign: Foreign, path: str) -> None:
-        """Its handler ends."""
+        """The handler of a client that vanishes ends."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(site.url.with_path(path), browser.cookie)
@@ -192,7 +192,7 @@ class TestOrders:
         await gone(site, foreign)
 
     async def test_a_close_without_a_code(self, serve: Serve, foreign: Foreign) -> None:
-        """It is counted as RFC 6455 calls it, as that of any other socket."""
+        """A close frame without a code is counted as 1005, as RFC 6455 defines it."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(site.url.with_path("/gql"), browser.cookie)
@@ -204,7 +204,7 @@ class TestOrders:
         peer.close()
 
     async def test_the_shutdown(self, serve: Serve, foreign: Foreign) -> None:
-        """It is told that the server goes away."""
+        """The shutdown closes an adopted socket with 1001."""
         site = await serve(None, foreign.views())
         socket = await (await site.logged_in()).open("/gql")
         stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
@@ -215,7 +215,7 @@ class TestOrders:
 
 class TestRudeClients:
     async def test_one_that_stops_reading(self, serve: Serve, foreign: Foreign) -> None:
-        """It is cut at the deadline, and its handler is ended."""
+        """A client that stops reading is cut off at the deadline, and its handler ends."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(
@@ -234,7 +234,7 @@ class TestRudeClients:
         peer.close()
 
     async def test_one_that_keeps_its_half_open(self, serve: Serve, foreign: Foreign) -> None:
-        """It reads what it is told, answers nothing and never closes: it is cut all the same."""
+        """A client that reads the close frame but never closes is cut off."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(site.url.with_path("/deaf"), browser.cookie)
@@ -253,7 +253,7 @@ class TestRudeClients:
     async def test_over_tls(
         self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, foreign: Foreign, path: str
     ) -> None:
-        """One that never answers TLS's word for the end is cut as well."""
+        """A client that never answers TLS's close_notify is cut off."""
         registry = SessionWSRegistry(timeouts=QUICK)
         app = make_app(registry)
         for name, view in foreign.views().items():
@@ -270,7 +270,7 @@ class TestRudeClients:
         peer.close()
 
     async def test_a_handler_that_does_not_leave(self, serve: Serve, foreign: Foreign) -> None:
-        """The order doesn't wait for it, and its client is gone in time."""
+        """An order doesn't wait for a handler that ignores cancellation; its socket closes."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         socket = await browser.open("/stubborn")
@@ -286,7 +286,7 @@ class TestRudeClients:
 
 
 async def _told(site: Site, cookie: str) -> int:
-    """Return what a socket of our own is told."""
+    """Return the code with which a handshake of ``session_ws()`` is closed."""
     told = await site.knock(cookie)
     return told if isinstance(told, int) else DEAD
 
@@ -308,7 +308,7 @@ class TestRefusals:
     async def test_by_the_registry(
         self, serve: Serve, foreign: Foreign, options: dict[str, Any], code: int
     ) -> None:
-        """A refusal is a close code, and the handler learns of it by an error."""
+        """A refusal closes the socket with a code and raises SessionWSClosed in the handler."""
         site = await serve(None, foreign.views(), **options)
         browser = await site.logged_in()
 
@@ -323,7 +323,7 @@ class TestRefusals:
     async def test_by_a_limit(
         self, serve: Serve, foreign: Foreign, limits: Limits, code: int
     ) -> None:
-        """One too many is told so."""
+        """An adopted socket above a limit is closed with a code; the first stays open."""
         site = await serve(None, foreign.views(), limits=limits)
         browser = await site.logged_in()
         first = await browser.open()
@@ -334,7 +334,7 @@ class TestRefusals:
         await gone(site, foreign)
 
     async def test_a_foreign_page(self, serve: Serve, foreign: Foreign) -> None:
-        """The origin is compared, also where the library has not."""
+        """A foreign Origin is refused, though the other library has not checked it."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
 
@@ -342,7 +342,7 @@ class TestRefusals:
         await gone(site, foreign)
 
     async def test_an_end_while_it_opens(self, serve: Serve, foreign: Foreign) -> None:
-        """What ends while ``authorize`` is asked is told."""
+        """An identity that ends during ``authorize`` closes the socket with 4401."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -362,7 +362,7 @@ class TestRefusals:
         await gone(site, foreign)
 
     async def test_before_it_is_prepared(self, serve: Serve) -> None:
-        """A websocket that isn't open can't be adopted: the error says so."""
+        """Adopting a websocket that isn't prepared raises an error that says so."""
         errors: list[Exception] = []
 
         async def early(request: web.Request) -> web.Response:
@@ -383,7 +383,7 @@ class TestSessions:
     async def test_no_id_is_saved(
         self, serve: Serve, storage: AbstractStorage, foreign: Foreign
     ) -> None:
-        """The handshake has been answered: an id that was made for it lives with the socket."""
+        """An id created for an adopted socket is not saved: the handshake is answered already."""
         saved: list[object] = []
         save = storage.save_session
 
@@ -406,7 +406,7 @@ class TestSessions:
     async def test_no_warning(
         self, serve: Serve, foreign: Foreign, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nobody is warned of a websocket that isn't ours."""
+        """An adopted socket causes no warning about unregistered websockets."""
         caplog.set_level(logging.WARNING)
         site = await serve(None, foreign.views())
         socket = await (await site.logged_in()).open("/gql")

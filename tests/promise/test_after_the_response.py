@@ -1,5 +1,5 @@
 """
-However a log-out is answered, or isn't, its sockets close.
+A log-out closes its sockets whatever response is sent, even if none arrives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.promise.site import (
 )
 from tests.support import PATIENCE, QUICK, RawPeer, Turnstile
 
-#: What a view does, and what the socket is told.
+#: Each view, and the code with which the socket is closed.
 WAYS: dict[str, tuple[View, int]] = {
     "helper": (out_by_helper, DEAD),
     "invalidate": (out_by_invalidate, DEAD),
@@ -47,7 +47,7 @@ WAYS: dict[str, tuple[View, int]] = {
     "close": (only_close, AGAIN),
     "renew": (renew, AGAIN),
 }
-#: A renewal that isn't saved renews nothing.
+#: Without "renew": a renewal that isn't saved renews nothing.
 SAVED = ("helper", "invalidate", "new_session", "del", "everywhere", "close")
 
 
@@ -62,19 +62,19 @@ async def rewrap(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
-    """The name of a way."""
+    """The name of a way to close the sockets."""
     return str(request.param)
 
 
 async def site_of(serve: Serve, act: View, **site: Any) -> Site:
-    """Start a site with a view of that kind."""
+    """Start a site with the view at ``/act``."""
     storage: AbstractStorage = SimpleCookieStorage()
     return await serve(storage, {**VIEWS, "/act": act}, site=site, identify=user_of)
 
 
 class TestAnswered:
     async def test_on_a_connection_that_is_kept(self, serve: Serve, way: str) -> None:
-        """The next request on the same connection is answered, and the socket is closed."""
+        """The socket closes after a response on a connection that the client keeps open."""
         view, code = WAYS[way]
         site = await site_of(serve, view)
         browser = await site.logged_in()
@@ -86,7 +86,7 @@ class TestAnswered:
         writer.close()
 
     async def test_by_another_response(self, serve: Serve, way: str) -> None:
-        """A middleware outside of all others may replace it."""
+        """The socket closes when an outer middleware replaces the response."""
         view, code = WAYS[way]
         site = await site_of(serve, view, outer=rewrap)
         browser = await site.logged_in()
@@ -98,7 +98,7 @@ class TestAnswered:
     @pytest.mark.parametrize("error", [web.HTTPFound("/"), web.HTTPForbidden(), ValueError()])
     @pytest.mark.parametrize("way", SAVED, indirect=True)
     async def test_by_an_exception(self, serve: Serve, way: str, error: Exception) -> None:
-        """A redirect, a refusal, a failure."""
+        """The socket closes when the view raises a redirect, a refusal or an error."""
         view, code = WAYS[way]
 
         async def act(request: web.Request) -> web.StreamResponse:
@@ -113,7 +113,7 @@ class TestAnswered:
         assert await socket.code() == code
 
     async def test_in_another_task(self, serve: Serve, way: str) -> None:
-        """A child of the handler may do it."""
+        """The socket closes when a child task of the handler gives the order."""
         view, code = WAYS[way]
 
         async def act(request: web.Request) -> web.StreamResponse:
@@ -130,13 +130,13 @@ class TestAnswered:
 class TestWhileItCloses:
     @pytest.mark.parametrize("way", ["/out/pattern", "/out/new_session", "/out/del"])
     async def test_a_socket_that_opens_meanwhile(self, serve: Serve, way: str) -> None:
-        """A socket that opens between two orders of a request is closed by the second."""
+        """A socket that opens between two orders of one request is closed by the second."""
         left = asyncio.Event()
 
         async def stay(request: web.Request) -> web.StreamResponse:
             async with session_ws(request) as ws:
                 await ws.send_str("here")
-                await left.wait()  # it hears nothing, so that closing it takes its time
+                await left.wait()  # it never reads, so that closing it takes its time
             return ws
 
         async def act(request: web.Request) -> web.StreamResponse:
@@ -151,7 +151,7 @@ class TestWhileItCloses:
         await rude.frame()
         site.gate.shut = True
         acting = asyncio.ensure_future(browser.get("/act?at=end"))
-        told = await rude.frame()  # the response is late: the first order is carried out
+        told = await rude.frame()  # the response is late: the first order is executed
         assert told is not None
         assert told[0] == 8
         socket = await browser.open()
@@ -165,7 +165,7 @@ class TestWhileItCloses:
 
 class TestNotAnsweredInTime:
     async def test_whom_it_ends_is_known_late(self, serve: Serve) -> None:
-        """Sockets of an identity that took long to find out don't wait for the handler."""
+        """Sockets of an identity that was identified late don't wait for the handler."""
         asked, stays = Turnstile(), Turnstile()
 
         async def identify(request: web.Request) -> str | None:
@@ -184,7 +184,7 @@ class TestNotAnsweredInTime:
         own, others = await browser.open(), await other.open()
         asked.shut = stays.shut = True
         acting = asyncio.ensure_future(browser.get("/act"))
-        assert await own.code() == DEAD  # the response is late: what is known so far is done
+        assert await own.code() == DEAD  # the response is late: the known sockets are closed
         asked.let()
 
         assert await others.code() == DEAD
@@ -192,7 +192,7 @@ class TestNotAnsweredInTime:
         await acting
 
     async def test_everywhere_else(self, serve: Serve) -> None:
-        """The others don't wait for a handler that stays either."""
+        """A log-out elsewhere closes its sockets without waiting for a slow handler."""
         stays = Turnstile()
 
         async def act(request: web.Request) -> web.StreamResponse:
@@ -218,7 +218,7 @@ class TestNotAnswered:
     @pytest.mark.parametrize("cancel", [True, False])
     @pytest.mark.parametrize("way", SAVED, indirect=True)
     async def test_the_client_vanishes(self, serve: Serve, way: str, cancel: bool) -> None:
-        """It needn't be there for the answer."""
+        """The socket closes when the client vanishes before the response."""
         view, code = WAYS[way]
         site = await site_of(serve, view, handler_cancellation=cancel)
         browser = await site.logged_in()
@@ -228,7 +228,7 @@ class TestNotAnswered:
         assert await socket.code() == code
 
     async def test_the_client_never_reads(self, serve: Serve, way: str) -> None:
-        """A deadline counts then, not the client."""
+        """The socket closes at a deadline when the client never reads the response."""
         view, code = WAYS[way]
 
         async def act(request: web.Request) -> web.StreamResponse:

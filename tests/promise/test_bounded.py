@@ -1,5 +1,5 @@
 """
-Many sockets, some of them rude: closing them is bounded, and nothing stays behind.
+Closing many sockets, some of them unresponsive, takes bounded time and leaks nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.inspect import connections, is_closing, left_handlers, openin
 SOCKETS = 1000
 RUDE = SOCKETS // 100
 TIMEOUTS = Timeouts(close=2.0, handler_grace=0.25)
-LARGE = bytes(1 << 16)  # a few of them fill the buffers: who sends them has to wait soon
+LARGE = bytes(1 << 16)  # a few of them fill the buffers, so that senders block
 
 
 async def flood(request: web.Request) -> web.WebSocketResponse:
@@ -52,7 +52,7 @@ def open_files() -> int:
 
 
 async def start(aiohttp_client: AiohttpClient) -> tuple[Client, SessionWSRegistry]:
-    """Start an app, and a client that has a session."""
+    """Start an application, and a client that has a session."""
     registry = SessionWSRegistry(timeouts=TIMEOUTS)
     app = make_app(registry)
     app.router.add_get("/flood", flood)
@@ -63,7 +63,7 @@ async def start(aiohttp_client: AiohttpClient) -> tuple[Client, SessionWSRegistr
 
 
 async def crowd(client: Client, registry: SessionWSRegistry) -> list[RawPeer]:
-    """Open the sockets: mute ones, ones that don't read, and polite ones."""
+    """Open sockets whose handlers never read, whose clients never read, and normal ones."""
     cookie = cookie_of(client)
     paths = ["/deaf"] * RUDE + ["/flood"] * RUDE + ["/ws"] * (SOCKETS - 2 * RUDE)
     peers = [
@@ -76,7 +76,7 @@ async def crowd(client: Client, registry: SessionWSRegistry) -> list[RawPeer]:
 
 class TestThousandSockets:
     async def test_close_all(self, aiohttp_client: AiohttpClient) -> None:
-        """All are being closed at once, and the rude are cut at the deadline."""
+        """All sockets are closing at once; unresponsive ones are cut off at the deadline."""
         client, registry = await start(aiohttp_client)
         peers = await crowd(client, registry)
         there = connections(registry)
@@ -92,7 +92,7 @@ class TestThousandSockets:
         assert not len(registry)
 
     async def test_shutdown_leaves_nothing(self, aiohttp_client: AiohttpClient) -> None:
-        """No task, timer, entry, connection or file descriptor is left."""
+        """A shutdown leaves no task, timer, entry, socket or file descriptor."""
         files, tasks = open_files(), asyncio.all_tasks()
         client, registry = await start(aiohttp_client)
         peers = await crowd(client, registry)
@@ -114,7 +114,7 @@ class TestHandlersThatNeverLeave:
     async def test_those_that_take_every_error_for_a_bad_message(
         self, serve: Serve, what: str
     ) -> None:
-        """They are cancelled like others: none stops the event loop when its socket closes."""
+        """A handler that suppresses all errors is cancelled and never blocks the event loop."""
         stood_still = False
 
         async def turns(act: Callable[[], Awaitable[object]]) -> bool:

@@ -1,9 +1,9 @@
 """
-A state machine of conversations: real clients and a real server do anything in any order.
+Stateful test of conversations: real clients and a real server act in any order.
 
-Whatever a view is at when its socket ends, and whoever ends it, its callbacks come in order,
-``on_close`` comes exactly once with the code of whoever was first, what the client said before
-is heard in order and once, and nothing stays behind.
+Whatever a view is doing when its socket ends, and whichever side ends it, its callbacks come in
+order, ``on_close`` comes exactly once with the code of the first side to close, the client's
+earlier messages are received in order and once, and nothing is leaked.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from tests.support.inspect import inspect, left_handlers, opening, quiet
 
 T = TypeVar("T")
 
-#: What a handler is at: it sends, receives, does both, or neither.
+#: What a handler is doing: it sends, receives, does both, or neither.
 BUSY = ["send", "receive", "both", "neither"]
-#: What ends a conversation, and the codes that may be told then.
+#: What ends a conversation, and the close codes that are then possible.
 ENDS = {
     "client": {4321},
     "client without a code": {1005},
@@ -54,11 +54,11 @@ ENDS = {
 
 
 class Crash(Exception):
-    """What a handler raises when it is told to crash."""
+    """Raised by a handler that is ordered to crash."""
 
 
 class Conversation:
-    """One socket: what is to happen to it, and what did."""
+    """One socket: its plan, and what happened on it."""
 
     def __init__(self, kind: str, busy: str) -> None:
         self.kind = kind
@@ -74,7 +74,7 @@ class Conversation:
         self.disconnects: list[int] = []
 
     async def talk(self, ws: WebSocket) -> None:
-        """Be busy until told otherwise."""
+        """Do the planned work until an order comes."""
         jobs = {
             "send": [self.send],
             "receive": [self.receive],
@@ -111,7 +111,7 @@ class Conversation:
         """Only send."""
         while True:
             await ws.send("x")
-            await asyncio.sleep(0.001)  # or its peer would do nothing but read
+            await asyncio.sleep(0.001)  # so that the peer can do more than read
 
     async def receive(self, ws: WebSocket) -> None:
         """Only receive."""
@@ -119,23 +119,23 @@ class Conversation:
             self.heard.append(await ws.receive())
 
     async def notice(self, ws: WebSocket) -> None:
-        """Do neither, but notice."""
+        """Neither send nor receive, until the socket is closed."""
         while not ws.closed:
             await asyncio.sleep(0)
 
 
 class View(WebSocketView):
-    """A view that does what its conversation says."""
+    """A view that follows the plan of its conversation."""
 
     async def on_open(self) -> None:
-        """Be busy, and end."""
+        """Do the planned work, and end."""
         self.conversation = conversation_of(self.request)
         self.conversation.ws = self.ws
         self.conversation.calls.append("open")
         await self.conversation.talk(self.ws)
 
     async def on_message(self, message: str | bytes) -> None:
-        """Come too late."""
+        """Record a message, which must not come."""
         self.conversation.calls.append("message")
 
     async def on_close(self, code: int) -> None:
@@ -145,7 +145,7 @@ class View(WebSocketView):
 
 @websocket_handler
 async def function(ws: WebSocket) -> None:
-    """A handler that does what its conversation says."""
+    """Follow the plan of the conversation, as a handler function."""
     conversation = conversation_of(ws.request)
     await ws.connect()
     conversation.ws = ws
@@ -157,7 +157,7 @@ CONVERSATIONS: dict[str, Conversation] = {}
 
 
 def conversation_of(request: web.Request) -> Conversation:
-    """Find the conversation of a request."""
+    """Return the conversation of a request."""
     return CONVERSATIONS[request.query["n"]]
 
 
@@ -186,7 +186,7 @@ class World:
         conversation_of(details.request).calls.append((details.code, details.by))
 
     async def open(self, kind: str, busy: str) -> None:
-        """Let a new client open a conversation."""
+        """Open a conversation with a new client."""
         number = str(len(CONVERSATIONS))
         CONVERSATIONS[number] = conversation = Conversation(kind, busy)
         url = self.server.make_url(f"/{kind}?n={number}")
@@ -195,7 +195,7 @@ class World:
         await until(lambda: "open" in conversation.calls)
 
     async def read(self, conversation: Conversation) -> None:
-        """Read what comes, and answer a close."""
+        """Read all frames, and answer the close frame."""
         try:
             while (frame := await conversation.peer.frame()) is not None:
                 if frame[0] == 8:
@@ -204,13 +204,13 @@ class World:
             pass
 
     async def say(self, conversation: Conversation) -> None:
-        """Let a client say something."""
+        """Send a message from the client."""
         text = str(len(conversation.said))
         conversation.said.append(text)
         await conversation.peer.say(1, text.encode())
 
     async def end(self, conversation: Conversation, how: str) -> None:
-        """Let somebody end a conversation; don't wait for it."""
+        """End a conversation without waiting for it."""
         conversation.ends.append(how)
         if how == "vanish":
             conversation.reading.cancel()
@@ -227,7 +227,7 @@ class World:
         await asyncio.sleep(0)
 
     async def settle(self) -> None:
-        """Let all that has begun to end come to its end."""
+        """Wait until all conversations that are ending have ended."""
         ended = [c for c in CONVERSATIONS.values() if c.ends]
         await until(lambda: all("out" in c.calls for c in ended))
         await until(lambda: not left_handlers(self.registry))
@@ -239,7 +239,7 @@ class World:
 
 
 def check(conversation: Conversation) -> None:
-    """See whether a conversation that has ended went as promised."""
+    """Check that a conversation that has ended went as promised."""
     codes = set().union(*[ENDS[how] for how in conversation.ends])
     *calls, out, (code, by) = conversation.calls
     told = [calls.pop()] if conversation.kind == "view" else []
@@ -256,7 +256,7 @@ def check(conversation: Conversation) -> None:
 
 
 class Conversations(RuleBasedStateMachine):
-    """The rules; each runs in the machine's own event loop."""
+    """The rules, run in the machine's own event loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,12 +282,12 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(["view", "function"]), busy=st.sampled_from(BUSY))
     def open(self, kind: str, busy: str) -> None:
-        """A client comes."""
+        """A client connects."""
         self.run_(self.world.open(kind, busy))
 
     @rule(data=st.data(), times=st.integers(1, 9))
     def say(self, data: st.DataObject, times: int) -> None:
-        """A client talks."""
+        """A client sends messages."""
         conversation = self.pick(data)
         for _ in range(times if conversation else 0):
             assert conversation is not None
@@ -295,20 +295,20 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(data=st.data(), ends=st.lists(st.sampled_from(sorted(ENDS)), min_size=1, max_size=3))
     def end(self, data: st.DataObject, ends: list[str]) -> None:
-        """Somebody ends a conversation, or several do at the same time."""
+        """A conversation is ended by one side, or by several at the same time."""
         conversation = self.pick(data)
         for how in ends if conversation else []:
             assert conversation is not None
             try:
                 self.run_(self.world.end(conversation, how))
-            except OSError:  # the client was told before it could tell
+            except OSError:  # the connection was closed before the client could end it
                 break
             if how == "vanish":
                 break
 
     @rule(turns=st.integers(1, 99))
     def go_on(self, turns: int) -> None:
-        """Time passes: for handlers that are busy, time enough for another to read."""
+        """Time passes, so that busy handlers let others read."""
 
         async def wait() -> None:
             for _ in range(turns):
@@ -319,7 +319,7 @@ class Conversations(RuleBasedStateMachine):
     @precondition(lambda self: bool(CONVERSATIONS))
     @rule()
     def settle(self) -> None:
-        """All that has begun to end comes to its end."""
+        """All conversations that are ending come to their end."""
         self.run_(self.world.settle())
         for conversation in CONVERSATIONS.values():
             if conversation.ends:
@@ -327,13 +327,13 @@ class Conversations(RuleBasedStateMachine):
 
     @invariant()
     def nothing_twice(self) -> None:
-        """No callback comes twice."""
+        """No callback is called twice."""
         for conversation in CONVERSATIONS.values():
             calls = [call for call in conversation.calls if not isinstance(call, int)]
             assert len(calls) == len(set(calls))
 
     def teardown(self) -> None:
-        """End all, and see that nothing is left."""
+        """End all conversations, and check that nothing is leaked."""
         if hasattr(self, "world"):
             for conversation in CONVERSATIONS.values():
                 if not conversation.ends:

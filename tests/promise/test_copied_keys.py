@@ -1,5 +1,5 @@
 """
-Where the storage keeps a session, a copy of the cookie is one of its key: what begins has another.
+With a server-side storage, where a cookie is only a key, each new lineage gets a new key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TestLogIn:
     async def test_a_visitor_cookie(
         self, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """Whoever planted a visitor's cookie, or has read it, isn't logged in by the log-in."""
+        """A copy of a visitor's cookie is not logged in by the visitor's log-in."""
         site = await serve(storage, identify=user_of)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -38,7 +38,7 @@ class TestLogIn:
     async def test_after_a_log_out(
         self, serve: Serve, storage: AbstractStorage, how: str, out: str
     ) -> None:
-        """A copy of before a log-out is nobody's when the same browser logs in again."""
+        """A cookie from before a log-out stays anonymous when its browser logs in again."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in(how)
         stale = browser.cookie
@@ -83,8 +83,8 @@ BEGINS = ["/login?user=bob", "/login/new", "/login/refill", "/out/del", "/elsewh
 @pytest.mark.parametrize("how", BEGINS)
 async def test_another_tab(serve: Serve, storage: AbstractStorage, how: str) -> None:
     """
-    A tab that asks with the cookie of before, since the answer is still on its way, is given no
-    cookie that would take the place of the new one; its socket is told to reconnect.
+    A tab that sends the old cookie while the response is on its way is given no cookie that would
+    replace the new one; its socket is refused with a code.
     """
     views = {"/elsewhere": elsewhere, "/login/end": log_in_after_end}
     site = await serve(storage, views, identify=user_of)
@@ -100,8 +100,8 @@ async def test_another_tab(serve: Serve, storage: AbstractStorage, how: str) -> 
 @pytest.mark.parametrize("how", ["/login?user=bob", "/login/refill", "/out/del"])
 async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
     """
-    The storage holds nothing but the lineage of what has ended under its key: records are not kept
-    for ever.
+    Under the key of an ended session the storage keeps only its lineage: records don't last for
+    ever.
     """
     async with (
         storage_named("redis", lambda: redis_port) as storage,
@@ -121,7 +121,7 @@ async def test_nothing_is_left(serve: Serve, redis_port: int, how: str) -> None:
 
 
 async def test_its_time(serve: Serve, redis_port: int) -> None:
-    """What the handler says of the time of its session holds under the new key."""
+    """The session's max_age, set by the handler, applies under the new key."""
 
     async def log_in_for_a_minute(request: web.Request) -> web.Response:
         (await get_session(request)).max_age = 60
@@ -141,7 +141,7 @@ async def test_its_time(serve: Serve, redis_port: int) -> None:
 
 
 async def test_a_key_of_the_application(serve: Serve, redis_port: int) -> None:
-    """A key that the application has given to a new session stays as it is."""
+    """A key that the application has given to a new session is kept."""
 
     async def log_in_by_key(request: web.Request) -> web.Response:
         (await new_session(request)).set_new_identity("mine")

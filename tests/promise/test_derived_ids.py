@@ -1,5 +1,5 @@
 """
-Ids that an application derives: a user's id is shared by all of his browsers.
+Ids that an application derives: a user's id is shared by all of the user's browsers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support import QUICK
 
 
 class OfUser(SessionWSRegistry):
-    """As the documentation of 1.1.1 says: derived, and kept nowhere."""
+    """A registry that derives the id and stores it nowhere, as documented for 1.1.1."""
 
     async def get_id(self, request: web.Request) -> Hashable | None:
         """Return the user."""
@@ -30,21 +30,21 @@ class OfUser(SessionWSRegistry):
         return user
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Keep it nowhere."""
+        """Do nothing: the id is derived."""
 
     async def delete_id(self, request: web.Request) -> None:
-        """There is nothing to take out."""
+        """Do nothing: there is nothing to delete."""
 
 
 class OfUserNewId(OfUser):
-    """As one wrote it for 1.1.1, which had no ``set_id``."""
+    """A registry written for 1.1.1, which had no ``set_id``."""
 
     async def new_id(self, request: web.Request) -> None:
-        """Make nothing."""
+        """Do nothing: the id is derived."""
 
 
 def by_factory(user: str = "ann") -> SessionWSRegistry:
-    """Return one whose factory makes the same id for all of a user."""
+    """Return a registry whose factory gives all sessions of a user the same id."""
 
     async def factory(request: web.Request) -> str:
         session = await aiohttp_session.get_session(request)
@@ -54,7 +54,7 @@ def by_factory(user: str = "ann") -> SessionWSRegistry:
 
 
 async def log_in_during_an_end(request: web.Request) -> web.Response:
-    """Log in while an administrator ends the id that this gives."""
+    """Log in while an administrator ends the id that the log-in gives."""
     (await aiohttp_session.get_session(request))["user"] = "ann"
     ending = request.app[REGISTRY_KEY].end_session("id of ann")
     await asyncio.create_task(ending, context=contextvars.Context())  # not by this request
@@ -65,7 +65,7 @@ async def log_in_during_an_end(request: web.Request) -> web.Response:
 
 @pytest.fixture(params=[OfUser, OfUserNewId])
 def registry(request: pytest.FixtureRequest) -> SessionWSRegistry:
-    """A registry whose id is the user."""
+    """A registry that uses the user as the id."""
     made: SessionWSRegistry = request.param(timeouts=QUICK)
     return made
 
@@ -80,7 +80,7 @@ class TestLogOut:
     async def test_sockets(
         self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry, out: str
     ) -> None:
-        """All of the user's close; the other browser's ask to reconnect, and may."""
+        """A log-out closes all sockets under the shared id; the other browser reconnects."""
         site = await serve(storage, registry=registry)
         one, other = await two(site)
         mine, theirs = await one.open(), await other.open()
@@ -93,7 +93,7 @@ class TestLogOut:
     async def test_nobody_is_locked_out(
         self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry, out: str
     ) -> None:
-        """The other browser keeps its HTTP session, and the first may log in again."""
+        """After a log-out the other browser stays logged in, and the first may log in again."""
         site = await serve(storage, registry=registry)
         one, other = await two(site)
         await one.get(out)
@@ -106,7 +106,7 @@ class TestLogOut:
     async def test_the_cookie_of_before(
         self, serve: Serve, cookies: AbstractStorage, registry: SessionWSRegistry, out: str
     ) -> None:
-        """The session that was logged out is over, though its id lives on."""
+        """A session that was logged out stays ended, though its id is still in use."""
         site = await serve(cookies, registry=registry)
         one, _ = await two(site)
         stale = one.cookie
@@ -119,7 +119,7 @@ class TestOrders:
     async def test_end_session(
         self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry
     ) -> None:
-        """An end of the id ends everything of before, and nothing that begins later."""
+        """An end of the id ends every earlier session under it, and no later one."""
         site = await serve(storage, registry=registry)
         one, other = await two(site)
         socket = await one.open()
@@ -134,7 +134,7 @@ class TestOrders:
     async def test_another_user(
         self, serve: Serve, storage: AbstractStorage, registry: SessionWSRegistry
     ) -> None:
-        """When the id changes the session begins anew: its sockets come back as the other."""
+        """A change of user closes the sockets, which reconnect as the other user."""
         site = await serve(storage, registry=registry)
         browser = await site.logged_in("/login")
         socket = await browser.open()
@@ -144,7 +144,7 @@ class TestOrders:
         assert (await browser.open()).user == "bob"
 
     async def test_with_identify(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A log-out everywhere ends all, and a log-in after it lives."""
+        """A log-out everywhere ends all sessions; a later log-in lives."""
         site = await serve(storage, registry=OfUser(timeouts=QUICK, identify=user_of))
         one, other = await two(site)
         sockets = [await one.open(), await other.open()]
@@ -157,32 +157,32 @@ class TestOrders:
 
 
 class OutsideOfTheSession(SessionWSRegistry):
-    """Keeps the id in a table of its own, under what the session holds."""
+    """A registry that stores ids in a table of its own, by user."""
 
     def __init__(self) -> None:
         super().__init__(timeouts=QUICK)
         self.table: dict[str, Hashable] = {}
 
     async def get_id(self, request: web.Request) -> Hashable | None:
-        """Look into the table."""
+        """Read the id from the table."""
         user: str | None = (await aiohttp_session.get_session(request)).get("user")
         return None if user is None else self.table.get(user)
 
     async def set_id(self, request: web.Request, session_ws_id: Hashable) -> None:
-        """Write into the table."""
+        """Write the id into the table."""
         user: str | None = (await aiohttp_session.get_session(request)).get("user")
         if user is not None:
             self.table[user] = session_ws_id
 
     async def delete_id(self, request: web.Request) -> None:
-        """Delete from the table."""
+        """Delete the id from the table."""
         self.table.pop((await aiohttp_session.get_session(request))["user"], None)
 
 
 class TestOutsideOfTheSession:
     @pytest.mark.parametrize("path", ["/delete_id", "/new_id"])
     async def test_another_id(self, serve: Serve, cookies: AbstractStorage, path: str) -> None:
-        """An id that goes away, or is another, is noticed though the session is as it was."""
+        """A deleted or new id closes the sockets, though the session itself is unchanged."""
         site = await serve(cookies, registry=OutsideOfTheSession())
         browser = await site.logged_in("/login")
         await browser.get()
@@ -197,7 +197,7 @@ class TestOutsideOfTheSession:
     async def test_another_request_changes_it(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """What another request does meanwhile isn't taken for the doing of this one."""
+        """An id changed by a concurrent request is not attributed to this request."""
         site = await serve(storage, registry=OutsideOfTheSession())
         browser = await site.logged_in("/login")
         await browser.get()
@@ -207,7 +207,7 @@ class TestOutsideOfTheSession:
         assert await site.presented(browser.cookie) == ("ann", "ann")
 
     async def test_the_same_id(self, serve: Serve, storage: AbstractStorage) -> None:
-        """One that is as it was saves nothing, and ends nothing."""
+        """A request that leaves the id unchanged saves nothing and closes no socket."""
         site = await serve(storage, registry=OutsideOfTheSession())
         browser = await site.logged_in("/login")
         socket = await browser.open()
@@ -220,7 +220,7 @@ class TestOutsideOfTheSession:
 class TestFactory:
     @pytest.mark.parametrize("out", OUT)
     async def test_log_out(self, serve: Serve, storage: AbstractStorage, out: str) -> None:
-        """A factory may give one id to many: the log-out of one leaves the others theirs."""
+        """A log-out under an id shared by a factory leaves the other sessions logged in."""
         site = await serve(storage, registry=by_factory())
         one, other = await site.browser(), await site.browser()
         for browser in (one, other):
@@ -237,7 +237,7 @@ class TestFactory:
         assert await site.presented(one.cookie) == ("ann", "ann")
 
     async def test_log_in_after_an_end(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A visitor of before the end of an id may be given it by a log-in."""
+        """A visitor from before the end of an id may be given that id by a log-in."""
         site = await serve(storage, registry=by_factory())
         visitor, other = await site.browser(), await site.browser()
         await visitor.get()
@@ -250,7 +250,7 @@ class TestFactory:
         assert "ann" not in await site.presented(stale)
 
     async def test_end_during_a_log_in(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A log-in that was under way when the id was ended is ended as well."""
+        """A log-in under way when its id is ended is ended, too."""
         site = await serve(storage, registry=by_factory(), views={"/during": log_in_during_an_end})
         visitor = await site.browser()
         await visitor.get()
@@ -261,7 +261,7 @@ class TestFactory:
 
 class TestTuples:
     async def test_are_ids(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A factory may return tuples, which a storage makes lists of."""
+        """Tuples from a factory work as ids, though a storage turns them into lists."""
         count = itertools.count()
         site = await serve(storage, id_factory=lambda request: ("tenant", next(count)))
         browser = await site.logged_in()
@@ -276,7 +276,7 @@ class TestTuples:
         assert "ann" not in await site.presented(stale)
 
     async def test_can_be_ended(self, serve: Serve, storage: AbstractStorage) -> None:
-        """An order names the tuple."""
+        """An order by a tuple ends the session with that id."""
         site = await serve(storage, id_factory=lambda request: ("tenant", ("a", 1)))
         browser = await site.logged_in("/login")
         socket = await browser.open()

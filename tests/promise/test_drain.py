@@ -1,5 +1,5 @@
 """
-A process that drains lets its clients go little by little.
+Draining closes a process's sockets gradually and refuses new ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ RESTART = 1012
 
 
 async def crowd(site: Site, size: int) -> list[tuple[Browser, Socket]]:
-    """Open sockets of as many sessions."""
+    """Open *size* sockets, each in a session of its own."""
     browsers = [await site.logged_in() for _ in range(size)]
     return [(browser, await browser.open()) for browser in browsers]
 
 
 class TestDrain:
     async def test_little_by_little(self, serve: Serve) -> None:
-        """All go within the window, none before its turn, in no order that one could guess."""
+        """Sockets close within the window, none before its turn, in random order."""
         site = await serve()
         sockets = [socket for _, socket in await crowd(site, 40)]
         closed: list[tuple[float, int]] = []
@@ -52,7 +52,7 @@ class TestDrain:
         assert order not in (sorted(order), sorted(order, reverse=True))
 
     async def test_from_the_start(self, serve: Serve) -> None:
-        """The first ones go long before the last."""
+        """The first socket closes while others are still open."""
         site = await serve()
         sockets = [socket for _, socket in await crowd(site, 40)]
         codes = [asyncio.ensure_future(socket.code()) for socket in sockets]
@@ -65,7 +65,7 @@ class TestDrain:
         await draining
 
     async def test_newcomers(self, serve: Serve) -> None:
-        """They get 503 from the first moment on; pages are served."""
+        """Handshakes get 503 as soon as the drain begins; pages are served."""
         site = await serve()
         (browser, socket), (_, other) = await crowd(site, 2)
         draining = asyncio.ensure_future(site.registry.drain(0.5))
@@ -77,7 +77,7 @@ class TestDrain:
         await draining
 
     async def test_a_handshake_in_flight(self, serve: Serve) -> None:
-        """One that began before gets 503 as well."""
+        """A handshake that began before the drain gets 503."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -98,7 +98,7 @@ class TestDrain:
     async def test_one_that_is_answered_meanwhile(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One that opens at the last moment is closed, too."""
+        """A handshake whose answer is delayed until after the drain is closed with 1012."""
         answering = Turnstile()
         prepare = web.WebSocketResponse.prepare
 
@@ -119,7 +119,7 @@ class TestDrain:
         assert not connections(site.registry)
 
     async def test_orders_win(self, serve: Serve) -> None:
-        """An order that is given meanwhile is told in place of 1012, at once."""
+        """An order given during a drain closes its sockets at once, with its own code."""
         site = await serve(identify=user_of)
         pairs = await crowd(site, 3)
         draining = asyncio.ensure_future(site.registry.drain(1.0))
@@ -133,7 +133,7 @@ class TestDrain:
         await draining
 
     async def test_twice(self, serve: Serve) -> None:
-        """Whoever awaits it again waits for the same; who gives up stops nothing."""
+        """A second drain() awaits the first; cancelling one caller doesn't stop the drain."""
         site = await serve()
         (_, socket), _ = await crowd(site, 2)
         impatient = asyncio.ensure_future(site.registry.drain(0.3))
@@ -146,7 +146,7 @@ class TestDrain:
         await until(lambda: idle(site.registry))
 
     async def test_a_stream(self, serve: Serve) -> None:
-        """Streams go as well."""
+        """A drain ends streams."""
         feed = Feed()
         site = await serve(None, {"/events": feed.events})
         stream = await listen(await site.logged_in())
@@ -156,7 +156,7 @@ class TestDrain:
         await feed.gone(site.registry)
 
     async def test_nobody(self, serve: Serve) -> None:
-        """With no sockets it is over at once."""
+        """A drain without sockets returns at once."""
         site = await serve()
         async with asyncio.timeout(PATIENCE):
             await site.registry.drain(3600.0)
@@ -164,7 +164,7 @@ class TestDrain:
 
 class TestShutdown:
     async def test_timeouts_drain(self, serve: Serve) -> None:
-        """The shutdown drains by itself, if it is to."""
+        """The shutdown drains the sockets if ``Timeouts.drain`` is set."""
         site = await serve(timeouts=Timeouts(close=1.0, handler_grace=0.5, drain=0.5))
         sockets = [socket for _, socket in await crowd(site, 5)]
         began = time.monotonic()
@@ -175,7 +175,7 @@ class TestShutdown:
         assert time.monotonic() - began >= 0.3
 
     async def test_without(self, serve: Serve) -> None:
-        """By default it doesn't."""
+        """The shutdown doesn't drain by default: it closes with 1001."""
         site = await serve()
         ((_, socket),) = await crowd(site, 1)
         stopping = asyncio.ensure_future(inspect(site.registry).shut_down())
@@ -184,7 +184,7 @@ class TestShutdown:
         await stopping
 
     async def test_after_a_drain(self, serve: Serve) -> None:
-        """A shutdown in the middle of a drain closes the rest."""
+        """A shutdown during a drain closes the remaining sockets."""
         site = await serve()
         sockets = [socket for _, socket in await crowd(site, 5)]
         draining = asyncio.ensure_future(site.registry.drain(60.0))
@@ -196,7 +196,7 @@ class TestShutdown:
         draining.cancel()
 
     async def test_while_a_longer_drain_runs(self, serve: Serve) -> None:
-        """A shutdown that drains doesn't wait for a drain that has more time."""
+        """A shutdown with a drain of its own doesn't wait for a longer one."""
         site = await serve(timeouts=Timeouts(close=0.2, handler_grace=0.1, drain=0.1))
         sockets = [socket for _, socket in await crowd(site, 5)]
         draining = asyncio.ensure_future(site.registry.drain(3600.0))

@@ -1,5 +1,5 @@
 """
-"Log out everywhere" ends every cookie of before, and nothing that began later.
+"Log out everywhere" ends every earlier session of a user, and none that began later.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def names_of_tasks() -> set[str]:
 
 
 async def by_user(site: Site) -> None:
-    """Ann logs out everywhere on another device."""
+    """Log out everywhere as ann, on another device."""
     await (await site.logged_in()).get("/everywhere")
 
 
 async def by_administrator(site: Site) -> None:
-    """Somebody ends all that is ann's."""
+    """End the identity "ann" as an administrator."""
     await site.registry.end_identity("ann")
 
 
@@ -43,7 +43,7 @@ class TestCookiesOfBefore:
     async def test_all_are_dead(
         self, serve: Serve, storage: AbstractStorage, end: str, how: str
     ) -> None:
-        """However somebody logged in: sockets close, and cookies open nothing."""
+        """A log-out everywhere closes the socket and ends the cookie, whatever the log-in."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in(how)
         socket = await browser.open()
@@ -56,7 +56,7 @@ class TestCookiesOfBefore:
     async def test_from_before_a_renewal(
         self, serve: Serve, cookies: AbstractStorage, clock: Wall, end: str, later: int
     ) -> None:
-        """A copy from before the last renewal is as dead, at once and later."""
+        """A log-out everywhere also ends a cookie from before the last renewal."""
         site = await serve(cookies, identify=user_of)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -72,7 +72,7 @@ class TestCookiesOfBefore:
     async def test_no_renewal_escapes(
         self, serve: Serve, storage: AbstractStorage, clock: Wall, end: str, path: str
     ) -> None:
-        """What an old cookie has renewed after the end is not of that user."""
+        """An old cookie that is renewed after the end is not the user's."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -87,7 +87,7 @@ class TestCookiesOfBefore:
     async def test_a_renewal_under_way(
         self, serve: Serve, storage: AbstractStorage, end: str, path: str
     ) -> None:
-        """A renewal that began before the end is saved after it, and doesn't escape."""
+        """A renewal that began before the end and finishes after it doesn't escape."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         async with site.held(browser, path):
@@ -98,7 +98,7 @@ class TestCookiesOfBefore:
     async def test_a_log_in_under_way(
         self, serve: Serve, storage: AbstractStorage, end: str
     ) -> None:
-        """A log-in that had arrived is ended with the others."""
+        """A log-in that arrived before the end is ended."""
         site = await serve(storage, identify=user_of)
         browser = await site.browser()
         async with site.held(browser, "/login"):
@@ -110,7 +110,7 @@ class TestCookiesOfBefore:
     async def test_a_later_log_in(
         self, serve: Serve, storage: AbstractStorage, end: str, how: str
     ) -> None:
-        """Who logs in again is in, in the same browser and at once."""
+        """A log-in right after the end, in the same browser, succeeds."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         await ENDS[end](site)
@@ -119,7 +119,7 @@ class TestCookiesOfBefore:
         assert (await browser.user(), (await browser.open()).user) == ("ann", "ann")
 
     async def test_others(self, serve: Serve, storage: AbstractStorage, end: str) -> None:
-        """Nobody else loses anything."""
+        """Another user's page and socket are not affected."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in(user="bob")
         socket = await browser.open()
@@ -133,13 +133,13 @@ class TestGivenUp:
     async def test_a_handler_that_does_not_wait(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Its answer doesn't bring the user back, however long that takes to find out."""
+        """A user isn't logged in again when the handler cancels its log-out everywhere."""
         whose, again, out = Turnstile(), Turnstile(), asyncio.Event()
         asked = itertools.count(1)
 
         async def identify(request: web.Request) -> str | None:
             number = next(asked) if out.is_set() else 0
-            if number == 2:  # nobody has the new session: whose was that which came?
+            if number == 2:  # the new session is anonymous; whose was the one it arrived with?
                 await whose()
             if number == 4:
                 await again()
@@ -170,7 +170,7 @@ class TestClockSetBack:
     async def test_a_later_log_in(
         self, clock: Wall, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """A wall clock that is set back by an hour ends nobody, and keeps nobody out."""
+        """A wall clock set back by an hour ends no session and refuses no log-in."""
         site = await serve(storage, identify=user_of)
         old = await site.logged_in()
         await site.registry.end_identity("ann")
@@ -188,13 +188,13 @@ class TestClockSetBack:
 
 
 class TestVanishing:
-    """Clients that go before they are answered, also if the server cancels handlers then."""
+    """Clients that disconnect before the response, with and without cancelled handlers."""
 
     @pytest.mark.parametrize("cancel", [True, False])
     async def test_while_identify_is_asked(
         self, serve: Serve, storage: AbstractStorage, cancel: bool
     ) -> None:
-        """The end is carried out: of this session, and of all others of the user."""
+        """A client that vanishes during ``identify`` is still logged out everywhere."""
         asked = Turnstile()
 
         async def identify(request: web.Request) -> str | None:
@@ -212,7 +212,7 @@ class TestVanishing:
         assert await site.presented(other.cookie) == (None, DEAD)
 
     async def test_before_identify_answers(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Its own session is over before anything is awaited."""
+        """A log-out everywhere ends its own session before it awaits anything."""
         asked = Turnstile()
 
         async def identify(request: web.Request) -> str | None:

@@ -1,5 +1,5 @@
 """
-"Log out everywhere else": the session at hand goes on, no copy of it does.
+"Log out everywhere else" continues the session at hand and ends all others, copies included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def elsewhere(request: web.Request) -> web.Response:
 
 
 async def log_in_alone(request: web.Request) -> web.Response:
-    """Log in, and out everywhere else."""
+    """Log in, and log out everywhere else."""
     await log_in(request)
     return await elsewhere(request)
 
@@ -33,13 +33,13 @@ VIEWS: dict[str, View] = {"/elsewhere": elsewhere, "/login/alone": log_in_alone}
 
 
 async def site_of(serve: Serve, storage: AbstractStorage) -> Site:
-    """Start a site where one can log out everywhere else."""
+    """Start a site with views that log out everywhere else."""
     return await serve(storage, VIEWS, identify=user_of)
 
 
 class TestDone:
     async def test_the_session_at_hand(self, serve: Serve, storage: AbstractStorage) -> None:
-        """It goes on with the new cookie; its sockets reconnect."""
+        """The session continues with the new cookie, and its sockets reconnect."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -50,7 +50,7 @@ class TestDone:
         assert (await browser.get()).data["lang"] == "de"
 
     async def test_the_others(self, serve: Serve, storage: AbstractStorage) -> None:
-        """They are over."""
+        """The user's other sessions end."""
         site = await site_of(serve, storage)
         browser, other = await site.logged_in(), await site.logged_in()
         socket = await other.open()
@@ -60,7 +60,7 @@ class TestDone:
         assert await site.presented(other.cookie) == (None, DEAD)
 
     async def test_a_copy(self, serve: Serve, cookies: AbstractStorage, clock: Wall) -> None:
-        """A copy of its cookie is over, and may reconnect for the grace: it may be a tab."""
+        """A copy of the old cookie has ended; its handshakes get 4403 for the grace, then 4401."""
         site = await site_of(serve, cookies)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -71,7 +71,7 @@ class TestDone:
         assert await site.presented(stale) == (None, DEAD)
 
     async def test_a_copy_of_a_key(self, serve: Serve, storage: AbstractStorage) -> None:
-        """So it is if the storage keeps the session on the server: nothing is left under it."""
+        """A copy of the old cookie has also ended with a server-side storage."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await (await site.browser(browser.cookie)).open()
@@ -82,7 +82,7 @@ class TestDone:
         assert await site.presented(browser.cookie) == ("ann", "ann")
 
     async def test_while_it_is_handled(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A handshake with the old cookie is told to come again, before the answer is there."""
+        """A handshake with the old cookie gets 4403 before the response is sent."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -92,7 +92,7 @@ class TestDone:
         assert await site.presented(browser.cookie) == ("ann", "ann")
 
     async def test_other_users(self, serve: Serve, storage: AbstractStorage) -> None:
-        """They keep everything."""
+        """Other users' pages and sockets are not affected."""
         site = await site_of(serve, storage)
         browser, other = await site.logged_in(), await site.logged_in(user="bob")
         socket = await other.open()
@@ -102,7 +102,7 @@ class TestDone:
         assert await site.presented(other.cookie) == ("bob", "bob")
 
     async def test_twice(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A second one from the same browser is as good; one from an ended browser isn't."""
+        """A second order succeeds in the same browser and fails in one that was logged out."""
         site = await site_of(serve, storage)
         browser, other = await site.logged_in(), await site.logged_in()
         await browser.get("/elsewhere")
@@ -113,7 +113,7 @@ class TestDone:
         assert "ann" not in await site.presented(other.cookie)
 
     async def test_a_later_log_in(self, serve: Serve, storage: AbstractStorage) -> None:
-        """It lives; one that was under way doesn't."""
+        """A later log-in lives; one that was under way is ended."""
         site = await site_of(serve, storage)
         browser, under_way = await site.logged_in(), await site.browser()
         async with site.held(under_way, "/login"):
@@ -127,7 +127,7 @@ class TestDone:
     async def test_with_a_log_in(
         self, serve: Serve, storage: AbstractStorage, visited: bool
     ) -> None:
-        """Who logs in and out everywhere else in one request is in, alone."""
+        """A log-in with a log-out elsewhere leaves the user with this one session."""
         site = await site_of(serve, storage)
         browser, other = await site.browser(), await site.logged_in()
         if visited:
@@ -140,22 +140,22 @@ class TestDone:
 
 
 class KnownOnly(SessionWSRegistry):
-    """Gives no id to anonymous visitors."""
+    """A registry that gives no id to anonymous visitors."""
 
     async def ensure_id(self, request: web.Request) -> None:
-        """Give one to who is logged in."""
+        """Give an id only to a user who is logged in."""
         if await user_of(request) is not None:
             await super().ensure_id(request)
 
 
 class TestWithALogIn:
-    """Whatever session its request came with, who logs in begins another."""
+    """A log-in with a log-out elsewhere begins a new session, whatever the request came with."""
 
     @pytest.mark.parametrize("seconds", [0, 11])
     async def test_after_a_log_out(
         self, serve: Serve, cookies: AbstractStorage, clock: Wall, seconds: float
     ) -> None:
-        """The browser may still have the cookie of a session that has ended."""
+        """A log-in that arrives with the cookie of an ended session succeeds."""
         site = await site_of(serve, cookies)
         browser, other = await site.logged_in(), await site.logged_in()
         late = await site.browser(browser.cookie)
@@ -171,7 +171,7 @@ class TestWithALogIn:
     async def test_after_a_renewal(
         self, serve: Serve, cookies: AbstractStorage, user: str
     ) -> None:
-        """It may have been replaced by a newer generation; which ends if it was another's."""
+        """A log-in with a replaced cookie ends the newer generation if that is another user's."""
         site = await site_of(serve, cookies)
         browser, other = await site.logged_in("/login", user), await site.logged_in("/login")
         late = await site.browser(browser.cookie)
@@ -192,7 +192,7 @@ class TestWithALogIn:
     async def test_of_a_visitor_without_an_id(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """Nor need a visitor have had a session at all."""
+        """A visitor without an id, or without a session, can log in this way."""
         registry = KnownOnly(identify=user_of, timeouts=QUICK)
         site = await serve(storage, VIEWS, registry=registry)
         browser, other = await site.browser(), await site.logged_in("/login")
@@ -206,7 +206,7 @@ class TestWithALogIn:
 
     @pytest.mark.parametrize("how", ["ended", "unknown"])
     async def test_ended_meanwhile(self, serve: Serve, cookies: AbstractStorage, how: str) -> None:
-        """An end of the identity after the order ends what the answer begins, here too."""
+        """An end of the identity after the order ends the new session, too."""
         registry = KnownOnly(identify=user_of, timeouts=QUICK)
         site = await serve(cookies, VIEWS, registry=registry)
         late = await site.browser()
@@ -222,10 +222,10 @@ class TestWithALogIn:
 
 
 class TestNotDone:
-    """A session that isn't alive ends nothing, begins nothing, and is told so."""
+    """A session that isn't alive ends nothing and begins nothing; the caller gets ``False``."""
 
     async def test_it_had_ended(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A thief with the cookie of an ended session closes nobody's."""
+        """A thief with the cookie of an ended session closes no sockets."""
         site = await site_of(serve, storage)
         browser, victim = await site.logged_in(), await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -241,7 +241,7 @@ class TestNotDone:
     async def test_it_ends_meanwhile(
         self, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """An end after the order, before it is answered, ends what the answer begins."""
+        """An end after the order and before the response ends the new session."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         id_, copy = (await browser.get()).data["id"], browser.cookie
@@ -256,7 +256,7 @@ class TestNotDone:
         assert "ann" not in await site.presented(browser.cookie)
 
     async def test_two_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Of two browsers the first to order stays, whoever is answered first."""
+        """The first of two browsers to order stays logged in, though the other began first."""
         site = await site_of(serve, storage)
         first, second = await site.logged_in(), await site.logged_in()
         async with site.held(second, "/elsewhere", at="start") as late:
@@ -269,7 +269,7 @@ class TestNotDone:
     async def test_the_other_is_answered_later(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """An order that came first and is answered last holds against the second's."""
+        """The order that came first wins, though its response is sent last."""
         site = await site_of(serve, storage)
         first, second = await site.logged_in(), await site.logged_in()
         async with site.held(first, "/elsewhere"):
@@ -280,7 +280,7 @@ class TestNotDone:
         assert "ann" not in await site.presented(second.cookie)
 
     async def test_it_was_replaced(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """A thief with a cookie from before a renewal closes nobody's, in the grace too."""
+        """A thief with a cookie from before a renewal closes no sockets within the grace."""
         site = await site_of(serve, cookies)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -293,7 +293,7 @@ class TestNotDone:
         assert await site.knock(thief.cookie) == AGAIN
 
     async def test_of_a_visitor(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Nobody is logged in elsewhere as nobody."""
+        """A visitor's log-out elsewhere doesn't affect other visitors."""
         site = await site_of(serve, storage)
         browser, other = await site.browser(), await site.browser()
         await browser.get("/write?lang=de")
@@ -306,7 +306,7 @@ class TestNotDone:
     async def test_a_log_in_with_an_end_meanwhile(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """An end of the identity since the request arrived concerns what it would begin."""
+        """A log-in is refused if its identity ended after the request arrived."""
         site = await site_of(serve, storage)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -317,7 +317,7 @@ class TestNotDone:
         assert "ann" not in await site.presented(browser.cookie)
 
     async def test_without_identify(self, serve: Serve) -> None:
-        """It says what is missing."""
+        """The error names the missing option."""
         said: list[str] = []
 
         async def ask(request: web.Request) -> web.Response:
@@ -335,7 +335,7 @@ class TestNotDone:
 
 class TestBesideOthers:
     async def test_a_renewal(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """A renewal of the same session that was under way doesn't outlive it."""
+        """A concurrent renewal of the same session is ended."""
         site = await site_of(serve, cookies)
         browser = await site.logged_in()
         slow = await site.browser(browser.cookie)
@@ -346,7 +346,7 @@ class TestBesideOthers:
         assert "ann" not in await site.presented(slow.cookie)
 
     async def test_a_double_click(self, serve: Serve, storage: AbstractStorage) -> None:
-        """The browser that clicked twice is still in, once both answers are there."""
+        """A browser that clicks twice is still logged in after both responses."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         async with site.held(browser, "/elsewhere", at="start"):
@@ -358,7 +358,7 @@ class TestBesideOthers:
     async def test_a_double_click_that_overlaps(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Nor does the order of the two answers matter to it."""
+        """A browser is still logged in when the first of two orders is answered last."""
         site = await site_of(serve, storage)
         browser = await site.logged_in()
         async with site.held(browser, "/elsewhere"):

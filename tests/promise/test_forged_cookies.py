@@ -1,5 +1,5 @@
 """
-Whatever a cookie holds, nothing fails, and nobody else is concerned.
+A forged cookie causes no server error and affects no other session.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ LINEAGES: dict[str, Any] = {
 
 
 async def forged(**data: Any) -> str:
-    """Return a cookie of somebody's own making."""
+    """Return a forged cookie."""
     return await cookie_from_before(SimpleCookieStorage(), user="eve", **data)
 
 
 async def serves(site: Site, cookie: str) -> bool:
-    """Tell whether every kind of request is answered, by something that is no failure."""
+    """Return whether every kind of request gets a response without a server error."""
     for path in ("/page", "/write?a=1", "/renew", "/new_id", "/delete_id", "/close", "/page"):
         if (await site.replay(cookie, path)).status >= 500:
             return False
@@ -67,7 +67,7 @@ async def serves(site: Site, cookie: str) -> bool:
 class TestForged:
     @pytest.mark.parametrize("what", VALUES)
     async def test_an_id(self, serve: Serve, what: str) -> None:
-        """Any value may stand where the id should."""
+        """A forged id of any type causes no server error and affects no other session."""
         site = await serve(identify=user_of)
         browser = await site.logged_in()
         cookie = await forged(**{ID: VALUES[what]})
@@ -77,7 +77,7 @@ class TestForged:
 
     @pytest.mark.parametrize("what", LINEAGES)
     async def test_a_lineage(self, serve: Serve, what: str) -> None:
-        """Any value may stand where the lineage should."""
+        """A forged lineage of any shape causes no server error and affects no other session."""
         site = await serve(identify=user_of)
         browser = await site.logged_in()
         cookie = await forged(**{LINEAGE: LINEAGES[what], ID: "forged"})
@@ -89,7 +89,7 @@ class TestForged:
     async def test_a_beginning_in_the_future(
         self, clock: Wall, serve: Serve, ahead: float
     ) -> None:
-        """It outlives no end: not of its identity, and not of its id."""
+        """A session whose beginning is in the future ends with its identity."""
         site = await serve(identify=user_of)
         began = time.time() + ahead
         cookie = await forged(**{LINEAGE: ["token", 0, began], ID: "forged"})
@@ -100,7 +100,7 @@ class TestForged:
         assert await site.presented(cookie) == (None, DEAD)
 
     async def test_the_end_of_an_older_id(self, serve: Serve) -> None:
-        """Nor does it outlive the end of an id that it had before a renewal."""
+        """A session whose beginning is in the future ends with an id from before a renewal."""
         site = await serve(identify=user_of)
         cookie = await forged(**{LINEAGE: ["token", 0, time.time() + 1e9], ID: "forged"})
         browser = await site.browser(cookie)
@@ -110,7 +110,7 @@ class TestForged:
         assert await site.presented(browser.cookie) == (None, DEAD)
 
     async def test_of_another_server(self, clock: Wall, serve: Serve) -> None:
-        """A session whose server's clock is ahead is ended by an order, and lives without one."""
+        """A session saved by a server whose clock is ahead lives until an order ends it."""
         site = await serve(identify=user_of)
         cookie = await cookie_from_before(SimpleCookieStorage(), user="eve")
         clock.set_back(60)

@@ -27,7 +27,7 @@ running: list[str] = []
 
 @strawberry.type
 class Query:
-    """What GraphQL cannot do without."""
+    """The query type that GraphQL requires."""
 
     @strawberry.field
     def hello(self) -> str:
@@ -36,7 +36,7 @@ class Query:
 
 @strawberry.type
 class Subscription:
-    """One that never ends."""
+    """A subscription that never ends."""
 
     @strawberry.subscription
     async def count(self) -> AsyncIterator[int]:
@@ -68,7 +68,7 @@ class SessionGraphQLView(GraphQLView[Any, Any]):
 
 
 async def start(serve: Serve) -> Site:
-    """Serve a schema."""
+    """Serve the schema."""
     return await serve(None, {"/graphql": SessionGraphQLView(SCHEMA)}, identify=user_of)
 
 
@@ -80,7 +80,7 @@ async def subscribe(site: Site, cookie: str) -> ClientWebSocketResponse:
 
 
 async def count(ws: ClientWebSocketResponse) -> None:
-    """Subscribe, and get the first of what is sent."""
+    """Subscribe, and receive the first value."""
     await ws.send_json({"type": "connection_init"})
     assert (await ws.receive_json(timeout=PATIENCE))["type"] == "connection_ack"
     payload = {"query": "subscription { count }"}
@@ -91,7 +91,7 @@ async def count(ws: ClientWebSocketResponse) -> None:
 
 class TestSubscription:
     async def test_a_log_out(self, serve: Serve) -> None:
-        """It is closed with 4401, its generator ends, and its cookie opens none any more."""
+        """A log-out closes the socket with 4401, ends its generator, and refuses its cookie."""
         site = await start(serve)
         browser = await site.logged_in()
         ws = await subscribe(site, browser.cookie)
@@ -104,7 +104,7 @@ class TestSubscription:
         assert await expect_close(await subscribe(site, stale)) == DEAD
 
     async def test_queries_go_on(self, serve: Serve) -> None:
-        """What is no websocket is served as ever."""
+        """A query over HTTP is served as usual."""
         site = await start(serve)
         browser = await site.logged_in()
         async with browser.session.post(

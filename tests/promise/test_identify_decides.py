@@ -1,5 +1,5 @@
 """
-With ``identify``, the identity decides whether a session goes on.
+With ``identify``, the identity decides whether a session continues.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from tests.support.clock import Wall
 
 
 async def clear(request: web.Request) -> web.Response:
-    """Log out by emptying the session, ours included."""
+    """Log out by deleting every key of the session, the library's included."""
     (await aiohttp_session.get_session(request)).clear()
     return web.Response()
 
 
 async def keep_language(request: web.Request) -> web.Response:
-    """Log out by a new session that keeps the language."""
+    """Log out with a new session that keeps the language."""
     session = await aiohttp_session.get_session(request)
     (await aiohttp_session.new_session(request))["lang"] = session["lang"]
     return web.Response()
 
 
 async def pattern_by_del(request: web.Request) -> web.Response:
-    """Log out as the README of 1.1.1 told, in a session that keeps its other keys."""
+    """Log out by the pattern in the README of 1.1.1, in a session that keeps its other keys."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     await out_by_del(request)
@@ -61,7 +61,7 @@ async def pattern_by_del(request: web.Request) -> web.Response:
 
 
 async def del_and_renew(request: web.Request) -> web.Response:
-    """Take the user out, and renew the id."""
+    """Delete the user, and renew the id."""
     response = web.Response()
     await out_by_del(request)
     await renew_session_ws(request, response)
@@ -80,7 +80,7 @@ OUT_VIEWS = {
 class TestUserLeaves:
     @pytest.mark.parametrize("path", OUT_VIEWS)
     async def test_sockets(self, serve: Serve, storage: AbstractStorage, path: str) -> None:
-        """They close for good when their user goes, whatever else the session keeps."""
+        """Sockets close with 4401 when their user leaves, whatever the session keeps."""
         site = await serve(storage, OUT_VIEWS, identify=user_of)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -93,7 +93,7 @@ class TestUserLeaves:
     async def test_a_copy_of_the_cookie(
         self, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """It opens nothing: not at once, and not after a page."""
+        """A copy of the cookie opens no socket, neither at once nor after a page request."""
         site = await serve(cookies, OUT_VIEWS, identify=user_of)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -114,7 +114,7 @@ class TestUserLeaves:
         assert (await browser.open()).user is None
 
     async def test_a_handshake_beside_it(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A socket that opens while the user goes closes with the others."""
+        """A socket that opens while the user logs out is closed with the others."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         tab = await site.browser(browser.cookie)
@@ -124,7 +124,7 @@ class TestUserLeaves:
         assert (socket.user, await socket.code()) == ("ann", DEAD)
 
     async def test_a_write_beside_it(self, serve: Serve, storage: AbstractStorage) -> None:
-        """What a request writes that began before the log-out brings nobody back."""
+        """A write that began before the log-out doesn't log the user in again."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         slow = await site.browser(browser.cookie)
@@ -140,7 +140,7 @@ class TestAnotherUser:
     async def test_takes_the_session(
         self, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """The sockets of the first close and ask to reconnect: with the new cookie."""
+        """A change of user closes the first user's sockets with 4403."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -151,7 +151,7 @@ class TestAnotherUser:
         assert "ann" not in await site.presented(stale)
 
     async def test_end_of_the_first(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A log-out everywhere of the first has nothing to do with the second."""
+        """An end of the first user doesn't affect the second."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         await browser.get("/login?user=bob")
@@ -164,10 +164,10 @@ class TestAnotherUser:
 
 
 class TestLogIn:
-    """A visitor becomes somebody, by a view that doesn't renew."""
+    """A visitor logs in by a view that doesn't renew the session."""
 
     async def visitor(self, site: Site) -> tuple[str, str]:
-        """Visit, log in; return the cookies of before and after."""
+        """Visit, then log in; return the cookies from before and after."""
         browser = await site.browser()
         await browser.get("/write?lang=de")
         before = browser.cookie
@@ -175,7 +175,7 @@ class TestLogIn:
         return before, browser.cookie
 
     async def test_sockets_of_before(self, serve: Serve, storage: AbstractStorage) -> None:
-        """They are closed, and come back as the user: no socket is left anonymous."""
+        """A log-in closes the visitor's sockets; they reconnect as the user's."""
         site = await serve(storage, identify=user_of)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -188,7 +188,7 @@ class TestLogIn:
         assert (socket.user, report.sockets, await socket.code()) == ("ann", 1, DEAD)
 
     async def test_a_handshake_beside_it(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A socket that opens as a visitor's while he logs in is not left anonymous."""
+        """A visitor's socket that opens during the log-in is closed with 4403."""
         site = await serve(storage, identify=user_of)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -201,7 +201,7 @@ class TestLogIn:
     async def test_a_visitors_cookie(
         self, serve: Serve, cookies: AbstractStorage, clock: Wall
     ) -> None:
-        """For the grace it is told to reconnect, then it is a visitor's again."""
+        """A visitor's cookie gets 4403 for the grace, then is a visitor's again."""
         site = await serve(cookies, identify=user_of)
         before, after = await self.visitor(site)
 
@@ -212,7 +212,7 @@ class TestLogIn:
         assert (await site.replay(before)).data["lang"] == "de"
 
     async def test_a_log_out_of_the_user(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """Ends what the log-in began, and is none of the visitor's business."""
+        """A log-out ends the log-in's session and not the visitor's."""
         site = await serve(cookies, identify=user_of)
         before, after = await self.visitor(site)
         await site.replay(after, "/out/helper")
@@ -221,7 +221,7 @@ class TestLogIn:
         assert await site.presented(before) == (None, AGAIN)
 
     async def test_again(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Who is logged in and logs in again keeps his sockets, unless the view renews."""
+        """A second log-in of the same user closes no sockets, unless the view renews."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -234,7 +234,7 @@ class TestLogIn:
 
 class Everybody(aiohttp_security.AbstractAuthorizationPolicy):
     async def authorized_userid(self, identity: str) -> str:
-        """Take an identity for the user."""
+        """Return the identity as the user."""
         return identity
 
     async def permits(self, identity: object, permission: object, context: object = None) -> bool:
@@ -243,7 +243,7 @@ class Everybody(aiohttp_security.AbstractAuthorizationPolicy):
 
 
 async def remember(request: web.Request) -> web.Response:
-    """Log in by aiohttp_security."""
+    """Log in with aiohttp_security."""
     response = web.Response()
     await aiohttp_security.remember(request, response, "ann")
     await renew_session_ws(request, response)
@@ -251,26 +251,26 @@ async def remember(request: web.Request) -> web.Response:
 
 
 async def forget(request: web.Request) -> web.Response:
-    """Log out by aiohttp_security."""
+    """Log out with aiohttp_security."""
     response = web.Response()
     await aiohttp_security.forget(request, response)
     return response
 
 
 async def forget_and_end(request: web.Request) -> web.Response:
-    """Log out by aiohttp_security and us."""
+    """Log out with aiohttp_security and with ``end_session_ws()``."""
     response = await forget(request)
     await end_session_ws(request, response)
     return response
 
 
 class TestSecurity:
-    """The user is known by aiohttp_security."""
+    """The user is identified by aiohttp_security."""
 
     async def site(
         self, storage: AbstractStorage, policy: aiohttp_security.AbstractIdentityPolicy
     ) -> Site:
-        """Build a site; the caller starts it."""
+        """Start a site; the caller stops it."""
         identify = aiohttp_security.authorized_userid
         site = Site(SessionWSRegistry(timeouts=QUICK, identify=identify), storage)
         sessions = aiohttp_session.session_middleware(storage)
@@ -285,7 +285,7 @@ class TestSecurity:
 
     @staticmethod
     async def converse(request: web.Request) -> web.WebSocketResponse:
-        """Say whom aiohttp_security takes a socket for."""
+        """Send the user that aiohttp_security reports."""
         async with session_ws(request) as ws:
             user = await aiohttp_security.authorized_userid(request)
             await ws.send_json({"user": user, "id": "?"})
@@ -294,7 +294,7 @@ class TestSecurity:
 
     @pytest.mark.parametrize("cart", [True, False])
     async def test_forget(self, storage: AbstractStorage, cart: bool) -> None:
-        """It is a log-out, whatever else the session holds; the cookie of before is refused."""
+        """``forget()`` is a log-out: sockets close with 4401, and the old cookie is refused."""
         site = await self.site(storage, aiohttp_security.SessionIdentityPolicy())
         async with site.stack:
             browser = await site.browser()
@@ -330,12 +330,12 @@ class TestSecurity:
 
 
 class TestAsked:
-    """How often, and what it may raise."""
+    """How often ``identify`` is called, and what it may raise."""
 
     async def test_not_for_a_page_that_changes_nothing(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Pages of a session that nobody ended cost no call."""
+        """Pages that change nothing cost no call, if no identity has ended."""
         calls: list[str] = []
 
         async def identify(request: web.Request) -> str | None:
@@ -353,7 +353,7 @@ class TestAsked:
     async def test_once_per_lineage_after_an_end(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """An end of somebody else that is newer than a session costs it one call."""
+        """An end of another identity, newer than the session, costs the session one call."""
         calls: list[str] = []
 
         async def identify(request: web.Request) -> str | None:
@@ -361,7 +361,7 @@ class TestAsked:
             return await user_of(request)
 
         cookie = (await (await serve(storage, identify=user_of)).logged_in()).cookie
-        site = await serve(storage, identify=identify)  # it has been started anew
+        site = await serve(storage, identify=identify)  # another process: it remembers no lineage
         await site.registry.end_identity("bob")
         for _ in range(3):
             await site.replay(cookie)
@@ -372,7 +372,7 @@ class TestAsked:
     async def test_it_says_no(
         self, serve: Serve, storage: AbstractStorage, error: type[Exception]
     ) -> None:
-        """Who is refused by ``identify`` is nobody: that is a log-out, not an error."""
+        """An HTTPUnauthorized or HTTPForbidden from ``identify`` means a log-out, not an error."""
 
         async def identify(request: web.Request) -> str:
             user = await user_of(request)
@@ -390,7 +390,7 @@ class TestAsked:
     async def test_it_fails_when_a_session_was_changed(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Nothing is saved, and the answer is 503: a log-out must not look done."""
+        """If ``identify`` fails after a change, nothing is saved and the response is 503."""
         broken = False
 
         async def identify(request: web.Request) -> str | None:
@@ -408,7 +408,7 @@ class TestAsked:
         assert await browser.user() == "ann"
 
     async def test_it_fails_on_arrival(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Where it is needed, page and handshake are told to come again, and lose nothing."""
+        """If ``identify`` fails on arrival, page and handshake get 503, and nothing is lost."""
         broken = False
 
         async def identify(request: web.Request) -> str | None:
@@ -432,7 +432,7 @@ class TestAsked:
     async def test_who_tries_again_is_judged_again(
         self, serve: Serve, storage: AbstractStorage, at: str
     ) -> None:
-        """A middleware that handles a refused request once more gets no way around it."""
+        """A refused request that a middleware handles once more is judged once more."""
         failures = 0
 
         async def identify(request: web.Request) -> str | None:
@@ -466,7 +466,7 @@ class TestAsked:
 
 
 async def test_log_of_a_failure(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """While ``identify`` fails, the log says what and where once, without what the error says."""
+    """A failing ``identify`` is logged once, with its type and place, without its message."""
     broken = False
 
     async def identify(request: web.Request) -> str | None:

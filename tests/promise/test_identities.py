@@ -1,5 +1,5 @@
 """
-Whoever is logged out everywhere is out everywhere, whatever goes on meanwhile.
+Ending an identity ends all of its sessions, whatever happens at the same time.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ ORDERS: dict[str, tuple[Order, int]] = {
 
 @pytest.mark.parametrize(("order", "code"), ORDERS.values(), ids=ORDERS)
 class TestInFlight:
-    """An order meets handshakes wherever they are."""
+    """An order reaches handshakes at every step."""
 
     async def test_while_loading(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, order: Order, code: int
     ) -> None:
-        """A handshake that is loading its session: nobody knows whose it is."""
+        """A handshake that is loading its session, so of unknown identity, is closed."""
         storage = GatedStorage(SimpleCookieStorage())
         client = await aiohttp_client(make_app(registry, storage))
         cookie = await session_of(client)
@@ -84,7 +84,7 @@ class TestInFlight:
     async def test_while_identifying(
         self, aiohttp_client: AiohttpClient, order: Order, code: int
     ) -> None:
-        """A handshake whose identity is being looked up."""
+        """A handshake that waits for ``identify`` is closed."""
         asking = Turnstile()
 
         async def slow(request: web.Request) -> str | None:
@@ -108,7 +108,7 @@ class TestInFlight:
     async def test_while_authorizing(
         self, aiohttp_client: AiohttpClient, order: Order, code: int
     ) -> None:
-        """A handshake whose identity is known."""
+        """A handshake that waits for ``authorize``, its identity known, is closed."""
         asking = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -131,12 +131,12 @@ class TestInFlight:
 
 
 class TestEverywhere:
-    """``end_identity_ws``: the log-out view of *log out everywhere*."""
+    """``end_identity_ws``: the view of "log out everywhere"."""
 
     async def test_all(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, storage: AbstractStorage
     ) -> None:
-        """This session and all others end, with and without sockets."""
+        """All sessions of the identity end, with and without sockets, and no others."""
         client = await aiohttp_client(make_app(registry, storage))
         idle, other, mine = [await session_of(client) for _ in range(3)]
         bob = await session_of(client, "bob")
@@ -156,7 +156,7 @@ class TestEverywhere:
         for cookie in (idle, other):
             assert await outcome(client, cookie) == 4401
             assert await seen_as(client, cookie) is None
-        # A storage on the server was emptied: nothing is there to be ended.
+        # A server-side storage was emptied: there is no ended session to find.
         assert await outcome(client, mine) in (4401, "None")
         assert await seen_as(client, mine) is None
         assert await seen_as(client, after) is None
@@ -164,7 +164,7 @@ class TestEverywhere:
         assert await outcome(client, bob) == "bob"
 
     async def test_after_forget(self, aiohttp_client: AiohttpClient) -> None:
-        """It is about whom the request came from, though the view has forgotten them."""
+        """The order ends the identity that the request arrived with, even if it was deleted."""
         registry = SessionWSRegistry(identify=user_of, timeouts=QUICK)
 
         async def forget(request: web.Request) -> web.Response:
@@ -183,7 +183,7 @@ class TestEverywhere:
     async def test_by_an_ended_session(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Who was logged out can't log others out with the old cookie."""
+        """An ended session can't log out the user's other sessions."""
         client = await aiohttp_client(make_app(registry))
         stale, other = await session_of(client), await session_of(client)
         await client.get("/out/end_session_ws", headers={"Cookie": stale})
@@ -195,7 +195,7 @@ class TestEverywhere:
     async def test_from_a_socket(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket's handler may ask for it."""
+        """A websocket handler may log its user out everywhere."""
 
         async def handler(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -220,7 +220,7 @@ class TestEverywhere:
     async def test_nobody(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A session of nobody ends alone."""
+        """An anonymous session that logs out everywhere ends alone."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/whoami")
         mine = cookie_of(client)
@@ -235,7 +235,7 @@ class TestEverywhere:
     async def test_closes_when_answered(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """Sockets close when the answer has left, but nobody new gets in meanwhile."""
+        """Sockets close after the response; handshakes are refused at once."""
         answering = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -265,7 +265,7 @@ class TestRaces:
     async def test_renewed_meanwhile(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, helper: Any
     ) -> None:
-        """A request that was on its way can't carry its session over the end."""
+        """A renewal under way when the identity ends is not saved."""
         working = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -291,7 +291,7 @@ class TestRaces:
     async def test_clock_set_back(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who logs in after the end is let in, though the clock says it was before."""
+        """A log-in after an end succeeds although the clock was set back in between."""
         wall = Wall(monkeypatch)
         registry = SessionWSRegistry(identify=user_of, timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
@@ -306,7 +306,7 @@ class TestRaces:
     async def test_older_than_the_installation(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A session that has no id yet is as old as its last change."""
+        """A session from before the installation ends with its identity."""
         client = await aiohttp_client(make_app(registry))
         middleware = aiohttp_session.session_middleware(SimpleCookieStorage())
         without = web.Application(middlewares=[middleware])
@@ -327,7 +327,7 @@ class TestRaces:
     async def test_opened_before_the_log_in(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A socket that was opened before the log-in reconnects, and is ended as any other."""
+        """A socket from before a log-in reconnects, and then ends with the identity."""
         client = await aiohttp_client(make_app(registry))
         await client.get("/whoami")
         async with client.ws_connect("/ws") as ws:
@@ -344,7 +344,7 @@ class TestRaces:
     async def test_both_log_outs(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry
     ) -> None:
-        """A view that asks for both gets both."""
+        """A view that gives both orders also ends the user's other sessions."""
 
         async def both(request: web.Request) -> web.Response:
             response = web.Response()
@@ -366,7 +366,7 @@ class TestRaces:
     async def test_one_session_at_a_time(
         self, aiohttp_client: AiohttpClient, registry: SessionWSRegistry, way: str
     ) -> None:
-        """A log-in may end all that was before, and lives on itself."""
+        """A log-in that ends all earlier sessions of its user lives itself."""
 
         async def enter(request: web.Request) -> web.Response:
             response = web.Response()
@@ -402,7 +402,7 @@ class TestRaces:
         way: str,
         with_socket: bool,
     ) -> None:
-        """No new id, and no new session, carries the user over the end."""
+        """A new id or a new session made during the end doesn't escape it."""
         working = Turnstile()
 
         async def slow(request: web.Request) -> web.Response:
@@ -433,5 +433,5 @@ class TestRaces:
         await request
         after = cookie_of(client)
 
-        assert await outcome(client, old) in (4401, 4403)  # replaced by a session, which is over
+        assert await outcome(client, old) in (4401, 4403)  # replaced by an ended one
         assert await outcome(client, after) != "ann"

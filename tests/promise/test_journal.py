@@ -1,5 +1,5 @@
 """
-What has ended stays ended after a restart, if there is a journal.
+With a journal, ended sessions stay ended after a restart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.seconds import Seconds
 
 Start: TypeAlias = Callable[[], Awaitable[Client]]
 
-#: A process with a journal whose sessions are cookies.
+#: A server process with a journal and cookie sessions.
 PROGRAM = """
 import sys
 from aiohttp import web
@@ -48,13 +48,13 @@ web.run_app(make_app(registry), host="127.0.0.1", port=int(sys.argv[2]))
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the journal is."""
+    """The path of the journal."""
     return tmp_path / "ends.db"
 
 
 @pytest.fixture
 def start(aiohttp_client: AiohttpClient, path: Path) -> Start:
-    """Start an application with the journal."""
+    """Start applications with the journal."""
 
     async def start() -> Client:
         return await aiohttp_client(make_app(SessionWSRegistry(identify=user_of, journal=path)))
@@ -63,14 +63,14 @@ def start(aiohttp_client: AiohttpClient, path: Path) -> Start:
 
 
 async def out(client: Client, cookie: str, path: str = "/out/end_session_ws") -> None:
-    """Log out."""
+    """Log out with *cookie*."""
     client.session.cookie_jar.clear()
     async with client.get(path, headers={"Cookie": cookie}, allow_redirects=False) as response:
         assert response.status < 400
 
 
 def take_away(path: Path, *, moved: bool) -> None:
-    """Delete a file, or put an empty one in its place, as jobs do that tidy up or rotate."""
+    """Delete a file, or replace it by an empty one, as clean-up and rotation jobs do."""
     if moved:
         path.rename(path.with_suffix(".old"))
         path.touch()
@@ -83,7 +83,7 @@ class TestRestart:
         "way", ["end_session_ws", "invalidate", "new_session", "pattern", "everywhere"]
     )
     async def test_log_out(self, start: Start, way: str) -> None:
-        """However one has logged out, the cookie is worth nothing afterwards."""
+        """A cookie that was logged out, by any log-out, stays ended after a restart."""
         client = await start()
         cookie, other = await session_of(client), await session_of(client, "bob")
         await out(client, cookie, f"/out/{way}")
@@ -96,7 +96,7 @@ class TestRestart:
         assert await outcome(client, other) == "bob"
 
     async def test_older_cookie(self, start: Start) -> None:
-        """The cookie from before a renewal ends with the session, too."""
+        """A cookie from before a renewal stays ended after a restart."""
         client = await start()
         older = await session_of(client)
         async with client.get("/renew", headers={"Cookie": older}) as response:
@@ -108,7 +108,7 @@ class TestRestart:
         assert [await outcome(client, cookie) for cookie in (older, newer)] == [4401, 4401]
 
     async def test_damaged(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What had ended is in the new file, too, that is begun when the old one is damaged."""
+        """The file that replaces a damaged one holds earlier and later ends."""
 
         def find_damage(self: JournalFile, rows: object) -> None:
             exc = sqlite3.DatabaseError("database disk image is malformed")
@@ -128,7 +128,7 @@ class TestRestart:
 
     @pytest.mark.parametrize("moved", [False, True])
     async def test_deleted(self, start: Start, path: Path, moved: bool) -> None:
-        """What had ended is in the new file, too, when the old one was taken away."""
+        """The file that replaces one taken away holds earlier and later ends."""
         client = await start()
         ann, bob = await session_of(client), await session_of(client, "bob")
         await out(client, ann)
@@ -151,8 +151,8 @@ class TestRestart:
         stops: bool,
     ) -> None:
         """
-        What is written again leaves room for what ends meanwhile, however slow the disk is; all
-        of it is written though the process stops before.
+        Rewriting all records leaves room for new ones, however slow the disk is; all are written
+        even if the process stops before.
         """
         monkeypatch.setattr(effects, "PART", 1)
         monkeypatch.setattr(journal_writer, "BACKLOG", 1000 if stops else 20)
@@ -192,7 +192,7 @@ class TestRestart:
     async def test_clock_set_back(
         self, start: Start, seconds: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An end that is ordered after the clock was set back concerns what began before."""
+        """An end ordered after the clock was set back ends sessions that began before."""
         wall = Wall(monkeypatch)
         client = await start()
         cookie = await session_of(client)
@@ -206,7 +206,7 @@ class TestRestart:
         assert await outcome(client, cookie) == 4401
 
     async def test_clock_set_forward(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A clock that is wrong for one start doesn't let everything that ended expire."""
+        """A clock set far ahead during one run doesn't expire the recorded ends."""
         wall = Wall(monkeypatch)
         client = await start()
         cookie = await session_of(client)
@@ -231,7 +231,7 @@ class TestRestart:
     async def test_clock_set_forward_meanwhile(
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One that is wrong for a moment before the process stops makes nothing forgotten."""
+        """A clock set far ahead just before the process stops doesn't expire any ends."""
         wall = Wall(monkeypatch)
         client = await start()
         cookie = await session_of(client)
@@ -246,7 +246,7 @@ class TestRestart:
         assert await outcome(client, await session_of(client)) == "ann"
 
     async def test_kill(self, path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
-        """A log-out whose answer has come survives ``kill -9``."""
+        """A log-out whose response has arrived survives ``kill -9``."""
         codes = []
         cookie = None
         async with ClientSession(cookie_jar=DummyCookieJar()) as browser:
@@ -272,7 +272,7 @@ class TestRestart:
 
 class TestTrouble:
     async def test_second_application(self, start: Start, path: Path) -> None:
-        """A second application with the same journal doesn't start, and says what to do."""
+        """A second application with the same journal fails to start; the error says what to do."""
         await start()
         runner = web.AppRunner(make_app(SessionWSRegistry(journal=path)))
         with pytest.raises(JournalError, match="a path of its own, or use RedisSessionWSRegistry"):
@@ -280,7 +280,7 @@ class TestTrouble:
         await runner.cleanup()
 
     async def test_failing_disk(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A log-out is a log-out, the report says that it isn't stored, and so does the state."""
+        """A log-out works with a failing disk; the report and the state show it isn't stored."""
         client = await start()
         cookie = await session_of(client)
         registry: SessionWSRegistry = client.app["aiohttp_session_ws_registry"]
@@ -301,7 +301,7 @@ class TestTrouble:
     async def test_disk_that_fails_at_the_start(
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What had ended has ended as soon as the disk can be read, though a socket is open."""
+        """Ends that can't be read at the start apply once the disk works, to open sockets too."""
         monkeypatch.setattr(journal_writer, "RETRY", 0.01)
         client = await start()
         stale, other = await session_of(client), await session_of(client, "bob")
@@ -322,7 +322,7 @@ class TestTrouble:
         assert registry.state == "degraded"
         async with client.ws_connect("/ws", headers={"Cookie": stale}) as ws:
             await ws.receive(timeout=PATIENCE)
-            await registry.end_identity("carl")  # written no sooner than the rest is read
+            await registry.end_identity("carl")  # not written before the rest is read
             works.set()
             assert await expect_close(ws) == 4401
 
@@ -331,7 +331,7 @@ class TestTrouble:
         assert await outcome(client, other) == "bob"
 
     async def test_slow_disk(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The answer of a log-out waits a quarter of a second, and not for ever."""
+        """The response of a log-out waits for a slow disk only for a limited time."""
         client = await start()
         cookie = await session_of(client)
         release = asyncio.Event()
@@ -352,7 +352,7 @@ class TestTrouble:
         assert await outcome(client, cookie) == 4401
 
     async def test_unfit_identity(self, start: Start) -> None:
-        """An id or identity that the journal can't hold is an error before anything happens."""
+        """An id or identity that the journal can't store raises an error."""
         client = await start()
         registry: SessionWSRegistry = client.app["aiohttp_session_ws_registry"]
         with pytest.raises(InvalidIdentity, match="a UUID can't be stored"):
@@ -370,7 +370,7 @@ class TestMet:
     async def test_stale_cookie_in_use(
         self, path: Path, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An end that is met again and again is kept for longer than its time, on disk too."""
+        """A record whose cookie keeps being used outlives its TTL, on disk too."""
         monkeypatch.setattr(journal_writer, "TIDY", 0.1)
         wall, seconds = Wall(monkeypatch), Seconds()
         defaults = Records.__init__.__kwdefaults__

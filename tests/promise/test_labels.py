@@ -1,5 +1,5 @@
 """
-Sessions can be ended by further names: a device, an identity provider's session.
+Sessions can be ended by labels: a device, an identity provider's session.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.inspect import connections, records
 
 
 async def labels_of(request: web.Request) -> dict[str, str | None]:
-    """Read the device and the provider's session from the session."""
+    """Return the device and the provider's session that the session holds."""
     session = await aiohttp_session.get_session(request)
     return {"device": session.get("device"), "sid": session.get("sid")}
 
@@ -28,7 +28,7 @@ async def labels_of(request: web.Request) -> dict[str, str | None]:
 async def start(
     serve: Serve, storage: AbstractStorage | None = None, **options: Any
 ) -> tuple[Site, Browser]:
-    """Serve somebody who has logged in on a phone."""
+    """Start a site, and log in on a phone."""
     options = {"identify": user_of, "labels": labels_of, **options}
     site = await serve(storage, **options)
     return site, await on_device(site, "phone")
@@ -57,7 +57,7 @@ class TestEnd:
         assert await laptop.user() == "ann"
 
     async def test_without_a_socket(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A session that has no socket ends as well; what begins later lives."""
+        """A session without a socket ends with its label; a later one lives."""
         site, phone = await start(serve, storage)
         stale = phone.cookie
         await site.registry.end_label("device", "phone")
@@ -68,7 +68,7 @@ class TestEnd:
         assert (await again.open()).user == "ann"
 
     async def test_a_renewed_session(self, serve: Serve) -> None:
-        """A renewal doesn't escape, nor does a copy from before it."""
+        """A renewed session ends with its label, and so does a copy from before."""
         site, phone = await start(serve)
         stale = phone.cookie
         await phone.get("/renew")
@@ -78,7 +78,7 @@ class TestEnd:
         assert await site.presented(stale) in site.out()
 
     async def test_a_label_that_came_later(self, serve: Serve) -> None:
-        """A label that a session is given after its log-in ends it, too."""
+        """A session ends with a label that it got after its log-in."""
         site = await serve(None, identify=user_of, labels=labels_of)
         browser = await site.logged_in()
         await browser.get()
@@ -93,7 +93,7 @@ class TestEnd:
     async def test_a_label_that_came_while_open(
         self, serve: Serve, storage: AbstractStorage, identify: Any, keep: bool
     ) -> None:
-        """A label that a session is given ends what was opened before, and older cookies."""
+        """A new label closes sockets opened before; its end also ends older cookies."""
 
         async def relabel(request: web.Request) -> web.Response:
             (await aiohttp_session.get_session(request)).update(request.query)
@@ -118,7 +118,7 @@ class TestEnd:
 
     @pytest.mark.parametrize("identify", [user_of, None])
     async def test_a_label_that_is_left_behind(self, serve: Serve, identify: Any) -> None:
-        """A session ends with a label that a request under way was about to replace."""
+        """A session ends with a label that a concurrent request was about to replace."""
         site, phone = await start(serve, identify=identify)
         async with site.held(phone, "/write?device=laptop"):
             await site.registry.end_label("device", "phone")
@@ -126,7 +126,7 @@ class TestEnd:
         assert await site.presented(phone.cookie) == (None, DEAD)
 
     async def test_without_identify(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Labels need no identities."""
+        """Labels work without ``identify``."""
         site, phone = await start(serve, storage, identify=None)
         stale, socket = phone.cookie, await phone.open()
         await site.registry.end_label("device", "phone")
@@ -136,7 +136,7 @@ class TestEnd:
         assert await site.knock(stale) in site.shut()
 
     async def test_without_identify_and_socket(self, serve: Serve) -> None:
-        """Nor do pages whose session was given its label by the log-in."""
+        """A session that never had a socket ends with its label without ``identify``, too."""
         site, phone = await start(serve, identify=None)
         await phone.get()
         await site.registry.end_label("device", "phone")
@@ -147,7 +147,7 @@ class TestEnd:
     async def test_log_out_by_id(
         self, serve: Serve, storage: AbstractStorage, options: dict[str, Any]
     ) -> None:
-        """Labels tell nobody who has logged out: without identify, taking the id away does."""
+        """Without ``identify``, deleting the id ends the session, with or without labels."""
         site = await serve(storage, **options)
         browser = await on_device(site, "phone")
         stale, socket = browser.cookie, await browser.open()
@@ -159,7 +159,7 @@ class TestEnd:
 
 class TestOthers:
     async def test_close(self, serve: Serve) -> None:
-        """An order to reconnect is no end."""
+        """An order to reconnect by label ends no session."""
         site, phone = await start(serve)
         socket = await phone.open()
         report = await site.registry.close_all_label("device", "phone")
@@ -169,7 +169,7 @@ class TestOthers:
         assert (await phone.open()).user == "ann"
 
     async def test_push_and_look(self, serve: Serve) -> None:
-        """A label is found, and pushed to."""
+        """Connections are listed and receive pushes by label."""
         site, phone = await start(serve)
         socket, other = await phone.open(), await (await on_device(site, "laptop")).open()
         delivery = await site.registry.send_label("device", "phone", "news")
@@ -181,7 +181,7 @@ class TestOthers:
         assert await other.lives()
 
     async def test_the_check(self, serve: Serve) -> None:
-        """Labels are compared by the periodic check, as the identity is."""
+        """The periodic check compares labels, as it compares the identity."""
         labels: dict[str, str | None] = {"device": "phone", "sid": None}
         _, phone = await start(
             serve, labels=lambda _: dict(labels), expiry=Expiry(revalidate_every=1.0)
@@ -194,7 +194,7 @@ class TestOthers:
 
 class TestMistakes:
     async def test_not_set_up(self, serve: Serve) -> None:
-        """Without ``labels`` there are none."""
+        """Ending a label without the option ``labels`` raises an error."""
         site = await serve(None, identify=user_of)
 
         with pytest.raises(NotSetUp, match="labels="):
@@ -202,7 +202,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("value", [None, []])
     async def test_a_value(self, serve: Serve, value: Any) -> None:
-        """A value is hashable, and something."""
+        """A label's value must be hashable and not ``None``."""
         site, _ = await start(serve)
 
         with pytest.raises(InvalidIdentity):
@@ -210,7 +210,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("found", ["phone", {1: "phone"}, dict.fromkeys("123456789", 1)])
     async def test_what_labels_returns(self, serve: Serve, found: Any) -> None:
-        """What can't be labels refuses the handshake, and opens nothing."""
+        """An invalid return value of ``labels`` refuses the handshake."""
         site = await serve(None, identify=user_of, labels=lambda _: found)
         browser = await site.logged_in()
 
@@ -218,7 +218,7 @@ class TestMistakes:
         assert not connections(site.registry)
 
     async def test_what_can_fail(self, serve: Serve) -> None:
-        """A log-in with labels that fail is a 503, and saves nothing."""
+        """A log-in whose ``labels`` fails gets 503 and saves nothing."""
 
         async def fail(request: web.Request) -> dict[str, str]:
             raise RuntimeError("the database is away")
@@ -231,12 +231,12 @@ class TestMistakes:
         assert (answer.status, answer.saved) == (503, False)
 
     async def test_no_callable(self) -> None:
-        """What can't be called isn't taken."""
+        """A ``labels`` that isn't callable raises an error."""
         with pytest.raises(TypeError, match="labels"):
             SessionWSRegistry(labels="device")  # type: ignore[arg-type]
 
     async def test_no_record_for_nothing(self, serve: Serve) -> None:
-        """Visitors without labels leave nothing behind."""
+        """A visitor without labels makes no record."""
         site, _ = await start(serve)
         before = records(site.registry)
         await (await site.browser()).get()

@@ -1,5 +1,5 @@
 """
-What an endpoint says before it is closed, and one that takes no pushes.
+A connection's last message before the close frame, and connections that take no pushes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Words = Callable[[Close], str | bytes | None]
 
 
 def speaking(words: Words, **options: Any) -> dict[str, Any]:
-    """Return views of an endpoint that has something to say."""
+    """Return views of an endpoint that sends last words."""
 
     async def serve(ws: WebSocket) -> None:
         await ws.connect()
@@ -38,12 +38,12 @@ def speaking(words: Words, **options: Any) -> dict[str, Any]:
 
 
 def goodbye(close: Close) -> str:
-    """Say why."""
+    """Return a message with the close code."""
     return f"goodbye {close.code}"
 
 
 async def said(ws: Any) -> list[Any]:
-    """Read to the close; return what came, the code last."""
+    """Read up to the close frame; return the messages, then the code."""
     found = []
     while True:
         message = await ws.receive(timeout=PATIENCE)
@@ -66,7 +66,7 @@ class TestLastWords:
         ],
     )
     async def test_before_the_close(self, serve: Serve, how: str, code: int) -> None:
-        """Whoever closes it, they come right before the close frame."""
+        """Last words come right before the close frame, whatever closes the socket."""
         options: dict[str, Any] = {}
         if how == "limit":
             options = {"limits": Limits(per_session=1)}
@@ -94,7 +94,7 @@ class TestLastWords:
 
     @pytest.mark.parametrize("words", ["text", b"binary", "x" * 100_000])
     async def test_what_they_may_be(self, serve: Serve, words: str | bytes) -> None:
-        """A text, bytes, of any length."""
+        """Last words are text or bytes of any length."""
         site = await serve(None, speaking(lambda _: words))
         socket = await (await site.logged_in()).open("/words")
         await site.registry.close_all()
@@ -102,7 +102,7 @@ class TestLastWords:
         assert await said(socket.ws) == [words, AGAIN]
 
     async def test_none(self, serve: Serve) -> None:
-        """Or nothing."""
+        """Last words of ``None`` send nothing."""
         site = await serve(None, speaking(lambda _: None))
         socket = await (await site.logged_in()).open("/words")
         await site.registry.close_all()
@@ -111,7 +111,7 @@ class TestLastWords:
 
     @pytest.mark.parametrize("how", ["client", "handler"])
     async def test_no_order(self, serve: Serve, how: str) -> None:
-        """Who leaves by itself is told nothing."""
+        """A socket closed by its client or its handler sends no last words."""
         asked: list[Close] = []
         site = await serve(None, speaking(lambda close: asked.append(close)))
         socket = await (await site.logged_in()).open("/words")
@@ -125,7 +125,7 @@ class TestLastWords:
         assert not asked
 
     async def test_an_error(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-        """An exception is logged, and stops nothing."""
+        """An exception from last words is logged, and the sockets close as usual."""
 
         def fail(close: Close) -> str:
             raise RuntimeError("no words")
@@ -142,7 +142,7 @@ class TestLastWords:
     async def test_no_words(
         self, serve: Serve, words: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """So is what is neither text nor bytes."""
+        """Last words of a wrong type are logged, and the socket closes as usual."""
         site = await serve(None, speaking(lambda _: words))
         socket = await (await site.logged_in()).open("/words")
         await site.registry.close_all()
@@ -151,7 +151,7 @@ class TestLastWords:
         assert [record.levelname for record in caplog.records] == ["ERROR"]
 
     async def test_a_peer_that_does_not_read(self, serve: Serve) -> None:
-        """If anything waits to be sent they are left out, and nothing waits for them."""
+        """Last words delay no close if the send buffer of the peer is full."""
         asked: list[Close] = []
 
         def words(close: Close) -> str:
@@ -175,7 +175,7 @@ class TestLastWords:
 
 class TestTakesPushes:
     async def test_false(self, serve: Serve) -> None:
-        """Whoever pushes passes it over, and doesn't count it."""
+        """A connection that takes no pushes is skipped and not counted by them."""
         site = await serve(None, speaking(lambda _: None, takes_pushes=False), identify=user_of)
         browser = await site.logged_in()
         deaf, other = await browser.open("/words"), await browser.open()
@@ -192,7 +192,7 @@ class TestTakesPushes:
         assert await said(deaf.ws) == [AGAIN]
 
     async def test_who_looks(self, serve: Serve) -> None:
-        """It is found, counted and closed as any other."""
+        """A connection that takes no pushes is listed, counted and closed as usual."""
         site = await serve(None, speaking(goodbye, takes_pushes=False), identify=user_of)
         socket = await (await site.logged_in()).open("/words")
 
@@ -203,7 +203,7 @@ class TestTakesPushes:
 
 class TestWebSocket:
     async def test_subprotocol_and_connection(self, serve: Serve) -> None:
-        """A handler learns what is spoken, has its connection, and sends bytes as text."""
+        """A handler has the subprotocol and its connection, and sends bytes as text."""
         seen: list[tuple[str | None, Connection]] = []
 
         @websocket_handler
@@ -224,7 +224,7 @@ class TestWebSocket:
         assert isinstance(connection.ws, web.WebSocketResponse)
 
     async def test_no_subprotocol(self, serve: Serve) -> None:
-        """Without one there is none."""
+        """The subprotocol is ``None`` if none was negotiated."""
         seen: list[str | None] = []
 
         @websocket_handler

@@ -1,7 +1,7 @@
 """
-A session that came without an id is ended by a log-out like any other.
+A session that arrived without an id is ended by a log-out like any other.
 
-It was saved before there was anything of ours, was emptied and filled in again, or lost its id.
+It was saved before the installation, was emptied and filled again, or its id was deleted.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from tests.promise.site import (
 )
 from tests.support import Turnstile
 
-# The log-out pattern of 1.1.1 leaves a session with an id: a page may come back with that.
+# The log-out pattern of 1.1.1 leaves a session with an id, with which a page may reconnect.
 CODES = dict.fromkeys(OUT, DEAD) | {"/out/pattern": AGAIN}
 
-#: How else somebody may write a cookie in base64.
+#: Other spellings of a base64 cookie that decode to the same bytes.
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "first": lambda value: f"!{value}",
     "inserted": lambda value: f"{value[:9]}~!{value[9:]}",
@@ -51,7 +51,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 class TestFromBefore:
     async def test_an_open_socket(self, serve: Serve, storage: AbstractStorage, way: str) -> None:
-        """It closes, though its client never took the cookie that the handshake set."""
+        """The socket closes although its client never stored the handshake's cookie."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
         browser, tab = await site.browser(cookie), await site.browser(cookie)
@@ -63,7 +63,7 @@ class TestFromBefore:
     async def test_its_cookie_afterwards(
         self, serve: Serve, storage: AbstractStorage, way: str
     ) -> None:
-        """It opens no socket and no page, the first time and any other."""
+        """The cookie opens no socket and no page, however often it is sent."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
         await (await site.browser(cookie)).get(way)
@@ -82,7 +82,7 @@ class TestFromBefore:
     async def test_another_spelling(
         self, serve: Serve, storage_class: Callable[[bytes], AbstractStorage], spelling: str
     ) -> None:
-        """Its cookie is the same with characters of no meaning in it: Python reads base64 so."""
+        """A cookie in another base64 spelling, which Python accepts, has ended, too."""
         storage = storage_class(b"k" * 32)
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
@@ -95,7 +95,7 @@ class TestFromBefore:
         assert await site.presented(copy) == (None, DEAD)
 
     async def test_everywhere(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A log-out everywhere ends it too."""
+        """A log-out everywhere ends the session."""
         site = await serve(storage, identify=user_of)
         cookie = await cookie_from_before(storage, user="ann")
         socket = await (await site.browser(cookie)).open()
@@ -107,7 +107,7 @@ class TestFromBefore:
     async def test_a_handshake_before_the_response(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """The order counts from the moment it is given."""
+        """A handshake is refused from the moment of the order, before the response."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
         async with site.held(await site.browser(cookie), "/out/helper"):
@@ -119,7 +119,7 @@ class TestFromBefore:
     async def test_a_handshake_in_flight(
         self, serve: Serve, storage: AbstractStorage, way: str
     ) -> None:
-        """It is refused, once it goes on."""
+        """A handshake that is held during the log-out is refused after it."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -139,7 +139,7 @@ class TestFromBefore:
     async def test_a_request_beside_it(
         self, serve: Serve, storage: AbstractStorage, way: str
     ) -> None:
-        """What it writes is not saved: that would bring the session back."""
+        """A write by a concurrent request doesn't bring the session back."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
         slow = await site.browser(cookie)
@@ -150,7 +150,7 @@ class TestFromBefore:
         assert await site.knock(cookie) in site.shut(CODES[way])
 
     async def test_requests_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
-        """They are given the same id: the log-out of one ends what the other was given."""
+        """Concurrent requests get the same id: the log-out of one ends the other's session."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
         one, other = await site.browser(cookie), await site.browser(cookie)
@@ -168,7 +168,7 @@ class TestEndedByItsId:
     async def test_its_cookie_afterwards(
         self, serve: Serve, storage: AbstractStorage, again: str
     ) -> None:
-        """A view that ends the id which its request was given ends what the request came with."""
+        """Ending the id that a request was given ends the session that it arrived with."""
         numbers = itertools.count() if again == "other ids" else itertools.repeat(1)
 
         async def out(request: web.Request) -> web.Response:
@@ -188,7 +188,7 @@ class TestFilledInAgain:
     async def test_a_log_out_ends_it(
         self, serve: Serve, storage: AbstractStorage, way: str
     ) -> None:
-        """Also for the cookie that the log-in set, which a page was never fetched with."""
+        """A log-out ends a session that was filled again, and the log-in's first cookie."""
         site = await serve(storage)
         browser = await site.logged_in("/login/refill")
         stale = browser.cookie
@@ -200,7 +200,7 @@ class TestFilledInAgain:
         assert await site.presented(stale) in site.out(CODES[way])
 
     async def test_the_visitor_of_before(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """What was emptied has ended, and its page may come back with what took its place."""
+        """The emptied visitor's session has ended; its page reconnects with the new one."""
         site = await serve(cookies)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -216,7 +216,7 @@ class TestWithoutItsId:
     async def test_a_log_out_ends_it(
         self, serve: Serve, storage: AbstractStorage, way: str
     ) -> None:
-        """A session whose id was taken out is given another, and ends with that."""
+        """A session whose id was deleted gets another, and ends with it."""
         site = await serve(storage)
         browser = await site.logged_in()
         await browser.get("/delete_id")
@@ -229,7 +229,7 @@ class TestWithoutItsId:
         assert await site.presented(stale) in site.out(CODES[way])
 
     async def test_taken_out_right_before(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A view that takes the id out and then logs out has logged out."""
+        """A view that deletes the id and then logs out ends the session."""
 
         async def out(request: web.Request) -> web.Response:
             await delete_id(request)

@@ -1,5 +1,5 @@
 """
-What a subclass overrides is called wherever 1.1.1 called it.
+Overridden methods of a registry are called wherever 1.1.1 called them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.inspect import connections
 
 
 class Node(SessionWSRegistry):
-    """A node of a cluster as the documentation of 1.1.1 describes it."""
+    """A cluster node as the documentation of 1.1.1 describes it."""
 
     def __init__(self, broker: list[Node], calls: list[str]) -> None:
         super().__init__(timeouts=QUICK)
@@ -38,31 +38,31 @@ class Node(SessionWSRegistry):
         self.calls = calls
         broker.append(self)
 
-    # As one wrote it for 1.1.1.
+    # The signature of 1.1.1.
     async def register(self, session_ws_id: Hashable, ws: Any) -> None:  # type: ignore[override]
-        """Note it."""
+        """Record the call."""
         self.calls.append("register")
         super().register(session_ws_id, ws)
 
     async def unregister(self, session_ws_id: Hashable, ws: Any) -> None:
-        """Note it."""
+        """Record the call."""
         self.calls.append("unregister")
         super().unregister(session_ws_id, ws)
 
     async def close_all_session(self, session_ws_id: Hashable, **how: Any) -> Any:
-        """Tell the others."""
+        """Publish the order to all nodes."""
         self.calls.append("close_all_session")
         for node in self.broker:
             report = await SessionWSRegistry.close_all_session(node, session_ws_id, **how)
         return report
 
     async def close_all(self, **how: Any) -> Any:
-        """Note it."""
+        """Record the call."""
         self.calls.append("close_all")
         return await super().close_all(**how)
 
     async def ensure_id(self, request: web.Request) -> Any:
-        """Note it."""
+        """Record the call."""
         self.calls.append("ensure_id")
         return await super().ensure_id(request)
 
@@ -72,7 +72,7 @@ class TestCluster:
     async def test_a_log_out_on_the_other_node(
         self, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """An override that publishes is what closes the sockets elsewhere."""
+        """An override that publishes closes the sockets on other nodes."""
         broker: list[Node] = []
         calls: list[str] = []
         a = await serve(cookies, registry=Node(broker, calls))
@@ -86,7 +86,7 @@ class TestCluster:
         assert "close_all_session" in calls
 
     async def test_it_waits_for_no_client(self, serve: Serve) -> None:
-        """It is called as soon as the sockets are told, for other nodes are to be told as well."""
+        """The override is called before the client has answered the close frame."""
         there: list[int] = []
 
         class Publishing(SessionWSRegistry):
@@ -104,7 +104,7 @@ class TestCluster:
         assert there == [1]
 
     async def test_the_others(self, serve: Serve) -> None:
-        """Opening, closing, the middleware and the shutdown call theirs."""
+        """Opening, closing, the middleware and the shutdown call their overrides."""
         calls: list[str] = []
         site = await serve(registry=Node([], calls))
         browser = await site.logged_in("/login")
@@ -121,7 +121,7 @@ class TestCluster:
 class TestRegister:
     @pytest.mark.parametrize("how", ["an order", "its end"])
     async def test_what_is_no_socket_of_ours(self, serve: Serve, how: str) -> None:
-        """Of a stream, or a socket of another library, neither is told that it goes nor came."""
+        """Streams and adopted sockets call neither ``register`` nor ``unregister``."""
         calls: list[str] = []
         feed, foreign = Feed(), Foreign()
         views = {**foreign.views(), "/events": feed.events}
@@ -140,7 +140,7 @@ class TestRegister:
 
 class TestCloseAll:
     async def test_this_process_only(self, serve: Serve) -> None:
-        """It closes as it was told, and gives no order to each session: those may go elsewhere."""
+        """``close_all`` closes with its code and doesn't call ``close_all_session``."""
         calls: list[str] = []
         site = await serve(registry=Node([], calls))
         sockets = [await (await site.logged_in("/login")).open() for _ in range(2)]
@@ -152,20 +152,20 @@ class TestCloseAll:
 
 
 class Telling(SessionWSRegistry):
-    """Says something wherever 1.1.1 said nothing."""
+    """A registry whose methods return values where 1.1.1 returned none."""
 
     async def new_id(self, request: web.Request) -> Any:
-        """Tell."""
+        """Return a value."""
         await super().new_id(request)
         return "new"
 
     async def delete_id(self, request: web.Request) -> Any:
-        """Tell."""
+        """Return a value."""
         await super().delete_id(request)
         return "deleted"
 
     async def ensure_id(self, request: web.Request) -> Any:
-        """Give an id to those only who have logged in."""
+        """Give an id only to a user who is logged in; return a value."""
         if (await aiohttp_session.get_session(request)).get("user"):
             await super().ensure_id(request)
         return "ensured"
@@ -173,22 +173,22 @@ class Telling(SessionWSRegistry):
     def schedule_close_all_session(
         self, request: web.Request, response: web.StreamResponse
     ) -> Any:
-        """Tell, and be no coroutine function."""
+        """Return a value, without being a coroutine function."""
         return "scheduled"
 
 
 class Skipping(SessionWSRegistry):
-    """Gives no id to visitors."""
+    """A registry that gives no id to visitors."""
 
     async def ensure_id(self, request: web.Request) -> Any:
-        """Give an id to those only who have logged in."""
+        """Give an id only to a user who is logged in."""
         if (await aiohttp_session.get_session(request)).get("user"):
             await super().ensure_id(request)
 
 
 class TestHelpers:
     async def test_return_what_the_method_returns(self, serve: Serve) -> None:
-        """An override may be sync, and its answer arrives."""
+        """A helper returns what the method returns, sync or async."""
 
         async def ask(request: web.Request) -> web.Response:
             told: list[Any] = [
@@ -207,7 +207,7 @@ class TestHelpers:
     async def test_ensure_id_that_skips_visitors(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Who isn't logged in is given no id, and no cookie."""
+        """A visitor whom ``ensure_id`` skips gets no id and no cookie."""
         site = await serve(storage, registry=Telling())
         browser = await site.browser()
         visit = await browser.get("/page")
@@ -221,7 +221,7 @@ class TestHelpers:
     async def test_a_socket_of_a_visitor_whom_ensure_id_skips(
         self, serve: Serve, storage: AbstractStorage, middleware: bool, lang: bool
     ) -> None:
-        """The handshake gives an id, which it saves, by ``new_id()`` as in 1.1.1."""
+        """A handshake gives a skipped visitor an id and saves it, as in 1.1.1."""
         registry = Skipping(timeouts=QUICK)
         site = await serve(storage, registry=registry, site={"middleware": middleware})
         browser = await site.browser()
@@ -237,7 +237,7 @@ class TestHelpers:
     async def test_an_id_that_nobody_gives(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Its handshakes are refused, and one line in the log says what to override."""
+        """Handshakes without an id are refused, and one log line names ``get_id()``."""
 
         class Derived(SessionWSRegistry):
             async def get_id(self, request: web.Request) -> Hashable | None:
@@ -252,7 +252,7 @@ class TestHelpers:
     async def test_the_id_before_the_handshake(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """``get_session_ws_id()`` knows a new visitor's id before his socket is open."""
+        """``get_session_ws_id()`` returns a new visitor's id before the socket opens."""
         said: list[Hashable | None] = []
 
         async def before(request: web.Request) -> web.WebSocketResponse:
@@ -271,7 +271,7 @@ class TestHelpers:
         assert said[0] == said[1] == socket.id == (await browser.get()).data["id"]
 
     async def test_the_pattern_of_1_1_1(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A subclass without any override behaves as the registry does."""
+        """A subclass without overrides logs out by the pattern of 1.1.1."""
 
         class Mine(SessionWSRegistry):
             pass

@@ -1,5 +1,5 @@
 """
-A page learns that it must log in.
+A page is told by a close code that its user must log in.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LOG_IN = Close(4401, "log in")
 
 
 async def says(request: web.Request) -> bool | Close:
-    """Say what a page should do."""
+    """Return a close code unless the user is logged in."""
     return await user_of(request) is not None or LOG_IN
 
 
 async def raises(request: web.Request) -> bool:
-    """Refuse, and say what a page should do."""
+    """Raise a refusal unless the user is logged in."""
     if await user_of(request) is None:
         raise HandshakeRefused(SESSION_ENDED)
     return True
@@ -35,7 +35,7 @@ class TestAuthorize:
     async def test_after_a_log_out(
         self, serve: Serve, storage: AbstractStorage, authorize: object, out: str
     ) -> None:
-        """The page that comes back is told the same that its open socket was, or why not."""
+        """A page that reconnects after a log-out is refused with 4401."""
         site = await serve(storage, authorize=authorize)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -47,7 +47,7 @@ class TestAuthorize:
     async def test_a_visitor(
         self, serve: Serve, storage: AbstractStorage, authorize: object
     ) -> None:
-        """One who never logged in is told so; then he logs in, and is in."""
+        """A visitor is refused with 4401, and accepted after a log-in."""
         site = await serve(storage, authorize=authorize)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -59,7 +59,7 @@ class TestAuthorize:
     async def test_without_the_middleware(
         self, serve: Serve, storage: AbstractStorage, authorize: object
     ) -> None:
-        """Nobody can turn the refusal into a close code there: 403."""
+        """Without the middleware, which makes the close code, a refusal is a 403."""
         site = await serve(storage, site={"middleware": False}, authorize=authorize)
 
         assert await site.knock("") == 403
@@ -67,7 +67,7 @@ class TestAuthorize:
     async def test_it_is_no_error(
         self, serve: Serve, authorize: object, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nothing of it is a warning in the log."""
+        """A refusal logs no warning."""
         site = await serve(authorize=authorize)
         await site.knock("")
 
@@ -76,7 +76,7 @@ class TestAuthorize:
 
 class TestSignals:
     async def test_on_auth_fail(self, serve: Serve) -> None:
-        """It is called whatever ``authorize`` says no with."""
+        """``on_auth_fail`` is called when ``authorize`` returns a close code."""
         site = await serve(authorize=says)
         failed: list[object] = []
         succeeded: list[object] = []
@@ -97,7 +97,7 @@ class TestSignals:
 
     @pytest.mark.parametrize("refusal", [HandshakeRefused(LOG_IN), web.HTTPForbidden()])
     async def test_on_auth_fail_by_an_exception(self, serve: Serve, refusal: Exception) -> None:
-        """It is called as well if ``authorize`` raises its no."""
+        """``on_auth_fail`` is called when ``authorize`` raises a refusal."""
 
         async def authorize(request: web.Request) -> bool:
             raise refusal
@@ -116,14 +116,14 @@ class TestSignals:
 
     @pytest.mark.parametrize("answer", [True, False, None, "yes", 0, LOG_IN])
     async def test_any_answer(self, serve: Serve, answer: object) -> None:
-        """What is true is let in, but for a code; a plain function will do."""
+        """A true value that isn't a ``Close`` authorizes; a plain function is accepted."""
         site = await serve(authorize=lambda request: answer)
         told = await site.knock("")
 
         assert told == (4401 if answer is LOG_IN else None if answer else 403)
 
     async def test_the_reason(self, serve: Serve) -> None:
-        """The page's script gets code and reason."""
+        """The client receives the code and the reason."""
         site = await serve(authorize=says)
         async with ClientSession() as client:
             message = await (await client.ws_connect(site.url.joinpath("ws"))).receive()

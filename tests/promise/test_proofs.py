@@ -1,5 +1,5 @@
 """
-An identity that a client proves over its socket, beside that of its session.
+An identity that a client proves over its socket, in addition to its session's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tests.support.inspect import connections, inspect
 
 class Tickets:
     """
-    Endpoints whose clients say who they are.
+    An endpoint whose clients prove identities.
 
     Attributes:
         gate: Where a client waits between its challenge and its proof.
-        errors: What ``prove()`` raised.
+        errors: The exceptions that ``prove()`` raised.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Tickets:
 
     @property
     def views(self) -> dict[str, Any]:
-        """Return where they are."""
+        """Return the views by path."""
         return {"/prove": websocket_handler(self.serve)}
 
     async def serve(self, ws: WebSocket) -> None:
-        """Take what the client says for proven; ``""`` takes it back."""
+        """Accept each message as a proven identity; ``""`` withdraws it."""
         await ws.connect()
         registry: SessionWSRegistry = ws.request.app["aiohttp_session_ws_registry"]
         await ws.send_json({"user": ws.identity, "id": ws.session_ws_id})
@@ -67,18 +67,18 @@ class Tickets:
 
 @pytest.fixture
 def tickets() -> Tickets:
-    """Endpoints whose clients say who they are."""
+    """An endpoint whose clients prove identities."""
     return Tickets()
 
 
 async def proven(site: Site, name: str) -> Socket:
-    """Open a visitor's socket, and prove to be somebody."""
+    """Open a visitor's socket, and prove an identity over it."""
     socket = await (await site.browser()).open("/prove")
     return await say(socket, name)
 
 
 async def say(socket: Socket, name: str) -> Socket:
-    """Prove to be somebody."""
+    """Prove an identity over a socket."""
     await socket.ws.send_str(name)
     assert await socket.ws.receive_str(timeout=PATIENCE) == "proven"
     return socket
@@ -86,7 +86,7 @@ async def say(socket: Socket, name: str) -> Socket:
 
 class TestProve:
     async def test_it_is_found(self, serve: Serve, tickets: Tickets) -> None:
-        """Pushes, questions and orders for that identity find it."""
+        """Pushes, listings and orders for a proven identity find its socket."""
         site = await serve(None, tickets.views, identify=user_of)
         socket, registry = await proven(site, "bob"), site.registry
 
@@ -97,7 +97,7 @@ class TestProve:
         assert await socket.code() == DEAD
 
     async def test_beside_the_session(self, serve: Serve, tickets: Tickets) -> None:
-        """It is found by both, once each, and closed by either."""
+        """A socket is listed once under each of its two identities, and either can close it."""
         site = await serve(None, tickets.views, identify=user_of)
         browser = await site.logged_in()
         first, second = await browser.open("/prove"), await browser.open("/prove")
@@ -114,7 +114,7 @@ class TestProve:
         assert await browser.user() == "ann"
 
     async def test_its_own_identity(self, serve: Serve, tickets: Tickets) -> None:
-        """Proving what the session says already changes nothing, nor does taking it back."""
+        """Proving the session's own identity, or withdrawing that, changes nothing."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await (await site.logged_in()).open("/prove")
         await say(socket, "ann")
@@ -125,7 +125,7 @@ class TestProve:
         assert (await site.registry.end_identity("ann")).sockets == 1
 
     async def test_another_replaces_it(self, serve: Serve, tickets: Tickets) -> None:
-        """There is one at a time."""
+        """A second proven identity replaces the first."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await proven(site, "bob")
         await say(socket, "carol")
@@ -135,7 +135,7 @@ class TestProve:
         assert await socket.code() == DEAD
 
     async def test_taken_back(self, serve: Serve, tickets: Tickets) -> None:
-        """What was disproven is found no more."""
+        """A withdrawn identity no longer finds the socket."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await say(await proven(site, "bob"), "")
 
@@ -145,7 +145,7 @@ class TestProve:
         assert not inspect(site.registry).connections.identities.size
 
     async def test_nothing_is_left(self, serve: Serve, tickets: Tickets) -> None:
-        """A socket that is gone is filed nowhere."""
+        """A closed socket is filed under no identity."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await proven(site, "bob")
         await socket.ws.close()
@@ -154,7 +154,7 @@ class TestProve:
         assert not inspect(site.registry).connections.identities.size
 
     async def test_limits_count_it(self, serve: Serve, tickets: Tickets) -> None:
-        """Who has proven takes a place of that identity."""
+        """A proven identity counts towards that identity's limit."""
         limits = Limits(per_identity=1, on_limit="refuse")
         site = await serve(None, tickets.views, identify=user_of, limits=limits)
         socket = await proven(site, "ann")
@@ -164,7 +164,7 @@ class TestProve:
         await socket.ws.close()
 
     async def test_the_check(self, serve: Serve, tickets: Tickets) -> None:
-        """The periodic check compares what the session says only."""
+        """The periodic check compares only the session's identity."""
         checks = 0
 
         async def identify(request: web.Request) -> str | None:
@@ -185,7 +185,7 @@ class TestProve:
 
 class TestEnds:
     async def test_an_end_before(self, serve: Serve, tickets: Tickets) -> None:
-        """A proof that began after the end lives."""
+        """A proof that began after the identity's end is accepted."""
         site = await serve(None, tickets.views, identify=user_of)
         await site.registry.end_identity("bob")
         socket = await proven(site, "bob")
@@ -194,7 +194,7 @@ class TestEnds:
         assert not tickets.errors
 
     async def test_an_end_meanwhile(self, serve: Serve, tickets: Tickets) -> None:
-        """One under way ends with the identity: closed with 4401, and the handler is told."""
+        """An end during a proof closes the socket with 4401; ``prove()`` raises SessionEnded."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await (await site.browser()).open("/prove")
         tickets.gate.shut = True
@@ -209,7 +209,7 @@ class TestEnds:
         await until(lambda: not connections(site.registry))
 
     async def test_a_renewal_meanwhile(self, serve: Serve, tickets: Tickets) -> None:
-        """One on a socket whose session is being renewed tells the page to reconnect."""
+        """A proof during a renewal of the session closes the socket with 4403."""
         answers = Turnstile()
         answers.shut = True
 
@@ -233,7 +233,7 @@ class TestEnds:
         await renewal
 
     async def test_an_end_of_another(self, serve: Serve, tickets: Tickets) -> None:
-        """Somebody else's end is nobody's business."""
+        """An end of another identity doesn't affect the proof."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await proven(site, "bob")
         await site.registry.end_identity("ann")
@@ -241,7 +241,7 @@ class TestEnds:
         await say(socket, "bob")
 
     async def test_a_socket_that_is_gone(self, serve: Serve, tickets: Tickets) -> None:
-        """A proof for a socket that is gone files nothing."""
+        """A proof for a closed socket files nothing."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await (await site.browser()).open("/prove")
         (connection,) = connections(site.registry)
@@ -255,7 +255,7 @@ class TestEnds:
 class TestMistakes:
     @pytest.mark.parametrize("identity", [None, ["bob"]])
     async def test_no_identity(self, serve: Serve, tickets: Tickets, identity: Any) -> None:
-        """What can't be an identity isn't filed."""
+        """An invalid identity raises an error."""
         site = await serve(None, tickets.views, identify=user_of)
         socket = await (await site.browser()).open("/prove")
         connection: Connection = connections(site.registry)[0]
@@ -265,7 +265,7 @@ class TestMistakes:
         await socket.ws.close()
 
     async def test_without_identify(self, serve: Serve, tickets: Tickets) -> None:
-        """Nobody could end it: the error says what is missing."""
+        """Proving without the option ``identify`` raises an error that names it."""
         site = await serve(None, tickets.views)
         socket = await (await site.browser()).open("/prove")
         (connection,) = connections(site.registry)

@@ -1,5 +1,5 @@
 """
-A renewal that keeps its sockets: they go on under the new id, and nothing escapes by it.
+A renewal that keeps its sockets open under the new id, and lets no session escape its end.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.support.storages import storage_named
 
 
 async def refresh(request: web.Request) -> web.Response:
-    """Take another id, and keep the sockets; a query is a log-in as well."""
+    """Renew the id and keep the sockets; with a query, log in as well."""
     response = await log_in(request) if request.query else web.Response()
     await renew_session_ws(request, response, sockets="keep")
     return response
 
 
 async def both(request: web.Request) -> web.Response:
-    """Keep the sockets, and close them."""
+    """Renew and keep the sockets, and also order them closed."""
     response = web.Response()
     await renew_session_ws(request, response, sockets="keep")
     await schedule_close_all_session_ws(request, response)
@@ -50,19 +50,19 @@ async def start(
     views: dict[str, Any] | None = None,
     **options: Any,
 ) -> Site:
-    """Serve a site that refreshes."""
+    """Start a site with the views above."""
     views = {"/refresh": refresh, "/both": both, **(views or {})}
     return await serve(storage, views, **{"identify": user_of, **options})
 
 
 async def id_of(browser: Any) -> str:
-    """Return the id that a page sees."""
+    """Return the id that a page reports."""
     return str((await browser.get()).data["id"])
 
 
 class TestKeep:
     async def test_sockets_go_on(self, serve: Serve, storage: AbstractStorage) -> None:
-        """They are found under the new id, nothing under the old one, and told of it."""
+        """Kept sockets are found only under the new id, and ``on_refresh`` is called."""
         site = await start(serve, storage)
         told: list[Connection] = []
 
@@ -83,7 +83,7 @@ class TestKeep:
         assert (await site.registry.send_session(new_id, "news")).sockets == 1
 
     async def test_many_times(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Each renewal keeps them."""
+        """Repeated renewals keep the sockets."""
         site = await start(serve, storage)
         browser = await site.logged_in()
         first = await browser.open()
@@ -96,7 +96,7 @@ class TestKeep:
         assert await second.lives()
 
     async def test_two_at_once(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Two tabs renew at the same time: the sockets go on under the id that the later gave."""
+        """After two concurrent renewals the sockets are found under the later id."""
         site = await start(serve, storage)
         browser = await site.logged_in()
         first = await browser.open()
@@ -113,7 +113,7 @@ class TestKeep:
         assert await second.lives()
 
     async def test_streams(self, serve: Serve) -> None:
-        """A stream goes on as well, and ends with the session."""
+        """A stream stays open, and ends with the session."""
         feed = Feed()
         site = await start(serve, views={"/events": feed.events})
         browser = await site.logged_in()
@@ -125,7 +125,7 @@ class TestKeep:
         assert await ended(stream)
 
     async def test_a_lost_answer(self, serve: Serve, storage: AbstractStorage, clock: Any) -> None:
-        """Whoever never got the new cookie is served on, and so is the socket."""
+        """A browser that never received the new cookie keeps its session and its socket."""
         site = await start(serve, storage)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -143,7 +143,7 @@ class TestKeep:
     async def test_the_check(
         self, serve: Serve, kind: str, request: pytest.FixtureRequest
     ) -> None:
-        """The periodic check, which may know the older cookie only, leaves them alone."""
+        """The periodic check, which may only have the older cookie, closes no kept socket."""
         stack = contextlib.AsyncExitStack()
         storage = None
         if kind == "server":
@@ -174,7 +174,7 @@ class TestKeep:
     async def test_the_check_says_no(
         self, serve: Serve, cookies: AbstractStorage, answer: object
     ) -> None:
-        """Who may no longer connect is told to come back with the newer cookie."""
+        """A kept socket that ``authorize`` now refuses is asked to reconnect."""
         refused: list[object] = []
 
         async def authorize(request: web.Request) -> object:
@@ -191,7 +191,7 @@ class TestKeep:
         assert await socket.code() == AGAIN
 
     async def test_rechecked_meanwhile(self, serve: Serve, storage: AbstractStorage) -> None:
-        """What waits for its check while it is filed under another id is checked."""
+        """A pending recheck is carried out though the socket was filed under a new id."""
         gate, banned = Turnstile(), False
 
         async def authorize(request: web.Request) -> bool:
@@ -215,7 +215,7 @@ class TestKeep:
 
     @pytest.mark.parametrize("when", ["a check runs", "it is not saved yet"])
     async def test_checked_meanwhile(self, serve: Serve, redis_port: int, when: str) -> None:
-        """A check that finds in the storage what was there before the refresh closes nothing."""
+        """A check that loads the session from before the renewal closes nothing."""
         gate = Turnstile()
         async with storage_named("redis", lambda: redis_port) as storage:
             save = storage.save_session
@@ -257,7 +257,7 @@ class TestKeep:
 class TestNothingEscapes:
     @pytest.mark.parametrize("path", [*OUT, "/everywhere", "/out/del"])
     async def test_a_log_out(self, serve: Serve, storage: AbstractStorage, path: str) -> None:
-        """Every socket and every copy of every cookie is dead."""
+        """A log-out closes every kept socket and ends every copy of every cookie."""
         site = await start(serve, storage)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -273,7 +273,7 @@ class TestNothingEscapes:
 
     @pytest.mark.parametrize("which", ["old", "new"])
     async def test_by_an_id(self, serve: Serve, which: str) -> None:
-        """Both ids end it."""
+        """An order by the old or the new id ends the session."""
         site = await start(serve)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -288,7 +288,7 @@ class TestNothingEscapes:
         assert await site.presented(browser.cookie) in site.out()
 
     async def test_by_its_own_socket(self, serve: Serve) -> None:
-        """A socket that closes those of its session closes them by their present id."""
+        """A close order by a socket's handler applies to the session's current id."""
 
         async def commands(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -306,7 +306,7 @@ class TestNothingEscapes:
         assert (await socket.code(), await commander.code()) == (AGAIN, AGAIN)
 
     async def test_what_was_registered_by_hand(self, serve: Serve) -> None:
-        """It goes along, and is closed with the session."""
+        """An object registered by hand is kept, and closed with the session."""
 
         class Thing:
             closed: int | None = None
@@ -329,7 +329,7 @@ class TestNothingEscapes:
         assert [thing.closed, kept.closed] == [DEAD, None]
 
     async def test_what_was_registered_by_hand_meanwhile(self, serve: Serve) -> None:
-        """It goes along with the later of two renewals that overlap."""
+        """An object registered by hand follows the later of two concurrent renewals."""
 
         class Thing:
             closed: int | None = None
@@ -348,7 +348,7 @@ class TestNothingEscapes:
 
     @pytest.mark.parametrize("query", ["?user=bob"])
     async def test_somebody_else(self, serve: Serve, query: str) -> None:
-        """Another identity is not a renewal: the sockets close."""
+        """A change of user closes the sockets."""
         site = await start(serve)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -358,7 +358,7 @@ class TestNothingEscapes:
         assert "ann" not in await site.presented(stale)
 
     async def test_a_visitor_who_logs_in(self, serve: Serve) -> None:
-        """Nor is a log-in."""
+        """A visitor's log-in closes the sockets."""
         site = await start(serve)
         browser = await site.browser()
         await browser.get()
@@ -368,7 +368,7 @@ class TestNothingEscapes:
         assert await socket.code() == AGAIN
 
     async def test_an_order_to_close(self, serve: Serve) -> None:
-        """An order that the same request gives is carried out."""
+        """A close order by the same request is carried out."""
         site = await start(serve)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -377,7 +377,7 @@ class TestNothingEscapes:
         assert await socket.code() == AGAIN
 
     async def test_a_stale_request(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """A request that came with an older cookie keeps nothing."""
+        """A renewal with an older cookie doesn't move the sockets."""
         site = await start(serve, cookies)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -390,7 +390,7 @@ class TestNothingEscapes:
         assert newer.id == await id_of(browser)
 
     async def test_a_request_that_is_overtaken(self, serve: Serve) -> None:
-        """An end that comes while it is handled wins."""
+        """An end during the request closes the sockets."""
         site = await start(serve)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -404,7 +404,7 @@ class TestNothingEscapes:
 
 class TestHooks:
     async def test_unregister(self, serve: Serve) -> None:
-        """It is called with the id that ``register`` was called with."""
+        """``unregister`` is called with the id that ``register`` was called with."""
         calls: list[tuple[str, object]] = []
 
         class Noting(SessionWSRegistry):
@@ -425,7 +425,7 @@ class TestHooks:
         assert calls == [("register", socket.id), ("unregister", socket.id)]
 
     async def test_a_receiver_that_fails(self, serve: Serve) -> None:
-        """It stops nobody."""
+        """A failing receiver of ``on_refresh`` closes no socket."""
 
         async def fail(connection: Connection) -> None:
             raise RuntimeError("no")
@@ -439,7 +439,7 @@ class TestHooks:
         assert await socket.lives()
 
     async def test_a_mistake(self, serve: Serve) -> None:
-        """There are two words."""
+        """A value other than ``"close"`` and ``"keep"`` raises an error and renews nothing."""
         errors: list[Exception] = []
 
         async def wrong(request: web.Request) -> web.Response:

@@ -1,5 +1,5 @@
 """
-How handshakes are refused: what a script can see behind the middleware, and what HTTP says.
+Refused handshakes: the close code behind the middleware, and the HTTP status without it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ HANDSHAKE = {
 
 
 def raising(request: web.Request) -> bool:
-    """Refuse by an exception."""
+    """Refuse by raising an exception."""
     raise HandshakeRefused(NO)
 
 
 async def failing(request: web.Request) -> str | None:
-    """Identify nobody any more."""
+    """Fail to identify."""
     raise ConnectionError("the database is away")
 
 
 class Row(NamedTuple):
-    """A refusal: options of the registry, headers, and the answers without and with."""
+    """A refusal: the registry's options, headers, and the results without and with middleware."""
 
     options: dict[str, Any]
     headers: dict[str, str]
@@ -64,7 +64,7 @@ class TestTable:
     async def test_by_the_application(
         self, serve: Serve, cookies: AbstractStorage, what: str, middleware: bool
     ) -> None:
-        """Foreign pages are never accepted; what ``authorize`` says is said."""
+        """Foreign origins get 403; a close code from ``authorize`` is sent as such."""
         row = ROWS[what]
         site = await serve(cookies, site={"middleware": middleware}, **row.options)
         told = await site.knock("", **row.headers)
@@ -74,7 +74,7 @@ class TestTable:
     async def test_retry_after(
         self, serve: Serve, cookies: AbstractStorage, middleware: bool
     ) -> None:
-        """503 says when to come again."""
+        """A 503 carries Retry-After."""
         site = await serve(cookies, site={"middleware": middleware}, limits=Limits(total=1))
         socket = await (await site.browser()).open()
         async with site.thief.get(site.url.joinpath("ws"), headers=HANDSHAKE) as response:
@@ -85,7 +85,7 @@ class TestTable:
     async def test_limits(
         self, serve: Serve, cookies: AbstractStorage, middleware: bool, limit: str
     ) -> None:
-        """A page may learn that there are too many of it."""
+        """A handshake above a limit gets 4429, or 403 without the middleware."""
         options: dict[str, Any] = {limit: 1, "on_limit": "refuse"}
         site = await serve(
             cookies, site={"middleware": middleware}, limits=Limits(**options), identify=user_of
@@ -97,7 +97,7 @@ class TestTable:
         assert await socket.lives()
 
     async def test_ended(self, serve: Serve, cookies: AbstractStorage, middleware: bool) -> None:
-        """The session has ended."""
+        """A handshake of an ended session gets 4401, or 403."""
         site = await serve(cookies, site={"middleware": middleware})
         browser = await site.logged_in("/login")
         stale, socket = browser.cookie, await browser.open()
@@ -109,7 +109,7 @@ class TestTable:
     async def test_ended_and_carried(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, middleware: bool
     ) -> None:
-        """What ended it has given the browser another cookie: for the grace it may return."""
+        """A handshake gets 4403 for the grace if the end gave the browser another cookie."""
         site = await serve(cookies, site={"middleware": middleware})
         browser = await site.logged_in("/login")
         stale, socket = browser.cookie, await browser.open()
@@ -123,7 +123,7 @@ class TestTable:
     async def test_replaced(
         self, serve: Serve, cookies: AbstractStorage, middleware: bool
     ) -> None:
-        """The session was renewed."""
+        """A handshake of a renewed session gets 4403, or 403."""
         site = await serve(cookies, site={"middleware": middleware})
         browser = await site.logged_in("/login")
         stale, socket = browser.cookie, await browser.open()
@@ -136,7 +136,7 @@ class TestTable:
     async def test_an_order_while_opening(
         self, serve: Serve, cookies: AbstractStorage, middleware: bool, order: str
     ) -> None:
-        """It counts for whoever has not been let in yet."""
+        """An order refuses a handshake that is still opening."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -160,7 +160,7 @@ class TestTable:
 class TestHowItIsTold:
     @pytest.fixture
     async def dead(self, serve: Serve) -> tuple[Site, str]:
-        """A site, and a cookie whose session has ended there."""
+        """A site, and the cookie of a session that has ended."""
         site = await serve()
         browser = await site.logged_in()
         stale = browser.cookie
@@ -168,7 +168,7 @@ class TestHowItIsTold:
         return site, stale
 
     async def test_the_subprotocol(self, dead: tuple[Site, str]) -> None:
-        """The first one offered is answered: a browser drops a socket without."""
+        """A refusal accepts the first subprotocol offered, which browsers require."""
         site, stale = dead
         async with ClientSession(headers={"Cookie": stale}) as client:
             ws = await client.ws_connect(site.url.joinpath("ws"), protocols=("chat", "other"))
@@ -176,13 +176,13 @@ class TestHowItIsTold:
             assert (await ws.receive()).data == DEAD
 
     async def test_a_foreign_page(self, dead: tuple[Site, str]) -> None:
-        """Nothing is accepted for a page of somebody else, ended or not."""
+        """A foreign origin gets 403, even with an ended session."""
         site, stale = dead
 
         assert await site.knock(stale, **FOREIGN) == 403
 
     async def test_no_compression(self, dead: tuple[Site, str]) -> None:
-        """What is only told a code costs no compressor."""
+        """A refusal negotiates no compression."""
         site, stale = dead
         async with ClientSession(headers={"Cookie": stale}) as client:
             ws = await client.ws_connect(site.url.joinpath("ws"), compress=15)
@@ -190,7 +190,7 @@ class TestHowItIsTold:
             await ws.receive()
 
     async def test_they_count(self, serve: Serve) -> None:
-        """Those that are still being told count for ``total``."""
+        """Refusals that wait for the client's close frame count for ``total``."""
         site = await serve(limits=Limits(total=3), timeouts=Timeouts(close=PATIENCE))
         browser = await site.logged_in()
         stale = browser.cookie
@@ -207,7 +207,7 @@ class TestHowItIsTold:
         assert answer == 503
 
     async def test_they_hold_up_no_shutdown(self, dead: tuple[Site, str]) -> None:
-        """Peers that never answer a refusal are not waited for."""
+        """A shutdown doesn't wait for clients that never answer a refusal."""
         site, stale = dead
         writers = [(await site.send("/ws", stale, **HANDSHAKE))[1] for _ in range(20)]
         watch = Stopwatch()
@@ -219,7 +219,7 @@ class TestHowItIsTold:
         assert took < 1.5
 
     async def test_the_reason_is_told(self, serve: Serve) -> None:
-        """A ``Close`` of ``authorize`` arrives whole."""
+        """The code and the reason of a ``Close`` reach the client."""
         site = await serve(authorize=lambda request: NO)
         async with ClientSession() as client:
             ws = await client.ws_connect(site.url.joinpath("ws"))

@@ -1,5 +1,5 @@
 """
-A handshake that is merely refused ends nothing.
+A handshake that is merely refused ends no session.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tests.support import Turnstile, until
 
 
 def unless_no(request: web.Request) -> bool:
-    """Refuse who says no."""
+    """Refuse a request whose query has "no"."""
     return "no" not in request.query
 
 
 def close_unless_no(request: web.Request) -> bool | Close:
-    """Refuse with a close code who says no."""
+    """Refuse a request whose query has "no", with a close code."""
     return "no" not in request.query or Close(4999, "no")
 
 
 def raise_unless_no(request: web.Request) -> bool:
-    """Refuse by an exception who says no."""
+    """Refuse a request whose query has "no", with an exception."""
     if "no" in request.query:
         raise HandshakeRefused(Close(4998, "no"))
     return True
@@ -51,7 +51,7 @@ class TestRefused:
     async def test_beside_a_page(
         self, serve: Serve, storage: AbstractStorage, refusal: str
     ) -> None:
-        """The session that both came with lives on, and so do its sockets."""
+        """The session of a refused handshake, and its open socket, live on."""
         options, headers, status = REFUSALS[refusal]
         site = await serve(storage, **options)
         cookie = await cookie_from_before(storage, user="ann")
@@ -67,7 +67,7 @@ class TestRefused:
     async def test_the_only_one(
         self, serve: Serve, storage: AbstractStorage, refusal: str
     ) -> None:
-        """The same cookie is good afterwards, for a page and for a socket."""
+        """The cookie of a refused handshake still opens pages and sockets."""
         options, headers, status = REFUSALS[refusal]
         site = await serve(storage, **options)
         browser = await site.logged_in()
@@ -84,7 +84,7 @@ class TestRefused:
 
 
 async def page_instead(request: web.Request) -> web.StreamResponse:
-    """Answer who is refused with a page, and note it in the session."""
+    """Answer a refused handshake with a page, and record it in the session."""
     session = await aiohttp_session.get_session(request)
     try:
         async with session_ws(request) as ws:
@@ -95,7 +95,7 @@ async def page_instead(request: web.Request) -> web.StreamResponse:
 
 
 async def test_a_page_instead(serve: Serve, storage: AbstractStorage) -> None:
-    """What a handler writes that answers with a page is saved, also into a session met first."""
+    """Changes are saved if the handler answers a refused handshake with a page."""
     site = await serve(storage, {"/ws/page": page_instead}, authorize=unless_no)
     browser = await site.browser(await cookie_from_before(storage, user="ann"))
     with pytest.raises(WSServerHandshakeError) as answer:
@@ -107,17 +107,17 @@ async def test_a_page_instead(serve: Serve, storage: AbstractStorage) -> None:
 
 
 async def count(request: web.Request) -> bool:
-    """Let everybody in, and count how often in the session."""
+    """Authorize every request, and count them in the session."""
     session = await aiohttp_session.get_session(request)
     session["count"] = session.get("count", 0) + 1
     return True
 
 
 class TestAuthorizeThatWrites:
-    """What the application's own callables write into a session is no other request's change."""
+    """A write by ``authorize`` is not mistaken for another request's change."""
 
     async def test_a_visitor(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Who has no session yet is let in, and the one that is given has what was written."""
+        """A new visitor is accepted, and the new session holds what was written."""
         site = await serve(storage, authorize=count)
         browser = await site.browser()
         socket = await browser.open()
@@ -125,7 +125,7 @@ class TestAuthorizeThatWrites:
         assert (await browser.get("/page")).data == {"count": 1, "id": socket.id}
 
     async def test_a_session_without_an_id(self, serve: Serve, storage: AbstractStorage) -> None:
-        """So is one that holds data, and is given an id by its handshake."""
+        """A session with data and no id is accepted, and what was written is saved."""
         site = await serve(storage, authorize=count)
         browser = await site.browser(await cookie_from_before(storage, user="ann"))
         socket = await browser.open()
@@ -134,7 +134,7 @@ class TestAuthorizeThatWrites:
         assert (await browser.get("/page")).data == {"user": "ann", "count": 1, "id": socket.id}
 
     async def test_another_request_writes(self, serve: Serve, storage: AbstractStorage) -> None:
-        """What another request has written meanwhile isn't overwritten."""
+        """A handshake with a server-side session is refused if another request wrote to it."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:

@@ -1,5 +1,5 @@
 """
-What is registered by hand is judged as a handshake is.
+Objects registered by hand are judged as handshakes are.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from tests.support.inspect import inspect, quiet
 
 
 class Stream:
-    """Anything that has a ``close()``."""
+    """An object with a ``close()``."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
 
     def close(self, **how: Any) -> None:
-        """Note that it was closed."""
+        """Record that it was closed."""
         self.closed.set()
 
 
 async def out_of_others(request: web.Request) -> web.Response:
-    """Log out everywhere else, by which what was registered under the older id ends."""
+    """Log out everywhere else, which ends what is registered under the older id."""
     response = web.Response()
     assert await end_other_sessions_ws(request, response)
     return response
@@ -48,13 +48,13 @@ async def out_of_others(request: web.Request) -> web.Response:
 
 @pytest.fixture
 async def registry(serve: Serve) -> SessionWSRegistry:
-    """A registry that runs."""
+    """A running registry."""
     return (await serve(identify=user_of)).registry
 
 
 class TestRegister:
     async def test_it_is_closed(self, registry: SessionWSRegistry) -> None:
-        """An end of its id closes it."""
+        """An end of its id closes the object."""
         stream = Stream()
         registry.register("id", stream)
         await registry.end_session("id")
@@ -62,7 +62,7 @@ class TestRegister:
         assert stream.closed.is_set()
 
     async def test_under_an_ended_id(self, registry: SessionWSRegistry) -> None:
-        """It is refused, with an error that says why."""
+        """Registering under an ended id raises SessionEnded."""
         await registry.end_session("id")
         stream = Stream()
 
@@ -71,7 +71,7 @@ class TestRegister:
         assert "id" not in registry
 
     async def test_in_a_request_whose_session_has_ended(self, serve: Serve) -> None:
-        """It is refused though no record names its id: an end of a visitor's leaves none."""
+        """Registering in a request whose session has ended raises SessionEnded."""
         refused: list[bool] = []
 
         async def stream(request: web.Request) -> web.Response:
@@ -93,7 +93,7 @@ class TestRegister:
         assert refused
 
     async def test_under_an_id_of_a_lineage_that_has_ended(self, serve: Serve) -> None:
-        """Ids that a renewal gave are known as those of the lineage that a log-out ends."""
+        """Registering under any id of an ended lineage raises SessionEnded."""
         site = await serve(identify=user_of)
         browser = await site.browser()
         await browser.get("/login")
@@ -108,7 +108,7 @@ class TestRegister:
 
     @pytest.mark.parametrize("path", [*OUT, "/out/del", "/login?user=bob", "/others"])
     async def test_late(self, serve: Serve, path: str) -> None:
-        """However a session ends: its id is known as that of what has ended, also by a task."""
+        """Registering under the id of an ended session raises SessionEnded, however it ended."""
         site = await serve(views={"/others": out_of_others}, identify=user_of)
         browser = await site.browser()
         await browser.get("/login")
@@ -119,7 +119,7 @@ class TestRegister:
             site.registry.register(session_ws_id, Stream())
 
     async def test_an_end_that_is_older(self, serve: Serve) -> None:
-        """An id that is derived lives again: who registers later isn't closed by it."""
+        """A late order with an older end doesn't close an object registered since."""
         registry = (await serve(id_factory=lambda request: "team", timeouts=QUICK)).registry
         core, stream = inspect(registry), Stream()
         before = core.clock.end_time()
@@ -131,7 +131,7 @@ class TestRegister:
         registry.unregister("team", stream)
 
     async def test_its_identity(self, registry: SessionWSRegistry) -> None:
-        """An end of its identity closes it; one of another doesn't."""
+        """An end of its identity closes an object; an end of another doesn't."""
         ann, bob = Stream(), Stream()
         registry.register("id-1", ann, identity="ann")
         registry.register("id-2", bob, identity="bob")
@@ -142,7 +142,7 @@ class TestRegister:
         registry.unregister("id-2", bob)
 
     async def test_without_its_identity(self, registry: SessionWSRegistry) -> None:
-        """Without one it belongs to nobody: only an end of its session closes it."""
+        """An object without an identity is closed only by an end of its session."""
         stream = Stream()
         registry.register("id", stream)
         report = await registry.end_identity("ann")
@@ -152,7 +152,7 @@ class TestRegister:
         assert stream.closed.is_set()
 
     async def test_close_all_identity(self, registry: SessionWSRegistry) -> None:
-        """A mere close finds it by its identity too."""
+        """A close order by identity finds the object."""
         stream = Stream()
         registry.register("id", stream, identity="ann")
         report = await registry.close_all_identity("ann")
@@ -160,7 +160,7 @@ class TestRegister:
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
     async def test_again(self, registry: SessionWSRegistry) -> None:
-        """It belongs to an identity that is only known later, too."""
+        """Registering again adds the identity."""
         stream = Stream()
         registry.register("id", stream)
         registry.register("id", stream, identity="ann")
@@ -171,7 +171,7 @@ class TestRegister:
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
     async def test_again_and_late(self, registry: SessionWSRegistry) -> None:
-        """That is judged as if it were the first time."""
+        """Registering again with an ended identity raises SessionEnded."""
         stream = Stream()
         registry.register("id", stream)
         await registry.end_identity("ann")
@@ -181,7 +181,7 @@ class TestRegister:
         registry.unregister("id", stream)
 
     async def test_a_socket_that_is_served(self, serve: Serve) -> None:
-        """One of an anonymous session belongs to whom its handler says."""
+        """A handler can file its anonymous socket under an identity."""
 
         async def visit(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -193,7 +193,7 @@ class TestRegister:
             return ws
 
         site = await serve(views={"/visit": visit}, identify=user_of)
-        await site.registry.end_identity("ann")  # the session is younger
+        await site.registry.end_identity("ann")  # earlier than the session
         socket = await (await site.browser()).open("/visit")
         assert (await site.registry.send_identity("ann", "news")).sockets == 1
         assert (await socket.ws.receive()).data == "news"
@@ -203,7 +203,7 @@ class TestRegister:
         await until(lambda: not inspect(site.registry).connections.identities)
 
     async def test_under_two_ids(self, registry: SessionWSRegistry) -> None:
-        """An end of its identity closes it as long as it stands under one of its ids."""
+        """An end of its identity closes an object that is still registered under one id."""
         stream = Stream()
         registry.register("id-1", stream, identity="ann")
         registry.register("id-2", stream, identity="ann")
@@ -213,7 +213,7 @@ class TestRegister:
         assert (report.sockets, stream.closed.is_set()) == (1, True)
 
     async def test_a_thing_in_two_rooms(self, serve: Serve) -> None:
-        """What is pushed to everybody reaches it once."""
+        """A broadcast reaches an object registered under two ids once."""
         sent: list[bytes] = []
 
         class Thing:
@@ -233,7 +233,7 @@ class TestRegister:
         assert (delivery.sockets, sent) == (1, [b"for all"])
 
     async def test_a_socket_in_a_room(self, serve: Serve) -> None:
-        """One websocket is one of its identity's, however many ids it is registered for."""
+        """A websocket counts once for its identity, however many ids it is registered under."""
 
         async def visit(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -259,7 +259,7 @@ class TestRegister:
             assert await socket.code() == DEAD
 
     async def test_a_socket_that_has_left_a_room(self, serve: Serve) -> None:
-        """A socket that was registered once more, and isn't now, belongs to its identity still."""
+        """A socket unregistered from a second id still belongs to its identity."""
 
         async def visit(request: web.Request) -> web.WebSocketResponse:
             registry = registry_from(request)
@@ -278,7 +278,7 @@ class TestRegister:
         assert (report.sockets, await socket.code()) == (1, DEAD)
 
     async def test_one_that_is_adopted_afterwards(self, serve: Serve) -> None:
-        """It counts as one, and leaves nothing behind when it is gone."""
+        """A socket registered and then adopted counts once, and leaves nothing behind."""
 
         async def visit(request: web.Request) -> web.WebSocketResponse:
             registry, ws = registry_from(request), web.WebSocketResponse()
@@ -299,7 +299,7 @@ class TestRegister:
             await until(lambda: not len(site.registry))
 
     async def test_by_a_later_session(self, serve: Serve) -> None:
-        """A log-out everywhere of last week keeps nobody from registering today."""
+        """A session from after a log-out everywhere can register, and is ended by the next one."""
         streams: list[Stream] = []
 
         async def stream(request: web.Request) -> web.Response:
@@ -318,7 +318,7 @@ class TestRegister:
         await streams[0].closed.wait()
 
     async def test_an_identity_without_identify(self, serve: Serve) -> None:
-        """It could be found by nobody: an error says what is missing."""
+        """Registering with an identity needs ``identify``; the error names it."""
         registry = (await serve(timeouts=QUICK)).registry
 
         with pytest.raises(NotSetUp, match="identify"):
