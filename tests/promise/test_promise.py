@@ -81,7 +81,7 @@ class TestOneSessionManyIds:
     async def test_a_cookie_from_before_a_renewal(
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A cookie from before a renewal ends with the session, and is nobody's an hour later."""
+        """A cookie from before a renewal ends with the session, and is anonymous an hour later."""
         wall = Wall(monkeypatch)
         client = await aiohttp_client(make_app(SessionWSRegistry(timeouts=QUICK)))
         await client.get("/login")

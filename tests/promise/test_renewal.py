@@ -1,5 +1,5 @@
 """
-A renewal takes an older cookie out of use, and logs nobody out.
+A renewal replaces older cookies, and logs no user out.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tests.promise.site import AGAIN, DEAD, user_of
 from tests.support.clock import Wall
 
 RENEWALS = ("/renew", "/new_id")
-GRACE = 31  # seconds, and one more
+GRACE = 31  # seconds: Expiry.renewal_grace, plus one
 
 
 @pytest.fixture(params=[True, False], ids=["identify", "no identify"])
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """With and without ``identify``."""
+    """Registry options with and without ``identify``."""
     return {"identify": user_of} if request.param else {}
 
 
 @pytest.mark.parametrize("path", RENEWALS)
 class TestRenewed:
     async def test_its_sockets(self, serve: Serve, storage: AbstractStorage, path: str) -> None:
-        """They reconnect with the new cookie, under another id."""
+        """Sockets reconnect with the new cookie, under another id."""
         site = await serve(storage)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -47,7 +47,7 @@ class TestRenewed:
         path: str,
         options: dict[str, Any],
     ) -> None:
-        """For the grace it gets pages, and no sockets; then it is nobody's."""
+        """The older cookie gets pages and 4403 for the grace, and is anonymous after it."""
         site = await serve(cookies, **options)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -63,7 +63,7 @@ class TestRenewed:
     async def test_what_the_older_one_writes(
         self, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """Is not saved: it would overwrite the right cookie."""
+        """A write with the older cookie is not saved."""
         site = await serve(cookies)
         browser = await site.logged_in()
         late = await site.browser(browser.cookie)
@@ -75,7 +75,7 @@ class TestRenewed:
     async def test_a_write_under_way(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """A request that the renewal overtook doesn't take the new cookie away again."""
+        """A write under way during the renewal doesn't replace the new cookie."""
         site = await serve(storage)
         browser = await site.logged_in()
         async with site.held(browser, "/write?cart=1"):
@@ -93,7 +93,7 @@ class TestRenewed:
         path: str,
         options: dict[str, Any],
     ) -> None:
-        """Ends every copy of every generation, for good."""
+        """A log-out ends every copy of every generation permanently."""
         site = await serve(cookies, **options)
         browser = await site.logged_in()
         copies = [browser.cookie]
@@ -108,7 +108,7 @@ class TestRenewed:
     async def test_a_log_out_by_the_older_one(
         self, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """What a stale copy logs out is logged out."""
+        """A log-out with the older cookie ends the session."""
         site = await serve(cookies)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -122,7 +122,7 @@ class TestRenewed:
     async def test_an_end_by_any_of_its_ids(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """An administrator may name the first id or the last, with no socket open."""
+        """An end of the first or the last id ends the session without an open socket."""
         for which in (0, 1):
             site = await serve(storage)
             browser = await site.logged_in()
@@ -138,7 +138,7 @@ class TestRenewed:
 
 @pytest.mark.parametrize("path", RENEWALS)
 class TestLostAnswer:
-    """The answer to a renewal never arrives."""
+    """The response to a renewal never arrives."""
 
     async def test_nobody_is_logged_out(
         self,
@@ -148,7 +148,7 @@ class TestLostAnswer:
         path: str,
         options: dict[str, Any],
     ) -> None:
-        """The older cookie has pages at once, and sockets after the grace."""
+        """The older cookie gets pages at once, and sockets after the grace."""
         site = await serve(storage, **options)
         browser = await site.logged_in()
         await browser.get(path, lost=True)
@@ -160,7 +160,7 @@ class TestLostAnswer:
     async def test_replaced_by_an_error_page(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """The browser keeps the older cookie then, and that serves on."""
+        """The older cookie stays valid if an error page replaced the renewal's response."""
 
         @web.middleware
         async def pages(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -181,7 +181,7 @@ class TestLostAnswer:
     async def test_a_second_one(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """It makes the browser's the newest; what the lost answer carried is out of use."""
+        """A second renewal makes the browser's cookie the newest."""
         site = await serve(cookies)
         browser = await site.logged_in()
         first = browser.cookie
@@ -197,7 +197,7 @@ class TestLostAnswer:
     async def test_it_revives_nothing_older(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """A copy from before an earlier renewal stays out of use."""
+        """A copy from before an earlier renewal stays replaced."""
         site = await serve(cookies)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -214,12 +214,12 @@ class TestLostAnswer:
 
 
 class TestThief:
-    """Somebody else has a copy of the cookie."""
+    """A thief has a copy of the cookie."""
 
     async def test_he_renews_what_is_out_of_use(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage
     ) -> None:
-        """He gains nothing, and the owner loses nothing."""
+        """Renewing a replaced cookie gains the thief nothing and costs the owner nothing."""
         site = await serve(cookies)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -235,7 +235,7 @@ class TestThief:
     async def test_he_renews_first(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage
     ) -> None:
-        """Then the owner is out; his log-out still ends all of it."""
+        """A thief who renews first drives the owner out; the owner's log-out ends both."""
         site = await serve(cookies)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -251,7 +251,7 @@ class TestThief:
     async def test_he_logs_in_with_what_is_out_of_use(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, how: str
     ) -> None:
-        """That is a session of his own: nothing of the owner's is replaced by it."""
+        """A log-in with a replaced cookie begins a session that doesn't affect the owner's."""
         site = await serve(cookies, identify=user_of)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -271,7 +271,7 @@ class TestAtOnce:
     async def test_two_renewals(
         self, serve: Serve, storage: AbstractStorage, path: str, at: str
     ) -> None:
-        """Whichever answer comes last, the browser is in; a log-out ends both."""
+        """After two concurrent renewals the browser is logged in; a log-out ends both."""
         site = await serve(storage)
         browser = await site.logged_in()
         async with site.held(browser, path, at=at):
@@ -294,7 +294,7 @@ class TestAtOnce:
         at: str,
         options: dict[str, Any],
     ) -> None:
-        """The browser is logged in, and its log-out ends what either answer has begun."""
+        """A double-clicked log-in succeeds, and its log-out ends what it began."""
         site = await serve(storage, **options)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -309,7 +309,7 @@ class TestAtOnce:
     async def test_a_server_side_session_is_repaired(
         self, serve: Serve, storage: AbstractStorage, clock: Wall
     ) -> None:
-        """A page that saved the older id over the newer one costs nobody his session."""
+        """A page that saves the older id over a renewal logs no user out."""
         site = await serve(storage)
         browser = await site.logged_in()
         async with site.held(browser, "/write?cart=1", at="start"):
@@ -323,7 +323,7 @@ class TestOption:
     async def test_a_shorter_grace(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage
     ) -> None:
-        """``Expiry.renewal_grace`` says for how long an older cookie has pages."""
+        """``Expiry.renewal_grace`` limits how long an older cookie gets pages."""
         site = await serve(cookies, expiry=Expiry(renewal_grace=5))
         browser = await site.logged_in()
         stale = browser.cookie
@@ -337,11 +337,11 @@ class TestOption:
 
     @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
     def test_a_bad_value(self, wrong: float) -> None:
-        """It is refused at once."""
+        """An invalid value raises an error at construction."""
         with pytest.raises(ValueError, match="renewal_grace"):
             Expiry(renewal_grace=wrong)
 
     def test_a_wrong_type(self) -> None:
-        """It is refused at once."""
+        """A wrong type raises an error at construction."""
         with pytest.raises(TypeError, match="renewal_grace"):
             Expiry(renewal_grace="30")  # type: ignore[arg-type]  # that is the point

@@ -1,8 +1,8 @@
 """
-A stale cookie, however often it is replayed, leaves memory where it was.
+A stale cookie, however often it is replayed, doesn't increase memory use.
 
-``pytest tests/promise/test_replays.py --replays 1000000`` does so a million times; it says what it
-has measured.
+``pytest tests/promise/test_replays.py --replays 1000000`` replays it a million times; the test
+prints its measurements.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tests.support import COOKIE, make_app, user_of
 from tests.support.inspect import quiet, records
 
 WARM_UP = 1_000  # replays, after which caches and logs are full
-NOISE = 3_000  # objects that caches of Python and of libraries may keep meanwhile
-PAGE = 8 * 2**20  # bytes by which the process may grow: what malloc keeps
-#: In one of which the process doesn't grow: after many other tests malloc may at first.
+NOISE = 3_000  # objects that caches of Python and of libraries may add
+PAGE = 8 * 2**20  # bytes by which the process may grow: memory that malloc keeps
+#: One of them must be without growth: after many other tests malloc may grow at first.
 ROUNDS = 3
 
 
 class Line:
-    """A connection to aiohttp's server without a network, for one request after another."""
+    """An in-memory connection to aiohttp's server, for one request after another."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         assert runner.server is not None
@@ -42,7 +42,7 @@ class Line:
         self.lost = False
 
     async def get(self, path: str, cookie: str = "", *headers: tuple[str, str]) -> bytes:
-        """Send a request; return the head of its response, and a short body."""
+        """Send a request; return the response's head, with a short body."""
         self._buffer, self._answer = b"", asyncio.get_running_loop().create_future()
         lines = [f"GET {path} HTTP/1.1", "Host: here", f"Cookie: {COOKIE}={cookie}"]
         lines += [f"{name}: {value}" for name, value in headers]
@@ -50,7 +50,7 @@ class Line:
         return await self._answer
 
     def receive(self, data: bytes) -> None:
-        """Take what the server has sent: a response without a body, or with a short one."""
+        """Collect a response without a body, or with a short one."""
         self._buffer += data
         head, end, body = self._buffer.partition(b"\r\n\r\n")
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0"
@@ -61,7 +61,7 @@ class Line:
             self._answer.set_result(self._buffer)
 
     def lose(self) -> None:
-        """Take it that the server has closed the connection."""
+        """Record that the server has closed the connection."""
         self.lost = True
 
     def hang_up(self) -> None:
@@ -71,7 +71,7 @@ class Line:
 
 @pytest.fixture
 async def runner() -> AsyncIterator[web.AppRunner]:
-    """An application with the real middlewares, and a storage that encrypts."""
+    """An application with the real middlewares and an encrypted-cookie storage."""
     registry = SessionWSRegistry(identify=user_of)
     app = make_app(registry, EncryptedCookieStorage(b"k" * 32))
     runner = web.AppRunner(app, access_log=None)
@@ -86,7 +86,7 @@ def cookie_in(head: bytes) -> str:
 
 
 async def replay(runner: web.AppRunner, cookies: tuple[str, str], times: int) -> None:
-    """Present stale cookies: to pages that read, renew and log out, and to a websocket."""
+    """Send stale cookies to pages that read, renew and log out, and to a websocket."""
     line = Line(runner)
     for number in range(times):
         cookie = cookies[number % 2]
@@ -102,14 +102,14 @@ async def replay(runner: web.AppRunner, cookies: tuple[str, str], times: int) ->
 
 
 def resident() -> int:
-    """Return how many bytes of memory the process has."""
+    """Return the process's resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 async def test_stale_cookies(
     runner: web.AppRunner, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cookies of a session that was renewed and then ended make no records, and no garbage."""
+    """Replayed cookies of a session that was renewed and then ended leave nothing in memory."""
     registry = runner.app[REGISTRY_KEY]
     line = Line(runner)
     older = cookie_in(await line.get("/enter"))

@@ -1,5 +1,5 @@
 """
-The examples of the README of 1.1.1, as they stand there, but for names that were wrong.
+The examples of the README of 1.1.1, unchanged except for names that were wrong.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ async def text_of(client: Client, path: str) -> str:
 
 
 async def expect_close(ws: Any, code: int) -> None:
-    """Read on until the server closes."""
+    """Read until the server closes."""
     message = await ws.receive(timeout=PATIENCE)
     while message.type is WSMsgType.TEXT:
         message = await ws.receive(timeout=PATIENCE)
@@ -130,7 +130,7 @@ class TestBasicExample:
         assert "aiohttp_session_ws_id" in cookies["AIOHTTP_SESSION"].value
 
     async def test_reset(self, aiohttp_client: AiohttpClient) -> None:
-        """A reset closes the sockets of the session, which come back with another id."""
+        """A reset closes the sockets of the session, which reconnect with another id."""
         client = await aiohttp_client(make_app(ws=handle_clock))
         await text_of(client, "/")
         async with client.ws_connect("/ws") as one, client.ws_connect("/ws") as other:
@@ -146,11 +146,11 @@ class TestBasicExample:
 
         async with client.ws_connect("/ws") as again:
             assert session_ws_id not in await again.receive_str(timeout=PATIENCE)
-            await text_of(client, "/reset")  # a handler that only sends doesn't see us go
+            await text_of(client, "/reset")  # a handler that only sends isn't ended by our close
             await expect_close(again, 4403)
 
     async def test_reset_of_another(self, aiohttp_client: AiohttpClient) -> None:
-        """A reset leaves the sockets of other sessions alone."""
+        """A reset doesn't affect the sockets of other sessions."""
         client = await aiohttp_client(make_app(ws=handle_websocket))
         await text_of(client, "/")
         async with client.ws_connect("/ws") as ws:
@@ -162,7 +162,7 @@ class TestBasicExample:
             assert await ws.receive_str(timeout=PATIENCE) == "Heard: still here"
 
     async def test_id_made_on_connect(self, aiohttp_client: AiohttpClient) -> None:
-        """Who connects without an id gets one with the answer to the handshake."""
+        """A client that connects without an id gets one with the handshake's response."""
         client = await aiohttp_client(make_app(ws=handle_clock))
         async with client.ws_connect("/ws") as ws:
             greeting = await ws.receive_str(timeout=PATIENCE)
@@ -176,7 +176,7 @@ class TestLogout:
     @pytest.mark.filterwarnings("ignore:returning HTTPException:DeprecationWarning")
     @pytest.mark.parametrize("handle_logout", [handle_logout_returned, handle_logout_raised])
     async def test_pattern(self, aiohttp_client: AiohttpClient, handle_logout: Page) -> None:
-        """The sockets are closed, and whoever kept the old cookie opens none."""
+        """A log-out by the pattern closes the sockets and refuses the old cookie."""
         client = await aiohttp_client(make_app(ws=handle_websocket, logout=handle_logout))
         await text_of(client, "/")
         jar = client.session.cookie_jar
@@ -220,7 +220,7 @@ class TestSessionWS:
     async def test_protocols(
         self, aiohttp_client: AiohttpClient, offered: tuple[str, ...], chosen: str | None
     ) -> None:
-        """Options are those of the websocket response."""
+        """Options are passed to the websocket response."""
         client = await aiohttp_client(make_app(ws=handle_graphql))
         async with client.ws_connect("/ws", protocols=offered) as ws:
             await ws.send_str("hello")
@@ -231,13 +231,13 @@ class TestSessionWS:
 
 class TestRegistry:
     def test_string_key(self) -> None:
-        """The registry is found in the app under the name that was promised."""
+        """The application holds the registry under its documented string key."""
         registry = SessionWSRegistry()
 
         assert make_app(registry)["aiohttp_session_ws_registry"] is registry
 
     async def test_string_key_in_a_handler(self, aiohttp_client: AiohttpClient) -> None:
-        """A handler finds it there, and closes what it likes."""
+        """A handler finds the registry by that key, and can close sockets."""
 
         async def handle_kick(request: web.Request) -> web.Response:
             registry = request.app["aiohttp_session_ws_registry"]
@@ -266,7 +266,7 @@ class TestRegistry:
         assert "my_key" in cookies["AIOHTTP_SESSION"].value
 
     async def test_helpers(self, aiohttp_client: AiohttpClient) -> None:
-        """The manipulators do what their names say."""
+        """The helpers ensure, renew and delete the id."""
 
         async def page(request: web.Request) -> web.Response:
             ids = [await get_session_ws_id(request)]
@@ -284,12 +284,12 @@ class TestRegistry:
         assert deleted is None
 
     async def test_broker(self, aiohttp_client: AiohttpClient) -> None:
-        """A cluster's registry listens on a broker between ``register`` and ``unregister``."""
+        """Overridden ``register`` and ``unregister`` can subscribe to a broker."""
         subscribed: dict[Hashable, int] = {}
         quiet = asyncio.Event()
 
         class BrokerRegistry(SessionWSRegistry):
-            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
+            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as in 1.1.1
                 super().register(session_ws_id, ws)
                 subscribed[session_ws_id] = subscribed.get(session_ws_id, 0) + 1
 

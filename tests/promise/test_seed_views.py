@@ -1,7 +1,7 @@
 """
-The examples of other libraries' documents, in our terms: structure and text as they stand there.
+Examples of other libraries' documentation with this library's API; structure and text are kept.
 
-They are those of apistar's ``WebSocket``, Aiopyramid's websocket views, serverwamp's session
+They come from apistar's ``WebSocket``, Aiopyramid's websocket views, serverwamp's session
 lifecycle and the signals of wsrpc-aiohttp.
 """
 
@@ -44,7 +44,7 @@ async def connect(
     registry: SessionWSRegistry | None = None,
     **options: Any,
 ) -> ClientWebSocketResponse:
-    """Serve a handler, and open a websocket there."""
+    """Serve a handler, and open a websocket to it."""
     client = await serve(aiohttp_client, handler, registry)
     ws: ClientWebSocketResponse = await client.ws_connect("/example", **options)
     return ws
@@ -202,7 +202,7 @@ routes: Routes = [
 class TestApistar:
     @pytest.mark.parametrize("handler", [websocket_helloworld, websocket_helloworld_not_closed])
     async def test_hello_world(self, aiohttp_client: AiohttpClient, handler: Handler) -> None:
-        """A hundred times, then closed: by the handler, or because it returns."""
+        """A handler sends a hundred messages; the socket closes when it closes or returns."""
         ws = await connect(aiohttp_client, handler)
         messages = [await ws.receive_str() for _ in range(100)]
 
@@ -210,7 +210,7 @@ class TestApistar:
         assert await expect_close(ws) == 1000
 
     async def test_routes(self, aiohttp_client: AiohttpClient) -> None:
-        """The handlers stand in a list of routes."""
+        """Handlers can be listed as routes."""
         app = make_app()
         app.add_routes(routes)
         client = await aiohttp_client(app)
@@ -218,7 +218,7 @@ class TestApistar:
             assert await ws.receive_str() == "Hello World!"
 
     async def test_a_hook_that_connects(self, aiohttp_client: AiohttpClient) -> None:
-        """It does so for all handlers, during the connect phase only."""
+        """An ``on_request`` hook accepts the handshake for a handler that doesn't."""
         registry = SessionWSRegistry()
         registry.on_request.append(ConnectAlways().on_request)
         ws = await connect(aiohttp_client, websocket_without_boilerplate, registry)
@@ -226,7 +226,7 @@ class TestApistar:
         assert await ws.receive_str() == "Hello World!"
 
     async def test_a_hook_that_enforces_a_protocol(self, aiohttp_client: AiohttpClient) -> None:
-        """Who doesn't speak it is refused, and told what is required."""
+        """A hook refuses a client without the subprotocol, with 1002 and a reason."""
         registry = SessionWSRegistry()
         registry.on_request.append(RequireProtocol().on_request)
         client = await serve(aiohttp_client, websocket_without_boilerplate, registry)
@@ -241,7 +241,7 @@ class TestApistar:
         assert (ws.protocol, text) == ("my.protocol.example.io", "Hello World!")
 
     async def test_a_hook_on_response(self, aiohttp_client: AiohttpClient) -> None:
-        """It is called once, after the handler; it may find the socket closed."""
+        """An ``on_response`` hook is called once, after the handler; the socket may be closed."""
         registry = SessionWSRegistry()
         registry.on_response.append(HaveANiceDay().on_response)
         ws = await connect(aiohttp_client, websocket_helloworld_not_closed, registry)
@@ -257,7 +257,7 @@ class TestApistar:
         assert await expect_close(ws) == 1000
 
     async def test_json(self, aiohttp_client: AiohttpClient) -> None:
-        """JSON goes as text."""
+        """JSON is sent as text."""
         ws = await connect(aiohttp_client, websocket_helloworld_msg)
         messages = [await ws.receive_json() for _ in range(100)]
 
@@ -279,7 +279,7 @@ class TestApistar:
         pong: str | None,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """The disconnect comes out of what receives, and of what only sends."""
+        """A disconnect is raised by receiving and by sending, and logs no warning."""
         post_processed.clear()
         ws = await connect(aiohttp_client, handler)
         for _ in range(3):
@@ -293,7 +293,7 @@ class TestApistar:
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
     async def test_the_object(self, aiohttp_client: AiohttpClient) -> None:
-        """It has the attributes and methods that the document lists."""
+        """The object has the attributes and methods that the documentation lists."""
         seen: list[Any] = []
 
         @websocket_handler
@@ -364,7 +364,7 @@ class EchoWebsocket(MyWebsocket):
 
 class TestAiopyramid:
     async def test_function(self, aiohttp_client: AiohttpClient) -> None:
-        """``recv()`` returns ``None`` when the connection is closed; then the view returns."""
+        """``recv()`` returns ``None`` when the connection is closed."""
         post_processed.clear()
         ws = await connect(aiohttp_client, echo)
         await ws.send_str("text")
@@ -374,7 +374,7 @@ class TestAiopyramid:
         await until(lambda: post_processed)
 
     async def test_class(self, aiohttp_client: AiohttpClient) -> None:
-        """Callbacks, ``send()`` and ``self.ws``, in a class that extends another one."""
+        """A view that extends another one has callbacks, ``send()`` and ``self.ws``."""
         post_processed.clear()
         ws = await connect(aiohttp_client, EchoWebsocket)
         await ws.send_str("text")
@@ -387,7 +387,7 @@ class TestAiopyramid:
     async def test_no_noise(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No exception that ends a view after the close shows in the log."""
+        """An exception that ends a view after the close isn't logged."""
 
         class Talkative(MyWebsocket):
             async def on_message(self, message: str | bytes) -> None:
@@ -411,7 +411,7 @@ class TestAiopyramid:
 class TestServerwamp:
     @pytest.mark.parametrize("how", ["leave", "crash", "vanish"])
     async def test_count_session(self, aiohttp_client: AiohttpClient, how: str) -> None:
-        """The first part runs when authenticated, the second when closed, however."""
+        """A context begins after the authorization and ends at the close, however it closes."""
         app_metrics = {"activeSessions": 0}
 
         async def count_session(connection: Connection) -> AsyncIterator[None]:
@@ -449,7 +449,7 @@ class TestServerwamp:
         peer.close()
 
     async def test_session_data(self, aiohttp_client: AiohttpClient) -> None:
-        """Data can be set and retrieved at any time, here and in the context."""
+        """Connection data can be set and read by the view and by the context."""
         names: list[str] = []
 
         async def remember(connection: Connection) -> AsyncIterator[None]:
@@ -504,7 +504,7 @@ class TestWsrpc:
     async def test_the_example(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What a receiver sets is seen by the view and by others, and doesn't mix."""
+        """A context variable set by a receiver is seen by its connection's view and receivers."""
         caplog.set_level(logging.INFO, __name__)
         registry = SessionWSRegistry()
         # Connecting handlers to signals
@@ -542,7 +542,7 @@ class TestWsrpc:
     async def test_signals(
         self, aiohttp_client: AiohttpClient, how: str, heard: list[str]
     ) -> None:
-        """Open comes before authentication, close right before closing, fail with its error."""
+        """Handshake comes before the authorization, close before closing, fail with its error."""
         events: list[str] = []
         registry = SessionWSRegistry(authorize=lambda request: how == "good")
 

@@ -94,7 +94,7 @@ class Site:
         self.url = url
 
     async def stop(self) -> tuple[int, str]:
-        """Ask it to stop; return its exit code and what it said last."""
+        """Ask the server to stop; return its exit code and its last output."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
         async with asyncio.timeout(PATIENCE):
@@ -104,7 +104,7 @@ class Site:
 
 @pytest.fixture(params=["run_app", "gunicorn", "gunicorn-uvloop"])
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    """A site that runs as it would in production."""
+    """A server process as in production."""
     (tmp_path / "site_of_test.py").write_text(SITE, "utf-8")
     port = free_port()
     if request.param != "run_app":
@@ -140,7 +140,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def test_a_day(site: Site) -> None:
-    """Every kind talks, ends with its session, and is told of the shutdown."""
+    """Every kind of endpoint talks, closes with its session, and gets 1001 at the shutdown."""
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(site.url, cookie_jar=jar) as client:
         await client.get("/in")
@@ -159,5 +159,5 @@ async def test_a_day(site: Site) -> None:
     code, rest = await stopping
 
     assert code == 0
-    # gunicorn's own listener, which uvloop has closed already; it is so without us.
+    # gunicorn's own listener, already closed by uvloop; it happens without this library, too.
     assert "rror" not in rest.replace("Error while closing socket [Errno 9]", "")

@@ -1,5 +1,5 @@
 """
-Somebody sets a clock: nobody who was logged out comes back for that, and nobody is logged out.
+A clock that is set, forward or back, brings no ended session back and logs no user out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DERIVED = Config(journal=True, identify=False, ids="derived")
 
 
 def check(config: Config, steps: Sequence[Step], port: int | None = None) -> None:
-    """Play a world; nothing may be wrong with it."""
+    """Run a world, and check that it has no violations."""
     violations, trace = play(config, steps, port)
     assert not violations, "\n".join([*trace, *map(str, violations)])
 
@@ -27,7 +27,7 @@ def check(config: Config, steps: Sequence[Step], port: int | None = None) -> Non
 @pytest.mark.parametrize("seconds", [-70.0, -3.0])
 @pytest.mark.parametrize("later", [0.2, 11.0])
 def test_redis_is_set_back(seconds: float, later: float, redis_port: int) -> None:
-    """What is ordered on one node is later than what began on another before, for good."""
+    """An end on one node still ends earlier log-ins on another after Redis' clock is set back."""
     early = Visit("B", Plan("log_in_renewed", user="bob", node=0))
     late = Visit("A", Plan("log_in_renewed", node=1))
     end = Order("end_identity", user="ann", node=0)
@@ -41,7 +41,7 @@ def test_redis_is_set_back(seconds: float, later: float, redis_port: int) -> Non
 
 
 def test_redis_is_set_back_and_forward(redis_port: int) -> None:
-    """Clocks that are set again and again change nothing."""
+    """Setting the clock repeatedly, in both directions, changes nothing."""
     end = Order("end_identity", user="ann", node=0)
     steps: list[Step] = []
     for node, seconds in enumerate([-70.0, -70.0, 3.0, -3.0, 70.0]):
@@ -54,7 +54,7 @@ def test_redis_is_set_back_and_forward(redis_port: int) -> None:
 @pytest.mark.parametrize("config", [JOURNAL, DERIVED], ids=["identity", "id"])
 @pytest.mark.parametrize("again", [False, True])
 def test_set_back_and_killed(config: Config, again: bool) -> None:
-    """Who came right before the process was killed lives, though a clock was set back."""
+    """A log-in right before the clock is set back and the process killed lives on."""
     end: Step = Order("end_identity", user="ann")
     if config is DERIVED:
         end = Order("end_session", subject=derived_id("ann"))

@@ -1,5 +1,5 @@
 """
-Mistakes that would leave sockets open are errors, or are told once, with the remedy.
+Mistakes that would leave sockets open raise errors, or are logged once with the remedy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.support import PATIENCE, QUICK, AiohttpClient, until
 
 
 def application(*middlewares: Any) -> web.Application:
-    """Return an application with sessions."""
+    """Return an application with session middleware."""
     sessions = aiohttp_session.session_middleware(SimpleCookieStorage())
     return web.Application(middlewares=[sessions, *middlewares])
 
@@ -86,7 +86,7 @@ async def end_by_response(request: web.Request) -> web.Response:
 
 class TestOneRegistry:
     async def test_in_two_applications(self, aiohttp_client: AiohttpClient) -> None:
-        """The second one that starts says what to do; the first serves on."""
+        """A second application with the same registry fails to start; the first serves on."""
         registry = SessionWSRegistry(timeouts=QUICK)
         first, second = application(session_ws_middleware), application(session_ws_middleware)
         for app in (first, second):
@@ -102,7 +102,7 @@ class TestOneRegistry:
             assert await ws.receive_str(timeout=PATIENCE) == "in"
 
     async def test_one_after_the_other(self, aiohttp_client: AiohttpClient) -> None:
-        """When the first has stopped, the second may start."""
+        """A second application may use the registry after the first has stopped."""
         registry = SessionWSRegistry(timeouts=QUICK)
         for _ in range(2):
             app = application(session_ws_middleware)
@@ -114,7 +114,7 @@ class TestOneRegistry:
             await client.close()
 
     def test_setup_twice(self) -> None:
-        """One application takes one registry."""
+        """A second ``setup()`` for one application raises an error."""
         app = application(session_ws_middleware)
         setup(app)
 
@@ -122,7 +122,7 @@ class TestOneRegistry:
             setup(app)
 
     async def test_one_registry_for_a_sub_application_too(self) -> None:
-        """As 1.1.1 needed it: the error says that the root's is enough."""
+        """Passing the registry to a sub-application as well is an error that names the root."""
         registry = SessionWSRegistry()
         app, sub = application(session_ws_middleware), web.Application()
         setup(sub, registry)
@@ -138,7 +138,7 @@ class TestOneRegistry:
     async def test_setup_twice_in_one_tree(
         self, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture, path: str
     ) -> None:
-        """A registry below another would know nothing of log-outs above it: that is refused."""
+        """Requests to a registry below another, which misses log-outs above it, are refused."""
         root, sub = application(session_ws_middleware), web.Application()
         setup(root)
         setup(sub)
@@ -158,7 +158,7 @@ class TestOneRegistry:
         caplog: pytest.LogCaptureFixture,
         log_out: Callable[[web.Request], Awaitable[web.Response]],
     ) -> None:
-        """It is refused, too, though pages of the root have been served: no socket would close."""
+        """A log-out through a registry below another, which would close no socket, is refused."""
         root, sub = application(session_ws_middleware), web.Application()
         setup(root)
         setup(sub)
@@ -174,7 +174,7 @@ class TestOneRegistry:
         assert "call setup() for the root application only" in caplog.text
 
     async def test_below_the_root(self, aiohttp_client: AiohttpClient) -> None:
-        """A sub-application has the registry of its root."""
+        """A sub-application uses the registry of its root."""
         root, sub = application(session_ws_middleware), web.Application()
         registry = setup(root)
         sub.router.add_get("/ws", own_page)
@@ -186,13 +186,13 @@ class TestOneRegistry:
 
     @pytest.mark.parametrize("use", USES)
     async def test_before_it_runs(self, use: str) -> None:
-        """It can do nothing yet, and says so, not "done"."""
+        """Using a registry that isn't started raises an error."""
         with pytest.raises(NotSetUp, match="setup"):
             await USES[use](SessionWSRegistry(identify=user_of))
 
 
 async def own_page(request: web.Request) -> web.WebSocketResponse:
-    """Say that it is open."""
+    """Send a message when the socket is open."""
     async with session_ws(request) as ws:
         await ws.send_str("in")
         await ws.receive()
@@ -202,14 +202,14 @@ async def own_page(request: web.Request) -> web.WebSocketResponse:
 class TestIdentityWithoutIdentify:
     @pytest.mark.parametrize("use", OF_IDENTITY)
     async def test_it_is_an_error(self, serve: Serve, use: str) -> None:
-        """Nobody could be found by it."""
+        """An order or listing by identity needs ``identify``; the error names it."""
         site = await serve()
 
         with pytest.raises(NotSetUp, match="identify"):
             await OF_IDENTITY[use](site.registry)
 
     async def test_in_a_handler(self, serve: Serve) -> None:
-        """A log-out everywhere that can't be one says so."""
+        """A log-out everywhere needs ``identify``; the error names it."""
 
         async def everywhere(request: web.Request) -> web.Response:
             with pytest.raises(NotSetUp, match="identify"):
@@ -220,18 +220,18 @@ class TestIdentityWithoutIdentify:
         assert (await (await site.browser()).get("/everywhere")).status == 200
 
     def test_a_limit(self) -> None:
-        """A limit per identity needs identities."""
+        """A limit per identity needs ``identify``; the error names it."""
         with pytest.raises((NotSetUp, ValueError), match="identify"):
             SessionWSRegistry(limits=Limits(per_identity=3))
 
 
 def wrong(make: Callable[[], object], name: str) -> Any:
-    """Return a mistake, and what its error must name."""
+    """Return a test parameter: a mistaken call, and what its error must name."""
     return pytest.param(make, name, id=name)
 
 
 def call(function: Callable[..., object], *args: Any, **options: Any) -> object:
-    """Call *function* as somebody does who has no type checker."""
+    """Call *function* without type checking."""
     return function(*args, **options)
 
 
@@ -267,7 +267,7 @@ class TestWrongTypes:
         ],
     )
     def test_are_found_at_once(self, make: Callable[[], object], name: str) -> None:
-        """A ``TypeError`` names what is wrong, when it is made and not when it is used."""
+        """A wrong type raises a ``TypeError`` at construction that names the argument."""
         with pytest.raises(TypeError, match=name):
             make()
 
@@ -283,7 +283,7 @@ class TestWrongTypes:
         ],
     )
     def test_bad_values(self, make: Callable[[], object], name: str) -> None:
-        """A ``ValueError`` names what is wrong."""
+        """A wrong value raises a ``ValueError`` at construction that names the argument."""
         with pytest.raises(ValueError, match=name):
             make()
 
@@ -295,7 +295,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
 
 
 class TestToldOnce:
-    """Holes that nobody would see: one warning each, with the remedy."""
+    """Mistakes that would go unnoticed are logged once, with the remedy."""
 
     async def socket_after(self, site: Site, ws: str, out: str) -> None:
         """Log in, open a socket, log out; twice."""
@@ -306,7 +306,7 @@ class TestToldOnce:
             await opened.ws.close()
 
     async def test_no_middleware(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-        """Without it a log-out that doesn't use our helpers closes nothing."""
+        """A missing middleware, without which such a log-out closes nothing, is logged once."""
         site = await serve(site={"middleware": False})
         await self.socket_after(site, "/ws", "/out/invalidate")
 
@@ -316,7 +316,7 @@ class TestToldOnce:
     async def test_an_order_of_a_handler_whose_socket_has_ended(
         self, serve: Serve, order: Order, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The middleware is there, and the session ends."""
+        """An order after ``session_ws()`` is left ends the session, without a warning."""
         ordered = asyncio.Event()
 
         async def leaving(request: web.Request) -> web.WebSocketResponse:
@@ -341,7 +341,7 @@ class TestToldOnce:
     async def test_an_order_of_a_task_that_outlives_its_request(
         self, serve: Serve, order: Order, socket: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The middleware is there, and the session ends."""
+        """An order by a task that outlives its request ends the session, without a warning."""
         over, tasks = asyncio.Event(), list[asyncio.Task[None]]()
 
         async def end(request: web.Request) -> None:
@@ -372,7 +372,7 @@ class TestToldOnce:
     async def test_a_websocket_that_isnt_ours(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No log-out closes it; the remedy that is named is one."""
+        """A websocket without ``session_ws()`` is logged once, with the remedy."""
 
         async def own(request: web.Request) -> web.WebSocketResponse:
             ws = web.WebSocketResponse()
@@ -388,7 +388,7 @@ class TestToldOnce:
         assert "registry.adopt(request, ws)" in warning
 
     async def test_a_foreign_origin(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-        """Each origin once, with the option that lets it in."""
+        """Each foreign origin is logged once, with the option that allows it."""
         site = await serve()
         for origin in ("https://a.example", "https://b.example", "https://a.example"):
             assert await site.knock("", Origin=origin) == 403
@@ -400,7 +400,7 @@ class TestToldOnce:
     async def test_a_session_changed_in_a_websocket(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nobody saves it."""
+        """A session changed in a websocket handler, where it isn't saved, is logged once."""
 
         async def counting(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -422,7 +422,7 @@ class TestToldOnce:
     async def test_nothing_where_all_is_well(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """An application without a mistake has nothing in its log."""
+        """An application without a mistake logs no warning."""
         site = await serve(identify=user_of)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -433,7 +433,7 @@ class TestToldOnce:
         assert not warnings_of(caplog, "")
 
     async def test_no_registry(self, aiohttp_client: AiohttpClient) -> None:
-        """A handler without a registry says what to call."""
+        """A handler without a registry gets an error that names ``setup()``."""
         said: list[str] = []
 
         async def ask(request: web.Request) -> web.Response:
@@ -452,7 +452,7 @@ class TestToldOnce:
 
 class TestOneConnectionPerRequest:
     async def test_session_ws_in_session_ws(self, serve: Serve) -> None:
-        """The inner block is refused before it writes a second handshake into the open socket."""
+        """A nested ``session_ws()`` is refused; the outer socket still ends with its session."""
         errors: list[Exception] = []
 
         async def nested(request: web.Request) -> web.WebSocketResponse:
@@ -476,7 +476,7 @@ class TestOneConnectionPerRequest:
         assert site.registry.stats().opening == 0
 
     async def test_a_websocket_as_a_stream(self, serve: Serve) -> None:
-        """The error names what takes websockets."""
+        """``session_stream()`` rejects a websocket with an error that names ``session_ws()``."""
         errors: list[Exception] = []
 
         async def stream(request: web.Request) -> web.StreamResponse:
@@ -513,7 +513,7 @@ LATE_MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
 class TestWrongArguments:
     @pytest.mark.parametrize("use", LATE_MISTAKES)
     async def test_change_nothing(self, serve: Serve, use: str) -> None:
-        """The error names the argument, and the registry goes on as before."""
+        """A wrong argument raises an error that names it; the registry works as before."""
         site = await serve(identify=user_of)
         name, call_it = LATE_MISTAKES[use]
 
@@ -527,7 +527,7 @@ class TestWrongArguments:
     async def test_sockets_stay_open(
         self, serve: Serve, order: str, options: dict[str, Any]
     ) -> None:
-        """No socket is closed by an order that was not given."""
+        """An order with a wrong argument closes no socket."""
         site = await serve(identify=user_of)
         socket = await (await site.logged_in()).open()
 
@@ -536,7 +536,7 @@ class TestWrongArguments:
         assert await socket.lives()
 
     async def test_the_one_to_be_spared(self, serve: Serve) -> None:
-        """Nor is the one that the caller has named wrongly, or any other of its session."""
+        """An order with a wrong ``except_`` closes no socket."""
         site = await serve(identify=user_of)
         socket = await (await site.logged_in()).open()
         (ws,) = site.registry[socket.id]
@@ -546,7 +546,7 @@ class TestWrongArguments:
         assert await socket.lives()
 
     async def test_the_response_first(self, serve: Serve) -> None:
-        """The error of a helper says what comes first."""
+        """A helper called with response and request swapped raises an error that says so."""
         errors: list[Exception] = []
 
         async def swapped(request: web.Request) -> web.Response:
@@ -566,7 +566,7 @@ class TestWrongArguments:
 
 
 async def nobody() -> str:
-    """Return an id, once it is awaited."""
+    """Return an id."""
     return "ann"
 
 
@@ -581,14 +581,14 @@ MISTAKEN: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:coroutine 'nobody' was never awaited")
 class TestWhatHasAnId:
-    """An order by it would find nothing, and report that all is done."""
+    """An order by an object that isn't an id would find nothing and report success."""
 
     @pytest.mark.parametrize("what", MISTAKEN)
     @pytest.mark.parametrize(
         "use", ["end_session", "close_all_session", "end_identity", "recheck"]
     )
     async def test_is_none(self, serve: Serve, use: str, what: str) -> None:
-        """The error says what to pass instead."""
+        """An order by such an object raises an error that says what to pass."""
         site = await serve(identify=user_of)
         mistaken = MISTAKEN[what]()
 
@@ -597,11 +597,11 @@ class TestWhatHasAnId:
 
 
 async def no_generator(connection: Connection) -> None:
-    """Be no context."""
+    """A function that is no generator, so no context."""
 
 
 def no_async_generator(connection: Connection) -> Iterator[None]:
-    """Be none either."""
+    """A generator that is not async, so no context."""
     yield
 
 
@@ -609,7 +609,7 @@ def no_async_generator(connection: Connection) -> Iterator[None]:
 async def test_a_context_of_a_wrong_kind(
     serve: Serve, caplog: pytest.LogCaptureFixture, context: Any
 ) -> None:
-    """The error in the log names the function, and says what to write."""
+    """A context of a wrong kind is logged with its name and the remedy."""
     site = await serve()
     site.registry.connection_ctx(context)
     assert await site.knock("") == 1011
@@ -620,7 +620,7 @@ async def test_a_context_of_a_wrong_kind(
 
 
 def sync(*args: object) -> None:
-    """Be no coroutine function."""
+    """A plain function in place of a coroutine function."""
 
 
 class SyncOpen(WebSocketView):
@@ -639,7 +639,7 @@ class SyncClose(WebSocketView):
 async def test_a_callback_of_a_view_that_is_sync(
     serve: Serve, caplog: pytest.LogCaptureFixture, view: type[WebSocketView]
 ) -> None:
-    """The error in the log names the function, and says what to write."""
+    """A sync callback of a view is logged with its name and the remedy."""
     site = await serve(None, {"/view": view})
     async with site.thief.ws_connect(site.url.with_path("/view")) as ws:
         await ws.send_str("hello")
@@ -652,7 +652,7 @@ async def test_a_callback_of_a_view_that_is_sync(
 async def test_a_hook_that_is_sync(
     serve: Serve, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    """So does that of a hook, or of a receiver of a signal."""
+    """A sync hook or receiver is logged with its name and the remedy."""
 
     @websocket_handler
     async def converse(ws: WebSocket) -> None:

@@ -1,5 +1,5 @@
 """
-Small things that were wrong once.
+Regression tests of small defects.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support import PATIENCE, PATIENT, RawPeer, until
 
 class TestRegistry:
     def test_is_true_while_empty(self) -> None:
-        """``registry or SessionWSRegistry()`` keeps the registry."""
+        """An empty registry is true, so that ``registry or SessionWSRegistry()`` keeps it."""
         registry = SessionWSRegistry(session_key="mine")
 
         assert registry
@@ -40,7 +40,7 @@ class TestRegistry:
 
     @pytest.mark.parametrize("close", [SLOW_CONSUMER, Close(4000, "bye"), 4000])
     async def test_one_vocabulary(self, serve: Serve, close: Close | int) -> None:
-        """Whatever closes takes a ``Close`` or a code, and a reason."""
+        """Every closing method takes a ``Close`` or a code; orders also take a reason."""
         site = await serve()
         code = close if isinstance(close, int) else close.code
         for order in ("close_all_session", "end_session"):
@@ -58,7 +58,7 @@ class TestTaskGroup:
     async def test_a_log_out_is_no_error(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A handler that reads and writes in a task group is closed without a traceback."""
+        """A log-out of a handler that uses a task group logs no error."""
 
         async def both(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -89,7 +89,7 @@ class TestTaskGroup:
     async def test_an_error_of_its_own(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What else goes wrong in a task group is told as before."""
+        """Another error in a handler's task group closes with 1011 and is logged."""
 
         async def fails(request: web.Request) -> web.WebSocketResponse:
             async with session_ws(request) as ws:
@@ -110,7 +110,7 @@ class TestTaskGroup:
 
 
 class Stalled:
-    """A peer that doesn't read, and tasks that send to it."""
+    """Tasks that send to a peer that doesn't read."""
 
     def __init__(self) -> None:
         self.said: dict[str, str] = {}
@@ -119,7 +119,7 @@ class Stalled:
         self.ready = asyncio.Event()
 
     async def send(self, ws: WebSocket, name: str) -> None:
-        """Send until the peer has to read."""
+        """Send until the peer must read."""
         try:
             for _ in range(100):
                 await ws.send("x" * 100_000)
@@ -131,17 +131,17 @@ class Stalled:
             self.said[name] = "disconnected"
 
     def begin(self, ws: WebSocket, name: str) -> None:
-        """Let another task send."""
+        """Start a task that sends."""
         self.tasks[name] = asyncio.ensure_future(self.send(ws, name))
 
 
 class TestSending:
     async def peer(self, site: Site, path: str) -> RawPeer:
-        """Open a socket that reads nothing."""
+        """Open a socket whose client reads nothing."""
         return await RawPeer.open(site.url.joinpath(path), receive_buffer=4096)
 
     async def test_a_cancelled_sender_harms_nobody(self, serve: Serve) -> None:
-        """Others that wait go on, and so do those that begin later."""
+        """Cancelling one blocked sender affects no other, begun earlier or later."""
         stalled = Stalled()
 
         async def talk(ws: WebSocket) -> None:
@@ -171,7 +171,7 @@ class TestSending:
         assert stalled.said == {"one": "cancelled", "two": "all sent", "three": "all sent"}
 
     async def test_one_with_a_time_limit(self, serve: Serve) -> None:
-        """Its time-out is its own."""
+        """A time-out of one blocked sender doesn't affect another."""
         stalled = Stalled()
 
         async def talk(ws: WebSocket) -> None:
@@ -195,7 +195,7 @@ class TestSending:
         assert stalled.said["patient"] == "all sent"
 
     async def test_a_cancelled_sender_past_it(self, serve: Serve) -> None:
-        """One cancelled in ``ws.connection.ws`` lets nobody flood a slow peer."""
+        """A sender cancelled in ``ws.connection.ws`` doesn't let others flood a slow peer."""
         stalled, kept = Stalled(), list[int]()
 
         async def talk(ws: WebSocket) -> None:
@@ -227,7 +227,7 @@ class TestSending:
         assert stalled.said == {"patient": "all sent"}
 
     async def test_closed_after_a_disconnect(self, serve: Serve) -> None:
-        """From the moment anything raises ``WebSocketDisconnect`` the socket is closed."""
+        """The socket is closed as soon as a method raises ``WebSocketDisconnect``."""
         seen: list[tuple[bool, bool]] = []
 
         async def talk(ws: WebSocket) -> None:
@@ -258,13 +258,13 @@ class TestSending:
 
 class TestHandlers:
     def test_no_coroutine_function(self) -> None:
-        """``websocket_handler`` says so when it is applied, with the remedy."""
+        """``websocket_handler`` rejects a function that isn't a coroutine function."""
 
         def plain(ws: WebSocket) -> None:
             """Do nothing."""
 
         def generator(ws: WebSocket) -> Generator[Any, Any, None]:
-            """Do something of before ``async``."""
+            """Connect in an old-style coroutine."""
             yield from ws.connect().__await__()
 
         for function in (plain, generator):
@@ -272,7 +272,7 @@ class TestHandlers:
                 websocket_handler(function)  # type: ignore[arg-type]  # that is the point
 
     def test_unknown_options(self) -> None:
-        """An option that aiohttp doesn't have is found when it is given, not by a client."""
+        """An option unknown to aiohttp raises an error when the decorator is applied."""
         unknown: Any = {"heart_beat": 30.0}
 
         async def talk(ws: WebSocket) -> None:
@@ -282,7 +282,7 @@ class TestHandlers:
             websocket_handler(**unknown)(talk)
 
     async def test_of_generators(self, serve: Serve) -> None:
-        """``types.coroutine`` makes one of an old generator function."""
+        """A generator function decorated with ``types.coroutine`` is accepted."""
 
         @types.coroutine
         def old(ws: WebSocket) -> Generator[Any, Any, None]:
@@ -296,7 +296,7 @@ class TestHandlers:
     async def test_a_value_that_is_no_response(
         self, serve: Serve, caplog: pytest.LogCaptureFixture, value: object
     ) -> None:
-        """It is a mistake that is told, not dropped."""
+        """A handler's return value that is no response closes with 1011 and is logged."""
 
         async def answer(ws: WebSocket) -> Any:
             await ws.connect()
@@ -309,7 +309,7 @@ class TestHandlers:
         await until(lambda: "TypeError" in caplog.text)
 
     async def test_decorators_give_the_function_back(self) -> None:
-        """What stands below a decorator is still there."""
+        """A decorator returns the function that it registers."""
         registry = SessionWSRegistry()
 
         @registry.on_request
@@ -331,7 +331,7 @@ class TestHandlers:
         assert all(map(callable, (first, last, around, opened)))
 
     async def test_a_hook_as_decorator(self, serve: Serve) -> None:
-        """It is called as if it had been appended."""
+        """A hook registered by a decorator is called like one that is appended."""
         said: list[str] = []
         site = await serve(views={"/echo": Echo})
 
@@ -354,16 +354,16 @@ class TestHandlers:
 
 
 class Echo(WebSocketView):
-    """Say hello."""
+    """A view that sends a greeting."""
 
     async def on_open(self) -> None:
-        """Say it."""
+        """Send the greeting."""
         await self.send("hello")
 
 
 class TestConnection:
     async def test_close(self, serve: Serve) -> None:
-        """A connection closes itself, with what it is told."""
+        """``Connection.close()`` closes the socket with the given code and reason."""
         site = await serve()
         mine: list[Connection] = []
 
@@ -383,7 +383,7 @@ class TestConnection:
             assert (message.data, message.extra or "") == (code, reason)
 
     async def test_it_is_small(self, serve: Serve) -> None:
-        """A user sees what is documented, and nothing to break things with."""
+        """A ``Connection`` has only the documented public attributes."""
         site = await serve()
         seen: list[set[str]] = []
 

@@ -1,5 +1,5 @@
 """
-Once a session is ended its cookie opens nothing, with every storage and however it ended.
+Once a session has ended, its cookie opens nothing, with every storage and every log-out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDINGS = sorted(WAYS)
 
 
 async def speaks_as(client: Client, cookie: str) -> str | None:
-    """Connect with *cookie*; return as whom the server speaks, ``None`` if it closes."""
+    """Connect with *cookie*; return the user that the server sends, ``None`` if it closes."""
     client.session.cookie_jar.clear()
     async with client.ws_connect("/ws", headers={"Cookie": cookie}) as ws:
         message = await ws.receive(timeout=PATIENCE)
@@ -42,7 +42,7 @@ class TestStaleCookie:
     async def test_directly(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage, way: str
     ) -> None:
-        """A cookie that was saved before the log-out opens no socket after it."""
+        """A cookie saved before the log-out opens no socket after it."""
         client = await aiohttp_client(make_app(storage=storage))
         await client.get("/login")
         stale = cookie_of(client)
@@ -56,7 +56,7 @@ class TestStaleCookie:
     async def test_after_a_get(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage, way: str
     ) -> None:
-        """Nor is it revived by an HTTP request, which sees an empty session itself."""
+        """A page request with the cookie sees an empty session and doesn't revive it."""
         client = await aiohttp_client(make_app(storage=storage))
         await client.get("/login")
         stale = cookie_of(client)
@@ -71,7 +71,7 @@ class TestStaleCookie:
     async def test_while_the_log_out_runs(
         self, aiohttp_client: AiohttpClient, storage: AbstractStorage, way: str
     ) -> None:
-        """A socket that is opened while the log-out is answered ends with the others."""
+        """A socket that opens while the log-out is answered is closed with the others."""
         answering = Turnstile()
 
         @web.middleware
@@ -92,7 +92,7 @@ class TestStaleCookie:
             first = await ws.receive(timeout=PATIENCE)
             answering.let()
             await leaving
-            # A storage that was emptied has nothing but a new session for this cookie.
+            # A server-side storage that was emptied loads a new session for this cookie.
             if first.type is WSMsgType.TEXT and first.json()[1] is not None:
                 await expect_close(ws)
 

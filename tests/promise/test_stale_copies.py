@@ -1,5 +1,5 @@
 """
-A stale cookie costs the same however often it is replayed, and pushes out nobody's end.
+A stale cookie costs no memory however often it is replayed, and pushes out no recorded end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tests.promise.site import AGAIN, DEAD, Site, cookie_from_before, user_of
 from tests.support import until
 from tests.support.clock import Wall
 
-GRACE = 31  # seconds, and one more
+GRACE = 31  # seconds: Expiry.renewal_grace, plus one
 WARM, REPLAYS = 20, 100
-BYTES = 64  # for each replay; the least that could be kept of one is more
+BYTES = 64  # for each replay; less than the smallest object that could be kept
 OURS = tracemalloc.Filter(True, aiohttp_session_ws.__path__[0] + "/*")
 
 
 async def growth(site: Site, replay: Callable[[], Awaitable[object]]) -> float:
-    """Return by how many bytes what we keep grows with each replay."""
+    """Return the growth of this library's memory in bytes per replay."""
 
     async def ours() -> int:
         await until(lambda: len(site.registry) == 0)
@@ -45,7 +45,7 @@ async def growth(site: Site, replay: Callable[[], Awaitable[object]]) -> float:
 
 
 async def stale_cookie(site: Site, clock: Wall, how: str) -> str:
-    """Return a cookie of ann's that is out of use."""
+    """Return a cookie of ann's that has ended or was replaced."""
     browser = await site.logged_in()
     stale = browser.cookie
     await browser.get({"ended": "/out/helper", "carried": "/out/pattern"}.get(how, "/renew"))
@@ -57,7 +57,7 @@ async def stale_cookie(site: Site, clock: Wall, how: str) -> str:
 
 @pytest.fixture
 def storage() -> AbstractStorage:
-    """One that keeps everything in the cookie: there are copies of those."""
+    """A storage that keeps everything in the cookie, which can be copied."""
     return SimpleCookieStorage()
 
 
@@ -66,7 +66,7 @@ class TestReplayed:
     async def test_by_pages(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """No page makes anything that stays."""
+        """Page requests with a stale cookie leave nothing in memory."""
         site = await serve(storage, identify=user_of)
         stale = await stale_cookie(site, clock, how)
 
@@ -75,7 +75,7 @@ class TestReplayed:
     async def test_by_handshakes(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """Nor does a handshake."""
+        """Handshakes with a stale cookie leave nothing in memory."""
         site = await serve(storage, identify=user_of)
         stale = await stale_cookie(site, clock, how)
 
@@ -86,7 +86,7 @@ class TestReplayed:
     async def test_by_views_that_do_something(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str, path: str
     ) -> None:
-        """Nor does a view that renews, logs out or in, or writes."""
+        """Views that renew, log in or out, or write leave nothing in memory."""
         site = await serve(storage)
         stale = await stale_cookie(site, clock, how)
 
@@ -95,7 +95,7 @@ class TestReplayed:
     async def test_a_log_out_then(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """Whatever a client has done before, an end is an end."""
+        """Ended sessions stay ended, whatever requests with a stale cookie do."""
         site = await serve(storage)
         victim = await site.logged_in()
         copy = victim.cookie
@@ -112,7 +112,7 @@ class TestReplayed:
 
 class TestFirstVisits:
     async def test_of_an_old_cookie(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A cookie from before there was anything of ours is given the same each time."""
+        """A cookie from before the installation gets the same id each time, and leaves nothing."""
         site = await serve(storage)
         cookie = await cookie_from_before(storage, user="ann")
 
@@ -120,7 +120,7 @@ class TestFirstVisits:
         assert len({(await site.replay(cookie)).data["id"] for _ in range(3)}) == 1
 
     async def test_of_visitors_who_stay_out(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Who has nothing, and comes once, leaves nothing."""
+        """A client without a cookie that comes once leaves nothing in memory."""
         site = await serve(storage, identify=user_of)
 
         assert await growth(site, lambda: site.replay("")) < BYTES
@@ -128,12 +128,12 @@ class TestFirstVisits:
 
 
 class TestCopies:
-    """Many copies of one cookie, each at another moment."""
+    """Copies of one cookie from many moments."""
 
     async def test_one_end_for_all(
         self, clock: Wall, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """Of twenty renewals each copy is out of use, and one log-out ends them all."""
+        """Twenty copies, each renewed since, are all replaced, and one log-out ends them all."""
         site = await serve(storage)
         browser = await site.logged_in()
         copies = []

@@ -1,5 +1,5 @@
 """
-How a stream is refused: by a status, since there is no close code for it.
+A stream is refused by an HTTP status, since it has no close code.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tests.support.inspect import opening
 
 
 async def start(serve: Serve, **options: Any) -> tuple[Site, Browser, Feed]:
-    """Serve a stream to somebody who has logged in."""
+    """Serve a stream, and log in."""
     feed = Feed()
     site = await serve(None, {"/events": feed.events}, **{"identify": user_of, **options})
     return site, await site.logged_in(), feed
 
 
 def left_alone(site: Site, feed: Feed) -> bool:
-    """Tell whether nothing is left of what was refused."""
+    """Return whether a refusal has left nothing behind."""
     return not (len(site.registry) or opening(site.registry) or feed.running)
 
 
@@ -43,7 +43,7 @@ class TestEnded:
     async def test_a_stale_cookie(
         self, serve: Serve, headers: dict[str, str], status: int
     ) -> None:
-        """An EventSource gets what stops it in every browser, anybody else what says why."""
+        """An ended session gets 401, or 204 for an EventSource, which stops it from retrying."""
         site, browser, feed = await start(serve)
         stale = browser.cookie
         await browser.get("/out/helper")
@@ -52,7 +52,7 @@ class TestEnded:
         assert left_alone(site, feed)
 
     async def test_everywhere_without_a_socket(self, serve: Serve) -> None:
-        """A session ended by its identity opens no stream, here or later."""
+        """A session ended by its identity opens no stream."""
         site, browser, feed = await start(serve)
         await site.registry.end_identity("ann")
 
@@ -66,7 +66,7 @@ def _refused(status: int, reason: str) -> Answer:
 
 class TestReplaced:
     async def test_an_older_cookie(self, serve: Serve) -> None:
-        """It may come again with the newer one, which is on its way."""
+        """A replaced cookie gets 409 and Retry-After: the newer one is on its way."""
         site, browser, feed = await start(serve)
         stale = browser.cookie
         await browser.get("/renew")
@@ -78,7 +78,7 @@ class TestReplaced:
         assert left_alone(site, feed)
 
     async def test_an_order_while_it_opens(self, serve: Serve) -> None:
-        """An order that comes while ``authorize`` is asked refuses it."""
+        """An order during ``authorize`` refuses the stream with 409."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -97,7 +97,7 @@ class TestReplaced:
         assert left_alone(site, feed)
 
     async def test_an_end_while_it_opens(self, serve: Serve) -> None:
-        """An end does so for good."""
+        """An end during ``authorize`` refuses the stream with 401."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -118,7 +118,7 @@ class TestReplaced:
 
 class TestOthers:
     async def test_a_foreign_page(self, serve: Serve) -> None:
-        """The origin is looked at first."""
+        """A foreign Origin gets 403."""
         site, browser, feed = await start(serve)
 
         assert await status_of(site, browser.cookie, Origin="http://evil.example") == 403
@@ -128,7 +128,7 @@ class TestOthers:
         "allowed", [False, Close(4000, "not you"), SESSION_ENDED, TOO_MANY_CONNECTIONS]
     )
     async def test_not_authorized(self, serve: Serve, allowed: object) -> None:
-        """A close code can't be told, so it is a 403 as well."""
+        """A refusal by ``authorize`` gets 403, also if it returns a close code."""
         site, browser, feed = await start(serve, authorize=lambda _: allowed)
 
         assert await status_of(site, browser.cookie) == 403
@@ -136,7 +136,7 @@ class TestOthers:
         assert left_alone(site, feed)
 
     async def test_not_authorized_by_an_exception(self, serve: Serve) -> None:
-        """Nor if it is raised: the session is as it was, and to come back is no use."""
+        """A refusal that ``authorize`` raises gets 403 and is counted."""
 
         async def authorize(request: web.Request) -> bool:
             raise HandshakeRefused(Close(4000, "not you"))
@@ -148,7 +148,7 @@ class TestOthers:
         assert left_alone(site, feed)
 
     async def test_a_page_in_its_place(self, serve: Serve) -> None:
-        """A handler that is refused its stream, and answers with a page, may log out."""
+        """A handler that answers a refused stream with a page may log out."""
 
         async def events(request: web.Request) -> web.StreamResponse:
             try:
@@ -171,7 +171,7 @@ class TestOthers:
         assert await site.presented(stale) in site.out()
 
     async def test_too_many(self, serve: Serve) -> None:
-        """One too many of a session gets 429."""
+        """A stream above the limit per session gets 429."""
         limits = Limits(per_session=1, on_limit="refuse")
         site, browser, feed = await start(serve, limits=limits)
         stream = await listen(browser)
@@ -181,7 +181,7 @@ class TestOthers:
         stream.close()
 
     async def test_no_room(self, serve: Serve) -> None:
-        """One too many for the server gets 503."""
+        """A stream above the total limit gets 503."""
         site, browser, _ = await start(serve, limits=Limits(total=1))
         stream = await listen(browser)
 
@@ -189,7 +189,7 @@ class TestOthers:
         stream.close()
 
     async def test_draining(self, serve: Serve) -> None:
-        """So does whoever comes while the process drains."""
+        """A stream requested during a drain gets 503."""
         site, browser, feed = await start(serve)
         await site.registry.drain(0.0)
 
@@ -197,7 +197,7 @@ class TestOthers:
         assert left_alone(site, feed)
 
     async def test_without_the_middleware(self, serve: Serve) -> None:
-        """The statuses are the same where nobody judges requests but the stream itself."""
+        """An ended session gets 401 without the middleware, too."""
         site, browser, feed = await start(serve, site={"middleware": False})
         stale = browser.cookie
         await browser.get("/out/helper")
@@ -206,7 +206,7 @@ class TestOthers:
         assert left_alone(site, feed)
 
     async def test_a_visitor_who_is_refused(self, serve: Serve) -> None:
-        """A visitor who is refused gets no cookie."""
+        """A visitor whose stream is refused gets no cookie."""
         site, _, _ = await start(serve, authorize=lambda _: False)
         answer = await (await site.browser()).get("/events")
 
@@ -215,11 +215,11 @@ class TestOthers:
 
 class TestWithoutSetup:
     async def test_it_says_so(self, serve: Serve) -> None:
-        """An application that has its session but no id for it is told what is wrong."""
+        """A stream without an id is refused with 403."""
 
         class Nobodys(SessionWSRegistry):
             async def get_id(self, request: web.Request) -> None:
-                """Have none."""
+                """Return no id."""
 
         async def events(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()

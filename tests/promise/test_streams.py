@@ -1,5 +1,5 @@
 """
-A streamed response ends with its session, as a socket does.
+A streamed response ends with its session, as a websocket does.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ BOUND = QUICK.close + QUICK.handler_grace + 1.0  # seconds
 
 @pytest.fixture
 def feed() -> Feed:
-    """Views that stream."""
+    """Streaming views."""
     return Feed()
 
 
 @pytest.fixture(params=[True, False], ids=["cancelled", "not cancelled"])
 def how(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Whether the server cancels the handlers of clients that have gone."""
+    """Whether the server cancels the handler when the client disconnects."""
     return {"handler_cancellation": request.param}
 
 
@@ -50,7 +50,7 @@ class TestOrders:
     async def test_a_log_out(
         self, serve: Serve, storage: AbstractStorage, feed: Feed, path: str
     ) -> None:
-        """However somebody logs out, the stream is cut and its handler cancelled."""
+        """Any log-out cuts off the stream and cancels its handler."""
         site = await serve(storage, views(feed), identify=user_of)
         browser = await site.logged_in()
         stale, stream = browser.cookie, await listen(browser)
@@ -65,7 +65,7 @@ class TestOrders:
         assert await site.seen(stale) is None
 
     async def test_orders_of_an_operator(self, serve: Serve, feed: Feed) -> None:
-        """An order by id counts streams, and waits for them."""
+        """An order by id counts streams, and waits for their handlers."""
         site = await serve(None, views(feed))
         browser = await site.logged_in()
         stream, socket = await listen(browser), await browser.open()
@@ -77,7 +77,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("path", ["/renew", "/close"])
     async def test_an_order_to_reconnect(self, serve: Serve, feed: Feed, path: str) -> None:
-        """An order that isn't the end cuts the stream too, and the next one opens."""
+        """An order to reconnect cuts off the stream, and the next one opens."""
         site = await serve(None, views(feed))
         browser = await site.logged_in()
         stream = await listen(browser)
@@ -88,7 +88,7 @@ class TestOrders:
         again.close()
 
     async def test_before_it_is_prepared(self, serve: Serve) -> None:
-        """An order that comes before the response begins is carried out."""
+        """An order before the response is prepared cancels the handler."""
         arrived = asyncio.Event()
 
         async def slow(request: web.Request) -> web.StreamResponse:
@@ -131,7 +131,7 @@ class TestOrders:
         assert await browser.user() is None
 
     async def test_the_check(self, serve: Serve, feed: Feed) -> None:
-        """A session that has gone without a word takes its streams along."""
+        """The periodic check ends a stream whose identity has changed."""
         users: dict[str, str | None] = {"now": "ann"}
         site = await serve(
             None,
@@ -147,7 +147,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("cookie", [False, True], ids=["", "with a cookie of its own"])
     async def test_the_check_of_a_post(self, serve: Serve, cookie: bool) -> None:
-        """Whose body was read is checked as well: it is asked as it came, with its body."""
+        """The periodic check calls ``authorize`` with the body of a POST."""
         bodies = []
 
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -176,7 +176,7 @@ class TestOrders:
         assert bodies == [{"question": 1}] * 3
 
     async def test_the_check_of_two_posts(self, serve: Serve) -> None:
-        """What ``authorize`` says of one body counts for no other."""
+        """A recheck decides for each POST by its own body."""
         rooms = ["one", "two"]
 
         async def visit(request: web.Request) -> web.StreamResponse:
@@ -205,7 +205,7 @@ class TestOrders:
         two.close()
 
     async def test_the_shutdown(self, serve: Serve, feed: Feed) -> None:
-        """It goes with the application."""
+        """The shutdown cancels the handler."""
         site = await serve(None, views(feed))
         stream = await listen(await site.logged_in())
         await site.stack.aclose()
@@ -214,7 +214,7 @@ class TestOrders:
         assert (feed.running, feed.cancelled) == (0, 1)
 
     async def test_a_limit(self, serve: Serve, feed: Feed) -> None:
-        """The oldest makes room for one more."""
+        """A new stream above the limit cuts off the oldest."""
         site = await serve(None, views(feed), limits=Limits(per_session=1))
         browser = await site.logged_in()
         first = await listen(browser)
@@ -229,7 +229,7 @@ class TestRudeClients:
     async def test_one_that_stops_reading(
         self, serve: Serve, feed: Feed, how: dict[str, Any]
     ) -> None:
-        """It is cut at the deadline, and its handler gets nothing through."""
+        """A stream whose client stops reading is aborted at the deadline."""
         site = await serve(None, views(feed), site=how)
         browser = await site.logged_in()
         peer = await Reader.get(site, "/flood", browser.cookie)
@@ -251,7 +251,7 @@ class TestRudeClients:
     async def test_one_that_vanishes(
         self, serve: Serve, feed: Feed, how: dict[str, Any], path: str
     ) -> None:
-        """Its handler is cancelled though nobody else would tell it."""
+        """The handler of a client that vanishes ends, also without handler_cancellation."""
         site = await serve(None, views(feed), site=how)
         browser = await site.logged_in()
         peer = await Reader.get(site, path, browser.cookie)
@@ -260,13 +260,13 @@ class TestRudeClients:
         attended = list(inspect(site.registry).connections.attended)
         peer.vanish()
 
-        assert attended == found  # it is looked at each time, however many others there are
+        assert attended == found  # checked at each tick, however many others there are
         await feed.gone(site.registry)
 
     async def test_one_that_keeps_its_half_open(
         self, serve: Serve, feed: Feed, how: dict[str, Any]
     ) -> None:
-        """A client that says no more, and never closes, loses its stream in time."""
+        """A stream whose client never closes the connection ends in bounded time."""
         site = await serve(None, views(feed), site=how)
         browser = await site.logged_in()
         peer = await Reader.get(site, "/events", browser.cookie)
@@ -283,7 +283,7 @@ class TestRudeClients:
     async def test_over_tls(
         self, aiohttp_client: AiohttpClient, tls: ssl.SSLContext, feed: Feed, path: str
     ) -> None:
-        """One that never answers TLS's word for the end is cut as well."""
+        """A stream whose client never answers TLS's close_notify ends in bounded time."""
         registry = SessionWSRegistry(timeouts=QUICK)
         app = make_app(registry)
         app.router.add_get("/events", feed.events)
@@ -300,7 +300,7 @@ class TestRudeClients:
         peer.close()
 
     async def test_a_handler_that_does_not_leave(self, serve: Serve) -> None:
-        """The order doesn't wait for a handler that takes no cancellation."""
+        """An order doesn't wait for a handler that ignores cancellation."""
         stop, cancelled = asyncio.Event(), 0
 
         async def stubborn(request: web.Request) -> web.StreamResponse:
@@ -332,7 +332,7 @@ class TestRudeClients:
 
 class TestEndedResponses:
     async def test_keep_alive(self, serve: Serve) -> None:
-        """What its handler has ended isn't cut by a later order, nor is its connection."""
+        """A later order doesn't cut off a finished stream, nor its connection."""
 
         async def short(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
@@ -357,7 +357,7 @@ class TestEndedResponses:
         peer.close()
 
     async def test_an_order_after_its_end(self, serve: Serve) -> None:
-        """A handler that goes on after the end of its response is ended; the client has it all."""
+        """An order cancels a handler that outlives its response; the client has all of it."""
         wrote = asyncio.Event()
 
         async def lingering(request: web.Request) -> web.StreamResponse:
@@ -381,7 +381,7 @@ class TestEndedResponses:
         assert (await task).body == "all there is"
 
     async def test_a_long_poll(self, serve: Serve) -> None:
-        """A plain response that takes its time is one, too; its session is saved as usual."""
+        """A plain response can be a stream; its session is saved as usual."""
 
         async def poll(request: web.Request) -> web.StreamResponse:
             response = web.Response(text="news")
@@ -398,12 +398,12 @@ class TestEndedResponses:
 
 
 class TestSettled:
-    """What a handler makes of its session is settled, though there is a stream."""
+    """A handler's changes to its session are settled although it streams."""
 
     @pytest.mark.parametrize("sent", [False, True])
     @pytest.mark.parametrize("who", ["", "bob"])
     async def test_a_log_out(self, serve: Serve, sent: bool, who: str) -> None:
-        """A log-out without a word to us, or another user, is seen."""
+        """A log-out or a change of user after the stream is settled."""
 
         async def poll(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse() if sent else web.Response(text="news")
@@ -418,13 +418,13 @@ class TestSettled:
         stale, socket = browser.cookie, await browser.open()
         await browser.get("/poll")
 
-        # What is sent by then carries no session, so that nobody may reconnect.
+        # A response that was sent before carries no session: no client may reconnect.
         code = AGAIN if who and not sent else DEAD
         assert await socket.code() == code
         assert await site.presented(stale) in site.out(code)
 
     async def test_a_write(self, serve: Serve) -> None:
-        """Whoever is logged in is no visitor who logs in."""
+        """A write by a user who is logged in closes no socket, and is saved."""
 
         async def poll(request: web.Request) -> web.StreamResponse:
             response = web.Response(text="news")
@@ -443,7 +443,7 @@ class TestSettled:
 
 class TestLongPolls:
     async def test_a_newcomer_who_waits(self, serve: Serve) -> None:
-        """The check knows the cookie that the response will set."""
+        """The periodic check uses the cookie that the pending response will set."""
         news, gone = asyncio.Event(), False
 
         async def poll(request: web.Request) -> web.StreamResponse:
@@ -474,7 +474,7 @@ class TestLongPolls:
 
 class TestIds:
     async def test_one_is_given(self, serve: Serve, feed: Feed, storage: AbstractStorage) -> None:
-        """A session without id gets one, which is saved on the response."""
+        """A session without an id gets one, which the response saves."""
         site = await serve(storage, views(feed))
         browser = await site.browser()
         stream = await listen(browser)
@@ -497,7 +497,7 @@ class TestIds:
 
 class TestLooking:
     async def test_no_pushes(self, serve: Serve, feed: Feed) -> None:
-        """It is found by who looks, and passed over by who pushes."""
+        """A stream is listed and counted, and skipped by pushes."""
         site = await serve(None, views(feed), identify=user_of)
         browser = await site.logged_in()
         stream, socket = await listen(browser), await browser.open()
@@ -517,7 +517,7 @@ class TestMistakes:
     async def test_a_body_that_comes_later(
         self, serve: Serve, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A stream that is sent when the block has been left isn't tied to anything: a warning."""
+        """A body streamed after the block, where no order ends it, is logged as a warning."""
 
         async def pieces() -> AsyncIterator[bytes]:
             yield b"news"
@@ -534,7 +534,7 @@ class TestMistakes:
         assert "streamed after its session_stream() block" in caplog.text
 
     async def test_entered_too_late(self, serve: Serve) -> None:
-        """A response that has begun can't be refused any more: the error says so."""
+        """A block entered after the response has begun raises an error that says so."""
         errors: list[Exception] = []
 
         async def late(request: web.Request) -> web.StreamResponse:
@@ -553,7 +553,7 @@ class TestMistakes:
         assert "before response.prepare()" in str(errors[0])
 
     async def test_entered_twice(self, serve: Serve, feed: Feed) -> None:
-        """The inner block is refused; the stream still ends with its session."""
+        """A nested block is refused; the stream still ends with its session."""
         errors: list[Exception] = []
 
         async def twice(request: web.Request) -> web.StreamResponse:
@@ -581,7 +581,7 @@ class TestMistakes:
 
 class TestAiohttpSSE:
     async def test_as_it_is(self, serve: Serve) -> None:
-        """An EventSourceResponse is a response like any other."""
+        """An ``EventSourceResponse`` ends with its session like any other response."""
         finished = asyncio.Event()
 
         async def events(request: web.Request) -> web.StreamResponse:

@@ -1,5 +1,5 @@
 """
-A handshake that gets stuck gives its place back.
+A handshake that gets stuck frees its place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ONE = Limits(total=1)
 
 @pytest.fixture(params=["storage", "identify", "authorize", "id_factory"])
 def stuck(request: pytest.FixtureRequest) -> tuple[Turnstile, AbstractStorage, dict[str, Any]]:
-    """Where a handshake may be held up: the place, a storage, options."""
+    """Where a handshake is held: the gate, a storage, registry options."""
     storage = SimpleCookieStorage()
     if request.param == "storage":
         gated = GatedStorage(storage)
@@ -46,7 +46,7 @@ class TestTooLate:
     async def test_it_is_told(
         self, serve: Serve, stuck: tuple[Turnstile, AbstractStorage, dict[str, Any]]
     ) -> None:
-        """Its client is told to come again later, after ``Timeouts.handshake``."""
+        """A handshake gets 503 with Retry-After after ``Timeouts.handshake``."""
         gate, storage, options = stuck
         site = await serve(storage, timeouts=SOON, **options)
         gate.shut = True
@@ -62,7 +62,7 @@ class TestTooLate:
     async def test_its_place_is_free(
         self, serve: Serve, stuck: tuple[Turnstile, AbstractStorage, dict[str, Any]]
     ) -> None:
-        """Another is let in then, while what the first waits for hangs still."""
+        """Another handshake is accepted while the callable of the first is still stuck."""
         gate, storage, options = stuck
         site = await serve(storage, timeouts=SOON, limits=ONE, **options)
         gate.shut = True
@@ -75,7 +75,7 @@ class TestTooLate:
     async def test_the_client_has_gone(
         self, serve: Serve, stuck: tuple[Turnstile, AbstractStorage, dict[str, Any]]
     ) -> None:
-        """Its place is free at once: nobody waits for the time to be up, nor calls it late."""
+        """A client that disconnects frees its place at once, and isn't counted as late."""
         gate, storage, options = stuck
         timeouts = Timeouts(close=0.2, handler_grace=0.1, response=0.5, handshake=60)
         site = await serve(storage, timeouts=timeouts, limits=ONE, **options)
@@ -92,14 +92,14 @@ class TestTooLate:
 
     @staticmethod
     async def let_in(site: Site) -> str | int | None:
-        """Knock until there is a place."""
+        """Try handshakes until one is not refused with 503."""
         async with asyncio.timeout(PATIENCE):
             while (answer := await site.knock("")) == 503:
                 pass
         return answer
 
     async def test_what_is_open(self, serve: Serve) -> None:
-        """The time is for handshakes: a socket stays open for longer."""
+        """An open socket outlives ``Timeouts.handshake``."""
         site = await serve(timeouts=SOON)
         socket = await (await site.logged_in()).open()
         late = Turnstile()
@@ -113,7 +113,7 @@ class TestTooLate:
     async def test_nothing_is_ended(
         self, serve: Serve, stuck: tuple[Turnstile, AbstractStorage, dict[str, Any]]
     ) -> None:
-        """The session of a handshake that was too late is as good as before."""
+        """A handshake that was too late doesn't affect its session."""
         gate, storage, options = stuck
         site = await serve(storage, timeouts=SOON, **options)
         browser = await site.logged_in("/login")
@@ -130,6 +130,6 @@ class TestTooLate:
 class TestOption:
     @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
     def test_a_bad_value(self, wrong: float) -> None:
-        """It is refused at once, by name."""
+        """An invalid value raises an error at construction that names the option."""
         with pytest.raises(ValueError, match="handshake"):
             Timeouts(handshake=wrong)

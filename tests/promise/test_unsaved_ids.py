@@ -1,5 +1,5 @@
 """
-An id that lives with its connection, and leaves nothing behind.
+An id that exists only as long as its connection is not saved anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.inspect import connections, inspect
 
 @websocket_handler
 async def unsaved(ws: WebSocket) -> None:
-    """Ask for an id that isn't saved."""
+    """Open a socket with an id that isn't saved."""
     await ws.connect(save=False)
     await ws.send_json({"user": ws.identity, "id": ws.session_ws_id})
     async for message in ws:
@@ -28,7 +28,7 @@ async def unsaved(ws: WebSocket) -> None:
 
 
 class Counting:
-    """Counts what a storage saves, and what it sets cookies on."""
+    """Counts the saves of a storage."""
 
     def __init__(self, storage: AbstractStorage) -> None:
         self.saves = 0
@@ -43,7 +43,7 @@ class Counting:
 async def start(
     serve: Serve, storage: AbstractStorage, **options: Any
 ) -> tuple[Site, Browser, Counting]:
-    """Serve a visitor."""
+    """Start a site, and open a visitor's browser."""
     counting = Counting(storage)
     site = await serve(storage, {"/unsaved": unsaved}, **options)
     return site, await site.browser(), counting
@@ -54,7 +54,7 @@ class TestVisitors:
     async def test_nothing_is_saved(
         self, serve: Serve, storage: AbstractStorage, middleware: bool
     ) -> None:
-        """No cookie is set, and nothing is in the storage; each socket has an id of its own."""
+        """Nothing is saved and no cookie is set; each socket has an id of its own."""
         site, browser, counting = await start(serve, storage, site={"middleware": middleware})
         first, second = await browser.open("/unsaved"), await browser.open("/unsaved")
         for socket in (first, second):
@@ -69,7 +69,7 @@ class TestVisitors:
     async def test_a_log_out(
         self, serve: Serve, storage: AbstractStorage, middleware: bool
     ) -> None:
-        """An end of its id closes it."""
+        """An end of its id closes the socket."""
         site, browser, _ = await start(serve, storage, site={"middleware": middleware})
         socket = await browser.open("/unsaved")
         report = await site.registry.end_session(socket.id)
@@ -80,7 +80,7 @@ class TestVisitors:
     async def test_the_check(
         self, serve: Serve, storage: AbstractStorage, middleware: bool
     ) -> None:
-        """The periodic check finds no session, and expects none."""
+        """The periodic check, which finds no session, closes and saves nothing."""
         site, browser, counting = await start(
             serve,
             storage,
@@ -95,7 +95,7 @@ class TestVisitors:
 
 
 async def _checked(site: Site) -> None:
-    """Wait until the only connection was checked twice."""
+    """Wait until the only connection has been checked twice."""
     (connection,) = connections(site.registry)
     for _ in range(2):
         due = connection.check_at
@@ -104,7 +104,7 @@ async def _checked(site: Site) -> None:
 
 class TestSessions:
     async def test_one_that_has_its_id(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A session that has an id is found under that, and ends with it."""
+        """The socket of a session that has an id uses it, and ends with it."""
         _, browser, counting = await start(serve, storage, identify=user_of)
         await browser.get("/login")
         socket, saves = await browser.open("/unsaved"), counting.saves
@@ -115,7 +115,7 @@ class TestSessions:
         assert await socket.code() == DEAD
 
     async def test_the_check_of_one_that_has(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Such a session is checked as ever: it is closed when its user is another one."""
+        """The periodic check keeps the socket of a session that has an id."""
         site, browser, _ = await start(
             serve, storage, identify=user_of, expiry=Expiry(revalidate_every=1.0)
         )
@@ -126,7 +126,7 @@ class TestSessions:
         assert await socket.lives()
 
     async def test_a_refused_one(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A handshake that is refused saves nothing either."""
+        """A refused handshake saves nothing."""
         site, browser, counting = await start(serve, storage, authorize=lambda _: False)
         with pytest.raises(WSServerHandshakeError):
             await browser.open("/unsaved")
@@ -135,7 +135,7 @@ class TestSessions:
         assert not connections(site.registry)
 
     async def test_many(self, serve: Serve, storage: AbstractStorage) -> None:
-        """Clients without cookies leave nothing, however many come."""
+        """Many clients without cookies cause no saves."""
         site, _, counting = await start(serve, storage)
 
         async def come() -> Socket:

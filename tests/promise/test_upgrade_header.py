@@ -1,5 +1,5 @@
 """
-A page that comes with ``Upgrade: websocket`` is a page.
+A page requested with ``Upgrade: websocket`` is treated as a page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HANDSHAKE = {
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """Say in a stream whose session it is."""
+    """Stream the user of the session."""
     user = await user_of(request)
     response = web.StreamResponse()
     await response.prepare(request)
@@ -33,13 +33,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def fail(request: web.Request) -> web.Response:
-    """Take the session away, then fail."""
+    """Invalidate the session, then fail."""
     (await aiohttp_session.get_session(request)).invalidate()
     raise RuntimeError("the database is away")
 
 
 async def refuse(request: web.Request) -> web.Response:
-    """Take the session away, then refuse."""
+    """Invalidate the session, then refuse."""
     (await aiohttp_session.get_session(request)).invalidate()
     raise web.HTTPForbidden
 
@@ -49,7 +49,7 @@ VIEWS = {"/stream": stream, "/fail": fail, "/refuse": refuse}
 
 @pytest.fixture(params=[{}, UPGRADE, HANDSHAKE], ids=["plain", "upgrade", "handshake"])
 def headers(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a request may say of itself."""
+    """Headers of a plain request, of an upgrade, and of a handshake."""
     return dict(request.param)
 
 
@@ -57,7 +57,7 @@ class TestEnded:
     async def test_no_handler_sees_it(
         self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any]
     ) -> None:
-        """Nothing of an ended session reaches a view, and nothing of a view is withheld."""
+        """A view sees nothing of an ended session, and its response is sent in full."""
         site = await serve(storage, VIEWS)
         browser = await site.logged_in()
         stale = browser.cookie
@@ -78,7 +78,7 @@ class TestEnded:
         path: str,
         end: str,
     ) -> None:
-        """Whatever a view does with an id, what it answers is not the session that ended."""
+        """No view that changes the id or logs in revives the ended session."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         thief = await site.browser(browser.cookie)
@@ -97,7 +97,7 @@ class TestSettled:
     async def test_a_log_out(
         self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any], path: str
     ) -> None:
-        """A log-out counts, also one that fails after it took the session away."""
+        """A log-out closes the sockets, also if the view fails after it."""
         site = await serve(storage, VIEWS)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -109,7 +109,7 @@ class TestSettled:
     async def test_a_write(
         self, serve: Serve, storage: AbstractStorage, headers: dict[str, Any]
     ) -> None:
-        """What a view writes is saved."""
+        """A view's changes are saved."""
         site = await serve(storage)
         browser = await site.logged_in()
         await browser.get("/write?cart=1", **headers)
@@ -120,7 +120,7 @@ class TestSettled:
 @pytest.mark.parametrize("path", ["/page", "/stream", "/fail", "/refuse", "/out/helper"])
 class TestOneAnswer:
     async def count(self, site: Site, path: str, cookie: str) -> list[bytes]:
-        """Send a page's request with the header; return the status lines that come back."""
+        """Request a page with the header; return the status lines that arrive."""
         reader, writer = await site.send(path, cookie, Upgrade="websocket", Connection="close")
         answer = await reader.read()
         writer.close()
@@ -134,7 +134,7 @@ class TestOneAnswer:
         assert len(await self.count(site, path, browser.cookie)) == 1
 
     async def test_of_an_ended_one(self, serve: Serve, path: str) -> None:
-        """A request gets one response, whatever became of its session."""
+        """A request with an ended session gets one response."""
         site = await serve(views=VIEWS)
         browser = await site.logged_in()
         stale = browser.cookie

@@ -1,5 +1,5 @@
 """
-A client that vanishes undoes nothing, and leaves nothing blocked.
+A client that vanishes undoes no log-out, and blocks nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from tests.promise.conftest import Serve
 from tests.promise.site import AGAIN, DEAD, OUT, Site, reached, user_of
 from tests.support import GatedStorage, Turnstile, until
 
-# Whether a page may come back depends on what the response, which never left, would have carried.
+# The code depends on whether the response, which was never sent, would have carried a session.
 CLOSED = (DEAD, AGAIN)
 
 
 async def fail(request: web.Request) -> web.Response:
-    """Take the session away, then fail."""
+    """Invalidate the session, then fail."""
     (await aiohttp_session.get_session(request)).invalidate()
     raise RuntimeError("the database is away")
 
 
 @pytest.fixture(params=[True, False], ids=["cancelled", "not cancelled"])
 def how(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Whether the server cancels the handlers of clients that have gone."""
+    """Whether the server cancels the handler when the client disconnects."""
     return {"handler_cancellation": request.param}
 
 
@@ -38,7 +38,7 @@ class TestLogOut:
     async def test_while_its_handler_runs(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], path: str
     ) -> None:
-        """What the handler has done by then is settled."""
+        """Changes of a handler whose client vanishes are settled."""
         site = await serve(storage, site=how)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -51,7 +51,7 @@ class TestLogOut:
     async def test_while_identify_is_asked(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], path: str
     ) -> None:
-        """Whom the session belongs to now is found out all the same."""
+        """The session's end is settled although the client vanishes during ``identify``."""
         asked = Turnstile()
 
         async def identify(request: web.Request) -> str | None:
@@ -70,7 +70,7 @@ class TestLogOut:
     async def test_while_an_id_is_made(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], path: str
     ) -> None:
-        """A factory that is slow holds up no end."""
+        """A replaced session ends although the client vanishes during ``id_factory``."""
         made = Turnstile()
 
         async def factory(request: web.Request) -> str:
@@ -88,7 +88,7 @@ class TestLogOut:
     async def test_while_the_session_is_loaded(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any]
     ) -> None:
-        """A request that was never handled ends nothing, and blocks nothing."""
+        """A request whose client vanishes before its handler runs ends and blocks nothing."""
         gated = GatedStorage(storage)
         site = await serve(gated, site=how)
         browser = await site.logged_in()
@@ -106,7 +106,7 @@ class TestLogOut:
     async def test_a_handler_that_fails(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], upgrade: bool
     ) -> None:
-        """An error after the session was taken away is a log-out as well."""
+        """A handler that invalidates the session and then fails ends it."""
         site = await serve(storage, {"/fail": fail}, site=how)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -122,7 +122,7 @@ class TestOnlyClose:
     async def test_an_order_to_close(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any]
     ) -> None:
-        """It is carried out, and takes nothing else: page and socket are there again."""
+        """A close order is carried out, and doesn't affect the session."""
         site = await serve(storage, site=how)
         browser = await site.logged_in()
         socket = await browser.open()
@@ -135,7 +135,7 @@ class TestOnlyClose:
     async def test_a_renewal(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], path: str
     ) -> None:
-        """The browser that never got the new cookie is logged in still."""
+        """A browser that never received the new cookie is still logged in."""
         site = await serve(storage, site=how)
         browser = await site.logged_in()
         await site.vanish(f"{path}?at=end", browser.cookie)
@@ -148,7 +148,7 @@ class TestHandshakes:
     async def test_given_up(
         self, serve: Serve, storage: AbstractStorage, how: dict[str, Any], step: str
     ) -> None:
-        """A handshake whose client has gone ends nothing, and blocks no later one."""
+        """A handshake whose client vanishes ends no session, and blocks no later handshake."""
         asked = Turnstile()
 
         async def ask(request: web.Request) -> str:
@@ -169,7 +169,7 @@ class TestHandshakes:
 
     @staticmethod
     async def knock_and_go(site: Site, cookie: str, gate: Turnstile) -> None:
-        """Send a handshake, and hang up when it is held."""
+        """Send a handshake, and disconnect when it is held."""
         _, writer = await site.send(
             "/ws",
             cookie,
@@ -188,7 +188,7 @@ class TestHandshakes:
 
 
 class TestTwoUsersOfOneCookie:
-    """Two log-ins from one visitor's cookie; somebody may have planted it."""
+    """Two log-ins with one visitor's cookie, which a thief may have planted."""
 
     @pytest.mark.parametrize(
         ("options", "first"),
@@ -204,7 +204,7 @@ class TestTwoUsersOfOneCookie:
     async def test_are_two_sessions(
         self, serve: Serve, cookies: AbstractStorage, options: dict[str, Any], first: str
     ) -> None:
-        """The log-out of one ends nothing of the other's."""
+        """A log-out of one user doesn't affect the other's session."""
         site = await serve(cookies, **options)
         visitor = await site.browser()
         await visitor.get("/write?cart=1")

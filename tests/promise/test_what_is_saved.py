@@ -1,5 +1,5 @@
 """
-What a request saves is judged, once, when its handler is done.
+What a request saves is judged exactly once, when its handler is done.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENDS = ("session", "identity", "id")
 
 
 async def end(site: Site, how: str, cookie: str, id_: str) -> None:
-    """End a session of ann's behind the back of a request."""
+    """End a session of ann's while one of its requests is handled."""
     if how == "session":
         await site.replay(cookie, "/out/helper")
     elif how == "identity":
@@ -43,7 +43,7 @@ async def end(site: Site, how: str, cookie: str, id_: str) -> None:
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """Take the user out, and answer in a stream: too late for a cookie."""
+    """Invalidate the session in a streamed response, too late for a cookie."""
     response = web.StreamResponse()
     await response.prepare(request)
     (await aiohttp_session.get_session(request)).invalidate()
@@ -52,13 +52,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 
 async def redirect(request: web.Request) -> web.Response:
-    """Write, and redirect."""
+    """Write into the session, and redirect."""
     await write(request)
     raise web.HTTPFound("/page")
 
 
 async def refuse(request: web.Request) -> web.Response:
-    """Write, and refuse."""
+    """Write into the session, and refuse."""
     await write(request)
     raise web.HTTPForbidden
 
@@ -75,7 +75,7 @@ class TestEndedMeanwhile:
     async def test_nothing_is_brought_back(
         self, serve: Serve, storage: AbstractStorage, how: str, at: str, path: str
     ) -> None:
-        """Whatever a view does with a session that ends meanwhile, ann is out."""
+        """A session that ends during a request isn't revived by the request's save."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         cookie, id_ = browser.cookie, (await browser.get()).data["id"]
@@ -89,7 +89,7 @@ class TestEndedMeanwhile:
     async def test_what_it_ends_is_ended(
         self, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """A log-out that is overtaken by another end is a log-out."""
+        """A log-out that is overtaken by another end still ends the session."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         cookie, id_ = browser.cookie, (await browser.get()).data["id"]
@@ -102,7 +102,7 @@ class TestEndedMeanwhile:
     async def test_a_log_in_of_another(
         self, serve: Serve, storage: AbstractStorage, how: str
     ) -> None:
-        """Who logs in while the session ends begins his own, which is saved."""
+        """Another user's log-in in a session that ends meanwhile begins one that is saved."""
         site = await serve(storage, identify=user_of)
         browser = await site.logged_in()
         async with site.held(browser, how):
@@ -111,7 +111,7 @@ class TestEndedMeanwhile:
         assert await site.presented(browser.cookie) == ("bob", "bob")
 
     async def test_what_arrival_has_given(self, serve: Serve, cookies: AbstractStorage) -> None:
-        """A session of before the installation isn't saved over the log-in that came after it."""
+        """A session from before the installation isn't saved after it has ended."""
         site = await serve(cookies, identify=user_of)
         browser = await site.browser(await cookie_from_before(cookies, user="ann"))
         cookie = browser.cookie
@@ -125,7 +125,7 @@ class TestRightAfterAnEnd:
     async def test_what_is_put_into_the_empty_session(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage
     ) -> None:
-        """It isn't saved for ten seconds: the right cookie may be on its way."""
+        """Writes into the empty session aren't saved for ten seconds after the end."""
         site = await serve(cookies)
         browser = await site.logged_in()
         late = await site.browser(browser.cookie)
@@ -140,7 +140,7 @@ class TestRightAfterAnEnd:
     async def test_a_renewal(
         self, serve: Serve, storage: AbstractStorage, renewal: object
     ) -> None:
-        """``renew`` doesn't fail: the session at hand is the empty one."""
+        """A renewal in the empty session after an end raises no error."""
         failed: list[SessionEnded] = []
 
         async def view(request: web.Request) -> web.Response:
@@ -166,7 +166,7 @@ class TestRightAfterAnEnd:
 class TestAnswers:
     @pytest.mark.parametrize("path", ["/redirect?cart=1", "/refuse?cart=1", "/write?cart=1"])
     async def test_are_saved(self, serve: Serve, storage: AbstractStorage, path: str) -> None:
-        """A redirect and an error save what a view has written, as without us."""
+        """A redirect and an error response save the view's changes."""
         site = await serve(storage, VIEWS)
         browser = await site.logged_in()
         await browser.get(path)
@@ -177,7 +177,7 @@ class TestAnswers:
     async def test_an_ended_session_of_others(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """A view that fails since another session has ended saves nothing, as one that fails."""
+        """A view that fails because another session has ended saves nothing."""
 
         async def follow(request: web.Request) -> web.Response:
             await log_in(request)
@@ -196,7 +196,7 @@ class TestAnswers:
         assert await socket.lives()
 
     async def test_a_stream(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A log-out in a streamed response is one when its handler is done."""
+        """A log-out in a streamed response is settled when its handler is done."""
         site = await serve(storage, VIEWS)
         browser = await site.logged_in()
         stale, socket = browser.cookie, await browser.open()
@@ -209,14 +209,14 @@ class TestAnswers:
     async def test_a_newcomer_who_gets_an_error(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """Leaves nothing behind: no cookie, no session in a storage."""
+        """A newcomer who gets an error gets no cookie."""
         site = await serve(storage, VIEWS)
         answer = await (await site.browser()).get(path)
 
         assert (answer.status, answer.saved) in ((404, False), (403, False))
 
     async def test_a_visitor(self, serve: Serve, storage: AbstractStorage) -> None:
-        """One whose page was served has an id, the same on every page."""
+        """A visitor whose page was served has the same id on every page."""
         site = await serve(storage)
         browser = await site.browser()
         ids = [(await browser.get()).data["id"] for _ in range(2)]
@@ -228,7 +228,7 @@ class TestAnswers:
     async def test_what_is_left_empty(
         self, serve: Serve, cookies: AbstractStorage, path: str
     ) -> None:
-        """The cookie goes, or holds nothing."""
+        """An empty session's cookie is deleted or holds nothing."""
         site = await serve(cookies)
         browser = await site.logged_in()
         answer = await browser.get(path)
@@ -247,7 +247,7 @@ class TestHandshakes:
         assert (await browser.get()).data["id"] == socket.id
 
     async def test_nothing_else_is(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A handshake of a session that has its id sets no cookie."""
+        """A handshake of a session that has an id sets no cookie."""
         site = await serve(storage)
         browser = await site.logged_in()
         before = browser.cookie
@@ -256,7 +256,7 @@ class TestHandshakes:
         assert browser.cookie == before
 
     async def test_it_changed_meanwhile(self, serve: Serve, storage: AbstractStorage) -> None:
-        """A session with data that is given its id is loaded again first, or a write is lost."""
+        """A handshake that gives an id to a server-side session changed meanwhile gets 4403."""
         asked = Turnstile()
 
         async def authorize(request: web.Request) -> bool:
@@ -275,7 +275,7 @@ class TestHandshakes:
 
 
 class SlowSave(AbstractStorage):
-    """A storage that can be held up before it saves."""
+    """A storage that can be paused before it saves."""
 
     def __init__(self, inner: AbstractStorage) -> None:
         super().__init__(max_age=inner.max_age)
@@ -283,7 +283,7 @@ class SlowSave(AbstractStorage):
         self.saving = Turnstile()
 
     async def load_session(self, request: web.Request) -> Session:
-        """Load at once."""
+        """Load without a pause."""
         return await self.inner.load_session(request)
 
     async def save_session(
@@ -295,20 +295,20 @@ class SlowSave(AbstractStorage):
 
 
 async def renew_and_write(request: web.Request) -> web.Response:
-    """Take another id, and put something into the session."""
+    """Write into the session, and renew it."""
     (await aiohttp_session.get_session(request))["step"] = "2"
     return await renew(request)
 
 
 class TestOnTheServer:
-    """What is replaced there can only be the trace of a lost race."""
+    """A replaced generation in a server-side storage can only come from a race."""
 
     @pytest.mark.parametrize("storage", ["redis"], indirect=True)
     @pytest.mark.parametrize("path", ["/renew", "/new_id", "/login/renew"])
     async def test_a_page_between_record_and_save(
         self, clock: Wall, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """It is served, and whoever saves last, the browser keeps its session."""
+        """A page between a renewal's record and its save is served, and the session survives."""
         slow = SlowSave(storage)
         site = await serve(slow, identify=user_of)
         browser = await site.logged_in()
@@ -331,7 +331,7 @@ class TestOnTheServer:
     async def test_an_older_copy_saved_by_somebody_else(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """A program beside us that writes an older copy back logs nobody out."""
+        """An older copy saved by another program logs no user out."""
         site = await serve(storage)
         browser = await site.logged_in()
         request = make_mocked_request("GET", "/", headers={"Cookie": browser.cookie})
@@ -347,7 +347,7 @@ class TestOnTheServer:
     async def test_a_handshake_repairs_it_in_memory_only(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """A handshake between record and save writes nothing, or it would undo that save."""
+        """A handshake between a renewal's record and its save doesn't undo that save."""
         slow = SlowSave(storage)
         site = await serve(slow, {"/step": renew_and_write}, identify=user_of)
         browser = await site.logged_in()
@@ -370,7 +370,7 @@ class TestLoadedLate:
     async def test_a_log_out_while_it_is_loaded(
         self, serve: Serve, storage: AbstractStorage
     ) -> None:
-        """What was loaded before a log-out is judged after it."""
+        """A session that ends while it is loaded is judged as ended."""
         gated = GatedStorage(storage)
         site = await serve(gated)
         browser = await site.logged_in()

@@ -1,5 +1,5 @@
 """
-What ends or replaces a session, row by row: what sockets are told, and who may reconnect.
+What ends or replaces a session, row by row: the close codes, and who may reconnect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.promise.site import (
 )
 from tests.support.clock import Wall
 
-GRACE = 31  # seconds, and one more
+GRACE = 31  # seconds: Expiry.renewal_grace, plus one
 
 
 async def elsewhere(request: web.Request) -> web.Response:
@@ -71,18 +71,18 @@ async def close_by_identity(request: web.Request) -> web.Response:
 
 
 async def clear(request: web.Request) -> web.Response:
-    """Empty the session, and put nothing in."""
+    """Delete every key of the session."""
     (await aiohttp_session.get_session(request)).clear()
     return web.Response()
 
 
 class Row(NamedTuple):
     """
-    What a view does to a session of ann's.
+    The effects of a view on a session of ann's.
 
-    With the cookie of before: what its open socket is told, what a page and a handshake get at
-    once, and what they get when the grace is over. And whose the browser's sockets are then, at
-    once unless its own cookie was ended behind its back.
+    For the cookie from before: the close code of its open socket (``told``), and what a page and a
+    handshake get at once and after the grace. For the browser's own cookie: its user, and whether
+    it opens a socket at once (``at_home``; not if an administrator's order has ended it).
     """
 
     view: View
@@ -94,7 +94,7 @@ class Row(NamedTuple):
 
 
 def then(*views: View) -> View:
-    """Return a view that does one after the other, and answers as the last."""
+    """Return a view that calls *views* in sequence and returns the last response."""
 
     async def both(request: web.Request) -> web.StreamResponse:
         for view in views:
@@ -105,14 +105,14 @@ def then(*views: View) -> View:
 
 
 async def close_first(request: web.Request) -> web.Response:
-    """Close the sockets, as the log-out pattern of 1.1.1 begins."""
+    """Close the sockets, as the log-out pattern of 1.1.1 does first."""
     response = web.Response()
     await schedule_close_all_session_ws(request, response)
     return response
 
 
 async def bob(request: web.Request) -> web.Response:
-    """Make bob the user."""
+    """Change the user to bob."""
     (await aiohttp_session.get_session(request))["user"] = "bob"
     return web.Response()
 
@@ -135,7 +135,7 @@ BOTH: dict[str, Row] = {
     "end_session": OUT._replace(view=by_id, at_home=False),
     "close": CLOSED,
     "close_all_session": CLOSED._replace(view=close_by_id),
-    # Of several the strongest.
+    # Of several orders the strongest applies.
     "close and renew": RENEWED._replace(view=then(close_first, renew)),
     "renew and end": OUT._replace(view=then(renew, out_by_helper)),
     "end and log in": CARRIES._replace(view=then(out_by_helper, log_in)),
@@ -160,7 +160,7 @@ NOT_IDENTIFIED: dict[str, Row] = {
 async def check(
     serve: Serve, storage: AbstractStorage, clock: Wall, row: Row, **options: Any
 ) -> None:
-    """Compare what clients get with *row*."""
+    """Check that clients get what *row* says."""
     site = await serve(storage, {"/act": row.view}, **options)
     browser = await site.logged_in()
     stale, socket = browser.cookie, await browser.open()
@@ -168,7 +168,7 @@ async def check(
 
     assert (await socket.code() if row.told else await socket.lives()) == (row.told or True)
     assert await site.presented(stale) == row.at_once
-    # The browser comes back with what it has now: that puts a renewal into use.
+    # The browser's request with its current cookie marks a renewal as seen.
     assert await browser.user() == row.browser
     if row.at_home:
         assert (await browser.open()).user == row.browser
@@ -185,7 +185,7 @@ class TestTable:
     async def test_in_any_case(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, what: str, identify: bool
     ) -> None:
-        """What doesn't depend on whether the registry knows whose a session is."""
+        """These rows hold with and without ``identify``."""
         options: dict[str, Any] = {"identify": user_of} if identify else {}
         await check(serve, cookies, clock, BOTH[what], **options)
 
@@ -193,14 +193,14 @@ class TestTable:
     async def test_with_identify(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, what: str
     ) -> None:
-        """The identity decides."""
+        """These rows hold with ``identify``, where the identity decides."""
         await check(serve, cookies, clock, IDENTIFIED[what], identify=user_of)
 
     @pytest.mark.parametrize("what", NOT_IDENTIFIED)
     async def test_without_identify(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, what: str
     ) -> None:
-        """Only the session itself can tell."""
+        """These rows hold without ``identify``, where only the session decides."""
         await check(serve, cookies, clock, NOT_IDENTIFIED[what])
 
 
@@ -209,7 +209,7 @@ class TestLogIn:
     async def test_of_a_visitor(
         self, clock: Wall, serve: Serve, cookies: AbstractStorage, how: str
     ) -> None:
-        """Nobody became somebody: the visitor is replaced for the grace, and nothing ends."""
+        """A visitor's cookie is replaced for the grace after a log-in, and nothing ends."""
         site = await serve(cookies, identify=user_of)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -224,7 +224,7 @@ class TestLogIn:
         assert await site.presented(browser.cookie) == ("ann", "ann")
 
     async def test_by_emptying(self, clock: Wall, serve: Serve, cookies: AbstractStorage) -> None:
-        """A session that was emptied for the log-in has ended."""
+        """A visitor's session that was emptied for the log-in has ended."""
         site = await serve(cookies, identify=user_of)
         browser = await site.browser()
         await browser.get("/write?lang=de")
@@ -244,7 +244,7 @@ class TestLogIn:
     async def test_right_after_a_log_out(
         self, serve: Serve, storage: AbstractStorage, out: str, how: str, identify: bool
     ) -> None:
-        """Who logs out and in again, in the same browser and at once, is in."""
+        """A log-in right after a log-out, in the same browser, succeeds."""
         options: dict[str, Any] = {"identify": user_of} if identify else {}
         site = await serve(storage, **options)
         browser = await site.logged_in()
@@ -261,7 +261,7 @@ class TestSharedId:
     async def test_another_lineage(
         self, serve: Serve, storage: AbstractStorage, path: str
     ) -> None:
-        """Sockets that share the id and not the lineage are told to reconnect."""
+        """Sockets with the same id and another lineage are closed with 4403."""
         site = await serve(storage, id_factory=lambda request: "everybody")
         one, other = await site.logged_in("/login"), await site.logged_in("/login")
         mine, theirs = await one.open(), await other.open()

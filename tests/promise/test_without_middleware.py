@@ -1,5 +1,5 @@
 """
-Without our middleware the helpers judge a request themselves, whatever its handler has done first.
+Without the middleware the helpers judge a request themselves, whatever its handler did before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def change(session: Session) -> None:
 async def test_a_log_out(
     serve: Serve, storage: AbstractStorage, first: Callable[[Session], None]
 ) -> None:
-    """The session that the request came with ends, though its handler has emptied it before."""
+    """A log-out ends the session that the request came with, even if it was emptied before."""
 
     async def out(request: web.Request) -> web.Response:
         first(await aiohttp_session.get_session(request))
@@ -48,14 +48,14 @@ async def test_a_log_out(
     await browser.get("/out")
 
     assert await socket.code() == DEAD
-    assert await site.knock(stale) in (403, None)  # who has the key of an emptied session has that
+    assert await site.knock(stale) in (403, None)  # None: the key of an emptied session
 
 
 @pytest.mark.parametrize("first", [empty, refill, change])
 async def test_a_close_order(
     serve: Serve, storage: AbstractStorage, first: Callable[[Session], None]
 ) -> None:
-    """The sockets of that session close."""
+    """A close order closes the sockets of the session that the request came with."""
 
     async def close(request: web.Request) -> web.Response:
         first(await aiohttp_session.get_session(request))
