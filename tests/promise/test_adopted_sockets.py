@@ -165,7 +165,7 @@ class TestOrders:
     async def test_a_client_that_does_not_answer(
         self, serve: Serve, foreign: Foreign, path: str
     ) -> None:
-        """A client that never answers the close is cut off by the deadline."""
+        """A client that never answers the close is disconnected by the deadline."""
         site = await serve(None, foreign.views())
         browser = await site.logged_in()
         peer = await RawPeer.open(site.url.with_path(path), browser.cookie)

@@ -67,7 +67,7 @@ class Conversation:
         self.ws: WebSocket
         self.reading: asyncio.Task[None]
         self.calls: list[Any] = []
-        self.said: list[str] = []  # by the client, before it was told to end
+        self.said: list[str] = []  # sent by the client before the end
         self.heard: list[str | bytes] = []
         self.orders: asyncio.Queue[str] = asyncio.Queue()  # for the handler
         self.ends: list[str] = []

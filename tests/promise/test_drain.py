@@ -29,7 +29,7 @@ async def crowd(site: Site, size: int) -> list[tuple[Browser, Socket]]:
 
 class TestDrain:
     async def test_little_by_little(self, serve: Serve) -> None:
-        """Sockets close within the window, none before its turn, in random order."""
+        """Sockets close over the window, none before its turn, in random order."""
         site = await serve()
         sockets = [socket for _, socket in await crowd(site, 40)]
         closed: list[tuple[float, int]] = []

@@ -150,7 +150,7 @@ class TestGivenUp:
             out.set()
             ending = asyncio.ensure_future(everywhere(request))
             await whose.arrived.wait()
-            ending.cancel()  # as a time limit does it
+            ending.cancel()  # as a time limit does
             return web.Response()
 
         site = await serve(storage, {"/act": act}, identify=identify)

@@ -178,7 +178,7 @@ class TestWithALogIn:
         await browser.get("/renew")
         answer = await late.get("/login/alone")
 
-        if user == "ann":  # who was logged in already
+        if user == "ann":  # already logged in
             assert answer.body == "False"
             assert await site.presented(other.cookie) == ("ann", "ann")
             assert await site.presented(browser.cookie) == ("ann", "ann")
@@ -317,7 +317,7 @@ class TestNotDone:
         assert "ann" not in await site.presented(browser.cookie)
 
     async def test_without_identify(self, serve: Serve) -> None:
-        """The error names the missing option."""
+        """A log-out elsewhere without ``identify`` raises an error that names it."""
         said: list[str] = []
 
         async def ask(request: web.Request) -> web.Response:

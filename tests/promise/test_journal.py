@@ -188,7 +188,7 @@ class TestRestart:
         assert "takes no more" not in caplog.text
         assert {await outcome(client, cookie) for cookie in (*cookies, last)} == {4401}
 
-    @pytest.mark.parametrize("seconds", [4.0, 3600.0])  # and what begins in the future is judged
+    @pytest.mark.parametrize("seconds", [4.0, 3600.0])  # 3600: beginnings in the future count, too
     async def test_clock_set_back(
         self, start: Start, seconds: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -398,7 +398,7 @@ class TestMet:
                     assert await outcome(client, cookie) in (4401, 4403)
                     wall.advance(1800.0)
                     seconds.now += 1800.0
-                    tidied = len(rounds) + 2  # the first may have begun before
+                    tidied = len(rounds) + 2  # the first round may have begun before
                     await until(lambda tidied=tidied: len(rounds) >= tidied)  # type: ignore[misc]
                 await client.close()
 

@@ -59,7 +59,7 @@ class TestAuthorize:
     async def test_without_the_middleware(
         self, serve: Serve, storage: AbstractStorage, authorize: object
     ) -> None:
-        """Without the middleware, which makes the close code, a refusal is a 403."""
+        """Without the middleware, which sends close codes, a refusal is a 403."""
         site = await serve(storage, site={"middleware": False}, authorize=authorize)
 
         assert await site.knock("") == 403

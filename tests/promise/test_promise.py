@@ -261,7 +261,7 @@ class TestWhoIsMeant:
         assert (code, seen["user"], seen["id"]) == (4401, "admin", mine)
 
     async def test_strangers_leave_minor_records(self, aiohttp_client: AiohttpClient) -> None:
-        """Log-outs without a cookie leave only minor records, which push out no others."""
+        """Log-outs without a cookie leave minor records only."""
         registry = SessionWSRegistry(identify=user_of, timeouts=QUICK)
         client = await aiohttp_client(make_app(registry))
         for _ in range(3):

@@ -109,7 +109,7 @@ def resident() -> int:
 async def test_stale_cookies(
     runner: web.AppRunner, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Replayed cookies of a session that was renewed and then ended leave nothing in memory."""
+    """Replayed cookies of a session that was renewed and ended add no records and no objects."""
     registry = runner.app[REGISTRY_KEY]
     line = Line(runner)
     older = cookie_in(await line.get("/enter"))

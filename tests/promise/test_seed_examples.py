@@ -289,7 +289,7 @@ class TestRegistry:
         quiet = asyncio.Event()
 
         class BrokerRegistry(SessionWSRegistry):
-            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as in 1.1.1
+            async def register(self, session_ws_id: Hashable, ws: SupportsClose) -> None:  # type: ignore[override]  # as 1.1.1 had it
                 super().register(session_ws_id, ws)
                 subscribed[session_ws_id] = subscribed.get(session_ws_id, 0) + 1
 

@@ -306,7 +306,7 @@ class TestToldOnce:
             await opened.ws.close()
 
     async def test_no_middleware(self, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-        """A missing middleware, without which such a log-out closes nothing, is logged once."""
+        """A missing middleware, without which invalidate() closes no socket, is logged once."""
         site = await serve(site={"middleware": False})
         await self.socket_after(site, "/ws", "/out/invalidate")
 

@@ -1,5 +1,5 @@
 """
-One directed trace for each trap of the model: the rules of design.md, section 2.
+One directed trace for each trap of the session model, which docs/guide.rst describes.
 
 A trace holds a request at the critical point and resumes it later. It observes only what any
 client with a cookie can see: the user that a page is served as, and whether a socket opens.
@@ -559,7 +559,7 @@ def test_a_session_that_ends_while_its_derived_id_is_made_does_not_begin_anew(no
 
     async def trap(world: World) -> None:
         await log_in(world, "B")
-        await world.visit("A", "log_in")  # it has another id: it was made for a visitor
+        await world.visit("A", "log_in")  # its id differs: it was made for a visitor
         await world.do(Order("end_session", subject=world.ids()[0]))
         held = await world.visit("A", "log_in_renewed", "id_factory", node=node)
         await world.visit("A", "log_out")
@@ -591,7 +591,7 @@ def test_an_id_that_was_given_and_replaced_in_one_request_ends_with_others_only(
 
     async def trap(world: World) -> None:
         await world.visit("A", "log_in_renewed")
-        await world.visit("B", "log_in")  # its id was made for a visitor, as that of A's was
+        await world.visit("B", "log_in")  # its id is the visitors' shared one, as A's was at first
         await world.do(Order("end_session", subject=world.ids()[-1]))
         await world.wait(12)
         assert await page(world, jar(world)) is not NOBODY
@@ -607,7 +607,7 @@ def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
 
     async def trap(world: World) -> None:
         await world.visit("B", "read")
-        await log_in(world, "B")  # of the id that visitors share this is what is noted
+        await log_in(world, "B")  # the visitors' shared id is recorded as this lineage's
         await world.visit("A", "log_in")
         if ended:
             await world.do(Order("end_session", subject=world.ids()[0]))
@@ -622,7 +622,7 @@ def test_the_end_of_a_derived_id_meets_a_renewal_under_another_on_another_node(
 
 
 def test_a_session_that_ends_while_its_derived_id_is_made_does_not_go_on_alone() -> None:
-    """A log-out during a log-out elsewhere that makes an id ends the new session, too."""
+    """A log-out elsewhere saves no session if a log-out comes while it makes a derived id."""
 
     async def trap(world: World) -> None:
         await log_in(world)

@@ -1,5 +1,5 @@
 """
-What a request saves is judged exactly once, when its handler is done.
+What a request saves is judged once, when its handler is done.
 """
 
 from __future__ import annotations

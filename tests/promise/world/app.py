@@ -130,7 +130,7 @@ class App:
         if cookie not in self.copies:
             self.copies.append(cookie)
 
-    # What the registry calls
+    # Callables of the registry
 
     async def identify(self, request: web.Request) -> Hashable | None:
         """Return the user of the session."""
@@ -150,7 +150,7 @@ class App:
         await ex.pass_gate("authorize")
         return ex.plan.action != "knock"
 
-    # What aiohttp calls
+    # Middleware and handlers
 
     @web.middleware
     async def _outside(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -6,11 +6,11 @@ list (``tags``). The ledger is notified of what the application's pages do, what
 save, and what administrators order, and keeps two facts of each log-in:
 
 - ``ended``: the time at which it certainly ended;
-- ``doomed``: the reasons for which its browser may lose it, those that design.md lists as "the
-  only ways a living browser loses its session".
+- ``doomed``: the reasons for which its browser may lose it, those that docs/guide.rst lists under
+  "A living browser loses its session in these ways, and in no other".
 
 It uses nothing of the implementation: no lineages, generations or records. The module is long
-because every exception that the design makes is judged here and nowhere else.
+because every exception that the model makes is judged here and nowhere else.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Ledger:
         self._moments += 1
         return asyncio.get_running_loop().time() + self._moments * 1e-9
 
-    # What pages do; called by the handlers in actions.py
+    # Actions of pages; called by the handlers in actions.py
 
     def log_in(self, ex: Exchange, session: Content) -> None:
         """Write a log-in into *session*; keep the token if it is the same user's already."""
@@ -243,7 +243,7 @@ class Ledger:
             self.ended_everywhere(ex)  # also if its client didn't wait for it
         self._judge_races(ex)
 
-    # What administrators do; called by the world
+    # Orders of administrators; called by the world
 
     def end_id(self, session_ws_id: Hashable, node: int) -> None:
         """Record that an administrator ends all sessions with an id."""
@@ -285,7 +285,7 @@ class Ledger:
             if subject == login.user or subject in self.ids_of(login):
                 login.shaken = self.now()
 
-    # What storages do; called by the storage that the application sees
+    # Loads and saves; called by the application's storage
 
     def load(self, ex: Exchange, content: Content) -> None:
         """Record the session that the storage first loaded for *ex*."""
@@ -308,7 +308,7 @@ class Ledger:
                 login.doomed.add("its id was ended while it logged in")
         self._judge_races(ex)
 
-    # Questions
+    # Queries
 
     def of(self, user: str | None) -> list[Login]:
         """Return the log-ins of a user."""

@@ -21,7 +21,7 @@ from .exchange import Exchange
 from .ledger import SETTLED, Content, Ledger, Login
 
 GRACE = 31.0  # Expiry.renewal_grace, plus one second
-FAREWELL = 6.0  # seconds by which a socket of an ended session is gone: design 4, rounded up
+FAREWELL = 6.0  # seconds by which a socket of an ended session is closed: its Timeouts, rounded up
 ON_ITS_WAY = 0.05  # seconds until Redis has an order: orders are sent in batches
 MISSED = 62.0  # seconds after which a node has queried Redis for the session of a page
 HANDSHAKE = 10.0  # Timeouts.handshake
@@ -148,7 +148,7 @@ class Oracle:
         self.violations.append(Violation(kind, what))
         self.ledger.log(f"VIOLATION {kind}: {what}")
 
-    # What the application shows
+    # Pages and sockets
 
     def page(self, ex: Exchange, session: Mapping[str, Any]) -> None:
         """Check the session that the handler of *ex* was given."""
@@ -234,7 +234,7 @@ class Oracle:
         socket.proof = None
         self.ledger.log(f"{socket.exchange}: takes its proof back")
 
-    # What happens to servers
+    # Servers
 
     def cut_off(self, node: int) -> None:
         """Record that a node can't reach Redis any more."""
@@ -254,7 +254,7 @@ class Oracle:
         until = self.ledger.now() + window + FAREWELL
         self.drained[node] = min(until, self.drained.get(node, math.inf))
 
-    # What becomes of it
+    # Outcomes
 
     def done(self, ex: Exchange) -> None:
         """Check the response of *ex*, with which the application is done."""
@@ -295,8 +295,8 @@ class Oracle:
         browser = self.browsers[ex.presenter]
         overtaken = has_cookie and ex.order < browser.order
         saw: str | None = (ex.saw or {}).get("tok")
-        lost = has_cookie and ex.expects == browser.expects != saw  # for a reason
-        slow = ex.judged_at - ex.arrived >= SETTLED  # given an empty session?
+        lost = has_cookie and ex.expects == browser.expects != saw  # excused or reported
+        slow = ex.judged_at - ex.arrived >= SETTLED  # perhaps an empty session
         unheard = self.nodes > 1  # this node may have missed a change
         another = slow or unheard or self._began_anew(ex) or not browser.came_from(ex.cookie)
         uninvited = has_cookie and browser.jar != ex.cookie and another
@@ -364,7 +364,7 @@ class Oracle:
         if not told or (code != 4403 and ex.plan.action != "stream"):
             self.blame("closed", f"the socket of {ex} with {code}, though {login.token} lives")
 
-    # Questions
+    # Queries
 
     def _living(self, ex: Exchange) -> Login | None:
         """Return the log-in that a browser must be served as, ``None`` if it isn't certain."""

@@ -126,7 +126,7 @@ class World:
         """Add a line to the trace."""
         self.trace.append(f"{virtual_loop().clock.elapsed:9.3f}  {line}")
 
-    # Coming and going
+    # Start and stop
 
     async def __aenter__(self) -> World:
         virtual_loop().set_exception_handler(self._on_loop_error)
