@@ -97,7 +97,7 @@ class TestProve:
         assert await socket.code() == DEAD
 
     async def test_beside_the_session(self, serve: Serve, tickets: Tickets) -> None:
-        """A socket is listed once under each of its two identities, and either can close it."""
+        """A socket is listed once under both identities; an order by the proven one closes it."""
         site = await serve(None, tickets.views, identify=user_of)
         browser = await site.logged_in()
         first, second = await browser.open("/prove"), await browser.open("/prove")

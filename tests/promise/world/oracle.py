@@ -224,7 +224,7 @@ class Oracle:
         self.ledger.log(f"{socket.exchange}: may not prove {proof.token}")
         login = socket.login
         if login is None or any(owner.doomed for owner in socket.owners):
-            return  # the end of a visitor's session isn't recorded
+            return  # it isn't certain that the session lives
         since = socket.exchange.arrived - GRACE
         if not self.ledger.told_to_reconnect(login, since) and not self._given_up(socket):
             self.blame("proof refused", f"{socket.exchange} is {proof.user}")
