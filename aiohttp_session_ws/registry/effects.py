@@ -165,7 +165,7 @@ class Effects:
                 continue
             self._connections.refile(connection, session_ws_id, lineage)
             if connection.request is not None:
-                self._core.revalidator.hold_until(connection, until)
+                self._core.revalidator.set_identity_expiry(connection, until)
                 if self._core.signals.on_refresh:
                     sending = self._core.signals.on_refresh.send(connection)
                     _ = self._core.tasks.spawn(sending, "tell of a refresh")

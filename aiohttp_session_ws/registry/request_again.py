@@ -17,10 +17,10 @@ from ..sessions.session import created_at, put_session
 __all__: list[str] = []
 
 #: Headers that differ between handshakes of the same session.
-OF_ITS_OWN: Final = frozenset({b"cookie", b"sec-websocket-key"})
+OWN_HEADERS: Final = frozenset({b"cookie", b"sec-websocket-key"})
 
 
-def was_touched(connection: TrackedConnection, session: Session) -> bool:
+def may_have_unsaved_changes(connection: TrackedConnection, session: Session) -> bool:
     """
     Return whether the handshake may have changed its session without saving it.
     """
@@ -65,13 +65,13 @@ def _clone(request: web.Request, **changes: Any) -> web.Request:
     return again
 
 
-def what_it_asks(connection: TrackedConnection) -> Hashable:
+def authorization_key(connection: TrackedConnection) -> Hashable:
     """
     Return a key for a connection's request; ``authorize`` is called once per key and session.
     """
     request = connection.request
     assert request is not None
-    headers = (header for header in request.raw_headers if header[0].lower() not in OF_ITS_OWN)
+    headers = (header for header in request.raw_headers if header[0].lower() not in OWN_HEADERS)
     address = request.method, request.path_qs, request.remote
     return *address, tuple(headers), request._read_bytes
 

@@ -40,14 +40,14 @@ from ..sessions.session import (
 from ..typing import Authorize
 from .identify import NOBODY, Identifier, Owner
 from .judging import Sessions
-from .request_again import request_again, was_touched, what_it_asks
+from .request_again import authorization_key, may_have_unsaved_changes, request_again
 
 __all__: list[str] = []
 
 CHECKS: Final = 32  # concurrent checks
 CHECK_LIMIT: Final = 10.0  # seconds to load and identify a session, and for a call of authorize
-SOONEST: Final = 1.0  # minimum seconds between two checks of a session; doubled by each failure
-LONGEST: Final = 60.0  # maximum seconds between two tries while the storage fails
+MIN_INTERVAL: Final = 1.0  # seconds between two checks of a session; doubled by each failure
+MAX_BACKOFF: Final = 60.0  # seconds between two tries while the storage fails
 DRIFT: Final = 1.0  # seconds of drift between the wall clock and the event loop's to react to
 SPREAD: Final = 1000  # checks per second when all become due at once
 
@@ -82,7 +82,7 @@ class SessionState(NamedTuple):
         ends: When it expires, by the wall clock.
         server_side: Whether the storage keeps it on the server.
         request: The request that it was loaded for.
-        asked: When it was loaded, by the wall clock.
+        loaded_at: When it was loaded, by the wall clock.
     """
 
     session_ws_id: Hashable | None
@@ -91,7 +91,7 @@ class SessionState(NamedTuple):
     ends: float
     server_side: bool
     request: web.Request
-    asked: float
+    loaded_at: float
 
 
 class Revalidator:
@@ -142,13 +142,13 @@ class Revalidator:
         Return when to check a connection for the expiry of its session, by the event loop's clock.
         """
         connection.session_ends = ends = expires_at(session)
-        if was_touched(connection, session):
+        if may_have_unsaved_changes(connection, session):
             # A change made by the handshake extends the expiry of this copy only: a session is
             # not saved with a websocket.
-            ends = min(ends, time.time() + SOONEST)
+            ends = min(ends, time.time() + MIN_INTERVAL)
         return time.monotonic() + ends - time.time()
 
-    def hold_until(self, connection: TrackedConnection, until: float) -> None:
+    def set_identity_expiry(self, connection: TrackedConnection, until: float) -> None:
         """
         Set the time until which a connection's session belongs to its identity (wall clock).
         """
@@ -160,10 +160,10 @@ class Revalidator:
         Return when to check a session that expires at *ends*, by the event loop's clock.
         """
         now, every = time.monotonic(), self._core.expiry.revalidate_every
-        due = math.inf if every is None else now + max(SOONEST, _jitter(every))
+        due = math.inf if every is None else now + max(MIN_INTERVAL, _jitter(every))
         return due if ends == math.inf else min(due, now + ends - time.time())
 
-    def _last(self, connection: TrackedConnection) -> float:
+    def _deadline(self, connection: TrackedConnection) -> float:
         """
         Return when *connection* is closed without a check: at its maximum lifetime, or when its
         session no longer belongs to its identity.
@@ -180,7 +180,7 @@ class Revalidator:
         """
         Schedule the check of a connection, or its closing without one if that comes first.
         """
-        connection.check_at = at = min(due, self._last(connection))
+        connection.check_at = at = min(due, self._deadline(connection))
         if at <= time.monotonic() + SOON:
             self._core.connections.attend(connection)
 
@@ -191,10 +191,10 @@ class Revalidator:
         if self._stopped:
             return
         now = time.monotonic()
-        self._mind_the_clock(now)
+        self._handle_clock_jump(now)
         outlived: dict[Close, list[TrackedConnection]] = {}
         for connection in due:
-            if self._last(connection) <= now:
+            if self._deadline(connection) <= now:
                 close = SESSION_EXPIRED if connection.until <= time.time() else RECONNECT
                 outlived.setdefault(close, []).append(connection)
             elif len(self._running) < CHECKS and connection.session_ws_id not in self._running:
@@ -202,7 +202,7 @@ class Revalidator:
         for close, connections in outlived.items():
             self._core.connections.close_soon(connections, close)
 
-    def _mind_the_clock(self, now: float) -> None:
+    def _handle_clock_jump(self, now: float) -> None:
         """
         Make all checks due, spread over time, if the machine was suspended or its clock was set.
         """
@@ -210,7 +210,7 @@ class Revalidator:
         if abs(offset - self._offset) <= DRIFT:
             return
         self._offset = offset
-        within = min(LONGEST, self._core.connections.open.size / SPREAD)
+        within = min(MAX_BACKOFF, self._core.connections.open.size / SPREAD)
         for connection in self._core.connections.open:
             self._check_at(connection, min(connection.check_at, now + random.uniform(0, within)))
 
@@ -306,13 +306,13 @@ class Revalidator:
         """
         Load the session of a connection as if its request arrived now.
         """
-        core, request, asked = self._core, request_again(connection), time.time()
+        core, request, loaded_at = self._core, request_again(connection), time.time()
         session_ws_id = await core.current_id(request)
         session = loaded_session(request)
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
         server_side = session is not None and is_server_side(session)
-        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request, asked)
+        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request, loaded_at)
         if (
             self._has_its_id(found, connection)
             or not connection.keeps_id
@@ -341,14 +341,14 @@ class Revalidator:
         for connection in sorted(connections, key=lambda connection: connection is not last):
             if self._close_by_session(connection, found) is not None:
                 continue
-            what = what_it_asks(connection)
-            if what not in answers:
+            key = authorization_key(connection)
+            if key not in answers:
                 request = found.request
                 if connection is not last:
                     request = request_again(connection)
                     put_session(request, session)
-                answers[what] = await _answer_of(core.authorize, request)
-            allowed[connection] = answers[what]
+                answers[key] = await _answer_of(core.authorize, request)
+            allowed[connection] = answers[key]
         return allowed
 
     def _apply(
@@ -360,9 +360,9 @@ class Revalidator:
         """
         Close the sockets that are no longer valid; schedule the next check of the others.
         """
-        self._succeeded(connections)
+        self._record_success(connections)
         # If it had expired when it was loaded, expiry doesn't apply: get_id() decides.
-        ends = found.ends if found.ends > found.asked else math.inf
+        ends = found.ends if found.ends > found.loaded_at else math.inf
         due = self._next(ends)
         closing: dict[Close, list[TrackedConnection]] = {}
         for connection in connections:
@@ -427,11 +427,11 @@ class Revalidator:
         ends = found.ends if found.server_side else connection.session_ends
         return SESSION_EXPIRED if ends <= time.time() else SESSION_ENDED
 
-    def _succeeded(self, connections: Iterable[TrackedConnection]) -> None:
+    def _record_success(self, connections: Iterable[TrackedConnection]) -> None:
         if self._failed_at is None:
             return
         # The success of other sessions counts only after a while: one may be broken by itself.
-        long_ago = time.monotonic() - self._failed_at > 2 * LONGEST
+        long_ago = time.monotonic() - self._failed_at > 2 * MAX_BACKOFF
         if long_ago or any(connection.tries for connection in connections):
             self._failed_at = None
             log.info("sessions can be checked again")
@@ -447,7 +447,7 @@ class Revalidator:
             )
         self._failed_at = now
         tries = max(connection.tries for connection in connections)
-        due = now + _jitter(min(LONGEST, SOONEST * 2**tries))
+        due = now + _jitter(min(MAX_BACKOFF, MIN_INTERVAL * 2**tries))
         for connection in connections:
             connection.tries = min(tries + 1, 10)
             self._check_at(connection, due)

@@ -90,7 +90,7 @@ async def compare(
         context: The context of the request, with the session as it arrived.
         session: The session that the request has now.
     """
-    if _is_as_given(core, context, session):
+    if _is_as_on_arrival(core, context, session):
         return await _unchanged(core, request, context)
     came = None if context.fresh else context.session_ws_id
     anew = session is not context.session or _was_emptied(core, context, session)
@@ -143,7 +143,7 @@ def _has_other_labels(context: RequestContext, owner: Owner, previous: Owner) ->
     return set(owner.labels) != set(previous.labels)
 
 
-def _is_as_given(core: Core, context: RequestContext, session: Session) -> bool:
+def _is_as_on_arrival(core: Core, context: RequestContext, session: Session) -> bool:
     """
     Return whether the only changes to the session are those that were made on arrival.
     """
@@ -253,7 +253,7 @@ class Settlement:
     async def _settle_session(self, session: Session) -> None:
         outcome = await compare(self._core, self._request, self._context, session)
         saves = await self._may_save(session, outcome)
-        carries = saves and self._is_somebodys(session, outcome)
+        carries = saves and self._may_reconnect(session, outcome)
         # The application's id_factory may fail: then the response carries no session.
         certain = self._core.overrides.random_ids
         self._record_end(outcome, carries=carries and certain)
@@ -290,8 +290,10 @@ class Settlement:
         if not context.status.alive:
             return False
         if outcome.renewed:
-            return now.state is not State.ENDED and not self._overtaken(lineage, by_login=True)
-        return now.alive and not self._overtaken(lineage)
+            return now.state is not State.ENDED and not self._renewed_meanwhile(
+                lineage, by_login=True
+            )
+        return now.alive and not self._renewed_meanwhile(lineage)
 
     async def _may_begin(self, lineage: Lineage) -> bool:
         """
@@ -318,9 +320,9 @@ class Settlement:
             return False
         if core.records.ended_before(own) >= lineage.began:
             return False
-        return not self._overtaken(lineage, by_login=True)
+        return not self._renewed_meanwhile(lineage, by_login=True)
 
-    def _overtaken(self, lineage: Lineage, *, by_login: bool = False) -> bool:
+    def _renewed_meanwhile(self, lineage: Lineage, *, by_login: bool = False) -> bool:
         """
         Return whether another request gave the lineage its next generation meanwhile.
 
@@ -351,7 +353,7 @@ class Settlement:
         elif outcome.removed and self._saved and context.status.alive:
             self._end(lineage, outcome, carries=True)
 
-    def _is_somebodys(self, session: Session, outcome: Outcome) -> bool:
+    def _may_reconnect(self, session: Session, outcome: Outcome) -> bool:
         """
         Return whether the response carries a session that may reconnect.
         """
@@ -386,23 +388,23 @@ class Settlement:
         if begins or context.fresh or lineage is None:
             visitor = outcome.logged_in and not (context.fresh or self._orders.begins)
             if visitor and lineage is not None:
-                self._give_next(lineage, login=True)
+                self._advance_generation(lineage, login=True)
             if core.keys.lineage not in session or begins:
                 await self._begin(session, outcome)
-            goes_on = self._orders.begins and self._orders.ended is None
-            if goes_on and lineage is not None and not self._is_ended_by_itself(lineage):
+            continues = self._orders.begins and self._orders.ended is None
+            if continues and lineage is not None and not self._is_ended_by_itself(lineage):
                 put_session(self._request, None)  # it was ended while its id was made
         elif outcome.renewed:
-            joins_ended = await self._joins_ended(session, lineage, outcome)
+            new_id_ended = await self._new_id_ended(session, lineage, outcome)
             now = core.judge(lineage, context.session_ws_id, outcome.previous)
             if now.state is State.ENDED:  # meanwhile, by an id or a label that it no longer has
                 put_session(self._request, None)
-            elif joins_ended:
+            elif new_id_ended:
                 self._end(lineage, outcome, carries=True)
                 await self._begin(session, outcome)
             else:
-                if not self._overtaken(lineage):
-                    self._give_next(lineage, login=False)
+                if not self._renewed_meanwhile(lineage):
+                    self._advance_generation(lineage, login=False)
                 await self._renew(session, lineage, outcome)
         elif core.keys.lineage not in session:
             await maybe_await(core.ids.ensure_id(self._request))
@@ -427,7 +429,7 @@ class Settlement:
         core.keys.write_lineage(session, lineage)
         core.identifier.remember(self._request, lineage.token, outcome.owner)
 
-    async def _joins_ended(self, session: Session, lineage: Lineage, outcome: Outcome) -> bool:
+    async def _new_id_ended(self, session: Session, lineage: Lineage, outcome: Outcome) -> bool:
         """
         Return whether a renewal gives a lineage an id that was ended since the lineage began.
 
@@ -473,7 +475,7 @@ class Settlement:
                 if session_ws_id is not None:
                     self._change(core.note(session_ws_id, lineage))
 
-    def _give_next(self, lineage: Lineage, *, login: bool) -> None:
+    def _advance_generation(self, lineage: Lineage, *, login: bool) -> None:
         """
         Give a lineage its next generation.
         """

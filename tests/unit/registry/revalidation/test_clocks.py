@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage, SimpleCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
 
-from aiohttp_session_ws.registry.revalidation import LONGEST
+from aiohttp_session_ws.registry.revalidation import MAX_BACKOFF
 from tests.support import Turnstile, until
 from tests.support.inspect import checks
 
@@ -29,12 +29,12 @@ class TestClocks:
         scene = await start(storage, revalidate_every=None)
         ws = await scene.connect()
         scene.clocks.wall += 8 * 3600
-        scene.ring(LONGEST)
+        scene.ring(MAX_BACKOFF)
         await scene.wait(1)
 
         assert await closed(ws) == (EXPIRED if isinstance(storage, RedisStorage) else RECONNECT)
 
-    @pytest.mark.parametrize("seconds", [MAX_AGE - 10 - LONGEST, 8 * 3600])
+    @pytest.mark.parametrize("seconds", [MAX_AGE - 10 - MAX_BACKOFF, 8 * 3600])
     async def test_forward_during_a_check(
         self, start: Start, storage: AbstractStorage, seconds: float
     ) -> None:
@@ -49,7 +49,7 @@ class TestClocks:
         ws = await scene.connect()
         gate.shut = True
         scene.clocks.wall += 2
-        scene.ring(LONGEST)
+        scene.ring(MAX_BACKOFF)
         scene.ring(1)
         await until(gate.arrived.is_set)
         scene.clocks.wall += seconds
@@ -68,7 +68,7 @@ class TestClocks:
         scene = await start(storage, revalidate_every=None)
         ws = await scene.connect()
         scene.clocks.wall -= 7200
-        scene.ring(LONGEST)
+        scene.ring(MAX_BACKOFF)
         await scene.wait(1)
         dues = scene.dues
         await scene.wait(dues[0] - 1)
@@ -85,7 +85,7 @@ class TestClocks:
         scene = await start(storage)
         ws = await scene.connect()
         scene.clocks.wall -= 7200
-        scene.ring(LONGEST)
+        scene.ring(MAX_BACKOFF)
         await scene.wait(1)
 
         assert await closed(ws) == RECONNECT
@@ -97,7 +97,7 @@ class TestClocks:
         await scene.connect()
         before = faulty.loads
         scene.clocks.wall += 0.9
-        scene.ring(LONGEST)
+        scene.ring(MAX_BACKOFF)
         await scene.wait(1)
 
         assert faulty.loads == before

@@ -14,7 +14,7 @@ from aiohttp_session.redis_storage import RedisStorage
 from redis.asyncio import Redis
 
 from aiohttp_session_ws.registry import revalidation
-from aiohttp_session_ws.registry.revalidation import CHECKS, LONGEST
+from aiohttp_session_ws.registry.revalidation import CHECKS, MAX_BACKOFF
 from aiohttp_session_ws.sessions.records import LineageEnded
 from tests.support import (
     AiohttpClient,
@@ -59,10 +59,10 @@ class TestTrouble:
         await scene.wait(1.2 * EVERY)
         for _ in range(10):
             waits += [(min(scene.dues), max(scene.dues))]
-            await scene.wait(1.2 * LONGEST)
+            await scene.wait(1.2 * MAX_BACKOFF)
         faulty.error = None
         stay = [await scene.stays(ws) for ws in sockets]
-        await scene.wait(1.2 * LONGEST)
+        await scene.wait(1.2 * MAX_BACKOFF)
         messages = [(record.levelname, record.getMessage()) for record in ours(caplog)]
 
         assert stay == [True, True]
@@ -98,7 +98,7 @@ class TestTrouble:
         await scene.connect()
         faulty.broken = "eve"
         for _ in range(30):
-            await scene.wait(LONGEST)
+            await scene.wait(MAX_BACKOFF)
 
         assert [record.levelname for record in ours(caplog)] == ["WARNING"]
         assert len(scene.connections) == 2
