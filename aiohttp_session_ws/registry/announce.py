@@ -107,15 +107,15 @@ class Announcer:
             return
         if about.change is not None:
             self._known.put(about.change, True)
-        if effect.rest is not None:
-            effect.rest.when_judged(lambda: self._tell(about, order, effect, node))
+        if effect.unjudged is not None:
+            effect.unjudged.when_judged(lambda: self._tell(about, order, effect, node))
         else:
             self._tell(about, order, effect, node)
 
     def _tell(self, about: About, order: Order, effect: Effect, node: str) -> None:
         sockets = sum(len(found) for _, found in effect.closing)
-        if effect.rest is not None:
-            sockets += effect.rest.sockets
+        if effect.unjudged is not None:
+            sockets += effect.unjudged.sockets
         details = OrderDetails(
             kind=about.kind,
             subject_kind=about.subject_kind,

@@ -35,7 +35,7 @@ from ..sessions.session import (
 )
 from ..sessions.status import SETTLED, State, Status, effective_began
 from .core import Core
-from .identify import NOBODY, Owner, subjects_of
+from .identify import ANONYMOUS, Owner, subjects_of
 from .order import Order
 
 __all__: list[str] = []
@@ -278,7 +278,7 @@ class Arrival:
         Judge the session by the records here; query the cluster and ``identify`` only if needed.
         """
         core, context = self._core, self._context
-        owner = NOBODY
+        owner = ANONYMOUS
         due = core.cluster.check_due(lineage.token)
         if due:
             owner = await self._owner(lineage)

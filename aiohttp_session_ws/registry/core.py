@@ -95,7 +95,7 @@ from .cluster import Cluster
 from .draining import Drainer
 from .effects import Effects
 from .hooks import Adopt, Hooks, Ids, Overrides
-from .identify import NOBODY, Identifier, Owner, expect_usable, subjects_of
+from .identify import ANONYMOUS, Identifier, Owner, expect_usable, subjects_of
 from .judging import NO_EFFECT, NOTHING_CLOSED, Effect
 from .order import Order
 from .places import Places, places_for
@@ -243,7 +243,7 @@ class Core:
         self,
         lineage: Lineage,
         session_ws_id: Hashable | None,
-        owner: Owner = NOBODY,
+        owner: Owner = ANONYMOUS,
     ) -> Status:
         """
         Judge a session by the records of this node.
@@ -564,8 +564,8 @@ def _without(connection: TrackedConnection, effect: Effect) -> Effect:
     """
     Return *effect* without one connection, which stays open.
     """
-    if effect.rest is not None:
-        effect.rest.leave(connection)
+    if effect.unjudged is not None:
+        effect.unjudged.spare(connection)
     closing = [
         (close, tuple(one for one in found if one is not connection))
         for close, found in effect.closing

@@ -36,17 +36,17 @@ from ..sessions.records import (
 from ..signals import Signals
 from .announce import Announcer
 from .hooks import Overrides
-from .judging import NO_EFFECT, Effect, Judge, Sessions, Unjudged, is_certain
+from .judging import NO_EFFECT, Effect, Judge, Sessions, UnjudgedSockets, closes_in_any_case
 from .order import Order, Refresh
 from .revalidation import Revalidator
 
 __all__: list[str] = []
 
-FEW: Final = 100  # connections that are judged before the first of them is closed
-REFRESHED: Final = 1.0  # seconds to wait for the order that keeps sockets open after a renewal
-COMMIT: Final = 0.25  # seconds that a response waits for the journal
-PART: Final = 1000  # records of a journal that are applied in a row, which takes some ms
-AT_ONCE: Final = 10  # parts in flight to the journal: its writer takes so many at once
+JUDGED_AT_ONCE: Final = 100  # connections that are judged before the first of them is closed
+REFRESH_WAIT: Final = 1.0  # seconds to wait for the order that keeps sockets open after a renewal
+COMMIT_WAIT: Final = 0.25  # seconds that a response waits for the journal
+BATCH: Final = 1000  # records of a journal that are applied in a row, which takes some ms
+BATCHES_IN_FLIGHT: Final = 10  # appended to the journal at a time: its writer takes so many at once
 
 
 class Node(Sessions, Protocol):
@@ -118,7 +118,7 @@ class Effects:
 
     async def committed(self) -> bool:
         """
-        Wait until the journal has stored what was merged, for :data:`COMMIT` seconds at most.
+        Wait until the journal has stored what was merged, for :data:`COMMIT_WAIT` seconds at most.
 
         Returns:
             Whether it has stored that; true without a journal.
@@ -126,7 +126,7 @@ class Effects:
         commit = self._commit
         if commit is None:
             return True
-        done, _ = await asyncio.wait({commit}, timeout=COMMIT)
+        done, _ = await asyncio.wait({commit}, timeout=COMMIT_WAIT)
         if not done:
             log.warning("the journal is late: what has ended lately isn't on disk yet")
         return bool(done) and commit.result()
@@ -138,7 +138,7 @@ class Effects:
         Args:
             order: The order.
             before: When it was given, by the event loop's clock, if that was not right now: a
-                handshake that began later isn't told to reconnect.
+                handshake that began later needn't reconnect.
         """
         if order.changes:
             self.merge(order.changes)
@@ -180,14 +180,16 @@ class Effects:
 
         Args:
             order: An order whose records are merged.
-            before: Connections whose handshake began later aren't told to reconnect.
+            before: Connections whose handshake began later needn't reconnect.
         """
         found = self._concerned(order, before)
         if not found:
             return NO_EFFECT  # the usual case
         if len(found) == 1 and order.close is not None:
-            ((connection, told),) = found.items()
-            if connection.state is not OPENING and is_certain(order.changes, connection, told):
+            ((connection, must_reconnect),) = found.items()
+            if connection.state is not OPENING and closes_in_any_case(
+                order.changes, connection, must_reconnect
+            ):
                 return Effect(((order.close, (connection,)),))
         judge = Judge(order, self._core)
         handshakes = 0
@@ -196,11 +198,11 @@ class Effects:
             if close is not None:
                 connection.reject(close)
                 handshakes += 1
-        if len(found) > FEW:
-            return Effect((), handshakes, (), Unjudged(found, judge))
+        if len(found) > JUDGED_AT_ONCE:
+            return Effect((), handshakes, (), UnjudgedSockets(found, judge))
         closing: dict[Close, list[TrackedConnection]] = {}
-        for connection, told in found.items():
-            close = judge.close_of(connection, told)
+        for connection, must_reconnect in found.items():
+            close = judge.close_of(connection, must_reconnect)
             if close is not None:
                 closing.setdefault(close, []).append(connection)
         groups = tuple([(close, tuple(group)) for close, group in closing.items()])
@@ -208,7 +210,7 @@ class Effects:
 
     def _concerned(self, order: Order, before: float | None) -> dict[TrackedConnection, bool]:
         """
-        Find the connections that an order may concern, each once, and whether each is told to
+        Find the connections that an order may concern, each once, and whether each has to
         reconnect in any case.
         """
         found: dict[TrackedConnection, bool] = {}
@@ -306,14 +308,14 @@ class Effects:
             for connection in found:
                 sockets += not connection.removed
             waits.append(self._connections.close_now(found, close))
-        if effect.rest is not None:
-            waits.append(self._close_rest(effect.rest))
-        self._look_again(effect.replaced)
+        if effect.unjudged is not None:
+            waits.append(self._close_unjudged(effect.unjudged))
+        self._recheck_later(effect.replaced)
         return self._report(waits, sockets, effect)
 
-    def _close_rest(self, rest: Unjudged) -> Awaitable[tuple[int, int]]:
-        rest.when_judged(lambda: self._look_again(rest.replaced))
-        return self._connections.close_rest(rest)
+    def _close_unjudged(self, unjudged: UnjudgedSockets) -> Awaitable[tuple[int, int]]:
+        unjudged.when_judged(lambda: self._recheck_later(unjudged.replaced))
+        return self._connections.close_rest(unjudged)
 
     async def _report(
         self, waits: Sequence[Awaitable[tuple[int, int]]], sockets: int, effect: Effect
@@ -323,8 +325,8 @@ class Effects:
             some_aborted, some_cancelled = await wait
             aborted += some_aborted
             cancelled += some_cancelled
-        if effect.rest is not None:
-            sockets += effect.rest.sockets
+        if effect.unjudged is not None:
+            sockets += effect.unjudged.sockets
         return CloseReport(sockets, aborted, cancelled, effect.handshakes)
 
     def carry_out_soon(self, effect: Effect) -> None:
@@ -333,17 +335,17 @@ class Effects:
         """
         for close, found in effect.closing:
             self._connections.close_soon(found, close)
-        if effect.rest is not None:
-            _ = self._close_rest(effect.rest)
-        self._look_again(effect.replaced)
+        if effect.unjudged is not None:
+            _ = self._close_unjudged(effect.unjudged)
+        self._recheck_later(effect.replaced)
 
-    def _look_again(self, replaced: Sequence[TrackedConnection]) -> None:
+    def _recheck_later(self, replaced: Sequence[TrackedConnection]) -> None:
         """
         Close sockets of an older generation in a moment, unless an order to keep them arrives.
         """
         if replaced:
             loop, context = asyncio.get_running_loop(), contextvars.Context()
-            _ = loop.call_later(REFRESHED, self._close_replaced, replaced, context=context)
+            _ = loop.call_later(REFRESH_WAIT, self._close_replaced, replaced, context=context)
 
     def _close_replaced(self, replaced: Sequence[TrackedConnection]) -> None:
         core = self._core
@@ -367,8 +369,8 @@ class Effects:
             changes: The records.
             until: When this process started.
         """
-        for start in range(0, len(changes), PART):
-            part = changes[start : start + PART]
+        for start in range(0, len(changes), BATCH):
+            part = changes[start : start + BATCH]
             self._take_effect(self.merge_stored(part, until))
             await asyncio.sleep(0)
 
@@ -380,12 +382,12 @@ class Effects:
         journal = self._core.journal
         assert journal is not None
         changes = iter(self._records)
-        parts = iter(lambda: tuple(islice(changes, PART)), ())
+        parts = iter(lambda: tuple(islice(changes, BATCH)), ())
         waiting: deque[asyncio.Future[bool]] = deque()
         try:
             for part in parts:
                 waiting.append(journal.append(part))
-                if len(waiting) < AT_ONCE:
+                if len(waiting) < BATCHES_IN_FLIGHT:
                     await asyncio.sleep(0)
                 else:
                     await waiting.popleft()

@@ -65,11 +65,11 @@ class Evictions:
             nodes |= {place.node for place in places}
         nodes.discard(here)
         if nodes:
-            told = [
+            encoded = [
                 [kind, encode(value), [tuple(place) for place in places]]
                 for (kind, value), places in others.items()
             ]
-            body = {"places": told, "by_hand": by_hand}
+            body = {"places": encoded, "by_hand": by_hand}
             if not await self._ask_to_evict(body, nodes):
                 again = self._ask_again(body, nodes)
                 _ = self._core.tasks.spawn(again, "close elsewhere", contextvars.Context())

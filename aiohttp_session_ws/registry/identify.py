@@ -52,7 +52,7 @@ class Owner(NamedTuple):
         return (Subject("identity", self.identity), *self.labels)
 
 
-NOBODY: Final = Owner()
+ANONYMOUS: Final = Owner()
 
 
 def expect_usable(value: object, unhashable: str, check: Callable[[Hashable], None]) -> None:

@@ -51,26 +51,28 @@ class Judge:
         self._core = core
         self._judged: dict[tuple[object, ...], Status] = {}  # many may be of one session
 
-    def close_of(self, connection: TrackedConnection, told: bool) -> Close | None:
+    def close_of(self, connection: TrackedConnection, must_reconnect: bool) -> Close | None:
         """
         Return the close for a connection; ``None`` if it stays open.
 
         Args:
             connection: The connection.
-            told: Whether it is told to reconnect in any case.
+            must_reconnect: Whether it has to reconnect in any case.
         """
-        close, may_go_on = self._look(connection, told)
-        if may_go_on:
+        close, may_stay = self._decide(connection, must_reconnect)
+        if may_stay:
             self.replaced.append(connection)
         return close
 
-    def closes(self, connection: TrackedConnection, told: bool) -> bool:
+    def closes(self, connection: TrackedConnection, must_reconnect: bool) -> bool:
         """
         Return whether :meth:`close_of` would return a close.
         """
-        return self._look(connection, told)[0] is not None
+        return self._decide(connection, must_reconnect)[0] is not None
 
-    def _look(self, connection: TrackedConnection, told: bool) -> tuple[Close | None, bool]:
+    def _decide(
+        self, connection: TrackedConnection, must_reconnect: bool
+    ) -> tuple[Close | None, bool]:
         """
         Return the close for a connection, or ``None``; and whether it is left open for now
         although its session was replaced.
@@ -83,12 +85,14 @@ class Judge:
             self._judged[key] = self._core.status_of(connection)
         close = self._core.close_for(self._judged[key])
         if close is None:
-            return ((order.close or self._told(connection)) if told else None), False
+            if must_reconnect:
+                close = order.close or self._close_of_shared_id(connection)
+            return close, False
         if self._judged[key].state is State.REPLACED and not order.closes and c.state is OPEN:
             return None, True
         return order.close or close, False
 
-    def _told(self, connection: TrackedConnection) -> Close:
+    def _close_of_shared_id(self, connection: TrackedConnection) -> Close:
         """
         Return the close for a connection that shares an id with the lineage of the order.
         """
@@ -99,16 +103,18 @@ class Judge:
         return RECONNECT
 
 
-def is_certain(changes: Sequence[Change], connection: TrackedConnection, told: bool) -> bool:
+def closes_in_any_case(
+    changes: Sequence[Change], connection: TrackedConnection, must_reconnect: bool
+) -> bool:
     """
     Return whether an order closes a connection in any case, so that it needn't be judged.
 
     Args:
         changes: The records of the order; they are merged.
         connection: A connection that it may concern.
-        told: Whether the order tells it to reconnect in any case.
+        must_reconnect: Whether it has to reconnect in any case.
     """
-    if told:
+    if must_reconnect:
         return True
     if len(changes) != 1 or type(changes[0]) is not SubjectEnded or connection.seldom is not None:
         return False
@@ -117,7 +123,7 @@ def is_certain(changes: Sequence[Change], connection: TrackedConnection, told: b
     return kind != "label" and own == value and connection.lineage.began <= before
 
 
-class Unjudged:
+class UnjudgedSockets:
     """
     The sockets that an order may concern, if they are so many that to judge them takes a while.
 
@@ -125,7 +131,7 @@ class Unjudged:
     before their turn. They are judged by the records at their turn, since no end is taken back.
 
     Args:
-        found: The sockets, and whether they are told to reconnect in any case.
+        found: The sockets, and whether each has to reconnect in any case.
         judge: Judges them.
 
     Attributes:
@@ -144,7 +150,7 @@ class Unjudged:
     def __len__(self) -> int:
         return len(self._found)
 
-    def leave(self, connection: TrackedConnection) -> None:
+    def spare(self, connection: TrackedConnection) -> None:
         """
         Keep a connection open.
         """
@@ -154,8 +160,8 @@ class Unjudged:
         """
         Return whether a connection will be closed when its turn comes.
         """
-        told = self._found.get(connection)
-        return told is not None and self._judge.closes(connection, told)
+        must_reconnect = self._found.get(connection)
+        return must_reconnect is not None and self._judge.closes(connection, must_reconnect)
 
     def when_judged(self, act: Callable[[], None]) -> None:
         """
@@ -170,8 +176,8 @@ class Unjudged:
         """
         Judge the sockets in turn, once; yield each that is to be closed with its close, else None.
         """
-        for connection, told in self._found.items():
-            close = self._judge.close_of(connection, told)
+        for connection, must_reconnect in self._found.items():
+            close = self._judge.close_of(connection, must_reconnect)
             if close is None:
                 yield None
                 continue
@@ -192,20 +198,20 @@ class Effect(NamedTuple):
         closing: The open sockets to close, and with what.
         handshakes: How many handshakes it has rejected.
         replaced: Open sockets of an older generation that are left open for now.
-        rest: If there are many open sockets: those to judge while they are closed.
+        unjudged: If there are many open sockets: those to judge while they are closed.
     """
 
     closing: tuple[tuple[Close, tuple[TrackedConnection, ...]], ...] = ()
     handshakes: int = 0
     replaced: tuple[TrackedConnection, ...] = ()
-    rest: Unjudged | None = None
+    unjudged: UnjudgedSockets | None = None
 
     @property
     def closes(self) -> bool:
         """
         Whether there may be open sockets to close.
         """
-        return bool(self.closing or self.replaced or self.rest is not None)
+        return bool(self.closing or self.replaced or self.unjudged is not None)
 
 
 NO_EFFECT: Final = Effect()

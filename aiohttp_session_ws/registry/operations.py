@@ -66,11 +66,11 @@ class Operations:
         core = self._core
         core.expect_loop()
         _ = expect(connection_id, str, "connection_id")
-        told = as_close(close, reason, RECONNECT)
-        report = await close_here(core, connection_id, told)
+        close_order = as_close(close, reason, RECONNECT)
+        report = await close_here(core, connection_id, close_order)
         if report.sockets:
             return report
-        body = {"id": connection_id, "code": told.code, "reason": told.reason}
+        body = {"id": connection_id, "code": close_order.code, "reason": close_order.reason}
         answers = await core.cluster.ask("close", body, wait)
         for found in answers.bodies:
             if found.get("sockets"):
@@ -177,8 +177,8 @@ def add_answers(core: Core) -> None:
     """
 
     async def close(body: Body) -> Body:
-        told = Close(int(body["code"]), str(body["reason"]))
-        report = await close_here(core, str(body["id"]), told)
+        close_order = Close(int(body["code"]), str(body["reason"]))
+        report = await close_here(core, str(body["id"]), close_order)
         return {**asdict(report), "settles": bool(report.sockets)}
 
     async def recheck(body: Body) -> Body:

@@ -50,12 +50,12 @@ class Orders:
         """
         core = self._core
         core.expect_loop()
-        told = as_close(close, reason, RECONNECT)
+        close_order = as_close(close, reason, RECONNECT)
         opening = core.connections.handshakes()
         for connection in opening:
-            connection.reject(told)
+            connection.reject(close_order)
         core.close_orders.add_all(time.monotonic())
-        effect = Effect(((told, tuple(core.connections.all())),), len(opening))
+        effect = Effect(((close_order, tuple(core.connections.all())),), len(opening))
         return await core.effects.carry_out(effect)
 
     async def close_all_session(
@@ -153,9 +153,9 @@ class Orders:
     ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_arguments(by, wait, except_)
-        told = as_close(close, reason, RECONNECT)
-        first = core.connections.write_first(subject, told, but=except_)
-        return core.give(Order((), (subject,), told, by), wait, except_, first)
+        close_order = as_close(close, reason, RECONNECT)
+        first = core.connections.write_first(subject, close_order, but=except_)
+        return core.give(Order((), (subject,), close_order, by), wait, except_, first)
 
     async def end_session(
         self,
@@ -277,10 +277,10 @@ class Orders:
     ) -> Awaitable[CloseReport]:
         core = self._core
         core.expect_arguments(by, wait)
-        told = as_close(close, reason, SESSION_ENDED)
+        close_order = as_close(close, reason, SESSION_ENDED)
         before = core.clock.end_time()
-        first = core.connections.write_first(subject, told, began=before)
+        first = core.connections.write_first(subject, close_order, began=before)
         end = SubjectEnded(subject, before, core.ttl)
         core.note_own_end(end)
         changes = (end, *self._ends_of_known(subject, before))
-        return core.give(Order(changes, (), told, by), wait, first=first)
+        return core.give(Order(changes, (), close_order, by), wait, first=first)

@@ -28,7 +28,7 @@ from ..sessions.session import (
 )
 from .core import Core
 from .deferred import close_later, context_for, settle, settle_when_sent
-from .identify import NOBODY, subjects_of
+from .identify import ANONYMOUS, subjects_of
 from .order import Order
 
 __all__: list[str] = []
@@ -157,13 +157,13 @@ class ScheduledOrders:
         session = context.session
         if identity is None or session is None:
             return False
-        came, was = None if context.fresh else context.lineage, NOBODY
+        came, was = None if context.fresh else context.lineage, ANONYMOUS
         if came is not None:
             was = await core.identifier.of_content(request, session, context.content or {})
         logged_in = identity != was.identity
         if came is None or (logged_in and not context.status.alive):
             # A log-in begins a lineage, whatever the status of the one that the request carries.
-            lineage, session_ws_id, was = new_lineage(context.arrived), None, NOBODY
+            lineage, session_ws_id, was = new_lineage(context.arrived), None, ANONYMOUS
         else:
             lineage, session_ws_id = came, context.session_ws_id
         since = context.arrived if logged_in else lineage.began

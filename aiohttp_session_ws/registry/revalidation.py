@@ -38,7 +38,7 @@ from ..sessions.session import (
     put_session,
 )
 from ..typing import Authorize
-from .identify import NOBODY, Identifier, Owner
+from .identify import ANONYMOUS, Identifier, Owner
 from .judging import Sessions
 from .request_again import authorization_key, may_have_unsaved_changes, request_again
 
@@ -312,7 +312,9 @@ class Revalidator:
         ends = expires_at(session)  # before identify() may touch it
         lineage = None if session is None else core.keys.read_lineage(session)
         server_side = session is not None and is_server_side(session)
-        found = SessionState(session_ws_id, lineage, NOBODY, ends, server_side, request, loaded_at)
+        found = SessionState(
+            session_ws_id, lineage, ANONYMOUS, ends, server_side, request, loaded_at
+        )
         if (
             self._has_its_id(found, connection)
             or not connection.keeps_id

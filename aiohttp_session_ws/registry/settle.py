@@ -34,7 +34,7 @@ from ..sessions.session import (
 )
 from ..sessions.status import SETTLED, State
 from .core import Core
-from .identify import NOBODY, Owner
+from .identify import ANONYMOUS, Owner
 from .order import Order, Refresh
 
 __all__: list[str] = []
@@ -75,7 +75,9 @@ class Outcome(NamedTuple):
         return self.changed_hands and self.previous.identity is None
 
 
-UNCHANGED: Final = Outcome(anew=False, owner=NOBODY, previous=NOBODY, renewed=False, removed=False)
+UNCHANGED: Final = Outcome(
+    anew=False, owner=ANONYMOUS, previous=ANONYMOUS, renewed=False, removed=False
+)
 
 
 async def compare(
@@ -94,7 +96,7 @@ async def compare(
         return await _unchanged(core, request, context)
     came = None if context.fresh else context.session_ws_id
     anew = session is not context.session or _was_emptied(core, context, session)
-    owner = previous = NOBODY
+    owner = previous = ANONYMOUS
     if core.overrides.ids:
         now = await core.current_id(request)
         if now != came and not context.orders.renewed:
@@ -164,7 +166,7 @@ def _was_emptied(core: Core, context: RequestContext, session: Session) -> bool:
 
 async def _previous_owner(core: Core, request: web.Request, context: RequestContext) -> Owner:
     if context.fresh or context.session is None or not context.content:
-        return NOBODY
+        return ANONYMOUS
     return await core.identifier.of_content(request, context.session, context.content)
 
 

@@ -154,7 +154,7 @@ class TestRestart:
         Rewriting all records leaves room for new ones, however slow the disk is; all are written
         even if the process stops before.
         """
-        monkeypatch.setattr(effects, "PART", 1)
+        monkeypatch.setattr(effects, "BATCH", 1)
         monkeypatch.setattr(journal_writer, "BACKLOG", 1000 if stops else 20)
         monkeypatch.setattr(journal_writer, "RETRY", 0.0)
         write, works, damaged = JournalFile.write, threading.Event(), [True]

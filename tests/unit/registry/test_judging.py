@@ -21,7 +21,7 @@ from aiohttp_session_ws.connections import closing
 from aiohttp_session_ws.connections.connection import CLOSING, OPEN, TrackedConnection
 from aiohttp_session_ws.registry import effects
 from aiohttp_session_ws.registry.identify import Owner, subjects_of
-from aiohttp_session_ws.registry.judging import Judge, is_certain
+from aiohttp_session_ws.registry.judging import Judge, closes_in_any_case
 from aiohttp_session_ws.registry.order import Order
 from aiohttp_session_ws.results import CloseReport
 from aiohttp_session_ws.sessions.clock import Clock
@@ -60,7 +60,7 @@ async def carry_out(
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """One socket is as much as a slice may take, and two are many."""
-    monkeypatch.setattr(effects, "FEW", 1)
+    monkeypatch.setattr(effects, "JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(closing, "AT_ONCE", 0)
     monkeypatch.setattr(closing, "SLICE", 1)
     monkeypatch.setattr(closing, "ROW", 1)
@@ -200,13 +200,13 @@ def test_certain() -> None:
             proven=None,
         )
         end = SubjectEnded(Subject(*rng.choice(SUBJECTS)), rng.uniform(0, 3), 60.0)
-        told = rng.random() < 0.5
+        must_reconnect = rng.random() < 0.5
         others: list[Change] = [
             LineageEnded("t", 1.0, carries=rng.random() < 0.5, ttl=60.0),
             LineageRenewed("t", 2, 1, 1.0, False, seen=True, ttl=60.0),
             IdNote("x", "t", 1.0, 60.0),
         ]
-        changes: tuple[Change, ...] = () if told else (end,)
+        changes: tuple[Change, ...] = () if must_reconnect else (end,)
         for change in (*rng.sample(others, rng.randrange(3)), *changes):
             records.merge(change)
 
@@ -217,10 +217,10 @@ def test_certain() -> None:
         core: Any = SimpleNamespace(
             status_of=judge, close_for=lambda found: CLOSE_FOR[found.state]
         )
-        closes = (Subject("id", "x"),) if told else ()
+        closes = (Subject("id", "x"),) if must_reconnect else ()
         slow = Judge(Order(changes, closes, Close(4000)), core)
-        if is_certain(changes, connection, told):
-            certain[told] += 1
-            assert slow.close_of(connection, told) == Close(4000)
+        if closes_in_any_case(changes, connection, must_reconnect):
+            certain[must_reconnect] += 1
+            assert slow.close_of(connection, must_reconnect) == Close(4000)
             assert not slow.replaced
     assert min(certain) > 100
