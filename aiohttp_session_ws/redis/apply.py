@@ -51,7 +51,7 @@ class Applier:
         self._hear(heard.changes)
         order, given = self._order(heard)
         effect = self._effects.apply(order, before=given)
-        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
+        self._node.announcer.received(order, effect, sender.rpartition("/")[0])
         return effect
 
     def _order(self, heard: PublishedOrder) -> tuple[Order, float | None]:
@@ -123,7 +123,7 @@ class Applier:
             raise
         if effect.closes:
             self._effects.carry_out_soon(effect)
-        self._node.announcer.heard(order, effect, sender.rpartition("/")[0])
+        self._node.announcer.received(order, effect, sender.rpartition("/")[0])
 
     def carry_out_row(self, row: Row, sender: str) -> Sequence[Callable[[], None]]:
         """
@@ -185,7 +185,7 @@ class Applier:
         self._hear(changes)
         self._effects.learn(changes)
         for change in changes:
-            self._node.announcer.found(change)
+            self._node.announcer.recovered(change)
         for close in closes:
             if self._seen.add(close.number):
                 order = Order(closes=(close.subject,), close=close.close)

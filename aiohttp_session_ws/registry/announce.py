@@ -18,8 +18,8 @@ from .order import Order
 
 __all__: list[str] = []
 
-TWICE: Final = 60.0  # seconds within which an order may be published, but not announced, again
-MANY: Final = 10_000  # orders remembered for that
+REPEAT_WINDOW: Final = 60.0  # seconds in which an order may be published again, but not announced
+MAX_REMEMBERED: Final = 10_000  # orders remembered for that
 
 _DONE: Final[dict[OrderKind, str]] = {
     "end": "was ended",
@@ -66,7 +66,7 @@ class Announcer:
         self._tasks = tasks
         self._signal = signal
         self._node = node
-        self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MANY, TWICE)
+        self._known: ExpiringDict[Hashable, bool] = ExpiringDict(MAX_REMEMBERED, REPEAT_WINDOW)
 
     @property
     def announces(self) -> bool:
@@ -84,7 +84,7 @@ class Announcer:
             if self.announces:
                 self._announce(order, effect, self._node)
 
-    def heard(self, order: Order, effect: Effect, node: str) -> None:
+    def received(self, order: Order, effect: Effect, node: str) -> None:
         """
         Announce an order of another node; *node* is empty if its name is no longer known.
         """
@@ -93,7 +93,7 @@ class Announcer:
             if self.announces:
                 self._announce(order, effect, node)
 
-    def found(self, change: Change) -> None:
+    def recovered(self, change: Change) -> None:
         """
         Announce a record that this node missed when it was published.
         """
@@ -108,11 +108,11 @@ class Announcer:
         if about.change is not None:
             self._known.put(about.change, True)
         if effect.unjudged is not None:
-            effect.unjudged.when_judged(lambda: self._tell(about, order, effect, node))
+            effect.unjudged.when_judged(lambda: self._send(about, order, effect, node))
         else:
-            self._tell(about, order, effect, node)
+            self._send(about, order, effect, node)
 
-    def _tell(self, about: About, order: Order, effect: Effect, node: str) -> None:
+    def _send(self, about: About, order: Order, effect: Effect, node: str) -> None:
         sockets = sum(len(found) for _, found in effect.closing)
         if effect.unjudged is not None:
             sockets += effect.unjudged.sockets

@@ -51,7 +51,7 @@ def begin_request(core: Core, request: web.Request) -> RequestContext:
     return RequestContext(request, asyncio.current_task(core.loop), core.clock.begin_time())
 
 
-def loading_at_once(core: Core, request: web.Request) -> Awaitable[Session] | None:
+def fast_path_load(core: Core, request: web.Request) -> Awaitable[Session] | None:
     """
     Return an awaitable that loads the session of a request, if that may take the fast path.
     """
@@ -64,7 +64,7 @@ def loading_at_once(core: Core, request: web.Request) -> Awaitable[Session] | No
     return storage.load_session(request)
 
 
-def arrive_at_once(
+def try_fast_path(
     core: Core, request: web.Request, context: RequestContext, session: Session
 ) -> bool:
     """
@@ -82,7 +82,7 @@ def arrive_at_once(
     records = core.records
     if core.cluster.remote and core.cluster.check_due(lineage.token):
         return False
-    if (lineage.generation or records.may_concern(lineage.token)) and not _is_unremarkable(
+    if (lineage.generation or records.may_concern(lineage.token)) and not _no_record_applies(
         core, lineage, session_ws_id
     ):
         return False
@@ -91,13 +91,13 @@ def arrive_at_once(
     context.epoch = records.epoch
     context.held_data = len(session) > OWN_KEYS
     context.session, context.stage = session, HANDLING
-    if core.identifier.asks:
+    if core.identifier.configured:
         context.content = content_of(session, core.keys)
     set_current(context)
     return True
 
 
-def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
+def _no_record_applies(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
     """
     Return whether no record can concern a session, except that of its own, newest generation.
     """
@@ -116,7 +116,7 @@ def _is_unremarkable(core: Core, lineage: Lineage, session_ws_id: str) -> bool:
         return True
     if records.ended_before(Subject("id", session_ws_id)) > -math.inf:
         return False
-    if not core.identifier.asks:
+    if not core.identifier.configured:
         return True
     return records.latest_owner_end < effective_began(lineage, core.clock.now())
 
@@ -137,7 +137,7 @@ class Arrival:
         self._core = core
         self._request = request
         self._context = context or begin_request(core, request)
-        self._give: Callable[[web.Request], object] = core.ids.ensure_id
+        self._make_id: Callable[[web.Request], object] = core.ids.ensure_id
         set_current(self._context)
 
     async def judge(self) -> RequestContext:
@@ -159,13 +159,13 @@ class Arrival:
         Give the session an id, for a socket, where the application's ``ensure_id`` gave it none.
         """
         context = self._context
-        self._give = self._core.ids.new_id
+        self._make_id = self._core.ids.new_id
         context.stage = ARRIVING  # giving a missing id is no renewal
         try:
             if context.session is None:
-                await self._meet_id()
+                await self._ensure_external_id()
             else:
-                await self._meet(context.session)
+                await self._ensure_lineage(context.session)
         finally:
             context.stage = HANDLING
 
@@ -173,9 +173,9 @@ class Arrival:
         core, context = self._core, self._context
         session = context.session = await self._load()
         if session is None:
-            await self._meet_id()
+            await self._ensure_external_id()
         else:
-            await self._meet(session)
+            await self._ensure_lineage(session)
         if context.lineage is not None:
             context.status = await self._status(context.lineage)
             context.newest = core.records.newest(context.lineage.token)
@@ -187,7 +187,7 @@ class Arrival:
         if session is not None:
             context.carried = core.keys.lineage in session
             context.held_data = core.keys.holds_data(session)
-            if core.identifier.asks or context.given:
+            if core.identifier.configured or context.given:
                 context.content = content_of(session, core.keys)
         context.stage = HANDLING
         return context
@@ -205,19 +205,19 @@ class Arrival:
             " session_ws_middleware])"
         )
 
-    async def _meet_id(self) -> None:
+    async def _ensure_external_id(self) -> None:
         """
         Read an id that is kept outside of any session, or give one; it is its own lineage.
         """
         context = self._context
         context.session_ws_id = await self._current_id()
         if context.session_ws_id is None:
-            await maybe_await(self._give(self._request))
+            await maybe_await(self._make_id(self._request))
             context.session_ws_id = await self._current_id()
         if context.session_ws_id is not None:
             context.lineage = Lineage(f"id {context.session_ws_id!r}", 0, 0.0)
 
-    async def _meet(self, session: Session) -> None:
+    async def _ensure_lineage(self, session: Session) -> None:
         """
         Give a session an id and a lineage if it has none.
         """
@@ -230,7 +230,7 @@ class Arrival:
         written = keys.lineage in session
         if context.session_ws_id is None:
             context.loaded = content_of(session, keys)
-            await maybe_await(self._give(self._request))
+            await maybe_await(self._make_id(self._request))
             context.session_ws_id = await self._current_id()
             context.given = context.id_given = context.session_ws_id is not None
         if not written and context.session_ws_id is None and session.empty:
@@ -285,7 +285,7 @@ class Arrival:
             subjects = subjects_of(context.session_ws_id, owner)
             context.checked = await core.cluster.check_request(lineage.token, subjects)
         found = core.judge(lineage, context.session_ws_id, owner)
-        if found.state is State.ENDED or due or not core.identifier.asks:
+        if found.state is State.ENDED or due or not core.identifier.configured:
             return found
         if core.records.latest_owner_end < effective_began(lineage, core.clock.now()):
             return found
@@ -320,20 +320,20 @@ class Arrival:
             context.status = core.judge(context.lineage, context.session_ws_id)
             context.newest, context.given = record.generation, True
         elif state is State.ENDED or age >= core.expiry.renewal_grace:
-            await self._begin_anew(mint=state is State.REPLACED or age > SETTLED)
+            await self._begin_anew(with_id=state is State.REPLACED or age > SETTLED)
 
-    async def _begin_anew(self, *, mint: bool) -> None:
+    async def _begin_anew(self, *, with_id: bool) -> None:
         """
         Give the request a new, empty session.
 
         Args:
-            mint: Whether to give it an id: not while another response, with the right cookie,
+            with_id: Whether to give it an id: not while another response, with the right cookie,
                 may be on its way.
         """
         core, context = self._core, self._context
         context.session = await begin_session(self._request)
         context.fresh = True
-        if mint:
+        if with_id:
             await maybe_await(core.ids.ensure_id(self._request))
             if not context.session.empty:
                 core.keys.write_lineage(context.session, new_lineage(context.arrived))
@@ -356,5 +356,5 @@ class Arrival:
             now = core.clock.now()
             change = LineageRenewed(lineage.token, generation, 0, now, False, True, core.ttl)
         if change != known:
-            core.give_soon(Order((change,)))
+            core.issue_soon(Order((change,)))
             self._context.newest = generation

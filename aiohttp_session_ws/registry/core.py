@@ -135,7 +135,8 @@ class Core:
         questions: The questions of other nodes that this one answers.
         revalidator: Checks the sessions of open sockets from time to time.
         tasks: Tasks that no request can cancel.
-        asks: Whether a handshake may have to wait for ``identify``, other nodes or a free place.
+        handshake_may_wait: Whether a handshake may have to wait for ``identify``, other nodes or a
+            free place.
         warn: Warns of misuse, once.
         presence: Tracks which identities have sockets, for ``on_first`` and ``on_last``.
         places: Counts sockets for limits over all nodes; ``None`` if there is no such limit.
@@ -192,8 +193,8 @@ class Core:
         Make the parts that use other parts, and initialize what is set while an application runs.
         """
         limits = self.limits
-        self.asks = (
-            self.identifier.asks
+        self.handshake_may_wait = (
+            self.identifier.configured
             or self.cluster.remote
             or limits.per_session is not None
             or limits.per_identity is not None
@@ -297,7 +298,7 @@ class Core:
         if except_ is not None:
             _ = self.connections.tracked(except_)
 
-    async def give(
+    async def issue(
         self,
         order: Order,
         wait: float = 0.0,
@@ -337,7 +338,7 @@ class Core:
             report = replace(report, stored=False)
         return report
 
-    def note_own_end(self, end: SubjectEnded) -> None:
+    def record_own_end(self, end: SubjectEnded) -> None:
         """
         Remember an end ordered by a handler: a lineage that its request begins must begin later.
         """
@@ -345,7 +346,7 @@ class Core:
         if context is not None and context.stage is HANDLING and context.connection is None:
             context.ordering().own_ends[end.subject] = end.at
 
-    def give_soon(self, order: Order) -> None:
+    def issue_soon(self, order: Order) -> None:
         """
         Apply an order on this node and all others, without waiting.
         """

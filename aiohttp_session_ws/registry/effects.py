@@ -46,7 +46,9 @@ JUDGED_AT_ONCE: Final = 100  # connections that are judged before the first of t
 REFRESH_WAIT: Final = 1.0  # seconds to wait for the order that keeps sockets open after a renewal
 COMMIT_WAIT: Final = 0.25  # seconds that a response waits for the journal
 BATCH: Final = 1000  # records of a journal that are applied in a row, which takes some ms
-BATCHES_IN_FLIGHT: Final = 10  # appended to the journal at a time: its writer takes so many at once
+BATCHES_IN_FLIGHT: Final = (
+    10  # appended to the journal at a time: its writer takes so many at once
+)
 
 
 class Node(Sessions, Protocol):

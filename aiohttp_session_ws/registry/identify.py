@@ -103,7 +103,7 @@ class Identifier:
 
     Attributes:
         identify: The callable.
-        asks: Whether there is a callable to be called for a request.
+        configured: Whether there is a callable to be called for a request.
         optional: Whether identities may be ended without it: by a script, which has no sockets.
     """
 
@@ -114,7 +114,7 @@ class Identifier:
         self.labels = labels
         self.optional = False
         self._check = check
-        self.asks = identify is not None or labels is not None
+        self.configured = identify is not None or labels is not None
         self._logged = OncePerMinute()
         self._known: ExpiringDict[Hashable, Owner] = ExpiringDict(REMEMBERED, REMEMBERED_FOR)
 
@@ -184,7 +184,7 @@ class Identifier:
                 logged, at most once a minute per kind.
         """
         try:
-            return await self._ask_both(request)
+            return await self._call_both(request)
         except (IdentifyFailed, InvalidIdentity) as exc:
             cause = exc.__cause__ or exc
             if self._logged.allows(type(cause).__name__):
@@ -192,21 +192,21 @@ class Identifier:
                 log.error("%s; requests that need it get 503 (%s)", exc, describe_error(cause))
             raise
 
-    async def _ask_both(self, request: web.Request) -> Owner:
+    async def _call_both(self, request: web.Request) -> Owner:
         identity, until = None, math.inf
         if self.identify is not None:
-            identity = await _ask("identify", self.identify, request)
+            identity = await _call("identify", self.identify, request)
             if isinstance(identity, Identified):
                 identity, until = identity
                 if not _is_time(until):
                     raise InvalidIdentity(f"until= is in seconds since the epoch, not {until!r}")
             if identity is not None:
                 identity = self.usable(identity)
-        labels = () if self.labels is None else await self._ask_labels(self.labels, request)
+        labels = () if self.labels is None else await self._call_labels(self.labels, request)
         return Owner(identity, labels, until)
 
-    async def _ask_labels(self, labels: Labels, request: web.Request) -> tuple[Subject, ...]:
-        found = await _ask("labels", labels, request)
+    async def _call_labels(self, labels: Labels, request: web.Request) -> tuple[Subject, ...]:
+        found = await _call("labels", labels, request)
         if not found:
             return ()
         if not isinstance(found, Mapping) or len(found) > MOST_LABELS:
@@ -242,8 +242,8 @@ class Identifier:
         """
         Cache the owner of the lineage of *request*, if it has an identity or labels.
         """
-        somebody = owner.identity is not None or owner.labels
-        if self.asks and somebody:  # else each request with a stale cookie would add one
+        known = owner.identity is not None or owner.labels
+        if self.configured and known:  # else each request with a stale cookie would add one
             self._known.put(self._key(request, token), owner)
 
     def _key(self, request: web.Request, token: str) -> Hashable:
@@ -270,17 +270,17 @@ def subjects_of(session_ws_id: Hashable | None, owner: Owner) -> tuple[Subject, 
     return (Subject("id", session_ws_id), *owner.subjects)
 
 
-async def _ask(name: str, ask: Callable[[web.Request], Any], request: web.Request) -> Any:
+async def _call(name: str, function: Callable[[web.Request], Any], request: web.Request) -> Any:
     """
     Call the application for *request*; 401 and 403 mean that it is anonymous.
     """
     try:
-        return await maybe_await(ask(request))
+        return await maybe_await(function(request))
     except (web.HTTPUnauthorized, web.HTTPForbidden):
         return None
     except Exception as exc:
         msg = (
-            f"{name} {ask!r} raised {type(exc).__name__}; it is called with the request, and must"
-            " return None if that is anonymous"
+            f"{name} {function!r} raised {type(exc).__name__}; it is called with the request, and"
+            " must return None if that is anonymous"
         )
         raise IdentifyFailed(msg) from exc

@@ -155,7 +155,7 @@ class Orders:
         core.expect_arguments(by, wait, except_)
         close_order = as_close(close, reason, RECONNECT)
         first = core.connections.write_first(subject, close_order, but=except_)
-        return core.give(Order((), (subject,), close_order, by), wait, except_, first)
+        return core.issue(Order((), (subject,), close_order, by), wait, except_, first)
 
     async def end_session(
         self,
@@ -281,6 +281,6 @@ class Orders:
         before = core.clock.end_time()
         first = core.connections.write_first(subject, close_order, began=before)
         end = SubjectEnded(subject, before, core.ttl)
-        core.note_own_end(end)
+        core.record_own_end(end)
         changes = (end, *self._ends_of_known(subject, before))
-        return core.give(Order(changes, (), close_order, by), wait, first=first)
+        return core.issue(Order(changes, (), close_order, by), wait, first=first)

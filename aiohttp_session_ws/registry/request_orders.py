@@ -261,7 +261,7 @@ class ScheduledOrders:
         """
         order = Order(tuple(changes))
         if context.stage is not HANDLING:  # the request was cancelled, and is settled already
-            self._core.give_soon(order)
+            self._core.issue_soon(order)
             return
         self._core.effects.apply(order)
         self._core.cluster.record(order)
@@ -311,7 +311,7 @@ class ScheduledOrders:
         core, lineage = self._core, connection.lineage
         session_ws_id = connection.session_ws_id
         own = core.end_of(lineage, session_ws_id, core.clock.order_time(), carries=False)
-        await core.give(Order((*others, *own), closes=(Subject("id", session_ws_id),)))
+        await core.issue(Order((*others, *own), closes=(Subject("id", session_ws_id),)))
 
     async def _settle_without_middleware(
         self,

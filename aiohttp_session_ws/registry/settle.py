@@ -108,7 +108,7 @@ async def compare(
     renewed = context.orders.renewed or (not core.overrides.ids and now not in (None, came))
     removed = not core.overrides.ids and now is None and came is not None
     relabelled = False
-    if core.identifier.asks:
+    if core.identifier.configured:
         found = await core.identifier.of(request)
         before = await _previous_owner(core, request, context)
         relabelled = _has_other_labels(context, found, before)
@@ -128,7 +128,7 @@ async def _unchanged(core: Core, request: web.Request, context: RequestContext) 
     Return the outcome of an unchanged session, with its owner if an end may concern its owner.
     """
     lineage = context.lineage
-    if not core.identifier.asks or lineage is None:
+    if not core.identifier.configured or lineage is None:
         return UNCHANGED
     if core.records.latest_owner_end < lineage.began:
         return UNCHANGED

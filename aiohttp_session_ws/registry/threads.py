@@ -22,26 +22,28 @@ __all__ = ["ThreadSafe"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PATIENCE: Final = 10.0  # seconds that a call may take
+DEFAULT_TIMEOUT: Final = 10.0  # seconds that a call may take
 
 
 def _blocking(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], *, asks: bool = False
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+    *,
+    cancel_on_timeout: bool = False,
 ) -> Callable[Concatenate[ThreadSafe, P], R]:
     """
     Return a blocking method that calls the registry's method in its event loop.
 
     Args:
         method: The registry's method.
-        asks: Whether it only queries something, so that it may be cancelled on timeout.
+        cancel_on_timeout: Whether to cancel the call on timeout: it only queries something.
     """
     name = method.__name__
 
     @functools.wraps(method)
     def call(self: ThreadSafe, /, *args: P.args, **kwargs: P.kwargs) -> R:
         # Looked up by name, since the application may have overridden it.
-        begin = functools.partial(getattr(self.registry, name), *args, **kwargs)
-        result: R = self.run(begin, asks=asks)
+        factory = functools.partial(getattr(self.registry, name), *args, **kwargs)
+        result: R = self.run(factory, cancel_on_timeout=cancel_on_timeout)
         return result
 
     return call
@@ -60,7 +62,7 @@ class ThreadSafe:
         registry: The registry.
     """
 
-    def __init__(self, core: Core, registry: object, timeout: float = PATIENCE) -> None:
+    def __init__(self, core: Core, registry: object, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.registry = registry
         self._core = core
         self._timeout = timeout
@@ -74,14 +76,16 @@ class ThreadSafe:
         """
         return ThreadSafe(self._core, self.registry, timeout)
 
-    def run(self, begin: Callable[[], Coroutine[Any, Any, R]], *, asks: bool = False) -> R:
+    def run(
+        self, factory: Callable[[], Coroutine[Any, Any, R]], *, cancel_on_timeout: bool = False
+    ) -> R:
         """
         Run a coroutine in the event loop of the application, and wait for its result.
 
         Args:
-            begin: Returns the coroutine; called in that event loop.
-            asks: Whether to cancel the coroutine on timeout. An order is not cancelled: if the
-                event loop has not started it by then, it would be lost.
+            factory: Returns the coroutine; called in that event loop.
+            cancel_on_timeout: Whether to cancel the coroutine on timeout. An order is not
+                cancelled: if the event loop has not started it by then, it would be lost.
 
         Raises:
             NotSetUp: If no application has started the registry.
@@ -96,13 +100,13 @@ class ThreadSafe:
                 "registry.threadsafe is for other threads: in the event loop of the application"
                 " await the registry's own methods"
             )
-        future = asyncio.run_coroutine_threadsafe(_begin(begin), loop)
+        future = asyncio.run_coroutine_threadsafe(_await_result(factory), loop)
         try:
             return future.result(self._timeout)
         except TimeoutError:
             if future.done():
                 raise  # raised by the coroutine itself
-            if asks:
+            if cancel_on_timeout:
                 _ = future.cancel()
             raise TimeoutError(
                 f"the registry has not answered within {self._timeout:g} s"
@@ -117,7 +121,7 @@ class ThreadSafe:
     close_all_label = _blocking(Orders.close_all_label)
     close_connection = _blocking(Operations.close_connection)
     recheck = _blocking(Operations.recheck)
-    cluster_stats = _blocking(Operations.cluster_stats, asks=True)
+    cluster_stats = _blocking(Operations.cluster_stats, cancel_on_timeout=True)
     send_session = _blocking(Pushes.send_session)
     send_identity = _blocking(Pushes.send_identity)
     send_label = _blocking(Pushes.send_label)
@@ -126,12 +130,12 @@ class ThreadSafe:
     send_identity_json = _blocking(Pushes.send_identity_json)
     broadcast_json = _blocking(Pushes.broadcast_json)
     relay = _blocking(Pushes.relay)
-    connections = _blocking(Queries.connections, asks=True)
-    count = _blocking(Queries.count, asks=True)
+    connections = _blocking(Queries.connections, cancel_on_timeout=True)
+    count = _blocking(Queries.count, cancel_on_timeout=True)
 
 
-async def _begin(begin: Callable[[], Coroutine[Any, Any, R]]) -> R:
-    result: R = await maybe_await(begin())  # an override may be sync
+async def _await_result(factory: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    result: R = await maybe_await(factory())  # an override may be sync
     return result
 
 

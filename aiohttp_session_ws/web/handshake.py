@@ -146,7 +146,7 @@ class Handshake:
         """
         core, signals = self.core, self.core.signals
         return bool(
-            core.asks
+            core.handshake_may_wait
             or core.authorize is not None
             or context.id_given
             or signals.on_handshake
@@ -162,7 +162,7 @@ class Handshake:
         if core.signals.on_handshake:
             details = HandshakeDetails(request, connection.session_ws_id)
             await core.signals.on_handshake.send(details)
-        if core.identifier.asks:
+        if core.identifier.configured:
             await self._identify(context, connection)
         if core.cluster.remote and (not context.checked or core.cluster.deaf):
             await core.cluster.check_handshake(connection)

@@ -15,7 +15,7 @@ from ..exceptions import (
     SessionEnded,
     SessionWSClosed,
 )
-from ..registry.arrival import Arrival, arrive_at_once, begin_request, loading_at_once
+from ..registry.arrival import Arrival, begin_request, fast_path_load, try_fast_path
 from ..registry.core import Core
 from ..registry.deferred import settle
 from ..sessions.context import HANDLING, RequestContext, context_of
@@ -58,8 +58,8 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
     if hdrs.UPGRADE in request.headers:
         await _arrive_in_time(core, request, context)
     else:
-        loading = loading_at_once(core, request)
-        if loading is None or not arrive_at_once(core, request, context, await loading):
+        loading = fast_path_load(core, request)
+        if loading is None or not try_fast_path(core, request, context, await loading):
             await _arrive(core, request, context)
     context.behind_middleware = True
     response: web.StreamResponse | None = None
@@ -85,7 +85,7 @@ async def session_ws_middleware(request: web.Request, handler: Handler) -> web.S
 
 async def _arrive(core: Core, request: web.Request, context: RequestContext) -> None:
     """
-    Judge a request for which ``arrive_at_once()`` is not enough.
+    Judge a request for which ``try_fast_path()`` is not enough.
     """
     try:
         await Arrival(core, request, context).judge()
@@ -100,8 +100,8 @@ async def _arrive_in_time(core: Core, request: web.Request, context: RequestCont
     """
     core.handshakes.begin(context, request, context.task)
     try:
-        loading = loading_at_once(core, request)
-        if loading is None or not arrive_at_once(core, request, context, await loading):
+        loading = fast_path_load(core, request)
+        if loading is None or not try_fast_path(core, request, context, await loading):
             await _arrive(core, request, context)
     except BaseException as exc:
         error = core.handshakes.fail(context, exc)

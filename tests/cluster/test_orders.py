@@ -208,7 +208,7 @@ class TestTrouble:
         a, b = nodes
         ann, bob = await log_in(a), await log_in(a, "bob")
         core = inspect(registry_of(b))
-        heard = core.announcer.heard
+        heard = core.announcer.received
 
         def fail_of_bob(order: Any, *args: Any) -> None:
             if order.changes[0].subject.value == "bob":
@@ -216,7 +216,7 @@ class TestTrouble:
             heard(order, *args)
 
         async with socket(b, ann) as hers, socket(b, bob) as his:
-            monkeypatch.setattr(core.announcer, "heard", fail_of_bob)
+            monkeypatch.setattr(core.announcer, "received", fail_of_bob)
             end_identity = registry_of(a).end_identity
             await asyncio.gather(*map(end_identity, ["x", "y", "bob", "ann"]))  # two as one
             assert [await expect_close(ws) for ws in (hers, his)] == [4401, 4401]
@@ -232,7 +232,7 @@ class TestTrouble:
             raise RuntimeError("no memory")
 
         async with socket(b, ann) as hers, socket(b, bob) as his:
-            monkeypatch.setattr(inspect(registry_of(b)).announcer, "heard", fail)
+            monkeypatch.setattr(inspect(registry_of(b)).announcer, "received", fail)
             await registry_of(a).end_identity("ann")
             await failed.wait()
             assert await expect_close(hers) == 4401

@@ -125,7 +125,7 @@ class TestRegister:
         before = core.clock.end_time()
         await registry.end_session("other")
         registry.register("team", stream)
-        await core.give(Order((SubjectEnded(Subject("id", "team"), before, 60.0),)))
+        await core.issue(Order((SubjectEnded(Subject("id", "team"), before, 60.0),)))
 
         assert not stream.closed.is_set()
         registry.unregister("team", stream)
