@@ -183,7 +183,7 @@ class Applier:
         """
         changes, closes = split(records)
         self._hear(changes)
-        self._effects.learn(changes)
+        self._effects.apply_missed(changes)
         for change in changes:
             self._node.announcer.recovered(change)
         for close in closes:

@@ -513,7 +513,7 @@ class RedisCluster:
         """
         records, _ = read_records(known)
         changes, _ = split(records)
-        self.node.effects.learn(changes)
+        self.node.effects.apply_missed(changes)
 
     def _published(self, body: bytes) -> None:
         self.recent.add(self.instance, body)

@@ -102,7 +102,7 @@ def _no_record_applies(core: Core, lineage: Lineage, session_ws_id: str) -> bool
     Return whether no record can concern a session, except that of its own, newest generation.
     """
     records = core.records
-    if records.knows(lineage.token):
+    if records.may_have_lineage(lineage.token):
         record = records.lineage(lineage.token)
         if (
             not isinstance(record, LineageRenewed)

@@ -16,12 +16,12 @@ from .identify import Owner
 __all__: list[str] = []
 
 
-def is_unconcerned(core: Core, session_ws_id: str) -> bool:
+def is_unaffected(core: Core, session_ws_id: str) -> bool:
     """
     Return whether no record can concern an object that is registered under an id, so that it
     needn't be judged.
     """
-    if not core.overrides.random_ids or core.records.names(session_ws_id):
+    if not core.overrides.random_ids or core.records.may_have_id(session_ws_id):
         return False
     context = current_request()  # the lineage of its own request may have ended
     return context is None or context.session_ws_id != session_ws_id

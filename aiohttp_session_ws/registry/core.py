@@ -39,8 +39,8 @@ frames are written first, then one deadline applies to all peers, then the rest 
 
 *Other nodes* are behind :class:`~.cluster.Cluster`. An order is recorded there before it is
 published. A handshake reads the records of its session there, unless its request has on arrival;
-a node that was disconnected applies what it has missed by :meth:`.Effects.learn`. With Redis,
-orders are sent by ``redis/outbound.py`` and received by ``redis/inbound.py``.
+a node that was disconnected applies what it has missed by :meth:`.Effects.apply_missed`. With
+Redis, orders are sent by ``redis/outbound.py`` and received by ``redis/inbound.py``.
 
 *Records are stored* in memory by ``sessions/records.py``, on disk by ``sessions/journal.py``, and
 for all processes by the cluster. Another storage for one process would replace the journal; one
@@ -491,7 +491,7 @@ class Core:
                 clock, journal = self.clock, self.journal
                 self._started = clock.order_time()
                 has, promised = self.records.has, clock.promised
-                late, again = self._read_late, self._write_again
+                late, again = self._apply_late, self._rewrite_journal
                 stored = await journal.start(clock.now, has, promised, late, again)
                 clock.start_after(journal.last_time)
                 _ = self.effects.merge_stored(stored, self._last_start(journal))
@@ -504,17 +504,17 @@ class Core:
             await self.stop()
             raise
 
-    def _read_late(self, changes: Sequence[Change]) -> None:
+    def _apply_late(self, changes: Sequence[Change]) -> None:
         """
         Apply what the journal holds, if that could not be read at the start.
         """
         assert self.journal is not None
         self.clock.start_after(self.journal.last_time)
-        learning = self._learn_stored(changes, self._last_start(self.journal))
-        _ = self.tasks.spawn(learning, "learn what has ended before")
+        applying = self._apply_stored(changes, self._last_start(self.journal))
+        _ = self.tasks.spawn(applying, "learn what has ended before")
 
-    async def _learn_stored(self, changes: Sequence[Change], until: float) -> None:
-        await self.effects.learn_stored(changes, until)
+    async def _apply_stored(self, changes: Sequence[Change], until: float) -> None:
+        await self.effects.apply_stored(changes, until)
         self.cluster.write_again()
 
     def _last_start(self, journal: Journal) -> float:
@@ -524,11 +524,11 @@ class Core:
         started = max(self.clock.resolve(self._started), journal.last_time)
         return min(self.clock.order_time(), started)
 
-    def _write_again(self) -> None:
+    def _rewrite_journal(self) -> None:
         """
         Write all records into the journal, which has begun a new file.
         """
-        _ = self.tasks.spawn(self.effects.write_again(), "write what has ended again")
+        _ = self.tasks.spawn(self.effects.rewrite_journal(), "write what has ended again")
 
     async def shut_down(self) -> None:
         """

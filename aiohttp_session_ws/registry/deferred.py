@@ -30,7 +30,7 @@ from .settle import Settlement
 
 __all__: list[str] = []
 
-PUBLISHED: Final = 0.25  # seconds that a response waits until a refresh is published
+PUBLISH_WAIT: Final = 0.25  # seconds that a response waits until a refresh is published
 POLL: Final = 0.01  # seconds between two checks of a transport's buffer, which has no event
 
 
@@ -107,7 +107,7 @@ async def _refresh(core: Core, order: Order) -> None:
     Publish which sockets stay open, before a page can reach another node with the new cookie.
     """
     core.announcer.given(order, NO_EFFECT)
-    await core.cluster.publish(order).published(PUBLISHED)
+    await core.cluster.publish(order).published(PUBLISH_WAIT)
 
 
 async def settle_when_sent(

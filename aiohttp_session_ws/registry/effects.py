@@ -269,7 +269,7 @@ class Effects:
             return frozenset(values)
         found = self._connections.held_among(kind, values)
         if ends and kind == "id":
-            found += self._records.noted_among(values)
+            found += self._records.with_note(values)
         return frozenset(found)
 
     def note_ends(
@@ -357,13 +357,13 @@ class Effects:
         )
         _ = self._connections.close_found(found, len(replaced))
 
-    def learn(self, changes: Sequence[Change]) -> None:
+    def apply_missed(self, changes: Sequence[Change]) -> None:
         """
         Apply records that this node had missed; close what they end in the background.
         """
         self._take_effect(self.merge(changes))
 
-    async def learn_stored(self, changes: Sequence[Change], until: float) -> None:
+    async def apply_stored(self, changes: Sequence[Change], until: float) -> None:
         """
         Apply records that the journal already holds, a part at a time.
 
@@ -376,7 +376,7 @@ class Effects:
             self._take_effect(self.merge_stored(part, until))
             await asyncio.sleep(0)
 
-    async def write_again(self) -> None:
+    async def rewrite_journal(self) -> None:
         """
         Write all records into the journal, a few parts at a time, so that its queue has room for
         what ends meanwhile.

@@ -70,23 +70,23 @@ class Evictions:
                 for (kind, value), places in others.items()
             ]
             body = {"places": encoded, "by_hand": by_hand}
-            if not await self._ask_to_evict(body, nodes):
-                again = self._ask_again(body, nodes)
+            if not await self._request_eviction(body, nodes):
+                again = self._retry_eviction(body, nodes)
                 _ = self._core.tasks.spawn(again, "close elsewhere", contextvars.Context())
         if own:
             await asyncio.wait(own)
 
-    async def _ask_to_evict(self, body: Body, nodes: Collection[str]) -> bool:
+    async def _request_eviction(self, body: Body, nodes: Collection[str]) -> bool:
         wait = self._core.connections.timeouts.close + MARGIN
         return (await self._core.cluster.ask("evict", body, wait, nodes)).complete
 
-    async def _ask_again(self, body: Body, nodes: Collection[str]) -> None:
+    async def _retry_eviction(self, body: Body, nodes: Collection[str]) -> None:
         """
         Ask again until all have answered; a node that doesn't is dead, or recounts on reconnect.
         """
         for _ in range(TRIES):
             await asyncio.sleep(RETRY)
-            if await self._ask_to_evict(body, nodes):
+            if await self._request_eviction(body, nodes):
                 return
 
     async def answer(self, body: Body) -> Body:

@@ -187,7 +187,7 @@ def add_answers(core: Core) -> None:
         subject = Subject("identity", decode(body["identity"]))
         return {"sockets": await recheck_here(core, subject)}
 
-    core.questions.add("presence", core.presence.hear)
+    core.questions.add("presence", core.presence.receive)
     core.questions.add("present", core.presence.respond)
     core.questions.add("close", close)
     core.questions.add("recheck", recheck)

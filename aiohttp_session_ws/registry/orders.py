@@ -205,7 +205,7 @@ class Orders:
         known = [connection.lineage for connection in core.connections.of(session_ws_id)]
         if context is not None and context.lineage and context.session_ws_id == session_ws_id:
             known.append(context.lineage)  # its cookie may not carry the id yet
-        if not known and not core.records.noted_among((session_ws_id,)):
+        if not known and not core.records.with_note((session_ws_id,)):
             return ()  # the common case
         tokens = {lineage.token for lineage in known if lineage.token and lineage.began <= before}
         note = core.records.note_of(session_ws_id)

@@ -39,11 +39,11 @@ __all__: list[str] = []
 REPORT: Final = 120.0  # seconds between two full reports
 RETRY: Final = 1.0  # seconds until a failed report is retried
 PART: Final = 200  # subjects in one report
-MOST: Final = 100_000  # subjects without sockets are kept up to this, while Redis is unavailable
-PROOF: Final = 0.5  # seconds in which a living node answers
+MAX_EMPTY: Final = 100_000  # subjects without sockets that are kept while Redis is unavailable
+ALIVE_WAIT: Final = 0.5  # seconds in which a living node answers
 
 #: Stands for the numbers that Redis has of a subject while they are unknown; none is ever -1.
-UNSURE: Final = frozenset({-1})
+UNKNOWN: Final = frozenset({-1})
 
 
 class Node(Protocol):
@@ -85,21 +85,21 @@ class Places:
             self._limits["id"] = limits.per_session
         if limits.per_identity is not None:
             self._limits["identity"] = limits.per_identity
-        self._told: dict[Subject, frozenset[int]] = {}  # the numbers that Redis has
+        self._reported: dict[Subject, frozenset[int]] = {}  # the numbers that Redis has
         self._changed: dict[Subject, bool] = {}  # to report; whether to close the excess
         self._waiting: set[TrackedConnection] = set()  # handshakes that have no place yet
         self._evictions = Evictions(core)
         self._busy: dict[Subject, asyncio.Future[None]] = {}  # where a handshake takes a place
         self._reporting = False
-        core.connections.watch(self._note)
+        core.connections.watch(self._mark_changed)
         core.questions.add("evict", self._evictions.answer)
-        core.questions.add("lives", self._live)
+        core.questions.add("lives", self._answer_alive)
 
     def start(self) -> None:
         """
         Start the periodic full report.
         """
-        self._told.clear()
+        self._reported.clear()
         self._changed.clear()
         _ = self._core.tasks.spawn(self._run(), "report places", contextvars.Context())
 
@@ -119,7 +119,7 @@ class Places:
         if "identity" in self._limits:
             for key in connections.identities.keys():  # noqa: SIM118  it is no mapping
                 self._changed[Subject("identity", key)] = True
-        self._changed.update(dict.fromkeys(self._told, True))
+        self._changed.update(dict.fromkeys(self._reported, True))
         self._report_soon()
 
     # Handshakes
@@ -139,7 +139,7 @@ class Places:
         try:
             await make_room(self._own_limits, self._core.connections, connection)
             limits = self._limits_of(connection)
-            async with self._alone(limits):
+            async with self._serialized(limits):
                 if not limits or connection.rejected_with is not None:
                     return
                 taken = await self._take(connection, limits)
@@ -167,12 +167,12 @@ class Places:
             _, taken = await asyncio.gather(report, taking)
         finally:
             if taken is None:  # also if the task was cancelled: the outcome is unknown
-                self._told.update(dict.fromkeys(limits, UNSURE))
+                self._reported.update(dict.fromkeys(limits, UNKNOWN))
                 self._changed.update(dict.fromkeys(limits, True))
             elif taken.granted:
                 for subject in limits:
-                    told = self._told.get(subject, frozenset())
-                    self._told[subject] = told | {number}
+                    reported = self._reported.get(subject, frozenset())
+                    self._reported[subject] = reported | {number}
         return taken
 
     def _limits_of(self, connection: TrackedConnection) -> dict[Subject, int]:
@@ -184,7 +184,7 @@ class Places:
         return found
 
     @contextlib.asynccontextmanager
-    async def _alone(self, subjects: Iterable[Subject]) -> AsyncIterator[None]:
+    async def _serialized(self, subjects: Iterable[Subject]) -> AsyncIterator[None]:
         """
         Serialize handshakes that take a place of the same subject, and defer its reports.
         """
@@ -203,12 +203,12 @@ class Places:
     async def _refuse(self, others: Mapping[Subject, Sequence[Place]]) -> None:
         nodes = {place.node for places in others.values() for place in places}
         nodes.discard(self._core.cluster.instance)
-        if nodes and not (await self._core.cluster.ask("lives", {}, PROOF, nodes)).complete:
+        if nodes and not (await self._core.cluster.ask("lives", {}, ALIVE_WAIT, nodes)).complete:
             text = "websocket refused: it isn't known whether there are too many connections"
             raise Unavailable("places", text)
         raise HandshakeRefused(TOO_MANY_CONNECTIONS)
 
-    async def _live(self, body: Body) -> Body:
+    async def _answer_alive(self, body: Body) -> Body:
         """
         Answer the request whether this node is alive.
         """
@@ -216,7 +216,7 @@ class Places:
 
     # Reporting
 
-    def _note(self, subject: Subject) -> None:
+    def _mark_changed(self, subject: Subject) -> None:
         """
         Mark a subject as changed when one of its connections is added or removed.
         """
@@ -249,18 +249,18 @@ class Places:
         held = []
         for subject, enforced in subjects.items():
             ages = self._ages(subject)
-            told = self._told.get(subject, frozenset())
-            if enforced or told != ages.keys():
+            reported = self._reported.get(subject, frozenset())
+            if enforced or reported != ages.keys():
                 held.append(Held(subject, self._limits[subject.kind], ages))
-                self._told[subject] = frozenset(ages)
+                self._reported[subject] = frozenset(ages)
         if not held:
             return True
         excess = await self._core.cluster.report_places(held, evict=self._evicts)
         for subject, _, ages in held:
-            if not ages and (excess is not None or len(self._told) > MOST):
-                self._told.pop(subject, None)
+            if not ages and (excess is not None or len(self._reported) > MAX_EMPTY):
+                self._reported.pop(subject, None)
             elif excess is None:
-                self._told[subject] = UNSURE
+                self._reported[subject] = UNKNOWN
                 self._changed[subject] = True
         others = {subject: over for subject, over in (excess or {}).items() if subjects[subject]}
         if any(others.values()):
@@ -273,13 +273,13 @@ class Places:
         Return the age in seconds of each socket of a subject, by its number.
         """
         now, found = time.monotonic(), {}
-        for connection in filter(self._holds, self._core.connections.filed(subject)):
+        for connection in filter(self._counts, self._core.connections.filed(subject)):
             if not connection.admitted:
                 connection.admitted = self._core.connections.admit()
             found[connection.admitted] = now - connection.started
         return found
 
-    def _holds(self, connection: TrackedConnection) -> bool:
+    def _counts(self, connection: TrackedConnection) -> bool:
         """
         Return whether a connection has a place.
 

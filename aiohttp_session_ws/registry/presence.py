@@ -29,10 +29,10 @@ from .questions import WAIT, Body
 
 __all__: list[str] = []
 
-LOOK: Final = 1.0  # seconds between two scans of this node's sockets
+SCAN_EVERY: Final = 1.0  # seconds between two scans of this node's sockets
 LINGER: Final = 5.0  # seconds within which a reloaded page should have reconnected
-BEAT: Final = 5.0  # seconds between two checks of the other nodes
-BACK: Final = 5.0  # seconds after an outage until all nodes should have reconnected
+CHECK_EVERY: Final = 5.0  # seconds between two checks of the other nodes
+RECONNECT_TIME: Final = 5.0  # seconds after an outage until all nodes should have reconnected
 HERE: Final = ""  # stands for this node among the nodes of an identity
 
 
@@ -64,13 +64,13 @@ class Presence:
         self._nodes: dict[Hashable, set[str]] = {}  # nodes by identity
         self._seen: dict[Hashable, float] = {}  # this node's identities, and when last present
         self._others: dict[str, set[Hashable]] = {}  # identities by node, for other nodes
-        self._heard: dict[str, int] = {}  # the last sequence number received of each node
-        self._unsure: set[str] = set()  # nodes to request the full list of
+        self._last_numbers: dict[str, int] = {}  # the last sequence number received of each node
+        self._incomplete: set[str] = set()  # nodes to request the full list of
         self._number = 0
-        self._beat_at = 0.0
-        self._away_at = -math.inf  # when the living nodes last couldn't be determined
+        self._check_at = 0.0
+        self._unavailable_at = -math.inf  # when the living nodes last couldn't be determined
         self._events: deque[tuple[bool, PresenceDetails]] = deque()
-        self._telling = False
+        self._sending = False
 
     def start(self) -> None:
         """
@@ -84,15 +84,15 @@ class Presence:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(LOOK)
-            await self._look()
-            if self._core.cluster.remote and time.monotonic() >= self._beat_at:
-                self._beat_at = time.monotonic() + BEAT
-                await self._beat()
+            await asyncio.sleep(SCAN_EVERY)
+            await self._scan()
+            if self._core.cluster.remote and time.monotonic() >= self._check_at:
+                self._check_at = time.monotonic() + CHECK_EVERY
+                await self._check_nodes()
 
     # This node
 
-    async def _look(self) -> None:
+    async def _scan(self) -> None:
         """
         Compare this node's sockets with those of the last scan, and publish the changes.
         """
@@ -107,7 +107,7 @@ class Presence:
             del seen[identity]
         if came or left:
             self._change(HERE, came, left)
-            await self._tell(came, left)
+            await self._publish(came, left)
 
     def _present(self) -> set[Hashable]:
         found = set()
@@ -118,7 +118,7 @@ class Presence:
                 found.add(connection.proven[0])
         return found
 
-    async def _tell(self, came: Iterable[Hashable] = (), left: Iterable[Hashable] = ()) -> None:
+    async def _publish(self, came: Iterable[Hashable] = (), left: Iterable[Hashable] = ()) -> None:
         """
         Publish changes to the other nodes; without any, only the current sequence number.
         """
@@ -130,27 +130,27 @@ class Presence:
 
     # Other nodes
 
-    async def _beat(self) -> None:
+    async def _check_nodes(self) -> None:
         """
         Remove dead nodes, and request the full list of nodes whose changes were missed.
         """
         living, now = await self._core.cluster.living(), time.monotonic()
         if living is None:
-            self._away_at = now
+            self._unavailable_at = now
         else:
-            if now - self._away_at >= BACK:
+            if now - self._unavailable_at >= RECONNECT_TIME:
                 for node in self._others.keys() - living:
                     self._change(node, (), self._others.pop(node))
-                    self._heard.pop(node, None)
-            self._unsure |= living - self._heard.keys()
-            self._unsure &= living
-        if self._unsure:
-            asked, self._unsure = self._unsure, set()
+                    self._last_numbers.pop(node, None)
+            self._incomplete |= living - self._last_numbers.keys()
+            self._incomplete &= living
+        if self._incomplete:
+            asked, self._incomplete = self._incomplete, set()
             answers = await self._core.cluster.ask("present", {"of": sorted(asked)}, WAIT)
             for body in answers.bodies:
                 if "number" in body:
                     self._replace(str(body["from"]), body)
-        await self._tell()
+        await self._publish()
 
     async def respond(self, body: Body) -> Body:
         """
@@ -161,7 +161,7 @@ class Presence:
             return {}
         return {"number": self._number, "all": [encode(identity) for identity in self._seen]}
 
-    async def hear(self, body: Body) -> Body:
+    async def receive(self, body: Body) -> Body:
         """
         Apply the changes published by another node.
         """
@@ -169,12 +169,12 @@ class Presence:
         if not self._on:
             return {}
         came, left = _identities(body["came"]), _identities(body["left"])
-        heard = self._heard.get(node)
-        if heard is None or number != heard + bool(came or left):
-            self._unsure.add(node)  # a number was missed
-            self._beat_at = 0.0
+        last = self._last_numbers.get(node)
+        if last is None or number != last + bool(came or left):
+            self._incomplete.add(node)  # a number was missed
+            self._check_at = 0.0
             return {}
-        self._heard[node] = number
+        self._last_numbers[node] = number
         self._others[node].difference_update(left)
         self._others[node].update(came)
         self._change(node, came, left)
@@ -185,7 +185,7 @@ class Presence:
         Replace the identities of another node by its full list.
         """
         before, now = self._others.get(node, set()), {*_identities(body["all"])}
-        self._others[node], self._heard[node] = now, int(body["number"])
+        self._others[node], self._last_numbers[node] = now, int(body["number"])
         self._change(node, now - before, before - now, news=False)
 
     # Events
@@ -208,8 +208,8 @@ class Presence:
             nodes.discard(node)
             if not nodes and self._nodes.pop(identity, None) is not None:
                 self._events.append((False, self._details(identity, node, news=news)))
-        if self._events and not self._telling:
-            self._telling = True
+        if self._events and not self._sending:
+            self._sending = True
             _ = self._core.tasks.spawn(self._send(), "tell who is there", contextvars.Context())
 
     def _details(self, identity: Hashable, node: str, *, news: bool) -> PresenceDetails:
@@ -223,7 +223,7 @@ class Presence:
                 first, details = self._events.popleft()
                 await (signals.on_first if first else signals.on_last).send(details)
         finally:
-            self._telling = False
+            self._sending = False
 
 
 def _identities(texts: Iterable[str]) -> list[Hashable]:

@@ -41,7 +41,7 @@ from ..typing import (
     SupportsClose,
     WebSocketHook,
 )
-from .by_hand import add_by_hand, is_unconcerned, remove_by_hand
+from .by_hand import add_by_hand, is_unaffected, remove_by_hand
 from .cluster import Cluster
 from .core import Core
 from .handles import Handles, add_resolving
@@ -307,7 +307,7 @@ class SessionWSRegistry(
         if (
             identity is None
             and type(session_ws_id) is str
-            and (not core.records.epoch or is_unconcerned(core, session_ws_id))
+            and (not core.records.epoch or is_unaffected(core, session_ws_id))
         ):
             core.connections.open.add_object(session_ws_id, ws)
             return None

@@ -180,7 +180,7 @@ class Records:
         for token, renewal, _ in self._renewed.items():
             yield LineageRenewed(token, *renewal)
 
-    def knows(self, token: str) -> bool:
+    def may_have_lineage(self, token: str) -> bool:
         """
         Return whether a lineage may have a record.
         """
@@ -194,7 +194,7 @@ class Records:
         """
         Return whether a record may concern a session of a lineage: its own, or one of a subject.
         """
-        return bool(self._subjects.entries) or self.knows(token)
+        return bool(self._subjects.entries) or self.may_have_lineage(token)
 
     def has(self, change: Change) -> bool:
         """
@@ -245,7 +245,7 @@ class Records:
         note = self._notes.get(session_ws_id)
         return None if note is None else IdNote(session_ws_id, *note)
 
-    def names(self, session_ws_id: Hashable) -> bool:
+    def may_have_id(self, session_ws_id: Hashable) -> bool:
         """
         Return whether there may be a record of an id.
         """
@@ -253,7 +253,7 @@ class Records:
             session_ws_id in self._notes.entries
         )
 
-    def noted_among(self, session_ws_ids: Sequence[Hashable]) -> list[Hashable]:
+    def with_note(self, session_ws_ids: Sequence[Hashable]) -> list[Hashable]:
         """
         Return those of some ids that have a note: with them a lineage may have ended.
         """
@@ -336,7 +336,7 @@ class Records:
         if kind != "id":
             self.latest_owner_end = max((self.latest_owner_end, *times))
             return
-        for value in self.noted_among(values):
+        for value in self.with_note(values):
             before = self.ended_before(Subject(kind, value))
             self._end_noted(self.note_of(value), before, ttl)
 

@@ -20,9 +20,9 @@ from tests.support.redis_servers import RedisServer
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the intervals of presence."""
-    monkeypatch.setattr(presence, "LOOK", 0.01)
+    monkeypatch.setattr(presence, "SCAN_EVERY", 0.01)
     monkeypatch.setattr(presence, "LINGER", 0.05)
-    monkeypatch.setattr(presence, "BEAT", 0.1)
+    monkeypatch.setattr(presence, "CHECK_EVERY", 0.1)
 
 
 class Told(list[tuple[str, object, str, bool]]):
@@ -163,7 +163,7 @@ class TestPresence:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Identities of a node that reconnects later than others do not count as gone."""
-        monkeypatch.setattr(presence, "BACK", PATIENCE)
+        monkeypatch.setattr(presence, "RECONNECT_TIME", PATIENCE)
         a, at_a = await start(aiohttp_client, redis_server.url, "a")
         async with Proxy(redis_server.port) as proxy:
             b, at_b = await start(aiohttp_client, proxy.url(), "b")

@@ -59,7 +59,7 @@ class SharedRecords:
     def reconcile(self) -> None:
         """Pass all records to every node."""
         for node in self.nodes:
-            node.effects.learn(list(self.records))
+            node.effects.apply_missed(list(self.records))
 
     def known(self, order: Order) -> list[Change]:
         """Return the records of the sessions whose ids an order ends, as Redis does."""
@@ -113,7 +113,7 @@ class MemoryCluster(SingleProcess):
         self._shared.send(self._node, order)
         known = self._shared.known(order)
         if known:
-            asyncio.get_running_loop().call_soon(self._node.effects.learn, known)
+            asyncio.get_running_loop().call_soon(self._node.effects.apply_missed, known)
         return super().publish(order)
 
     def check_due(self, token: str) -> bool:
@@ -125,7 +125,7 @@ class MemoryCluster(SingleProcess):
         """Apply the records of a session."""
         assert self._node is not None
         self._asked[token] = asyncio.get_running_loop().time()
-        self._node.effects.learn(self._shared.find([token], subjects))
+        self._node.effects.apply_missed(self._shared.find([token], subjects))
         return True
 
     async def check_handshake(self, connection: TrackedConnection) -> None:

@@ -50,7 +50,7 @@ class Watched(SessionWSRegistry):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look every moment, and wait for nobody."""
-    monkeypatch.setattr(presence, "LOOK", 0.01)
+    monkeypatch.setattr(presence, "SCAN_EVERY", 0.01)
     monkeypatch.setattr(presence, "LINGER", 0.05)
 
 
@@ -123,7 +123,7 @@ class TestReload:
         self, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Who reloads a page has not been away."""
-        monkeypatch.setattr(presence, "LOOK", 0.01)
+        monkeypatch.setattr(presence, "SCAN_EVERY", 0.01)
         registry = Watched()
         client = await aiohttp_client(make_app(registry))
         ann = await browser(client, "ann")
@@ -155,7 +155,7 @@ class Wire:
         if self.lost and not wait:
             return Answers()
         others = [node for node in self.nodes.values() if node is not sender]
-        respond = {"presence": "hear", "present": "respond"}[name]
+        respond = {"presence": "receive", "present": "respond"}[name]
         body = json.loads(json.dumps({**body, "from": sender.instance}))
         found = [await getattr(node.presence, respond)(body) for node in others]
         answers = [
@@ -207,9 +207,9 @@ class FakeNode:
 @pytest.fixture
 async def wire(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
     """A wire, and nodes that look all the time."""
-    monkeypatch.setattr(presence, "LOOK", 0.001)
+    monkeypatch.setattr(presence, "SCAN_EVERY", 0.001)
     monkeypatch.setattr(presence, "LINGER", 0.0)
-    monkeypatch.setattr(presence, "BEAT", 0.01)
+    monkeypatch.setattr(presence, "CHECK_EVERY", 0.01)
     wire = Wire()
     yield wire
     for node in wire.nodes.values():
