@@ -216,12 +216,12 @@ class RedisClock(Clock):
             super().start_after(last)
             self._last_end = max(self._last_end, last)
 
-    def promise_by(self, promise: Callable[[], object]) -> None:
+    def on_reserve(self, store: Callable[[], object]) -> None:
         """
         Do nothing: Redis keeps the time.
         """
 
-    def promised(self) -> float:
+    def reserved_until(self) -> float:
         """
         Return the time: a process that continued from a later one would be ahead of other nodes.
 

@@ -490,12 +490,12 @@ class Core:
             if self.journal is not None:
                 clock, journal = self.clock, self.journal
                 self._started = clock.order_time()
-                has, promised = self.records.has, clock.promised
+                has, time_to_store = self.records.has, clock.reserved_until
                 late, again = self._apply_late, self._rewrite_journal
-                stored = await journal.start(clock.now, has, promised, late, again)
+                stored = await journal.start(clock.now, has, time_to_store, late, again)
                 clock.start_after(journal.last_time)
                 _ = self.effects.merge_stored(stored, self._last_start(journal))
-                clock.promise_by(journal.keep_time)
+                clock.on_reserve(journal.store_time)
             await self.cluster.start(self)
             self.presence.start()
             if self.places is not None:

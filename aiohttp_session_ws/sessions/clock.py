@@ -14,7 +14,7 @@ __all__: list[str] = []
 TICK: Final = 1e-6  # seconds by which a beginning and an end differ at least
 #: Seconds of timestamps that are reserved in advance: a journal holds the end of that range, and
 #: the next process starts there.
-PROMISED: Final = 5.0
+RESERVED: Final = 5.0
 
 #: Timestamps from here on are pending: those of orders that were given before the clock was known.
 #: They are later than all others, so that such an order concerns every lineage, until
@@ -46,8 +46,8 @@ class Clock:
         self.monotonic = monotonic
         self._offset = wall() - monotonic()
         self._last = 0.0
-        self._promise_due = math.inf
-        self._promise: Callable[[], object] = self.now
+        self._reserve_due = math.inf
+        self._reserve: Callable[[], object] = self.now
 
     def now(self) -> float:
         """
@@ -74,9 +74,9 @@ class Clock:
             self._offset = offset
         now, last = monotonic + self._offset, self._last + TICK
         self._last = now = now if now > last else last
-        if now >= self._promise_due:
-            self._promise_due = now + PROMISED / 2
-            self._promise()
+        if now >= self._reserve_due:
+            self._reserve_due = now + RESERVED / 2
+            self._reserve()
         return now
 
     def end_time(self) -> float:
@@ -104,16 +104,16 @@ class Clock:
         self._offset = max(self._offset, last - self.monotonic())
         self._last = max(self._last, last)
 
-    def promise_by(self, promise: Callable[[], object]) -> None:
+    def on_reserve(self, store: Callable[[], object]) -> None:
         """
-        Call *promise* when a timestamp is issued, at most once in :data:`PROMISED` / 2 seconds.
+        Call *store* when a timestamp is issued, at most once in :data:`RESERVED` / 2 seconds.
 
-        It has to store what :meth:`promised` returns soon; it isn't awaited.
+        It has to store what :meth:`reserved_until` returns soon; it isn't awaited.
         """
-        self._promise, self._promise_due = promise, 0.0
+        self._reserve, self._reserve_due = store, 0.0
 
-    def promised(self) -> float:
+    def reserved_until(self) -> float:
         """
         Return the time from which the next process may continue if this one is killed.
         """
-        return self.now() + PROMISED
+        return self.now() + RESERVED

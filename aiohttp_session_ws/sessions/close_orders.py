@@ -33,9 +33,9 @@ class CloseOrders:
     """
 
     def __init__(self) -> None:
-        self._newer, self._older = _nothing(), _nothing()
+        self._newer, self._older = _no_times(), _no_times()
         self._begun = -math.inf  # when the newer lot was begun
-        self._all = self.latest = -math.inf
+        self._all_at = self.latest = -math.inf
 
     def add(self, subject: Subject, now: float) -> None:
         """
@@ -62,7 +62,7 @@ class CloseOrders:
         if now > self.latest:
             self.latest = now
         if now >= self._begun + HANDSHAKE_LIMIT:
-            self._newer, self._older = _nothing(), self._newer
+            self._newer, self._older = _no_times(), self._newer
             self._begun = now
 
     def add_all(self, now: float) -> None:
@@ -70,18 +70,18 @@ class CloseOrders:
         Record a close order for all sockets.
         """
         self.latest = max(self.latest, now)
-        self._all = now
+        self._all_at = now
 
     def missed(self, subject: Subject, started: float, now: float) -> bool:
         """
         Return whether a handshake that began at *started* may have missed an order for *subject*.
         """
-        if now - started >= HANDSHAKE_LIMIT or self._all >= started:
+        if now - started >= HANDSHAKE_LIMIT or self._all_at >= started:
             return True
         kind, value = subject
         newer, older = self._newer[kind], self._older[kind]
         return newer.get(value, -math.inf) >= started or older.get(value, -math.inf) >= started
 
 
-def _nothing() -> _Times:
+def _no_times() -> _Times:
     return {"id": {}, "identity": {}, "label": {}}

@@ -28,7 +28,7 @@ __all__: list[str] = []
 SLOW: Final = 5.0  # seconds after which a disk that doesn't answer counts as failing
 
 
-class Waiting(NamedTuple):
+class PendingWrite(NamedTuple):
     """
     Changes that were passed to the thread and are not on disk yet.
 
@@ -68,15 +68,15 @@ class Journal:
         try:
             self.path = Path(path).absolute()
         except TypeError:
-            raise TypeError(f"journal: a str or Path, not {type(path).__name__}") from None
+            raise TypeError(f"journal must be a str or Path, not {type(path).__name__}") from None
         if not Path(path).name:
-            raise ValueError("journal: the path of a file, not of a directory")
+            raise ValueError("journal must be the path of a file, not of a directory")
         self.last_time = 0.0
         self._file = JournalFile(self.path, clock, pools)
-        self._writer = JournalWriter(self._file, partial(self._in_loop, self._answer))
+        self._writer = JournalWriter(self._file, partial(self._call_in_loop, self._resolve_oldest))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished: asyncio.Future[None] | None = None  # None: not started, or stopped
-        self._waiting: deque[Waiting] = deque()  # the oldest first
+        self._waiting: deque[PendingWrite] = deque()  # the oldest first
         self._waiting_rows = 0
 
     @property
@@ -97,47 +97,47 @@ class Journal:
     async def start(
         self,
         clock: Callable[[], float] | None = None,
-        knows: Callable[[Change], bool] | None = None,
-        promised: Callable[[], float] | None = None,
-        learn: Callable[[list[Change]], None] | None = None,
-        begun: Callable[[], None] | None = None,
+        is_in_memory: Callable[[Change], bool] | None = None,
+        time_to_store: Callable[[], float] | None = None,
+        on_late_read: Callable[[list[Change]], None] | None = None,
+        on_new_file: Callable[[], None] | None = None,
     ) -> list[Change]:
         """
         Open the file and return what it holds.
 
         A damaged file is renamed and a new one begun, with an error in the log. A failing disk
-        is an error in the log, too; then the result is empty, reading is retried, and *learn* is
-        called with the records as soon as they can be read.
+        is an error in the log, too; then the result is empty, reading is retried, and
+        *on_late_read* is called with the records as soon as they can be read.
 
         Args:
             clock: The clock of the records, in seconds since the epoch. The thread calls it, too.
-            knows: Returns whether memory still has a record, since it was used after it was
+            is_in_memory: Returns whether memory still has a record, since it was used after it was
                 written: then it isn't deleted. The thread calls it.
-            promised: Returns the time from which the next process may continue; it is written
+            time_to_store: Returns the time from which the next process may continue; it is written
                 with each commit, instead of that of the clock. The thread calls it.
-            learn: Called in the event loop with the records that could not be read at once;
+            on_late_read: Called in the event loop with the records that could not be read at once;
                 :attr:`last_time` is set by then.
-            begun: Called in the event loop when a new file is begun, since the one in use was
-                damaged or deleted: then all records are to be written again.
+            on_new_file: Called in the event loop when a new file is begun, since the one in use
+                was damaged or deleted: then all records are to be written again.
 
         Raises:
             JournalError: If another process has the file, it can't be opened, or isn't a journal.
         """
         if clock is not None:
-            self._file.clock = self._file.promised = clock
-        if knows is not None:
-            self._file.knows = knows
-        if promised is not None:
-            self._file.promised = promised
-        if begun is not None:
-            self._file.begun = partial(self._in_loop, begun)
+            self._file.clock = self._file.time_to_store = clock
+        if is_in_memory is not None:
+            self._file.is_in_memory = is_in_memory
+        if time_to_store is not None:
+            self._file.time_to_store = time_to_store
+        if on_new_file is not None:
+            self._file.on_new_file = partial(self._call_in_loop, on_new_file)
         self._loop = loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Loaded] = loop.create_future()
         finished: asyncio.Future[None] = loop.create_future()
         self._writer.start(
-            partial(self._in_loop, _resolve, loaded),
-            partial(self._in_loop, self._learn_late, learn),
-            partial(self._in_loop, _resolve, finished, None),
+            partial(self._call_in_loop, _resolve, loaded),
+            partial(self._call_in_loop, self._read_late, on_late_read),
+            partial(self._call_in_loop, _resolve, finished, None),
         )
         try:
             changes, self.last_time = await loaded
@@ -147,10 +147,12 @@ class Journal:
         self._finished = finished
         return changes
 
-    def _learn_late(self, learn: Callable[[list[Change]], None] | None, loaded: Loaded) -> None:
+    def _read_late(
+        self, on_late_read: Callable[[list[Change]], None] | None, loaded: Loaded
+    ) -> None:
         changes, self.last_time = loaded
-        if learn is not None:
-            learn(changes)
+        if on_late_read is not None:
+            on_late_read(changes)
 
     def append(self, changes: Iterable[Change]) -> asyncio.Future[bool]:
         """
@@ -169,25 +171,28 @@ class Journal:
         now = self._file.clock()
         rows = [as_row(change, now) for change in changes]
         if self._finished is None or self._waiting_rows + len(rows) > journal_writer.BACKLOG:
-            log.error("the journal %s takes no more; an end is kept in memory only", self.path)
+            log.error(
+                "the journal %s is stopped or its backlog is full: an end is kept in memory only",
+                self.path,
+            )
             future.set_result(False)
         else:
-            self._waiting.append(Waiting(len(rows), time.monotonic(), future))
+            self._waiting.append(PendingWrite(len(rows), time.monotonic(), future))
             self._waiting_rows += len(rows)
             self._writer.put(rows)
         return future
 
-    def keep_time(self) -> None:
+    def store_time(self) -> None:
         """
         Queue the time to be written; may be called from any thread.
         """
-        self._in_loop(self._keep_time)
+        self._call_in_loop(self._append_time)
 
-    def _keep_time(self) -> None:
+    def _append_time(self) -> None:
         if self._finished is not None:
             _ = self.append(())  # not awaited
 
-    def _answer(self, count: int, written: bool) -> None:
+    def _resolve_oldest(self, count: int, written: bool) -> None:
         """
         Resolve the *count* oldest futures: the thread writes in the order of the calls.
         """
@@ -209,9 +214,12 @@ class Journal:
         self._writer.put(None)
         await asyncio.wait([finished], timeout=timeout)
         if not finished.done():
-            log.error("the journal %s: the disk hangs, and the last ends may be lost", self.path)
+            log.error(
+                "the journal %s: the disk doesn't respond, and the last ends may be lost",
+                self.path,
+            )
 
-    def _in_loop(self, function: Callable[..., None], *args: object) -> None:
+    def _call_in_loop(self, function: Callable[..., None], *args: object) -> None:
         """
         Call something in the event loop, from the thread.
         """

@@ -47,9 +47,10 @@ class JournalFile:
     Attributes:
         path: Its path.
         clock: The clock.
-        promised: Returns the time to write, from which the next process continues.
-        knows: Returns whether memory still has a record, since it was used; called by the thread.
-        begun: Called by the thread when a new file takes the place of one in use.
+        time_to_store: Returns the time to write, from which the next process continues.
+        is_in_memory: Returns whether memory still has a record, since it was used; called by the
+            thread.
+        on_new_file: Called by the thread when a new file takes the place of one in use.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class JournalFile:
     ) -> None:
         self.path = path
         self.clock = clock
-        self.promised = clock
-        self.knows: Callable[[Change], bool] = lambda change: False
-        self.begun: Callable[[], None] = lambda: None
+        self.time_to_store = clock
+        self.is_in_memory: Callable[[Change], bool] = lambda change: False
+        self.on_new_file: Callable[[], None] = lambda: None
         self._pools = pools
         self._sizes: dict[str, int] = {}  # upper bounds: a row written twice counts twice
         self._connection: sqlite3.Connection | None = None
@@ -75,15 +76,15 @@ class JournalFile:
         Raises:
             JournalError: If another process has it open, it can't be opened, or isn't a journal.
         """
-        if self._was_taken_away():
+        if self._was_removed():
             log.error(
-                "the journal %s was moved or deleted: a new one is begun, with what this process"
-                " knows",
+                "the journal %s was moved or deleted: a new file is created from the"
+                " records in memory",
                 self.path,
             )
             self.close()
             self._opened = ()
-            self.begun()
+            self.on_new_file()
         if self._connection is None:
             try:
                 self._connection = self._connect()
@@ -96,7 +97,7 @@ class JournalFile:
             _CONNECTED.add(self)
         return self._connection
 
-    def _was_taken_away(self) -> bool:
+    def _was_removed(self) -> bool:
         """
         Return whether the file that was opened, or its WAL, was replaced or removed.
 
@@ -135,8 +136,8 @@ class JournalFile:
             )
         if code in NO_ACCESS:
             return JournalError(
-                f"the journal {self.path} can't be opened or created ({exc}): let its"
-                " folder exist, and this process write there"
+                f"the journal {self.path} can't be opened or created ({exc}): make"
+                " sure that its directory exists and is writable"
             )
         return exc  # the disk fails
 
@@ -204,13 +205,13 @@ class JournalFile:
             with suppress(FileNotFoundError):
                 os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
         log.error(
-            "the journal %s is damaged (%s) and was renamed to %s: what this process knows is"
-            " written again; cookies of other sessions that had ended could be used again",
+            "the journal %s is damaged (%s) and was renamed to %s: a new file is created from"
+            " the records in memory; cookies of other ended sessions could be used again",
             self.path,
             exc,
             aside,
         )
-        self.begun()
+        self.on_new_file()
 
     def load(self) -> tuple[list[Change], float]:
         """
@@ -247,7 +248,7 @@ class JournalFile:
             connection.execute(
                 "INSERT INTO clock VALUES (1, ?)"
                 " ON CONFLICT (id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
-                (self.promised(),),
+                (self.time_to_store(),),
             )
         for pool, values in pools.items():
             self._sizes[pool] += len(values)
@@ -276,7 +277,7 @@ class JournalFile:
             )
             for row in rows:
                 key, ttl, expires = row[0], row[-2], row[-1]
-                if self.knows(READ[table](*row[:-1])):
+                if self.is_in_memory(READ[table](*row[:-1])):
                     again.append((now + (min(ttl, MINOR_TTL) if name == "minor" else ttl), key))
                 elif expires <= now:
                     over.append((key,))
@@ -315,7 +316,7 @@ class JournalFile:
 
     def finish(self) -> None:
         """
-        Write the real time instead of the promised one, since no more is issued; close the file.
+        Write the real time instead of the reserved one, since no more is issued; close the file.
         """
         if self._connection is not None:
             update = "UPDATE clock SET last_time = min(last_time, ?)"

@@ -23,12 +23,12 @@ __all__: list[str] = []
 BATCH: Final = 10_000  # rows in one transaction, approximately
 BACKLOG: Final = 1_000_000  # rows kept for a disk that fails or hangs
 RETRY: Final = 1.0  # seconds between the first two attempts at a failing disk
-LONGEST_RETRY: Final = 10.0  # seconds between two attempts, at most
+MAX_RETRY: Final = 10.0  # seconds between two attempts, at most
 TIDY: Final = 60.0  # seconds between two clean-ups of expired rows
-COMPLAINT: Final = 60.0  # seconds between two lines in the log
+LOG_EVERY: Final = 60.0  # seconds between two lines in the log
 
 #: The exceptions of SQLite that are due to a row, not to the disk.
-REFUSED: Final = (
+ROW_ERRORS: Final = (
     sqlite3.DataError,
     sqlite3.IntegrityError,
     sqlite3.InterfaceError,
@@ -46,7 +46,7 @@ class JournalWriter:
 
     Args:
         file: The file, which only the thread uses.
-        written: Called in the thread with a number of the oldest puts, and whether those are
+        on_written: Called in the thread with a number of the oldest puts, and whether those are
             on disk.
 
     Attributes:
@@ -54,32 +54,32 @@ class JournalWriter:
         commits: How many transactions have been committed.
     """
 
-    def __init__(self, file: JournalFile, written: Callable[[int, bool], None]) -> None:
+    def __init__(self, file: JournalFile, on_written: Callable[[int, bool], None]) -> None:
         self.failed = False
         self.commits = 0
         self._file = file
-        self._written = written
+        self._on_written = on_written
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._backlog: deque[Row] = deque()  # rows that a failing disk has not taken
         self._dropped = 0
         self._has_read = False  # whether the records of earlier processes were read
-        self._late: Callable[[Loaded], None]
-        self._retry_at = self._tidy_at = self._complain_at = 0.0
+        self._on_late_read: Callable[[Loaded], None]
+        self._retry_at = self._tidy_at = self._log_at = 0.0
         self._retry_wait = RETRY
 
     def start(
         self,
         loaded: Callable[[Loaded | BaseException], None],
-        late: Callable[[Loaded], None],
+        on_late_read: Callable[[Loaded], None],
         finished: Callable[[], None],
     ) -> None:
         """
         Start the thread, which calls *loaded* once and, unless with an exception, *finished* once.
 
-        If the disk fails, *loaded* gets an empty result; *late* is called with the records as soon
-        as they can be read, before any row is written.
+        If the disk fails, *loaded* gets an empty result; *on_late_read* is called with the records
+        as soon as they can be read, before any row is written.
         """
-        self._has_read, self._late = False, late
+        self._has_read, self._on_late_read = False, on_late_read
         threading.Thread(
             target=self._run, args=(loaded, finished), name="session-ws-journal", daemon=True
         ).start()
@@ -104,7 +104,7 @@ class JournalWriter:
         loaded(result)
         more = True
         while more:
-            puts, more = self._take()
+            puts, more = self._next_puts()
             self._has_read |= not more  # at the end it needn't be read any more
             if puts:
                 self._write(puts, hurry=not more)
@@ -140,7 +140,7 @@ class JournalWriter:
         """
         return self._retry_at if self.failed else self._tidy_at
 
-    def _take(self) -> tuple[list[list[Row]], bool]:
+    def _next_puts(self) -> tuple[list[list[Row]], bool]:
         """
         Wait for rows, or until something else is due; return them and whether more may come.
         """
@@ -165,13 +165,13 @@ class JournalWriter:
         rows = [row for put in puts for row in put]
         due = hurry or time.monotonic() >= self._retry_at
         if self._backlog or (self.failed and not due):
-            self._keep(rows)  # in order: a later row replaces a pending timestamp
+            self._add_to_backlog(rows)  # in order: a later row replaces a pending timestamp
             if due:
                 self._retry()
             written = not self._backlog
         else:
             written = self._commit(rows)
-        self._written(len(puts), written)
+        self._on_written(len(puts), written)
 
     def _retry(self) -> None:
         """
@@ -186,19 +186,19 @@ class JournalWriter:
     def _commit(self, rows: list[Row]) -> bool:
         try:
             if not self._has_read:
-                self._late(self._read())
+                self._on_late_read(self._read())
             self._file.write(rows)
-        except REFUSED as exc:
+        except ROW_ERRORS as exc:
             return self._commit_each(rows, exc)
         except Exception as exc:  # noqa: BLE001 - the thread must survive any error
-            self._keep(rows)
+            self._add_to_backlog(rows)
             self._note_failure(exc)
             return False
         self.commits += 1
         self._retry_wait = RETRY
         if self.failed and not self._backlog:
             self.failed = False
-            log.warning("the journal %s is written again", self._file.path)
+            log.warning("the journal %s can be written again", self._file.path)
         return True
 
     def _commit_each(self, rows: list[Row], exc: Exception) -> bool:
@@ -208,10 +208,10 @@ class JournalWriter:
         if len(rows) > 1:
             written = [self._commit([row]) for row in rows]
             return all(written)
-        log.error("the journal %s can't hold a record: %s", self._file.path, type(exc).__name__)
+        log.error("the journal %s can't store a record: %s", self._file.path, type(exc).__name__)
         return False
 
-    def _keep(self, rows: list[Row]) -> None:
+    def _add_to_backlog(self, rows: list[Row]) -> None:
         self._backlog.extend(rows)
         while len(self._backlog) > BACKLOG:
             self._backlog.popleft()
@@ -229,20 +229,20 @@ class JournalWriter:
         elif not isinstance(exc, sqlite3.Error) or primary_code(exc) != sqlite3.SQLITE_FULL:
             self._file.close()  # a volume that was away is usable only after a reopen
         self._retry_at = now + self._retry_wait
-        self._retry_wait = min(2 * self._retry_wait, LONGEST_RETRY)
-        if now >= self._complain_at:
-            self._complain_at = now + COMPLAINT
+        self._retry_wait = min(2 * self._retry_wait, MAX_RETRY)
+        if now >= self._log_at:
+            self._log_at = now + LOG_EVERY
             if not self._has_read:
                 log.error(
-                    "the journal %s can't be read (%s): sessions that ended before the process"
-                    " started could be used until it can; it is tried again",
+                    "the journal %s can't be read (%s): sessions that ended before this process"
+                    " started could be used again until it can; reading is retried",
                     self._file.path,
                     exc,
                 )
                 return
             log.error(
-                "the journal %s can't be written (%s): ends are kept in memory only, and a restart"
-                " would forget %d of them; it is tried again",
+                "the journal %s can't be written (%s): session ends are kept in memory only, and"
+                " a restart would lose %d records; writing is retried",
                 self._file.path,
                 exc,
                 len(self._backlog) + self._dropped,

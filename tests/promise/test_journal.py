@@ -185,7 +185,7 @@ class TestRestart:
             await (closing or client.close())
         client = await start()
 
-        assert "takes no more" not in caplog.text
+        assert "backlog is full" not in caplog.text
         assert {await outcome(client, cookie) for cookie in (*cookies, last)} == {4401}
 
     @pytest.mark.parametrize("seconds", [4.0, 3600.0])  # 3600: beginnings in the future count, too
@@ -362,7 +362,7 @@ class TestTrouble:
 
     def test_wrong_type(self) -> None:
         """A wrong type is an error at construction that names the option."""
-        with pytest.raises(TypeError, match="journal: a str or Path"):
+        with pytest.raises(TypeError, match="journal must be a str or Path"):
             SessionWSRegistry(journal=web.Application())  # type: ignore[arg-type]
 
 

@@ -76,9 +76,9 @@ class TestRedisClock:
         """The next process doesn't go on from a wall clock that is ahead of Redis'."""
         times = Times()
         times.clock.start_after(times.right - 60.0)
-        assert times.clock.promised() == times.right - 60.0
+        assert times.clock.reserved_until() == times.right - 60.0
         times.measure(0.1, 0.0)
-        assert abs(times.clock.promised() - times.right) < 0.2
+        assert abs(times.clock.reserved_until() - times.right) < 0.2
 
     def test_ahead_of_redis(self) -> None:
         """What begins after an earlier process that was ahead is ended by others all the same."""

@@ -234,7 +234,7 @@ class TestGroupCommit:
     async def test_loop_is_free(
         self, path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The event loop goes on while the disk hangs; the journal says so."""
+        """The event loop goes on while the disk doesn't respond; the journal says so."""
         async with running(path) as (journal, _):
             future = journal.append([ended(1)])
             failing = [journal.failing]
@@ -260,12 +260,12 @@ class TestArguments:
     @pytest.mark.parametrize("path", [7, None, b"ends.db"])
     def test_type_of_path(self, path: Any) -> None:
         """A wrong type is an error that names the option."""
-        with pytest.raises(TypeError, match="journal: a str or Path"):
+        with pytest.raises(TypeError, match="journal must be a str or Path"):
             Journal(path)
 
     def test_no_path(self) -> None:
         """An empty path is an error that names the option."""
-        with pytest.raises(ValueError, match="journal: the path of a file"):
+        with pytest.raises(ValueError, match="journal must be the path of a file"):
             Journal("")
 
 
@@ -360,7 +360,7 @@ class TestFailingDisk:
         with monkeypatch.context() as broken:
             broken.setattr(JournalFile, "load", find_full)
             journal = Journal(path)
-            assert await journal.start(learn=late.extend) == []
+            assert await journal.start(on_late_read=late.extend) == []
         _ = journal.append([ended(2)])
         if not stops:
             await until(lambda: not journal.failing)
@@ -378,7 +378,7 @@ class TestFailingDisk:
             assert not journal.failing
 
         assert await read(path) == {ended(1), ended(2)}
-        assert "can't hold a record: IntegrityError" in caplog.text
+        assert "can't store a record: IntegrityError" in caplog.text
 
     async def test_damaged_while_open(
         self, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -478,7 +478,7 @@ class TestFailingDisk:
         await journal.stop(timeout=0.05)
         stuck.set()
 
-        assert "the disk hangs" in caplog.text
+        assert "the disk doesn't respond" in caplog.text
         assert await future
 
     async def test_full_until_the_end(

@@ -11,7 +11,7 @@ import pytest
 
 from aiohttp_session_ws.registry.core import Core
 from aiohttp_session_ws.registry.registry import SessionWSRegistry
-from aiohttp_session_ws.sessions.clock import PROMISED, Clock
+from aiohttp_session_ws.sessions.clock import RESERVED, Clock
 from aiohttp_session_ws.sessions.journal import Journal
 from tests.support import until
 from tests.support.inspect import inspect
@@ -58,7 +58,7 @@ async def test_set_back(kill: bool, tmp_path: Path) -> None:
 
     after = await times_after(copy if kill else path, wall() - 70.0)
 
-    assert begun < after.end_time() <= begun + (PROMISED + 0.01 if kill else 0.01)
+    assert begun < after.end_time() <= begun + (RESERVED + 0.01 if kill else 0.01)
     earlier = after.now()
     assert isinstance(after.monotonic, Seconds)
     after.monotonic.now += 7.0

@@ -193,12 +193,12 @@ class TestBounds:
 
     def test_met_since(self, file: JournalFile, path: Path, clock: Clock) -> None:
         """What memory still has when its time in the file is over is kept once more."""
-        file.knows = lambda change: change == ended(2, 10.0)
+        file.is_in_memory = lambda change: change == ended(2, 10.0)
         write(file, ended(1, 10.0), ended(2, 10.0))
         clock.now += 10.0
         tidy(file)
         assert file.load()[0] == [ended(2, 10.0)]
-        file.knows = lambda change: False
+        file.is_in_memory = lambda change: False
         clock.now += 10.0
         tidy(file)
         file.close()
@@ -335,7 +335,7 @@ class TestTakenAway:
     def test_deleted_while_the_disk_failed(self, file: JournalFile, path: Path) -> None:
         """It is told, so that all that is known is written again."""
         again: list[int] = []
-        file.begun = lambda: again.append(len(again))
+        file.on_new_file = lambda: again.append(len(again))
         write(file, ended(1))
         file.close()
         path.unlink()
