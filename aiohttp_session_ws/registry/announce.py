@@ -127,7 +127,7 @@ class Announcer:
         )
         _log(details)
         if self._signal:
-            _ = self._tasks.spawn(self._signal.send(details), "tell of an order")
+            _ = self._tasks.spawn(self._signal.send(details), "send on_order")
 
 
 def _log(details: OrderDetails) -> None:

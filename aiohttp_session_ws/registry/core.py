@@ -511,7 +511,7 @@ class Core:
         assert self.journal is not None
         self.clock.start_after(self.journal.last_time)
         applying = self._apply_stored(changes, self._last_start(self.journal))
-        _ = self.tasks.spawn(applying, "learn what has ended before")
+        _ = self.tasks.spawn(applying, "apply journal records")
 
     async def _apply_stored(self, changes: Sequence[Change], until: float) -> None:
         await self.effects.apply_stored(changes, until)
@@ -528,7 +528,7 @@ class Core:
         """
         Write all records into the journal, which has begun a new file.
         """
-        _ = self.tasks.spawn(self.effects.rewrite_journal(), "write what has ended again")
+        _ = self.tasks.spawn(self.effects.rewrite_journal(), "rewrite the journal")
 
     async def shut_down(self) -> None:
         """

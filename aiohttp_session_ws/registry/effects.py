@@ -130,7 +130,7 @@ class Effects:
             return True
         done, _ = await asyncio.wait({commit}, timeout=COMMIT_WAIT)
         if not done:
-            log.warning("the journal is late: what has ended lately isn't on disk yet")
+            log.warning("the journal is slow: recent session ends are not on disk yet")
         return bool(done) and commit.result()
 
     def apply(self, order: Order, *, before: float | None = None) -> Effect:
@@ -170,7 +170,7 @@ class Effects:
                 self._core.revalidator.set_identity_expiry(connection, until)
                 if self._core.signals.on_refresh:
                     sending = self._core.signals.on_refresh.send(connection)
-                    _ = self._core.tasks.spawn(sending, "tell of a refresh")
+                    _ = self._core.tasks.spawn(sending, "send on_refresh")
         if self._core.overrides.random_ids:  # else other sessions may share the id
             for connection in self._connections.open.of(was):
                 if connection.request is None and connection.state is OPEN:

@@ -70,11 +70,13 @@ def expect_usable(value: object, unhashable: str, check: Callable[[Hashable], No
     """
     kind = type(value).__name__
     if isinstance(value, Awaitable):
-        raise TypeError(f"a {kind} is neither an id nor an identity: await it first")
+        raise TypeError(f"expected an id or an identity, not a {kind}: await it first")
     if isinstance(value, Identified):
-        raise TypeError("an Identified is what identify returns: pass its .identity")
+        raise TypeError(
+            "expected an identity, not the Identified that identify returns: pass its .identity"
+        )
     if isinstance(value, _HAVE_ONE):
-        raise TypeError(f"a {kind} is neither an id nor an identity: pass that of its session")
+        raise TypeError(f"expected an id or an identity, not a {kind}: pass that of its session")
     try:
         hash(value)
     except TypeError:
@@ -123,7 +125,7 @@ class Identifier:
         Raise :class:`NotSetUp` if there is no ``identify``.
         """
         if self.identify is None and not self.optional:
-            raise NotSetUp("sessions can't be identified: pass SessionWSRegistry(identify=...)")
+            raise NotSetUp("sessions have no identity: pass SessionWSRegistry(identify=...)")
 
     def expect_labels(self) -> None:
         """
@@ -142,7 +144,9 @@ class Identifier:
         if type(identity) is str:
             return identity  # the usual case, which any node can be sent
         if identity is None:
-            raise InvalidIdentity("None is no identity: it stands for an anonymous session")
+            raise InvalidIdentity(
+                "an identity can't be None, which stands for an anonymous session"
+            )
         msg = "an identity must be hashable: let identify return a str, an int or a tuple"
         try:
             expect_usable(identity, msg, self._check)
@@ -171,7 +175,9 @@ class Identifier:
         """
         self.expect_labels()
         if not isinstance(name, str):
-            raise InvalidIdentity(f"the name of a label is a str, not a {type(name).__name__}")
+            raise InvalidIdentity(
+                f"the name of a label must be a str, not a {type(name).__name__}"
+            )
         return Subject("label", (name, self.usable(value)))
 
     async def of(self, request: web.Request) -> Owner:
@@ -199,7 +205,9 @@ class Identifier:
             if isinstance(identity, Identified):
                 identity, until = identity
                 if not _is_time(until):
-                    raise InvalidIdentity(f"until= is in seconds since the epoch, not {until!r}")
+                    raise InvalidIdentity(
+                        f"until= must be a number of seconds since the epoch, not {until!r}"
+                    )
             if identity is not None:
                 identity = self.usable(identity)
         labels = () if self.labels is None else await self._call_labels(self.labels, request)

@@ -139,7 +139,10 @@ class Ids:
 
 def _expect_living(context: RequestContext) -> None:
     if context.status.state is State.ENDED and not context.fresh:
-        raise SessionEnded("the session had ended when this request arrived: send it to log in")
+        raise SessionEnded(
+            "the session had ended when this request arrived: redirect the client to the log-in"
+            " page"
+        )
 
 
 async def _digest(request: web.Request) -> str | None:

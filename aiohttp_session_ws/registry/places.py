@@ -265,7 +265,7 @@ class Places:
         others = {subject: over for subject, over in (excess or {}).items() if subjects[subject]}
         if any(others.values()):
             evicting = self._evictions.evict(others, by_hand=False)
-            _ = self._core.tasks.spawn(evicting, "close what is too much", contextvars.Context())
+            _ = self._core.tasks.spawn(evicting, "close excess sockets", contextvars.Context())
         return excess is not None
 
     def _ages(self, subject: Subject) -> dict[int, float]:

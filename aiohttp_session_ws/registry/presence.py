@@ -210,7 +210,9 @@ class Presence:
                 self._events.append((False, self._details(identity, node, news=news)))
         if self._events and not self._sending:
             self._sending = True
-            _ = self._core.tasks.spawn(self._send(), "tell who is there", contextvars.Context())
+            _ = self._core.tasks.spawn(
+                self._send(), "send on_first, on_last", contextvars.Context()
+            )
 
     def _details(self, identity: Hashable, node: str, *, news: bool) -> PresenceDetails:
         name = self._core.cluster.name if node == HERE else node.rpartition("/")[0]

@@ -58,7 +58,7 @@ class Proofs:
         close = core.close_for(core.status_of(tracked))
         if close is not None:  # not always 4401: the session may only have been renewed
             core.connections.close_soon([tracked], close)
-            raise SessionEnded("the identity or the session was ended while its client proved it")
+            raise SessionEnded("the identity or the session was ended or renewed during the proof")
 
     def disprove(self, connection: Connection) -> None:
         """

@@ -302,7 +302,7 @@ class SessionWSRegistry(
             if not callable(getattr(ws, "close", None)):
                 kind = type(ws).__name__
                 raise TypeError(
-                    f"register(id, thing): the thing needs a close(), a {kind} has none"
+                    f"register(id, ws): ws must have a close() method, a {kind} has none"
                 )
         if (
             identity is None
@@ -314,7 +314,7 @@ class SessionWSRegistry(
         if identity is not None:
             core.identifier.subject_of(identity)
         if not add_by_hand(core, core.usable_id(session_ws_id), ws, identity):
-            raise SessionEnded("the session has ended: close what was to be registered")
+            raise SessionEnded("the session has ended: the object was not registered, close it")
         return None
 
     def unregister(self, session_ws_id: Hashable, ws: SupportsClose) -> Awaitable[None] | None:

@@ -93,7 +93,9 @@ class Relays:
                 except asyncio.CancelledError:
                     if is_cancelled():
                         raise  # the application ends
-                    log.exception("the relay handler %r was cancelled by what it awaits", name)
+                    log.exception(
+                        "the relay handler %r failed: something it awaited was cancelled", name
+                    )
                 except Exception:
                     log.exception("the relay handler %r failed", name)
         finally:

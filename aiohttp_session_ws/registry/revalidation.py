@@ -436,7 +436,7 @@ class Revalidator:
         long_ago = time.monotonic() - self._failed_at > 2 * MAX_BACKOFF
         if long_ago or any(connection.tries for connection in connections):
             self._failed_at = None
-            log.info("sessions can be checked again")
+            log.info("session revalidation works again")
 
     def _retry(self, connections: Sequence[TrackedConnection], exc: BaseException) -> None:
         """
@@ -444,9 +444,7 @@ class Revalidator:
         """
         now = time.monotonic()
         if self._failed_at is None:
-            log.warning(
-                "sessions can't be checked, their sockets stay open: %s", describe_error(exc)
-            )
+            log.warning("session revalidation failed, sockets stay open: %s", describe_error(exc))
         self._failed_at = now
         tries = max(connection.tries for connection in connections)
         due = now + _jitter(min(MAX_BACKOFF, MIN_INTERVAL * 2**tries))

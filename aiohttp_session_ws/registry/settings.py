@@ -45,7 +45,7 @@ def expect_identify(options: Options) -> None:
         ValueError: If it is missing.
     """
     if options.limits.per_identity is not None and options.identify is None:
-        raise ValueError("per_identity needs to know whose a socket is: pass identify= too")
+        raise ValueError("Limits(per_identity=...) requires identify=")
 
 
 def expect_callable(value: T, name: str) -> T:
@@ -106,5 +106,7 @@ def expect_key(value: str | bytes | None, name: str) -> bytes | None:
         raise TypeError(f"{name} must be of type str or bytes, not {type(value).__name__}")
     key = value.encode() if isinstance(value, str) else value
     if len(key) < SHORTEST_KEY:
-        raise ValueError(f"{name} is a secret of {SHORTEST_KEY} bytes or more, not of {len(key)}")
+        raise ValueError(
+            f"{name} must be a secret of at least {SHORTEST_KEY} bytes, not of {len(key)}"
+        )
     return key

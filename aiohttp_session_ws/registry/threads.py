@@ -94,11 +94,11 @@ class ThreadSafe:
         """
         loop = self._core.loop
         if loop is None:
-            raise NotSetUp("the registry isn't started: its application doesn't run")
+            raise NotSetUp("the registry isn't started: its application is not running")
         if _running_loop() is loop:
             raise WrongLoop(
-                "registry.threadsafe is for other threads: in the event loop of the application"
-                " await the registry's own methods"
+                "registry.threadsafe can't be used in the event loop of the application, which it"
+                " would block: await the registry's own methods"
             )
         future = asyncio.run_coroutine_threadsafe(_await_result(factory), loop)
         try:
@@ -109,7 +109,7 @@ class ThreadSafe:
             if cancel_on_timeout:
                 _ = future.cancel()
             raise TimeoutError(
-                f"the registry has not answered within {self._timeout:g} s"
+                f"the call to the registry has not finished within {self._timeout:g} s"
             ) from None
 
     end_session = _blocking(Orders.end_session)

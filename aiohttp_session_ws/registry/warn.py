@@ -33,7 +33,7 @@ class Warnings:
         """
         self.once(
             "loaded early",
-            "a session was loaded before session_ws_middleware came: put it directly inside"
+            "a session was loaded before session_ws_middleware ran: put it directly inside"
             " aiohttp_session's middleware, or an order may miss a handshake in flight",
         )
 
@@ -66,5 +66,6 @@ class Warnings:
         self.once(
             "no id",
             "a websocket was refused: its session has no session ws id, since the registry's"
-            " get_id() returned None, also after new_id(); give one to whoever may connect",
+            " get_id() returned None, also after new_id(); give an id to each session that may"
+            " connect",
         )

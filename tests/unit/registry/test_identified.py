@@ -116,7 +116,7 @@ class TestUntil:
         with pytest.raises(WSServerHandshakeError, match="503"):
             await client.ws_connect("/ws")
 
-        assert "until= is in seconds" in str(failures[0])
+        assert "until= must be a number of seconds" in str(failures[0])
 
 
 class TestRefresh:
