@@ -55,8 +55,8 @@ async def _judge(core: Core, request: web.Request) -> RequestContext:
     if session is not None and cookie_of(request) and (session.new or was_changed(session)):
         put_session(request, None)
         try:
-            came = await load_session(request)
-            carried = core.keys.lineage in came and core.keys.lineage not in session
+            arrived = await load_session(request)
+            carried = core.keys.lineage in arrived and core.keys.lineage not in session
             if session.new or session.empty or carried:
                 return await Arrival(core, request).judge()
         finally:

@@ -20,8 +20,8 @@ from .questions import Body
 
 __all__: list[str] = []
 
-RETRY: Final = 1.0  # seconds until a node that didn't answer is asked again
-TRIES: Final = 15  # times that it is asked again
+RETRY: Final = 1.0  # seconds until an unanswered request is repeated
+TRIES: Final = 15  # times that it is repeated
 MARGIN: Final = 0.5  # seconds, besides the close timeout, for the answer that a socket is gone
 
 

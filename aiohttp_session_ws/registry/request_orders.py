@@ -157,15 +157,15 @@ class ScheduledOrders:
         session = context.session
         if identity is None or session is None:
             return False
-        came, was = None if context.fresh else context.lineage, ANONYMOUS
-        if came is not None:
+        previous, was = None if context.fresh else context.lineage, ANONYMOUS
+        if previous is not None:
             was = await core.identifier.of_content(request, session, context.content or {})
         logged_in = identity != was.identity
-        if came is None or (logged_in and not context.status.alive):
+        if previous is None or (logged_in and not context.status.alive):
             # A log-in begins a lineage, whatever the status of the one that the request carries.
             lineage, session_ws_id, was = new_lineage(context.arrived), None, ANONYMOUS
         else:
-            lineage, session_ws_id = came, context.session_ws_id
+            lineage, session_ws_id = previous, context.session_ws_id
         since = context.arrived if logged_in else lineage.began
         subject = Subject("identity", identity)
         found = core.judge(lineage, session_ws_id, was)
@@ -173,8 +173,8 @@ class ScheduledOrders:
             return False
         before = core.clock.end_time()
         changes: tuple[Change, ...] = (SubjectEnded(subject, before, core.ttl),)
-        if came is not None:
-            changes += core.end_of(came, session_ws_id, before, carries=True)
+        if previous is not None:
+            changes += core.end_of(previous, session_ws_id, before, carries=True)
         subjects = [subject, *subjects_of(session_ws_id, was._replace(identity=None))]
         if not await core.cluster.end_others(Order(changes), lineage, subjects, since):
             return False

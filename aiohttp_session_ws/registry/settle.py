@@ -94,19 +94,21 @@ async def compare(
     """
     if _is_as_on_arrival(core, context, session):
         return await _unchanged(core, request, context)
-    came = None if context.fresh else context.session_ws_id
+    previous_id = None if context.fresh else context.session_ws_id
     anew = session is not context.session or _was_emptied(core, context, session)
     owner = previous = ANONYMOUS
     if core.overrides.ids:
-        now = await core.current_id(request)
-        if now != came and not context.orders.renewed:
+        current_id = await core.current_id(request)
+        if current_id != previous_id and not context.orders.renewed:
             # Without identify, a derived id serves as the identity.
-            owner, previous = Owner(now), Owner(came)
-            anew = anew or (core.identifier.identify is not None and came is not None)
+            owner, previous = Owner(current_id), Owner(previous_id)
+            anew = anew or (core.identifier.identify is not None and previous_id is not None)
     else:
-        now = id_in(session, core.keys.id)
-    renewed = context.orders.renewed or (not core.overrides.ids and now not in (None, came))
-    removed = not core.overrides.ids and now is None and came is not None
+        current_id = id_in(session, core.keys.id)
+    renewed = context.orders.renewed or (
+        not core.overrides.ids and current_id not in (None, previous_id)
+    )
+    removed = not core.overrides.ids and current_id is None and previous_id is not None
     relabelled = False
     if core.identifier.configured:
         found = await core.identifier.of(request)
@@ -284,8 +286,8 @@ class Settlement:
         if context.fresh:
             if context.status.state is State.REPLACED or context.status.age > SETTLED:
                 return True
-            somebody = outcome.owner.identity is not None or session is not context.session
-            return somebody or (self._orders.renewed and core.identifier.identify is None)
+            begins = outcome.owner.identity is not None or session is not context.session
+            return begins or (self._orders.renewed and core.identifier.identify is None)
         if outcome.anew or outcome.changed_hands or lineage is None:
             return True
         now = core.judge(lineage, context.session_ws_id, outcome.previous)
@@ -378,8 +380,8 @@ class Settlement:
         core, context = self._core, self._context
         at = core.clock.order_time() if at is None else at
         minor = not context.held_data and outcome.previous.identity is None
-        came = context.session_ws_id
-        self._change(*core.end_of(lineage, came, at, carries=carries, minor=minor))
+        previous_id = context.session_ws_id
+        self._change(*core.end_of(lineage, previous_id, at, carries=carries, minor=minor))
 
     async def _write(self, session: Session, outcome: Outcome) -> None:
         """
@@ -440,17 +442,17 @@ class Settlement:
         are looked up as well: another node may have ended it by these, which it then wouldn't
         carry any more.
         """
-        core, came = self._core, self._context.session_ws_id
+        core, previous_id = self._core, self._context.session_ws_id
         left = [*outcome.previous.labels] if outcome.relabelled else []
         joined: Subject | None = None
         if not (core.overrides.random_ids or core.overrides.ids):
             await maybe_await(core.ids.ensure_id(self._request))
             session_ws_id = id_in(session, core.keys.id)
-            if session_ws_id is not None and session_ws_id != came:
+            if session_ws_id is not None and session_ws_id != previous_id:
                 joined = Subject("id", session_ws_id)
                 left.append(joined)
-                if came is not None:
-                    left.append(Subject("id", came))
+                if previous_id is not None:
+                    left.append(Subject("id", previous_id))
         if left:
             await core.cluster.check_request(lineage.token, left)
         return joined is not None and core.records.ended_before(joined) >= lineage.began
@@ -500,12 +502,12 @@ class Settlement:
         Settle a request without a session, where the application keeps ids elsewhere.
         """
         core, context = self._core, self._context
-        came, lineage = context.session_ws_id, context.lineage
-        if came is None or lineage is None or self._orders.ended is not None:
+        previous_id, lineage = context.session_ws_id, context.lineage
+        if previous_id is None or lineage is None or self._orders.ended is not None:
             return
-        now = await core.current_id(self._request)
-        if now != came:
-            at, carries = core.clock.order_time(), now is not None
+        current_id = await core.current_id(self._request)
+        if current_id != previous_id:
+            at, carries = core.clock.order_time(), current_id is not None
             self._change(LineageEnded(lineage.token, at, carries, core.ttl))
 
     def _change(self, *changes: Change) -> None:
