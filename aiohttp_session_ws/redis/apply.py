@@ -23,7 +23,7 @@ from .rows import Row, Shape
 
 __all__: list[str] = []
 
-HOLD: Final = 3.0  # seconds; longer than the default wait for a response
+CLOSE_AFTER: Final = 3.0  # seconds; longer than the default wait for a response
 
 
 class Applier:
@@ -42,25 +42,25 @@ class Applier:
         self._seen = seen
         self._clock = clock
 
-    def apply(self, heard: PublishedOrder, sender: str) -> Effect:
+    def apply(self, published: PublishedOrder, sender: str) -> Effect:
         """
         Apply an order that was just published; the caller closes the open sockets.
 
         An order that Redis first refused to record is published twice, but carried out once.
         """
-        self._hear(heard.changes)
-        order, given = self._order(heard)
+        self._observe_ends(published.changes)
+        order, given = self._order(published)
         effect = self._effects.apply(order, before=given)
         self._node.announcer.received(order, effect, sender.rpartition("/")[0])
         return effect
 
-    def _order(self, heard: PublishedOrder) -> tuple[Order, float | None]:
+    def _order(self, published: PublishedOrder) -> tuple[Order, float | None]:
         """
         Convert a published order; return also, if it has close orders, when it was given.
 
         Connections whose handshake began later are not told to reconnect.
         """
-        changes, closes, close, by, _, refresh, _, _ = heard
+        changes, closes, close, by, _, refresh, _, _ = published
         if not closes:
             return Order(changes, (), close, by, refresh), None
         at = max([order.at for order in closes])
@@ -72,18 +72,18 @@ class Applier:
             close = closes[0].close
         return Order(changes, subjects, close, by, refresh), given
 
-    def _hear(self, changes: Iterable[Change]) -> None:
+    def _observe_ends(self, changes: Iterable[Change]) -> None:
         for change in changes:
             if isinstance(change, SubjectEnded):
-                self._clock.hear(change.at)
+                self._clock.observe_end(change.at)
 
     def carry_out_soon(self, order: PublishedOrder, sender: str) -> None:
         """
         Apply an order, and close its sockets in the background.
         """
         if order.held:
-            self._hear(order.changes)
-            self.hold(order.changes)
+            self._observe_ends(order.changes)
+            self.apply_except_open_sockets(order.changes)
             return
         effect = self.apply(order, sender)
         if effect.closes:
@@ -107,7 +107,7 @@ class Applier:
         subject, given = Subject(kind, value), None
         connections = self._node.connections
         if ends:
-            self._clock.hear(at)
+            self._clock.observe_end(at)
             first = connections.write_first(subject, close, began=at)
             order = Order((SubjectEnded(subject, at, ttl),), (), close)
         else:
@@ -135,12 +135,12 @@ class Applier:
         ends, kind, _, _ = shape
         if ends:
             known: set[int] = set()
-            self._clock.hear(max(times))
+            self._clock.observe_end(max(times))
         else:
             known = self._seen.add_row(sender, first, len(values))
         concerned = self._effects.concerned(kind, values, ends=ends)
         if not (concerned or known):
-            self._note_row(row)
+            self._record_row(row)
             return ()
         rest = [
             place
@@ -149,14 +149,14 @@ class Applier:
         ]
         if rest:
             some = [times[place] for place in rest], [values[place] for place in rest]
-            self._note_row(row._replace(times=some[0], values=some[1]))
+            self._record_row(row._replace(times=some[0], values=some[1]))
         return [
             partial(self.carry_out_one, shape, times[place], value, sender)
             for place, value in enumerate(values)
             if value in concerned and (ends or first + place not in known)
         ]
 
-    def _note_row(self, row: Row) -> None:
+    def _record_row(self, row: Row) -> None:
         (ends, kind, _, ttl), _, times, values = row
         if ends:
             self._effects.note_ends(kind, values, times, ttl)
@@ -164,25 +164,25 @@ class Applier:
             given = list(map(self._clock.latest, times))
             self._effects.note_closes(kind, values, given)
 
-    def hold(self, changes: Sequence[Change]) -> None:
+    def apply_except_open_sockets(self, changes: Sequence[Change]) -> None:
         """
         Apply changes to all but open sockets, since a response may be on its way.
 
         The sockets are closed when the changes are published again, after the response has been
-        sent; and after :data:`HOLD` in any case, since the node that sends it may have died.
+        sent; after :data:`CLOSE_AFTER` in any case, since the node that sends it may have died.
         """
         if self._effects.apply(Order(tuple(changes))).closes:
-            _ = asyncio.get_running_loop().call_later(HOLD, self._release, changes)
+            _ = asyncio.get_running_loop().call_later(CLOSE_AFTER, self._apply_and_close, changes)
 
-    def _release(self, changes: Sequence[Change]) -> None:
+    def _apply_and_close(self, changes: Sequence[Change]) -> None:
         self._effects.carry_out_soon(self._effects.apply(Order(tuple(changes))))
 
-    def learn(self, records: Iterable[Record]) -> None:
+    def apply_missed(self, records: Iterable[Record]) -> None:
         """
         Apply records that this node missed when they were published.
         """
         changes, closes = split(records)
-        self._hear(changes)
+        self._observe_ends(changes)
         self._effects.apply_missed(changes)
         for change in changes:
             self._node.announcer.recovered(change)
@@ -192,16 +192,18 @@ class Applier:
                 effect = self._effects.apply(order, before=self._clock.latest(close.at))
                 self._effects.carry_out_soon(effect)
 
-    def judge(self, connection: TrackedConnection, records: Iterable[Record]) -> None:
+    def apply_to_connection(
+        self, connection: TrackedConnection, records: Iterable[Record]
+    ) -> None:
         """
         Apply the records that were found for *connection*.
         """
         changes, closes = split(records)
         if changes and connection.state is State.OPENING:
-            self.hold(changes)  # open sockets are closed by the order itself
+            self.apply_except_open_sockets(changes)  # open sockets are closed by the order itself
         elif changes:
-            # Not learn(): that skips what this node knows, which the connection may have missed.
-            self._release(changes)
+            # apply_missed() would skip what this node knows, but the connection may have missed.
+            self._apply_and_close(changes)
         for close in closes:
             if self._seen.has(close.number):
                 continue
@@ -212,7 +214,7 @@ class Applier:
             else:
                 self._node.connections.close_soon([connection], close.close)
 
-    def refuse(self, connection: TrackedConnection) -> None:
+    def make_reconnect(self, connection: TrackedConnection) -> None:
         """
         Make a connection reconnect because one of its records can't be read.
         """

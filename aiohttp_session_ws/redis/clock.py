@@ -68,7 +68,7 @@ class RedisClock(Clock):
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._late: deque[Sample] = deque(maxlen=LATE)
         self._best = Sample(monotonic(), 0.0, 0.0)
-        self._told_ahead = 0.0
+        self._reported_ahead = 0.0
         self._last_end = 0.0
         self.ahead = self.leap = 0.0
 
@@ -77,7 +77,7 @@ class RedisClock(Clock):
         """
         Whether Redis' clock was set back, and this still has to be reported to Redis.
         """
-        return self.ahead > self._told_ahead
+        return self.ahead > self._reported_ahead
 
     @property
     def error(self) -> float:
@@ -100,9 +100,9 @@ class RedisClock(Clock):
             ahead: How many seconds the shared clock is ahead of Redis' own.
         """
         self.leap = 0.0
-        if ahead != self._told_ahead:  # earlier samples are of another clock
+        if ahead != self._reported_ahead:  # earlier samples are of another clock
             self._forget_samples()
-            self._told_ahead = self.ahead = ahead
+            self._reported_ahead = self.ahead = ahead
         sample = Sample(received, server - (sent + received) / 2, (received - sent) / 2)
         if sample.error > LARGEST_ERROR:
             self._late.append(sample)
@@ -189,7 +189,7 @@ class RedisClock(Clock):
         at, offset, error = self._best
         return monotonic + offset + error + (monotonic - at) * DRIFT
 
-    def hear(self, at: float) -> None:
+    def observe_end(self, at: float) -> None:
         """
         Record the time of an end on another node: lineages that begin here later begin after it.
 

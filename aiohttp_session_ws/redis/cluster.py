@@ -35,7 +35,7 @@ from .decoding import read_records
 from .encoder import Encoder, body_of
 from .entries import AnyEntry
 from .hand_over import hand_over
-from .health import BEAT, HEAR, HEAR_DATA, RECORD, SEND_DATA, Health, State
+from .health import HEARTBEATS, RECEIVE_DATA, RECEIVE_ORDERS, RECORD, SEND_DATA, Health, State
 from .inbound import Inbound
 from .io.commands import Commands
 from .io.connect import LIMIT, TROUBLE, MakeClient, close_client, end_tasks, reason
@@ -115,7 +115,7 @@ class RedisCluster:
         self._logged = OncePerMinute()
         self._tasks: set[asyncio.Task[None]] = set()
         self._outages = Outages()
-        self._beaten_at = time.monotonic()
+        self._last_answered = time.monotonic()
         self._subscribers: tuple[Subscriber, ...] = ()
         self._stops = False
         self._pending_times = True  # whether an end may date from before the clock was known
@@ -141,16 +141,16 @@ class RedisCluster:
             self.clock,
             self.numbers,
             node,
-            self._beaten,
-            partial(health.note_fails, BEAT),
+            self._heartbeat_answered,
+            partial(health.mark_failed, HEARTBEATS),
             self._missed,
             self._lost,
-            self._moved,
+            self._server_changed,
             self._evicted,
         )
-        self._wire_what_is_missed(node)
-        self._wire_what_is_told(node)
-        self._wire_what_is_asked()
+        self._wire_recovery(node)
+        self._wire_messaging(node)
+        self._provide_methods()
 
     def _wire_connections(self) -> None:
         """
@@ -163,20 +163,20 @@ class RedisCluster:
             make,
             prefix,
             self.encoder,
-            self._learn,
+            self._merge,
             self._published,
             self.pace.wait,
-            partial(health.note_works, RECORD),
-            partial(health.note_fails, RECORD),
+            partial(health.mark_working, RECORD),
+            partial(health.mark_failed, RECORD),
         )
         self._data = Link(
             make,
             prefix,
-            lambda _: health.note_works(SEND_DATA),
-            partial(health.note_fails, SEND_DATA),
+            lambda _: health.mark_working(SEND_DATA),
+            partial(health.mark_failed, SEND_DATA),
         )
 
-    def _wire_what_is_missed(self, node: LocalNode) -> None:
+    def _wire_recovery(self, node: LocalNode) -> None:
         self.applier = Applier(node, self.seen, self.clock)
         self.lookup = Lookup(node, self.commands, self.applier, self._on_outage)
         self.write_back = WriteBack(
@@ -205,7 +205,7 @@ class RedisCluster:
             self.recent,
         )
 
-    def _wire_what_is_told(self, node: LocalNode) -> None:
+    def _wire_messaging(self, node: LocalNode) -> None:
         instance = self.instance
         self.outbound = Outbound(
             node,
@@ -240,7 +240,7 @@ class RedisCluster:
             resolves=self._resolves,
         )
 
-    def _wire_what_is_asked(self) -> None:
+    def _provide_methods(self) -> None:
         """
         Provide methods of the parts as methods of the cluster; they are documented in
         :class:`~..registry.cluster.Cluster`.
@@ -299,8 +299,8 @@ class RedisCluster:
             data = {DATA: self.queries.hear, **data}
         make, prefix = self._make, self._prefix
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
-        deaf_to_data = partial(self.health.note_fails, HEAR_DATA)
-        others = Subscriber(make, prefix, data, self._subscribed_to_data, deaf_to_data)
+        data_lost = partial(self.health.mark_failed, RECEIVE_DATA)
+        others = Subscriber(make, prefix, data, self._subscribed_to_data, data_lost)
         self._subscribers = (orders, others)
         self._run(self.commands.link.run, "the connection for commands")
         self._run(self.outbox.link.run, "the connection for orders")
@@ -426,7 +426,7 @@ class RedisCluster:
         if self.serves:
             self.unrecorded.missed()
         self.membership.subscribed()
-        self.health.note_works(HEAR)
+        self.health.mark_working(RECEIVE_ORDERS)
 
     def _subscribed_to_data(self) -> None:
         self.node.recount()  # a request to evict sockets may have been missed
@@ -434,19 +434,19 @@ class RedisCluster:
         if self.serves:
             self.unrecorded.missed()
         self.membership.hurry()
-        self.health.note_works(HEAR_DATA)
+        self.health.mark_working(RECEIVE_DATA)
 
     def _unsubscribed(self, why: str) -> None:
         self.lookup.forget()
-        self.health.note_fails(HEAR, why)
+        self.health.mark_failed(RECEIVE_ORDERS, why)
 
-    def _beaten(self) -> None:
+    def _heartbeat_answered(self) -> None:
         """
         Handle an answered heartbeat; orders from before the clock was known get their time.
         """
-        self.health.note_works(BEAT)
-        now, before = time.monotonic(), self._beaten_at
-        self._beaten_at = now
+        self.health.mark_working(HEARTBEATS)
+        now, before = time.monotonic(), self._last_answered
+        self._last_answered = now
         if now - before > LIVING:  # the other nodes have presumed this one gone
             self.node.recount()
         if self._pending_times and self.clock.known:
@@ -461,7 +461,7 @@ class RedisCluster:
             self._lost(everything=True)
         if self.lookup.unchecked:
             self.reconciler.missed()
-        self.unrecorded.beaten(hears_data=self.health.works(HEAR_DATA))
+        self.unrecorded.beaten(hears_data=self.health.works(RECEIVE_DATA))
         self.write_back.go_on()
         self.pace.measure(len(self.membership.members))
         self.outbox.flush()
@@ -473,7 +473,7 @@ class RedisCluster:
         if self._stops:
             return False
         records = self.write_back.take_over(body)
-        self.applier.learn(records)
+        self.applier.apply_missed(records)
         return True
 
     def _missed(self) -> None:
@@ -482,7 +482,7 @@ class RedisCluster:
         else:
             self.numbers.missing.clear()  # a script has no sockets, and soon ends
 
-    def _moved(self) -> None:
+    def _server_changed(self) -> None:
         """
         Reconnect all connections but the one for commands, which has reached another server.
 
@@ -507,7 +507,7 @@ class RedisCluster:
         if self.serves:
             self.reconciler.look_at_all()
 
-    def _learn(self, known: Sequence[bytes]) -> None:
+    def _merge(self, known: Sequence[bytes]) -> None:
         """
         Merge the records of which Redis knew more than this node.
         """
@@ -546,11 +546,13 @@ class RedisCluster:
             _ = encode(value)
 
     @property
-    def deaf(self) -> bool:
+    def may_miss_orders(self) -> bool:
         """
         Whether orders may be missed now: then a handshake asks Redis right before it opens.
         """
-        return not self.health.hears or self.membership.behind or bool(self.numbers.missing)
+        return (
+            not self.health.receives_orders or self.membership.behind or bool(self.numbers.missing)
+        )
 
     async def end_others(
         self, order: Order, lineage: Lineage, subjects: Sequence[Subject], since: float
@@ -602,7 +604,7 @@ class RedisCluster:
         """
         Return the instances of the other nodes that are alive; ``None`` if Redis can't be asked.
         """
-        if not (self.commands.available and self.health.hears):
+        if not (self.commands.available and self.health.receives_orders):
             return None
         try:
             return frozenset(await self.membership.living()) - {self.instance}

@@ -20,12 +20,12 @@ State: TypeAlias = Literal["connected", "degraded"]
 STEADY: Final = 1.0  # seconds that a change has to last until it changes the state
 
 #: What may fail though Redis answers, in the words of the log; the worst first.
-HEAR: Final = "it can't be subscribed to"
-BEAT: Final = "heartbeats fail"
+RECEIVE_ORDERS: Final = "it can't be subscribed to"
+HEARTBEATS: Final = "heartbeats fail"
 RECORD: Final = "orders can't be recorded"
-HEAR_DATA: Final = "pushes and questions can't be heard"
+RECEIVE_DATA: Final = "pushes and questions can't be heard"
 SEND_DATA: Final = "pushes and questions can't be sent"
-ALL: Final = (HEAR, BEAT, RECORD, HEAR_DATA, SEND_DATA)
+ALL: Final = (RECEIVE_ORDERS, HEARTBEATS, RECORD, RECEIVE_DATA, SEND_DATA)
 
 
 class Health:
@@ -48,12 +48,12 @@ class Health:
         self._commands = commands
         self._outages = outages
         self._changed = changed
-        self._troubles = dict.fromkeys(ALL, "not yet")  # what doesn't work, and why
+        self._failures = dict.fromkeys(ALL, "not yet")  # what doesn't work, and why
         self._logged = OncePerMinute()
-        self._news = asyncio.Event()
+        self._updated = asyncio.Event()
         self._started = False
-        self._seemed = False
-        self._seemed_since = 0.0
+        self._pending_connected = False
+        self._pending_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._warned = False  # whether the current outage was logged as a warning
 
@@ -62,7 +62,7 @@ class Health:
         """
         Whether Redis answers and everything works at this moment.
         """
-        return self._commands.available and not self._troubles
+        return self._commands.available and not self._failures
 
     @property
     def why(self) -> str:
@@ -72,21 +72,21 @@ class Health:
         if not self._commands.available:
             return self._commands.why
         return next(
-            (f"{what}: {self._troubles[what]}" for what in ALL if what in self._troubles), ""
+            (f"{what}: {self._failures[what]}" for what in ALL if what in self._failures), ""
         )
 
     @property
-    def hears(self) -> bool:
+    def receives_orders(self) -> bool:
         """
         Whether orders are received.
         """
-        return self.works(HEAR)
+        return self.works(RECEIVE_ORDERS)
 
     def works(self, what: str) -> bool:
         """
         Return whether something works, one of :data:`ALL`.
         """
-        return what not in self._troubles
+        return what not in self._failures
 
     async def settle(self, timeout: float) -> None:
         """
@@ -96,12 +96,12 @@ class Health:
         """
         try:
             async with asyncio.timeout(timeout):
-                while self._commands.available and self._troubles:
-                    self._news.clear()
-                    await self._news.wait()
+                while self._commands.available and self._failures:
+                    self._updated.clear()
+                    await self._updated.wait()
         except TimeoutError:
             pass
-        self._started, self._seemed = True, self.connected
+        self._started, self._pending_connected = True, self.connected
         if not self.connected:
             self._warned = True
             self._outages.begin()
@@ -123,37 +123,37 @@ class Health:
         why = self._commands.why
         if not self._commands.available and self._logged.allows(why.partition(":")[0]):
             log.info("Redis is away: %s", why)  # the change of state logs a warning soon
-        self._note()
+        self._update()
 
-    def note_works(self, what: str) -> None:
+    def mark_working(self, what: str) -> None:
         """
         Record that something works, one of :data:`ALL`.
         """
-        _ = self._troubles.pop(what, None)
-        self._note()
+        _ = self._failures.pop(what, None)
+        self._update()
 
-    def note_fails(self, what: str, why: str) -> None:
+    def mark_failed(self, what: str, why: str) -> None:
         """
         Record that something fails, one of :data:`ALL`, and why.
         """
-        if what == HEAR and self.hears and self._logged.allows("deaf"):
+        if what == RECEIVE_ORDERS and self.receives_orders and self._logged.allows("deaf"):
             log.warning(
                 "the subscription to orders of other nodes broke (%s): it is made anew, and what"
                 " was missed is read",
                 why,
             )
-        self._troubles[what] = why
-        self._note()
+        self._failures[what] = why
+        self._update()
 
-    def _note(self) -> None:
+    def _update(self) -> None:
         """
         Change the state once this has lasted: short interruptions are not reported.
         """
-        self._news.set()
-        if not self._started or self.connected == self._seemed:
+        self._updated.set()
+        if not self._started or self.connected == self._pending_connected:
             return
         loop = asyncio.get_running_loop()
-        self._seemed, self._seemed_since = self.connected, loop.time()
+        self._pending_connected, self._pending_since = self.connected, loop.time()
         if not self._commands.available:
             self._report()  # it hasn't answered for a second, which is long enough
         elif self._timer is None:
@@ -161,7 +161,7 @@ class Health:
 
     def _report_if_steady(self) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() < (until := self._seemed_since + STEADY):
+        if loop.time() < (until := self._pending_since + STEADY):
             self._timer = loop.call_at(until, self._report_if_steady)
         else:
             self._timer = None
@@ -171,10 +171,10 @@ class Health:
         state: State = "connected" if self.connected else "degraded"
         if state != self.state:
             self.state = state
-            self._note_state()
+            self._log_state()
             self._changed(state)
 
-    def _note_state(self) -> None:
+    def _log_state(self) -> None:
         """
         Count an outage, and log it and its end: as warnings only the first within a minute.
         """

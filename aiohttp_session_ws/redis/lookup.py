@@ -108,7 +108,7 @@ class Lookup:
             log.warning("a record can't be read: it is of another version, or not ours")
         changes, _ = split(records)
         try:
-            self._applier.hold(changes)
+            self._applier.apply_except_open_sockets(changes)
         except Exception as exc:  # noqa: BLE001  it would be reported nowhere else
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
@@ -153,14 +153,14 @@ class Lookup:
         if not any(values):
             return
         records, readable = read_records(values)
-        self._applier.judge(connection, records)
+        self._applier.apply_to_connection(connection, records)
         if not readable:  # it was put there for a reason
             if self._logged.allows("unreadable"):
                 log.warning(
                     "a record can't be read, of another version or not ours: sockets of its"
                     " session are told to reconnect"
                 )
-            self._applier.refuse(connection)
+            self._applier.make_reconnect(connection)
 
 
 def keys_of_connection(connection: TrackedConnection) -> list[str]:

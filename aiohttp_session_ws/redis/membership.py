@@ -20,8 +20,8 @@ from redis.exceptions import ResponseError
 
 from .._logging import OncePerMinute, log
 from ..registry.cluster import LocalNode
-from .beat import Beat, differs, read_beat
 from .clock import RedisClock
+from .heartbeat import HeartbeatReply, differs, read_heartbeat
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import HEARTBEAT, LEAVE, LIVING
@@ -54,7 +54,7 @@ class Membership:
         missed: Called when numbers are missing.
         lost: Called with true when Redis has lost its data or gone back to an old state, with
             false when it may have lost the writes of the last minute.
-        moved: Called when another server has answered, or the same one has restarted.
+        server_changed: Called when another server has answered, or the same one has restarted.
         evicted: Called when Redis has evicted keys, ours or those of others.
 
     Attributes:
@@ -76,7 +76,7 @@ class Membership:
         failed: Callable[[str], None],
         missed: Callable[[], None],
         lost: Callable[[bool], None],
-        moved: Callable[[], None],
+        server_changed: Callable[[], None],
         evicted: Callable[[], None],
     ) -> None:
         self.serves = False
@@ -93,12 +93,12 @@ class Membership:
         self._failed = failed
         self._missed = missed
         self._lost = lost
-        self._moved = moved
+        self._server_changed = server_changed
         self._evicted = evicted
         self._logged = OncePerMinute()
         self._due = asyncio.Event()
         self._subscribed_at = self._asked_at = -math.inf
-        self._last: Beat | None = None
+        self._last: HeartbeatReply | None = None
         self._version: tuple[str, str, str] | None = None
         self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, and until when
         self._left: set[str] = set()  # stopped nodes that Redis still lists
@@ -230,7 +230,7 @@ class Membership:
             repeat=False,
         )
         received = time.monotonic()
-        beat = read_beat(answer).after(self._last)
+        beat = read_heartbeat(answer).completed_by(self._last)
         self._node.keep_ends(beat.ttl)
         self._clock.measure(beat.time, sent, received, beat.ahead)
         if beat.joined:
@@ -249,8 +249,8 @@ class Membership:
         changed = known is not None and differs(known.server, beat.server)
         self._compare(beat, heard, await self._last_shared() if changed else NONE_SHARED)
         self._asked_at = sent
-        if known is not None and beat.is_elsewhere(known):
-            self._moved()  # otherwise subscribers needn't reconnect, and would miss messages
+        if known is not None and beat.is_other_server(known):
+            self._server_changed()  # else subscribers needn't reconnect, and would miss messages
         elif beat.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
 
@@ -266,7 +266,7 @@ class Membership:
         except TROUBLE as exc:
             log.debug("nobody could be told that this node has started: %s", reason(exc))
 
-    async def _learn_members(self, beat: Beat) -> None:
+    async def _learn_members(self, beat: HeartbeatReply) -> None:
         """
         Read the members; those from before Redis lost its data, or the list, stay members.
         """
@@ -304,7 +304,7 @@ class Membership:
         ]
         return max(known, default=NONE_SHARED)
 
-    def _compare(self, beat: Beat, heard: int, shared: tuple[int, float]) -> None:
+    def _compare(self, beat: HeartbeatReply, heard: int, shared: tuple[int, float]) -> None:
         """
         Compare the answer to a heartbeat with *heard*, the last number known when it was sent.
 

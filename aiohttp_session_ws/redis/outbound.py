@@ -127,8 +127,8 @@ class Outbound:
         """
         Record an order now; other nodes apply it to handshakes, but keep open sockets for now.
 
-        These are closed when the order is published, and after :data:`~.apply.HOLD` seconds in any
-        case: this node may die before it has published the order.
+        These are closed when the order is published, and in any case after
+        :data:`~.apply.CLOSE_AFTER` seconds: this node may die before it has published the order.
         """
         if order.changes:
             self._outbox.put(Entry(PublishedOrder(order.changes, held=True)))

@@ -149,7 +149,7 @@ class Reconciler:
             else:
                 records.append(record)
         self.found += len(records)
-        self._applier.learn(records)
+        self._applier.apply_missed(records)
         changes, _ = split(records)
         if changes:
             texts = [encode_record(change).text for change in changes]
@@ -164,7 +164,7 @@ class Reconciler:
         name = key.decode(errors="replace").removeprefix(self._commands.prefix)
         for connection in self._connections():
             if name in keys_of_connection(connection):
-                self._applier.refuse(connection)
+                self._applier.make_reconnect(connection)
 
     async def _look_at(self, connections: Sequence[TrackedConnection]) -> None:
         """

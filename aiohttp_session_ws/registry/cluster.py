@@ -160,7 +160,7 @@ class Cluster(Protocol):
         """
 
     @property
-    def deaf(self) -> bool:
+    def may_miss_orders(self) -> bool:
         """
         Whether this node may be missing orders: a handshake then queries right before it opens.
         """

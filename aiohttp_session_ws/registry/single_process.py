@@ -48,7 +48,7 @@ class SingleProcess:
         clock: The clock of this process.
     """
 
-    remote = deaf = False
+    remote = may_miss_orders = False
     name = instance = ""
     serves = True
 

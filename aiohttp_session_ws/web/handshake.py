@@ -164,7 +164,7 @@ class Handshake:
             await core.signals.on_handshake.send(details)
         if core.identifier.configured:
             await self._identify(context, connection)
-        if core.cluster.remote and (not context.checked or core.cluster.deaf):
+        if core.cluster.remote and (not context.checked or core.cluster.may_miss_orders):
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         if core.authorize is not None or core.signals.on_auth_success:
@@ -173,7 +173,7 @@ class Handshake:
             await self._take_place(connection)
         if context.id_given:
             await self._save(context, connection)
-        if core.cluster.remote and core.cluster.deaf:  # it may have missed an order
+        if core.cluster.remote and core.cluster.may_miss_orders:  # it may have missed an order
             await core.cluster.check_handshake(connection)
             self._judge(connection)
         self._expect_welcome(connection)

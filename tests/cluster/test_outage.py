@@ -498,7 +498,7 @@ class TestHandshake:
             raise TimeoutError("timed out")
 
         def fail(script: Any, *args: Any, **how: Any) -> asyncio.Future[Any]:
-            if script is not HEARTBEAT or not cluster.health.hears:
+            if script is not HEARTBEAT or not cluster.health.receives_orders:
                 return run_script(script, *args, **how)
             answer = asyncio.get_running_loop().create_future()
             if fails:

@@ -405,7 +405,7 @@ class TestOthers:
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Handshakes are refused at once, also elsewhere; sockets close after the response."""
-        monkeypatch.setattr(apply, "HOLD", PATIENCE)
+        monkeypatch.setattr(apply, "CLOSE_AFTER", PATIENCE)
         timeouts = replace(QUICK, response=PATIENCE)
         a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
         browser, other = await a.logged_in(), await b.logged_in()
@@ -421,7 +421,7 @@ class TestOthers:
         self, late_wires: None, sites: Sites, monkeypatch: pytest.MonkeyPatch, by: str
     ) -> None:
         """Sockets wait for the response even if their node finds the end in Redis first."""
-        monkeypatch.setattr(apply, "HOLD", PATIENCE)
+        monkeypatch.setattr(apply, "CLOSE_AFTER", PATIENCE)
         timeouts = replace(QUICK, response=PATIENCE)
         a, b = await sites({"/elsewhere": out_elsewhere}, timeouts=timeouts)
         browser, other = await a.logged_in(), await b.logged_in()
@@ -492,7 +492,7 @@ class TestOthers:
         self, two: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An end that Redis has recorded takes effect here, even if its reply was lost."""
-        monkeypatch.setattr(apply, "HOLD", 0.0)
+        monkeypatch.setattr(apply, "CLOSE_AFTER", 0.0)
         a, _ = two
         mine, other = await log_in(a), await log_in(a)
         commands = cluster_of(a).commands

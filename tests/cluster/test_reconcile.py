@@ -263,7 +263,7 @@ class TestDeaf:
             raise TimeoutError("timed out")
 
         def fail_once(script: Script, *args: Any, **how: Any) -> asyncio.Future[Any]:
-            if script is not HEARTBEAT or not cluster.health.hears or failed.is_set():
+            if script is not HEARTBEAT or not cluster.health.receives_orders or failed.is_set():
                 return run_script(script, *args, **how)
             failed.set()
             answer = asyncio.get_running_loop().create_future()

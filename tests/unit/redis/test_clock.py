@@ -52,15 +52,15 @@ class TestRedisClock:
     def test_heard(self) -> None:
         """What begins after an end of another node is heard comes after it, within reason."""
         times = Times()
-        times.clock.hear(times.right)
+        times.clock.observe_end(times.right)
         assert times.clock.begin_time() == 0.0
         times.measure(0.1, 0.0)
         heard = times.right + 0.2
-        times.clock.hear(heard)
+        times.clock.observe_end(heard)
         assert heard < times.clock.begin_time() < heard + 0.001
         assert times.clock.end_time() > heard
-        times.clock.hear(times.right + 3600.0)
-        times.clock.hear(PENDING)
+        times.clock.observe_end(times.right + 3600.0)
+        times.clock.observe_end(PENDING)
         assert times.clock.end_time() < times.right + 0.3
 
     def test_after_an_earlier_process(self) -> None:

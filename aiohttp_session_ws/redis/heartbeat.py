@@ -12,7 +12,7 @@ __all__: list[str] = []
 RUN_ID: Final = 40  # characters
 
 
-class Beat(NamedTuple):
+class HeartbeatReply(NamedTuple):
     """
     The answer of Redis to a heartbeat.
 
@@ -41,7 +41,7 @@ class Beat(NamedTuple):
     evicted: int
     joined: bool
 
-    def after(self, known: Beat | None) -> Beat:
+    def completed_by(self, known: HeartbeatReply | None) -> HeartbeatReply:
         """
         Return this answer, with the epoch and the server of *known* where it lacks them.
 
@@ -51,17 +51,17 @@ class Beat(NamedTuple):
             return self
         return self._replace(epoch=self.epoch or known.epoch, server=self.server or known.server)
 
-    def is_elsewhere(self, known: Beat) -> bool:
+    def is_other_server(self, known: HeartbeatReply) -> bool:
         """
         Return whether another server process answered than for *known*, as far as both are known.
         """
         return differs(known.server[:RUN_ID], self.server[:RUN_ID])
 
-    def has_evicted_since(self, known: Beat | None) -> bool:
+    def has_evicted_since(self, known: HeartbeatReply | None) -> bool:
         """
         Return whether the server has evicted keys since another heartbeat.
         """
-        if known is None or self.is_elsewhere(known):
+        if known is None or self.is_other_server(known):
             return False
         return self.evicted > known.evicted
 
@@ -72,13 +72,13 @@ class Beat(NamedTuple):
         return "READONLY" in self.refused
 
 
-def read_beat(answer: Sequence[bytes]) -> Beat:
+def read_heartbeat(answer: Sequence[bytes]) -> HeartbeatReply:
     """
     Parse the reply of the heartbeat script.
     """
     at, last, epoch, server, members, refused, *rest = map(bytes.decode, answer)
     ahead, ttl, evicted, joined = rest
-    return Beat(
+    return HeartbeatReply(
         time=float(at),
         last=int(last),
         epoch=epoch,
