@@ -52,7 +52,7 @@ from .outbound import Outbound
 from .pace import Pace
 from .places import PlaceKeeper
 from .queries import Queries
-from .recent import HeardNumbers, RecentOrders, SeenOrders
+from .recent import ReceivedNumbers, RecentOrders, SeenOrders
 from .reconcile import Reconciler
 from .requests import REPORTS, Requests
 from .unrecorded import Unrecorded
@@ -128,7 +128,7 @@ class RedisCluster:
         self.node = node
         self._stops = False
         self.instance = instance = f"{self.name}/{secrets.token_hex(4)}"
-        self.numbers = HeardNumbers()
+        self.numbers = ReceivedNumbers()
         self.recent = RecentOrders()
         self.seen = SeenOrders(instance)
         self.commands = Commands(make, prefix, self._availability_changed)
@@ -295,8 +295,8 @@ class RedisCluster:
         handlers: Handlers = {f"{REPORTS}:{self.instance}": self.requests.take}
         data: Handlers = {f"{DATA}:{self.instance}": self.requests.take}
         if self.serves:
-            handlers = {ORDERS: self.inbound.hear, **handlers}
-            data = {DATA: self.queries.hear, **data}
+            handlers = {ORDERS: self.inbound.receive, **handlers}
+            data = {DATA: self.queries.receive, **data}
         make, prefix = self._make, self._prefix
         orders = Subscriber(make, prefix, handlers, self._subscribed, self._unsubscribed)
         data_lost = partial(self.health.mark_failed, RECEIVE_DATA)
@@ -379,7 +379,7 @@ class RedisCluster:
                 len(left),
             )
             return
-        orders = [entry.spelled_out(self.instance) for entry in left]
+        orders = [entry.as_published_order(self.instance) for entry in left]
         # A log-in or a renewal makes several records of one lineage.
         names = [*dict.fromkeys(_name_of(record) for order in orders for record in order.changes)]
         log.error(

@@ -114,7 +114,9 @@ def _order(body: list[Any]) -> PublishedOrder:
     closes = tuple([_close_session(text) for text in closing]) if closing else ()
     if not rest:
         return PublishedOrder(changes, closes)
-    held, close, by, question, *refresh = (*rest, None, None, None) if len(rest) == 1 else rest
+    held, close, by, request_number, *refresh = (
+        (*rest, None, None, None) if len(rest) == 1 else rest
+    )
     if len(refresh) > 1:
         raise ValueError("another version")
     return PublishedOrder(
@@ -122,7 +124,7 @@ def _order(body: list[Any]) -> PublishedOrder:
         closes,
         None if close is None else close_of(*close),
         None if by is None else str(by),
-        None if question is None else str(question),
+        None if request_number is None else str(request_number),
         _refresh(*refresh[0]) if refresh else None,
         held == 1,
         held == 2,

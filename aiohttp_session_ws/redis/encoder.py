@@ -11,7 +11,7 @@ from .._lineage import Lineage, Subject
 from ..sessions.clock import PENDING
 from ..sessions.encoding import encode
 from ..sessions.records import Change
-from .entries import AnyEntry, Argument, Entry, Single
+from .entries import AnyEntry, Argument, Entry, SubjectEntry
 from .messages import (
     CLOSE_TTL,
     PublishedOrder,
@@ -60,15 +60,15 @@ class Encoder:
             entries: The entries to write.
             channel: The channel on which to publish them.
         """
-        if len(entries) == 1 and type(entries[0]) is Single and entries[0].at < PENDING:
+        if len(entries) == 1 and type(entries[0]) is SubjectEntry and entries[0].at < PENDING:
             return self._arguments_of_one(entries[0], channel)
         message = Message(self._sender)
         records: list[Stored] = []
         for entry in entries:
-            if type(entry) is Single and entry.at < PENDING:
+            if type(entry) is SubjectEntry and entry.at < PENDING:
                 message.add(entry)
                 continue
-            order = entry.spelled_out(self._sender)
+            order = entry.as_published_order(self._sender)
             some = self._encoded((*order.changes, *order.closes))
             if some is None:
                 return None
@@ -87,7 +87,7 @@ class Encoder:
             args += [stored.ttl, stored.text]
         return args
 
-    def _arguments_of_one(self, entry: Single, channel: str) -> list[Argument]:
+    def _arguments_of_one(self, entry: SubjectEntry, channel: str) -> list[Argument]:
         """
         Return the same for an order that is sent alone, as most are, in fewer steps.
         """
@@ -182,7 +182,7 @@ class Message:
         self._first = 0
         self._cells: list[str] = []
 
-    def add(self, entry: Single) -> None:
+    def add(self, entry: SubjectEntry) -> None:
         """
         Add an order to the current row, or begin another one.
         """

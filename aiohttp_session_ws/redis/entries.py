@@ -9,14 +9,14 @@ from collections.abc import Hashable
 from typing import Final, TypeAlias
 
 from .messages import PublishedOrder
-from .rows import Shape, spell_out
+from .rows import Shape, to_published_order
 
 __all__: list[str] = []
 
 Argument: TypeAlias = "str | int | bytes"
 
 
-class Waiting:
+class PendingEntry:
     """
     An order that waits until Redis has recorded it.
 
@@ -52,7 +52,7 @@ class Waiting:
             await asyncio.wait({self._waiter}, timeout=timeout)
 
 
-class Entry(Waiting):
+class Entry(PendingEntry):
     """
     An order to record and to publish.
 
@@ -73,14 +73,14 @@ class Entry(Waiting):
         """
         return len(self.order.changes) + len(self.order.closes)
 
-    def spelled_out(self, sender: str) -> PublishedOrder:
+    def as_published_order(self, sender: str) -> PublishedOrder:
         """
         Return the order.
         """
         return self.order
 
 
-class Single(Waiting):
+class SubjectEntry(PendingEntry):
     """
     An order about one subject and nothing else, so that it can be part of a row of such orders.
 
@@ -105,11 +105,11 @@ class Single(Waiting):
         self.value = value
         self.number = number
 
-    def spelled_out(self, sender: str) -> PublishedOrder:
+    def as_published_order(self, sender: str) -> PublishedOrder:
         """
         Return the order in its general form; *sender* is the name of this node.
         """
-        return spell_out(self.shape, sender, self.number, self.at, self.value)
+        return to_published_order(self.shape, sender, self.number, self.at, self.value)
 
 
-AnyEntry: TypeAlias = Entry | Single
+AnyEntry: TypeAlias = Entry | SubjectEntry

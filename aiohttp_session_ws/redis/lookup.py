@@ -25,7 +25,7 @@ from .messages import encode_record, keys_of_lookup, split
 
 __all__: list[str] = []
 
-ONCE: Final = 60.0  # seconds between two look-ups of a lineage for HTTP requests
+INTERVAL: Final = 60.0  # seconds between two look-ups of a lineage for HTTP requests
 PATIENCE: Final = 0.25  # seconds that an HTTP request waits for the answer
 MOST: Final = 100_000  # lineages that are remembered as looked up
 
@@ -66,14 +66,14 @@ class Lookup:
         """
         Return whether a lineage is due to be looked up.
         """
-        return self._commands.available and self._asked.peek(token) is None
+        return self._commands.available and self._recently_looked_up.peek(token) is None
 
     def forget(self) -> None:
         """
         Forget which lineages were looked up: this node may have missed their ends.
         """
         # Replaced, not cleared: a pending look-up is noted in the old one, as it may be outdated.
-        self._asked: ExpiringDict[str, bool] = ExpiringDict(MOST, ONCE)
+        self._recently_looked_up: ExpiringDict[str, bool] = ExpiringDict(MOST, INTERVAL)
 
     async def check_request(self, token: str, subjects: Sequence[Subject]) -> bool:
         """
@@ -87,13 +87,13 @@ class Lookup:
         if not self._commands.available:
             return False
         answer = self._commands.read(keys_of_lookup(token, subjects, closes=False))
-        answer.add_done_callback(partial(self._learn, self._asked, token))
+        answer.add_done_callback(partial(self._apply_answer, self._recently_looked_up, token))
         done, _ = await asyncio.wait({answer}, timeout=PATIENCE)
         return bool(done) and answer.exception() is None
 
-    def _learn(
+    def _apply_answer(
         self,
-        asked: ExpiringDict[str, bool],
+        looked_up: ExpiringDict[str, bool],
         token: str,
         answer: asyncio.Future[list[bytes | None]],
     ) -> None:
@@ -102,7 +102,7 @@ class Lookup:
         """
         if answer.cancelled() or answer.exception() is not None:
             return
-        asked.put(token, True)
+        looked_up.put(token, True)
         records, readable = read_records(answer.result())
         if not readable and self._logged.allows("unreadable"):
             log.warning("a record can't be read: it is of another version, or not ours")
@@ -113,9 +113,9 @@ class Lookup:
             if self._logged.allows(type(exc).__name__):
                 log.error("what is recorded could not be carried out: %s", describe_error(exc))
         for change in changes:
-            self._keep(change)
+            self._restart_ttl(change)
 
-    def _keep(self, change: Change) -> None:
+    def _restart_ttl(self, change: Change) -> None:
         """
         Restart the TTL of a record in Redis, too.
 
@@ -144,9 +144,9 @@ class Lookup:
                 log.error("handshakes can't be checked, and are refused meanwhile: %s", why)
             text = "websocket refused: the session can't be checked now"
             raise Unavailable("redis", text) from None
-        self.take(connection, values)
+        self.apply_values(connection, values)
 
-    def take(self, connection: TrackedConnection, values: Sequence[bytes | None]) -> None:
+    def apply_values(self, connection: TrackedConnection, values: Sequence[bytes | None]) -> None:
         """
         Apply the values that were read for *connection*.
         """

@@ -25,8 +25,8 @@ from .heartbeat import HeartbeatReply, differs, read_heartbeat
 from .io.commands import Commands
 from .io.connect import TROUBLE, reason
 from .io.scripts import HEARTBEAT, LEAVE, LIVING
-from .messages import DATA, LONGEST, question_text
-from .recent import HeardNumbers
+from .messages import DATA, MAX_TTL, request_text
+from .recent import ReceivedNumbers
 
 __all__: list[str] = []
 
@@ -70,7 +70,7 @@ class Membership:
         commands: Commands,
         instance: str,
         clock: RedisClock,
-        numbers: HeardNumbers,
+        numbers: ReceivedNumbers,
         node: LocalNode,
         answered: Callable[[], None],
         failed: Callable[[str], None],
@@ -85,7 +85,7 @@ class Membership:
         self.beaten = asyncio.Event()
         self._commands = commands
         self._instance = instance
-        self._joins = question_text(instance, "", {"do": "joined"}) + "\n"
+        self._joins = request_text(instance, "", {"do": "joined"}) + "\n"
         self._clock = clock
         self._numbers = numbers
         self._node = node
@@ -225,7 +225,7 @@ class Membership:
             "1" if self.serves else "0",
             secrets.token_hex(8),
             f"{self._clock.ahead:.6f}" if self._clock.known else "",
-            math.ceil(min(self._node.own_ttl, LONGEST)),
+            math.ceil(min(self._node.own_ttl, MAX_TTL)),
             probe=True,
             repeat=False,
         )
@@ -326,7 +326,7 @@ class Membership:
             self._marks.clear()
             self._lost(not number or beat.time - at > LATELY)
         elif self.behind:
-            self._numbers.reach(beat.last)
+            self._numbers.extend_to(beat.last)
         elif self._numbers.last < beat.last:
             # The message may still be on its way.
             _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat.last)
@@ -337,6 +337,6 @@ class Membership:
     def _reach(self, last: int) -> None:
         if self._last is None:
             return
-        self._numbers.reach(min(last, self._last.last))  # it may be another server by now
+        self._numbers.extend_to(min(last, self._last.last))  # it may be another server by now
         if self._numbers.missing:
             self._missed()

@@ -31,7 +31,7 @@ DATA: Final = "data"  # the channel of requests and pushes; that of answers ends
 #: Seconds to keep a close order: longer than any node misses messages without losing its
 #: sockets.
 CLOSE_TTL: Final = 3600.0
-LONGEST: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis accepts no infinite TTL
+MAX_TTL: Final = 10 * 365 * 24 * 3600.0  # seconds; Redis accepts no infinite TTL
 
 LOGIN: Final = 2  # a log-in, as a bit: the Lua script merges causes by bitwise or
 
@@ -67,21 +67,21 @@ class PublishedOrder(NamedTuple):
         closes: Close orders for further sockets.
         close: The close code and reason; without one they depend on the changes.
         by: Who gave the order, for operators.
-        question: The number of the request for reports, if they are asked for.
+        request_number: The number of the request for reports, if they are asked for.
         refresh: The open sockets that stay open under another id and generation.
         held: Whether open sockets wait until the order is published again: the response that
             belongs to it hasn't been sent yet.
-        again: Whether it consists of records that Redis had lost.
+        written_back: Whether it consists of records that Redis had lost.
     """
 
     changes: tuple[Change, ...]
     closes: tuple[CloseSession, ...] = ()
     close: Close | None = None
     by: str | None = None
-    question: str | None = None
+    request_number: str | None = None
     refresh: Refresh | None = None
     held: bool = False
-    again: bool = False
+    written_back: bool = False
 
 
 def split(records: Iterable[Record]) -> tuple[list[Change], list[CloseSession]]:
@@ -170,7 +170,7 @@ def milliseconds(ttl: float) -> int:
     """
     Return a time to live in seconds as milliseconds for Redis.
     """
-    return int(min(ttl, LONGEST) * 1000) + 1
+    return int(min(ttl, MAX_TTL) * 1000) + 1
 
 
 def subject_key(subject: Subject) -> str:
@@ -191,12 +191,12 @@ def order_text(order: PublishedOrder, changes: Iterable[str], closes: Iterable[s
     """
     Return an order as JSON; its *changes* and *closes* are given as JSON.
     """
-    _, _, close, by, question, refresh, held, again = order
+    _, _, close, by, request_number, refresh, held, written_back = order
     text = f"[[{','.join(changes)}],[{','.join(closes)}]"
-    if close is None and by is None and question is None and refresh is None:
-        return text + (",1]" if held else ",2]" if again else "]")
+    if close is None and by is None and request_number is None and refresh is None:
+        return text + (",1]" if held else ",2]" if written_back else "]")
     how = "null" if close is None else f"[{close.code},{quote(close.reason)}]"
-    text += f",{held:d},{how},{_optional(by)},{_optional(question)}"
+    text += f",{held:d},{how},{_optional(by)},{_optional(request_number)}"
     if refresh is not None:
         (token, generation, began), session_ws_id, until, was = refresh
         end = "null" if until == math.inf else repr(float(until))
@@ -234,7 +234,7 @@ def head_of(sender: str) -> str:
     return f'{{"v":{VERSION},"from":{quote(sender)}}}'
 
 
-def question_text(sender: str, number: str, body: dict[str, Any]) -> str:
+def request_text(sender: str, number: str, body: dict[str, Any]) -> str:
     """
     Return a request to other nodes, or the answer to one, as JSON.
     """

@@ -17,7 +17,7 @@ from ..results import CloseReport
 from ..sessions.records import IdNote, SubjectEnded
 from .apply import Applier
 from .clock import RedisClock
-from .entries import AnyEntry, Entry, Single
+from .entries import AnyEntry, Entry, SubjectEntry
 from .io.outbox import Outbox
 from .messages import CloseSession, PublishedOrder
 from .recent import SeenOrders
@@ -158,7 +158,7 @@ class Outbound:
             entry.finish()
         return Pending(entry, self._requests, request, wait)
 
-    def _single(self, order: Order) -> Single | None:
+    def _single(self, order: Order) -> SubjectEntry | None:
         """
         Return an order about one subject, with nothing else, as a compact entry; else ``None``.
         """
@@ -168,12 +168,12 @@ class Outbound:
         if closes:
             (kind, value), at = closes[0], self._clock.order_time()
             shape = self._shape(False, kind, close or RECONNECT, 0.0)
-            return Single(shape, at, value, self._seen.count())
+            return SubjectEntry(shape, at, value, self._seen.count())
         end = changes[0]
         if close is None or type(end) is not SubjectEnded:
             return None
         (kind, value), before, ttl = end
-        return Single(self._shape(True, kind, close, ttl), before, value)
+        return SubjectEntry(self._shape(True, kind, close, ttl), before, value)
 
     def _shape(self, ends: bool, kind: Kind, close: Close, ttl: float) -> Shape:
         """
@@ -184,9 +184,9 @@ class Outbound:
             self._last_shape = last = Shape(ends, kind, close, ttl)
         return last
 
-    def entry_of(self, order: Order, question: str | None = None) -> Entry:
+    def entry_of(self, order: Order, request_number: str | None = None) -> Entry:
         """
-        Return an order as an entry of the outbox; *question* is the number of its request.
+        Return an order as an entry of the outbox; *request_number* is the number of its request.
         """
         closes: tuple[CloseSession, ...] = ()
         if order.closes:
@@ -201,7 +201,7 @@ class Outbound:
         # An order that only closes has the close code in its records.
         told = order.close if order.changes else None
         return Entry(
-            PublishedOrder(order.changes, closes, told, order.by, question, order.refresh)
+            PublishedOrder(order.changes, closes, told, order.by, request_number, order.refresh)
         )
 
     def report_to(self, sender: str, order: PublishedOrder) -> None:
@@ -216,8 +216,8 @@ class Outbound:
         body = {name: getattr(report, name) for name in COUNTED}
         if not self._resolves >= _kinds_of(order):
             body["unresolved"] = True
-        assert order.question is not None
-        _ = self._requests.answer(sender, order.question, REPORTS, body)
+        assert order.request_number is not None
+        _ = self._requests.answer(sender, order.request_number, REPORTS, body)
 
 
 def _kinds_of(order: PublishedOrder) -> set[str]:

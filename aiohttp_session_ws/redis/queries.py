@@ -167,7 +167,7 @@ class Queries:
         """
         _ = await self._requests.publish({"do": "left"}, b"")
 
-    async def hear(self, data: bytes) -> None:
+    async def receive(self, data: bytes) -> None:
         """
         Handle a message of another node: a request, a push or a notification.
         """

@@ -20,7 +20,7 @@ BLOCK: Final = 1024  # close orders of one node that share an integer of bits
 MOST: Final = 10_000  # such blocks
 
 
-class HeardNumbers:
+class ReceivedNumbers:
     """
     The numbers of records that this node has received.
 
@@ -36,7 +36,7 @@ class HeardNumbers:
         self.last = 0
         self.missing: list[tuple[int, int]] = []
 
-    def hear(self, first: int, last: int) -> bool:
+    def receive(self, first: int, last: int) -> bool:
         """
         Add the numbers of a message; return whether they follow the last one, or fill a gap.
 
@@ -46,15 +46,15 @@ class HeardNumbers:
             self.last = last
             return True
         if last <= self.last:
-            return self.find(first, last)
+            return self.mark_found(first, last)
         if first > self.last + 1:
             self.missing.append((self.last + 1, first - 1))
         else:
-            _ = self.find(first, self.last)
+            _ = self.mark_found(first, self.last)
         self.last = last
         return False
 
-    def reach(self, last: int) -> None:
+    def extend_to(self, last: int) -> None:
         """
         Mark all numbers up to *last* as missing that haven't been received: Redis has given them.
         """
@@ -62,7 +62,7 @@ class HeardNumbers:
             self.missing.append((self.last + 1, last))
             self.last = last
 
-    def find(self, first: int, last: int) -> bool:
+    def mark_found(self, first: int, last: int) -> bool:
         """
         Mark numbers as found; return whether any of them was missing.
         """
@@ -80,7 +80,7 @@ class HeardNumbers:
         self.missing = rest
         return found
 
-    def lose(self, first: int, last: int) -> None:
+    def mark_missing(self, first: int, last: int) -> None:
         """
         Mark received numbers as missing, for their message can't be read.
         """
@@ -92,10 +92,10 @@ class HeardNumbers:
         """
         self.missing = [(low, min(high, first)) for low, high in self.missing if low <= first]
         self.last = min(self.last, first)  # those in between may not have been received
-        self.reach(last)
+        self.extend_to(last)
 
 
-class Heard(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """
     A recently published message.
 
@@ -117,10 +117,10 @@ class _Messages:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.messages: deque[Heard] = deque()
+        self.messages: deque[ReceivedMessage] = deque()
         self._size = 0
 
-    def add(self, message: Heard) -> None:
+    def add(self, message: ReceivedMessage) -> None:
         self.messages.append(message)
         self._size += len(message.body)
 
@@ -156,7 +156,7 @@ class RecentOrders:
         """
         now = self._clock()
         kept = self._again if is_written_again(body) else self._given
-        kept.add(Heard(now, sender, body))
+        kept.add(ReceivedMessage(now, sender, body))
         self._given.prune(now)
         self._again.prune(now)
 

@@ -19,7 +19,7 @@ from .io.connect import TROUBLE, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
 from .messages import PublishedOrder, Record, encode_record, envelope, order_text, split
-from .recent import HeardNumbers, RecentOrders
+from .recent import ReceivedNumbers, RecentOrders
 
 __all__: list[str] = []
 
@@ -51,7 +51,7 @@ class Reconciler:
         commands: Commands,
         lookup: Lookup,
         applier: Applier,
-        numbers: HeardNumbers,
+        numbers: ReceivedNumbers,
         recent: RecentOrders,
     ) -> None:
         self._node = node
@@ -85,7 +85,7 @@ class Reconciler:
         if not last:
             self.look_at_all()
             return
-        self._numbers.lose(first, last)
+        self._numbers.mark_missing(first, last)
         self._wake.set()
 
     async def run(self) -> None:
@@ -153,9 +153,9 @@ class Reconciler:
         changes, _ = split(records)
         if changes:
             texts = [encode_record(change).text for change in changes]
-            order = order_text(PublishedOrder(tuple(changes), again=True), texts)
+            order = order_text(PublishedOrder(tuple(changes), written_back=True), texts)
             self._recent.add("", envelope("", [order]).encode())
-        _ = self._numbers.find(first, int(float(reached)))
+        _ = self._numbers.mark_found(first, int(float(reached)))
 
     def _refuse_all_of(self, key: bytes) -> None:
         """
@@ -175,7 +175,7 @@ class Reconciler:
             for connection, some in zip(chunk, keys, strict=True):
                 found = [next(values) for _ in some]
                 if not connection.removed:
-                    self._lookup.take(connection, found)
+                    self._lookup.apply_values(connection, found)
             await asyncio.sleep(0)
 
 

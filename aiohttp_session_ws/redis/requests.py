@@ -16,7 +16,7 @@ from .decoding import WRONG
 from .io.connect import TROUBLE
 from .io.publisher import Publisher
 from .membership import Membership
-from .messages import DATA, VERSION, question_text
+from .messages import DATA, VERSION, request_text
 
 __all__: list[str] = []
 
@@ -221,7 +221,7 @@ class Requests:
         Returns:
             A future that is done when Redis has published it; ``None`` if it can't be sent now.
         """
-        text = question_text(self._instance, number, body)
+        text = request_text(self._instance, number, body)
         return self._publishers[DATA].put(DATA, text.encode() + b"\n" + payload)
 
     async def publish(self, body: Answer, payload: bytes, number: str = "") -> bool:
@@ -255,5 +255,5 @@ class Requests:
         """
         Answer a request of another node; return whether the answer could be sent.
         """
-        text = question_text(self._instance, number, body)
+        text = request_text(self._instance, number, body)
         return self._publishers[channel].put(f"{channel}:{asker}", text.encode()) is not None

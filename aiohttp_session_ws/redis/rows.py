@@ -27,15 +27,19 @@ from .messages import CLOSE_TTL, CloseSession, PublishedOrder, milliseconds
 __all__: list[str] = []
 
 KNOWN: Final = 1000  # heads of messages: a few of each node
-LONGEST: Final = 1000  # bytes; a longer message is left to the general decoder
+MAX_FAST_SIZE: Final = 1000  # bytes; a longer message is left to the general decoder
 
 #: A message with one order, as most are: the number of its record, what it has in common with
 #: others, the number of a close order or the TTL of an end, the time, and the subject.
-_one: Final = re.compile(
+_match_single: Final = re.compile(
     rb"([0-9]{1,19}):1\n([^\n]+\n[^\n]+)\t([0-9.]{1,19})\t([0-9]{1,19}\.[0-9]{1,19})"
     rb'\t"([ !#-\[\]-~]*)"'
 ).fullmatch
-_make: Final[Callable[[type[One], tuple[int, str, Shape, int, float, str]], One]] = tuple.__new__
+_make: Final[
+    Callable[
+        [type[SingleOrderMessage], tuple[int, str, Shape, int, float, str]], SingleOrderMessage
+    ]
+] = tuple.__new__
 
 _KINDS: Final[dict[str, Kind]] = {"id": "id", "identity": "identity", "label": "label"}
 
@@ -138,7 +142,7 @@ def read_row(line: str) -> Row | None:
         return None
 
 
-class One(NamedTuple):
+class SingleOrderMessage(NamedTuple):
     """
     A message with a row of one order and nothing else, as most are.
 
@@ -159,7 +163,7 @@ class One(NamedTuple):
     value: str
 
 
-class OneReader:
+class SingleOrderDecoder:
     """
     Fast decoder for messages with one order, which decodes equal heads of messages once.
 
@@ -171,7 +175,7 @@ class OneReader:
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[str, Shape, bytes]] = {}
 
-    def learn(self, body: bytes, sender: str, row: Row) -> None:
+    def remember(self, body: bytes, sender: str, row: Row) -> None:
         """
         Remember the head of a message, if its *row*, the only one, has one order.
         """
@@ -181,11 +185,11 @@ class OneReader:
             head, rest, _, _ = body.rsplit(b"\t", 3)
             self._known[head] = sender, row.shape, rest if row.shape.ends else b""
 
-    def read(self, data: bytes) -> One | None:
+    def read(self, data: bytes) -> SingleOrderMessage | None:
         """
         Decode a message with one order; ``None`` if it isn't one, or its head isn't known yet.
         """
-        found = _one(data) if len(data) <= LONGEST else None
+        found = _match_single(data) if len(data) <= MAX_FAST_SIZE else None
         if found is None:
             return None
         last, head, rest, at, value = found.groups()
@@ -199,7 +203,9 @@ class OneReader:
             first = 0 if rest == lasts else -1
         if first < 0:
             return None
-        return _make(One, (int(last), sender, shape, first, float(at), value.decode()))
+        return _make(
+            SingleOrderMessage, (int(last), sender, shape, first, float(at), value.decode())
+        )
 
 
 def orders_of(row: Row, sender: str) -> Iterator[PublishedOrder]:
@@ -212,10 +218,10 @@ def orders_of(row: Row, sender: str) -> Iterator[PublishedOrder]:
     """
     shape, first, times, values = row
     for number, (at, value) in enumerate(zip(times, values, strict=True), first):
-        yield spell_out(shape, sender, number, at, value)
+        yield to_published_order(shape, sender, number, at, value)
 
 
-def spell_out(
+def to_published_order(
     shape: Shape, sender: str, number: int, at: float, value: Hashable
 ) -> PublishedOrder:
     """

@@ -307,7 +307,7 @@ class WriteBack:
         for close in closes:  # nodes that have missed it carry it out now
             self._outbox.put(Entry(PublishedOrder((), (close,))))
         if changes:
-            self._outbox.put(Entry(PublishedOrder(tuple(changes), again=True)))
+            self._outbox.put(Entry(PublishedOrder(tuple(changes), written_back=True)))
 
 
 def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:

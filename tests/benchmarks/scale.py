@@ -24,7 +24,7 @@ import hiredis
 
 from aiohttp_session_ws.close_codes import SESSION_ENDED
 from aiohttp_session_ws.redis.encoder import Encoder
-from aiohttp_session_ws.redis.entries import Argument, Single
+from aiohttp_session_ws.redis.entries import Argument, SubjectEntry
 from aiohttp_session_ws.redis.io.scripts import FIND, HEARTBEAT, WRITE, Script
 from aiohttp_session_ws.redis.membership import PULSE
 from aiohttp_session_ws.redis.pace import TICK
@@ -173,7 +173,7 @@ class Stage:
         """
         node = random.randrange(self.nodes)
         ended = [
-            Single(ENDS, 1_763_740_000.5 + number / 1e6, f"{number:032x}")
+            SubjectEntry(ENDS, 1_763_740_000.5 + number / 1e6, f"{number:032x}")
             for number in itertools.islice(self._count, size)
         ]
         args = self._encoders[node].arguments(ended, "orders")

@@ -76,7 +76,7 @@ class TestEnd:
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A change of label doesn't save a session from a missed end of its former label."""
-        monkeypatch.setattr(Inbound, "hear", lambda *_: None)
+        monkeypatch.setattr(Inbound, "receive", lambda *_: None)
         a, b = await start(sites)
         phone = await on_device(b, "phone")
         async with b.held(phone, "/write?device=laptop"):
@@ -89,7 +89,7 @@ class TestEnd:
         self, sites: Sites, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A session whose end by label its node missed can't end others, and stays ended."""
-        monkeypatch.setattr(Inbound, "hear", lambda *_: None)
+        monkeypatch.setattr(Inbound, "receive", lambda *_: None)
         a, b = await sites(VIEWS, labels=labels_of)
         phone = await on_device(b, "phone")
         assert await b.seen(phone.cookie) == "ann"

@@ -380,14 +380,14 @@ class TestTrouble:
         first = await opened(a, cookie)
         held: list[bytes] = []
         requests = cluster_of(a).queries
-        hear = requests.hear
+        hear = requests.receive
 
         async def deaf(data: bytes) -> None:
             held.append(data)
 
-        requests.hear = deaf  # type: ignore[method-assign]  # that's the loss
+        requests.receive = deaf  # type: ignore[method-assign]  # that's the loss
         second = await opened(b, cookie)
-        requests.hear = hear  # type: ignore[method-assign]
+        requests.receive = hear  # type: ignore[method-assign]
         await redis_server.kill_pubsub()
 
         assert await expect_close(first) == 4429

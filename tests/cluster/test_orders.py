@@ -291,7 +291,7 @@ class TestMany:
                 await asyncio.gather(*map(job.end_session, [*many, session_ws_id]))
             assert await expect_close(ws) == 4401
             await until(lambda: numbers.last >= 701 and not numbers.missing)
-            numbers.lose(1, numbers.last)
+            numbers.mark_missing(1, numbers.last)
             found = registry_of(b).stats().orders_reconciled
             cluster_of(b).reconciler.missed()
             await until(lambda: not numbers.missing)
@@ -430,7 +430,7 @@ class TestClose:
                 await turnstile()
             return "ann"
 
-        monkeypatch.setattr(inbound.Inbound, "hear", lambda self, data: None)
+        monkeypatch.setattr(inbound.Inbound, "receive", lambda self, data: None)
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b", identify=wait)
         cookie = await log_in(a)
@@ -448,7 +448,7 @@ class TestClose:
         self, redis_server: RedisServer, start_node: StartNode, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A handshake finds an end that its node missed, also without ``identify``."""
-        monkeypatch.setattr(inbound.Inbound, "hear", lambda self, data: None)
+        monkeypatch.setattr(inbound.Inbound, "receive", lambda self, data: None)
         a = await start_node(redis_server.url, "a", identify=None)
         b = await start_node(redis_server.url, "b", identify=None)
         cookie = await log_in(a)

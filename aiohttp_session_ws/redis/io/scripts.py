@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final, NamedTuple
 
-from ..messages import LONGEST
+from ..messages import MAX_TTL
 
 __all__: list[str] = []
 
@@ -332,7 +332,7 @@ local function write()
 end
 """.replace("MOST_CHECKED", "1000")
     .replace("MOST", str(MOST))
-    .replace("LONGEST", str(LONGEST))
+    .replace("LONGEST", str(MAX_TTL))
 )
 
 # A short cut for messages with one order, as most are, without the functions above: each run of

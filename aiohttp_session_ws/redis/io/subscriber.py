@@ -84,9 +84,9 @@ class Subscriber:
 
     def _note_done(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and isinstance(exc := task.exception(), Exception):
-            self._note_failed(exc)
+            self._log_failed(exc)
 
-    def _note_failed(self, exc: Exception) -> None:
+    def _log_failed(self, exc: Exception) -> None:
         if self._errors.allows(type(exc).__name__):
             # No traceback, which may hold an id.
             log.error("a message of another node failed: %s", describe_error(exc))
@@ -121,7 +121,7 @@ class Subscriber:
                 try:
                     waiting = handlers[reply[1]](reply[2])
                 except Exception as exc:  # noqa: BLE001  other messages must still be received
-                    self._note_failed(exc)
+                    self._log_failed(exc)
                     return None
                 return None if waiting is None else self._wait_for(waiting)
             if kind == b"subscribe":

@@ -67,7 +67,7 @@ from .wire import UPGRADE, Client
 
 BROWSERS = "A", "B"
 EXPIRY = Expiry()
-HEAR = Inbound.hear
+HEAR = Inbound.receive
 MEASURE = RedisClock.measure
 PATIENCE = 0.001  # real seconds to wait for messages that Redis publishes
 TICK = 0.001  # seconds between two steps
@@ -133,7 +133,9 @@ class World:
         if self.config.cluster == "redis":
             virtual_loop().virtual_selector.patience = PATIENCE
             self._faults.enter_context(mock.patch.object(RedisClock, "measure", measure))
-            lossy = mock.patch.object(Inbound, "hear", lambda node, data: self._hear(node, data))
+            lossy = mock.patch.object(
+                Inbound, "receive", lambda node, data: self._hear(node, data)
+            )
             self._faults.enter_context(lossy)
         if self.config.journal:
             self._faults.enter_context(waiting_for_disks(virtual_loop()))

@@ -19,7 +19,7 @@ from aiohttp_session_ws.redis.decoding import (
     read_record,
 )
 from aiohttp_session_ws.redis.encoder import Encoder, Message, body_of
-from aiohttp_session_ws.redis.entries import Single
+from aiohttp_session_ws.redis.entries import SubjectEntry
 from aiohttp_session_ws.redis.messages import (
     CloseSession,
     PublishedOrder,
@@ -30,10 +30,10 @@ from aiohttp_session_ws.redis.messages import (
     order_text,
 )
 from aiohttp_session_ws.redis.rows import (
-    One,
-    OneReader,
     Row,
     Shape,
+    SingleOrderDecoder,
+    SingleOrderMessage,
     cell_text,
     is_row,
     orders_of,
@@ -133,7 +133,7 @@ class TestOrders:
         )
         assert read_order(text_of(order)) == order
 
-    @pytest.mark.parametrize("how", [{}, {"held": True}, {"again": True}])
+    @pytest.mark.parametrize("how", [{}, {"held": True}, {"written_back": True}])
     def test_short(self, how: dict[str, bool]) -> None:
         """Most orders have no more than what they end."""
         order = PublishedOrder((ENDED,), **how)  # type: ignore[arg-type]
@@ -182,10 +182,10 @@ class TestOrders:
         closes = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
         ends = Shape(ends=True, kind="label", close=RECONNECT, ttl=9.0)
         for number in (1, 2, 4):
-            message.add(Single(closes, 1.5, f"x{number}", number))
+            message.add(SubjectEntry(closes, 1.5, f"x{number}", number))
         message.add_line("[[],[]]")
-        message.add(Single(ends, 1.5, ("sid", "y")))
-        message.add(Single(ends, 1.5, ("sid", "z")))
+        message.add(SubjectEntry(ends, 1.5, ("sid", "y")))
+        message.add(SubjectEntry(ends, 1.5, ("sid", "z")))
         body, places = message.finish()
         _, lines = read_message(body) or ("", [])
         assert [len(read_orders(line, "a/1") or ()) for line in lines] == [2, 1, 1, 2]
@@ -197,7 +197,7 @@ class TestOrders:
         """An order that goes alone is written as if another came with it."""
         encoder = Encoder("p", "a/1", lambda record: record)
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
-        entry = Single(shape, 1.5, "x", 0 if ends else 7)
+        entry = SubjectEntry(shape, 1.5, "x", 0 if ends else 7)
         alone = encoder.arguments([entry], "orders")
         message = Message("a/1")
         message.add(entry)
@@ -205,7 +205,7 @@ class TestOrders:
         assert alone is not None
         general, short = alone[:9], alone[9:]
         assert general == [1, "{p}:", "orders", body, "1", '"a/1', 1, *place]
-        full = entry.spelled_out("a/1")
+        full = entry.as_published_order("a/1")
         stored = encode_record((*full.changes, *full.closes)[0])
         assert short == [stored.key, stored.text, stored.ttl, *(['of:"x"'] if ends else [])]
 
@@ -236,11 +236,11 @@ class TestOrders:
     @pytest.mark.parametrize("ends", [False, True])
     def test_one(self, ends: bool) -> None:
         """A message with one order is read by what one before it began with, and as that was."""
-        encoder, reader = Encoder("p", "a/1", lambda record: record), OneReader()
+        encoder, reader = Encoder("p", "a/1", lambda record: record), SingleOrderDecoder()
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
 
         def message(value: Hashable, number: int = 7) -> bytes:
-            entry = Single(shape, 1.5, value, 0 if ends else number)
+            entry = SubjectEntry(shape, 1.5, value, 0 if ends else number)
             return b"12:1\n" + body_of(encoder.arguments([entry], "orders") or ())
 
         first = message("x")
@@ -249,9 +249,9 @@ class TestOrders:
         sender, (line,) = read_message(body) or ("", [""])
         row = read_row(line)
         assert row is not None
-        reader.learn(body, sender, row)
+        reader.remember(body, sender, row)
         for value in ("x", "", "a word", "#!~[]", "x" * 500):
-            one = One(12, "a/1", shape, 0 if ends else 9, 1.5, value)
+            one = SingleOrderMessage(12, "a/1", shape, 0 if ends else 9, 1.5, value)
             assert reader.read(message(value, 9)) == one
         others: list[Hashable] = [1, ("x", 1), "x" * 2000]
         others += ['a "word"', "tab\tand\n", "\\", "\u0663", "\ud800", "\x7f"]
@@ -260,11 +260,11 @@ class TestOrders:
     @pytest.mark.parametrize("ends", [False, True])
     def test_not_one(self, ends: bool) -> None:
         """Whatever isn't exactly one order that can be read is read by the longer way."""
-        rng, reader = random.Random(2), OneReader()
+        rng, reader = random.Random(2), SingleOrderDecoder()
         shape = Shape(ends, "id", RECONNECT, 9.0 if ends else 0.0)
         row = Row(shape, 0 if ends else 7, [1.5], ["x"])
         body = envelope("a/1", [row_text(shape, row.first, [cell_text(1.5, "x")])]).encode()
-        reader.learn(body, "a/1", row)
+        reader.remember(body, "a/1", row)
         good = b"12:1\n" + body
         assert reader.read(good) is not None
         for _ in range(5000):
@@ -282,11 +282,11 @@ class TestOrders:
 
     def test_many_beginnings(self) -> None:
         """No more is remembered than some for each node."""
-        reader, shape = OneReader(), Shape(ends=True, kind="id", close=RECONNECT, ttl=9.0)
+        reader, shape = SingleOrderDecoder(), Shape(ends=True, kind="id", close=RECONNECT, ttl=9.0)
         row = Row(shape, 0, [1.5], ["x"])
         line = row_text(shape, 0, [cell_text(1.5, "x")])
         for number in range(rows.KNOWN + 1):
-            reader.learn(envelope(f"a/{number}", [line]).encode(), f"a/{number}", row)
+            reader.remember(envelope(f"a/{number}", [line]).encode(), f"a/{number}", row)
         assert reader.read(b"1:1\n" + envelope("a/0", [line]).encode()) is None
         assert reader.read(b"1:1\n" + envelope(f"a/{rows.KNOWN}", [line]).encode()) is not None
 

@@ -14,7 +14,7 @@ from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 from aiohttp_session_ws.close_codes import SESSION_ENDED
 from aiohttp_session_ws.exceptions import RedisUnavailable
 from aiohttp_session_ws.redis.encoder import Encoder, body_of
-from aiohttp_session_ws.redis.entries import Entry, Single
+from aiohttp_session_ws.redis.entries import Entry, SubjectEntry
 from aiohttp_session_ws.redis.io import outbox as module, watchdog
 from aiohttp_session_ws.redis.io.outbox import Outbox
 from aiohttp_session_ws.redis.io.scripts import Script
@@ -100,9 +100,9 @@ class Box:
             self.outbox.put(entry)
         return entries
 
-    def put_single(self, name: str) -> list[Single]:
+    def put_single(self, name: str) -> list[SubjectEntry]:
         """Put an order about one id that says nothing else."""
-        entry = Single(Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0), 1.0, name)
+        entry = SubjectEntry(Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0), 1.0, name)
         self.outbox.put(entry)
         return [entry]
 

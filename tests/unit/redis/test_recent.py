@@ -11,48 +11,48 @@ import pytest
 from aiohttp_session_ws.close_codes import SESSION_ENDED
 from aiohttp_session_ws.redis import recent
 from aiohttp_session_ws.redis.messages import PublishedOrder, envelope, order_text
-from aiohttp_session_ws.redis.recent import HeardNumbers, RecentOrders, SeenOrders
+from aiohttp_session_ws.redis.recent import ReceivedNumbers, RecentOrders, SeenOrders
 from aiohttp_session_ws.redis.rows import Shape, cell_text, row_text
 
 
 class TestHeardNumbers:
     def test_in_order(self) -> None:
         """Numbers that follow each other leave nothing missing."""
-        numbers = HeardNumbers()
-        assert numbers.hear(1, 1)
-        assert numbers.hear(2, 500)
+        numbers = ReceivedNumbers()
+        assert numbers.receive(1, 1)
+        assert numbers.receive(2, 500)
         assert (numbers.last, numbers.missing) == (500, [])
 
     def test_gap(self) -> None:
         """Those that are left out are missing, until they are found."""
-        numbers = HeardNumbers()
-        assert not numbers.hear(10, 12)
+        numbers = ReceivedNumbers()
+        assert not numbers.receive(10, 12)
         assert numbers.missing == [(1, 9)]
-        assert numbers.find(4, 6)
+        assert numbers.mark_found(4, 6)
         assert numbers.missing == [(1, 3), (7, 9)]
-        assert numbers.hear(1, 3)
-        assert numbers.find(1, 99)
+        assert numbers.receive(1, 3)
+        assert numbers.mark_found(1, 99)
         assert not numbers.missing
 
     def test_backwards(self) -> None:
         """A number that was heard before is doubtful: Redis counts from another start."""
-        numbers = HeardNumbers()
-        numbers.hear(1, 100)
-        assert not numbers.hear(5, 5)
+        numbers = ReceivedNumbers()
+        numbers.receive(1, 100)
+        assert not numbers.receive(5, 5)
         numbers.rewind(0, 7)
         assert (numbers.last, numbers.missing) == (7, [(1, 7)])
 
     def test_rewind(self) -> None:
         """What another server got last is read again."""
-        numbers = HeardNumbers()
-        numbers.hear(1, 100)
+        numbers = ReceivedNumbers()
+        numbers.receive(1, 100)
         numbers.rewind(90, 95)
         assert (numbers.last, numbers.missing) == (95, [(91, 95)])
 
     def test_rewind_forward(self) -> None:
         """What wasn't heard before is missing still, though both servers have it."""
-        numbers = HeardNumbers()
-        numbers.hear(1, 100)
+        numbers = ReceivedNumbers()
+        numbers.receive(1, 100)
         numbers.rewind(103, 105)
         assert (numbers.last, numbers.missing) == (105, [(101, 105)])
 
@@ -60,16 +60,16 @@ class TestHeardNumbers:
         """In whatever order they come, what is missing is what has not come."""
         rng = random.Random(3)
         for _ in range(300):
-            numbers, heard, last = HeardNumbers(), set[int](), 0
+            numbers, heard, last = ReceivedNumbers(), set[int](), 0
             for _ in range(rng.randrange(1, 12)):
                 first = rng.randrange(1, 30)
                 end = first + rng.randrange(4)
                 if rng.random() < 0.7:
-                    numbers.hear(first, end)
+                    numbers.receive(first, end)
                     last = max(last, end)
                     heard |= set(range(first, end + 1))
                 else:
-                    numbers.reach(end)
+                    numbers.extend_to(end)
                     last = max(last, end)
             missing = {n for low, high in numbers.missing for n in range(low, high + 1)}
             assert missing == set(range(1, last + 1)) - heard
@@ -100,7 +100,7 @@ class TestRecentOrders:
         """What Redis had lost is kept for minutes, what came with something else for an hour."""
         shape = Shape(ends=True, kind="id", close=SESSION_ENDED, ttl=60.0)
         genuine = row_text(shape, 0, [cell_text(1.0, (("x",), (), 2))])
-        order = PublishedOrder((), again=True)
+        order = PublishedOrder((), written_back=True)
         again = order_text(order, ['[1,"ended",1.0,0,60.0,0,1,"x"]'])
         now = [0.0]
         orders = RecentOrders(lambda: now[0])

@@ -18,7 +18,7 @@ from aiohttp_session_ws._lineage import Kind, Lineage, Subject
 from aiohttp_session_ws.close_codes import RECONNECT
 from aiohttp_session_ws.redis.decoding import read_message, read_numbers, read_order, read_record
 from aiohttp_session_ws.redis.encoder import Encoder
-from aiohttp_session_ws.redis.entries import AnyEntry, Entry, Single
+from aiohttp_session_ws.redis.entries import AnyEntry, Entry, SubjectEntry
 from aiohttp_session_ws.redis.io import scripts
 from aiohttp_session_ws.redis.io.scripts import END_OTHERS, FIND, HEARTBEAT, LEAVE, WRITE, Script
 from aiohttp_session_ws.redis.messages import CloseSession, PublishedOrder, Record, encode_record
@@ -108,12 +108,12 @@ def change(rng: random.Random) -> Change:
     return IdNote(f"x{rng.randrange(3)}", token, at, ttl)
 
 
-def single(rng: random.Random) -> Single:
+def single(rng: random.Random) -> SubjectEntry:
     """Make up an order about one of a few subjects that says nothing else."""
     ends, kinds = rng.random() < 0.7, KINDS
     shape = Shape(ends, rng.choice(kinds), RECONNECT, 100.0 + rng.randrange(3) if ends else 0.0)
     at = 1000 + rng.randrange(6) + 0.25
-    return Single(shape, at, f"x{rng.randrange(3)}", 0 if ends else rng.randrange(1, 9))
+    return SubjectEntry(shape, at, f"x{rng.randrange(3)}", 0 if ends else rng.randrange(1, 9))
 
 
 def entry(*changes: Change) -> Entry:
@@ -167,7 +167,7 @@ class TestMerge:
             for full in (False, True):
                 await redis.client.flushdb()
                 await redis.write(before)
-                entries = [Entry(one.spelled_out("a/1")) if full else one for one in orders]
+                entries = [Entry(one.as_published_order("a/1")) if full else one for one in orders]
                 known = await redis.write(*entries)
                 kept.append((await redis.all_records(), sorted(known)))
             assert kept[0] == kept[1]
@@ -192,7 +192,9 @@ class TestMerge:
                 found: list[Any] = []
                 for one in orders:
                     try:
-                        known = await redis.write(Entry(one.spelled_out("a/1")) if full else one)
+                        known = await redis.write(
+                            Entry(one.as_published_order("a/1")) if full else one
+                        )
                         found.append(sorted(known))
                     except ResponseError as exc:
                         found.append(type(exc))
@@ -211,22 +213,22 @@ class TestMerge:
         async with redis.client.pubsub() as pubsub:
             await pubsub.subscribe("orders")
             with pytest.raises(ResponseError):
-                await redis.write(Single(shape, 5.0, "x", 0 if ends else 1))
+                await redis.write(SubjectEntry(shape, 5.0, "x", 0 if ends else 1))
             assert (await _message(pubsub)).startswith(b"0:0\n{")
 
     @pytest.mark.parametrize("way", ["alone", "row", "full"])
     async def test_a_close_order_that_comes_late(self, redis: Scripts, way: str) -> None:
         """The later of two close orders stays; the other one has a number all the same."""
         shape = Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0)
-        await redis.write(Single(shape, 9.0, "x", 1))
-        late = Single(shape, 5.0, "x", 2)
+        await redis.write(SubjectEntry(shape, 9.0, "x", 1))
+        late = SubjectEntry(shape, 5.0, "x", 2)
         match way:
             case "alone":
                 await redis.write(late)
             case "row":
-                await redis.write(late, Single(shape, 5.0, "y", 3))
+                await redis.write(late, SubjectEntry(shape, 5.0, "y", 3))
             case "full":
-                await redis.write(Entry(late.spelled_out("a/1")))
+                await redis.write(Entry(late.as_published_order("a/1")))
         record = read_record(await redis.client.get(TAG + 'close:id:"x"') or b"")
 
         assert record == CloseSession(Subject("id", "x"), "a/1/1", 9.0, RECONNECT)
@@ -237,8 +239,8 @@ class TestMerge:
         for key in ('end:id:"x"', 'of:"x"', 'close:id:"x"'):
             await redis.client.lpush(TAG + key, "foreign")
         await redis.write(
-            Single(Shape(ends=True, kind="id", close=RECONNECT, ttl=60.0), 5.0, "x"),
-            Single(Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0), 5.0, "x", 1),
+            SubjectEntry(Shape(ends=True, kind="id", close=RECONNECT, ttl=60.0), 5.0, "x"),
+            SubjectEntry(Shape(ends=False, kind="id", close=RECONNECT, ttl=0.0), 5.0, "x", 1),
         )
         for key in ('end:id:"x"', 'close:id:"x"'):
             assert read_record(await redis.client.get(TAG + key) or b"") is not None
@@ -432,11 +434,13 @@ class TestHeartbeat:
     async def test_counted_anew(self, redis: Scripts, batch: int) -> None:
         """Where only the last number was lost, no record is found by what numbers were before."""
         for n in range(30):
-            await redis.write(Single(Shape(True, "id", RECONNECT, 60.0), 1.0, f"old {n}"))
+            await redis.write(SubjectEntry(Shape(True, "id", RECONNECT, 60.0), 1.0, f"old {n}"))
         await redis.beat()
         await redis.client.set("{p}:floor", 20)
         await redis.client.delete("{p}:seq")
-        new = [Single(Shape(True, "id", RECONNECT, 60.0), 2.0, f"new {n}") for n in range(25)]
+        new = [
+            SubjectEntry(Shape(True, "id", RECONNECT, 60.0), 2.0, f"new {n}") for n in range(25)
+        ]
         for n in range(0, 25, batch):
             await redis.write(*new[n : n + batch])
         found: set[bytes] = set()
