@@ -221,9 +221,9 @@ class RedisCluster:
             self.applier,
             self.numbers,
             self.recent,
-            self.unrecorded.heard,
+            self.unrecorded.received,
             self.outbound.report_to,
-            self.membership.hurry,
+            self.membership.heartbeat_soon,
             self.reconciler.unreadable,
             self.pace,
         )
@@ -233,8 +233,8 @@ class RedisCluster:
             self.name,
             self.requests,
             self.unrecorded.publish_again,
-            self.membership.joined,
-            self.membership.part,
+            self.membership.add_listed,
+            self.membership.remove_stopped,
             self._take_over,
             serves=self.serves,
             resolves=self._resolves,
@@ -292,8 +292,8 @@ class RedisCluster:
         await self._expect_client()
         self._wire(node)
         self.membership.serves = self.serves
-        handlers: Handlers = {f"{REPORTS}:{self.instance}": self.requests.take}
-        data: Handlers = {f"{DATA}:{self.instance}": self.requests.take}
+        handlers: Handlers = {f"{REPORTS}:{self.instance}": self.requests.receive_answer}
+        data: Handlers = {f"{DATA}:{self.instance}": self.requests.receive_answer}
         if self.serves:
             handlers = {ORDERS: self.inbound.receive, **handlers}
             data = {DATA: self.queries.receive, **data}
@@ -312,7 +312,7 @@ class RedisCluster:
         self._run(self.write_back.run, "the write-back")
         self._run(self._prepare, "the check of Redis' settings")
         try:
-            await asyncio.wait_for(self.membership.beaten.wait(), 2 * LIMIT)
+            await asyncio.wait_for(self.membership.first_heartbeat.wait(), 2 * LIMIT)
             await self.health.settle(LIMIT)
         except TimeoutError:
             await self.health.settle(0.0)
@@ -349,7 +349,7 @@ class RedisCluster:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         if self.commands.available:
-            await self.membership.look()
+            await self.membership.heartbeat_now()
             await self.write_back.finish(until - loop.time())
         left = await self.outbox.drain(until - loop.time())
         if left and self.commands.available:
@@ -417,7 +417,7 @@ class RedisCluster:
     def _availability_changed(self) -> None:
         if self.commands.available:
             self.lookup.forget()
-            self.membership.hurry()
+            self.membership.heartbeat_soon()
             self.node.recount()
         self.health.availability_changed()
 
@@ -433,7 +433,7 @@ class RedisCluster:
         self.outbox.publish_again()  # and a request to do so, of a node not known here
         if self.serves:
             self.unrecorded.missed()
-        self.membership.hurry()
+        self.membership.heartbeat_soon()
         self.health.mark_working(RECEIVE_DATA)
 
     def _unsubscribed(self, why: str) -> None:
@@ -461,8 +461,8 @@ class RedisCluster:
             self._lost(everything=True)
         if self.lookup.unchecked:
             self.reconciler.missed()
-        self.unrecorded.beaten(hears_data=self.health.works(RECEIVE_DATA))
-        self.write_back.go_on()
+        self.unrecorded.heartbeat_answered(receives_data=self.health.works(RECEIVE_DATA))
+        self.write_back.resume_after_rest()
         self.pace.measure(len(self.membership.members))
         self.outbox.flush()
 
@@ -505,7 +505,7 @@ class RedisCluster:
         self.write_back.lost(everything=everything)
         self.node.recount()
         if self.serves:
-            self.reconciler.look_at_all()
+            self.reconciler.check_all_connections()
 
     def _merge(self, known: Sequence[bytes]) -> None:
         """
@@ -551,7 +551,9 @@ class RedisCluster:
         Whether orders may be missed now: then a handshake asks Redis right before it opens.
         """
         return (
-            not self.health.receives_orders or self.membership.behind or bool(self.numbers.missing)
+            not self.health.receives_orders
+            or self.membership.may_have_missed
+            or bool(self.numbers.missing)
         )
 
     async def end_others(
@@ -574,7 +576,7 @@ class RedisCluster:
             return False
         until = asyncio.get_running_loop().time() + LIMIT
         channel, deadline = self.outbox.channel, self.clock.now() + LIMIT - self.clock.error
-        args = Encoder(self._prefix, "", self._resolve).to_judge(
+        args = Encoder(self._prefix, "", self._resolve).end_others_arguments(
             order.changes, channel, lineage, subjects, since, self._grace, deadline
         )
         answer = self.commands.run_script(END_OTHERS, *args, repeat=False)

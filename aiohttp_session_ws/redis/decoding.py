@@ -20,7 +20,7 @@ from .messages import LOGIN, VERSION, CloseSession, PublishedOrder, Record
 __all__: list[str] = []
 
 #: Exceptions that decoding foreign data may raise.
-WRONG: Final = (
+DECODE_ERRORS: Final = (
     ValueError,
     TypeError,
     LookupError,
@@ -58,7 +58,7 @@ def read_message(body: bytes) -> tuple[str, list[str]] | None:
     try:
         head, *orders = body.decode().split("\n")
         return _sender(head), orders
-    except WRONG:
+    except DECODE_ERRORS:
         return None
 
 
@@ -77,7 +77,7 @@ def read_order(text: str) -> PublishedOrder | None:
     try:
         body, end = _read(text)
         return _order(body) if end == len(text) else None
-    except WRONG:
+    except DECODE_ERRORS:
         return None
 
 
@@ -87,7 +87,7 @@ def read_record(data: bytes | str) -> Record | None:
     """
     try:
         return _record(json.loads(data))
-    except WRONG:
+    except DECODE_ERRORS:
         return None
 
 

@@ -93,7 +93,7 @@ class Encoder:
         """
         shape, value = entry.shape, entry.value
         if shape is not self._shape:
-            self._take_shape(shape)
+            self._set_shape(shape)
         at, name = repr(entry.at), quote(value) if type(value) is str else encode(value)
         number = entry.number if not shape.ends else ""
         body = f"{self._line}{number}\t{at}\t{name}".encode()
@@ -105,7 +105,7 @@ class Encoder:
             args.append(f"of:{name}")
         return args
 
-    def _take_shape(self, shape: Shape) -> None:
+    def _set_shape(self, shape: Shape) -> None:
         """
         Prepare the parts that orders of a shape share.
         """
@@ -120,7 +120,7 @@ class Encoder:
         self._text, self._how = '[1,"close",', f",{close.code},{self._numbers_of}/"
         self._tail = f'",{quote(close.reason)},["{kind}",'
 
-    def to_judge(
+    def end_others_arguments(
         self,
         changes: tuple[Change, ...],
         channel: str,

@@ -62,7 +62,7 @@ class Membership:
         members: The nodes that have sent a heartbeat within an hour, and haven't stopped.
         known: Whether the members are known.
         takes_writes: Whether Redis accepted the writes of the last heartbeat.
-        beaten: Set after the first heartbeat, answered or failed.
+        first_heartbeat: Set after the first heartbeat, answered or failed.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Membership:
         self.serves = False
         self.members: frozenset[str] = frozenset()
         self.known = self.takes_writes = False
-        self.beaten = asyncio.Event()
+        self.first_heartbeat = asyncio.Event()
         self._commands = commands
         self._instance = instance
-        self._joins = request_text(instance, "", {"do": "joined"}) + "\n"
+        self._joined_message = request_text(instance, "", {"do": "joined"}) + "\n"
         self._clock = clock
         self._numbers = numbers
         self._node = node
@@ -97,20 +97,20 @@ class Membership:
         self._evicted = evicted
         self._logged = OncePerMinute()
         self._due = asyncio.Event()
-        self._subscribed_at = self._asked_at = -math.inf
+        self._subscribed_at = self._last_heartbeat_sent = -math.inf
         self._last: HeartbeatReply | None = None
         self._version: tuple[str, str, str] | None = None
-        self._lapsed: dict[str, float] = {}  # members that Redis doesn't list, and until when
-        self._left: set[str] = set()  # stopped nodes that Redis still lists
+        self._unlisted_until: dict[str, float] = {}  # members that Redis doesn't list
+        self._stopped_but_listed: set[str] = set()  # stopped nodes that Redis still lists
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # time, last number
 
     @property
-    def behind(self) -> bool:
+    def may_have_missed(self) -> bool:
         """
         Whether orders may have been missed: no heartbeat that was sent since the subscription to
         orders has been answered yet.
         """
-        return self._subscribed_at >= self._asked_at
+        return self._subscribed_at >= self._last_heartbeat_sent
 
     def subscribed(self) -> None:
         """
@@ -119,32 +119,32 @@ class Membership:
         self._subscribed_at = time.monotonic()
         self._due.set()
 
-    def hurry(self) -> None:
+    def heartbeat_soon(self) -> None:
         """
         Send the next heartbeat at once.
         """
         self._due.set()
 
-    def meet(self, names: Collection[str]) -> None:
+    def add_unlisted(self, names: Collection[str]) -> None:
         """
         Add nodes to the members: Redis may refuse writes, and then doesn't list them.
         """
         until = time.monotonic() + SILENT
-        self._lapsed |= {name: until for name in names if name not in self.members}
-        self.members = self.members.union(self._lapsed)
+        self._unlisted_until |= {name: until for name in names if name not in self.members}
+        self.members = self.members.union(self._unlisted_until)
 
-    def joined(self, name: str) -> None:
+    def add_listed(self, name: str) -> None:
         """
         Add a newly listed node before the next heartbeat finds it: Redis may lose its list.
         """
         self.members |= {name}
 
-    def part(self, name: str) -> None:
+    def remove_stopped(self, name: str) -> None:
         """
         Remove a stopped node from the members, and from the list once Redis accepts writes again.
         """
-        self._left.add(name)
-        self._lapsed.pop(name, None)
+        self._stopped_but_listed.add(name)
+        self._unlisted_until.pop(name, None)
         self.members -= {name}
 
     async def run(self) -> None:
@@ -155,26 +155,26 @@ class Membership:
             self._due.clear()
             pause = PULSE
             try:
-                await self._beat()
+                await self._heartbeat()
             except TROUBLE as exc:
                 pause = PROBE
                 self._failed(reason(exc))
             else:
                 if not self._clock.known or self._clock.was_set_back:
                     pause = PROBE  # the answer was late, or Redis' clock was set back
-            self.beaten.set()
+            self.first_heartbeat.set()
             try:
                 async with asyncio.timeout(random.uniform(0.7, 1.0) * pause):
                     await self._due.wait()
             except TimeoutError:
                 pass
 
-    async def look(self) -> None:
+    async def heartbeat_now(self) -> None:
         """
         Send a heartbeat now, to detect what was missed or lost.
         """
         try:
-            await self._beat()
+            await self._heartbeat()
         except TROUBLE as exc:
             log.debug("the last heartbeat failed: %s", reason(exc))
 
@@ -213,10 +213,10 @@ class Membership:
             RedisUnavailable: If Redis is away.
         """
         found = await self._commands.call("ZRANGE", self._commands.prefix + "nodes", 0, -1)
-        return frozenset(name.decode() for name in found) - self._left
+        return frozenset(name.decode() for name in found) - self._stopped_but_listed
 
-    async def _beat(self) -> None:
-        heard, sent = self._numbers.last, time.monotonic()
+    async def _heartbeat(self) -> None:
+        last_known, sent = self._numbers.last, time.monotonic()
         answer = await self._commands.run_script(
             HEARTBEAT,
             1,
@@ -230,31 +230,31 @@ class Membership:
             repeat=False,
         )
         received = time.monotonic()
-        beat = read_heartbeat(answer).completed_by(self._last)
-        self._node.keep_ends(beat.ttl)
-        self._clock.measure(beat.time, sent, received, beat.ahead)
-        if beat.joined:
-            await self._tell_joined()
-        if self._left and not beat.refused:
-            left = tuple(self._left)  # more nodes may stop meanwhile
+        reply = read_heartbeat(answer).completed_by(self._last)
+        self._node.keep_ends(reply.ttl)
+        self._clock.measure(reply.time, sent, received, reply.ahead)
+        if reply.joined:
+            await self._notify_joined()
+        if self._stopped_but_listed and not reply.refused:
+            left = tuple(self._stopped_but_listed)  # more nodes may stop meanwhile
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, *left)
-            self._left.difference_update(left)
-        if self._version != (beat.epoch, beat.server, beat.members):
-            await self._learn_members(beat)
-        if beat.has_evicted_since(self._last):
+            self._stopped_but_listed.difference_update(left)
+        if self._version != (reply.epoch, reply.server, reply.members):
+            await self._read_members(reply)
+        if reply.has_evicted_since(self._last):
             self._evicted()
-        self.takes_writes = not beat.refused
+        self.takes_writes = not reply.refused
         self._answered()
         known = self._last
-        changed = known is not None and differs(known.server, beat.server)
-        self._compare(beat, heard, await self._last_shared() if changed else NONE_SHARED)
-        self._asked_at = sent
-        if known is not None and beat.is_other_server(known):
+        changed = known is not None and differs(known.server, reply.server)
+        self._compare(reply, last_known, await self._last_shared() if changed else NONE_SHARED)
+        self._last_heartbeat_sent = sent
+        if known is not None and reply.is_other_server(known):
             self._server_changed()  # else subscribers needn't reconnect, and would miss messages
-        elif beat.is_of_replica():
+        elif reply.is_of_replica():
             self._commands.link.drop("the server is a replica")  # there may be another primary
 
-    async def _tell_joined(self) -> None:
+    async def _notify_joined(self) -> None:
         """
         Notify the other nodes that this one is listed now.
         """
@@ -262,27 +262,27 @@ class Membership:
         if line is None:
             return
         try:
-            await self._commands.call("PUBLISH", line.channel(DATA), self._joins)
+            await self._commands.call("PUBLISH", line.channel(DATA), self._joined_message)
         except TROUBLE as exc:
             log.debug("nobody could be told that this node has started: %s", reason(exc))
 
-    async def _learn_members(self, beat: HeartbeatReply) -> None:
+    async def _read_members(self, reply: HeartbeatReply) -> None:
         """
         Read the members; those from before Redis lost its data, or the list, stay members.
         """
-        version, now = (beat.epoch, beat.server, beat.members), time.monotonic()
+        version, now = (reply.epoch, reply.server, reply.members), time.monotonic()
         members = self.members
         found = await self.listed()
         joined = self.members - members  # while the list was read
-        lost = self._version is not None and (beat.joined or self._version[:2] != version[:2])
+        lost = self._version is not None and (reply.joined or self._version[:2] != version[:2])
         if lost:
-            self._lapsed |= dict.fromkeys(self.members, now + SILENT)
-        self._lapsed = {
+            self._unlisted_until |= dict.fromkeys(self.members, now + SILENT)
+        self._unlisted_until = {
             name: until
-            for name, until in self._lapsed.items()
+            for name, until in self._unlisted_until.items()
             if until > now and name not in found
         }
-        self.members = found.union(joined, self._lapsed)
+        self.members = found.union(joined, self._unlisted_until)
         self._version, self.known = version, True
 
     async def _last_shared(self) -> tuple[int, float]:
@@ -304,37 +304,37 @@ class Membership:
         ]
         return max(known, default=NONE_SHARED)
 
-    def _compare(self, beat: HeartbeatReply, heard: int, shared: tuple[int, float]) -> None:
+    def _compare(self, reply: HeartbeatReply, last_known: int, shared: tuple[int, float]) -> None:
         """
-        Compare the answer to a heartbeat with *heard*, the last number known when it was sent.
+        Compare the answer to a heartbeat with *last_known*, the last number when it was sent.
 
         If this is another server, everything after the *shared* number may have been missed.
         """
-        known, self._last = self._last, beat
-        if known is not None and (beat.last < heard or differs(known.epoch, beat.epoch)):
+        known, self._last = self._last, reply
+        if known is not None and (reply.last < last_known or differs(known.epoch, reply.epoch)):
             if self._logged.allows("lost"):
                 log.warning("Redis has lost data; what was ordered lately is written again")
-            self._numbers.rewind(0, beat.last)
+            self._numbers.rewind(0, reply.last)
             self._marks.clear()
             self._commands.link.drop("it has lost data")
             self._lost(True)
-        elif known is not None and differs(known.server, beat.server):
+        elif known is not None and differs(known.server, reply.server):
             # Another server, or the same one restarted, or one that was a replica meanwhile: its
             # last writes may be lost, and their numbers may stand for other records by now.
             number, at = shared
-            self._numbers.rewind(min(number, beat.last), beat.last)
+            self._numbers.rewind(min(number, reply.last), reply.last)
             self._marks.clear()
-            self._lost(not number or beat.time - at > LATELY)
-        elif self.behind:
-            self._numbers.extend_to(beat.last)
-        elif self._numbers.last < beat.last:
+            self._lost(not number or reply.time - at > LATELY)
+        elif self.may_have_missed:
+            self._numbers.extend_to(reply.last)
+        elif self._numbers.last < reply.last:
             # The message may still be on its way.
-            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._reach, beat.last)
-        self._marks.append((beat.time, beat.last))
+            _ = asyncio.get_running_loop().call_later(ON_ITS_WAY, self._extend_numbers, reply.last)
+        self._marks.append((reply.time, reply.last))
         if self._numbers.missing:
             self._missed()
 
-    def _reach(self, last: int) -> None:
+    def _extend_numbers(self, last: int) -> None:
         if self._last is None:
             return
         self._numbers.extend_to(min(last, self._last.last))  # it may be another server by now

@@ -199,9 +199,11 @@ class Outbound:
                 [CloseSession(subject, self._seen.new(), at, close) for subject in order.closes]
             )
         # An order that only closes has the close code in its records.
-        told = order.close if order.changes else None
+        published_close = order.close if order.changes else None
         return Entry(
-            PublishedOrder(order.changes, closes, told, order.by, request_number, order.refresh)
+            PublishedOrder(
+                order.changes, closes, published_close, order.by, request_number, order.refresh
+            )
         )
 
     def report_to(self, sender: str, order: PublishedOrder) -> None:

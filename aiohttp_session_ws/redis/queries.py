@@ -18,7 +18,7 @@ from ..registry.questions import Answers
 from ..results import ConnectionInfo, Count, Delivery, NodeInfo, Nodes, Snapshot
 from ..sessions.encoding import as_tuple, subject_of
 from ..typing import Data
-from .decoding import WRONG, name
+from .decoding import DECODE_ERRORS, name
 from .messages import DATA, VERSION, subject_text
 from .requests import Requests
 
@@ -39,8 +39,8 @@ class Queries:
         label: Its name for operators.
         requests: Sends requests, and collects the answers.
         publish_again: Called with a node that asks for the orders that Redis refuses to record.
-        joined: Called with a node that is newly listed in Redis.
-        part: Called with a node that has stopped, but couldn't be removed from that list.
+        add_listed: Called with a node that is newly listed in Redis.
+        remove_stopped: Called with a node that has stopped, but is still on that list.
         take_over: Called with the unrecorded orders of a node that stops; returns whether this
             one retries them from now on.
         serves: Whether it holds sockets.
@@ -54,8 +54,8 @@ class Queries:
         label: str,
         requests: Requests,
         publish_again: Callable[[str], None],
-        joined: Callable[[str], None],
-        part: Callable[[str], None],
+        add_listed: Callable[[str], None],
+        remove_stopped: Callable[[str], None],
         take_over: Callable[[bytes], bool],
         *,
         serves: bool,
@@ -66,8 +66,8 @@ class Queries:
         self._label = label
         self._requests = requests
         self._publish_again = publish_again
-        self._joined = joined
-        self._part = part
+        self._add_listed = add_listed
+        self._remove_stopped = remove_stopped
         self._take_over = take_over
         self._serves = serves
         self._resolves = resolves
@@ -78,10 +78,10 @@ class Queries:
         Return the connections on all nodes; *here* are those on this one.
         """
         request = await self._requests.ask({"do": "connections", "of": _as_list(subject)})
-        told = [info for answer in request.answers for info in answer.get("infos", ())]
-        there = _read(ConnectionInfo, told)
+        encoded = [info for answer in request.answers for info in answer.get("infos", ())]
+        there = _read(ConnectionInfo, encoded)
         infos = sorted([*here, *there], key=lambda info: info.opened_at)
-        readable = len(there) == len(told)
+        readable = len(there) == len(encoded)
         return Snapshot(infos, complete=here.complete and request.complete and readable)
 
     async def count(self, here: int) -> Count:
@@ -100,7 +100,7 @@ class Queries:
         nodes = _read(NodeInfo, [answer.get("node") for answer in request.answers])
         readable = len(nodes) == len(request.answers)
         if self._serves:
-            nodes.append(self._myself())
+            nodes.append(self._own_info())
         nodes.sort(key=lambda node: node.name)
         return Nodes(nodes, complete=request.complete and readable)
 
@@ -121,8 +121,8 @@ class Queries:
         body = {"do": "push", "of": _as_list(subject), "text": text}
         nodes = here.nodes if self._serves else 0
         if not wait:
-            told = self._requests.tell(body, payload) is not None
-            complete = here.complete and told and self._requests.alone
+            sent = self._requests.send(body, payload) is not None
+            complete = here.complete and sent and self._requests.alone
             return Delivery(here.sockets, nodes, complete)
         request = await self._requests.ask(body, payload, timeout=wait)
         answers = request.answers
@@ -146,8 +146,8 @@ class Queries:
         """
         text = {"do": name, **body}
         if not wait:
-            told = self._requests.tell(text, b"") is not None
-            return Answers(expected=0 if told and self._requests.alone else 1)
+            sent = self._requests.send(text, b"") is not None
+            return Answers(expected=0 if sent and self._requests.alone else 1)
         request = await self._requests.ask(text, timeout=wait, of=of)
         answered = len(request.answered)
         expected = max(len(request.expected | request.answered), answered + (not request.complete))
@@ -182,7 +182,7 @@ class Queries:
             async for answer in self._answers(asker, number, body, payload):
                 if number and not self._requests.answer(asker, number, DATA, answer):
                     return  # an answer without its last part isn't complete
-        except WRONG:
+        except DECODE_ERRORS:
             if self._logged.allows("question"):
                 log.warning("a message that isn't ours is on our channel")
 
@@ -193,10 +193,10 @@ class Queries:
             case "count":
                 yield {"sockets": self._node.connections.open.size}
             case "nodes":
-                yield {"node": asdict(self._myself())}
+                yield {"node": asdict(self._own_info())}
             case "connections":
                 subject = _as_subject(body["of"])
-                unresolved = not self._knows(subject)
+                unresolved = not self._can_find(subject)
                 found = self._node.snapshot(subject)
                 for start in range(0, max(1, len(found)), PART):
                     infos = [asdict(info) for info in found[start : start + PART]]
@@ -207,7 +207,7 @@ class Queries:
                 data = payload.decode() if body["text"] else payload
                 subject = _as_subject(body["of"])
                 delivery = await self._node.push_here(subject, data)
-                complete = delivery.complete and self._knows(subject)
+                complete = delivery.complete and self._can_find(subject)
                 yield {"sockets": delivery.sockets, "complete": complete}
             case "relay":
                 self._node.relays.receive(str(body["name"]), payload)
@@ -215,9 +215,9 @@ class Queries:
                 self._publish_again(asker)
                 yield {}
             case "joined":
-                self._joined(asker)
+                self._add_listed(asker)
             case "left":
-                self._part(asker)
+                self._remove_stopped(asker)
             case "take over":
                 if self._take_over(payload):
                     yield {}
@@ -230,10 +230,10 @@ class Queries:
         if number:
             _ = self._requests.answer(asker, number, DATA, answer)
 
-    def _knows(self, subject: Subject | None) -> bool:
+    def _can_find(self, subject: Subject | None) -> bool:
         return subject is None or subject.kind in self._resolves
 
-    def _myself(self) -> NodeInfo:
+    def _own_info(self) -> NodeInfo:
         connections = self._node.connections
         return NodeInfo(
             self._label,
@@ -243,13 +243,13 @@ class Queries:
         )
 
 
-def _read(kind: type[Info], told: Iterable[Any]) -> list[Info]:
+def _read(kind: type[Info], encoded: Iterable[Any]) -> list[Info]:
     """
     Decode infos of other nodes, without unreadable ones and fields of newer versions.
     """
     found = []
-    for info in told:
-        with contextlib.suppress(*WRONG):
+    for info in encoded:
+        with contextlib.suppress(*DECODE_ERRORS):
             names = [name for name in kind.__match_args__ if name in info]
             found.append(kind(**{name: as_tuple(info[name]) for name in names}))
     return found

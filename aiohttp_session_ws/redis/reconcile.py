@@ -70,7 +70,7 @@ class Reconciler:
         """
         self._wake.set()
 
-    def look_at_all(self) -> None:
+    def check_all_connections(self) -> None:
         """
         Schedule a look-up of all connections.
         """
@@ -83,7 +83,7 @@ class Reconciler:
         look-up of all connections.
         """
         if not last:
-            self.look_at_all()
+            self.check_all_connections()
             return
         self._numbers.mark_missing(first, last)
         self._wake.set()
@@ -114,13 +114,13 @@ class Reconciler:
 
     async def _catch_up(self) -> None:
         while self._numbers.missing:
-            await self._find(*self._numbers.missing[0])
+            await self._read_numbers(*self._numbers.missing[0])
         if self._lookup.unchecked and self._commands.available:
             self._lookup.unchecked, self._all = False, True
         if self._all:
             self._all = False
             try:
-                await self._look_at(self._connections())
+                await self._check(self._connections())
             except Exception:
                 self._all = True
                 raise
@@ -129,7 +129,7 @@ class Reconciler:
         connections = self._node.connections
         return [*connections.open, *connections.handshakes()]
 
-    async def _find(self, first: int, last: int) -> None:
+    async def _read_numbers(self, first: int, last: int) -> None:
         """
         Read and apply the first records of a range of numbers, :data:`AT_ONCE` or little more.
         """
@@ -145,7 +145,7 @@ class Reconciler:
                 continue
             record = read_record(value)
             if record is None:
-                self._refuse_all_of(key)
+                self._make_reconnect(key)
             else:
                 records.append(record)
         self.found += len(records)
@@ -157,7 +157,7 @@ class Reconciler:
             self._recent.add("", envelope("", [order]).encode())
         _ = self._numbers.mark_found(first, int(float(reached)))
 
-    def _refuse_all_of(self, key: bytes) -> None:
+    def _make_reconnect(self, key: bytes) -> None:
         """
         Make the sockets reconnect that an unreadable record concerns.
         """
@@ -166,7 +166,7 @@ class Reconciler:
             if name in keys_of_connection(connection):
                 self._applier.make_reconnect(connection)
 
-    async def _look_at(self, connections: Sequence[TrackedConnection]) -> None:
+    async def _check(self, connections: Sequence[TrackedConnection]) -> None:
         """
         Read the records of some connections, and apply them.
         """

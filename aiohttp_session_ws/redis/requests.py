@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from .._logging import OncePerMinute, log
 from ..registry.questions import WAIT
-from .decoding import WRONG
+from .decoding import DECODE_ERRORS
 from .io.connect import TROUBLE
 from .io.publisher import Publisher
 from .membership import Membership
@@ -55,7 +55,7 @@ class PendingRequest:
         """
         return self.known and not self.unresolved and self.expected <= self.answered
 
-    def take(self, sender: str, answer: Answer) -> None:
+    def add_answer(self, sender: str, answer: Answer) -> None:
         """
         Add an answer, or a part of one; an answer that settles the request ends the wait.
         """
@@ -186,7 +186,7 @@ class Requests:
             body = {**body, "to": sorted(of)}
         until = asyncio.get_running_loop().time() + timeout
         try:
-            published = self.tell(body, payload, request.number)
+            published = self.send(body, payload, request.number)
             if published is None:
                 request.known = False
                 return request
@@ -199,7 +199,7 @@ class Requests:
             self.close(request)
         return request
 
-    async def meet(self, body: Answer) -> bool:
+    async def discover(self, body: Answer) -> bool:
         """
         Send a request to all other nodes, those that Redis couldn't list too: those that answer
         within :data:`WAIT` become members. Return whether Redis has published the request.
@@ -209,12 +209,12 @@ class Requests:
             if not await self.publish(body, b"", request.number):
                 return False
             await asyncio.sleep(WAIT)
-            self._membership.meet(request.answered)
+            self._membership.add_unlisted(request.answered)
         finally:
             self.close(request)
         return True
 
-    def tell(self, body: Answer, payload: bytes, number: str = "") -> asyncio.Future[Any] | None:
+    def send(self, body: Answer, payload: bytes, number: str = "") -> asyncio.Future[Any] | None:
         """
         Publish a message to all other nodes, which answer it only if it has a *number*.
 
@@ -228,13 +228,13 @@ class Requests:
         """
         Publish a message to all other nodes; return whether Redis did so within :data:`WAIT`.
         """
-        published = self.tell(body, payload, number)
+        published = self.send(body, payload, number)
         if published is None:
             return False
         done, _ = await asyncio.wait({published}, timeout=WAIT)
         return bool(done) and not published.cancelled() and published.exception() is None
 
-    def take(self, data: bytes) -> None:
+    def receive_answer(self, data: bytes) -> None:
         """
         Decode an answer that was published to this node, and add it to its request.
         """
@@ -244,12 +244,12 @@ class Requests:
                 return
             sender, number = str(body["from"]), str(body["q"])
             request = self._open.get(number)
-        except WRONG:
+        except DECODE_ERRORS:
             if self._logged.allows("answer"):
                 log.warning("a message that isn't ours is on our channel of answers")
             return
         if request is not None:
-            request.take(sender, body)
+            request.add_answer(sender, body)
 
     def answer(self, asker: str, number: str, channel: str, body: Answer) -> bool:
         """

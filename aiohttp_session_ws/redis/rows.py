@@ -21,7 +21,7 @@ from .._lineage import Kind, Subject
 from ..close_codes import Close
 from ..sessions.encoding import encode, subject_of
 from ..sessions.records import SubjectEnded
-from .decoding import WRONG, close_of, read_order, ttl_of
+from .decoding import DECODE_ERRORS, close_of, read_order, ttl_of
 from .messages import CLOSE_TTL, CloseSession, PublishedOrder, milliseconds
 
 __all__: list[str] = []
@@ -138,7 +138,7 @@ def read_row(line: str) -> Row | None:
     """
     try:
         return _row(line.split("\t"))
-    except WRONG:
+    except DECODE_ERRORS:
         return None
 
 

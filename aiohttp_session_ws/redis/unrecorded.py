@@ -53,7 +53,7 @@ class Unrecorded:
         self._missed = False  # whether some may have been missed
         self.since = math.inf
 
-    def heard(self) -> None:
+    def received(self) -> None:
         """
         Record that an order was received which Redis had refused to record.
         """
@@ -70,15 +70,15 @@ class Unrecorded:
         Publish the unrecorded orders of this node again, for a node that asks for them; add it to
         the members, for Redis can't list it either.
         """
-        self._membership.meet({asker})
+        self._membership.add_unlisted({asker})
         self._outbox.publish_again()
 
-    def beaten(self, *, hears_data: bool) -> None:
+    def heartbeat_answered(self, *, receives_data: bool) -> None:
         """
         Write what was received, if Redis accepts writes; else request what may have been missed.
 
         Args:
-            hears_data: Whether this node receives answers.
+            receives_data: Whether this node receives answers.
         """
         now, takes_writes = time.monotonic(), self._membership.takes_writes
         if self.since <= now and takes_writes:
@@ -86,14 +86,14 @@ class Unrecorded:
             # aren't among the recent orders any more, but their changes are among the records.
             self._write_back.lost(everything=now - self.since > KEPT)
             self.since = math.inf
-        if self._missed and (takes_writes or hears_data):
+        if self._missed and (takes_writes or receives_data):
             self._missed = False
             if not takes_writes:  # recorded orders have numbers, and are found by these
-                _ = self._tasks.spawn(self._ask(), "ask for what isn't recorded")
+                _ = self._tasks.spawn(self._request_unrecorded(), "ask for what isn't recorded")
 
-    async def _ask(self) -> None:
+    async def _request_unrecorded(self) -> None:
         """
         Request all other nodes to publish theirs again, and add those that answer to the members.
         """
-        if not await self._requests.meet({"do": "unrecorded"}):
+        if not await self._requests.discover({"do": "unrecorded"}):
             self._missed = True

@@ -96,13 +96,13 @@ class WriteBack:
         self._membership = membership
         self._recent = recent
         self._records = records
-        self._trouble = asyncio.Event()  # Redis may have lost something
+        self._loss_reported = asyncio.Event()  # Redis may have lost something
         self._all = self._busy = self.evicted = False  # _all: compare all records
         self._reached = 0  # position in the records where a step was cut short
         self._rests_until = 0.0
         self._logged = OncePerMinute()
 
-    def go_on(self) -> None:
+    def resume_after_rest(self) -> None:
         """
         Write again what was evicted, after a rest; called with each heartbeat.
         """
@@ -115,7 +115,7 @@ class WriteBack:
         Schedule a write-back: of the orders of the last hour, or of all records too.
         """
         self._all = self._all or everything
-        self._trouble.set()
+        self._loss_reported.set()
 
     async def run(self) -> None:
         """
@@ -123,8 +123,8 @@ class WriteBack:
         """
         while True:
             self._busy = False
-            await self._trouble.wait()
-            self._trouble.clear()
+            await self._loss_reported.wait()
+            self._loss_reported.clear()
             everything, self._all = self._all, False
             self._busy = True
             finished = await self._write_all(everything=everything)
@@ -143,8 +143,8 @@ class WriteBack:
             for step, seconds in enumerate(STEPS, 1):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(seconds * random.uniform(1.0, 1.5)):
-                        await self._trouble.wait()
-                if self._trouble.is_set():
+                        await self._loss_reported.wait()
+                if self._loss_reported.is_set():
                     break
                 if await self._write_share(everything=everything, shared=step < len(STEPS)):
                     return True
@@ -157,9 +157,9 @@ class WriteBack:
         Write what is missing when this node stops, for *timeout* seconds at most, if a write-back
         is due or running: other nodes may not know it.
         """
-        if not (self._busy or self.evicted or self._trouble.is_set()):
+        if not (self._busy or self.evicted or self._loss_reported.is_set()):
             return
-        self._trouble.clear()
+        self._loss_reported.clear()
         try:
             async with asyncio.timeout(timeout):
                 await self.write(self._records)
@@ -188,13 +188,13 @@ class WriteBack:
             if is_mine(stored.key):
                 some.setdefault(stored.key, {})[record] = stored
             if len(some) >= AT_ONCE:
-                written += await self._insist(partial(self._write_missing, some))
+                written += await self._retry(partial(self._write_missing, some))
                 some = {}
                 await asyncio.sleep(pause)
             elif number % AT_ONCE == 0:
                 await asyncio.sleep(0)
         if some:
-            written += await self._insist(partial(self._write_missing, some))
+            written += await self._retry(partial(self._write_missing, some))
         if written and self._logged.allows("lacks"):
             log.warning(
                 "Redis lacks %d records that this node knows: it writes them again", written
@@ -236,7 +236,7 @@ class WriteBack:
         Returns:
             Whether it was all.
         """
-        living = await self._insist(self._membership.living)
+        living = await self._retry(self._membership.living)
         size = len(self._recent) + (len(self._records) if everything else 0)
         few = size * len(living) <= FEW or self._instance not in living
         whole = few or not shared
@@ -271,7 +271,7 @@ class WriteBack:
 
     # What is missing
 
-    async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, step: Callable[[], Awaitable[T]]) -> T:
         """
         Await a step, and retry it until it succeeds.
 
@@ -285,7 +285,7 @@ class WriteBack:
             try:
                 return await step()
             except TROUBLE as exc:
-                if self._trouble.is_set():
+                if self._loss_reported.is_set():
                     raise
                 log.debug("what is lost can't be written now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
@@ -295,7 +295,7 @@ class WriteBack:
         values = await self._commands.read([*some])
         for records, value in zip(some.values(), values, strict=True):
             missing += [
-                record for record, stored in records.items() if _says_more(record, stored, value)
+                record for record, stored in records.items() if _adds_to(record, stored, value)
             ]
         for start in range(0, len(missing), AT_ONCE):
             await self._outbox.wait_idle()  # new orders go first
@@ -322,7 +322,7 @@ def _records_of(body: bytes, *, closes_only: bool = False) -> Iterator[Record]:
                 yield from order.closes
 
 
-def _says_more(record: Record, stored: Stored, value: bytes | None) -> bool:
+def _adds_to(record: Record, stored: Stored, value: bytes | None) -> bool:
     """
     Return whether a record would change what Redis has under its key.
     """

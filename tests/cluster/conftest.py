@@ -56,5 +56,5 @@ async def sites(redis_server: RedisServer) -> AsyncIterator[Sites]:
 async def _acquaint(sites: list[Site]) -> None:
     for one in sites:
         members = inspect(one.registry).cluster.membership  # type: ignore[attr-defined]
-        members.hurry()
+        members.heartbeat_soon()
         await until(lambda m=members: len(m.members) >= len(sites))  # type: ignore[misc]

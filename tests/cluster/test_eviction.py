@@ -58,7 +58,7 @@ class TestEviction:
         await visit(node, "/out/everywhere", everywhere)
         await registry_of(node).close_all_session("x", wait=PATIENCE)
         await settled(node)
-        await cluster_of(node).membership.look()
+        await cluster_of(node).membership.heartbeat_now()
         kinds = ("lineage", "end", "close")
         keys = [key for kind in kinds for key in await redis_server.cli("KEYS", f"*:{kind}:*")]
         assert len(keys) >= 4
@@ -79,7 +79,7 @@ class TestEviction:
         for _ in range(3):
             await evict(redis_server, f'{PREFIX}:end:id:"x"')
             for node in nodes:
-                cluster_of(node).membership.hurry()
+                cluster_of(node).membership.heartbeat_soon()
             await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
         minutes = 1 + (time.time() - caplog.records[0].created) // 60
         for words in ("evicts keys", "that this node knows"):
@@ -109,7 +109,7 @@ class TestEviction:
             await acquaint(a, b)
             proxy.black_hole()
             await evict(redis_server, f"{PREFIX}:nodes")
-            await cluster_of(a).membership.look()
+            await cluster_of(a).membership.heartbeat_now()
             assert await redis_server.cli("ZCARD", f"{PREFIX}:nodes") == 1
             report = await registry_of(a).end_session("x", wait=0.2)
             assert (report.nodes_expected, report.complete) == (2, False)

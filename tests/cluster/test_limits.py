@@ -464,7 +464,7 @@ class TestReports:
         for key in await redis_server.cli("KEYS", "*:places:*"):
             await redis_server.cli("DEL", key)
         monkeypatch.setattr("aiohttp_session_ws.redis.cluster.LIVING", 0.0)
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
 
         await settled(redis_server, 1)
 

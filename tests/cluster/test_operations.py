@@ -95,7 +95,7 @@ class TestStats:
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
         members = cluster_of(a).membership
-        members.hurry()
+        members.heartbeat_soon()
         await until(lambda: len(members.members) == 3)
         stats = await registry_of(a).cluster_stats()
 
@@ -130,7 +130,7 @@ class TestStats:
         async def reconciles() -> bool:
             await redis_server.kill_pubsub()
             await registry_of(a).end_identity("ann")
-            cluster_of(b).membership.hurry()
+            cluster_of(b).membership.heartbeat_soon()
             return any(details.node == "" for details in told)
 
         await until(reconciles)

@@ -385,7 +385,7 @@ class TestClose:
         async with socket(a, cookie) as here, socket(b, cookie) as there:
             for client, ws in ((a, here), (b, there)):
                 cluster = cluster_of(client)
-                cluster.reconciler.look_at_all()
+                cluster.reconciler.check_all_connections()
                 cluster.numbers.rewind(0, cluster.numbers.last)
                 cluster.reconciler.missed()
                 await until(lambda cluster=cluster: not cluster.numbers.missing)  # type: ignore[misc]
@@ -414,7 +414,7 @@ class TestClose:
 
         async with socket(b, cookie) as ws:
             monkeypatch.setattr(cluster.commands, "read", read_and_tell)
-            cluster.reconciler.look_at_all()
+            cluster.reconciler.check_all_connections()
             await asyncio.wait_for(looked.wait(), PATIENCE)
             await lives(ws)
             assert not thing.closed
@@ -522,7 +522,7 @@ class TestIdentity:
         a = await start_node(redis_server.url, "a")
         b = await start_node(redis_server.url, "b", identify=None)
         await until(lambda: bool(cluster_of(b).membership.members))
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: len(cluster_of(a).membership.members) == 2)
         report = await registry_of(a).end_identity("ann", wait=PATIENCE)
         assert not report.complete

@@ -689,10 +689,10 @@ class TestConnections:
         await server.start_server()
         members = cluster_of(a).membership
         await acquaint(a)
-        members.hurry()
+        members.heartbeat_soon()
         await until(lambda: len(members.members) == 3)
         await server.close()
-        members.hurry()
+        members.heartbeat_soon()
         await until(lambda: len(members.members) == 2)
 
     async def test_last_heartbeat(self, redis_server: RedisServer) -> None:
@@ -702,7 +702,7 @@ class TestConnections:
         cluster = inspect(registry_in(server)).cluster
         assert isinstance(cluster, RedisCluster)
         await cluster.membership.leave()
-        await cluster.membership.look()
+        await cluster.membership.heartbeat_now()
         listed = await redis_server.cli("EXISTS", "{aiohttp_session_ws}:nodes")
         await server.close()
         assert not listed

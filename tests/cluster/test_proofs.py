@@ -55,7 +55,7 @@ class TestProofs:
         a, _ = await sites(Tickets().views)
         socket = await proven(a, "bob")
         await _end_unheard(redis_server.url)
-        inspect(a.registry).cluster.reconciler.look_at_all()  # type: ignore[attr-defined]
+        inspect(a.registry).cluster.reconciler.check_all_connections()  # type: ignore[attr-defined]
 
         assert await socket.code() == DEAD
 

@@ -171,7 +171,7 @@ class TestLooking:
         a, _ = nodes
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: len(cluster_of(a).membership.members) == 3)
         registry = registry_of(a)
         found = await asyncio.gather(

@@ -188,7 +188,7 @@ class TestReconnected:
             await is_past(cluster_of(a).clock.order_time(), b)
             async with socket(b, cookie) as after:
                 LateWire.release(lose=how == "found by its number")
-                cluster_of(b).membership.hurry()
+                cluster_of(b).membership.heartbeat_soon()
                 assert await expect_close(before) == 4403
                 await after.send_str("still there")
                 assert await after.receive_str() == "still there"
@@ -538,7 +538,7 @@ class TestLeaks:
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", f"{PREFIX}:members")
         await acquaint(a)
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: len(cluster_of(a).membership.members) == 3)
         order = asyncio.create_task(registry_of(a).end_session("x", wait=PATIENCE))
         await until(lambda: len(requests))

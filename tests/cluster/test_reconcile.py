@@ -377,7 +377,7 @@ class TestDeaf:
         async with socket(b, cookie) as ws:
             await record_unheard(redis_server, b, cookie)
             monkeypatch.setattr(cluster_of(b).commands, "read", fail_once)
-            cluster_of(b).reconciler.look_at_all()
+            cluster_of(b).reconciler.check_all_connections()
             assert await expect_close(ws) == 4401
 
     async def test_round(
@@ -510,7 +510,7 @@ class TestLostData:
         for _ in range(3):
             await redis_server.cli("FLUSHALL")
             for client in (a, b):
-                cluster_of(client).membership.hurry()
+                cluster_of(client).membership.heartbeat_soon()
             for number in range(20):
                 await recorded(redis_server, f"x{number}")
             await settled(a, b)
@@ -532,7 +532,7 @@ class TestLostData:
         await first.close()
         await redis_server.cli("FLUSHALL")
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", name)  # as if just killed
-        cluster_of(second).membership.hurry()
+        cluster_of(second).membership.heartbeat_soon()
         await recorded(redis_server, "x")
 
     @pytest.mark.parametrize("reported", [False, True])
@@ -545,7 +545,7 @@ class TestLostData:
             await other.close_all_session("x", wait=PATIENCE if reported else 0.0)
         await until(lambda: len(cluster.recent))
         await redis_server.cli("FLUSHALL")
-        cluster.membership.hurry()
+        cluster.membership.heartbeat_soon()
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:close:id:"x"'))
 
     async def test_shares_of_others(
@@ -563,7 +563,7 @@ class TestLostData:
         await first.close()
         lose = "redis.call('FLUSHALL') for i = 1, 20 do redis.call('ZADD', KEYS[1], 'inf', i) end"
         await redis_server.cli("EVAL", lose, 1, f"{PREFIX}:nodes")
-        cluster_of(second).membership.hurry()
+        cluster_of(second).membership.heartbeat_soon()
         for number in range(20):
             await recorded(redis_server, f"x{number}")
 
@@ -581,7 +581,7 @@ class TestLostData:
         assert not len(cluster_of(second).recent)
         await first.close()
         await redis_server.cli("FLUSHALL")
-        cluster_of(second).membership.hurry()
+        cluster_of(second).membership.heartbeat_soon()
         await recorded(redis_server, id_)
 
     async def test_met_meanwhile(
@@ -613,7 +613,7 @@ class TestLostData:
         await becomes_nobody(b, cookie)
         await settled(b)
         for node in (a, b):
-            cluster_of(node).membership.hurry()
+            cluster_of(node).membership.heartbeat_soon()
         await until(lambda: ends_numbered(redis_server))
 
     @pytest.mark.parametrize("kind", ["end", "close"])
@@ -648,12 +648,12 @@ class TestLostData:
             async with script(redis_server.url) as other:
                 for number in range(5):
                     await other.end_session(f"before {number}", wait=PATIENCE)
-                cluster.membership.hurry()
+                cluster.membership.heartbeat_soon()
                 await until(lambda: redis_server.cli("ZSCORE", f"{PREFIX}:marks", 5))
                 redis_server.copy_data(copy)
                 for number in range(10):
                     await other.end_session(f"forgotten {number}", wait=PATIENCE)
-                cluster.membership.hurry()
+                cluster.membership.heartbeat_soon()
                 await until(lambda: redis_server.cli("ZSCORE", f"{PREFIX}:marks", 15))
             await proxy.stop()
             await becomes(node, "degraded")
@@ -670,7 +670,7 @@ class TestLostData:
             await until(lambda: redis_server.holds("*:end:id:*", 27))
             await until(lambda: cluster.reconciler.found >= 12)
             await redis_server.cli("FLUSHALL")
-            cluster.membership.hurry()
+            cluster.membership.heartbeat_soon()
             await until(lambda: redis_server.holds("*:end:id:*", 27))
 
     async def test_much_older_state(
@@ -690,7 +690,7 @@ class TestLostData:
             async with script(redis_server.url) as other:
                 for number in range(5):
                     await other.end_session(f"forgotten {number}", wait=PATIENCE)
-            await cluster.membership.look()
+            await cluster.membership.heartbeat_now()
             await proxy.stop()
             await becomes(node, "degraded")
             redis_server.kill()
@@ -718,9 +718,9 @@ class TestLostData:
             return call_later(delay, act, *args, **options)
 
         monkeypatch.setattr(loop, "call_later", note_later)
-        await cluster.membership.look()  # so that it has nothing else to find out
+        await cluster.membership.heartbeat_now()  # so that it has nothing else to find out
         await redis_server.cli("SET", f"{PREFIX}:seq", 5)
-        await cluster.membership.look()
+        await cluster.membership.heartbeat_now()
         assert later
         monkeypatch.setattr(cluster.write_back, "lost", lambda **_: noticed.set())
         await redis_server.cli("DEL", f"{PREFIX}:seq")
@@ -787,7 +787,7 @@ class TestLostData:
         a, _ = nodes
         await registry_of(a).end_session("x", wait=PATIENCE)
         await redis_server.cli("FLUSHALL")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))
 
     async def test_clock_set_forward(
@@ -812,7 +812,7 @@ class TestLostData:
         monkeypatch.setattr(RedisClock, "measure", measure_ahead)
         await redis_server.cli("DEL", *await redis_server.cli("KEYS", f"{PREFIX}:lineage:*"))
         await redis_server.cli("DEL", f"{PREFIX}:recent")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: redis_server.holds(f"{PREFIX}:lineage:*", 1))
         for client in (*nodes, await start_node(redis_server.url, "c")):
             await becomes(client, "connected")
@@ -840,7 +840,7 @@ class TestLostData:
         await asyncio.gather(*[registry_of(a).end_session(f"session {n}") for n in range(2000)])
         await settled(a)
         await redis_server.cli("FLUSHALL")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: redis_server.cli("EXISTS", f"{PREFIX}:seq"))
         began = asyncio.get_running_loop().time()
         assert (await registry_of(a).end_session("the last", wait=PATIENCE)).complete

@@ -75,7 +75,7 @@ class TestReport:
         await redis_server.cli("ZADD", "{aiohttp_session_ws}:nodes", "+inf", "ghost/1")
         await redis_server.cli("INCR", "{aiohttp_session_ws}:members")
         await acquaint(a)
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: len(cluster_of(a).membership.members) == 3)
         cookie = await log_in(a)
         async with socket(b, cookie) as ws:
@@ -114,7 +114,7 @@ class TestReport:
             await acquaint(a, b)
             proxy.black_hole()
             await redis_server.cli("FLUSHALL")
-            cluster_of(a).membership.hurry()
+            cluster_of(a).membership.heartbeat_soon()
             await until(lambda: "Redis has lost data" in caplog.text)
             report = await registry_of(a).end_session("x", wait=0.5)
             assert (report.nodes_expected, report.complete) == (2, False)
@@ -134,12 +134,12 @@ class TestReport:
             a = await start_node(redis_server.url, "a")
             await acquaint(a)
             monkeypatch.setattr(membership, "PULSE", 1000.0)
-            cluster_of(a).membership.hurry()
+            cluster_of(a).membership.heartbeat_soon()
             c = await start_node(proxy.url(), "c")
             await until(lambda: cluster_of(c).instance in cluster_of(a).membership.members)
             proxy.black_hole()
             await redis_server.cli("FLUSHALL")
-            cluster_of(a).membership.hurry()
+            cluster_of(a).membership.heartbeat_soon()
             await until(lambda: "Redis has lost data" in caplog.text)
             report = await registry_of(a).end_session("x", wait=0.5)
             proxy.heal()
@@ -156,13 +156,13 @@ class TestReport:
         async def late(self: Membership) -> frozenset[str]:
             found = await listed(self)
             if not seen.is_set():
-                self.joined("c/1")
+                self.add_listed("c/1")
                 seen.set()
             return found
 
         monkeypatch.setattr(Membership, "listed", late)
         await redis_server.cli("INCR", f"{PREFIX}:members")
-        members.hurry()
+        members.heartbeat_soon()
         await seen.wait()
 
         assert members.members == {cluster_of(a).instance, "c/1"}
@@ -177,7 +177,7 @@ class TestReport:
         await redis_server.cli("FLUSHALL")
         await redis_server.cli("SET", f"{PREFIX}:members", int(version) - 1)
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", "+inf", "c/1")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: "c/1" in cluster_of(a).membership.members)
         assert len(cluster_of(a).membership.members) == 3
 
@@ -215,7 +215,7 @@ class TestRecords:
         storage = SimpleCookieStorage(max_age=int(YEAR))
         a = await aiohttp_client(make_app(registry, storage))
         await log_in(a)
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: redis_server.holds(f"{PREFIX}:ttl", 1))
         b = await start_node(redis_server.url, "b")
         await registry_of(b).end_identity("b")

@@ -189,7 +189,7 @@ class TestSwapped:
             between.black_hole()
             await visit(node, "/out/end_session_ws", cookie)  # the second doesn't get it
             await settled(node)
-            await cluster_of(node).membership.look()
+            await cluster_of(node).membership.heartbeat_now()
             way.black_hole()
             await second.cli("REPLICAOF", "NO", "ONE")
             async with script(second.url) as other:
@@ -223,10 +223,10 @@ class TestSwapped:
         await becomes(b, "degraded")
         await visit(a, "/out/end_session_ws", cookie)
         await settled(a)
-        await cluster_of(b).membership.look()
+        await cluster_of(b).membership.heartbeat_now()
         await redis_server.cli("REPLICAOF", "127.0.0.1", free_port())
         await redis_server.cli("REPLICAOF", "NO", "ONE")
-        await cluster_of(b).membership.look()
+        await cluster_of(b).membership.heartbeat_now()
         await until(lambda: cluster_of(b).reconciler.found)
         redis_server.kill()
         await becomes_nobody(b, cookie)

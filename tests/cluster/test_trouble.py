@@ -479,7 +479,7 @@ class TestReports:
         late = time.time() - 1000
         await redis_server.cli("ZADD", f"{PREFIX}:nodes", late, "frozen/1")
         await redis_server.cli("INCR", f"{PREFIX}:members")
-        cluster_of(a).membership.hurry()
+        cluster_of(a).membership.heartbeat_soon()
         await until(lambda: len(cluster_of(a).membership.members) == 2)
         report = await registry_of(a).end_session("x", wait=0.1)
         assert (report.nodes_expected, report.nodes_answered) == (2, 1)
@@ -686,5 +686,5 @@ class TestGone:
             await proxy.stop()
             await server.close()
         await take_writes(redis_server, "OOM")
-        cluster_of(b).membership.hurry()
+        cluster_of(b).membership.heartbeat_soon()
         await until(lambda: redis_server.cli("EXISTS", f'{PREFIX}:end:id:"x"'))

@@ -76,7 +76,7 @@ def hurry(registry: RedisSessionWSRegistry) -> None:
     """Send a node's heartbeat now, so that it learns of other nodes."""
     cluster = inspect(registry).cluster
     assert isinstance(cluster, RedisCluster)
-    cluster.membership.hurry()
+    cluster.membership.heartbeat_soon()
 
 
 async def all_with(operator: RedisSessionWSRegistry, sockets: int) -> Nodes:

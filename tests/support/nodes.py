@@ -88,7 +88,7 @@ async def acquaint(*clients: Client) -> None:
     """Let nodes know who lives, without waiting for their next sign of life."""
     for client in clients:
         members = cluster_of(client).membership
-        members.hurry()
+        members.heartbeat_soon()
         await until(lambda m=members: len(m.members) >= len(clients))  # type: ignore[misc]
 
 

@@ -68,7 +68,9 @@ class Scripts:
     ) -> Any:
         """End others, if a session is alive."""
         changes = (SubjectEnded(Subject("identity", "ann"), 50.0, 60.0),)
-        args = self.encoder.to_judge(changes, "orders", lineage, subjects, since, 30.0, deadline)
+        args = self.encoder.end_others_arguments(
+            changes, "orders", lineage, subjects, since, 30.0, deadline
+        )
         return await self.run(END_OTHERS, *args)
 
     async def beat(self, node: str = "a/1", *, serves: bool = True) -> list[bytes]:
