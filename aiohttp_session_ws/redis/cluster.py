@@ -38,11 +38,11 @@ from .hand_over import hand_over
 from .health import HEARTBEATS, RECEIVE_DATA, RECEIVE_ORDERS, RECORD, SEND_DATA, Health, State
 from .inbound import Inbound
 from .io.commands import Commands
-from .io.connect import LIMIT, TROUBLE, MakeClient, close_client, end_tasks, reason
+from .io.connect import REDIS_ERRORS, REPLY_TIMEOUT, MakeClient, close_client, end_tasks, reason
 from .io.line import Link
 from .io.outbox import ORDERS, Outbox
 from .io.publisher import Publisher
-from .io.scripts import END_OTHERS, LIVING
+from .io.scripts import END_OTHERS, HEARTBEAT_TTL
 from .io.subscriber import Handlers, Subscriber
 from .lookup import Lookup, OnOutage
 from .membership import Membership
@@ -312,8 +312,8 @@ class RedisCluster:
         self._run(self.write_back.run, "the write-back")
         self._run(self._prepare, "the check of Redis' settings")
         try:
-            await asyncio.wait_for(self.membership.first_heartbeat.wait(), 2 * LIMIT)
-            await self.health.settle(LIMIT)
+            await asyncio.wait_for(self.membership.first_heartbeat.wait(), 2 * REPLY_TIMEOUT)
+            await self.health.settle(REPLY_TIMEOUT)
         except TimeoutError:
             await self.health.settle(0.0)
         except BaseException:  # cancelled
@@ -394,10 +394,10 @@ class RedisCluster:
         Check the eviction policy of Redis once, and write the records read from a journal.
         """
         while not self.commands.available:
-            await asyncio.sleep(LIMIT)
+            await asyncio.sleep(REPLY_TIMEOUT)
         try:
             memory = await self.commands.call("INFO", "memory")
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.debug("Redis doesn't tell how it is set up: %s", reason(exc))
             memory = b""
         text = memory.decode() if isinstance(memory, bytes) else ""
@@ -447,7 +447,7 @@ class RedisCluster:
         self.health.mark_working(HEARTBEATS)
         now, before = time.monotonic(), self._last_answered
         self._last_answered = now
-        if now - before > LIVING:  # the other nodes have presumed this one gone
+        if now - before > HEARTBEAT_TTL:  # the other nodes have presumed this one gone
             self.node.recount()
         if self._pending_times and self.clock.known:
             self._pending_times = False
@@ -574,8 +574,9 @@ class RedisCluster:
         """
         if not self.clock.known:
             return False
-        until = asyncio.get_running_loop().time() + LIMIT
-        channel, deadline = self.outbox.channel, self.clock.now() + LIMIT - self.clock.error
+        until = asyncio.get_running_loop().time() + REPLY_TIMEOUT
+        channel = self.outbox.channel
+        deadline = self.clock.now() + REPLY_TIMEOUT - self.clock.error
         args = Encoder(self._prefix, "", self._resolve).end_others_arguments(
             order.changes, channel, lineage, subjects, since, self._grace, deadline
         )
@@ -583,7 +584,7 @@ class RedisCluster:
         try:
             async with asyncio.timeout_at(until):
                 ended = bool(await answer)
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             if self._logged.allows("end others"):
                 log.warning("log out everywhere else was refused: %s", reason(exc))
             # A server whose connection was given up may run the script until then.
@@ -610,7 +611,7 @@ class RedisCluster:
             return None
         try:
             return frozenset(await self.membership.living()) - {self.instance}
-        except TROUBLE:
+        except REDIS_ERRORS:
             return None
 
 

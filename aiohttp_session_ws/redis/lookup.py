@@ -20,7 +20,7 @@ from ..sessions.records import Change
 from .apply import Applier
 from .decoding import read_records
 from .io.commands import Commands
-from .io.connect import TROUBLE, reason
+from .io.connect import REDIS_ERRORS, reason
 from .messages import encode_record, keys_of_lookup, split
 
 __all__: list[str] = []
@@ -135,7 +135,7 @@ class Lookup:
         """
         try:
             values = await self._commands.read(keys_of_connection(connection))
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             if self._on_outage == "accept":
                 self.unchecked = True
                 return

@@ -23,8 +23,8 @@ from ..registry.cluster import LocalNode
 from .clock import RedisClock
 from .heartbeat import HeartbeatReply, differs, read_heartbeat
 from .io.commands import Commands
-from .io.connect import TROUBLE, reason
-from .io.scripts import HEARTBEAT, LEAVE, LIVING
+from .io.connect import REDIS_ERRORS, reason
+from .io.scripts import HEARTBEAT, HEARTBEAT_TTL, LEAVE
 from .messages import DATA, MAX_TTL, request_text
 from .recent import ReceivedNumbers
 
@@ -156,7 +156,7 @@ class Membership:
             pause = PULSE
             try:
                 await self._heartbeat()
-            except TROUBLE as exc:
+            except REDIS_ERRORS as exc:
                 pause = PROBE
                 self._failed(reason(exc))
             else:
@@ -175,7 +175,7 @@ class Membership:
         """
         try:
             await self._heartbeat()
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.debug("the last heartbeat failed: %s", reason(exc))
 
     async def leave(self) -> bool:
@@ -188,19 +188,19 @@ class Membership:
         self.serves = False  # otherwise the next heartbeat would list it again
         try:
             await self._commands.run_script(LEAVE, 1, self._commands.prefix, self._instance)
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.debug("Redis could not be told that this node stops: %s", reason(exc))
             return False
         return True
 
     async def living(self) -> list[str]:
         """
-        Return the nodes with a heartbeat within :data:`~.io.scripts.LIVING`, sorted alike on all.
+        Return the nodes with a heartbeat within :data:`~.io.scripts.HEARTBEAT_TTL`, in order.
 
         Raises:
             RedisUnavailable: If Redis is away.
         """
-        since = self._clock.now() - LIVING
+        since = self._clock.now() - HEARTBEAT_TTL
         nodes = self._commands.prefix + "nodes"
         found = await self._commands.call("ZRANGEBYSCORE", nodes, f"{since:.6f}", "+inf")
         return sorted(name.decode() for name in found)
@@ -263,7 +263,7 @@ class Membership:
             return
         try:
             await self._commands.call("PUBLISH", line.channel(DATA), self._joined_message)
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.debug("nobody could be told that this node has started: %s", reason(exc))
 
     async def _read_members(self, reply: HeartbeatReply) -> None:

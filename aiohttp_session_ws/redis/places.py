@@ -16,7 +16,7 @@ from ..sessions.encoding import encode
 from .clock import RedisClock
 from .entries import Argument
 from .io.commands import Commands
-from .io.connect import TROUBLE, reason
+from .io.connect import REDIS_ERRORS, reason
 from .io.place_scripts import REPORT, TAKE
 from .io.scripts import Script
 
@@ -84,7 +84,7 @@ class PlaceKeeper:
             found: list[Any] = answer.result()
         except RedisUnavailable:
             return None
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             if self._logged.allows("places"):
                 log.warning("each process counts its own sockets for now: %s", reason(exc))
             return None

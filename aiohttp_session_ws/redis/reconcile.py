@@ -15,7 +15,7 @@ from ..registry.cluster import LocalNode
 from .apply import Applier
 from .decoding import read_record
 from .io.commands import CHUNK, Commands
-from .io.connect import TROUBLE, reason
+from .io.connect import REDIS_ERRORS, reason
 from .io.scripts import FIND
 from .lookup import Lookup, keys_of_connection
 from .messages import PublishedOrder, Record, encode_record, envelope, order_text, split
@@ -102,7 +102,7 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self._catch_up()
-            except TROUBLE as exc:
+            except REDIS_ERRORS as exc:
                 log.debug("what was missed can't be read now: %s", reason(exc))
                 await asyncio.sleep(PAUSE)
                 self._wake.set()

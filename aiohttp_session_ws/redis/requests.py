@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from .._logging import OncePerMinute, log
 from ..registry.questions import WAIT
 from .decoding import DECODE_ERRORS
-from .io.connect import TROUBLE
+from .io.connect import REDIS_ERRORS
 from .io.publisher import Publisher
 from .membership import Membership
 from .messages import DATA, VERSION, request_text
@@ -137,7 +137,7 @@ class Requests:
         try:
             async with asyncio.timeout(max(timeout, SHORTEST)):
                 listed = await self._membership.listed()
-        except TROUBLE:
+        except REDIS_ERRORS:
             request.known = False
             return
         request.expect(listed - {self._instance})

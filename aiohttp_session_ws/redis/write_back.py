@@ -25,9 +25,9 @@ from ..sessions.records import Records
 from .decoding import read_message, read_record
 from .entries import Entry
 from .io.commands import Commands
-from .io.connect import TROUBLE, reason
+from .io.connect import REDIS_ERRORS, reason
 from .io.outbox import Outbox
-from .io.scripts import LIVING
+from .io.scripts import HEARTBEAT_TTL
 from .membership import PULSE, Membership
 from .messages import (
     VERSION,
@@ -59,7 +59,7 @@ CLOSE_ORDER: Final = f'[{VERSION},"close",'  # occurs in the text of an order wi
 #: sent a heartbeat, and once all have, also to a Redis that has forgotten them. In the last step
 #: each node covers all that it knows, for those that had a share may have started lately, and not
 #: know it, or have died.
-STEPS: Final = (0.4, PULSE, LIVING)
+STEPS: Final = (0.4, PULSE, HEARTBEAT_TTL)
 
 
 class WriteBack:
@@ -148,7 +148,7 @@ class WriteBack:
                     break
                 if await self._write_share(everything=everything, shared=step < len(STEPS)):
                     return True
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.debug("what is lost can't be written now: %s", reason(exc))
         return False
 
@@ -164,7 +164,7 @@ class WriteBack:
             async with asyncio.timeout(timeout):
                 await self.write(self._records)
                 await self.write(self._published(lambda sender: True))
-        except TROUBLE as exc:
+        except REDIS_ERRORS as exc:
             log.warning("what Redis has lost could not be written before the end: %s", reason(exc))
 
     async def write(
@@ -279,12 +279,12 @@ class WriteBack:
         last one while Redis is away now and then.
 
         Raises:
-            TROUBLE: If it fails and there was another loss: the write-back begins again.
+            REDIS_ERRORS: If it fails and there was another loss: the write-back begins again.
         """
         while True:
             try:
                 return await step()
-            except TROUBLE as exc:
+            except REDIS_ERRORS as exc:
                 if self._loss_reported.is_set():
                     raise
                 log.debug("what is lost can't be written now: %s", reason(exc))

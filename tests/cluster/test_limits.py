@@ -463,7 +463,7 @@ class TestReports:
         await settled(redis_server, 1)
         for key in await redis_server.cli("KEYS", "*:places:*"):
             await redis_server.cli("DEL", key)
-        monkeypatch.setattr("aiohttp_session_ws.redis.cluster.LIVING", 0.0)
+        monkeypatch.setattr("aiohttp_session_ws.redis.cluster.HEARTBEAT_TTL", 0.0)
         cluster_of(a).membership.heartbeat_soon()
 
         await settled(redis_server, 1)

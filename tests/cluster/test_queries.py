@@ -152,7 +152,7 @@ class TestLooking:
             return await wire.connect(*args)
 
         monkeypatch.setattr(line, "connect", connect)
-        monkeypatch.setattr(cluster, "LIMIT", PATIENCE)
+        monkeypatch.setattr(cluster, "REPLY_TIMEOUT", PATIENCE)
         script = RedisSessionWSRegistry(redis_server.url)
         parts: Any = inspect(script).cluster
         starting = asyncio.create_task(script.__aenter__())

@@ -19,7 +19,7 @@ from .redis_servers import RedisServer
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what is forgotten be found within the test, and take no slow machine for an outage."""
     for module in ("commands", "line", "outbox", "subscriber", "watchdog"):
-        monkeypatch.setattr(f"aiohttp_session_ws.redis.io.{module}.LIMIT", 5.0)
+        monkeypatch.setattr(f"aiohttp_session_ws.redis.io.{module}.REPLY_TIMEOUT", 5.0)
     yield
     gc.collect()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
-from .connect import LIMIT, MakeClient, fail, is_elsewhere, reason
+from .connect import REPLY_TIMEOUT, MakeClient, fail, needs_other_server, reason
 from .line import Line, Link
 from .scripts import Script
 from .watchdog import Watchdog
@@ -71,7 +71,7 @@ class Commands:
         self.prefix = f"{{{prefix}}}:"
         self._changed = changed
         self._pending: dict[_Command, None] = {}  # the oldest first
-        self._watchdog = Watchdog(self._oldest, self._late)
+        self._watchdog = Watchdog(self._oldest, self._timed_out)
         self._reads: deque[tuple[Sequence[str], asyncio.Future[list[bytes | None]]]] = deque()
         self._reading = 0
         self.available = False
@@ -152,7 +152,7 @@ class Commands:
                 self._finish(command, exc)
             return  # it is sent again over the next connection
         self._watchdog.answered()
-        if exc is not None and is_elsewhere(exc):
+        if exc is not None and needs_other_server(exc):
             self.link.drop(reason(exc))  # reconnect, and resend to the server in charge
             return
         self._finish(command, exc, None if exc else answer.result())
@@ -185,12 +185,12 @@ class Commands:
     def _oldest(self) -> float | None:
         return next(iter(self._pending)).since if self._pending else None
 
-    def _late(self) -> None:
+    def _timed_out(self) -> None:
         """
         Declare Redis away: no reply has arrived within the limit.
         """
         broken = self.why if self.link.line is None else ""
-        why = broken or f"no answer within {LIMIT:g} s"
+        why = broken or f"no answer within {REPLY_TIMEOUT:g} s"
         self.link.drop(why)
         was, self.available, self.why = self.available, False, why
         self._fail_all(why)

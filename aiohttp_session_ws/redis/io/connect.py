@@ -36,14 +36,14 @@ __all__ = ["MakeClient"]
 Client: TypeAlias = "Redis | RedisCluster"
 MakeClient: TypeAlias = Callable[[], Client]
 
-TROUBLE: Final = (RedisError, OSError, TimeoutError)
+REDIS_ERRORS: Final = (RedisError, OSError, TimeoutError)
 
-LIMIT: Final = 1.0  # seconds without any reply after which Redis counts as away
-LONGEST: Final = 0.5  # seconds between two attempts to connect, at most
-CONNECT: Final = 3.0  # seconds to connect: several round trips, to a cluster a few more
+REPLY_TIMEOUT: Final = 1.0  # seconds without any reply after which Redis counts as away
+MAX_BACKOFF: Final = 0.5  # seconds between two attempts to connect, at most
+CONNECT_TIMEOUT: Final = 3.0  # seconds to connect: several round trips, to a cluster a few more
 
 #: Code words of a server that executes nothing for now.
-WAIT: Final = ("BUSY", "LOADING", "TRYAGAIN")
+BUSY_WORDS: Final = ("BUSY", "LOADING", "TRYAGAIN")
 #: Code words of a server that refuses writes for now, but is not away.
 REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "NOPERM")
 #: Errors without a code word whose text quotes no argument. Redis 6 puts the place in the script
@@ -66,7 +66,7 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
         TypeError: If *redis* is neither a str nor a callable.
     """
     if callable(redis):
-        return lambda: _impatient(_usable(redis()))
+        return lambda: _without_retries(_usable(redis()))
     if not isinstance(redis, str):
         raise TypeError(
             f"redis is a URL or a callable that makes a client, not a {type(redis).__name__}:"
@@ -89,8 +89,8 @@ def client_maker(redis: str | MakeClient) -> MakeClient:
 def _client_at(url: str) -> Client:
     return Redis.from_url(
         url,
-        socket_timeout=LIMIT,
-        socket_connect_timeout=LIMIT,
+        socket_timeout=REPLY_TIMEOUT,
+        socket_connect_timeout=REPLY_TIMEOUT,
         retry=_once(),
         decode_responses=False,
     )
@@ -119,9 +119,9 @@ def channel_of(client: Client, prefix: str, name: str) -> str:
     return f"{{{prefix}}}@{db}:{name}" if db else f"{{{prefix}}}:{name}"
 
 
-def _impatient(client: Client) -> Client:
+def _without_retries(client: Client) -> Client:
     """
-    Make a client try each Sentinel only once: there are others, and they share :data:`CONNECT`.
+    Make a client try each Sentinel once: there are others that share :data:`CONNECT_TIMEOUT`.
     """
     for sentinel in _sentinels_of(client):
         sentinel.set_retry(_once())
@@ -232,16 +232,16 @@ async def keep_trying(
             failed(reason(exc))
         if loop.time() - began > steady:
             tries = 0
-        await asyncio.sleep(random.uniform(0.5, 1.0) * min(LONGEST, 0.02 * 2**tries))
+        await asyncio.sleep(random.uniform(0.5, 1.0) * min(MAX_BACKOFF, 0.02 * 2**tries))
         tries = min(tries + 1, 10)
 
 
 async def close_client(client: Client) -> None:
     """
-    Close all connections of a client, within :data:`LIMIT`.
+    Close all connections of a client, within :data:`REPLY_TIMEOUT`.
     """
-    with contextlib.suppress(*TROUBLE):
-        async with asyncio.timeout(LIMIT):
+    with contextlib.suppress(*REDIS_ERRORS):
+        async with asyncio.timeout(REPLY_TIMEOUT):
             await client.aclose()
             for sentinel in _sentinels_of(client):
                 await sentinel.aclose()
@@ -249,7 +249,7 @@ async def close_client(client: Client) -> None:
 
 async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
     """
-    Cancel tasks repeatedly until they end, for :data:`LIMIT` at most.
+    Cancel tasks repeatedly until they end, for :data:`REPLY_TIMEOUT` at most.
     """
     for _ in range(10):
         pending = {task for task in tasks if not task.done()}
@@ -257,7 +257,7 @@ async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
             return
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=LIMIT / 10)
+        await asyncio.wait(pending, timeout=REPLY_TIMEOUT / 10)
 
 
 def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
@@ -277,15 +277,15 @@ def is_unknown_script(exc: BaseException) -> bool:
     return unknown or isinstance(exc, NoScriptError | NoPermissionError)
 
 
-def is_for_later(exc: BaseException) -> bool:
+def is_temporary(exc: BaseException) -> bool:
     """
     Return whether Redis executes nothing for now, as while it loads or runs a slow script.
     """
     loads = isinstance(exc, BusyLoadingError)  # redis-py drops the code word
-    return loads or (isinstance(exc, ResponseError) and code_word(exc) in WAIT)
+    return loads or (isinstance(exc, ResponseError) and code_word(exc) in BUSY_WORDS)
 
 
-def is_elsewhere(exc: BaseException) -> bool:
+def needs_other_server(exc: BaseException) -> bool:
     """
     Return whether another server is to be used: the slot has moved, or this one can't serve it.
     """

@@ -15,9 +15,9 @@ import hiredis
 from ...exceptions import RedisUnavailable
 from ..entries import Argument
 from .connect import (
-    CONNECT,
-    LIMIT,
-    TROUBLE,
+    CONNECT_TIMEOUT,
+    REDIS_ERRORS,
+    REPLY_TIMEOUT,
     Client,
     MakeClient,
     channel_of,
@@ -61,7 +61,7 @@ class Line:
         if self._closed:  # redis-py has swallowed the cancellation
             await connection.disconnect(nowait=True)
             raise RedisUnavailable("Redis was connected to too late")
-        self._wire = Wire(connection, self._take)
+        self._wire = Wire(connection, self._resolve_oldest)
         self._wire.ended.add_done_callback(lambda _: self.fail())
 
     def channel(self, name: str) -> str:
@@ -74,16 +74,16 @@ class Line:
         """
         Send a command; return the future of its reply or error.
         """
-        return self._ask(args)
+        return self._send(args)
 
     def run(self, script: Script, *args: Argument) -> asyncio.Future[Any]:
         """
         Run a script by its digest, or by its text if Redis doesn't know the digest or doesn't
         permit EVALSHA.
         """
-        return self._ask(("EVALSHA", script.digest, *args), script, args)
+        return self._send(("EVALSHA", script.digest, *args), script, args)
 
-    def _ask(
+    def _send(
         self,
         command: Sequence[Argument],
         script: Script | None = None,
@@ -95,7 +95,7 @@ class Line:
         self._waiting.append((answer, script, args))
         return answer
 
-    def _take(self, reply: Any) -> None:
+    def _resolve_oldest(self, reply: Any) -> None:
         """
         Resolve the oldest pending future with a reply.
         """
@@ -136,7 +136,7 @@ class Line:
         self._closed = True
         self.fail()
         if self._wire is not None:
-            with contextlib.suppress(*TROUBLE):
+            with contextlib.suppress(*REDIS_ERRORS):
                 await self._wire.close()
         await close_client(self._client)
 
@@ -175,10 +175,10 @@ class Link:
         Keep a line connected until cancelled.
         """
         try:
-            await keep_trying(self._serve, self._down, LIMIT)
+            await keep_trying(self._serve, self._down, REPLY_TIMEOUT)
         finally:
             if self._ending:
-                await asyncio.wait(self._ending, timeout=LIMIT)
+                await asyncio.wait(self._ending, timeout=REPLY_TIMEOUT)
             await end_tasks(self._ending)
 
     async def _serve(self) -> None:
@@ -188,11 +188,11 @@ class Link:
         line = Line(self._make(), self._prefix)
         # In a task of its own: redis-py sometimes swallows a cancellation, and with it a timeout.
         connecting = asyncio.create_task(line.connect())
-        connecting.add_done_callback(_hear)
+        connecting.add_done_callback(_retrieve_exception)
         try:
-            await asyncio.wait({connecting}, timeout=CONNECT)
+            await asyncio.wait({connecting}, timeout=CONNECT_TIMEOUT)
             if not connecting.done():
-                raise TimeoutError(f"not connected within {CONNECT:g} s")
+                raise TimeoutError(f"not connected within {CONNECT_TIMEOUT:g} s")
             connecting.result()
             self._dropped = asyncio.get_running_loop().create_future()
             self.line = line
@@ -224,7 +224,7 @@ async def _end(line: Line, connecting: asyncio.Task[None]) -> None:
     await line.close()
 
 
-def _hear(task: asyncio.Task[None]) -> None:
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
     """
     Retrieve the error of a task that is perhaps not awaited any more: the failure was reported.
     """

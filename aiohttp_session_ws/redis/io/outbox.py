@@ -20,10 +20,10 @@ from ...exceptions import RedisUnavailable
 from ..encoder import Encoder, body_of, is_published
 from ..entries import AnyEntry, Argument
 from .connect import (
-    LIMIT,
+    REPLY_TIMEOUT,
     MakeClient,
-    is_elsewhere,
-    is_for_later,
+    is_temporary,
+    needs_other_server,
     reason,
     refusal,
 )
@@ -39,7 +39,7 @@ BATCH: Final = 500  # records in one run of the script
 AT_ONCE: Final = 2  # batches in flight
 FULL_AT_ONCE: Final = 8  # full batches in flight: in a burst, Redis records while orders come in
 SOON: Final = 0.1  # seconds until orders that were set aside are retried, doubled each time
-LONGEST: Final = 1.0  # the maximum of this delay, in seconds
+MAX_RETRY_DELAY: Final = 1.0  # the maximum of this delay, in seconds
 
 
 class Batch(NamedTuple):
@@ -108,9 +108,9 @@ class Outbox:
         self._delay = SOON
         self._lost = 0
         self._missed_at = 0.0  # when another node may have missed messages
-        self._watchdog = Watchdog(self._oldest, self._late)
+        self._watchdog = Watchdog(self._oldest, self._timed_out)
         self._retry: asyncio.TimerHandle | None = None
-        self._looked_again = False  # looked again for a primary since the last successful write
+        self._primary_rechecked = False  # for another primary, since the last successful write
         self._logged = OncePerMinute()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -164,7 +164,7 @@ class Outbox:
             self._tick = None
         line = self.link.line
         while line is not None and self._queue and len(self._in_flight) < self._most:
-            entries = self._take(self._queue, self._size)
+            entries = self._pop_batch(self._queue, self._size)
             if not self._send(line, entries):
                 self._queue.extendleft(reversed(entries))
                 return
@@ -221,7 +221,7 @@ class Outbox:
 
     # Sending
 
-    def _take(self, queue: deque[AnyEntry], most: int) -> list[AnyEntry]:
+    def _pop_batch(self, queue: deque[AnyEntry], most: int) -> list[AnyEntry]:
         """
         Take entries with at most *most* records in total from a queue, but at least one entry.
         """
@@ -263,19 +263,19 @@ class Outbox:
             self._recorded(batch, answer.result())
         elif word := refusal(exc):
             self._refuse(batch, word)
-        elif is_for_later(exc):
+        elif is_temporary(exc):
             self._aside.extend(batch.entries)
             self._retry_later()
-        elif is_elsewhere(exc):
+        elif needs_other_server(exc):
             self._queue.extendleft(reversed(batch.entries))
             self.link.drop(reason(exc))
         else:
             self._set_aside(batch, reason(exc))
         if self._tick is None:  # else that timer flushes
             self.flush()
-        self._note_rest()
+        self._wake_waiters()
 
-    def _note_rest(self) -> None:
+    def _wake_waiters(self) -> None:
         """
         Wake up :meth:`drain` and :meth:`wait_idle` if nothing is left that they wait for.
         """
@@ -292,7 +292,7 @@ class Outbox:
         elif self.refused or not self._aside:
             self._delay = SOON
         self.refused = ""
-        self._looked_again = False
+        self._primary_rechecked = False
         self._published(body_of(batch.args))
         for entry in batch.entries:
             entry.finish()
@@ -312,7 +312,7 @@ class Outbox:
                 len(self) + len(batch.entries),
             )
         # If there is another primary, its subscribers have not received the message.
-        published, self._looked_again = word != "READONLY" or self._looked_again, True
+        published, self._primary_rechecked = word != "READONLY" or self._primary_rechecked, True
         # Nor has a node that subscribed while the batch was in flight.
         published = published and is_published(batch.args) and batch.sent >= self._missed_at
         for entry in batch.entries:
@@ -340,7 +340,7 @@ class Outbox:
     def _retry_later(self) -> None:
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(self._delay, self._try_again)
-            self._delay = min(LONGEST, 2 * self._delay)
+            self._delay = min(MAX_RETRY_DELAY, 2 * self._delay)
 
     def _retry_now(self) -> None:
         if self._retry is not None:
@@ -353,7 +353,7 @@ class Outbox:
         self._retry = None
         line = self.link.line
         if line is not None and self._aside and len(self._in_flight) < AT_ONCE:
-            entries = self._take(self._aside, self._size)
+            entries = self._pop_batch(self._aside, self._size)
             if not self._send(line, entries, again=True):
                 self._aside.extendleft(reversed(entries))
         if self._aside:
@@ -384,12 +384,12 @@ class Outbox:
     def _oldest(self) -> float | None:
         return self._in_flight[0].sent if self._in_flight else None
 
-    def _late(self) -> None:
+    def _timed_out(self) -> None:
         """
         Give up the oldest batch, which got no reply in time, and reconnect.
         """
         first = self._in_flight.popleft()
         self._put_back()
-        self._set_aside(first, f"no answer within {LIMIT:g} s")
-        self._note_rest()
-        self.link.drop(f"no answer within {LIMIT:g} s")
+        self._set_aside(first, f"no answer within {REPLY_TIMEOUT:g} s")
+        self._wake_waiters()
+        self.link.drop(f"no answer within {REPLY_TIMEOUT:g} s")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .scripts import CLOCK, LIVING, Script, make_script
+from .scripts import CLOCK, HEARTBEAT_TTL, Script, make_script
 
 __all__: list[str] = []
 
@@ -51,7 +51,7 @@ local function add(key, place, since)
     redis.call('ZADD', key, 'NX', since, place)
     redis.call('PEXPIRE', key, KEPT)
 end
-""".replace("LIVING", f"{LIVING:g}").replace("KEPT", f"{KEPT * 1000:.0f}")
+""".replace("LIVING", f"{HEARTBEAT_TTL:g}").replace("KEPT", f"{KEPT * 1000:.0f}")
 )
 
 # Further ARGV: the number of the new socket, and the limit of each subject.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from .connect import LIMIT
+from .connect import REPLY_TIMEOUT
 from .line import Link
 
 __all__: list[str] = []
@@ -49,7 +49,7 @@ class Publisher:
 
         answer = line.call("PUBLISH", line.channel(channel), message)
         timer = asyncio.get_running_loop().call_later(
-            2 * LIMIT, self._link.drop, f"no answer within {2 * LIMIT:g} s"
+            2 * REPLY_TIMEOUT, self._link.drop, f"no answer within {2 * REPLY_TIMEOUT:g} s"
         )
         answer.add_done_callback(sent)
         return answer

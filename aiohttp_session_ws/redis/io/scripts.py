@@ -16,8 +16,8 @@ from ..messages import MAX_TTL
 
 __all__: list[str] = []
 
-LIVING: Final = 15.0  # seconds after its last heartbeat that a node counts as alive
-UNTOLD: Final = 4.0  # seconds by which time may have advanced since the last recorded heartbeat
+HEARTBEAT_TTL: Final = 15.0  # seconds after its last heartbeat that a node counts as alive
+MAX_CLOCK_ADVANCE: Final = 4.0  # seconds that may have passed since the last recorded heartbeat
 KEPT: Final = 600.0  # seconds that a record can be found by its number
 MOST: Final = 1_000_000  # records that can be found by their number
 
@@ -500,7 +500,7 @@ local server = info('server', 'run_id:(%w+)') .. info('replication', 'master_rep
 return {stamp, last, call('GET', prefix .. 'epoch') or '', server,
     number('members'), refused or '', string.format('%.6f', ahead),
     string.format('%.0f', kept), info('stats', 'evicted_keys:(%d+)'), tostring(joined)}
-""".replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{UNTOLD:g}"),
+""".replace("KEPT", f"{KEPT:g}").replace("UNTOLD", f"{MAX_CLOCK_ADVANCE:g}"),
 )
 
 # KEYS: the prefix. ARGV: the nodes that stop.

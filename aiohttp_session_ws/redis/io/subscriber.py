@@ -15,9 +15,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..._logging import OncePerMinute, describe_error, log
 from .connect import (
-    CONNECT,
-    LIMIT,
-    TROUBLE,
+    CONNECT_TIMEOUT,
+    REDIS_ERRORS,
+    REPLY_TIMEOUT,
     MakeClient,
     channel_of,
     close_client,
@@ -68,7 +68,7 @@ class Subscriber:
         """
         Receive messages until cancelled.
         """
-        await keep_trying(self._listen, self._lost, 10 * LIMIT)
+        await keep_trying(self._listen, self._lost, 10 * REPLY_TIMEOUT)
 
     def drop(self, why: str) -> None:
         """
@@ -98,23 +98,23 @@ class Subscriber:
         client = self._make()
         wire: Wire | None = None
         try:
-            async with asyncio.timeout(CONNECT):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 connection = await connect(client, self._prefix)
             handlers = {
                 channel_of(client, self._prefix, name).encode(): handle
                 for name, handle in self._handlers.items()
             }
-            self._wire = wire = Wire(connection, partial(self._take, handlers))
+            self._wire = wire = Wire(connection, partial(self._handle, handlers))
             wire.send("SUBSCRIBE", *handlers)
             await self._watch(wire)
         finally:
             self._wire = None
             if wire is not None:
-                with contextlib.suppress(*TROUBLE):
+                with contextlib.suppress(*REDIS_ERRORS):
                     await wire.close()
             await close_client(client)
 
-    def _take(self, handlers: Mapping[bytes, Handle], reply: Any) -> Awaitable[None] | None:
+    def _handle(self, handlers: Mapping[bytes, Handle], reply: Any) -> Awaitable[None] | None:
         if isinstance(reply, list):
             kind = reply[0]
             if kind == b"message":
@@ -137,9 +137,9 @@ class Subscriber:
         loop = asyncio.get_running_loop()
         pinged = -math.inf
         while True:
-            silent = 0.0 if wire.paused else loop.time() - wire.heard_at
+            silent = 0.0 if wire.paused else loop.time() - wire.received_at
             if silent >= IDLE:
-                if pinged > wire.heard_at:
+                if pinged > wire.received_at:
                     raise TimeoutError("Redis doesn't answer")
                 wire.send("PING")
                 pinged, silent = loop.time(), 0.0

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from .connect import LIMIT
+from .connect import REPLY_TIMEOUT
 
 __all__: list[str] = []
 
@@ -17,7 +17,7 @@ STALL: Final = 0.1  # seconds that a timer is late when this process itself was 
 
 class Watchdog:
     """
-    Detects that commands are pending, and no reply has arrived for :data:`LIMIT`.
+    Detects that commands are pending, and no reply has arrived for :data:`REPLY_TIMEOUT`.
 
     Args:
         oldest: Returns when the oldest pending command was issued, by the event loop's clock;
@@ -37,7 +37,7 @@ class Watchdog:
         """
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(LIMIT, self._check, loop.time() + LIMIT)
+            self._timer = loop.call_later(REPLY_TIMEOUT, self._check, loop.time() + REPLY_TIMEOUT)
 
     def answered(self) -> None:
         """
@@ -58,7 +58,7 @@ class Watchdog:
         oldest = self._oldest()
         if oldest is None:
             return
-        late = max(oldest, self._answered_at) + LIMIT
+        late = max(oldest, self._answered_at) + REPLY_TIMEOUT
         if now - due > STALL:
             late = max(late, now + STALL)  # the reply may be there, but not read yet
         if now < late:

@@ -78,14 +78,14 @@ class Wire(asyncio.Protocol):
 
     Attributes:
         ended: Done when the connection has ended; the exception says why.
-        heard_at: When data was last received, by the event loop's clock.
+        received_at: When data was last received, by the event loop's clock.
         paused: Whether replies are held back, until *take* is done or other tasks have run.
     """
 
     def __init__(self, connection: Connection, take: Take) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.heard_at = loop.time()
+        self.received_at = loop.time()
         self.paused = False
         self._connection = connection
         self._take = take
@@ -109,33 +109,33 @@ class Wire(asyncio.Protocol):
         """
         Handle the replies that are complete.
         """
-        self.heard_at = now = _monotonic()
+        self.received_at = now = _monotonic()
         self._reader.feed(data)
         if not self.paused:
-            self._hand_out(now)
+            self._handle_replies(now)
 
-    def _hand_out(self, now: float) -> None:
+    def _handle_replies(self, now: float) -> None:
         gets, take = self._reader.gets, self._take
         turn = now + TURN
         try:
             while (reply := gets()) is not NOTHING:
-                if isinstance(reply, Exception) and self._is_trouble(reply):
+                if isinstance(reply, Exception) and self._is_fatal(reply):
                     self.end(reply)
                     return
                 waiting = take(reply)
                 if waiting is not None:
                     self._pause()
                     self._task = asyncio.ensure_future(waiting)
-                    self._task.add_done_callback(self._go_on)
+                    self._task.add_done_callback(self._resume)
                     return
                 if _monotonic() > turn:
                     self._pause()
-                    _ = self._loop.call_soon(self._go_on)
+                    _ = self._loop.call_soon(self._resume)
                     return
         except Exception as exc:  # noqa: BLE001  it ends the wire, and is reported
             self.end(exc)
 
-    def _is_trouble(self, error: Exception) -> bool:
+    def _is_fatal(self, error: Exception) -> bool:
         if isinstance(error, ReadOnlyError):
             # There is another primary by now, and the Sentinels know it.
             return isinstance(self._connection, SentinelManagedConnection)
@@ -147,14 +147,14 @@ class Wire(asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.pause_reading()
 
-    def _go_on(self, task: asyncio.Future[None] | None = None) -> None:
+    def _resume(self, task: asyncio.Future[None] | None = None) -> None:
         self._task = None
         if task is not None and not task.cancelled():
             _ = task.exception()  # handled by whoever takes replies
         if self.ended.done():
             return
         self.paused = False
-        self._hand_out(_monotonic())
+        self._handle_replies(_monotonic())
         if not self.paused and not self._transport.is_closing():
             self._transport.resume_reading()
 

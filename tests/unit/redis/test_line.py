@@ -39,7 +39,7 @@ async def test_fails_after_it_was_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     told: list[str] = []
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-    monkeypatch.setattr(module, "LIMIT", 0.01)
+    monkeypatch.setattr(module, "REPLY_TIMEOUT", 0.01)
     monkeypatch.setattr(
         "redis.asyncio.connection.ConnectionPool.make_connection", lambda pool: Stubborn(told)
     )

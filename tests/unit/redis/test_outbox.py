@@ -63,9 +63,9 @@ class Box:
         monkeypatch: Any,
         wait: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        monkeypatch.setattr(watchdog, "LIMIT", 0.05)
+        monkeypatch.setattr(watchdog, "REPLY_TIMEOUT", 0.05)
         monkeypatch.setattr(module, "SOON", 0.01)
-        monkeypatch.setattr(module, "LONGEST", 0.1)
+        monkeypatch.setattr(module, "MAX_RETRY_DELAY", 0.1)
         encoder = Encoder("p", "a/1", lambda record: record)
         self.published: list[bytes] = []
         told = self.published.append
@@ -167,7 +167,7 @@ class TestOutbox:
 
     async def test_refused_with_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is refused together with what was published before is published, too."""
-        monkeypatch.setattr(module, "LONGEST", 3600.0)
+        monkeypatch.setattr(module, "MAX_RETRY_DELAY", 3600.0)
         box = Box(lambda keys: OutOfMemoryError("command not allowed"), monkeypatch)
         box.connect()
         box.put("x")
@@ -262,7 +262,7 @@ class TestOutbox:
 
     async def test_one_after_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What was set aside alone comes again at once when the trouble is over."""
-        monkeypatch.setattr(module, "LONGEST", 3600.0)
+        monkeypatch.setattr(module, "MAX_RETRY_DELAY", 3600.0)
         box = Box(lambda keys: ResponseError("ERR whatever"), monkeypatch)
         box.connect()
         entries = [box.put(f"n{n}")[0] for n in range(100)]
@@ -300,7 +300,7 @@ class TestOutbox:
         box.connect()
         entries = box.put("n0", "n1", "n2")
         await until(lambda: entries[1].alone and not box.line.waiting)
-        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "REPLY_TIMEOUT", 3600.0)
         box.line.answer = lambda keys: None
         if not first:
             box.put("n3")
@@ -321,7 +321,7 @@ class TestOutbox:
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
-        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "REPLY_TIMEOUT", 3600.0)
         monkeypatch.setattr(watchdog, "STALL", 1e9)
         monkeypatch.setattr(loop, "time", lambda: real() + ahead)
         box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
@@ -343,7 +343,7 @@ class TestOutbox:
         loop, ahead = asyncio.get_running_loop(), 0.0
         real, dropped = loop.time, list[str]()
         box = Box(lambda keys: None, monkeypatch)
-        monkeypatch.setattr(watchdog, "LIMIT", 3600.0)
+        monkeypatch.setattr(watchdog, "REPLY_TIMEOUT", 3600.0)
         monkeypatch.setattr(loop, "time", lambda: real() + ahead)
         box.outbox.link.drop = dropped.append  # type: ignore[method-assign, assignment]
         box.connect()
